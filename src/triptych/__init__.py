@@ -1,0 +1,35 @@
+"""triptych: virtual try-on by In-Context LoRA, from folders of product photos to try-on pictures.
+
+Every verb is a function here and takes its config: `triptych.clean(triptych.CleanConfig(photos=…)).finish()`.
+Names are loaded when first used, so importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from triptych.stages import STAGES
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "TriptychError": "triptych.errors",
+    "PanelLayout": "triptych.panels",
+    "PolygonMaskAnnotator": "triptych.notebook",
+    "generate_triptych": "triptych.inference",
+    "try_on": "triptych.inference",
+    **{stage.name: stage.module for stage in STAGES},
+    **{stage.config: stage.module for stage in STAGES},
+}
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'triptych' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,3 @@
+from triptych.cli import entry
+
+entry()

@@ -1,0 +1,140 @@
+"""The contract of a model family. Everything outside `backbones/` speaks this language and no other:
+
+latents are (B, C, H, W) in the space the transformer works in, t in [0, 1] with 1 = noise, velocity = noise − data.
+Packing to tokens, position ids, ×1000, pooled vectors and guidance embeddings stay inside a family's file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from triptych.backbones.settings import ModelSettings, model_settings, resolve_model
+from triptych.errors import ModelError
+
+Text = dict[str, Tensor]
+"""Text embeddings of a batch, one tensor per name, batch first. Names are the family's own business."""
+
+
+class TextEncoder(ABC):
+    """Prompts to embeddings."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str], max_sequence_length: int) -> Text:
+        """Embeddings of a batch of prompts; what is longer than `max_sequence_length` tokens is cut."""
+
+    @abstractmethod
+    def count_tokens(self, prompt: str) -> int:
+        """Length of a prompt in the tokens that `max_sequence_length` counts, end token included."""
+
+
+class Autoencoder(ABC):
+    """Pixels to latents and back. `stride`: pixels to a latent cell."""
+
+    stride: int
+
+    @abstractmethod
+    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, H·stride, W·stride) in [−1, 1] → mean and standard deviation, each (B, C, H, W), float32."""
+
+    @abstractmethod
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Latents (B, C, H, W) → pixels (B, 3, H·stride, W·stride) in [−1, 1], float32."""
+
+
+@dataclass
+class Backbone(ABC):
+    """One model of a family: where it lies, what it recommends, and how its parts are loaded, one at a time."""
+
+    model: str
+    """Folder or hub id."""
+    device: torch.device
+    dtype: torch.dtype
+    """What the weights are held and the matrix products computed in."""
+
+    name: ClassVar[str]
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Suffixes of the linear layers that a LoRA adapts."""
+
+    @property
+    def settings(self) -> ModelSettings:
+        return model_settings(self.model)
+
+    @abstractmethod
+    def load_text_encoder(self) -> TextEncoder: ...
+
+    @abstractmethod
+    def load_autoencoder(self) -> Autoencoder: ...
+
+    @abstractmethod
+    def load_transformer(self) -> nn.Module:
+        """diffusers' own class, frozen, in eval mode, on the device."""
+
+    @abstractmethod
+    def latent_channels(self, transformer: nn.Module) -> int: ...
+
+    @abstractmethod
+    def velocity(self, transformer: nn.Module, latents_BCHW: Tensor, t_B: Tensor, text: Text, guidance_scale: float) -> Tensor:
+        """The transformer's velocity (B, C, H, W) at times t (B,) in [0, 1]."""
+
+    @abstractmethod
+    def shift_mu(self, tokens: int) -> float:
+        """The time shift's mu for a picture of so many tokens."""
+
+    def to_device(self, text: Text) -> Text:
+        return {key: value.to(self.device, self.dtype) for key, value in text.items()}
+
+
+def model_class(model: str) -> str:
+    """The pipeline class a model folder or hub id names in its model_index.json.
+
+    Raises:
+        ModelError: no such model here, and the hub cannot be reached or refuses.
+    """
+    path = Path(resolve_model(model)) / "model_index.json"
+    try:
+        if not path.is_file():
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(model, "model_index.json"))
+        return str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
+    except Exception as error:  # the hub client raises a dozen unrelated kinds
+        raise ModelError(
+            f"The model {model} cannot be opened: {str(error).splitlines()[0][:200]}.",
+            "Check the name and the network; gated models need `hf auth login` and their licence accepted. 'pocket' needs neither.",
+        ) from error
+
+
+def fingerprint(model: str, parts: Sequence[str]) -> str:
+    """A hash that changes when the given subfolders of a model change; of a hub id, its name.
+
+    Files up to 64 MiB are hashed whole, larger ones by size and safetensors header, so that a 12B model costs nothing.
+    """
+    root = Path(resolve_model(model))
+    if not root.is_dir():
+        return hashlib.sha256(model.encode()).hexdigest()
+    total = hashlib.sha256()
+    for file in sorted(f for part in parts for f in (root / part).rglob("*") if f.is_file()):
+        size = file.stat().st_size
+        total.update(f"{file.relative_to(root)}:{size}:".encode())
+        with open(file, "rb") as stream:
+            total.update(stream.read() if size <= 64 << 20 else stream.read(1 << 20))
+    return total.hexdigest()
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where it is fast, float32 elsewhere."""
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

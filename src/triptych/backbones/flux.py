@@ -1,0 +1,146 @@
+"""FLUX.1: FluxTransformer2DModel, AutoencoderKL, CLIP and T5, as diffusers' FluxPipeline uses them.
+
+Legend: B batch, C latent channels, H and W latent rows and columns, N = H/2·W/2 image tokens, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder
+
+CLIP_TOKENS = 77
+
+
+def pack(latents_BCHW: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, N, 4C): each token is a 2×2 patch of latents."""
+    b, c, h, w = latents_BCHW.shape
+    return latents_BCHW.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h // 2 * (w // 2), c * 4)
+
+
+def unpack(tokens_BND: Tensor, h: int, w: int) -> Tensor:
+    """The inverse of `pack` for latents of h rows and w columns."""
+    b, _, d = tokens_BND.shape
+    return tokens_BND.view(b, h // 2, w // 2, d // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, d // 4, h, w)
+
+
+def position_ids(h: int, w: int, device: torch.device) -> Tensor:
+    """(N, 3): 0, row and column of every token, for rotary position embedding."""
+    rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(device, torch.float32)
+
+
+class FluxText(TextEncoder):
+    """T5 states (`prompt_embeds`, (B, L, D)) and CLIP's pooled vector (`pooled_prompt_embeds`, (B, D))."""
+
+    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
+        self.clip_tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer")
+        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer_2")
+        load = {"torch_dtype": dtype, "use_safetensors": True}
+        self.clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", **load).to(device).eval()
+        self.t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", **load).to(device).eval()
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], max_sequence_length: int) -> Text:
+        pad = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        clip = self.clip_tokenizer(list(prompts), max_length=CLIP_TOKENS, **pad).input_ids
+        t5 = self.t5_tokenizer(list(prompts), max_length=max_sequence_length, **pad).input_ids
+        return {
+            "prompt_embeds": self.t5(t5.to(self.t5.device))[0],
+            "pooled_prompt_embeds": self.clip(clip.to(self.clip.device)).pooler_output,
+        }
+
+    def count_tokens(self, prompt: str) -> int:
+        return len(self.t5_tokenizer(prompt).input_ids)
+
+
+class FluxAutoencoder(Autoencoder):
+    """AutoencoderKL with FLUX's shift and scale folded in."""
+
+    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
+        vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
+        self.vae = vae.to(device).eval()
+        self.stride = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.scale, self.shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+
+    @torch.no_grad()
+    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode(pixels_BCHW.to(self.vae.device, self.vae.dtype)).latent_dist
+        return (posterior.mean.float() - self.shift) * self.scale, posterior.std.float() * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        latents = latents_BCHW.to(self.vae.device, torch.float32) / self.scale + self.shift
+        return self.vae.decode(latents.to(self.vae.dtype)).sample.float().clamp(-1, 1)
+
+
+class Flux(Backbone):
+    name = "flux"
+    lora_targets = (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+        "proj_mlp",
+        "proj_out",
+    )
+
+    @cached_property
+    def _shift(self) -> tuple[float, float, int, int]:
+        config = FlowMatchEulerDiscreteScheduler.load_config(self.model, subfolder="scheduler")
+        return (
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+        )
+
+    def load_text_encoder(self) -> FluxText:
+        return FluxText(self.model, self.device, self.dtype)
+
+    def load_autoencoder(self) -> FluxAutoencoder:
+        return FluxAutoencoder(self.model, self.device, self.dtype)
+
+    def load_transformer(self) -> FluxTransformer2DModel:
+        load = {"torch_dtype": self.dtype, "use_safetensors": True}
+        transformer = FluxTransformer2DModel.from_pretrained(self.model, subfolder="transformer", **load)
+        return transformer.to(self.device).eval().requires_grad_(False)
+
+    def latent_channels(self, transformer: nn.Module) -> int:
+        return int(transformer.config.in_channels) // 4
+
+    def velocity(self, transformer: nn.Module, latents_BCHW: Tensor, t_B: Tensor, text: Text, guidance_scale: float) -> Tensor:
+        b, _, h, w = latents_BCHW.shape
+        states = text["prompt_embeds"].to(self.dtype)
+        config = getattr(transformer, "module", transformer).config
+        guidance = torch.full((b,), guidance_scale, device=latents_BCHW.device) if config.guidance_embeds else None
+        tokens = transformer(
+            hidden_states=pack(latents_BCHW).to(self.dtype),
+            timestep=t_B.to(latents_BCHW.device, self.dtype),
+            guidance=guidance,
+            pooled_projections=text["pooled_prompt_embeds"].to(self.dtype),
+            encoder_hidden_states=states,
+            txt_ids=torch.zeros(states.shape[1], 3, device=latents_BCHW.device),
+            img_ids=position_ids(h, w, latents_BCHW.device),
+            return_dict=False,
+        )[0]
+        return unpack(tokens, h, w).float()
+
+    def shift_mu(self, tokens: int) -> float:
+        """Linear in the tokens, as diffusers' `calculate_shift`."""
+        base, most, few, many = self._shift
+        return base + (tokens - few) * (most - base) / (many - few)

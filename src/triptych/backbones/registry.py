@@ -1,0 +1,32 @@
+"""Which family opens a model: one row per family, by the pipeline class that model_index.json names."""
+
+from __future__ import annotations
+
+import torch
+
+from triptych.backbones.base import Backbone, default_device, default_dtype, model_class
+from triptych.backbones.flux import Flux
+from triptych.backbones.settings import resolve_model
+from triptych.errors import ModelError
+
+FAMILIES: dict[str, type[Backbone]] = {"FluxPipeline": Flux}
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def load_backbone(model: str, device: str = "auto", dtype: str = "auto") -> Backbone:
+    """The backbone for `pocket`, a diffusers folder or a hub id. Loads no weights yet.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        dtype: `auto` (bf16 where the machine is fast at it), `bf16` or `fp32`.
+
+    Raises:
+        ModelError: an unknown model or a family without a backbone.
+    """
+    name = model_class(model)
+    if name not in FAMILIES:
+        raise ModelError(f"{model} is a {name}, which has no backbone here.", f"Known: {', '.join(sorted(FAMILIES))}.")
+    where = default_device() if device == "auto" else torch.device(device)
+    kind = default_dtype(where) if dtype == "auto" else DTYPES[dtype]
+    return FAMILIES[name](resolve_model(model), where, kind)

@@ -1,0 +1,67 @@
+"""Which model is meant, and the settings it recommends. Imports no torch: `concat` and `--help` need this too."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from triptych.errors import ModelError
+from triptych.pocket import checkpoint_path
+
+SETTINGS_FILE = "triptych.json"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a model works best with. A model folder may carry its own in `triptych.json`; any key may be left out."""
+
+    panel_width: int = 576
+    panel_height: int = 768
+    stride: int = 16
+    """Pixels to a token: panel sides are multiples of it."""
+    max_sequence_length: int = 512
+    """T5 tokens that reach the transformer."""
+    guidance_scale: float = 3.5
+    """Distilled guidance, fed to the model as a number."""
+    true_cfg_scale: float = 1.0
+    """Classifier-free guidance with an empty negative prompt; 1 is off."""
+    num_inference_steps: int = 28
+
+
+def resolve_model(model: str) -> str:
+    """`pocket` as the folder of the embedded checkpoint; anything else (a folder, a hub id) as it is.
+
+    Raises:
+        ModelError: something that looks like a path but is no diffusers folder.
+    """
+    if model == "pocket":
+        return str(checkpoint_path())
+    path = Path(model)
+    if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
+        if not (path / "model_index.json").is_file():
+            raise ModelError(
+                f"{model} is no diffusers model folder: it has no model_index.json.",
+                "Give 'pocket', a folder saved by diffusers, or a hub id such as black-forest-labs/FLUX.1-dev.",
+            )
+        return str(path)
+    return model
+
+
+def model_settings(model: str) -> ModelSettings:
+    """The settings a model recommends; without a `triptych.json`, those of FLUX.1-dev.
+
+    Raises:
+        ModelError: see `resolve_model`; or a `triptych.json` that cannot be read or has unknown keys.
+    """
+    file = Path(resolve_model(model)) / SETTINGS_FILE
+    if not file.is_file():
+        return ModelSettings()
+    try:
+        own = json.loads(file.read_text(encoding="utf-8"))
+        unknown = set(own) - {field.name for field in fields(ModelSettings)}
+        if unknown:
+            raise ValueError(f"unknown keys {sorted(unknown)}")
+        return replace(ModelSettings(), **own)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{file} cannot be used: {error}.", "Mend the file, or delete it to use the defaults.") from error

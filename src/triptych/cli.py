@@ -1,0 +1,134 @@
+"""The command line, made from the stage table. No logic of its own: parse, call the stage, show its progress.
+
+Exit codes: 0 done, 1 a mistake in config or input (one sentence and a hint), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Dict
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from triptych import __version__
+from triptych.config import StageConfig, load_config, section
+from triptych.errors import TriptychError
+from triptych.stages import STAGES, Stage
+from triptych.store import Run
+
+Flags = Annotated[bool, Parameter(negative=())]
+ConfigFiles = Annotated[list[Path] | None, Parameter(name=["--config", "-c"], consume_multiple=False)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    show = Console(stderr=True)
+    app = App(
+        name="triptych",
+        version=__version__,
+        help="Virtual try-on by In-Context LoRA: from folders of product photos to a trained LoRA and try-on pictures.",
+        help_epilogue="`triptych demo --out demo` shows everything without any input. `triptych VERB --help` explains a verb.",
+        console=Console(),
+        error_console=show,
+        result_action="return_value",
+    )
+    try:
+        for stage in STAGES:
+            wanted = words[:1] == [stage.name]
+            app.command(_command(app, stage, words, show) if wanted else _not_loaded, name=stage.name, help=stage.help)
+        return app(words, exit_on_error=False, print_error=True) or 0
+    except TriptychError as error:
+        show.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        if error.hint:
+            show.print(f"[bold]hint:[/] {_plain(error.hint)}", highlight=False, soft_wrap=True)
+        return 1
+    except CycloptsError:
+        return 2
+    except KeyboardInterrupt:
+        show.print("stopped; the same command goes on where this one ended")
+        return 130
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _not_loaded() -> None:
+    """Stands in the command list of `triptych --help`; its verb is imported only when it is the one asked for."""
+
+
+def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any:
+    """The command of one stage: its config's fields as options, filled from --config files first."""
+    function, model = stage.load()
+    files = [Path(b) for a, b in zip(words, words[1:], strict=False) if a in ("-c", "--config")]
+    files += [Path(word.split("=", 1)[1]) for word in words if word.startswith("--config=")]
+    data = load_config(files, [other.name for other in STAGES])
+    if stage.name == "run":
+        app.config = Dict({"run": {k: v for k, v in data.items() if k in model.model_fields and not isinstance(v, dict)}})
+    else:
+        app.config = Dict({stage.name: section(data, stage.name, model)}, source=", ".join(map(str, files)))
+
+    def command(options: Any = None, *, config: ConfigFiles = None, json: Flags = False) -> int:
+        """
+        Parameters
+        ----------
+        config
+            YAML file with shared keys and a section per verb; options on the command line win. May be repeated.
+        json
+            Print one JSON object to stdout, everything else to stderr.
+        """
+        options = options or model()
+        run = function(options, data) if stage.name == "run" else function(options)
+        summary = follow(run, show, quiet=False)
+        _print_summary(summary, as_json=json)
+        return 0
+
+    command.__annotations__["options"] = Annotated[model | None, Parameter(name="*")]
+    return command
+
+
+def follow(run: Run, show: Console, *, quiet: bool) -> dict[str, Any]:
+    """Exhaust a run with a progress bar that shows count, time left and the last note."""
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=show, disable=quiet or not show.is_terminal) as progress:
+        task = progress.add_task(run.name, total=len(run) or None, note="")
+        for number, event in enumerate(run, 1):
+            progress.update(task, advance=1, note=f"{event.id} {event.note}".strip()[:60])
+            every = max(1, len(run) // 20)
+            if not show.is_terminal and (number % every == 0 or event.status == "rejected"):
+                show.print(f"{run.name} {number}/{len(run)} {event.id} {event.status} {_plain(event.note)}", highlight=False, soft_wrap=True)
+    return run.summary
+
+
+def _print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary, default=str, ensure_ascii=False))
+        return
+    for key, value in summary.items():
+        print(f"{key}: {json.dumps(value, default=str, ensure_ascii=False) if isinstance(value, (dict, list)) else value}")
+
+
+def entry() -> None:
+    """The console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    sys.exit(main())
+
+
+__all__ = ["StageConfig", "entry", "follow", "main"]

@@ -1,0 +1,151 @@
+"""EmbeddingRecord: everything training needs of one triptych, in one safetensors file, keyed by id.
+
+Legend: C latent channels, H and W latent rows and columns of the whole canvas.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from triptych.errors import WorkError
+from triptych.panels import PanelLayout
+from triptych.store import publish
+
+EMPTY = "_empty_prompt"
+"""Name of the record-like file that holds the text embeddings of the empty prompt, for caption dropout and guidance."""
+
+
+@dataclass(frozen=True)
+class EmbeddingRecord:
+    """Latents and text of one triptych, and the hashes of what they were made from.
+
+    latent_mean_CHW, latent_std_CHW: the autoencoder's posterior, in the space the transformer works in.
+    text: the backbone's text tensors, without a batch dimension.
+    """
+
+    id: str
+    latent_mean_CHW: Tensor
+    latent_std_CHW: Tensor
+    text: dict[str, Tensor]
+    layout: PanelLayout
+    image_sha256: str
+    caption_sha256: str
+    model: str
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """One sample of the posterior, (C, H, W)."""
+        noise = torch.randn(self.latent_mean_CHW.shape, generator=generator)
+        return self.latent_mean_CHW + self.latent_std_CHW * noise
+
+
+def save_record(record: EmbeddingRecord, path: Path) -> None:
+    tensors = {"latent_mean": record.latent_mean_CHW, "latent_std": record.latent_std_CHW}
+    about = {
+        "id": record.id,
+        "layout": record.layout.to_dict(),
+        "image_sha256": record.image_sha256,
+        "caption_sha256": record.caption_sha256,
+        "model": record.model,
+    }
+    _save({**tensors, **{f"text.{name}": value for name, value in record.text.items()}}, about, path)
+
+
+def save_text(text: Mapping[str, Tensor], model: str, path: Path) -> None:
+    """Text tensors alone, for the empty prompt."""
+    _save({f"text.{name}": value for name, value in text.items()}, {"model": model}, path)
+
+
+def _save(tensors: dict[str, Tensor], about: dict[str, object], path: Path) -> None:
+    with publish(path) as temporary:
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata={"triptych": json.dumps(about)})
+
+
+def read_about(path: Path) -> dict[str, object] | None:
+    """What a record says it was made from, without reading its tensors; None if the file is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads((file.metadata() or {})["triptych"]))
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def load_record(path: Path) -> EmbeddingRecord:
+    """One record.
+
+    Raises:
+        WorkError: the file is missing, damaged or no embedding record.
+    """
+    tensors, about = _load(path)
+    try:
+        return EmbeddingRecord(
+            id=str(about["id"]),
+            latent_mean_CHW=tensors.pop("latent_mean"),
+            latent_std_CHW=tensors.pop("latent_std"),
+            text=_text(tensors),
+            layout=PanelLayout.from_dict(about["layout"]),
+            image_sha256=str(about["image_sha256"]),
+            caption_sha256=str(about["caption_sha256"]),
+            model=str(about["model"]),
+        )
+    except KeyError as error:
+        raise WorkError(f"{path} is no embedding record: {error} is missing.", "Run `triptych embed` again.") from error
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("triptych", "{}"))
+            return {key: file.get_tensor(key) for key in file.keys()}, about
+    except (OSError, SafetensorError, ValueError) as error:
+        raise WorkError(f"{path} cannot be read: {error}.", "Delete it and run `triptych embed` again.") from error
+
+
+def _text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("text."): value for key, value in tensors.items() if key.startswith("text.")}
+
+
+@dataclass
+class EmbeddingFolder:
+    """The records of one backbone, `<folder>/<id>.safetensors`, joined by id and never by position.
+
+    Raises:
+        WorkError: the folder holds no record.
+    """
+
+    path: Path
+    _cache: dict[str, EmbeddingRecord] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise WorkError(f"There are no embeddings in {self.path}.", "Run `triptych embed` first, with the same --work.")
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return sorted(file.stem for file in self.path.glob("*.safetensors") if file.stem != EMPTY)
+
+    @cached_property
+    def empty(self) -> dict[str, Tensor]:
+        """Text tensors of the empty prompt."""
+        return _text(_load(self.path / f"{EMPTY}.safetensors")[0])
+
+    def __getitem__(self, id: str) -> EmbeddingRecord:
+        """A record; the last 4096 used stay in memory."""
+        if id not in self._cache:
+            if len(self._cache) >= 4096:
+                self._cache.pop(next(iter(self._cache)))
+            self._cache[id] = load_record(self.path / f"{id}.safetensors")
+        return self._cache[id]
+
+
+def stack_text(texts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Text tensors of several prompts as one batch."""
+    return {name: torch.stack([text[name] for text in texts]) for name in texts[0]}

@@ -1,0 +1,235 @@
+"""Panels in, pictures out, in memory: mode (a) `generate_triptych`, mode (b) `try_on`. No files, no config.
+
+Legend: B batch, C channels, H and W latent rows and columns of the whole canvas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from triptych import flow, masks
+from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder
+from triptych.backbones.registry import load_backbone
+from triptych.lora import load_lora
+from triptych.panels import Box, PanelLayout, concatenate, place, split
+
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample. `guidance_scale` is the number fed to a guidance-distilled model, `true_cfg_scale` runs a second
+    pass on the empty prompt and extrapolates; 1 is off."""
+
+    num_inference_steps: int = 28
+    guidance_scale: float = 3.5
+    true_cfg_scale: float = 1.0
+    strength: float = 1.0
+    time_shift: Literal["panel", "canvas"] = "panel"
+    """Tokens the time shift counts: of one panel, or of the whole canvas as diffusers does (which leaves a triptych
+    few steps at low noise, where texture is decided)."""
+
+
+@dataclass
+class Models:
+    """The parts of one model that inference needs, on their device."""
+
+    backbone: Backbone
+    transformer: nn.Module
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder | None
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    """What the LoRA's file says about itself."""
+
+    def encode_text(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> Text:
+        assert self.text_encoder is not None
+        length = max_sequence_length or self.backbone.settings.max_sequence_length
+        return self.backbone.to_device(self.text_encoder.encode(prompts, length))
+
+
+def load_models(model: str, lora: Path | None = None, lora_scale: float = 1.0, device: str = "auto", dtype: str = "auto") -> Models:
+    """All parts of a model (`pocket`, a diffusers folder, a hub id), with a LoRA if given.
+
+    Raises:
+        ModelError: see `load_backbone` and `load_lora`.
+    """
+    backbone = load_backbone(model, device, dtype)
+    transformer = backbone.load_transformer()
+    about = load_lora(transformer, lora, lora_scale) if lora is not None else {}
+    return Models(backbone, transformer, backbone.load_autoencoder(), backbone.load_text_encoder(), about)
+
+
+def to_pixels(images: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of one size → (B, 3, H, W) float32 in [−1, 1]."""
+    array = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [−1, 1] → RGB pictures."""
+    array = ((pixels_BCHW.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(one) for one in array]
+
+
+@torch.no_grad()
+def sample_latents(
+    backbone: Backbone,
+    transformer: nn.Module,
+    layout: PanelLayout,
+    latent_shape: tuple[int, int, int],
+    text: Text,
+    negative: Text | None,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    known_BCHW: Tensor | None = None,
+    repaint_mask: Tensor | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Latents of B canvases, one seed each, clean: (B, C, H, W) float32.
+
+    Args:
+        latent_shape: (C, H, W) of the canvas.
+        text: embeddings of B prompts. negative: of the empty prompt, B times; used when `true_cfg_scale` is not 1.
+        known_BCHW: clean latents of the edited canvas. repaint_mask: (H, W) or (B, 1, H, W), 1 = repaint. Both or neither.
+            The run starts from the known canvas noised to `strength`, and whatever is not repainted is put back after
+            every step (diffusers' FluxInpaintPipeline computes the same).
+    """
+    noise = torch.cat([torch.randn((1, *latent_shape), generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
+    noise = noise.to(backbone.device)
+    stride = backbone.settings.stride
+    sides = (layout.width, layout.height) if sampling.time_shift == "panel" else layout.size
+    mu = backbone.shift_mu((sides[0] // stride) * (sides[1] // stride))
+    levels = flow.from_strength(flow.sigmas(sampling.num_inference_steps, mu), sampling.strength)
+
+    def velocity_with(embeddings: Text) -> flow.Velocity:
+        def velocity(latents_BCHW: Tensor, t: float) -> Tensor:
+            times = torch.full((len(latents_BCHW),), t, device=latents_BCHW.device)
+            return backbone.velocity(transformer, latents_BCHW, times, embeddings, sampling.guidance_scale)
+
+        return velocity
+
+    velocity = velocity_with(text)
+    if sampling.true_cfg_scale != 1.0:
+        assert negative is not None
+        velocity = flow.guided(velocity, velocity_with(negative), sampling.true_cfg_scale)
+    if known_BCHW is None:
+        return flow.sample(velocity, noise, levels, on_step=on_step)
+    assert repaint_mask is not None
+    clamp = flow.Clamp(known_BCHW.to(noise), noise, repaint_mask.to(noise))
+    return flow.sample(velocity, clamp.start(levels[0]), levels, clamp, on_step)
+
+
+def generate_triptych(
+    models: Models,
+    prompts: Sequence[str],
+    layout: PanelLayout,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    products: Sequence[Mapping[str, Image.Image]] | None = None,
+    on_step: OnStep | None = None,
+) -> list[Image.Image]:
+    """Mode (a): canvases for B prompts, one seed each.
+
+    Args:
+        products: for each prompt the known panels by role, e.g. {"front": …, "back": …}; the other panels are
+            generated beside them. None or empty: the whole canvas comes from the prompt.
+    """
+    assert len(prompts) == len(seeds)
+    text = models.encode_text(prompts)
+    negative = models.encode_text([""] * len(prompts)) if sampling.true_cfg_scale != 1.0 else None
+    unit = models.autoencoder.stride
+    channels = models.backbone.latent_channels(models.transformer)
+    shape = (channels, layout.size[1] // unit, layout.size[0] // unit)
+    known = mask = None
+    if products and products[0]:
+        roles = [role for role in layout.roles if role not in products[0]]
+        canvases = [concatenate([_panel(given, role, layout) for role in layout.roles], layout) for given in products]
+        known, _ = models.autoencoder.encode(to_pixels(canvases))
+        mask = torch.from_numpy(layout.mask(roles, unit)).float()
+    latents = sample_latents(
+        models.backbone, models.transformer, layout, shape, text, negative, seeds, sampling, known, mask, on_step
+    )
+    return to_images(models.autoencoder.decode(latents))
+
+
+def _panel(given: Mapping[str, Image.Image], role: str, layout: PanelLayout) -> Image.Image:
+    """A known panel; in place of an unknown one a plain grey, which no repainted latent keeps."""
+    return given.get(role) or Image.new("RGB", (layout.width, layout.height), (127, 127, 127))
+
+
+@dataclass(frozen=True)
+class TryOnResult:
+    """One re-dressed photo. `image` has the size of the person photo; where `mask` (H, W) in [0, 1] is 0 it is that
+    photo, bit for bit. `canvas` is the model's own triptych, `known` what it started from."""
+
+    image: Image.Image
+    mask: np.ndarray
+    canvas: Image.Image
+    known: Image.Image
+
+
+def try_on(
+    models: Models,
+    front: Image.Image,
+    back: Image.Image,
+    person: Image.Image,
+    polygons: masks.Polygons,
+    prompt: str,
+    layout: PanelLayout,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    feather: int = 8,
+    on_step: OnStep | None = None,
+) -> list[TryOnResult]:
+    """Mode (b): this person wearing that garment. SDEdit inside the polygons, everything else clamped.
+
+    Args:
+        person: the photo, or the photo with a rough edit painted on it. polygons: in pixels of `person`.
+        feather: width in pixels of the soft edge around the polygons; beyond it every pixel is the photo's own.
+
+    Raises:
+        InputError: polygons that are empty or lie outside the photo.
+    """
+    person = person.convert("RGB")
+    mask = masks.feather(masks.polygon_mask(polygons, person.size), feather)
+    at = place(person.size, layout.width, layout.height)
+    inside = masks.fit_mask(mask, Box(0, 0, *person.size), layout.width, layout.height)
+    unit = models.autoencoder.stride
+    repaint = np.zeros((layout.size[1] // unit, layout.size[0] // unit), dtype=np.float32)
+    box = layout.box("worn", unit)
+    repaint[box.top : box.bottom, box.left : box.right] = masks.latent_mask(inside, unit)
+
+    pictures = {"front": front, "back": back, "worn": person}
+    canvas = concatenate([pictures[role] for role in layout.roles], layout)
+    known, _ = models.autoencoder.encode(to_pixels([canvas]))
+    count = len(seeds)
+    text = models.encode_text([prompt] * count)
+    negative = models.encode_text([""] * count) if sampling.true_cfg_scale != 1.0 else None
+    latents = sample_latents(
+        models.backbone,
+        models.transformer,
+        layout,
+        tuple(known.shape[1:]),
+        text,
+        negative,
+        seeds,
+        sampling,
+        known.expand(count, -1, -1, -1),
+        torch.from_numpy(repaint),
+        on_step,
+    )
+    results = []
+    for made in to_images(models.autoencoder.decode(latents)):
+        panel = split(made, layout)[layout.roles.index("worn")]
+        repainted = panel.crop((at.left, at.top, at.left + at.width, at.top + at.height))
+        repainted = repainted.resize(person.size, Image.Resampling.LANCZOS)
+        results.append(TryOnResult(masks.composite(person, repainted, mask), mask, made, canvas))
+    return results

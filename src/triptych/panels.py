@@ -1,0 +1,127 @@
+"""PanelLayout: which picture stands where on the one canvas that an In-Context LoRA sees (arXiv 2410.23775).
+
+All boxes are (left, top, right, bottom), half open. Panels are listed in reading order, all of one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from triptych.errors import InputError
+
+
+class Box(NamedTuple):
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+@dataclass(frozen=True)
+class PanelLayout:
+    """A grid of panels: `roles` in reading order, `columns` to a row, every panel `width` × `height` pixels."""
+
+    width: int
+    height: int
+    roles: tuple[str, ...] = ("front", "back", "worn")
+    columns: int = 3
+
+    def __post_init__(self) -> None:
+        assert self.width > 0 and self.height > 0 and self.columns > 0
+        assert len(self.roles) % self.columns == 0 and len(set(self.roles)) == len(self.roles)
+
+    @property
+    def rows(self) -> int:
+        return len(self.roles) // self.columns
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the canvas in pixels."""
+        return self.width * self.columns, self.height * self.rows
+
+    def box(self, role: str, unit: int = 1) -> Box:
+        """Where a role's panel lies, in units of `unit` pixels (1 pixels, 8 FLUX latents, 16 FLUX tokens)."""
+        row, column = divmod(self.roles.index(role), self.columns)
+        width, height = self.width // unit, self.height // unit
+        return Box(column * width, row * height, (column + 1) * width, (row + 1) * height)
+
+    def mask(self, roles: Sequence[str], unit: int = 1) -> np.ndarray:
+        """(H, W) bool, True in the panels of `roles`, in units of `unit` pixels."""
+        mask = np.zeros((self.size[1] // unit, self.size[0] // unit), dtype=bool)
+        for role in roles:
+            left, top, right, bottom = self.box(role, unit)
+            mask[top:bottom, left:right] = True
+        return mask
+
+    def check(self, stride: int) -> PanelLayout:
+        """Self, if every seam falls on the token grid of `stride` pixels.
+
+        Raises:
+            InputError: a panel side that `stride` does not divide.
+        """
+        if self.width % stride or self.height % stride:
+            near = [max(stride, round(side / stride) * stride) for side in (self.width, self.height)]
+            raise InputError(
+                f"Panels of {self.width}×{self.height} px do not fall on the model's grid of {stride} px.",
+                f"Use {near[0]}×{near[1]} instead.",
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"roles": list(self.roles)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PanelLayout:
+        return cls(int(data["width"]), int(data["height"]), tuple(data["roles"]), int(data["columns"]))
+
+
+class Placement(NamedTuple):
+    """Where a fitted picture lies inside its panel, in panel pixels; the rest is padding."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def place(size: tuple[int, int], width: int, height: int) -> Placement:
+    """Where a picture of `size` (w, h) lies when it is scaled to fit `width` × `height`, centred, aspect kept."""
+    scale = min(width / size[0], height / size[1])
+    fitted = max(1, min(width, round(size[0] * scale))), max(1, min(height, round(size[1] * scale)))
+    return Placement((width - fitted[0]) // 2, (height - fitted[1]) // 2, *fitted)
+
+
+def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The whole picture inside `width` × `height`: scaled with its aspect kept, the rest filled by extending its edges.
+
+    Nothing is cropped. Edge extension keeps a plain studio background plain instead of adding bars.
+    """
+    left, top, w, h = place(image.size, width, height)
+    pixels = np.asarray(image.convert("RGB").resize((w, h), Image.Resampling.LANCZOS))
+    around = ((top, height - top - h), (left, width - left - w), (0, 0))
+    return Image.fromarray(np.pad(pixels, around, mode="edge"))
+
+
+def concatenate(images: Sequence[Image.Image], layout: PanelLayout) -> Image.Image:
+    """One canvas with every picture fitted into its panel, in the order of `layout.roles`."""
+    assert len(images) == len(layout.roles)
+    canvas = Image.new("RGB", layout.size)
+    for role, image in zip(layout.roles, images, strict=True):
+        canvas.paste(fit(image, layout.width, layout.height), layout.box(role)[:2])
+    return canvas
+
+
+def split(canvas: Image.Image, layout: PanelLayout) -> list[Image.Image]:
+    """The panels of a canvas, in the order of `layout.roles`.
+
+    Raises:
+        InputError: the canvas has another size than the layout.
+    """
+    if canvas.size != layout.size:
+        raise InputError(f"The picture is {canvas.size[0]}×{canvas.size[1]} px, its layout {layout.size[0]}×{layout.size[1]}.")
+    return [canvas.crop(layout.box(role)) for role in layout.roles]

@@ -1,0 +1,59 @@
+"""generate: triptychs from a prompt; or, with two product photos given, a model wearing the garment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from triptych.errors import InputError
+from triptych.images import load_image, save_png
+from triptych.inference import generate_triptych, load_models
+from triptych.panels import split
+from triptych.sampling import SamplingConfig
+from triptych.store import Event, Run
+
+
+class GenerateConfig(SamplingConfig):
+    front: Path | None = None
+    """Photo of the garment's front. With a product photo given, only the worn panel is generated."""
+    back: Path | None = None
+    """Photo of its back; without it the front is used twice."""
+    out: Path | None = None
+    """Folder for the pictures, if not WORK/generated."""
+
+
+def generate(config: GenerateConfig) -> Run:
+    """Write triptychs, and their panels one by one, to `out`.
+
+    Raises:
+        InputError: no prompt, or a photo that cannot be read. ModelError: model or LoRA cannot be loaded.
+    """
+    if not config.prompt.strip():
+        raise InputError("There is no prompt.", 'Say what to make: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …".')
+    if config.back and not config.front:
+        raise InputError("A back view without a front view.", "Give --front as well; one photo alone is given as --front.")
+    layout = config.layout()
+    products = None
+    if config.front:
+        front = load_image(config.front)
+        products = {"front": front, "back": load_image(config.back) if config.back else front}
+    models = load_models(config.model, config.lora, config.lora_scale, config.device, config.dtype)
+    sampling = config.sampling(models.backbone.settings)
+    out = config.out or config.work / "generated"
+    summary = {"images": [], "panels": list(layout.size), "num_inference_steps": sampling.num_inference_steps}
+
+    def work() -> Iterator[Event]:
+        out.mkdir(parents=True, exist_ok=True)
+        photos = {"front": config.front, "back": config.back}
+        for seed in config.seeds:
+            (canvas,) = generate_triptych(models, [config.prompt], layout, [seed], sampling, [products] if products else None)
+            about = config.provenance("generate", seed, photos)
+            name = f"{hashlib.sha256(about['triptych'].encode()).hexdigest()[:10]}-{seed}"
+            save_png(canvas, out / f"{name}.png", text=about)
+            for role, panel in zip(layout.roles, split(canvas, layout), strict=True):
+                save_png(panel, out / "panels" / f"{name}-{role}.png", text=about)
+            summary["images"].append(str(out / f"{name}.png"))
+            yield Event(name)
+
+    return Run("generate", len(config.seeds), work(), summary)

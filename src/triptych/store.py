@@ -1,0 +1,182 @@
+"""Files that are complete or absent, folders that know what they were made with, and the `Run` every stage returns."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from triptych.errors import WorkError
+
+
+@dataclass(frozen=True)
+class Event:
+    """One finished unit of work: a photo, a triptych, a training step."""
+
+    id: str
+    status: Literal["done", "kept", "rejected"] = "done"
+    note: str = ""
+
+
+class Run:
+    """A stage at work: an iterable of `Event`s with a length, which does the work while it is iterated.
+
+    Errors in the config or the inputs are raised when the stage is called, before the first event. `summary` grows as
+    the work goes on and is complete after the last event.
+    """
+
+    def __init__(self, name: str, total: int, events: Iterator[Event], summary: dict[str, Any]) -> None:
+        self.name, self.total, self.summary, self._events = name, total, summary, events
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[Event]:
+        return self._events
+
+    def finish(self) -> dict[str, Any]:
+        """Do all that is left; return the summary."""
+        for _ in self:
+            pass
+        return self.summary
+
+
+@contextlib.contextmanager
+def publish(path: Path) -> Iterator[Path]:
+    """Write a file aside, then let it appear whole under its final name (fsync, rename, fsync of the folder).
+
+    The yielded temporary path has the suffix of `path`. After an exception nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with publish(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON of a file.
+
+    Raises:
+        WorkError: the file is missing or does not parse.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkError(f"{path} cannot be read: {error}.", "Run the stage that writes it again.") from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file; an unfinished last line (a killed append) is left out.
+
+    Raises:
+        WorkError: the file is missing, or a line other than the last does not parse.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkError(f"{path} cannot be read: {error}.", "Run the stage that writes it first.") from error
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise WorkError(f"{path} is damaged at line {number}.", "Run the stage that writes it again.") from error
+    return rows
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a JSON-able value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class StageFolder:
+    """A folder that one stage fills: it remembers the config it was made with and admits one writer at a time.
+
+    `identity` holds just the settings that change the result. Opened again with another identity the folder refuses,
+    so that results of two configs never mix.
+    """
+
+    def __init__(self, path: Path, stage: str, identity: Mapping[str, Any]) -> None:
+        self.path, self.stage = Path(path), stage
+        self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity), default=str))
+        self._manifest = self.path / f"{stage}.manifest.json"
+        if self._manifest.exists():
+            before = read_json(self._manifest).get("identity", {})
+            if before != self.identity:
+                changed = sorted(k for k in {*before, *self.identity} if before.get(k) != self.identity.get(k))
+                raise WorkError(
+                    f"{self.path} was made with other settings ({', '.join(changed)}).",
+                    "Use another --work folder, put the old settings back, or delete the folder to start afresh.",
+                )
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Path]:
+        """Hold the folder for writing.
+
+        Raises:
+            WorkError: another process is writing to it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / f".{self.stage}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise WorkError(f"Another run is writing to {self.path}.", "Wait for it to end, or use another --work folder.") from error
+        try:
+            if not self._manifest.exists():
+                write_json(self._manifest, {"stage": self.stage, "identity": self.identity})
+            yield self.path
+        finally:
+            lock.release()
+
+
+def held(folder: StageFolder, work: Callable[[], Iterator[Event]]) -> Iterator[Event]:
+    """The events of `work()`, made while `folder` is held for writing."""
+    with folder.open():
+        yield from work()
