@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from triptych import __version__
 from triptych.config import StageConfig, load_config, section
@@ -25,7 +26,7 @@ from triptych.stages import STAGES, Stage
 from triptych.store import Run
 
 Flags = Annotated[bool, Parameter(negative=())]
-ConfigFiles = Annotated[list[Path] | None, Parameter(name=["--config", "-c"], consume_multiple=False)]
+ConfigFiles = Annotated[list[Path] | None, Parameter(name=["--config", "-c"], negative=(), consume_multiple=False)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result_action="return_value",
     )
     try:
-        for stage in STAGES:
-            wanted = words[:1] == [stage.name]
-            app.command(_command(app, stage, words, show) if wanted else _not_loaded, name=stage.name, help=stage.help)
+        for order, stage in enumerate(STAGES):
+            command = _command(app, stage, words, show) if words[:1] == [stage.name] else _not_loaded
+            app.command(command, name=stage.name, help=f"{stage.help}\n\nExample: `{stage.example}`", sort_key=order)
         return app(words, exit_on_error=False, print_error=True) or 0
     except TriptychError as error:
         show.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
@@ -77,7 +78,7 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
     else:
         app.config = Dict({stage.name: section(data, stage.name, model)}, source=", ".join(map(str, files)))
 
-    def command(options: Any = None, *, config: ConfigFiles = None, json: Flags = False) -> int:
+    def command(*, options: Any = None, config: ConfigFiles = None, json: Flags = False) -> int:
         """
         Parameters
         ----------
@@ -107,12 +108,17 @@ def follow(run: Run, show: Console, *, quiet: bool) -> dict[str, Any]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=show, disable=quiet or not show.is_terminal) as progress:
-        task = progress.add_task(run.name, total=len(run) or None, note="")
-        for number, event in enumerate(run, 1):
-            progress.update(task, advance=1, note=f"{event.id} {event.note}".strip()[:60])
-            every = max(1, len(run) // 20)
-            if not show.is_terminal and (number % every == 0 or event.status == "rejected"):
-                show.print(f"{run.name} {number}/{len(run)} {event.id} {event.status} {_plain(event.note)}", highlight=False, soft_wrap=True)
+        tasks: dict[str, TaskID] = {}
+        done: Counter[str] = Counter()
+        for event in run:
+            name, total = event.stage or run.name, event.of or len(run)
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total or None, note="")
+            done[name] += 1
+            progress.update(tasks[name], advance=1, note=f"{event.id} {event.note}".strip()[:60])
+            if not show.is_terminal and (done[name] % max(1, total // 10) == 0 or event.status == "rejected"):
+                words = f"{name} {done[name]}/{total} {event.id} {event.status} {event.note}".rstrip()
+                show.print(_plain(words), highlight=False, soft_wrap=True)
     return run.summary
 
 

@@ -140,7 +140,7 @@ def generate_triptych(
 
     Args:
         products: for each prompt the known panels by role, e.g. {"front": …, "back": …}; the other panels are
-            generated beside them. None or empty: the whole canvas comes from the prompt.
+            generated beside them and they come back pixel for pixel. None or empty: the whole canvas comes from the prompt.
     """
     assert len(prompts) == len(seeds)
     text = models.encode_text(prompts)
@@ -149,15 +149,18 @@ def generate_triptych(
     channels = models.backbone.latent_channels(models.transformer)
     shape = (channels, layout.size[1] // unit, layout.size[0] // unit)
     known = mask = None
-    if products and products[0]:
-        roles = [role for role in layout.roles if role not in products[0]]
-        canvases = [concatenate([_panel(given, role, layout) for role in layout.roles], layout) for given in products]
+    given = products or [{}] * len(prompts)
+    unknown = [role for role in layout.roles if role not in given[0]]
+    canvases = [concatenate([_panel(panels, role, layout) for role in layout.roles], layout) for panels in given]
+    if given[0]:
         known, _ = models.autoencoder.encode(to_pixels(canvases))
-        mask = torch.from_numpy(layout.mask(roles, unit)).float()
-    latents = sample_latents(
-        models.backbone, models.transformer, layout, shape, text, negative, seeds, sampling, known, mask, on_step
-    )
-    return to_images(models.autoencoder.decode(latents))
+        mask = torch.from_numpy(layout.mask(unknown, unit)).float()
+    latents = sample_latents(models.backbone, models.transformer, layout, shape, text, negative, seeds, sampling, known, mask, on_step)
+    made = to_images(models.autoencoder.decode(latents))
+    for canvas, image in zip(canvases, made, strict=True):
+        for role in unknown:
+            canvas.paste(image.crop(layout.box(role)), layout.box(role)[:2])
+    return canvases
 
 
 def _panel(given: Mapping[str, Image.Image], role: str, layout: PanelLayout) -> Image.Image:

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,9 @@ class Event:
     id: str
     status: Literal["done", "kept", "rejected"] = "done"
     note: str = ""
+    stage: str = ""
+    """Set where one run works through several stages: the name and the length of the inner run."""
+    of: int = 0
 
 
 class Run:
@@ -41,6 +44,11 @@ class Run:
 
     def __iter__(self) -> Iterator[Event]:
         return self._events
+
+    def nested(self) -> Iterator[Event]:
+        """The events, marked with this run's name and length, to be passed on by a run that has this one as a part."""
+        for event in self:
+            yield replace(event, stage=event.stage or self.name, of=event.of or self.total)
 
     def finish(self) -> dict[str, Any]:
         """Do all that is left; return the summary."""

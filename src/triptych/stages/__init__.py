@@ -20,6 +20,7 @@ class Stage:
     module: str
     config: str
     help: str
+    example: str
     in_run: bool = False
 
     def load(self) -> tuple[Callable[..., Run], type[StageConfig]]:
@@ -28,14 +29,79 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("init", "triptych.stages.init", "InitConfig", "Look at a folder of photos and write a config to start from."),
-    Stage("clean", "triptych.stages.clean", "CleanConfig", "Tell human photos from garment photos.", in_run=True),
-    Stage("concat", "triptych.stages.concat", "ConcatConfig", "Put front, back and worn photo side by side.", in_run=True),
-    Stage("caption", "triptych.stages.caption", "CaptionConfig", "Check the order of the panels and describe them.", in_run=True),
-    Stage("embed", "triptych.stages.embed", "EmbedConfig", "Compute latents and text embeddings once.", in_run=True),
-    Stage("train", "triptych.stages.train", "TrainConfig", "Train an In-Context LoRA.", in_run=True),
-    Stage("generate", "triptych.stages.generate", "GenerateConfig", "Make triptychs from a prompt or from two product photos."),
-    Stage("tryon", "triptych.stages.tryon", "TryonConfig", "Dress a given person: only the polygon is regenerated."),
-    Stage("run", "triptych.pipeline", "RunConfig", "All stages from clean to train, from one config."),
-    Stage("demo", "triptych.demo", "DemoConfig", "Everything on the embedded pocket model, with a report."),
+    Stage(
+        "init",
+        "triptych.stages.init",
+        "InitConfig",
+        "Look at a folder of photos and write a config to start from.",
+        "triptych init --photos photos --human examples/human --garment examples/garment",
+    ),
+    Stage(
+        "clean",
+        "triptych.stages.clean",
+        "CleanConfig",
+        "Tell human photos from garment photos.",
+        "triptych clean --photos photos --human examples/human --garment examples/garment --work work",
+        in_run=True,
+    ),
+    Stage(
+        "concat",
+        "triptych.stages.concat",
+        "ConcatConfig",
+        "Put front, back and worn photo side by side.",
+        "triptych concat --work work --max-concat-n 3",
+        in_run=True,
+    ),
+    Stage(
+        "caption",
+        "triptych.stages.caption",
+        "CaptionConfig",
+        "Check the order of the panels and describe them.",
+        "triptych caption --work work --vlm-model gpt-4.1-mini --brands Acme",
+        in_run=True,
+    ),
+    Stage(
+        "embed",
+        "triptych.stages.embed",
+        "EmbedConfig",
+        "Compute latents and text embeddings once.",
+        "triptych embed --work work --model black-forest-labs/FLUX.1-dev",
+        in_run=True,
+    ),
+    Stage(
+        "train",
+        "triptych.stages.train",
+        "TrainConfig",
+        "Train an In-Context LoRA.",
+        "triptych train --work work --max-train-steps 2000 --checkpointing-steps 250",
+        in_run=True,
+    ),
+    Stage(
+        "generate",
+        "triptych.stages.generate",
+        "GenerateConfig",
+        "Make triptychs from a prompt or from two product photos.",
+        'triptych generate --front front.jpg --back back.jpg --lora work/lora --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …"',
+    ),
+    Stage(
+        "tryon",
+        "triptych.stages.tryon",
+        "TryonConfig",
+        "Dress a given person: only the polygon is regenerated.",
+        'triptych tryon --front front.jpg --back back.jpg --person me.jpg --polygon me.json --lora work/lora --prompt "…" --out new.png',
+    ),
+    Stage(
+        "run",
+        "triptych.pipeline",
+        "RunConfig",
+        "All stages from clean to train, from one config.",
+        "triptych run --config triptych.yaml",
+    ),
+    Stage(
+        "demo",
+        "triptych.demo",
+        "DemoConfig",
+        "Everything on the embedded pocket model, with a report.",
+        "triptych demo --out demo",
+    ),
 )

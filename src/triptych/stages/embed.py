@@ -13,8 +13,8 @@ from pydantic import Field
 
 from triptych.backbones.base import Autoencoder, Backbone, TextEncoder, fingerprint
 from triptych.backbones.registry import load_backbone
-from triptych.embeddings import EMPTY, EmbeddingRecord, read_about, save_record, save_text
 from triptych.config import StageConfig
+from triptych.embeddings import EMPTY, EmbeddingRecord, read_about, save_record, save_text
 from triptych.errors import InputError, TriptychError, WorkError
 from triptych.images import load_image
 from triptych.inference import to_pixels

@@ -160,7 +160,9 @@ def _steps(config: TrainConfig, backbone: Backbone, data: EmbeddingFolder, folde
         last = done == config.max_train_steps
         if last or done % config.checkpointing_steps == 0:
             log.flush()
-            save_checkpoint(folder / "checkpoints", done, _state(transformer, optimizer, parameters, average), config.checkpoints_total_limit)
+            save_checkpoint(
+                folder / "checkpoints", done, _state(transformer, optimizer, parameters, average), config.checkpoints_total_limit
+            )
         if config.validation_steps and config.num_validation_images and (last or done % config.validation_steps == 0):
             _validate(config, backbone, transformer, data, average, folder / "samples" / f"step-{done:06d}.png")
         yield Event(f"step {done}", note=f"loss {log.mean_loss():.4f}, {speed:.2f} s/step")
@@ -222,7 +224,9 @@ def batch_loss(config: TrainConfig, backbone: Backbone, transformer: nn.Module, 
     return nn.functional.mse_loss(predicted.float(), flow.velocity_target(clean_BCHW, noise_BCHW))
 
 
-def _state(transformer: nn.Module, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], average: dict[str, Tensor]) -> dict[str, Tensor]:
+def _state(
+    transformer: nn.Module, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], average: dict[str, Tensor]
+) -> dict[str, Tensor]:
     state = {f"lora.{name}": tensor for name, tensor in lora_state(transformer).items()}
     state |= {f"ema.{name}": tensor for name, tensor in average.items()}
     for number, parameter in enumerate(parameters):
@@ -244,7 +248,9 @@ def _restore(
             average[name].copy_(state[f"ema.{name}"])
     for number, parameter in enumerate(parameters):
         names = ("step", "exp_avg", "exp_avg_sq")
-        optimizer.state[parameter] = {name: state[f"adamw.{number}.{name}"].to(parameter.device if name != "step" else "cpu") for name in names}
+        optimizer.state[parameter] = {
+            name: state[f"adamw.{number}.{name}"].to(parameter.device if name != "step" else "cpu") for name in names
+        }
     return step
 
 

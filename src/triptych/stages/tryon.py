@@ -40,7 +40,9 @@ def tryon(config: TryonConfig) -> Run:
     """
     for name in ("front", "person", "polygon"):
         if getattr(config, name) is None:
-            raise InputError(f"The option --{name} is missing.", "tryon needs --front, --person and --polygon (and --back if there is one).")
+            raise InputError(
+                f"The option --{name} is missing.", "tryon needs --front, --person and --polygon (and --back if there is one)."
+            )
     if not config.prompt.strip():
         raise InputError("There is no prompt.", 'Describe all panels: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …".')
     assert config.front and config.person and config.polygon
@@ -58,9 +60,7 @@ def tryon(config: TryonConfig) -> Run:
     def work() -> Iterator[Event]:
         photos = {"front": config.front, "back": config.back, "person": config.person, "polygon": config.polygon}
         for seed in config.seeds:
-            (result,) = try_on(
-                models, front, back, person.image, polygons, config.prompt, layout, [seed], sampling, config.feather
-            )
+            (result,) = try_on(models, front, back, person.image, polygons, config.prompt, layout, [seed], sampling, config.feather)
             path = out if len(config.seeds) == 1 else out.with_stem(f"{out.stem}-{seed}")
             about = config.provenance("tryon", seed, photos)
             save_png(result.image, path, text=about, icc_profile=person.icc_profile, exif=person.exif)

@@ -1,0 +1,69 @@
+"""run: one config, all stages from clean to train."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from triptych.config import StageConfig, section
+from triptych.errors import ConfigError
+from triptych.stages import STAGES
+from triptych.store import Event, Run
+
+PIPELINE = tuple(stage for stage in STAGES if stage.in_run)
+
+
+class RunConfig(StageConfig):
+    model: str | None = None
+    """Model for every stage; wins over the config file."""
+    seed: int | None = None
+    """Seed for every stage; wins over the config file."""
+
+
+def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
+    """Run clean, concat, caption, embed and train in order.
+
+    Args:
+        config: what all stages share.
+        data: a loaded config file (`config.load_config`): shared keys and a section per verb.
+
+    Raises:
+        ConfigError: no config, an unknown key, or a value that a stage refuses. All sections are read before any work.
+    """
+    if not data:
+        raise ConfigError("`triptych run` needs a config.", "Make one with `triptych init --photos FOLDER`, then give it with --config.")
+    shared = {name: getattr(config, name) for name in config.model_fields_set if getattr(config, name) is not None}
+    configs = {}
+    for stage in PIPELINE:
+        _, model = stage.load()
+        configs[stage.name] = validated(model, section({**data, **shared}, stage.name, model), stage.name)
+    summary: dict[str, Any] = {"seconds": {}}
+
+    def work() -> Iterator[Event]:
+        for stage in PIPELINE:
+            function, _ = stage.load()
+            start = time.monotonic()
+            inner = function(configs[stage.name])
+            yield from inner.nested()
+            summary[stage.name] = inner.summary
+            summary["seconds"][stage.name] = round(time.monotonic() - start, 2)
+
+    # How many events the later stages will have is not known before the earlier ones have run.
+    return Run("run", 0, work(), summary)
+
+
+def validated(model: type[StageConfig], values: Mapping[str, Any], verb: str) -> StageConfig:
+    """A config from plain values.
+
+    Raises:
+        ConfigError: a value of the wrong kind or range, named with its key.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"'{key}' in section '{verb}': {first['msg']}.", f"See `triptych {verb} --help`.") from error

@@ -1,0 +1,111 @@
+"""embed: exact latents, text by caption, and a second run that does nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+from PIL import Image
+
+from triptych.embeddings import EMPTY, EmbeddingFolder, load_record
+from triptych.errors import InputError, WorkError
+from triptych.stages.embed import EmbedConfig, embed
+from triptych.store import write_jsonl
+
+
+def write_triptychs(folder: Path, count: int, size: tuple[int, int] = (96, 48)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"item-{number}.png")
+        (folder / f"item-{number}.txt").write_text(f"summary <IMAGE 1> dress {number} <IMAGE 2> back <IMAGE 3> person")
+
+
+def config(work: Path, model: Path, **changes) -> EmbedConfig:
+    return EmbedConfig(work=work, model=str(model), device="cpu", dtype="fp32", **changes)
+
+
+def test_records_hold_what_diffusers_computes(tmp_path: Path, tiny_flux: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 3)
+    summary = embed(config(tmp_path, tiny_flux, batch_size=2)).finish()
+    assert summary["embedded"] == 3
+    pipe = FluxPipeline.from_pretrained(tiny_flux)
+    data = EmbeddingFolder(tmp_path / "embeddings" / "flux")
+    assert data.ids == ["item-0", "item-1", "item-2"]
+    for id in data.ids:
+        record = data[id]
+        pixels = torch.from_numpy(np.array(Image.open(tmp_path / "triptychs" / f"{id}.png"))).permute(2, 0, 1)[None] / 127.5 - 1
+        posterior = pipe.vae.encode(pixels).latent_dist
+        assert torch.allclose(record.latent_mean_CHW, ((posterior.mean - 0.12) * 0.36)[0], atol=1e-5)
+        assert torch.allclose(record.latent_std_CHW, (posterior.std * 0.36)[0], atol=1e-5)
+        caption = (tmp_path / "triptychs" / f"{id}.txt").read_text()
+        states, pooled, _ = pipe.encode_prompt(caption, None, max_sequence_length=24)
+        assert torch.allclose(record.text["prompt_embeds"], states[0], atol=1e-5)
+        assert torch.allclose(record.text["pooled_prompt_embeds"], pooled[0], atol=1e-5)
+    empty, _, _ = pipe.encode_prompt("", None, max_sequence_length=24)
+    assert torch.allclose(data.empty["prompt_embeds"], empty[0], atol=1e-5)
+
+
+def test_a_second_run_does_nothing_and_a_changed_triptych_is_done_again(tmp_path: Path, tiny_flux: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 3)
+    embed(config(tmp_path, tiny_flux)).finish()
+    folder = tmp_path / "embeddings" / "flux"
+    times = {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.suffix == ".safetensors"}
+    again = embed(config(tmp_path, tiny_flux)).finish()
+    assert (again["embedded"], again["kept"]) == (0, 3)
+    assert times == {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.suffix == ".safetensors"}
+    (tmp_path / "triptychs" / "item-1.txt").write_text("another <IMAGE 1> a <IMAGE 2> b <IMAGE 3> c")
+    third = embed(config(tmp_path, tiny_flux)).finish()
+    assert (third["embedded"], third["kept"]) == (1, 2)
+    (folder / "item-0.safetensors").write_bytes(b"damaged")
+    assert embed(config(tmp_path, tiny_flux)).finish()["embedded"] == 1
+    assert load_record(folder / "item-0.safetensors").id == "item-0"
+
+
+def test_triptychs_without_caption_are_named(tmp_path: Path, tiny_flux: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 3)
+    (tmp_path / "triptychs" / "item-0.txt").unlink()
+    (tmp_path / "triptychs" / "item-1.txt").write_text("  ")
+    summary = embed(config(tmp_path, tiny_flux)).finish()
+    assert (summary["embedded"], summary["rejected"]) == (1, 2)
+    rejects = (tmp_path / "embeddings" / "flux" / "embed.rejects.jsonl").read_text()
+    assert "item-0.txt is missing" in rejects
+    assert "item-1.txt is empty" in rejects
+
+
+def test_layout_comes_from_the_metadata(tmp_path: Path, tiny_flux: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 1, (64, 96))
+    layout = {"width": 32, "height": 48, "roles": ["front", "back", "worn", "detail"], "columns": 2}
+    write_jsonl(tmp_path / "triptychs" / "metadata.jsonl", [{"file_name": "item-0.png", "id": "item-0", "layout": layout}])
+    embed(config(tmp_path, tiny_flux)).finish()
+    record = load_record(tmp_path / "embeddings" / "flux" / "item-0.safetensors")
+    assert record.layout.rows == 2
+    assert record.latent_mean_CHW.shape == (16, 12, 8)
+
+
+def test_long_captions_are_cut_and_counted(tmp_path: Path, tiny_flux: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 2)
+    (tmp_path / "triptychs" / "item-0.txt").write_text("<IMAGE 1> " + "dress " * 50)
+    assert embed(config(tmp_path, tiny_flux)).finish()["captions_cut"] == 1
+
+
+def test_other_settings_and_bad_panels_are_refused(tmp_path: Path, tiny_flux: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 1)
+    embed(config(tmp_path, tiny_flux)).finish()
+    with pytest.raises(WorkError, match="max_sequence_length"):
+        embed(config(tmp_path, tiny_flux, max_sequence_length=16))
+    with pytest.raises(WorkError, match="no triptychs"):
+        embed(config(tmp_path / "nothing", tiny_flux))
+    write_triptychs(tmp_path / "odd" / "triptychs", 1, (90, 48))
+    with pytest.raises(InputError, match="grid"):
+        embed(config(tmp_path / "odd", tiny_flux)).finish()
+
+
+def test_the_empty_prompt_is_no_record(tmp_path: Path, tiny_flux: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 1)
+    embed(config(tmp_path, tiny_flux)).finish()
+    assert (tmp_path / "embeddings" / "flux" / f"{EMPTY}.safetensors").exists()
+    assert EmbeddingFolder(tmp_path / "embeddings" / "flux").ids == ["item-0"]

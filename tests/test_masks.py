@@ -1,0 +1,347 @@
+"""Masks: what is inside a polygon is never missed, what is outside is never touched."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from triptych import masks
+from triptych.errors import InputError
+from triptych.masks import Polygons
+from triptych.panels import Box, fit
+
+WIDTH, HEIGHT = 48, 64
+
+points = st.tuples(st.floats(-10, WIDTH + 10, width=32), st.floats(-10, HEIGHT + 10, width=32))
+polygons_ = st.lists(st.lists(points, min_size=3, max_size=7), min_size=1, max_size=3)
+
+
+def draw(polygons: Polygons, scale: int = 1) -> np.ndarray:
+    """The mask, or hypothesis looks for other polygons where one of these covers nothing."""
+    try:
+        return masks.polygon_mask(polygons, (WIDTH * scale, HEIGHT * scale))
+    except InputError:
+        assume(False)
+        raise
+
+
+def winding(polygons: Polygons, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which points lie inside any polygon, by the angle the outline sweeps around them: an independent definition."""
+    inside = np.zeros(x.shape, bool)
+    for corners in polygons:
+        total = np.zeros(x.shape)
+        for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
+            a, b = (x0 - x) + 1j * (y0 - y), (x1 - x) + 1j * (y1 - y)
+            total += np.angle(b * np.conj(a))
+        inside |= np.abs(total) > math.pi
+    return inside
+
+
+@given(polygons_)
+@settings(max_examples=40, deadline=None)
+def test_coverage_agrees_with_points_inside_and_never_misses_one(polygons: Polygons) -> None:
+    mask = draw(polygons)
+    assert mask.dtype == np.float32
+    assert mask.shape == (HEIGHT, WIDTH)
+    assert mask.min() >= 0
+    assert mask.max() <= 1
+    y, x = np.mgrid[: HEIGHT * 8, : WIDTH * 8] / 8
+    samples = winding(polygons, x + 0.37 / 8, y + 0.5 / 8).reshape(HEIGHT, 8, WIDTH, 8)
+    share = samples.mean(axis=(1, 3))
+    assert (mask[share > 1.5 / 64] > 0).all()  # a single sample may stand on the outline itself
+    assert np.abs(mask - share).max() <= 0.5
+    assert np.abs(mask - share).mean() < 0.02
+
+
+def test_area_is_exact_for_plain_shapes() -> None:
+    box = masks.polygon_mask([[(2, 3), (10, 3), (10, 20), (2, 20)]], (30, 30))
+    assert set(np.unique(box)) == {0.0, 1.0}
+    assert box.sum() == 8 * 17
+    assert (box[3:20, 2:10] == 1).all()
+    half = masks.polygon_mask([[(2.5, 3.25), (10.5, 3.25), (10.5, 20), (2.5, 20)]], (30, 30))
+    assert half.sum() == pytest.approx(8 * 16.75, rel=0.01)
+    disc = [[(50 + 40 * math.cos(a / 50 * math.pi), 50 + 40 * math.sin(a / 50 * math.pi)) for a in range(100)]]
+    assert masks.polygon_mask(disc, (100, 100)).sum() == pytest.approx(math.pi * 40**2, rel=0.003)
+
+
+def test_an_outline_that_crosses_itself_counts_whole() -> None:
+    star: Polygons = [[(50 + 40 * math.cos(4 * math.pi * k / 5), 50 + 40 * math.sin(4 * math.pi * k / 5)) for k in range(5)]]
+    assert masks.polygon_mask(star, (100, 100))[50, 50] == 1
+    bow: Polygons = [[(0, 0), (8, 8), (8, 0), (0, 8)]]
+    assert masks.polygon_mask(bow, (8, 8))[4, 0] == 1 == masks.polygon_mask(bow, (8, 8))[4, 7]
+
+
+def test_several_polygons_are_their_union_without_a_seam() -> None:
+    left, right = [(1.0, 1.0), (5.5, 1.0), (5.5, 9.0), (1.0, 9.0)], [(5.5, 1.0), (9.0, 1.0), (9.0, 9.0), (5.5, 9.0)]
+    whole = masks.polygon_mask([[(1.0, 1.0), (9.0, 1.0), (9.0, 9.0), (1.0, 9.0)]], (10, 10))
+    assert (masks.polygon_mask([left, right], (10, 10)) == whole).all()
+    assert (masks.polygon_mask([left, right[::-1], left], (10, 10)) == whole).all()
+
+
+@given(polygons_, st.randoms())
+@settings(max_examples=40, deadline=None)
+def test_direction_start_and_order_do_not_matter(polygons: Polygons, random: Any) -> None:
+    mask = draw(polygons)
+    turned = [corners[1:] + corners[:1] for corners in polygons]
+    assert (draw(turned) == mask).all()
+    assert (draw([corners[::-1] for corners in polygons]) == mask).all()
+    random.shuffle(turned)
+    assert (draw(turned) == mask).all()
+
+
+@given(polygons_, st.integers(2, 4))
+@settings(max_examples=40, deadline=None)
+def test_scale_consistency(polygons: Polygons, scale: int) -> None:
+    small = draw(polygons)
+    large = draw([[(x * scale, y * scale) for x, y in corners] for corners in polygons], scale)
+    averaged = large.reshape(HEIGHT, scale, WIDTH, scale).mean(axis=(1, 3))
+    # Eight lines a pixel against 8 · scale: nearly level spikes differ, areas hardly do.
+    assert np.abs(averaged - small).mean() < 0.01
+    assert np.abs(averaged - small).max() <= 0.5
+
+
+@given(polygons_, st.sampled_from([1, 2, 4, 8, 16]))
+@settings(max_examples=40, deadline=None)
+def test_latent_cells_never_under_cover(polygons: Polygons, stride: int) -> None:
+    mask = draw(polygons)
+    cells = masks.latent_mask(mask, stride)
+    assert cells.shape == (HEIGHT // stride, WIDTH // stride)
+    assert cells.dtype == bool
+    pixels = np.kron(cells, np.ones((stride, stride), bool))
+    assert pixels[mask > 0].all()
+    for row, column in np.argwhere(cells):  # and never more than needed
+        assert mask[row * stride : (row + 1) * stride, column * stride : (column + 1) * stride].any()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 90))
+@settings(max_examples=30, deadline=None)
+def test_grow_is_the_largest_value_nearby(seed: int, pixels: int) -> None:
+    random = np.random.default_rng(seed)
+    mask = np.where(random.random((17, 23)) < 0.03, random.random((17, 23)), 0).astype(np.float32)
+    expected = [
+        [mask[max(0, y - pixels) : y + pixels + 1, max(0, x - pixels) : x + pixels + 1].max() for x in range(23)] for y in range(17)
+    ]
+    assert (masks.grow(mask, pixels) == np.array(expected)).all()
+
+
+@given(polygons_, st.integers(0, 40))
+@settings(max_examples=60, deadline=None)
+def test_feather_is_one_inside_and_exactly_zero_out_of_reach(polygons: Polygons, pixels: int) -> None:
+    mask = draw(polygons)
+    soft = masks.feather(mask, pixels)
+    assert soft.dtype == np.float32
+    assert soft.shape == mask.shape
+    assert (soft >= mask).all()
+    assert soft.max() <= 1
+    assert (soft[mask == 1] == 1).all()
+    assert (soft[masks.grow(mask, pixels) == 0] == 0).all()
+    if pixels == 0:
+        assert (soft == mask).all()
+
+
+@pytest.mark.parametrize("pixels", [2, 7, 16])
+def test_feather_falls_evenly_over_the_whole_reach(pixels: int) -> None:
+    mask = np.zeros((40, 80), np.float32)
+    mask[:, :20] = 1
+    row = masks.feather(mask, pixels)[20]
+    assert (np.diff(row) <= 0).all()
+    assert row[19] == 1
+    assert row[20 + pixels - 2] > 0
+    assert (row[20 + pixels :] == 0).all()
+    assert (masks.feather(mask, pixels) == row).all(), "a mask that reaches the border stays whole there"
+
+
+@given(polygons_, st.integers(0, 20), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_composite_is_bit_identical_outside_and_rounds_between(polygons: Polygons, pixels: int, seed: int) -> None:
+    soft = masks.feather(draw(polygons), pixels)
+    a, b = np.random.default_rng(seed).integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    result = np.asarray(masks.composite(Image.fromarray(a), Image.fromarray(b), soft))
+    assert (result[soft == 0] == a[soft == 0]).all()
+    assert (result[soft == 1] == b[soft == 1]).all()
+    exact = (1 - soft[..., None].astype(float)) * a + soft[..., None] * b
+    assert np.abs(result - exact).max() <= 0.5 + 1e-6
+
+
+def test_a_large_photo_is_composed_without_touching_the_rest() -> None:
+    size = (4000, 6000)
+    photo = Image.effect_noise(size, 60).convert("RGB")
+    soft = masks.feather(masks.polygon_mask([[(1000, 1000.5), (3000, 1200), (2800, 4000), (1200, 3900)]], size), 40)
+    result = np.asarray(masks.composite(photo, Image.new("RGB", size, (1, 2, 3)), soft))
+    before = np.asarray(photo)
+    assert (result[soft == 0] == before[soft == 0]).all()
+    rows, columns = np.flatnonzero((result != before).any((1, 2))), np.flatnonzero((result != before).any((0, 2)))
+    assert rows[0] >= 960
+    assert rows[-1] < 4040
+    assert columns[0] >= 960
+    assert columns[-1] < 3040
+
+
+@given(polygons_, st.integers(0, 10))
+@settings(max_examples=30, deadline=None)
+def test_a_mask_survives_a_png(polygons: Polygons, pixels: int) -> None:
+    soft = masks.feather(draw(polygons), pixels)
+    image = masks.mask_image(soft)
+    assert image.mode == "L"
+    assert image.size == (WIDTH, HEIGHT)
+    assert (np.asarray(image).astype(np.float32) / np.float32(255) == soft).all()
+
+
+@given(polygons_, st.floats(0.2, 5), st.floats(0, 2))
+@settings(max_examples=100, deadline=None)
+def test_crop_box_holds_the_mask_and_lies_inside(polygons: Polygons, aspect: float, margin: float) -> None:
+    mask = draw(polygons)
+    box = masks.crop_box(mask, aspect, margin)
+    assert 0 <= box.left < box.right <= WIDTH
+    assert 0 <= box.top < box.bottom <= HEIGHT
+    outside = mask.copy()
+    outside[box.top : box.bottom, box.left : box.right] = 0
+    assert not outside.any()
+    width, height = box.right - box.left, box.bottom - box.top
+    if width < WIDTH and height < HEIGHT:
+        assert (width - 1) / (height + 1e-3) <= aspect + 1e-3
+        assert width / (height - 1 + 1e-3) >= aspect - 1e-3
+
+
+def test_crop_box_examples() -> None:
+    mask = np.zeros((100, 200), np.float32)
+    mask[40:60, 90:110] = 1
+    assert masks.crop_box(mask, 1, 0) == Box(90, 40, 110, 60)
+    assert masks.crop_box(mask, 1, 0.5) == Box(80, 30, 120, 70)
+    assert masks.crop_box(mask, 0.5, 0) == Box(90, 30, 110, 70)
+    mask[:] = 0
+    mask[0:20, 0:20] = 1
+    assert masks.crop_box(mask, 1, 0.5) == Box(0, 0, 40, 40), "shifted into the photo"
+    assert masks.crop_box(mask, 0.1, 0) == Box(0, 0, 20, 100), "cut to the photo"
+    with pytest.raises(InputError, match="empty"):
+        masks.crop_box(np.zeros((5, 5), np.float32), 1)
+
+
+@given(polygons_, st.integers(8, 90), st.integers(8, 90))
+@settings(max_examples=80, deadline=None)
+def test_a_fitted_mask_never_under_covers(polygons: Polygons, width: int, height: int) -> None:
+    mask = draw(polygons)
+    box = masks.crop_box(mask, width / height, 0.1)
+    panel = masks.fit_mask(mask, box, width, height)
+    assert panel.shape == (height, width)
+    assert panel.dtype == np.float32
+    assert panel.max() <= 1
+    part = mask[box.top : box.bottom, box.left : box.right]
+    left, top, w, h = masks.place((part.shape[1], part.shape[0]), width, height)
+    for y, x in np.argwhere(part > 0):  # every panel pixel whose area the source pixel overlaps
+        x0, x1 = left + math.floor(x * w / part.shape[1] + 1e-9), left + math.ceil((x + 1) * w / part.shape[1] - 1e-9)
+        y0, y1 = top + math.floor(y * h / part.shape[0] + 1e-9), top + math.ceil((y + 1) * h / part.shape[0] - 1e-9)
+        assert (panel[y0:y1, x0:x1] > 0).all()
+    panel[top : top + h, left : left + w] = 0
+    assert not panel.any(), "padding is kept"
+
+
+def test_a_fitted_mask_lies_where_the_fitted_photo_shows_it() -> None:
+    mask = np.zeros((300, 200), np.float32)
+    mask[100:200, 50:150] = 1
+    box = Box(20, 60, 180, 240)
+    panel = masks.fit_mask(mask, box, 64, 96)
+    seen = np.asarray(fit(masks.mask_image(mask).crop(box), 64, 96))[..., 0] / 255
+    assert np.abs(panel - seen).mean() < 0.02
+    assert (panel[seen > 0.6] > 0.6).all()
+
+
+def test_preview_changes_the_inside_and_keeps_the_size() -> None:
+    photo = Image.new("RGB", (300, 400), (40, 90, 160))
+    shown = masks.preview(photo, masks.polygon_mask([[(100, 100), (200, 100), (200, 250), (100, 250)]], photo.size))
+    assert shown.size == photo.size
+    assert shown.mode == "RGB"
+    assert shown.getpixel((150, 170)) != (40, 90, 160)
+    assert shown.getpixel((20, 20)) == (40, 90, 160)
+
+
+# --- files and mistakes -----------------------------------------------------------------------------------------------
+
+
+@given(polygons_)
+@settings(max_examples=30, deadline=None)
+def test_files_round_trip(tmp_path_factory: pytest.TempPathFactory, polygons: Polygons) -> None:
+    path = tmp_path_factory.mktemp("p") / "polygon.json"
+    masks.write_polygons(path, polygons, (WIDTH, HEIGHT))
+    assert masks.read_polygons(path, (WIDTH, HEIGHT)) == polygons == masks.read_polygons(path)
+    with pytest.raises(InputError, match="drawn on a photo of"):
+        masks.read_polygons(path, (WIDTH, HEIGHT + 1))
+
+
+SQUARE = [[1, 1], [5, 1], [5, 5]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("\x00\xff", "not JSON"),
+        ("[]", "has no 'polygons'"),
+        (json.dumps([SQUARE]), "has no 'polygons'"),
+        ('{"polygons": []}', "holds no polygon"),
+        ('{"polygons": 3}', "holds no polygon"),
+        ('{"polygons": "abcd"}', "holds no polygon"),
+        ('{"polygons": {"0": [[1, 1], [5, 1], [5, 5]]}}', "holds no polygon"),
+        ('{"polygons": [[]]}', "polygon 1 has fewer than 3"),
+        ('{"polygons": [[[1, 1], [2, 2]]]}', "polygon 1 has fewer than 3"),
+        ('{"polygons": [[[1, 1], [5, 1], [5, 5]], [[1, 1]]]}', "polygon 2 has fewer than 3"),
+        ('{"polygons": [[1, 2, 3]]}', "corner 1 of polygon 1 is not a pair"),
+        ('{"polygons": [[[1, 1], [5, 1], [5, "5"]]]}', "corner 3 of polygon 1 is not a pair"),
+        ('{"polygons": [[[1, 1], [5, 1], [5, true]]]}', "corner 3 of polygon 1 is not a pair"),
+        ('{"polygons": [[[1, 1], [5, 1], [5, null]]]}', "corner 3 of polygon 1 is not a pair"),
+        ('{"polygons": [[[1, 1], [5, 1], [5, 5, 5]]]}', "corner 3 of polygon 1 is not a pair"),
+        ('{"polygons": [[[1, 1], [5, 1], [5, NaN]]]}', "corner 3 of polygon 1 is not finite"),
+        ('{"polygons": [[[1, 1], [5, 1], [-Infinity, 1]]]}', "corner 3 of polygon 1 is not finite"),
+        ('{"polygons": [[[1, 1], [5, 1], [1e300, 1]]]}', "corner 3 of polygon 1 is not finite"),
+        ('{"polygons": [[[1, 1], [5, 1], [1' + "0" * 400 + ", 1]]]}", "corner 3 of polygon 1 is not finite"),
+        ('{"polygons": [[[1, 1], [5, 1], [1' + "0" * 9000 + ", 1]]]}", "not JSON"),
+        (json.dumps({"polygons": [[[1, 1]] * 100_001]}), "more than 100000"),
+        (json.dumps({"polygons": [SQUARE] * 40_000}), "more than 100000"),
+        ('{"polygons": [[[1, 1], [5, 1], [5, 5]]]}' + " " * (16 << 20), "too large"),
+    ],
+)
+def test_a_broken_file_is_a_sentence_with_a_hint(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "polygon.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=message) as caught:
+        masks.read_polygons(path)
+    assert caught.value.hint
+    assert str(path) in str(caught.value)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.json", tmp_path):
+        with pytest.raises(InputError, match="cannot be read") as caught:
+            masks.read_polygons(path)
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "outside",
+    [[(200, 200), (300, 200), (300, 300)], [(-9, 5), (-1, 5), (-1, 9)], [(48, 0), (60, 0), (60, 64)], [(0, 64), (48, 64), (20, 90)]],
+)
+def test_a_polygon_outside_the_photo_is_refused(outside: list[tuple[float, float]]) -> None:
+    for polygons in ([outside], [[(1.0, 1.0), (9.0, 1.0), (9.0, 9.0)], outside]):
+        with pytest.raises(InputError, match=f"Polygon {len(polygons)} lies outside the photo of 48×64"):
+            masks.polygon_mask(polygons, (WIDTH, HEIGHT))
+
+
+def test_polygons_without_area_are_refused() -> None:
+    with pytest.raises(InputError, match="holds no polygon"):
+        masks.polygon_mask([], (WIDTH, HEIGHT))
+    with pytest.raises(InputError, match="encloses no part"):
+        masks.polygon_mask([[(3, 3), (9, 9), (3, 3)]], (WIDTH, HEIGHT))
+
+
+def test_a_polygon_larger_than_the_photo_is_cut_to_it() -> None:
+    assert (masks.polygon_mask([[(-1e6, -1e6), (1e6, -1e6), (1e6, 1e6), (-1e6, 1e6)]], (WIDTH, HEIGHT)) == 1).all()

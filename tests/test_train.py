@@ -1,0 +1,222 @@
+"""Training: it learns, it never mixes up ids, it resumes to the same LoRA, and diffusers loads what it leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from triptych import flow
+from triptych.backbones.registry import load_backbone
+from triptych.embeddings import EMPTY, EmbeddingFolder, EmbeddingRecord, save_record, save_text
+from triptych.errors import ModelError, WorkError
+from triptych.inference import load_models
+from triptych.lora import FILE_NAME, add_lora, load_lora, lora_state, read_lora, save_lora
+from triptych.panels import PanelLayout
+from triptych.stages import train as train_module
+from triptych.stages.train import TrainConfig, batch_loss, ids_of_batch, learning_rate, train
+
+LAYOUT = PanelLayout(32, 48)
+
+
+def write_records(work: Path, ids: list[str], layout: PanelLayout = LAYOUT) -> Path:
+    """Records whose latents and text both carry their id's number, so that a mix-up shows."""
+    folder = work / "embeddings" / "flux"
+    height, width = layout.size[1] // 8, layout.size[0] // 8
+    for id in ids:
+        number = float(id.split("-")[1])
+        generator = flow.generator_for("record", id)
+        mean = torch.randn(16, height, width, generator=generator) * 0.1 + number
+        text = {"prompt_embeds": torch.full((24, 32), number), "pooled_prompt_embeds": torch.full((32,), number)}
+        save_record(
+            EmbeddingRecord(id, mean, torch.full_like(mean, 0.01), text, layout, "i" + id, "c" + id, "m"), folder / f"{id}.safetensors"
+        )
+    save_text({"prompt_embeds": torch.zeros(24, 32), "pooled_prompt_embeds": torch.zeros(32)}, "m", folder / f"{EMPTY}.safetensors")
+    return folder
+
+
+def config(work: Path, model: Path, **changes) -> TrainConfig:
+    base = {"max_train_steps": 6, "batch_size": 2, "device": "cpu", "dtype": "fp32", "validation_steps": 0, "learning_rate": 1e-3}
+    return TrainConfig(work=work, model=str(model), **{**base, "rank": 4, "alpha": 4, "checkpointing_steps": 2, **changes})
+
+
+def test_latents_and_text_of_every_batch_carry_the_same_id(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_records(tmp_path, [f"id-{n}" for n in range(1, 12)])
+    backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
+    data = EmbeddingFolder(tmp_path / "embeddings" / "flux")
+    seen = []
+
+    def spy(transformer, latents, t, text, guidance):
+        seen.append((latents, t, text["prompt_embeds"][:, 0, 0], text["pooled_prompt_embeds"][:, 0]))
+        return torch.zeros_like(latents)
+
+    monkeypatch.setattr(backbone, "velocity", spy)
+    drawn = []
+    monkeypatch.setattr(train_module.flow, "interpolate", lambda clean, noise, t: drawn.append(clean) or clean)
+    options = config(tmp_path, tiny_flux, batch_size=4, caption_dropout=0.0)
+    for step in range(11):
+        batch_loss(options, backbone, torch.nn.Identity(), data, step, 0)
+    for latents, (_, _, states, pooled) in zip(drawn, seen, strict=True):
+        numbers = latents.mean((1, 2, 3)).round()
+        assert torch.equal(numbers, states)
+        assert torch.equal(numbers, pooled)
+    everything = torch.cat([latents.mean((1, 2, 3)).round() for latents in drawn]).tolist()
+    assert sorted(everything) == sorted(list(range(1, 12)) * 4), "each epoch shows each triptych once"
+    assert everything[:11] != everything[11:22], "each epoch has an order of its own"
+
+
+def test_caption_dropout_feeds_the_empty_prompt_at_its_rate(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_records(tmp_path, [f"id-{n}" for n in range(1, 5)])
+    backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
+    data = EmbeddingFolder(tmp_path / "embeddings" / "flux")
+    states = []
+    monkeypatch.setattr(backbone, "velocity", lambda m, x, t, text, g: states.append(text["prompt_embeds"][:, 0, 0]) or torch.zeros_like(x))
+    for step in range(100):
+        batch_loss(config(tmp_path, tiny_flux, batch_size=4, caption_dropout=0.3), backbone, torch.nn.Identity(), data, step, 0)
+    share = (torch.cat(states) == 0).float().mean().item()
+    assert 0.2 < share < 0.4
+
+
+def test_a_stopped_run_resumes_to_the_same_lora(tmp_path: Path, tiny_flux: Path) -> None:
+    options = {"max_train_steps": 7, "gradient_accumulation_steps": 2, "lora_dropout": 0.2, "caption_dropout": 0.3}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for work in (whole, stopped):
+        write_records(work, [f"id-{n}" for n in range(3)])
+    train(config(whole, tiny_flux, **options)).finish()
+    for stop_after in (1, 3, 5):  # between checkpoints, so that steps are done twice
+        run = train(config(stopped, tiny_flux, **options))
+        for number, _ in enumerate(run, 1):
+            if number == stop_after:
+                break
+        run._events.close()
+    last = train(config(stopped, tiny_flux, **options)).finish()
+    assert last["resumed_at"] > 0
+    theirs, ours = (load_file(work / "lora" / FILE_NAME) for work in (whole, stopped))
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+    rows = [json.loads(line)["step"] for line in (stopped / "lora" / "train.jsonl").read_text().splitlines()]
+    assert rows == list(range(1, 8))
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, tiny_flux: Path) -> None:
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    for work in (whole, damaged):
+        write_records(work, ["id-1", "id-2"])
+        train(config(work, tiny_flux)).finish()
+    (damaged / "lora" / FILE_NAME).unlink()
+    newest = damaged / "lora" / "checkpoints" / "step-00000006" / "state.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-5] ^= 0xFF
+    newest.write_bytes(data)
+    assert train(config(damaged, tiny_flux)).finish()["resumed_at"] == 4
+    theirs, ours = (load_file(work / "lora" / FILE_NAME) for work in (whole, damaged))
+    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+
+
+def test_a_finished_training_is_kept_and_other_settings_are_refused(tmp_path: Path, tiny_flux: Path) -> None:
+    write_records(tmp_path, ["id-1", "id-2"])
+    train(config(tmp_path, tiny_flux, max_train_steps=2)).finish()
+    before = (tmp_path / "lora" / FILE_NAME).stat().st_mtime_ns
+    assert train(config(tmp_path, tiny_flux, max_train_steps=2)).finish()["train_steps"] == 2
+    assert (tmp_path / "lora" / FILE_NAME).stat().st_mtime_ns == before
+    with pytest.raises(WorkError, match="rank"):
+        train(config(tmp_path, tiny_flux, max_train_steps=2, rank=8))
+
+
+def test_diffusers_loads_the_lora_at_our_strength(tmp_path: Path, tiny_flux: Path) -> None:
+    """alpha is folded in, so diffusers, which reads no alpha from the file, must compute what we compute."""
+    models = load_models(str(tiny_flux), device="cpu", dtype="fp32")
+    transformer, backbone = models.transformer, models.backbone
+    add_lora(transformer, backbone.lora_targets, rank=4, alpha=12, dropout=0.0, seed=1)
+    with torch.no_grad():
+        for name, tensor in lora_state(transformer).items():
+            if "lora_B" in name:
+                tensor.copy_(torch.randn(tensor.shape, generator=flow.generator_for(name)) * 0.1)
+    latents, text = torch.randn(1, 16, 6, 12), models.encode_text(["a dress"])
+    trained = backbone.velocity(transformer, latents, torch.tensor([0.5]), text, 1.0)
+    file = tmp_path / FILE_NAME
+    save_lora(file, lora_state(transformer), 4, 12, {"layout": LAYOUT.to_dict()})
+
+    pipe = FluxPipeline.from_pretrained(tiny_flux)
+    pipe.load_lora_weights(tmp_path)
+    theirs = backbone.velocity(pipe.transformer, latents, torch.tensor([0.5]), text, 1.0)
+    assert (trained - theirs).abs().max() < 1e-5
+
+    fresh = backbone.load_transformer()
+    about = load_lora(fresh, file)
+    assert about["layout"]["width"] == 32
+    ours = backbone.velocity(fresh, latents, torch.tensor([0.5]), text, 1.0)
+    assert (trained - ours).abs().max() < 1e-5
+    half = backbone.load_transformer()
+    load_lora(half, file, 0.5)
+    weaker = backbone.velocity(half, latents, torch.tensor([0.5]), text, 1.0)
+    assert (trained - weaker).abs().max() > 1e-3
+    with safe_open(file, "pt") as stream:
+        assert "lora_adapter_metadata" in stream.metadata()
+
+
+@pytest.mark.parametrize("damage", ["foreign", "nan", "shape", "pickle", "half"])
+def test_a_lora_that_does_not_fit_is_refused_by_name(tmp_path: Path, tiny_flux: Path, damage: str) -> None:
+    transformer = load_backbone(str(tiny_flux), "cpu", "fp32").load_transformer()
+    a, b = torch.zeros(2, 32), torch.zeros(32, 2)
+    key = "transformer_blocks.0.attn.to_q"
+    state = {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
+    file = tmp_path / FILE_NAME
+    if damage == "foreign":
+        state = {"nonsense.lora_A.weight": a, "nonsense.lora_B.weight": b}
+    elif damage == "nan":
+        b[0, 0] = float("nan")
+    elif damage == "shape":
+        state[f"{key}.lora_A.weight"] = torch.zeros(2, 31)
+    elif damage == "half":
+        del state[f"{key}.lora_B.weight"]
+    save_lora(file, state, 2, 2, {})
+    if damage == "pickle":
+        file.write_bytes(b"\x80\x04\x95canary.")
+    with pytest.raises(ModelError) as caught:
+        load_lora(transformer, tmp_path)
+    assert caught.value.hint
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    options = TrainConfig(max_train_steps=100, lr_warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate(step, options) for step in range(100)]
+    assert rates[9] == max(rates) == 1.0
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[99] < 0.001
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_batches_are_a_function_of_the_seed_and_their_number() -> None:
+    ids = [f"{n}" for n in range(10)]
+    assert ids_of_batch(ids, 0, 7, 4) == ids_of_batch(ids, 0, 7, 4)
+    stream = [id for number in range(5) for id in ids_of_batch(ids, 0, number, 4)]
+    assert sorted(stream[:10]) == sorted(stream[10:]) == ids
+    assert stream != [id for number in range(5) for id in ids_of_batch(ids, 1, number, 4)]
+
+
+def test_validation_pictures_come_from_the_sampler(tmp_path: Path, tiny_flux: Path) -> None:
+    from PIL import Image
+
+    write_records(tmp_path, ["id-1", "id-2"])
+    train(config(tmp_path, tiny_flux, max_train_steps=2, validation_steps=2)).finish()
+    with Image.open(tmp_path / "lora" / "samples" / "step-000002.png") as sheet:
+        assert sheet.size == (96, 48 * 4)
+
+
+def test_read_lora_of_a_work_folder(tmp_path: Path, tiny_flux: Path) -> None:
+    write_records(tmp_path, ["id-1"])
+    train(config(tmp_path, tiny_flux, max_train_steps=1)).finish()
+    state, about = read_lora(tmp_path)
+    assert about["layout"]["width"] == 32
+    assert about["context"] == "noisy"
+    assert len(state) == 2 * (12 + 2 * 5)
+    shutil.rmtree(tmp_path / "lora")
+    with pytest.raises(ModelError, match="no LoRA"):
+        read_lora(tmp_path)
