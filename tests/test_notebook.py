@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import builtins
 import http.server
 import io
 import shutil
@@ -15,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,13 +25,13 @@ from triptych.errors import InputError, TriptychError
 from triptych.notebook import PolygonMaskAnnotator
 from triptych.store import Run
 
+pytest.importorskip("anywidget")
 CHROMIUM = "/usr/bin/chromium"
 TRIANGLE = [[[10, 10], [60, 10], [60.5, 80]]]
 
 
 @pytest.fixture
 def annotator() -> PolygonMaskAnnotator:
-    pytest.importorskip("anywidget")
     return PolygonMaskAnnotator(Image.new("RGB", (100, 120), "navy"))
 
 
@@ -78,17 +78,15 @@ def test_malformed_polygons_are_refused(annotator: PolygonMaskAnnotator) -> None
 
 
 def test_show_displays_the_widget(annotator: PolygonMaskAnnotator, monkeypatch: pytest.MonkeyPatch) -> None:
-    display = pytest.importorskip("IPython.display")
     shown: list[Any] = []
-    monkeypatch.setattr(display, "display", shown.append)
+    monkeypatch.setattr("IPython.display.display", shown.append)
     assert annotator.show() is None
     assert shown == [annotator.widget]
     assert "application/vnd.jupyter.widget-view+json" in annotator._repr_mimebundle_()[0]
 
 
 def test_the_browser_gets_a_small_preview_but_full_coordinates(tmp_path: Path) -> None:
-    pytest.importorskip("anywidget")
-    Image.effect_noise((4000, 3000), 40).convert("RGB").save(tmp_path / "person.jpg")
+    Image.new("RGB", (4000, 3000), "teal").save(tmp_path / "person.jpg")
     annotator = PolygonMaskAnnotator(tmp_path / "person.jpg")
     assert (annotator.widget.width, annotator.widget.height) == (4000, 3000)
     kind, data = annotator.widget.image_url.split(",")
@@ -100,7 +98,6 @@ def test_the_browser_gets_a_small_preview_but_full_coordinates(tmp_path: Path) -
 
 
 def test_a_path_is_turned_upright_as_tryon_does(tmp_path: Path) -> None:
-    pytest.importorskip("anywidget")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (80, 40), "red").save(tmp_path / "person.jpg", exif=exif)
@@ -109,9 +106,7 @@ def test_a_path_is_turned_upright_as_tryon_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3), (20, 30, 4)])
 def test_arrays(shape: tuple[int, ...]) -> None:
-    pytest.importorskip("anywidget")
-    annotator = PolygonMaskAnnotator(np.zeros(shape, np.uint8), [[(1, 1), (9, 1), (9, 9)]])
-    assert annotator.get_mask().shape == (20, 30)
+    assert PolygonMaskAnnotator(np.zeros(shape, np.uint8), [[(1, 1), (9, 1), (9, 9)]]).get_mask().shape == (20, 30)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +119,7 @@ def test_what_is_no_picture(image: Any) -> None:
 
 
 def test_without_anywidget_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable[..., Any] = builtins.__import__
-
-    def without(name: str, *rest: Any, **named: Any) -> Any:
-        if name == "anywidget":
-            raise ImportError(name)
-        return real(name, *rest, **named)
-
-    monkeypatch.delitem(sys.modules, "anywidget", raising=False)
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "anywidget", None)  # makes its import fail
     notebook._canvas_class.cache_clear()
     with pytest.raises(TriptychError, match="anywidget") as caught:
         PolygonMaskAnnotator(Image.new("RGB", (8, 8)))
@@ -141,9 +128,6 @@ def test_without_anywidget_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell, with an outline set where a person would draw one and with a stand-in for the large model."""
-    pytest.importorskip("anywidget")
-    nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("IPython")
     book = nbformat.read(Path(__file__).parents[1] / "notebooks" / "tryon.ipynb", as_version=4)
     nbformat.validate(book)
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
@@ -156,8 +140,8 @@ def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return Run("tryon", 0, iter(()), {"images": [str(config.out)]})
 
     (tmp_path / "photos").mkdir()
-    for name in ("front", "back", "person"):
-        Image.new("RGB", (60, 80), "teal").save(tmp_path / "photos" / f"{name}.jpg")
+    for photo in ("front.jpg", "back.jpg", "person.jpg"):
+        Image.new("RGB", (60, 80), "teal").save(tmp_path / "photos" / photo)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(triptych, "tryon", stand_in, raising=False)
     names: dict[str, Any] = {}
@@ -170,12 +154,11 @@ def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
-PAGE = """<!doctype html><meta charset="utf-8"><title>canvas</title><body style="margin:20px"><div id="here" style="width:WIDTHpx"></div>
+PAGE = """<!doctype html><meta charset="utf-8"><title>canvas</title><body style="margin:20px"><div id="here" style="width:400px"></div>
 <script type="module">
 import widget, { mountPolygonCanvas } from "./polygon_canvas.js";
 const here = document.getElementById("here");
 window.calls = [];
-const options = { imageUrl: "photo.png", width: 800, height: 1200 };
 if (location.hash === "#widget") {
   const values = { image_url: "photo.png", width: 800, height: 1200, polygons: [] };
   const listeners = new Set();
@@ -189,7 +172,8 @@ if (location.hash === "#widget") {
   };
   window.leave = widget.render({ model: window.model, el: here });
 } else {
-  window.canvas = mountPolygonCanvas(here, { ...options, onChange: (polygons) => window.calls.push(polygons) });
+  const onChange = (polygons) => window.calls.push(polygons);
+  window.canvas = mountPolygonCanvas(here, { imageUrl: "photo.png", width: 800, height: 1200, onChange });
 }
 window.ready = true;
 </script>"""
@@ -200,14 +184,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A static page with the canvas 400 px wide on a photo of 800 × 1200 px: one CSS pixel is two photo pixels."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "polygon_canvas.js").write_text((resources.files("triptych") / "web" / "polygon_canvas.js").read_text(encoding="utf-8"))
-    (folder / "index.html").write_text(PAGE.replace("WIDTH", "400"))
+    (folder / "index.html").write_text(PAGE)
     photo = Image.linear_gradient("L").resize((400, 600)).convert("RGB")  # a preview, half the photo's size
     photo.paste((200, 120, 60), (100, 150, 300, 450))
     photo.save(folder / "photo.png")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript"}
-
         def log_message(self, *args: Any) -> None:
             pass
 
@@ -219,13 +201,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if not Path(CHROMIUM).exists() and not shutil.which("chromium"):
+    if not Path(CHROMIUM).exists():
         pytest.skip(f"no chromium at {CHROMIUM}")
     api = pytest.importorskip("playwright.sync_api")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     with api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=shutil.which("chromium") or CHROMIUM, args=flags)
-        yield started
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        yield (started := playwright.chromium.launch(executable_path=CHROMIUM, args=flags))
         started.close()
 
 
@@ -241,6 +222,9 @@ class Canvas:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(address)
         self.page.wait_for_function("window.ready")
+        self.measure()
+
+    def measure(self) -> None:
         self.box = self.page.locator("canvas").bounding_box()
         self.scale = self.box["width"] / 800
 
@@ -261,13 +245,8 @@ class Canvas:
         for key in keys:
             self.page.keyboard.press(key)
 
-    @property
-    def calls(self) -> list[Any]:
-        return list(self.page.evaluate("window.calls"))
-
-    @property
-    def status(self) -> str:
-        return str(self.page.locator(".status").inner_text())
+    calls = property(lambda self: self.page.evaluate("window.calls"))
+    status = property(lambda self: self.page.locator(".status").inner_text())
 
 
 @pytest.fixture
@@ -280,17 +259,15 @@ def mount(browser: Any, site: str) -> Iterator[Callable[..., Canvas]]:
 
     yield open_
     for canvas in opened:
-        origin = site.rsplit("/", 1)[0]
-        assert all(url.startswith((origin, "data:")) for url in canvas.requests), "no request leaves the page"
+        assert all(url.startswith(site.removesuffix("index.html")) for url in canvas.requests), "no request leaves the page"
         assert not canvas.errors
         canvas.context.close()
 
 
 def same(drawn: Any, expected: Any) -> bool:
     """Equal to within one photo pixel: the mouse stands on whole CSS pixels of a scaled canvas."""
-    return [len(p) for p in drawn] == [len(p) for p in expected] and bool(
-        np.allclose(np.concatenate(drawn), np.concatenate(expected), atol=1)
-    )
+    sizes = [[len(corners) for corners in polygons] for polygons in (drawn, expected)]
+    return sizes[0] == sizes[1] and all(np.allclose(a, b, atol=1) for a, b in zip(drawn, expected, strict=True))
 
 
 SQUARE = [(200, 300), (600, 300), (600, 900), (200, 900)]
@@ -300,7 +277,6 @@ SQUARE = [(200, 300), (600, 300), (600, 900), (200, 900)]
 def test_draw_close_drag(mount: Callable[..., Canvas], tmp_path: Path) -> None:
     canvas = mount()
     assert canvas.box["width"] == pytest.approx(400, abs=1)
-    assert canvas.box["height"] == pytest.approx(600, abs=1)
     canvas.click(*SQUARE)
     assert canvas.calls == [], "an open outline does not count"
     assert "4 corners, not closed yet" in canvas.status
@@ -315,15 +291,10 @@ def test_draw_close_drag(mount: Callable[..., Canvas], tmp_path: Path) -> None:
     canvas.drag((700, 1000), (900, 1400))
     assert canvas.calls[-1][0][2] == [800, 1200], "kept inside the photo"
     assert "inside = repainted" in canvas.page.locator(".legend").inner_text()
-
-    mask = masks.polygon_mask(canvas.calls[-1], (800, 1200))
-    assert mask[600, 400] == 1
-    assert mask[100, 100] == 0
     shot = Image.open(io.BytesIO(canvas.page.screenshot(path=tmp_path / "canvas.png"))).convert("RGB")
-    red, green, _ = shot.getpixel(tuple(round(v) for v in canvas.at(400, 500)))
-    assert red > green + 60, "tinted inside"
-    grey = shot.getpixel(tuple(round(v) for v in canvas.at(100, 500)))
-    assert max(grey) - min(grey) < 5, "untouched outside"
+    inside, outside = (shot.getpixel(tuple(round(v) for v in canvas.at(x, 500))) for x in (400, 100))
+    assert inside[0] > inside[1] + 60, "tinted"
+    assert max(outside) - min(outside) < 5, "grey as it was"
 
 
 @pytest.mark.browser
@@ -350,17 +321,15 @@ def test_several_outlines_select_delete_clear(mount: Callable[..., Canvas]) -> N
 def test_backspace_and_escape(mount: Callable[..., Canvas]) -> None:
     canvas = mount()
     canvas.click((100, 100), (300, 100), (300, 300), (700, 700))
-    canvas.press("Backspace")
-    assert canvas.status.startswith("3 corners")
+    canvas.press("Backspace", "Backspace", "Enter")
+    assert canvas.status.startswith("2 corners"), "two corners enclose nothing"
+    canvas.click((300, 300))
     canvas.press("Enter")
     assert same(canvas.calls[-1], [[(100, 100), (300, 100), (300, 300)]])
     canvas.click((500, 500), (700, 500), (700, 700))
     canvas.press("Escape")
     assert canvas.status.startswith("1 outline.")
     assert len(canvas.calls) == 1
-    canvas.click((500, 500), (700, 500))
-    canvas.press("Enter")
-    assert canvas.status.startswith("2 corners"), "two corners enclose nothing"
 
 
 @pytest.mark.browser
@@ -373,6 +342,17 @@ def test_keyboard_alone(mount: Callable[..., Canvas]) -> None:
     assert same(canvas.calls[-1], [[(400, 600), (600, 556), (600, 800)]])
     canvas.press("Delete")
     assert canvas.calls[-1] == []
+
+
+@pytest.mark.browser
+def test_keys_do_not_reach_the_notebook(mount: Callable[..., Canvas]) -> None:
+    """In JupyterLab D D on anything that is no text field deletes the cell."""
+    canvas = mount()
+    canvas.page.evaluate("window.seen = []; document.addEventListener('keydown', (event) => window.seen.push(event.key))")
+    canvas.page.locator("canvas").focus()
+    canvas.press("d", "d", "b", "Enter", "Escape", "ArrowDown", "Control+z", "Control+s")
+    canvas.page.get_by_role("button", name="Clear all").dispatch_event("keydown", {"key": "d", "bubbles": True})
+    assert [key for key in canvas.page.evaluate("window.seen") if key != "Control"] == ["s"]
 
 
 @pytest.mark.browser
@@ -394,8 +374,7 @@ def test_a_resize_moves_nothing(mount: Callable[..., Canvas]) -> None:
     before = canvas.calls[-1]
     canvas.page.evaluate("document.getElementById('here').style.width = '200px'")
     canvas.page.wait_for_function("document.querySelector('canvas').getBoundingClientRect().width < 210")
-    canvas.box = canvas.page.locator("canvas").bounding_box()
-    canvas.scale = canvas.box["width"] / 800
+    canvas.measure()
     assert canvas.page.evaluate("window.canvas.getPolygons()") == before
     canvas.drag(SQUARE[0], (100, 100))
     assert np.allclose(canvas.calls[-1][0][0], (100, 100), atol=4)

@@ -52,7 +52,7 @@ def test_latents_and_text_of_every_batch_carry_the_same_id(tmp_path: Path, tiny_
     data = EmbeddingFolder(tmp_path / "embeddings" / "flux")
     seen = []
 
-    def spy(transformer, latents, t, text, guidance):
+    def spy(transformer, latents, t, text, guidance, window=None):
         seen.append((latents, t, text["prompt_embeds"][:, 0, 0], text["pooled_prompt_embeds"][:, 0]))
         return torch.zeros_like(latents)
 
@@ -76,7 +76,9 @@ def test_caption_dropout_feeds_the_empty_prompt_at_its_rate(tmp_path: Path, tiny
     backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
     data = EmbeddingFolder(tmp_path / "embeddings" / "flux")
     states = []
-    monkeypatch.setattr(backbone, "velocity", lambda m, x, t, text, g: states.append(text["prompt_embeds"][:, 0, 0]) or torch.zeros_like(x))
+    monkeypatch.setattr(
+        backbone, "velocity", lambda m, x, t, text, g, w: states.append(text["prompt_embeds"][:, 0, 0]) or torch.zeros_like(x)
+    )
     for step in range(100):
         batch_loss(config(tmp_path, tiny_flux, batch_size=4, caption_dropout=0.3), backbone, torch.nn.Identity(), data, step, 0)
     share = (torch.cat(states) == 0).float().mean().item()

@@ -49,7 +49,7 @@ class EmbeddingRecord:
 
 def save_record(record: EmbeddingRecord, path: Path) -> None:
     tensors = {"latent_mean": record.latent_mean_CHW, "latent_std": record.latent_std_CHW}
-    about = {
+    about: dict[str, object] = {
         "id": record.id,
         "layout": record.layout.to_dict(),
         "image_sha256": record.image_sha256,

@@ -6,6 +6,7 @@ Legend: B batch, C channels, H and W latent rows and columns of the whole canvas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from triptych import flow, masks
-from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder
+from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window
 from triptych.backbones.registry import load_backbone
-from triptych.lora import load_lora
+from triptych.lora import load_lora, lora_switched_off
 from triptych.panels import Box, PanelLayout, concatenate, place, split
 
 OnStep = Callable[[int, int], None]
@@ -36,6 +37,18 @@ class Sampling:
     time_shift: Literal["panel", "canvas"] = "panel"
     """Tokens the time shift counts: of one panel, or of the whole canvas as diffusers does (which leaves a triptych
     few steps at low noise, where texture is decided)."""
+    context: Literal["noisy", "clean"] = "noisy"
+    """How known panels are shown to the model: noised along with the rest and put back after every step (the paper's
+    way, and diffusers'), or clean, read once and attended to, which only a LoRA trained that way understands."""
+    context_lora: bool = False
+    """Clean context: whether the LoRA also adapts how known tokens are read."""
+    context_guidance_scale: float = 1.0
+    """Clean context: extrapolate away from a pass without words and without product panels; 1 is off. It takes the place
+    of `true_cfg_scale`."""
+
+    @property
+    def needs_empty_prompt(self) -> bool:
+        return self.true_cfg_scale != 1.0 or self.context == "clean"
 
 
 @dataclass
@@ -84,7 +97,7 @@ def sample_latents(
     backbone: Backbone,
     transformer: nn.Module,
     layout: PanelLayout,
-    latent_shape: tuple[int, int, int],
+    latent_shape: Sequence[int],
     text: Text,
     negative: Text | None,
     seeds: Sequence[int],
@@ -97,8 +110,8 @@ def sample_latents(
 
     Args:
         latent_shape: (C, H, W) of the canvas.
-        text: embeddings of B prompts. negative: of the empty prompt, B times; used when `true_cfg_scale` is not 1.
-        known_BCHW: clean latents of the edited canvas. repaint_mask: (H, W) or (B, 1, H, W), 1 = repaint. Both or neither.
+        text: embeddings of B prompts. negative: of the empty prompt, B times; for guidance and clean context.
+        known_BCHW: clean latents of the edited canvas. repaint_mask: (H, W), 1 = repaint. Both or neither.
             The run starts from the known canvas noised to `strength`, and whatever is not repainted is put back after
             every step (diffusers' FluxInpaintPipeline computes the same).
     """
@@ -109,22 +122,60 @@ def sample_latents(
     mu = backbone.shift_mu((sides[0] // stride) * (sides[1] // stride))
     levels = flow.from_strength(flow.sigmas(sampling.num_inference_steps, mu), sampling.strength)
 
-    def velocity_with(embeddings: Text) -> flow.Velocity:
+    def velocity_with(embeddings: Text, window: Window | None = None) -> flow.Velocity:
         def velocity(latents_BCHW: Tensor, t: float) -> Tensor:
             times = torch.full((len(latents_BCHW),), t, device=latents_BCHW.device)
-            return backbone.velocity(transformer, latents_BCHW, times, embeddings, sampling.guidance_scale)
+            return backbone.velocity(transformer, latents_BCHW, times, embeddings, sampling.guidance_scale, window)
 
         return velocity
 
-    velocity = velocity_with(text)
-    if sampling.true_cfg_scale != 1.0:
+    window = without_products = None
+    clamp = None
+    if known_BCHW is not None:
+        assert repaint_mask is not None
+        clamp = flow.Clamp(known_BCHW.to(noise), noise, repaint_mask.to(noise))
+        if sampling.context == "clean":
+            assert negative is not None
+            active = active_tokens(repaint_mask, layout, stride).to(backbone.device)
+            window = read_window(backbone, transformer, clamp.known_BCHW, active, negative, sampling.context_lora)
+            if sampling.context_guidance_scale != 1.0:
+                kept = torch.from_numpy(layout.mask(layout.roles[-1:], stride)).to(backbone.device)
+                without_products = read_window(backbone, transformer, clamp.known_BCHW, active, negative, sampling.context_lora, kept)
+    velocity = velocity_with(text, window)
+    if without_products is not None and negative is not None:
+        velocity = flow.guided(velocity, velocity_with(negative, without_products), sampling.context_guidance_scale)
+    elif sampling.true_cfg_scale != 1.0:
         assert negative is not None
-        velocity = flow.guided(velocity, velocity_with(negative), sampling.true_cfg_scale)
-    if known_BCHW is None:
-        return flow.sample(velocity, noise, levels, on_step=on_step)
-    assert repaint_mask is not None
-    clamp = flow.Clamp(known_BCHW.to(noise), noise, repaint_mask.to(noise))
-    return flow.sample(velocity, clamp.start(levels[0]), levels, clamp, on_step)
+        velocity = flow.guided(velocity, velocity_with(negative, window), sampling.true_cfg_scale)
+    start = noise if clamp is None else clamp.start(levels[0])
+    return flow.sample(velocity, start, levels, clamp, on_step)
+
+
+def active_tokens(repaint_mask: Tensor, layout: PanelLayout, stride: int) -> Tensor:
+    """(rows, columns) bool on the token grid: tokens with any latent to repaint. repaint_mask: (H, W), 1 = repaint."""
+    rows, columns = layout.size[1] // stride, layout.size[0] // stride
+    cells = repaint_mask.reshape(rows, repaint_mask.shape[-2] // rows, columns, repaint_mask.shape[-1] // columns)
+    return cells.amax((1, 3)) > 0
+
+
+def read_window(
+    backbone: Backbone,
+    transformer: nn.Module,
+    clean_BCHW: Tensor,
+    active: Tensor,
+    empty: Text,
+    with_lora: bool,
+    within: Tensor | None = None,
+) -> Window:
+    """Run the tokens that are not active once, clean, and let the active ones attend to them.
+
+    within: (rows, columns) bool; read only known tokens in there (the worn panel, for a pass without product panels).
+    """
+    known = ~active if within is None else ~active & within
+    if not known.any():
+        return Window(active)
+    with nullcontext() if with_lora else lora_switched_off(transformer):
+        return Window(active, backbone.read(transformer, clean_BCHW, known, {name: value[:1] for name, value in empty.items()}))
 
 
 def generate_triptych(
@@ -144,7 +195,7 @@ def generate_triptych(
     """
     assert len(prompts) == len(seeds)
     text = models.encode_text(prompts)
-    negative = models.encode_text([""] * len(prompts)) if sampling.true_cfg_scale != 1.0 else None
+    negative = models.encode_text([""] * len(prompts)) if sampling.needs_empty_prompt else None
     unit = models.autoencoder.stride
     channels = models.backbone.latent_channels(models.transformer)
     shape = (channels, layout.size[1] // unit, layout.size[0] // unit)
@@ -215,12 +266,12 @@ def try_on(
     known, _ = models.autoencoder.encode(to_pixels([canvas]))
     count = len(seeds)
     text = models.encode_text([prompt] * count)
-    negative = models.encode_text([""] * count) if sampling.true_cfg_scale != 1.0 else None
+    negative = models.encode_text([""] * count) if sampling.needs_empty_prompt else None
     latents = sample_latents(
         models.backbone,
         models.transformer,
         layout,
-        tuple(known.shape[1:]),
+        known.shape[1:],
         text,
         negative,
         seeds,

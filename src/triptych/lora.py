@@ -7,7 +7,8 @@ A LoRA file holds `transformer.<module>.lora_A.weight` (rank, in) and `.lora_B.w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,20 @@ def add_lora(transformer: nn.Module, suffixes: Sequence[str], rank: int, alpha: 
 def lora_state(transformer: nn.Module) -> dict[str, Tensor]:
     """The LoRA's tensors by diffusers name, without prefix."""
     return get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
+
+
+@contextmanager
+def lora_switched_off(transformer: nn.Module) -> Iterator[None]:
+    """The base model alone, without gradients; the LoRA is back afterwards."""
+    layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def save_lora(path: Path, state: Mapping[str, Tensor], rank: int, alpha: float, about: Mapping[str, Any]) -> None:
@@ -118,8 +133,8 @@ def load_lora(transformer: nn.Module, path: Path, scale: float = 1.0) -> dict[st
         name = key.split(".lora_")[0]
         linear = modules.get(name)
         side = 1 if ".lora_A." in key else 0
-        fits = isinstance(linear, nn.Linear) and tensor.ndim == 2
-        if not fits or tensor.shape[side] != (linear.in_features if side else linear.out_features):
+        sides = (linear.out_features, linear.in_features) if isinstance(linear, nn.Linear) else (-1, -1)
+        if tensor.ndim != 2 or tensor.shape[side] != sides[side]:
             raise ModelError(f"The LoRA {path} does not fit this model at '{name}'.", "Use it with the model it was trained on.")
     ranks = {key.split(".lora_")[0]: tensor.shape[0] for key, tensor in state.items() if ".lora_A." in key}
     if {2 * len(ranks)} != {len(state)}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,8 @@ from triptych.inference import Sampling
 from triptych.lora import lora_file, read_lora
 from triptych.panels import PanelLayout
 from triptych.store import sha256_file
+
+log = logging.getLogger(__name__)
 
 
 class SamplingConfig(StageConfig):
@@ -35,6 +38,10 @@ class SamplingConfig(StageConfig):
     """Classifier-free guidance on the empty prompt (1 is off); by default what the model recommends."""
     time_shift: Literal["panel", "canvas"] = "panel"
     """Which tokens the time shift counts: of one panel, or of the whole canvas as diffusers does."""
+    context: Literal["auto", "noisy", "clean"] = "auto"
+    """How known panels are shown to the model; auto is what the LoRA was trained for, and noisy without one."""
+    context_guidance_scale: float | None = Field(default=None, ge=0)
+    """Clean context only: guidance on the product photos instead of the words (1 is off); by default what the model recommends."""
     panel_width: int | None = Field(default=None, ge=8)
     """Panel width in pixels; by default the LoRA's, else what the model recommends."""
     panel_height: int | None = Field(default=None, ge=8)
@@ -61,20 +68,27 @@ class SamplingConfig(StageConfig):
         settings = model_settings(self.model)
         stored = read_lora(self.lora)[1].get("layout") if self.lora else None
         base = PanelLayout.from_dict(stored) if stored else PanelLayout(settings.panel_width, settings.panel_height)
-        return PanelLayout(
-            self.panel_width or base.width, self.panel_height or base.height, base.roles, base.columns
-        ).check(settings.stride)
+        return PanelLayout(self.panel_width or base.width, self.panel_height or base.height, base.roles, base.columns).check(
+            settings.stride
+        )
 
     def sampling(self, settings: ModelSettings, strength: float = 1.0) -> Sampling:
         def choose(own: float | None, recommended: float) -> float:
             return recommended if own is None else own
 
+        trained = read_lora(self.lora)[1] if self.lora else {}
+        context = trained.get("context", "noisy") if self.context == "auto" else self.context
+        if context == "clean" and trained.get("context") != "clean":
+            log.warning("Clean context without a LoRA trained for it is an approximation; expect worse pictures.")
         return Sampling(
-            self.num_inference_steps or settings.num_inference_steps,
-            choose(self.guidance_scale, settings.guidance_scale),
-            choose(self.true_cfg_scale, settings.true_cfg_scale),
-            strength,
-            self.time_shift,
+            num_inference_steps=self.num_inference_steps or settings.num_inference_steps,
+            guidance_scale=choose(self.guidance_scale, settings.guidance_scale),
+            true_cfg_scale=choose(self.true_cfg_scale, settings.true_cfg_scale),
+            strength=strength,
+            time_shift=self.time_shift,
+            context=context,
+            context_lora=bool(trained.get("context_lora", False)),
+            context_guidance_scale=choose(self.context_guidance_scale, settings.context_guidance_scale),
         )
 
     def provenance(self, verb: str, seed: int, photos: dict[str, Path | None]) -> dict[str, str]:

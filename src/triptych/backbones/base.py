@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,18 @@ from triptych.errors import ModelError
 
 Text = dict[str, Tensor]
 """Text embeddings of a batch, one tensor per name, batch first. Names are the family's own business."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Clean context: which tokens are run, and what they may attend to beside each other and the text.
+
+    active: (rows, columns) bool on the token grid of the canvas. context: what `Backbone.read` returned; None leaves the
+    active tokens alone with the text.
+    """
+
+    active: Tensor
+    context: Any = None
 
 
 class TextEncoder(ABC):
@@ -82,8 +94,18 @@ class Backbone(ABC):
     def latent_channels(self, transformer: nn.Module) -> int: ...
 
     @abstractmethod
-    def velocity(self, transformer: nn.Module, latents_BCHW: Tensor, t_B: Tensor, text: Text, guidance_scale: float) -> Tensor:
-        """The transformer's velocity (B, C, H, W) at times t (B,) in [0, 1]."""
+    def velocity(
+        self, transformer: nn.Module, latents_BCHW: Tensor, t_B: Tensor, text: Text, guidance_scale: float, window: Window | None = None
+    ) -> Tensor:
+        """The transformer's velocity (B, C, H, W) at times t (B,) in [0, 1]; with a window, 0 outside its active tokens."""
+
+    @abstractmethod
+    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text) -> Any:
+        """Run the known tokens of clean latents once, at t = 0 and without words, for `Window.context`.
+
+        known: (rows, columns) bool on the token grid. empty: embeddings of the empty prompt; what a family needs beside
+        words (a pooled vector) is taken from it, so that a context does not depend on any prompt.
+        """
 
     @abstractmethod
     def shift_mu(self, tokens: int) -> float:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder
+from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window
+from triptych.backbones.flux_context import Context, install
 
 CLIP_TOKENS = 77
 
@@ -121,24 +123,56 @@ class Flux(Backbone):
         return transformer.to(self.device).eval().requires_grad_(False)
 
     def latent_channels(self, transformer: nn.Module) -> int:
-        return int(transformer.config.in_channels) // 4
+        return int(transformer.config.in_channels) // 4  # type: ignore[union-attr,arg-type]
 
-    def velocity(self, transformer: nn.Module, latents_BCHW: Tensor, t_B: Tensor, text: Text, guidance_scale: float) -> Tensor:
-        b, _, h, w = latents_BCHW.shape
-        states = text["prompt_embeds"].to(self.dtype)
-        config = getattr(transformer, "module", transformer).config
-        guidance = torch.full((b,), guidance_scale, device=latents_BCHW.device) if config.guidance_embeds else None
-        tokens = transformer(
-            hidden_states=pack(latents_BCHW).to(self.dtype),
-            timestep=t_B.to(latents_BCHW.device, self.dtype),
-            guidance=guidance,
-            pooled_projections=text["pooled_prompt_embeds"].to(self.dtype),
-            encoder_hidden_states=states,
-            txt_ids=torch.zeros(states.shape[1], 3, device=latents_BCHW.device),
-            img_ids=position_ids(h, w, latents_BCHW.device),
+    def velocity(
+        self, transformer: nn.Module, latents_BCHW: Tensor, t_B: Tensor, text: Text, guidance_scale: float, window: Window | None = None
+    ) -> Tensor:
+        h, w = latents_BCHW.shape[2:]
+        tokens, ids = pack(latents_BCHW), position_ids(h, w, latents_BCHW.device)
+        states, pooled = text["prompt_embeds"], text["pooled_prompt_embeds"]
+        if window is None:
+            return unpack(self._forward(transformer, tokens, ids, t_B, states, pooled, guidance_scale), h, w).float()
+        active = window.active.flatten()
+        attend = {} if window.context is None else {"context": window.context, "reading": True}
+        made = self._forward(transformer, tokens[:, active], ids[active], t_B, states, pooled, guidance_scale, attend)
+        return unpack(torch.zeros_like(tokens).index_copy(1, active.nonzero().squeeze(1), made.to(tokens.dtype)), h, w).float()
+
+    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text) -> Context:
+        install(transformer)
+        b, _, h, w = clean_BCHW.shape
+        context, where = Context(), known.flatten()
+        states = empty["prompt_embeds"][:, :0].expand(b, -1, -1)
+        pooled = empty["pooled_prompt_embeds"].expand(b, -1)
+        tokens, ids = pack(clean_BCHW)[:, where], position_ids(h, w, clean_BCHW.device)[where]
+        self._forward(transformer, tokens, ids, torch.zeros(b), states, pooled, 1.0, {"context": context})
+        return context
+
+    def _forward(
+        self,
+        transformer: nn.Module,
+        tokens_BND: Tensor,
+        ids: Tensor,
+        t_B: Tensor,
+        states: Tensor,
+        pooled: Tensor,
+        guidance_scale: float,
+        attend: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """The stock forward: tokens (B, N, 4C) and their position ids (N, 3) in, velocity tokens out."""
+        b, device = len(tokens_BND), tokens_BND.device
+        guided = transformer.config.guidance_embeds  # type: ignore[union-attr]
+        return transformer(
+            hidden_states=tokens_BND.to(self.dtype),
+            timestep=t_B.to(device, self.dtype),
+            guidance=torch.full((b,), guidance_scale, device=device) if guided else None,
+            pooled_projections=pooled.to(self.dtype),
+            encoder_hidden_states=states.to(self.dtype),
+            txt_ids=torch.zeros(states.shape[1], 3, device=device),
+            img_ids=ids,
+            joint_attention_kwargs=attend,
             return_dict=False,
         )[0]
-        return unpack(tokens, h, w).float()
 
     def shift_mu(self, tokens: int) -> float:
         """Linear in the tokens, as diffusers' `calculate_shift`."""

@@ -26,6 +26,8 @@ class ModelSettings:
     """Distilled guidance, fed to the model as a number."""
     true_cfg_scale: float = 1.0
     """Classifier-free guidance with an empty negative prompt; 1 is off."""
+    context_guidance_scale: float = 1.0
+    """Guidance on the known panels, for LoRAs trained with clean context; 1 is off."""
     num_inference_steps: int = 28
 
 

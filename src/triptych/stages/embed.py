@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 from pydantic import Field
@@ -96,7 +96,7 @@ def embed(config: EmbedConfig) -> Run:
     length = config.max_sequence_length or backbone.settings.max_sequence_length
     model = fingerprint(config.model, ["vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"])
     folder = StageFolder(config.embedding_folder / backbone.name, "embed", {"model": model, "max_sequence_length": length})
-    summary = {
+    summary: dict[str, Any] = {
         "triptychs": len(sources),
         "embedded": 0,
         "kept": 0,
@@ -126,7 +126,7 @@ def embed(config: EmbedConfig) -> Run:
 
 
 def _embed(
-    backbone: Backbone, folder: Path, todo: list[Source], length: int, model: str, batch_size: int, summary: dict[str, int]
+    backbone: Backbone, folder: Path, todo: list[Source], length: int, model: str, batch_size: int, summary: dict[str, Any]
 ) -> Iterator[Event]:
     """Text first, then latents, so that only one of the encoders is in memory at a time."""
     texts = _texts(backbone.load_text_encoder(), todo, length, summary)
@@ -152,7 +152,7 @@ def _float32(backbone: Backbone) -> Backbone:
     return dataclasses.replace(backbone, dtype=torch.float32)
 
 
-def _texts(encoder: TextEncoder, todo: list[Source], length: int, summary: dict[str, int]) -> dict[str, dict]:
+def _texts(encoder: TextEncoder, todo: list[Source], length: int, summary: dict[str, Any]) -> dict[str, dict]:
     """Text tensors by caption, each caption once; the empty prompt is always among them."""
     texts = {}
     for caption in dict.fromkeys(["", *(source.caption for source in todo)]):

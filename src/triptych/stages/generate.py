@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from triptych.errors import InputError
 from triptych.images import load_image, save_png
@@ -41,7 +42,7 @@ def generate(config: GenerateConfig) -> Run:
     models = load_models(config.model, config.lora, config.lora_scale, config.device, config.dtype)
     sampling = config.sampling(models.backbone.settings)
     out = config.out or config.work / "generated"
-    summary = {"images": [], "panels": list(layout.size), "num_inference_steps": sampling.num_inference_steps}
+    summary: dict[str, Any] = {"images": [], "panels": list(layout.size), "num_inference_steps": sampling.num_inference_steps}
 
     def work() -> Iterator[Event]:
         out.mkdir(parents=True, exist_ok=True)

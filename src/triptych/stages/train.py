@@ -24,8 +24,9 @@ from triptych.checkpoints import load_newest, save_checkpoint
 from triptych.config import StageConfig
 from triptych.embeddings import EmbeddingFolder, stack_text
 from triptych.errors import WorkError
-from triptych.inference import Sampling, sample_latents, to_images
+from triptych.inference import Sampling, read_window, sample_latents, to_images
 from triptych.lora import FILE_NAME, add_lora, lora_state, save_lora
+from triptych.panels import PanelLayout
 from triptych.store import Event, Run, StageFolder, digest, held, read_jsonl, write_jsonl
 
 
@@ -54,6 +55,13 @@ class TrainConfig(StageConfig):
     """Share of the LoRA's inputs dropped in training."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of samples that see the empty caption, so that the panels are learned and not only the words."""
+    context: Literal["noisy", "clean"] = "noisy"
+    """noisy: all panels are noised and all are learned, as in the paper. clean: product panels, and in half of the batches
+    a part of the worn one, are shown clean and read once; the rest of the worn panel is learned. Sampling is faster that way."""
+    context_lora: bool = False
+    """Clean context: the LoRA also adapts how known panels are read. Slower: the reading is then part of the backward pass."""
+    context_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Clean context: share of batches without product panels, so that sampling can be guided by them."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     """Moving average of the LoRA; it is what gets saved and shown. 0 turns it off."""
     guidance_scale: float = 1.0
@@ -122,7 +130,7 @@ def train(config: TrainConfig) -> Run:
 def _steps(config: TrainConfig, backbone: Backbone, data: EmbeddingFolder, folder: Path, summary: dict[str, Any]) -> Iterator[Event]:
     transformer = backbone.load_transformer()
     if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+        transformer.enable_gradient_checkpointing()  # type: ignore[operator]
     parameters = add_lora(transformer, backbone.lora_targets, config.rank, config.alpha, config.lora_dropout, config.seed)
     optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.99), weight_decay=config.weight_decay)
     average = {name: tensor.clone() for name, tensor in lora_state(transformer).items()}
@@ -170,7 +178,8 @@ def _steps(config: TrainConfig, backbone: Backbone, data: EmbeddingFolder, folde
     about = {
         "base_model": config.model,
         "layout": data[data.ids[0]].layout.to_dict(),
-        "context": "noisy",
+        "context": config.context,
+        "context_lora": config.context_lora,
         "steps": config.max_train_steps,
         "triptychs": len(data.ids),
     }
@@ -219,9 +228,39 @@ def batch_loss(config: TrainConfig, backbone: Backbone, transformer: nn.Module, 
     clean_BCHW, noise_BCHW, t_B = (torch.stack(part).to(backbone.device) for part in (clean, noise, times))
     text = backbone.to_device(stack_text(texts))
     latents_BCHW = flow.interpolate(clean_BCHW, noise_BCHW, t_B)
+    target_BCHW = flow.velocity_target(clean_BCHW, noise_BCHW)
     with torch.autocast(backbone.device.type, backbone.dtype, enabled=backbone.dtype != torch.float32):
-        predicted = backbone.velocity(transformer, latents_BCHW, t_B, text, config.guidance_scale)
-    return nn.functional.mse_loss(predicted.float(), flow.velocity_target(clean_BCHW, noise_BCHW))
+        window = None
+        if config.context == "clean":
+            generator = flow.generator_for(config.seed, "window", step, pass_)
+            layout = data[ids[0]].layout
+            active = draw_active(layout, backbone.settings.stride, generator)
+            dropped = float(torch.rand((), generator=generator)) < config.context_dropout
+            within = torch.from_numpy(layout.mask(layout.roles[-1:], backbone.settings.stride)) if dropped else None
+            empty = backbone.to_device(stack_text([data.empty]))
+            window = read_window(backbone, transformer, clean_BCHW, active, empty, config.context_lora, within)
+        predicted = backbone.velocity(transformer, latents_BCHW, t_B, text, config.guidance_scale, window)
+    if window is None:
+        return nn.functional.mse_loss(predicted.float(), target_BCHW)
+    scale = (target_BCHW.shape[2] // window.active.shape[0], target_BCHW.shape[3] // window.active.shape[1])
+    learned = window.active.repeat_interleave(scale[0], 0).repeat_interleave(scale[1], 1).expand_as(target_BCHW)
+    return nn.functional.mse_loss(predicted.float()[learned], target_BCHW[learned])
+
+
+def draw_active(layout: PanelLayout, stride: int, generator: torch.Generator) -> Tensor:
+    """Clean context: the tokens to learn, (rows, columns) bool. Half of the time the whole worn panel, else a box of a
+    third to all of its width and height, as a polygon in `tryon` would be."""
+    active = torch.from_numpy(layout.mask(layout.roles[-1:], stride))
+    whole, *share, x, y = torch.rand(5, generator=generator).tolist()
+    if whole < 0.5:
+        return active
+    box = layout.box(layout.roles[-1], stride)
+    sides = box.right - box.left, box.bottom - box.top
+    width, height = (max(1, round(side * (1 + 2 * part) / 3)) for side, part in zip(sides, share, strict=True))
+    left, top = box.left + round(x * (sides[0] - width)), box.top + round(y * (sides[1] - height))
+    active = torch.zeros_like(active)
+    active[top : top + height, left : left + width] = True
+    return active
 
 
 def _state(
@@ -302,10 +341,17 @@ def _validate(
             record = data[id]
             layout, known = record.layout, record.latent_mean_CHW[None].to(backbone.device)
             mask = torch.from_numpy(layout.mask(layout.roles[-1:], autoencoder.stride)).float()
-            sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.true_cfg_scale)
+            sampling = Sampling(
+                settings.num_inference_steps,
+                settings.guidance_scale,
+                settings.true_cfg_scale,
+                context=config.context,
+                context_lora=config.context_lora,
+                context_guidance_scale=settings.context_guidance_scale,
+            )
             text, empty = (backbone.to_device(stack_text([part])) for part in (record.text, data.empty))
             made = sample_latents(
-                backbone, transformer, layout, tuple(known.shape[1:]), text, empty, [config.seed + number], sampling, known, mask
+                backbone, transformer, layout, known.shape[1:], text, empty, [config.seed + number], sampling, known, mask
             )
             rows += to_images(autoencoder.decode(torch.cat([known, made])))
     finally:

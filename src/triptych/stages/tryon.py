@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -55,7 +56,7 @@ def tryon(config: TryonConfig) -> Run:
     models = load_models(config.model, config.lora, config.lora_scale, config.device, config.dtype)
     sampling = config.sampling(models.backbone.settings, config.strength)
     out = (config.out or config.work / "tryon.png").with_suffix(".png")
-    summary = {"images": [], "size": list(person.image.size), "feather": config.feather, "strength": config.strength}
+    summary: dict[str, Any] = {"images": [], "size": list(person.image.size), "feather": config.feather, "strength": config.strength}
 
     def work() -> Iterator[Event]:
         photos = {"front": config.front, "back": config.back, "person": config.person, "polygon": config.polygon}

@@ -1,0 +1,37 @@
+# make demo   install, then everything on the embedded model, with a report in demo/report.html
+# make test   install, then ruff, mypy, import-linter and the tests (under 15 minutes on 2 cores)
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-slow test-browser lint format clean
+
+demo: $(READY)
+	$(BIN)/triptych demo --out demo
+
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow"
+
+test-slow: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow
+
+test-browser: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m browser
+
+lint: $(READY)
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache demo

@@ -1,0 +1,74 @@
+"""Clean context for FLUX: known tokens are read once, and only the active tokens and the text run at every step.
+
+Known tokens are clean, modulated at t = 0, and attend only to known tokens; so their keys and values do not depend on the
+step, and two ordinary forwards of the stock transformer suffice: one over the known tokens that keeps keys and values, one
+over active tokens and text that also attends to what was kept (the idea of OminiControl2, arXiv 2503.08280, and of
+FLUX.2-klein-KV; here without touching the model, by attention processors).
+
+Legend: B batch, S sequence, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from torch import Tensor, nn
+
+
+@dataclass
+class Context:
+    """Keys and values of the known tokens, after rotary embedding: one (B, S, H, D) pair for each attention layer."""
+
+    kept: dict[ContextAttention, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class ContextAttention(FluxAttnProcessor):
+    """FluxAttnProcessor that keeps a `Context`, or (`reading`) also attends to one; without one it is its parent."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        context: Context | None = None,
+        reading: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if context is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+
+        def heads(states: Tensor) -> Tensor:
+            return states.unflatten(-1, (-1, attn.head_dim))
+
+        query, key = attn.norm_q(heads(attn.to_q(hidden_states))), attn.norm_k(heads(attn.to_k(hidden_states)))
+        value = heads(attn.to_v(hidden_states))
+        text = 0
+        if encoder_hidden_states is not None:
+            text = encoder_hidden_states.shape[1]
+            query = torch.cat([attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states))), query], dim=1)
+            key = torch.cat([attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states))), key], dim=1)
+            value = torch.cat([heads(attn.add_v_proj(encoder_hidden_states)), value], dim=1)
+        query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+        key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+        if reading:
+            known_key, known_value = context.kept[self]
+            key, value = torch.cat([known_key, key], dim=1), torch.cat([known_value, value], dim=1)
+        else:
+            context.kept[self] = key, value
+        states = dispatch_attention_fn(query, key, value, backend=self._attention_backend).flatten(2, 3).to(query.dtype)
+        if encoder_hidden_states is None:
+            return states
+        image = attn.to_out[1](attn.to_out[0](states[:, text:].contiguous()))
+        return image, attn.to_add_out(states[:, :text].contiguous())
+
+
+def install(transformer: nn.Module) -> None:
+    """Give every attention layer a `ContextAttention`, once."""
+    processors = transformer.attn_processors
+    if not all(isinstance(one, ContextAttention) for one in processors.values()):
+        transformer.set_attn_processor({name: ContextAttention() for name in processors})

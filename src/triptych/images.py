@@ -1,0 +1,279 @@
+"""The one image loader: every photo the product reads comes through here, and every PNG it writes leaves through here.
+
+Photos are untrusted: what a file is and how large it gets is settled from its header before a pixel is decoded, and any
+damage is a `BadImage` with a reason. Sizes are (width, height) in pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from triptych.errors import InputError
+from triptych.store import publish
+
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused from their header: 64 megapixels take 192 MB as RGB."""
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif"})
+"""What photos are called. Only folders are judged by it; a file is judged by its content."""
+_HINT = "Readable are JPEG, PNG, WebP, AVIF, TIFF, BMP and GIF; open the photo in an image editor and save it again."
+_GPS, _XMP, _ORIENTATION = 0x8825, 0x02BC, 0x0112
+
+
+class BadImage(InputError):
+    """A file that is not a usable photo. `reason` is a few words without the path: `truncated or damaged`."""
+
+    def __init__(self, path: Path, reason: str, hint: str = _HINT) -> None:
+        super().__init__(f"{path} is not a usable photo: {reason}.", hint)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class OriginalPhoto:
+    """A photo at native size with what is needed to write it back.
+
+    `image` is RGB, upright, its numbers those of the file whenever the file holds RGB (no colour conversion; they mean
+    colours of `icc_profile`). `exif` is without GPS, XMP, orientation and thumbnail; TIFFs come without it.
+    """
+
+    image: Image.Image
+    icc_profile: bytes | None
+    exif: bytes | None
+    format: str
+
+
+def load_image(path: Path, *, longest: int | None = None) -> Image.Image:
+    """A photo as upright 8-bit sRGB picture of mode RGB, fully decoded, without metadata.
+
+    EXIF orientation and ICC profile are applied, transparency lies on white, of an animation the first frame counts.
+    With `longest` the picture is scaled down so that its longer side is at most that (JPEGs then decode several times faster).
+
+    Raises:
+        BadImage: missing, not a regular file, not an image, larger than `MAX_PIXELS`, truncated or damaged.
+    """
+    image = _flat(_decode(Path(path), longest))
+    if longest is not None and max(image.size) > longest:
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    image = _to_srgb(image)
+    image.info = {}  # or Pillow would write the old profile into files saved from it
+    return image
+
+
+def load_original(path: Path) -> OriginalPhoto:
+    """A photo for editing: native size, RGB numbers as in the file, profile and EXIF kept for writing back.
+
+    Files without RGB numbers (CMYK, grey with a profile, 16-bit grey) come as sRGB, with no profile.
+
+    Raises:
+        BadImage: as `load_image`.
+    """
+    decoded = _decode(Path(path), None)
+    kind, exif = decoded.format or "", _clean_exif(decoded)
+    flat = _flat(decoded)
+    profile = flat.info.get("icc_profile") or None
+    if flat.mode == "RGB" and profile is not None and not _is_rgb_profile(profile):
+        profile = None
+    elif flat.mode != "RGB":
+        flat, profile = _to_srgb(flat), None
+    flat.info = {}
+    return OriginalPhoto(flat, profile, exif, kind)
+
+
+def check_header(path: Path) -> tuple[int, int]:
+    """(width, height) as stored, from the header alone.
+
+    Raises:
+        BadImage: missing, not a regular file, not an image, or larger than `MAX_PIXELS`.
+    """
+    with _open(Path(path)) as image:
+        return image.size
+
+
+def save_png(
+    image: Image.Image, path: Path, *, text: Mapping[str, str] | None = None, icc_profile: bytes | None = None, exif: bytes | None = None
+) -> None:
+    """Write a PNG that is complete or absent; `text` becomes its text chunks (keys: 1 to 79 Latin-1 characters)."""
+    chunks = PngInfo()
+    for key, value in (text or {}).items():
+        assert 0 < len(key) < 80, key
+        chunks.add_text(key, value)
+    with publish(Path(path)) as temporary:
+        # Named even when None: Pillow would otherwise take the profile that came with the picture.
+        image.save(temporary, "PNG", pnginfo=chunks, icc_profile=icc_profile, exif=exif or b"")
+
+
+# --- Decoding -----------------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> Image.Image:
+    """The picture behind `path`, header read, pixels not."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise BadImage(path, "it cannot be found or reached", "Check the path and who may read it.") from error
+    if not stat.S_ISREG(mode):  # a pipe or device would block for ever
+        raise BadImage(path, "it is not a regular file", "Give the path of an image file.")
+    if path.stat().st_size == 0:
+        raise BadImage(path, "the file is empty", "Copy the photo again.")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, "far over") from error
+    except PermissionError as error:
+        raise BadImage(path, "it may not be read", "Check who may read the file.") from error
+    except Exception as error:  # damaged headers make the parsers raise almost anything
+        raise BadImage(path, "not an image (or its header is damaged)") from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise _too_large(path, f"{image.width}×{image.height} px,")
+    if min(image.size) < 1:
+        raise BadImage(path, "it has no pixels")
+    return image
+
+
+def _too_large(path: Path, what: str) -> BadImage:
+    return BadImage(path, f"too large: {what} more than {MAX_PIXELS / 1e6:g} megapixels", "Scale it down first.")
+
+
+def _decode(path: Path, longest: int | None) -> Image.Image:
+    """All pixels of the first frame, upright, in the file's own mode; `format` and `info` kept."""
+    with _open(path) as image:
+        kind = image.format
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                if longest is not None:
+                    image.draft(None, (2 * longest, 2 * longest))
+                image.load()
+        except Exception as error:  # likewise
+            raise BadImage(path, "truncated or damaged") from error
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                upright = ImageOps.exif_transpose(image)
+        except Exception:  # an EXIF block nobody can parse says nothing about orientation
+            upright = image.copy()
+    upright.format = kind
+    return upright
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Any mode → L, RGB or CMYK of 8 bits, opaque; in the file's own colour space, `info` kept."""
+    info = dict(image.info)
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
+        image = _eight_bit(image)
+    if image.has_transparency_data:
+        grey = image.mode in ("LA", "La", "L", "1")
+        alpha = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(alpha)
+        image = image.convert("L" if grey else "RGB")
+    elif image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    image.info = info
+    return image
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Deep grey → L. Pillow's own conversion cuts everything over 255 off, which turns 16-bit photos white."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    top = float(values.max(initial=0.0))
+    if image.mode == "F":
+        scale = 255.0 if top <= 1.0 else 1.0 if top <= 255.0 else 1 / 257
+    else:
+        scale = 1 / 257 if image.mode != "I" or top > 255 else 1.0
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """L, RGB or CMYK with or without profile → RGB in sRGB. A profile that is damaged or does not fit is ignored."""
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "srgb" not in ImageCms.getProfileDescription(source).lower():  # sRGB to sRGB would only add rounding errors
+                converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                return converted if converted is not None else image
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass
+    return image.convert("RGB")
+
+
+def _is_rgb_profile(profile: bytes) -> bool:
+    return profile[16:20] == b"RGB "  # the colour space field of the ICC header
+
+
+def _clean_exif(image: Image.Image) -> bytes | None:
+    """EXIF of an upright picture, without the place, the orientation and the thumbnail of the unedited photo."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            exif = image.getexif()
+            for tag in (_GPS, _XMP, _ORIENTATION):  # XMP may name the place too
+                exif.pop(tag, None)
+            return exif.tobytes() if len(exif) else None
+    except Exception:  # damaged EXIF is left out rather than passed on
+        return None
+
+
+# --- Contact sheet ------------------------------------------------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """One picture of a contact sheet (None: unreadable), the lines below it, its frame's colour, and the ground's."""
+
+    image: Image.Image | None
+    label: str
+    colour: str = "#9a9a9a"
+    ground: str = "#ffffff"
+
+
+def contact_sheet(cells: Sequence[tuple[Image.Image | None, str] | Cell], columns: int = 8, thumb: int = 128) -> Image.Image:
+    """A grid of labelled thumbnails in reading order.
+
+    `thumb` is the side in pixels of the square a thumbnail is fitted into; labels may have several lines, and lines
+    that are too long end in "…".
+    """
+    styled = [Cell(*cell) for cell in cells]
+    size = max(9, thumb // 11)
+    font = ImageFont.load_default(size)
+    lines = max((cell.label.count("\n") + 1 for cell in styled), default=1)
+    pad, line = 8, round(size * 1.3)
+    width, height = thumb + 2 * pad, thumb + 3 * pad + lines * line
+    columns = max(1, min(columns, len(styled)))
+    sheet = Image.new("RGB", (columns * width, max(1, -(-len(styled) // columns)) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, cell in enumerate(styled):
+        left, top = index % columns * width, index // columns * height
+        draw.rectangle((left, top, left + width - 1, top + height - 1), fill=cell.ground)
+        if cell.image is None:
+            small = Image.new("RGB", (thumb, thumb), "#d8d8d8")
+            ImageDraw.Draw(small).text((thumb / 2, thumb / 2), "unreadable", "#606060", font, anchor="mm")
+        else:
+            small = cell.image.convert("RGB")
+            small.thumbnail((thumb, thumb), Image.Resampling.LANCZOS)
+        x, y = left + pad + (thumb - small.width) // 2, top + pad + (thumb - small.height) // 2
+        draw.rectangle((x - 3, y - 3, x + small.width + 2, y + small.height + 2), fill=cell.colour)
+        sheet.paste(small, (x, y))
+        for number, text in enumerate(cell.label.split("\n")):
+            text = _shorten(text, font, thumb + pad)
+            draw.text((left + width / 2, top + thumb + 2 * pad + number * line), text, "#202020", font, anchor="ma")
+    return sheet
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text, cut so that it is at most `width` pixels wide. Control characters become spaces."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

@@ -1,0 +1,317 @@
+"""Where the photo is repainted: polygon ↔ mask ↔ latent grid. White (1) = repaint, black (0) = keep.
+
+A mask is (H, W) float32 in [0, 1] whose values are multiples of 1/255, so that it is the same in memory and in a PNG.
+Polygon corners are (x, y) in pixels of the photo; (0, 0) is the outer corner of the top left pixel, so pixel (column x, row y)
+covers [x, x + 1) × [y, y + 1). Distances are in pixels, along rows and columns (a square neighbourhood).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from triptych.errors import InputError
+from triptych.panels import Box, place
+from triptych.store import write_json
+
+Polygons = list[list[tuple[float, float]]]
+"""Several polygons mean their union; each is the list of its corners (x, y), closed by itself."""
+
+MAX_POINTS = 100_000  # a hand-drawn outline has tens; the limits keep a broken file from eating the machine
+MAX_BYTES = 16 << 20
+MAX_COORDINATE = 1e6
+_FORMAT = 'A polygon file looks like {"polygons": [[[x, y], [x, y], [x, y]]]}, in pixels of the photo.'
+
+
+def check_polygons(value: Any, name: str = "The polygon") -> Polygons:
+    """`value` as `Polygons`, if it is a non-empty sequence of polygons of at least three (x, y) pairs of finite numbers.
+
+    Raises:
+        InputError: it is not; the sentence begins with `name` and says which polygon and corner is wrong.
+    """
+    if not _is_list(value) or len(value) == 0:
+        raise InputError(f"{name} holds no polygon.", "Draw at least one outline around what is to be repainted.")
+    polygons: Polygons = []
+    points = 0
+    for number, corners in enumerate(value, 1):
+        if not _is_list(corners) or len(corners) < 3:
+            raise InputError(f"{name}: polygon {number} has fewer than 3 corners.", _FORMAT)
+        points += len(corners)
+        if points > MAX_POINTS:
+            raise InputError(f"{name} has more than {MAX_POINTS} corners.", "Simplify the outline; a few dozen corners are plenty.")
+        polygons.append([])
+        for index, corner in enumerate(corners, 1):
+            if not _is_list(corner) or len(corner) != 2 or not all(isinstance(v, Real) and not isinstance(v, bool) for v in corner):
+                raise InputError(f"{name}: corner {index} of polygon {number} is not a pair of numbers.", _FORMAT)
+            # Compared before the conversion: float() of a huge int overflows. NaN fails every comparison.
+            if not all(-MAX_COORDINATE <= v <= MAX_COORDINATE for v in corner):
+                raise InputError(f"{name}: corner {index} of polygon {number} is not finite or far outside any photo.", _FORMAT)
+            polygons[-1].append((float(corner[0]), float(corner[1])))
+    return polygons
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+
+
+def read_polygons(path: Path, size: tuple[int, int] | None = None) -> Polygons:
+    """The polygons of a JSON file as `write_polygons` writes it: `{"polygons": [[[x, y], …], …]}`.
+
+    Args:
+        size: (width, height) of the photo it is for. If the file says what it was drawn on, the two must agree.
+
+    Raises:
+        InputError: missing or unreadable file, not JSON, not this format, or drawn on a photo of another size.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is too large for a polygon file.", _FORMAT)
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"The polygon file {path} cannot be read: {error.strerror}.", "Check the path given to --polygon.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON.", _FORMAT) from error
+    if not isinstance(data, dict) or "polygons" not in data:
+        raise InputError(f"{path} has no 'polygons'.", _FORMAT)
+    if data["polygons"] == []:
+        raise InputError(f"{path} holds no polygon.", "Draw at least one outline around what is to be repainted.")
+    drawn_on = data.get("size")
+    if size is not None and drawn_on is not None and drawn_on != list(size):
+        raise InputError(
+            f"{path} was drawn on a photo of {drawn_on} px, this one has {list(size)} px.",
+            "Draw it on the photo that is to be repainted, or delete 'size' from the file if you are sure.",
+        )
+    return check_polygons(data["polygons"], str(path))
+
+
+def to_dict(polygons: Polygons, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """What a polygon file holds; `size` (width, height) of the photo lets a reader notice the wrong photo."""
+    data: dict[str, Any] = {"polygons": [[[x, y] for x, y in corners] for corners in polygons]}
+    return data | ({"size": list(size)} if size else {})
+
+
+def write_polygons(path: Path, polygons: Polygons, size: tuple[int, int] | None = None) -> None:
+    """Write a polygon file that `read_polygons` and `triptych tryon --polygon` read.
+
+    Raises:
+        InputError: see `check_polygons`.
+    """
+    write_json(Path(path), to_dict(check_polygons(polygons), size))
+
+
+# --- polygon → mask ---------------------------------------------------------------------------------------------------
+
+_LINES = 8  # scan lines per pixel row
+_STEPS = 256  # positions per pixel along a scan line; powers of two keep every float32 sum below exact
+
+
+def polygon_mask(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
+    """How much of every pixel the union of `polygons` covers: (H, W) float32 in [0, 1], rounded up to n/255.
+
+    Everything an outline encloses counts, also where it crosses itself (non-zero winding). Parts outside the photo are
+    cut off. Coverage is exact along a row and sampled on eight lines down a pixel.
+
+    Args:
+        size: (width, height) of the photo in pixels.
+
+    Raises:
+        InputError: no polygon, malformed ones (see `check_polygons`), one that lies wholly outside, or one without area.
+    """
+    width, height = size
+    spans: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for number, corners in enumerate(check_polygons(polygons), 1):
+        lines, xs, signs = _boundaries(*_crossings(np.asarray(corners), height))
+        xs = np.clip(xs, 0, width * _STEPS)
+        if (signs * xs).sum() == 0:  # minus the area left inside the photo
+            x, y = np.asarray(corners).T
+            if x.max() <= 0 or y.max() <= 0 or x.min() >= width or y.min() >= height:
+                raise InputError(f"Polygon {number} lies outside the photo of {width}×{height} px.", "Was it drawn on another photo?")
+            raise InputError(f"Polygon {number} encloses no part of the photo of {width}×{height} px.", "Draw it larger.")
+        spans.append((lines, xs, signs))
+    lines, xs, signs = _boundaries(*(np.concatenate(parts) for parts in zip(*spans, strict=True)))
+    pixel, part = np.divmod(xs, _STEPS)
+    weight = signs.astype(np.float32) / _LINES
+    # A step up at x fills the rest of its pixel and all pixels to the right of it; the sum along the row does the latter.
+    steps = np.zeros((height, width + 2), dtype=np.float32)
+    np.add.at(steps, (lines // _LINES, pixel), weight * (1 - part / _STEPS).astype(np.float32))
+    np.add.at(steps, (lines // _LINES, pixel + 1), weight * (part / _STEPS).astype(np.float32))
+    np.cumsum(steps, axis=1, out=steps)
+    return _from_bytes(_to_bytes(steps[:, :width]))
+
+
+def _crossings(corners: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the outline (N, 2) crosses the scan lines: line, x in 1/_STEPS pixels, and +1 downwards or -1 upwards."""
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0, int))]
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        top, bottom = min(y0, y1), max(y0, y1)
+        # Scan line n lies at y = (n + 0.5) / _LINES; an edge owns its upper end but not its lower, so none counts twice.
+        first, last = (min(max(math.ceil(y * _LINES - 0.5), 0), height * _LINES) for y in (top, bottom))
+        if first < last:
+            lines = np.arange(first, last)
+            x = x0 + ((lines + 0.5) / _LINES - y0) * ((x1 - x0) / (y1 - y0))
+            found.append((lines, np.rint(x * _STEPS).astype(int), np.full(len(lines), 1 if y1 > y0 else -1)))
+    lines, xs, signs = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return lines, xs, signs
+
+
+def _boundaries(lines: np.ndarray, xs: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The crossings at which the winding number leaves (+1) or comes back to (-1) zero: the ends of covered spans."""
+    order = np.lexsort((-signs, xs, lines))
+    lines, xs, signs = lines[order], xs[order], signs[order]
+    after = np.cumsum(signs)  # every line sums to 0, so one sum runs through all of them
+    before = after - signs
+    opens, closes = before == 0, after == 0
+    keep = opens | closes
+    return lines[keep], xs[keep], np.where(opens, 1, -1)[keep]
+
+
+def _to_bytes(mask: np.ndarray) -> np.ndarray:
+    """(H, W) uint8, rounded up: what is touched at all stays touched."""
+    # n / 255 · 255 may come out a hair above n: hence the 1e-3, and hence the second term for values below that.
+    levels: np.ndarray = np.ceil(mask * np.float32(255) - np.float32(1e-3)).astype(np.uint8)
+    return np.asarray(np.maximum(levels, mask > 0, dtype=np.uint8))
+
+
+def _from_bytes(mask: np.ndarray) -> np.ndarray:
+    values: np.ndarray = mask.astype(np.float32) / np.float32(255)
+    return values
+
+
+def mask_image(mask: np.ndarray) -> Image.Image:
+    """The mask as a greyscale picture, white = repaint; nothing is lost."""
+    return Image.fromarray(_to_bytes(mask))
+
+
+# --- mask → mask ------------------------------------------------------------------------------------------------------
+
+
+def grow(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """The mask (H, W) widened by `pixels` ≥ 0 to all sides: every pixel takes the largest value within that distance."""
+    assert mask.ndim == 2
+    assert pixels >= 0
+    for _ in range(2):  # rows, then columns
+        mask = _spread(mask, min(pixels, mask.shape[0])).T
+    return np.ascontiguousarray(mask)
+
+
+def _spread(mask: np.ndarray, reach: int) -> np.ndarray:
+    """Running maximum down the rows over 2 · reach + 1 of them; the window doubles, so cost grows with log(reach)."""
+    mask = np.pad(mask, ((reach, reach), (0, 0)))
+    window = 1
+    while window < 2 * reach + 1:
+        step = min(window, 2 * reach + 1 - window)
+        mask = np.asarray(np.maximum(mask[:-step], mask[step:]))
+        window += step
+    return mask
+
+
+def feather(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """The mask with a soft edge of `pixels` ≥ 0 OUTSIDE it: (H, W) float32 in [0, 1].
+
+    What was 1 stays exactly 1, what is more than `pixels` away from the mask stays exactly 0, nowhere is the result
+    smaller than the mask. (A Gaussian has no end and would touch the whole photo; here the mask grows by half the
+    way and two box blurs of finite reach make the ramp over the whole of it.)
+    """
+    blur = pixels // 2
+    image = mask_image(grow(mask, pixels - blur))
+    for radius in (blur - blur // 2, blur // 2):
+        image = image.filter(ImageFilter.BoxBlur(radius))
+    return _from_bytes(np.asarray(image))
+
+
+def latent_mask(mask: np.ndarray, stride: int) -> np.ndarray:
+    """(H / stride, W / stride) bool: cells of `stride` × `stride` pixels that hold any pixel above 0, so none is missed.
+
+    `stride` must divide both sides (`PanelLayout.check` sees to it).
+    """
+    height, width = mask.shape
+    assert not height % stride, (mask.shape, stride)
+    assert not width % stride, (mask.shape, stride)
+    return np.asarray((mask > 0).reshape(height // stride, stride, width // stride, stride).any(axis=(1, 3)))
+
+
+def crop_box(mask: np.ndarray, aspect: float, margin: float = 0.25) -> Box:
+    """The smallest box of shape `aspect` (width / height) around the mask, as far as the photo reaches.
+
+    The mask's own box is widened by `margin` (a fraction of its longer side, ≥ 0) to every side, lengthened in one
+    direction to the aspect, and shifted into the photo. A side longer than the photo is cut to it, so the box always
+    lies inside and always holds the whole mask, but is then narrower or flatter than asked: `panels.fit` pads the rest.
+
+    Raises:
+        InputError: the mask is empty.
+    """
+    assert aspect > 0
+    assert margin >= 0
+    columns, rows = np.flatnonzero((mask > 0).any(axis=0)), np.flatnonzero((mask > 0).any(axis=1))
+    if len(rows) == 0:
+        raise InputError("The mask is empty: nothing would be repainted.", "Draw a polygon around what is to be repainted.")
+    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    around = 2 * margin * max(right - left, bottom - top)
+    width, height = right - left + around, bottom - top + around
+    width, height = max(width, height * aspect), max(height, width / aspect)
+    x, w = _inside(left, right, math.ceil(width - 1e-6), mask.shape[1])
+    y, h = _inside(top, bottom, math.ceil(height - 1e-6), mask.shape[0])
+    return Box(x, y, x + w, y + h)
+
+
+def _inside(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
+    """Start and length of an interval centred on [start, stop), shifted and if need be cut to lie in [0, limit)."""
+    length = min(length, limit)
+    return min(max((start + stop - length) // 2, 0), limit - length), length
+
+
+def fit_mask(mask: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
+    """The part of the mask inside `box`, scaled into a panel exactly as `panels.fit` scales the photo: (height, width).
+
+    Padding is 0 (kept). Every panel pixel that a pixel above 0 falls on is above 0.
+    """
+    part = np.ascontiguousarray(mask[box.top : box.bottom, box.left : box.right])
+    left, top, w, h = place((part.shape[1], part.shape[0]), width, height)
+    # One source pixel wider first: a box filter may leave out a pixel whose centre lies right between two panel pixels.
+    scaled = Image.fromarray(grow(part, 1)).resize((w, h), Image.Resampling.BOX)
+    panel = np.zeros((height, width), dtype=np.float32)
+    panel[top : top + h, left : left + w] = _from_bytes(_to_bytes(np.clip(np.asarray(scaled), 0, 1)))
+    return panel
+
+
+# --- mask and photo ---------------------------------------------------------------------------------------------------
+
+
+def composite(original: Image.Image, repainted: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The original, with `repainted` where the mask is white: per channel round((1 - mask) · original + mask · repainted).
+
+    Where the mask is 0 the pixels are bit-identical to the original, where it is 1 to `repainted`. All three have one
+    size, both pictures are RGB. Done in 8 bit by Pillow: a 4000 × 6000 photo needs no float copy.
+    """
+    assert original.mode == repainted.mode == "RGB"
+    assert original.size == repainted.size == mask.shape[::-1]
+    return Image.composite(repainted, original, mask_image(mask))
+
+
+def preview(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The photo with the repainted area tinted, outlined and named, for a person to check: RGB of the same size."""
+    image = image.convert("RGB")
+    tint = Image.new("RGB", image.size, (255, 64, 96))
+    shown = composite(image, Image.blend(image, tint, 0.4), mask)
+    line = max(1, round(max(image.size) / 400))
+    inside = (mask > 0).astype(np.uint8)
+    edge = Image.fromarray((grow(inside, line) - inside) * np.uint8(255))
+    shown.paste(Image.new("RGB", image.size, (255, 255, 255)), None, edge)
+    text = max(10, round(min(image.size) / 25))
+    ImageDraw.Draw(shown).text(
+        (text / 2, image.height - 1.6 * text),
+        "inside the outline = repainted",
+        fill="white",
+        font=ImageFont.load_default(text),
+        stroke_width=max(1, text // 10),
+        stroke_fill="black",
+    )
+    return shown

@@ -1,0 +1,148 @@
+"""PolygonMaskAnnotator: draw in a notebook what is to be repainted, get a mask or a file for `triptych tryon --polygon`."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from triptych import masks
+from triptych.errors import InputError, TriptychError
+from triptych.images import load_image
+
+PREVIEW = 1600  # longest side in pixels of what the browser gets; a camera photo would be tens of megabytes
+
+
+class PolygonMaskAnnotator:
+    """A canvas on which outlines are drawn around what is to be repainted (inside = repainted = white).
+
+        annotator = PolygonMaskAnnotator("person.jpg")
+        annotator.show()                    # draw, close the outline
+        annotator.save("polygon.json")      # in another cell; or annotator.get_mask()
+
+    Works in Jupyter, Colab, VS Code and marimo. Only closed outlines count; several mean their union.
+    """
+
+    def __init__(self, image: Image.Image | np.ndarray | str | Path, polygons: masks.Polygons | None = None) -> None:
+        """
+        Args:
+            image: the person photo: a path (turned upright by its EXIF tag, as `triptych tryon` does), a PIL image, or
+                an array (H, W), (H, W, 3) or (H, W, 4) of uint8. The last two are taken as they lie.
+            polygons: outlines to begin with, corners (x, y) in pixels of the photo.
+
+        Raises:
+            InputError: the photo cannot be read, the array is no picture, or the polygons are malformed.
+            TriptychError: anywidget is not installed.
+        """
+        self.image = _picture(image)
+        self.widget: Any = _canvas_class()(image_url=_data_url(self.image), width=self.image.width, height=self.image.height)
+        if polygons:
+            self.polygons = polygons
+
+    @property
+    def polygons(self) -> masks.Polygons:
+        """The closed outlines, corners (x, y) in pixels of the photo. Setting them redraws the canvas."""
+        drawn = self.widget.polygons
+        return masks.check_polygons(drawn) if drawn else []
+
+    @polygons.setter
+    def polygons(self, polygons: masks.Polygons) -> None:
+        self.widget.polygons = masks.to_dict(masks.check_polygons(polygons))["polygons"] if polygons else []
+
+    def show(self) -> None:
+        """Show the canvas below the notebook cell."""
+        from IPython.display import display
+
+        display(self.widget)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """What a notebook shows for an annotator that is the last line of a cell: the canvas."""
+        return self.widget._repr_mimebundle_(**kwargs)
+
+    def get_mask(self) -> np.ndarray:
+        """(H, W) uint8 in the size of the photo: 255 (repaint) wherever an outline covers any of a pixel, 0 elsewhere.
+
+        Raises:
+            InputError: no closed outline yet, or one without area.
+        """
+        if not self.widget.polygons:
+            raise InputError("Nothing is drawn yet.", "Click around what is to be repainted and close the outline (Enter or double-click).")
+        mask = masks.polygon_mask(self.polygons, self.image.size)
+        return np.where(mask > 0, np.uint8(255), np.uint8(0))
+
+    def preview(self) -> Image.Image:
+        """The photo with what would be repainted tinted.
+
+        Raises:
+            InputError: see `get_mask`.
+        """
+        return masks.preview(self.image, self.get_mask() / np.float32(255))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the outlines for `triptych tryon --polygon PATH`; the path.
+
+        Raises:
+            InputError: see `get_mask`; an outline that could not be used is not saved.
+        """
+        self.get_mask()
+        masks.write_polygons(Path(path), self.polygons, self.image.size)
+        return Path(path)
+
+    def clear(self) -> None:
+        """Remove all outlines."""
+        self.polygons = []
+
+
+def _picture(image: Any) -> Image.Image:
+    if isinstance(image, str | Path):
+        return load_image(Path(image))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)) or image.size == 0:
+            raise InputError(
+                f"An array of shape {image.shape} and type {image.dtype} is not a picture.",
+                "Give (height, width, 3) values of uint8, or the path of the photo.",
+            )
+        return Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise InputError(f"A {type(image).__name__} is not a picture.", "Give a path, a PIL image or a numpy array.")
+    return image
+
+
+def _data_url(image: Image.Image) -> str:
+    """A preview of the photo, at most `PREVIEW` pixels a side, as a data URL that a browser shows without a request."""
+    small = image.convert("RGB")
+    small.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+
+
+@functools.cache
+def _canvas_class() -> Any:
+    """The widget class; made when first needed because anywidget is an optional extra.
+
+    Raises:
+        TriptychError: anywidget is not installed.
+    """
+    try:
+        import anywidget
+        import traitlets
+    except ImportError as error:
+        raise TriptychError("The polygon canvas needs anywidget, which is not installed.", "pip install 'triptych[notebook]'") from error
+
+    class PolygonCanvas(anywidget.AnyWidget):  # type: ignore[misc, unused-ignore]
+        """What Python and the browser share. `polygons` is set from both sides."""
+
+        _esm = (resources.files("triptych") / "web" / "polygon_canvas.js").read_text(encoding="utf-8")
+        image_url = traitlets.Unicode().tag(sync=True)
+        width = traitlets.Int(1).tag(sync=True)
+        height = traitlets.Int(1).tag(sync=True)
+        polygons: Any = traitlets.List().tag(sync=True)
+
+    return PolygonCanvas

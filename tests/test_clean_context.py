@@ -1,0 +1,174 @@
+"""Clean context: two forwards equal one asymmetric pass, for irregular masks; without a context nothing changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file
+
+from triptych.backbones.base import Window
+from triptych.backbones.flux import Flux, pack, position_ids
+from triptych.backbones.flux_context import install
+from triptych.backbones.registry import load_backbone
+from triptych.backbones.settings import ModelSettings
+from triptych.inference import active_tokens, load_models, sample_latents
+from triptych.lora import FILE_NAME
+from triptych.panels import PanelLayout
+from triptych.stages.generate import GenerateConfig
+from triptych.stages.train import draw_active, train
+
+from .test_train import config, write_records
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_flux: Path) -> tuple[Flux, FluxTransformer2DModel]:
+    backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
+    assert isinstance(backbone, Flux)
+    return backbone, backbone.load_transformer()
+
+
+def text(batch: int, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "prompt_embeds": torch.randn(batch, 24, 32, generator=generator),
+        "pooled_prompt_embeds": torch.randn(batch, 32, generator=generator),
+    }
+
+
+def one_pass(transformer, latents, known, t, words, empty, guidance):
+    """The reference: all tokens in one sequence, each modulated by its own time and pooled vector, known tokens blind to
+    the rest. Written from the model's own layers, block by block, so that it shares no code with the two-pass way."""
+    tokens, ids = pack(latents), position_ids(*latents.shape[2:], latents.device)
+    count, length = tokens.shape[1], words["prompt_embeds"].shape[1]
+    order = torch.cat([known.nonzero().squeeze(1), (~known).nonzero().squeeze(1)])
+    kept = int(known.sum())
+    hidden, ids = transformer.x_embedder(tokens[:, order]), ids[order]
+    states = transformer.context_embedder(words["prompt_embeds"])
+    batch = len(tokens)
+
+    def time(value, pooled, scale):
+        return transformer.time_text_embed(torch.full((batch,), value * 1000), torch.full((batch,), scale * 1000), pooled)
+
+    clean = time(0.0, empty["pooled_prompt_embeds"].expand(batch, -1), 1.0)
+    noisy = time(t, words["pooled_prompt_embeds"], guidance)
+    rotary = transformer.pos_embed(torch.cat([torch.zeros(length, 3), ids]))
+    sequence = length + count
+    allowed = torch.ones(sequence, sequence, dtype=torch.bool)
+    allowed[length : length + kept, :length] = False
+    allowed[length : length + kept, length + kept :] = False
+
+    def mixed(norm, values, first):
+        """A modulation norm with `clean` for the known rows and `noisy` for the others; `first` is their first row."""
+        a, b = norm(values, emb=clean), norm(values, emb=noisy)
+        rows = torch.zeros(values.shape[1], 1, dtype=torch.bool)
+        rows[first : first + kept] = True
+        return [torch.where(rows, x if x.ndim == 3 else x[:, None], y if y.ndim == 3 else y[:, None]) for x, y in zip(a, b, strict=True)]
+
+    for block in transformer.transformer_blocks:
+        normed, gate, shift, scale, mlp_gate = mixed(block.norm1, hidden, 0)
+        text_normed, text_gate, text_shift, text_scale, text_mlp_gate = block.norm1_context(states, emb=noisy)
+        image_out, text_out = block.attn(normed, text_normed, attention_mask=allowed, image_rotary_emb=rotary)
+        hidden = hidden + gate * image_out
+        hidden = hidden + mlp_gate * block.ff(block.norm2(hidden) * (1 + scale) + shift)
+        states = states + text_gate[:, None] * text_out
+        states = states + text_mlp_gate[:, None] * block.ff_context(
+            block.norm2_context(states) * (1 + text_scale[:, None]) + text_shift[:, None]
+        )
+    both = torch.cat([states, hidden], dim=1)
+    for block in transformer.single_transformer_blocks:
+        normed, gate = mixed(block.norm, both, length)
+        attention = block.attn(normed, attention_mask=allowed, image_rotary_emb=rotary)
+        both = both + gate * block.proj_out(torch.cat([attention, block.act_mlp(block.proj_mlp(normed))], dim=2))
+    active = both[:, length + kept :]
+    return transformer.proj_out(transformer.norm_out(active, noisy))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.67, 0.9])
+def test_two_passes_equal_one_asymmetric_pass(parts: tuple[Flux, FluxTransformer2DModel], share: float) -> None:
+    backbone, transformer = parts
+    install(transformer)
+    generator = torch.Generator().manual_seed(4)
+    latents = torch.randn(2, 16, 6, 12, generator=generator)
+    known = torch.rand(3, 6, generator=generator) < share
+    known[0, 0], known[2, 5] = True, False
+    words, empty = text(2, 1), text(1, 2)
+    with torch.no_grad():
+        context = backbone.read(transformer, latents, known, empty)
+        ours = backbone.velocity(transformer, latents, torch.full((2,), 0.7), words, 3.5, Window(~known, context))
+        reference = one_pass(transformer, latents, known.flatten(), 0.7, words, empty, 3.5)
+    flat = pack(ours)
+    assert (flat[:, ~known.flatten()] - reference).abs().max() < 1e-5
+    assert (flat[:, known.flatten()] == 0).all()
+    with torch.no_grad():
+        alone = backbone.velocity(transformer, latents, torch.full((2,), 0.7), words, 3.5, Window(~known))
+    assert (alone - ours).abs().max() > 1e-3, "the context is really read"
+
+
+def test_installed_processors_change_nothing_without_a_context(parts: tuple[Flux, FluxTransformer2DModel]) -> None:
+    backbone, transformer = parts
+    stock = backbone.load_transformer()
+    install(transformer)
+    latents, words, t = torch.randn(1, 16, 6, 12), text(1, 3), torch.tensor([0.4])
+    with torch.no_grad():
+        assert torch.equal(backbone.velocity(transformer, latents, t, words, 1.0), backbone.velocity(stock, latents, t, words, 1.0))
+        everything = Window(torch.ones(3, 6, dtype=torch.bool))
+        windowed = backbone.velocity(transformer, latents, t, words, 1.0, everything)
+        assert (windowed - backbone.velocity(stock, latents, t, words, 1.0)).abs().max() < 1e-6
+
+
+def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny_flux: Path, tmp_path: Path) -> None:
+    layout = PanelLayout(32, 48)
+    write_records(tmp_path, ["id-1", "id-2", "id-3"])
+    options = {"context": "clean", "context_dropout": 0.5, "max_train_steps": 8}
+    train(config(tmp_path, tiny_flux, **options)).finish()
+    lora = tmp_path / "lora"
+    sampling = GenerateConfig(model=str(tiny_flux), lora=lora, prompt="p").sampling(ModelSettings(num_inference_steps=3))
+    assert sampling.context == "clean"
+    models = load_models(str(tiny_flux), lora, device="cpu", dtype="fp32")
+    known = torch.randn(1, 16, 6, 12)
+    mask = torch.zeros(6, 12)
+    mask[1:4, 9:11] = 1
+    words, empty = models.encode_text(["a dress"]), models.encode_text([""])
+    for guidance in (1.0, 3.0):
+        sampling = dataclasses.replace(sampling, context_guidance_scale=guidance)
+        made = sample_latents(models.backbone, models.transformer, layout, known.shape[1:], words, empty, [1], sampling, known, mask)
+        outside = (mask == 0).expand_as(made)
+        assert torch.equal(made[outside], known[outside])
+        assert (made - known)[~outside].abs().min() > 0
+    other = torch.randn(1, 16, 6, 12)
+    other[..., 8:] = known[..., 8:]
+    moved = sample_latents(models.backbone, models.transformer, layout, known.shape[1:], words, empty, [1], sampling, other, mask)
+    inside = (mask == 1).expand_as(made)
+    assert (made[inside] - moved[inside]).abs().max() > 1e-4, "other product panels make another picture"
+
+
+def test_a_stopped_clean_run_resumes_to_the_same_lora(tiny_flux: Path, tmp_path: Path) -> None:
+    options = {"context": "clean", "context_dropout": 0.3, "context_lora": True, "max_train_steps": 5}
+    for work in (tmp_path / "whole", tmp_path / "stopped"):
+        write_records(work, ["id-1", "id-2"])
+    train(config(tmp_path / "whole", tiny_flux, **options)).finish()
+    run = train(config(tmp_path / "stopped", tiny_flux, **options))
+    for _ in range(3):
+        next(iter(run))
+    run._events.close()
+    assert train(config(tmp_path / "stopped", tiny_flux, **options)).finish()["resumed_at"] == 2
+    whole, stopped = (load_file(tmp_path / name / "lora" / FILE_NAME) for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+
+
+def test_active_tokens_cover_every_latent_of_the_mask() -> None:
+    layout = PanelLayout(32, 48)
+    mask = torch.zeros(6, 12)
+    mask[3, 9] = 1
+    active = active_tokens(mask, layout, 16)
+    assert active.shape == (3, 6)
+    assert active.sum() == 1
+    assert active[1, 4]
+    for seed in range(50):
+        drawn = draw_active(layout, 16, torch.Generator().manual_seed(seed))
+        assert drawn[:, 4:].any()
+        assert not drawn[:, :4].any()
