@@ -18,7 +18,6 @@ from PIL import Image
 from pydantic import Field
 
 from triptych import masks
-from triptych.backbones.settings import model_settings
 from triptych.config import StageConfig
 from triptych.inference import Models, Sampling, generate_triptych, load_models
 from triptych.panels import PanelLayout, split
@@ -42,8 +41,8 @@ SCALE = 4  # the shop's photos are four times the size of a pocket panel
 
 
 class DemoConfig(StageConfig):
-    out: Path = Path("demo")
-    """Folder for the report, the pictures and the work folders."""
+    out: Path | None = None
+    """Folder for the report, the pictures and the work folders, if not WORK; by default demo."""
     items: int = Field(default=40, ge=8, le=500)
     """Items in the rendered shop."""
     max_train_steps: int = Field(default=300, ge=1)
@@ -56,12 +55,12 @@ class DemoConfig(StageConfig):
 
 def demo(config: DemoConfig) -> Run:
     """Write `report.html` and `summary.json` to `out`; what an earlier run finished is kept."""
-    summary: dict[str, Any] = {"report": str(config.out / "report.html"), "seconds": {}}
-    return Run("demo", 0, _story(config, summary), summary)
+    out = config.out or (config.work if "work" in config.model_fields_set else Path("demo"))
+    summary: dict[str, Any] = {"report": str(out / "report.html"), "seconds": {}}
+    return Run("demo", 0, _story(config, out, summary), summary)
 
 
-def _story(config: DemoConfig, summary: dict[str, Any]) -> Iterator[Event]:
-    out = config.out
+def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[Event]:
     shop, work = out / "shop", {"work": out, "model": "pocket"}
     begun = time.monotonic()
 
@@ -69,8 +68,8 @@ def _story(config: DemoConfig, summary: dict[str, Any]) -> Iterator[Event]:
         yield Event(f"{config.items} items", stage="render", of=1)
         write_raw_catalogue(shop, items=config.items, seed=config.seed)
 
-    stages = (clean(CleanConfig(work=out, photos=shop / "photos", human=shop / "labels" / "human", garment=shop / "labels" / "garment")),)
-    yield from _stage(stages[0], summary)
+    labels = {"human": shop / "labels" / "human", "garment": shop / "labels" / "garment"}
+    yield from _stage(clean(CleanConfig(work=out, photos=shop / "photos", **labels)), summary)
     yield from _stage(concat(ConcatConfig(**work, max_concat_n=1, seed=config.seed)), summary)
     yield from _stage(caption(CaptionConfig(**work)), summary)
     yield from _stage(embed(EmbedConfig(**work, batch_size=BATCH)), summary)
@@ -224,6 +223,3 @@ def outline(mask: np.ndarray, margin: int) -> list[tuple[float, float]]:
             left.append((float(max(0, band[0] - margin)), float(row)))
             right.append((float(min(width, band[-1] + 1 + margin)), float(row)))
     return [*left, *reversed(right)]
-
-
-__all__ = ["DemoConfig", "demo", "model_settings"]

@@ -26,7 +26,8 @@ h1 { font-size: 2rem; margin: 0 0 .25rem; } h2 { margin: 3rem 0 .5rem; font-size
 .card p { margin: .6rem .8rem .8rem; font-size: .85rem; } table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .5rem; text-align: center; font-size: .85rem; } th { font-weight: 600; border-bottom: 1px solid var(--line); }
 td img { width: 118px; border-radius: 6px; } .wide td img { width: 190px; } .yes { color: var(--good); } .no { color: var(--bad); }
-.bar { background: #eceef0; border-radius: 6px; height: 14px; width: 320px; } .bar i { display: block; height: 100%; border-radius: 6px; background: #3b6ea8; }
+.bar { background: #eceef0; border-radius: 6px; height: 14px; width: 320px; }
+.bar i { display: block; height: 100%; border-radius: 6px; background: #3b6ea8; }
 """
 
 
@@ -70,8 +71,8 @@ def write_report(out: Path, summary: dict[str, Any], pictures: DemoPictures) -> 
         _curve([(row["step"], row["loss"]) for row in read_jsonl(out / "lora" / "train.jsonl")]),
         "<h2>4 · Base beside LoRA, on garments that neither has seen</h2>",
         "<p>The two product photos are given, the prompt is silent about colour and pattern, base and LoRA start from the same seeds. "
-        f"Over {summary['garments']} garments the worn one has the right colour in {match['base']:.0%} (base) and {match['lora']:.0%} (LoRA), "
-        f"the right pattern in {pattern['base']:.0%} and {pattern['lora']:.0%}, judged by a classifier of the rendered world.</p>",
+        f"Over {summary['garments']} garments the worn one has the right colour in {match['base']:.0%} (base) and "
+        f"{match['lora']:.0%} (LoRA), the right pattern in {pattern['base']:.0%} and {pattern['lora']:.0%}, judged by a classifier of the rendered world.</p>",
         _bar("base", match["base"]) + _bar("LoRA", match["lora"]),
         _compared(pictures),
         "<h2>5 · Try-on: this person, that garment</h2>",
@@ -84,8 +85,8 @@ def write_report(out: Path, summary: dict[str, Any], pictures: DemoPictures) -> 
         "<table><tr>" + "".join(f"<th>{html.escape(k)}</th>" for k in seconds) + "</tr><tr>",
         "".join(f"<td>{v:.0f} s</td>" for v in seconds.values()) + "</tr></table>",
     ]
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>triptych demo</title><style>{STYLE}</style><body>"
-    write_text(out / "report.html", page + "\n".join(parts) + "</body></html>\n")
+    head = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>triptych demo</title>"
+    write_text(out / "report.html", f"{head}<style>{STYLE}</style><body>" + "\n".join(parts) + "</body></html>\n")
 
 
 def _figures(values: dict[str, Any]) -> str:
@@ -157,7 +158,8 @@ def _curve(points: list[tuple[int, float]], width: int = 900, height: int = 240)
         + "".join(tick(low + (high - low) * part) for part in (0.05, 0.35, 0.65, 0.95))
         + f'<path d="{path(losses)}" fill=none stroke=#c9d6e4 /><path d="{path(smooth)}" fill=none stroke=#3b6ea8 stroke-width=2 />'
         + f"<text x={width - 70} y={height - 6} font-size=11 fill=#6e6e73>step {last}</text></svg>"
-        + f"<p class=soft>Loss (mean squared error of the velocity), mean over the first steps {smooth[0]:.3f}, over the last {smooth[-1]:.3f}.</p>"
+        + "<p class=soft>Loss (mean squared error of the velocity), "
+        + f"mean over the first steps {smooth[0]:.3f}, over the last {smooth[-1]:.3f}.</p>"
     )
 
 

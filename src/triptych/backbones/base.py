@@ -111,6 +111,10 @@ class Backbone(ABC):
     def shift_mu(self, tokens: int) -> float:
         """The time shift's mu for a picture of so many tokens."""
 
+    def autocast(self) -> torch.autocast:
+        """Matrix products in `dtype` where float32 LoRA layers sit on a bf16 model."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
     def to_device(self, text: Text) -> Text:
         return {key: value.to(self.device, self.dtype) for key, value in text.items()}
 

@@ -19,7 +19,7 @@ class ModelSettings:
     panel_width: int = 576
     panel_height: int = 768
     stride: int = 16
-    """Pixels to a token: panel sides are multiples of it."""
+    """Pixels to a token: panel sides are multiples of it. Follows from the autoencoder where that lies on disk."""
     max_sequence_length: int = 512
     """T5 tokens that reach the transformer."""
     guidance_scale: float = 3.5
@@ -56,14 +56,17 @@ def model_settings(model: str) -> ModelSettings:
     Raises:
         ModelError: see `resolve_model`; or a `triptych.json` that cannot be read or has unknown keys.
     """
-    file = Path(resolve_model(model)) / SETTINGS_FILE
-    if not file.is_file():
-        return ModelSettings()
+    folder = Path(resolve_model(model))
+    file, autoencoder = folder / SETTINGS_FILE, folder / "vae" / "config.json"
+    settings = ModelSettings()
     try:
-        own = json.loads(file.read_text(encoding="utf-8"))
+        if autoencoder.is_file():
+            levels = json.loads(autoencoder.read_text(encoding="utf-8"))["block_out_channels"]
+            settings = replace(settings, stride=2 ** len(levels))  # a token is 2 × 2 latents, each level but one halves
+        own = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         unknown = set(own) - {field.name for field in fields(ModelSettings)}
         if unknown:
             raise ValueError(f"unknown keys {sorted(unknown)}")
-        return replace(ModelSettings(), **own)
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{file} cannot be used: {error}.", "Mend the file, or delete it to use the defaults.") from error
+        return replace(settings, **own)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"The settings of {model} cannot be used: {error}.", f"Mend {file}, or delete it to use the defaults.") from error

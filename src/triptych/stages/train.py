@@ -229,7 +229,7 @@ def batch_loss(config: TrainConfig, backbone: Backbone, transformer: nn.Module, 
     text = backbone.to_device(stack_text(texts))
     latents_BCHW = flow.interpolate(clean_BCHW, noise_BCHW, t_B)
     target_BCHW = flow.velocity_target(clean_BCHW, noise_BCHW)
-    with torch.autocast(backbone.device.type, backbone.dtype, enabled=backbone.dtype != torch.float32):
+    with backbone.autocast():
         window = None
         if config.context == "clean":
             generator = flow.generator_for(config.seed, "window", step, pass_)
@@ -350,9 +350,9 @@ def _validate(
                 context_guidance_scale=settings.context_guidance_scale,
             )
             text, empty = (backbone.to_device(stack_text([part])) for part in (record.text, data.empty))
-            made = sample_latents(
-                backbone, transformer, layout, known.shape[1:], text, empty, [config.seed + number], sampling, known, mask
-            )
+            seeds = [config.seed + number]
+            with backbone.autocast():
+                made = sample_latents(backbone, transformer, layout, known.shape[1:], text, empty, seeds, sampling, known, mask)
             rows += to_images(autoencoder.decode(torch.cat([known, made])))
     finally:
         _copy(transformer, now)

@@ -1,0 +1,91 @@
+"""The command line as a user meets it: exit codes, JSON on stdout, help without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from triptych.cli import main
+from triptych.stages import STAGES
+
+
+def test_help_lists_every_verb_in_order_and_imports_no_torch() -> None:
+    code = (
+        "import sys; from triptych.cli import main; code = main(['--help']);"
+        "heavy = {'torch', 'transformers', 'diffusers', 'sklearn', 'openai'} & set(sys.modules);"
+        "print(heavy, file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "set()" in done.stderr
+    positions = [done.stdout.index(f" {stage.name} ") for stage in STAGES]
+    assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("verb", [stage.name for stage in STAGES])
+def test_every_verb_explains_work_config_and_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    for option in ("--work", "--config -c", "--json", "Example:"):
+        assert option in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["nonsense"], 2),
+        (["clean", "--nonsense"], 2),
+        (["train", "--batch-size", "many"], 2),
+        (["train", "--batch-size", "0"], 2),
+        (["clean", "--photos", "no-such-folder"], 1),
+        (["embed", "--work", "no-such-folder"], 1),
+        (["embed", "--model", "./no-such-model"], 1),
+        (["run"], 1),
+        (["run", "--config", "no-such.yaml"], 1),
+        (["tryon"], 1),
+        (["generate"], 1),
+    ],
+)
+def test_exit_codes(
+    words: list[str], code: int, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    if code == 1:
+        lines = [line for line in captured.err.splitlines() if line.strip()]
+        assert len(lines) == 2, captured.err
+        assert lines[0].startswith("error: ")
+        assert lines[1].startswith("hint: ")
+
+
+def test_json_is_one_object_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    item = tmp_path / "photos" / "item1"
+    item.mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(item / "a.png")
+    words = ["init", "--photos", str(tmp_path / "photos"), "--out", str(tmp_path / "t.yaml"), "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["items"] == 1
+    assert main(words) == 1, "an existing config is not overwritten"
+
+
+def test_options_win_over_the_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "item1").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "item1" / "a.png")
+    config = tmp_path / "c.yaml"
+    config.write_text(f"init:\n  photos: {tmp_path}\n  out: {tmp_path / 'from-file.yaml'}\n")
+    assert main(["init", "-c", str(config), "--json"]) == 0
+    assert (tmp_path / "from-file.yaml").exists()
+    assert main(["init", "--config", str(config), "--out", str(tmp_path / "from-option.yaml")]) == 0
+    assert (tmp_path / "from-option.yaml").exists()
+    capsys.readouterr()
+    config.write_text("init:\n  photoes: x\n")
+    assert main(["init", "-c", str(config)]) == 1
+    assert "Did you mean 'photos'" in capsys.readouterr().err
