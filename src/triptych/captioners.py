@@ -97,6 +97,8 @@ def load_captioner(vlm_model: str = "pocket", base_url: str | None = None, *, ti
         ConfigError: name and `base_url` do not go together.
         ModelError: the model cannot be loaded, or no key is set for OpenAI's server. A server is not contacted yet.
     """
+    if base_url is not None and (vlm_model == "pocket" or vlm_model.startswith("local:")):
+        raise ConfigError(f"base_url is given, but vlm_model is {vlm_model}.", "Give vlm_model the name of a model on that server.")
     base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
     if vlm_model == "pocket":
         return LocalCaptioner(str(captioner_path()))

@@ -27,6 +27,7 @@ from triptych.pocket.raw_catalogue import write_raw_catalogue
 from triptych.pocket.render import render
 from triptych.pocket.world import Garment, Scene, sample_garment
 from triptych.report import DemoPictures, write_report
+from triptych.sampling import SamplingConfig
 from triptych.stages.caption import CaptionConfig, caption
 from triptych.stages.clean import CleanConfig, clean
 from triptych.stages.concat import ConcatConfig, concat
@@ -73,7 +74,7 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     yield from _stage(concat(ConcatConfig(**work, max_concat_n=1, seed=config.seed)), summary)
     yield from _stage(caption(CaptionConfig(**work)), summary)
     yield from _stage(embed(EmbedConfig(**work, batch_size=BATCH)), summary)
-    recipe = {"batch_size": BATCH, "learning_rate": 1e-3, "gradient_checkpointing": False, "validation_steps": 100}
+    recipe = {"batch_size": BATCH, "learning_rate": 1e-3, "context": "clean", "gradient_checkpointing": False, "validation_steps": 100}
     yield from _stage(train(TrainConfig(**work, **recipe, max_train_steps=config.max_train_steps, seed=config.seed)), summary)
 
     unseen = unseen_garments(shop / "truth.json", config.garments, config.seed)
@@ -82,9 +83,10 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     with _clock(summary, "evaluate"):
         for name, lora in (("base", None), ("lora", out / "lora")):
             models = load_models("pocket", lora)
+            sampling = SamplingConfig(model="pocket", lora=lora).sampling(models.backbone.settings)
             made[name] = []
             for start in range(0, len(unseen), BATCH):
-                made[name] += worn_panels(models, unseen[start : start + BATCH], config.seed + start)
+                made[name] += worn_panels(models, sampling, unseen[start : start + BATCH], config.seed + start)
                 yield Event(name, stage="evaluate", of=2 * -(-len(unseen) // BATCH))
             match[name] = garment_match(made[name], unseen)
 
@@ -163,11 +165,10 @@ def _garments(value: Any) -> Iterator[dict[str, str]]:
             yield from _garments(part)
 
 
-def worn_panels(models: Models, items: list[Unseen], seed: int) -> list[Image.Image]:
+def worn_panels(models: Models, sampling: Sampling, items: list[Unseen], seed: int) -> list[Image.Image]:
     """The worn panel of each item, generated beside its two product photos from the silent caption."""
     settings = models.backbone.settings
     layout = PanelLayout(settings.panel_width, settings.panel_height)
-    sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.true_cfg_scale)
     products = [{"front": item.front, "back": item.back} for item in items]
     seeds = [seed + n for n in range(len(items))]
     canvases = generate_triptych(models, [item.prompt for item in items], layout, seeds, sampling, products)

@@ -11,12 +11,13 @@ Legend: B batch, S sequence, H heads, D head width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass
@@ -31,7 +32,7 @@ class ContextAttention(FluxAttnProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,  # diffusers.models.transformers.transformer_flux.FluxAttention
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -67,7 +68,7 @@ class ContextAttention(FluxAttnProcessor):
         return image, attn.to_add_out(states[:, :text].contiguous())
 
 
-def install(transformer: nn.Module) -> None:
+def install(transformer: Any) -> None:
     """Give every attention layer a `ContextAttention`, once."""
     processors = transformer.attn_processors
     if not all(isinstance(one, ContextAttention) for one in processors.values()):

@@ -42,13 +42,13 @@ class CaptionConfig(StageConfig):
     or any other name for a model on a server, such as gpt-4.1-mini. The server's key is read from OPENAI_API_KEY."""
     base_url: str | None = None
     """Address of an OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama …), such as http://127.0.0.1:8000/v1; with it
-    vlm_model is always a name on that server. Without it, OpenAI's own."""
+    vlm_model is the name of a model on that server. Without it, OpenAI's own."""
     do_check: bool = True
     """Ask first whether the panels are garment, garment, person. Triptychs with a caption of your own are not checked."""
     fail_path: Path | None = None
     """Where triptychs go that failed the check or could not be described, if not to WORK/failed."""
     brands: list[str] = []
-    """Names that are written <Brand> in every caption."""
+    """Names of brands and makers; every caption says Brand in angle brackets instead."""
     model: str = "pocket"
     """The diffusion model to be trained; its text encoder limits how long a caption may be."""
     max_caption_tokens: int | None = Field(default=None, ge=8, le=512)
