@@ -122,17 +122,17 @@ def test_installed_processors_change_nothing_without_a_context(parts: tuple[Flux
 
 def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny_flux: Path, tmp_path: Path) -> None:
     layout = PanelLayout(32, 48)
-    write_records(tmp_path, ["id-1", "id-2", "id-3"])
+    write_records(tmp_path, ["id-1", "id-2", "id-3"], tiny_flux)
     options = {"context": "clean", "context_dropout": 0.5, "max_train_steps": 8}
     train(config(tmp_path, tiny_flux, **options)).finish()
     lora = tmp_path / "lora"
     sampling = GenerateConfig(model=str(tiny_flux), lora=lora, prompt="p").sampling(ModelSettings(num_inference_steps=3))
     assert sampling.context == "clean"
-    models = load_models(str(tiny_flux), lora, device="cpu", dtype="fp32")
+    models = load_models(str(tiny_flux), ["a dress"], lora, device="cpu", dtype="fp32")
     known = torch.randn(1, 16, 6, 12)
     mask = torch.zeros(6, 12)
     mask[1:4, 9:11] = 1
-    words, empty = models.encode_text(["a dress"]), models.encode_text([""])
+    words, empty = models.text(["a dress"]), models.text([""])
     for guidance in (1.0, 3.0):
         sampling = dataclasses.replace(sampling, context_guidance_scale=guidance)
         made = sample_latents(models.backbone, models.transformer, layout, known.shape[1:], words, empty, [1], sampling, known, mask)
@@ -149,7 +149,7 @@ def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny_flux
 def test_a_stopped_clean_run_resumes_to_the_same_lora(tiny_flux: Path, tmp_path: Path) -> None:
     options = {"context": "clean", "context_dropout": 0.3, "context_lora": True, "max_train_steps": 5}
     for work in (tmp_path / "whole", tmp_path / "stopped"):
-        write_records(work, ["id-1", "id-2"])
+        write_records(work, ["id-1", "id-2"], tiny_flux)
     train(config(tmp_path / "whole", tiny_flux, **options)).finish()
     run = train(config(tmp_path / "stopped", tiny_flux, **options))
     for _ in range(3):

@@ -11,7 +11,7 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from triptych.embeddings import EMPTY, EmbeddingFolder, load_record
-from triptych.errors import InputError, WorkError
+from triptych.errors import WorkError
 from triptych.stages.embed import EmbedConfig, embed
 from triptych.store import write_jsonl
 
@@ -92,16 +92,38 @@ def test_long_captions_are_cut_and_counted(tmp_path: Path, tiny_flux: Path) -> N
     assert embed(config(tmp_path, tiny_flux)).finish()["captions_cut"] == 1
 
 
-def test_other_settings_and_bad_panels_are_refused(tmp_path: Path, tiny_flux: Path) -> None:
+def test_other_settings_are_refused(tmp_path: Path, tiny_flux: Path) -> None:
     write_triptychs(tmp_path / "triptychs", 1)
     embed(config(tmp_path, tiny_flux)).finish()
     with pytest.raises(WorkError, match="max_sequence_length"):
         embed(config(tmp_path, tiny_flux, max_sequence_length=16))
     with pytest.raises(WorkError, match="no triptychs"):
         embed(config(tmp_path / "nothing", tiny_flux))
-    write_triptychs(tmp_path / "odd" / "triptychs", 1, (90, 48))
-    with pytest.raises(InputError, match="grid"):
-        embed(config(tmp_path / "odd", tiny_flux)).finish()
+
+
+def test_one_bad_picture_stops_none_of_the_others(tmp_path: Path, tiny_flux: Path) -> None:
+    folder = tmp_path / "triptychs"
+    write_triptychs(folder, 3)
+    whole = (folder / "item-0.png").read_bytes()
+    (folder / "item-0.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (90, 48)).save(folder / "item-1.png")
+    (folder / "tiny.txt").write_text("x")
+    Image.new("RGB", (1, 1)).save(folder / "tiny.png")
+    (folder / ".part-left-over.png").write_bytes(b"")
+    summary = embed(config(tmp_path, tiny_flux)).finish()
+    assert (summary["embedded"], summary["rejected"]) == (1, 3)
+    reasons = (tmp_path / "embeddings" / "flux" / "embed.rejects.jsonl").read_text()
+    assert "grid" in reasons
+    assert '"item-0"' in reasons
+    assert EmbeddingFolder(tmp_path / "embeddings" / "flux").ids == ["item-2"]
+
+
+def test_removed_triptychs_are_not_trained_on(tmp_path: Path, tiny_flux: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 3)
+    embed(config(tmp_path, tiny_flux)).finish()
+    (tmp_path / "triptychs" / "item-1.png").unlink()
+    embed(config(tmp_path, tiny_flux)).finish()
+    assert EmbeddingFolder(tmp_path / "embeddings" / "flux").ids == ["item-0", "item-2"]
 
 
 def test_the_empty_prompt_is_no_record(tmp_path: Path, tiny_flux: Path) -> None:

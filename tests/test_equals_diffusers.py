@@ -17,16 +17,17 @@ from triptych.panels import PanelLayout
 LAYOUT = PanelLayout(32, 48)
 PROMPT = "three pictures of one <Brand> item <IMAGE 1> a red dress <IMAGE 2> the dress <IMAGE 3> a person"
 LENGTH = 24
+PROMPTS = [PROMPT]
 
 
 @pytest.fixture(scope="module")
 def models(tiny_flux: Path) -> Models:
-    return load_models(str(tiny_flux), device="cpu", dtype="fp32")
+    return load_models(str(tiny_flux), PROMPTS, device="cpu", dtype="fp32")
 
 
 def run(models: Models, sampling: Sampling, seeds: list[int], **known) -> torch.Tensor:
     count = len(seeds)
-    text, empty = models.encode_text([PROMPT] * count), models.encode_text([""] * count)
+    text, empty = models.text([PROMPT] * count), models.text([""] * count)
     return sample_latents(models.backbone, models.transformer, LAYOUT, (16, 6, 12), text, empty, seeds, sampling, **known)
 
 

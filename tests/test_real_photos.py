@@ -15,7 +15,7 @@ from triptych.cli import main
 from triptych.pocket import checkpoint_path
 
 pytestmark = pytest.mark.photos
-CAPTION = "three pictures of one <Brand> item <IMAGE 1> the front of a {kind} <IMAGE 2> the back of the {kind} <IMAGE 3> a person wearing the {kind}"
+CAPTION = "three pictures of a <Brand> item <IMAGE 1> the front of a {kind} <IMAGE 2> the back of the {kind} <IMAGE 3> a person in it"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from triptych import flow
 from triptych.backbones.registry import load_backbone
@@ -25,19 +25,19 @@ from triptych.stages.train import TrainConfig, batch_loss, ids_of_batch, learnin
 LAYOUT = PanelLayout(32, 48)
 
 
-def write_records(work: Path, ids: list[str], layout: PanelLayout = LAYOUT) -> Path:
+def write_records(work: Path, ids: list[str], model: Path, layout: PanelLayout = LAYOUT) -> Path:
     """Records whose latents and text both carry their id's number, so that a mix-up shows."""
     folder = work / "embeddings" / "flux"
     height, width = layout.size[1] // 8, layout.size[0] // 8
+    made_with = load_backbone(str(model), "cpu", "fp32").encoder_fingerprint
     for id in ids:
         number = float(id.split("-")[1])
         generator = flow.generator_for("record", id)
         mean = torch.randn(16, height, width, generator=generator) * 0.1 + number
         text = {"prompt_embeds": torch.full((24, 32), number), "pooled_prompt_embeds": torch.full((32,), number)}
-        save_record(
-            EmbeddingRecord(id, mean, torch.full_like(mean, 0.01), text, layout, "i" + id, "c" + id, "m"), folder / f"{id}.safetensors"
-        )
-    save_text({"prompt_embeds": torch.zeros(24, 32), "pooled_prompt_embeds": torch.zeros(32)}, "m", folder / f"{EMPTY}.safetensors")
+        record = EmbeddingRecord(id, mean, torch.full_like(mean, 0.01), text, layout, "i" + id, "c" + id, made_with)
+        save_record(record, folder / f"{id}.safetensors")
+    save_text({"prompt_embeds": torch.zeros(24, 32), "pooled_prompt_embeds": torch.zeros(32)}, made_with, folder / f"{EMPTY}.safetensors")
     return folder
 
 
@@ -47,7 +47,7 @@ def config(work: Path, model: Path, **changes) -> TrainConfig:
 
 
 def test_latents_and_text_of_every_batch_carry_the_same_id(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_records(tmp_path, [f"id-{n}" for n in range(1, 12)])
+    write_records(tmp_path, [f"id-{n}" for n in range(1, 12)], tiny_flux)
     backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
     data = EmbeddingFolder(tmp_path / "embeddings" / "flux")
     seen = []
@@ -72,7 +72,7 @@ def test_latents_and_text_of_every_batch_carry_the_same_id(tmp_path: Path, tiny_
 
 
 def test_caption_dropout_feeds_the_empty_prompt_at_its_rate(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_records(tmp_path, [f"id-{n}" for n in range(1, 5)])
+    write_records(tmp_path, [f"id-{n}" for n in range(1, 5)], tiny_flux)
     backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
     data = EmbeddingFolder(tmp_path / "embeddings" / "flux")
     states = []
@@ -89,7 +89,7 @@ def test_a_stopped_run_resumes_to_the_same_lora(tmp_path: Path, tiny_flux: Path)
     options = {"max_train_steps": 7, "gradient_accumulation_steps": 2, "lora_dropout": 0.2, "caption_dropout": 0.3}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for work in (whole, stopped):
-        write_records(work, [f"id-{n}" for n in range(3)])
+        write_records(work, [f"id-{n}" for n in range(3)], tiny_flux)
     train(config(whole, tiny_flux, **options)).finish()
     for stop_after in (1, 3, 5):  # between checkpoints, so that steps are done twice
         run = train(config(stopped, tiny_flux, **options))
@@ -109,7 +109,7 @@ def test_a_stopped_run_resumes_to_the_same_lora(tmp_path: Path, tiny_flux: Path)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, tiny_flux: Path) -> None:
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
     for work in (whole, damaged):
-        write_records(work, ["id-1", "id-2"])
+        write_records(work, ["id-1", "id-2"], tiny_flux)
         train(config(work, tiny_flux)).finish()
     (damaged / "lora" / FILE_NAME).unlink()
     newest = damaged / "lora" / "checkpoints" / "step-00000006" / "state.safetensors"
@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, tiny_
 
 
 def test_a_finished_training_is_kept_and_other_settings_are_refused(tmp_path: Path, tiny_flux: Path) -> None:
-    write_records(tmp_path, ["id-1", "id-2"])
+    write_records(tmp_path, ["id-1", "id-2"], tiny_flux)
     train(config(tmp_path, tiny_flux, max_train_steps=2)).finish()
     before = (tmp_path / "lora" / FILE_NAME).stat().st_mtime_ns
     assert train(config(tmp_path, tiny_flux, max_train_steps=2)).finish()["train_steps"] == 2
@@ -133,14 +133,14 @@ def test_a_finished_training_is_kept_and_other_settings_are_refused(tmp_path: Pa
 
 def test_diffusers_loads_the_lora_at_our_strength(tmp_path: Path, tiny_flux: Path) -> None:
     """alpha is folded in, so diffusers, which reads no alpha from the file, must compute what we compute."""
-    models = load_models(str(tiny_flux), device="cpu", dtype="fp32")
+    models = load_models(str(tiny_flux), ["a dress"], device="cpu", dtype="fp32")
     transformer, backbone = models.transformer, models.backbone
     add_lora(transformer, backbone.lora_targets, rank=4, alpha=12, dropout=0.0, seed=1)
     with torch.no_grad():
         for name, tensor in lora_state(transformer).items():
             if "lora_B" in name:
                 tensor.copy_(torch.randn(tensor.shape, generator=flow.generator_for(name)) * 0.1)
-    latents, text = torch.randn(1, 16, 6, 12), models.encode_text(["a dress"])
+    latents, text = torch.randn(1, 16, 6, 12), models.text(["a dress"])
     trained = backbone.velocity(transformer, latents, torch.tensor([0.5]), text, 1.0)
     file = tmp_path / FILE_NAME
     save_lora(file, lora_state(transformer), 4, 12, {"layout": LAYOUT.to_dict()})
@@ -161,6 +161,37 @@ def test_diffusers_loads_the_lora_at_our_strength(tmp_path: Path, tiny_flux: Pat
     assert (trained - weaker).abs().max() > 1e-3
     with safe_open(file, "pt") as stream:
         assert "lora_adapter_metadata" in stream.metadata()
+
+
+def test_alpha_in_a_files_metadata_is_heeded(tmp_path: Path, tiny_flux: Path) -> None:
+    """Trainers of diffusers keep alpha in lora_adapter_metadata and do not fold it; the strength must be theirs."""
+    key = "transformer_blocks.0.attn.to_q"
+    a, b = torch.randn(4, 32), torch.randn(32, 4)
+    tensors = {f"transformer.{key}.lora_A.weight": a, f"transformer.{key}.lora_B.weight": b}
+    adapter = {"transformer.r": 4, "transformer.lora_alpha": 1, "transformer.target_modules": [key]}
+    save_file(tensors, tmp_path / FILE_NAME, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(adapter)})
+    pipe = FluxPipeline.from_pretrained(tiny_flux)
+    pipe.load_lora_weights(tmp_path)
+    ours = load_backbone(str(tiny_flux), "cpu", "fp32").load_transformer()
+    load_lora(ours, tmp_path)
+    x = torch.randn(2, 32)
+    theirs = pipe.transformer.get_submodule(key)(x)
+    assert (ours.get_submodule(key)(x) - theirs).abs().max() < 1e-5
+    assert (ours.get_submodule(key).base_layer(x) - theirs).abs().max() > 0.1
+
+
+def test_embeddings_of_another_model_are_refused(tmp_path: Path, tiny_flux: Path) -> None:
+    write_records(tmp_path, ["id-1"], tiny_flux)
+    with pytest.raises(WorkError, match="another model"):
+        train(TrainConfig(work=tmp_path))
+
+
+def test_settings_may_change_as_long_as_nothing_is_trained(tmp_path: Path, tiny_flux: Path) -> None:
+    write_records(tmp_path, ["id-1"], tiny_flux)
+    run = train(config(tmp_path, tiny_flux))
+    next(iter(run))
+    run._events.close()
+    train(config(tmp_path, tiny_flux, batch_size=1, max_train_steps=1)).finish()
 
 
 @pytest.mark.parametrize("damage", ["foreign", "nan", "shape", "pickle", "half"])
@@ -206,14 +237,14 @@ def test_batches_are_a_function_of_the_seed_and_their_number() -> None:
 def test_validation_pictures_come_from_the_sampler(tmp_path: Path, tiny_flux: Path) -> None:
     from PIL import Image
 
-    write_records(tmp_path, ["id-1", "id-2"])
+    write_records(tmp_path, ["id-1", "id-2"], tiny_flux)
     train(config(tmp_path, tiny_flux, max_train_steps=2, validation_steps=2)).finish()
     with Image.open(tmp_path / "lora" / "samples" / "step-000002.png") as sheet:
         assert sheet.size == (96, 48 * 4)
 
 
 def test_read_lora_of_a_work_folder(tmp_path: Path, tiny_flux: Path) -> None:
-    write_records(tmp_path, ["id-1"])
+    write_records(tmp_path, ["id-1"], tiny_flux)
     train(config(tmp_path, tiny_flux, max_train_steps=1)).finish()
     state, about = read_lora(tmp_path)
     assert about["layout"]["width"] == 32

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from triptych import masks
 from triptych.errors import InputError, ModelError
+from triptych.images import from_srgb, to_srgb
 from triptych.inference import Sampling, generate_triptych, load_models
 from triptych.panels import PanelLayout, fit, split
 from triptych.stages.generate import GenerateConfig, generate
@@ -103,13 +104,35 @@ def test_a_polygon_outside_the_photo_is_refused(tiny_flux: Path, inputs: dict[st
         tryon(options(tiny_flux, inputs, tmp_path))
 
 
+def test_no_photo_is_ever_overwritten(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+    for out in (inputs["back"], tmp_path):
+        with pytest.raises(InputError, match=r"overwrite|no name"):
+            tryon(options(tiny_flux, inputs, tmp_path, out=out, device="no-such-device"))
+
+
+def test_the_garment_is_put_back_in_the_photos_own_colour_space(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+    """A profile with red and blue exchanged: the model must see, and give back, the colours a viewer sees."""
+    grey = Image.new("RGB", (211, 307), (200, 120, 40))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = bytearray(profile)
+    red, blue = profile.find(b"rXYZ"), profile.find(b"bXYZ")
+    swapped[red : red + 4], swapped[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    swapped = bytes(swapped).replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be")).replace(b"sRGB", b"swap")
+    seen = np.asarray(to_srgb(grey, swapped))[0, 0].tolist()
+    assert np.abs(np.array(seen) - [40, 120, 200]).max() <= 3
+    assert np.abs(np.asarray(from_srgb(to_srgb(grey, swapped), swapped), int) - np.asarray(grey, int)).max() <= 2
+    grey.save(inputs["person"].with_suffix(".png"), icc_profile=swapped)
+    tryon(options(tiny_flux, {**inputs, "person": inputs["person"].with_suffix(".png")}, tmp_path)).finish()
+    assert Image.open(tmp_path / "out.png").info["icc_profile"] == swapped
+
+
 def test_no_such_model_is_one_sentence(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no diffusers model folder"):
         tryon(options(tmp_path / "nowhere" / "model", inputs, tmp_path))
 
 
 def test_generate_keeps_the_products_and_makes_the_rest(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
-    models = load_models(str(tiny_flux), device="cpu", dtype="fp32")
+    models = load_models(str(tiny_flux), [PROMPT], device="cpu", dtype="fp32")
     layout = PanelLayout(32, 48)
     front = Image.open(inputs["front"])
     sampling = Sampling(3)

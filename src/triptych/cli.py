@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from triptych import __version__
-from triptych.config import StageConfig, load_config, section
+from triptych.config import StageConfig, load_config, section, validated
 from triptych.errors import TriptychError
 from triptych.stages import STAGES, Stage
 from triptych.store import Run
@@ -54,6 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except CycloptsError:
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        show.print("[bold red]error:[/] The device has too little memory for this.")
+        show.print("[bold]hint:[/] Lower --batch-size or the panel size, or use a larger card.", soft_wrap=True)
+        return 1
+    except OSError as error:
+        show.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        show.print("[bold]hint:[/] Check that the disk has space and that files and folders may be read and written.", soft_wrap=True)
+        return 1
     except KeyboardInterrupt:
         show.print("stopped; the same command goes on where this one ended")
         return 130
@@ -70,13 +80,19 @@ def _not_loaded() -> None:
 def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any:
     """The command of one stage: its config's fields as options, filled from --config files first."""
     function, model = stage.load()
-    files = [Path(b) for a, b in zip(words, words[1:], strict=False) if a in ("-c", "--config")]
-    files += [Path(word.split("=", 1)[1]) for word in words if word.startswith("--config=")]
+    files = [Path(after) for word, after in zip(words, words[1:], strict=False) if word in ("-c", "--config")]
+    for word in words:
+        if word.startswith("--config="):
+            files.append(Path(word.removeprefix("--config=")))
+        elif word.startswith("-c") and len(word) > 2:
+            files.append(Path(word.removeprefix("-c").removeprefix("=")))
     data = load_config(files, [other.name for other in STAGES])
     if stage.name == "run":
         app.config = Dict({"run": {k: v for k, v in data.items() if k in model.model_fields and not isinstance(v, dict)}})
     else:
-        app.config = Dict({stage.name: section(data, stage.name, model)}, source=", ".join(map(str, files)))
+        values = section(data, stage.name, model)
+        validated(model, values, stage.name)
+        app.config = Dict({stage.name: values}, source=", ".join(map(str, files)))
 
     def command(*, options: Any = None, config: ConfigFiles = None, json: Flags = False) -> int:
         """

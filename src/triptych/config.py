@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from triptych.errors import ConfigError
 
@@ -32,6 +32,12 @@ class StageConfig(BaseModel):
     """Where latents and text embeddings lie, if not in WORK/embeddings."""
     lora_folder: Path | None = None
     """Where `train` keeps LoRA, checkpoints and logs, if not in WORK/lora."""
+
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        """`~` in a config file means the home folder, as it does in a shell."""
+        return value.expanduser() if isinstance(value, Path) else value
 
     @property
     def catalogue_folder(self) -> Path:
@@ -172,3 +178,17 @@ def section(data: Mapping[str, Any], verb: str, model: type[BaseModel]) -> dict[
             raise unknown_key(key, known, f"section '{verb}'")
     shared = {k: v for k, v in data.items() if k in known and not isinstance(v, dict)}
     return {**shared, **own}
+
+
+def validated(model: type[StageConfig], values: Mapping[str, Any], verb: str) -> StageConfig:
+    """A config from plain values.
+
+    Raises:
+        ConfigError: a value of the wrong kind or range, named with its key.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"'{key}' in section '{verb}': {first['msg']}.", f"See `triptych {verb} --help`.") from error

@@ -44,7 +44,7 @@ SCALE = 4  # the shop's photos are four times the size of a pocket panel
 class DemoConfig(StageConfig):
     out: Path | None = None
     """Folder for the report, the pictures and the work folders, if not WORK; by default demo."""
-    items: int = Field(default=40, ge=8, le=500)
+    items: int = Field(default=40, ge=8, le=150)
     """Items in the rendered shop."""
     max_train_steps: int = Field(default=300, ge=1)
     """Training steps of the LoRA."""
@@ -82,7 +82,7 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     made: dict[str, list[Image.Image]] = {}
     with _clock(summary, "evaluate"):
         for name, lora in (("base", None), ("lora", out / "lora")):
-            models = load_models("pocket", lora)
+            models = load_models("pocket", [item.prompt for item in unseen], lora)
             sampling = SamplingConfig(model="pocket", lora=lora).sampling(models.backbone.settings)
             made[name] = []
             for start in range(0, len(unseen), BATCH):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,10 +19,14 @@ from torch import Tensor
 
 from triptych.errors import WorkError
 from triptych.panels import PanelLayout
-from triptych.store import publish
+from triptych.store import publish, read_json
 
 EMPTY = "_empty_prompt"
 """Name of the record-like file that holds the text embeddings of the empty prompt, for caption dropout and guidance."""
+
+
+INDEX = "embed.index.json"
+"""Name of the list of ids that the last complete run of `embed` found; records of triptychs gone since are not in it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def _save(tensors: dict[str, Tensor], about: dict[str, object], path: Path) -> N
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata={"triptych": json.dumps(about)})
 
 
-def read_about(path: Path) -> dict[str, object] | None:
+def read_about(path: Path) -> dict[str, Any] | None:
     """What a record says it was made from, without reading its tensors; None if the file is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -130,7 +135,26 @@ class EmbeddingFolder:
 
     @cached_property
     def ids(self) -> list[str]:
-        return sorted(file.stem for file in self.path.glob("*.safetensors") if file.stem != EMPTY)
+        index = self.path / INDEX
+        here = {file.stem for file in self.path.glob("*.safetensors") if file.stem != EMPTY and not file.name.startswith(".")}
+        return sorted(here & set(read_json(index)) if index.exists() else here)
+
+    @cached_property
+    def about(self) -> dict[str, dict[str, Any]]:
+        """By id what each record was made from, read without its tensors.
+
+        Raises:
+            WorkError: a record that is damaged.
+        """
+        return {id: read_about(self.path / f"{id}.safetensors") or _damaged(self.path / id) for id in self.ids}
+
+    @cached_property
+    def buckets(self) -> dict[str, list[str]]:
+        """By id all ids of the same layout: triptychs that can stand in one batch."""
+        layouts: dict[str, list[str]] = {}
+        for id, about in self.about.items():
+            layouts.setdefault(json.dumps(about["layout"], sort_keys=True), []).append(id)
+        return {id: ids for ids in layouts.values() for id in ids}
 
     @cached_property
     def empty(self) -> dict[str, Tensor]:
@@ -138,12 +162,16 @@ class EmbeddingFolder:
         return _text(_load(self.path / f"{EMPTY}.safetensors")[0])
 
     def __getitem__(self, id: str) -> EmbeddingRecord:
-        """A record; the last 4096 used stay in memory."""
+        """A record; the last 512 read stay in memory."""
         if id not in self._cache:
-            if len(self._cache) >= 4096:
+            if len(self._cache) >= 512:
                 self._cache.pop(next(iter(self._cache)))
             self._cache[id] = load_record(self.path / f"{id}.safetensors")
         return self._cache[id]
+
+
+def _damaged(path: Path) -> dict[str, Any]:
+    raise WorkError(f"The record {path} is damaged.", "Run `triptych embed` again; it makes damaged records anew.")
 
 
 def stack_text(texts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

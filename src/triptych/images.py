@@ -208,6 +208,30 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
+    """RGB pixels of a photo with an RGB profile → sRGB, as a model sees pictures."""
+    return _between(image, icc_profile, to_profile=False)
+
+
+def from_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
+    """sRGB → RGB pixels in the colour space of a profile, to be put back into the photo it came with."""
+    return _between(image, icc_profile, to_profile=True)
+
+
+def _between(image: Image.Image, icc_profile: bytes | None, *, to_profile: bool) -> Image.Image:
+    if not icc_profile or not _is_rgb_profile(icc_profile):
+        return image
+    try:
+        own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile)), ImageCms.createProfile("sRGB")
+        if "srgb" in ImageCms.getProfileDescription(own).lower():
+            return image
+        first, second = (srgb, own) if to_profile else (own, srgb)
+        converted = ImageCms.profileToProfile(image, first, second, outputMode="RGB")
+        return converted if converted is not None else image
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+
+
 def _is_rgb_profile(profile: bytes) -> bool:
     return profile[16:20] == b"RGB "  # the colour space field of the ICC header
 

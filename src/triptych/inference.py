@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from triptych import flow, masks
 from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window
 from triptych.backbones.registry import load_backbone
+from triptych.embeddings import stack_text
+from triptych.images import from_srgb, to_srgb
 from triptych.lora import load_lora, lora_switched_off
 from triptych.panels import Box, PanelLayout, concatenate, place, split
 
@@ -58,26 +60,43 @@ class Models:
     backbone: Backbone
     transformer: nn.Module
     autoencoder: Autoencoder
-    text_encoder: TextEncoder | None
-    lora: Mapping[str, Any] = field(default_factory=dict)
-    """What the LoRA's file says about itself."""
+    texts: Mapping[str, Text]
+    """Embeddings by prompt; the empty prompt is among them."""
 
-    def encode_text(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> Text:
-        assert self.text_encoder is not None
-        length = max_sequence_length or self.backbone.settings.max_sequence_length
-        return self.backbone.to_device(self.text_encoder.encode(prompts, length))
+    def text(self, prompts: Sequence[str]) -> Text:
+        """Embeddings of a batch of the prompts that the models were loaded with."""
+        return self.backbone.to_device(stack_text([self.texts[prompt] for prompt in prompts]))
 
 
-def load_models(model: str, lora: Path | None = None, lora_scale: float = 1.0, device: str = "auto", dtype: str = "auto") -> Models:
-    """All parts of a model (`pocket`, a diffusers folder, a hub id), with a LoRA if given.
+def load_models(
+    model: str,
+    prompts: Sequence[str],
+    lora: Path | None = None,
+    lora_scale: float = 1.0,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Models:
+    """A model (`pocket`, a diffusers folder, a hub id), with a LoRA if given, ready for the given prompts.
+
+    The text encoders (9.5 GB for FLUX.1-dev) are gone again before the transformer is loaded.
 
     Raises:
         ModelError: see `load_backbone` and `load_lora`.
     """
     backbone = load_backbone(model, device, dtype)
+    texts = encode_texts(backbone.load_text_encoder(), prompts, backbone.settings.max_sequence_length)
+    if backbone.device.type == "cuda":
+        torch.cuda.empty_cache()
     transformer = backbone.load_transformer()
-    about = load_lora(transformer, lora, lora_scale) if lora is not None else {}
-    return Models(backbone, transformer, backbone.load_autoencoder(), backbone.load_text_encoder(), about)
+    if lora is not None:
+        load_lora(transformer, lora, lora_scale)
+    return Models(backbone, transformer, backbone.load_autoencoder(), texts)
+
+
+def encode_texts(encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int) -> dict[str, Text]:
+    """Embeddings by prompt, each encoded once, alone and without a batch dimension; the empty prompt is always among them."""
+    encoded = {prompt: encoder.encode([prompt], max_sequence_length) for prompt in dict.fromkeys(["", *prompts])}
+    return {prompt: {name: value[0].cpu() for name, value in text.items()} for prompt, text in encoded.items()}
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
@@ -194,8 +213,8 @@ def generate_triptych(
             generated beside them and they come back pixel for pixel. None or empty: the whole canvas comes from the prompt.
     """
     assert len(prompts) == len(seeds)
-    text = models.encode_text(prompts)
-    negative = models.encode_text([""] * len(prompts)) if sampling.needs_empty_prompt else None
+    text = models.text(prompts)
+    negative = models.text([""] * len(prompts)) if sampling.needs_empty_prompt else None
     unit = models.autoencoder.stride
     channels = models.backbone.latent_channels(models.transformer)
     shape = (channels, layout.size[1] // unit, layout.size[0] // unit)
@@ -241,6 +260,7 @@ def try_on(
     seeds: Sequence[int],
     sampling: Sampling,
     feather: int = 8,
+    icc_profile: bytes | None = None,
     on_step: OnStep | None = None,
 ) -> list[TryOnResult]:
     """Mode (b): this person wearing that garment. SDEdit inside the polygons, everything else clamped.
@@ -248,6 +268,7 @@ def try_on(
     Args:
         person: the photo, or the photo with a rough edit painted on it. polygons: in pixels of `person`.
         feather: width in pixels of the soft edge around the polygons; beyond it every pixel is the photo's own.
+        icc_profile: colour space of `person`; the model sees sRGB, the result is in the photo's own space again.
 
     Raises:
         InputError: polygons that are empty or lie outside the photo.
@@ -261,12 +282,12 @@ def try_on(
     box = layout.box("worn", unit)
     repaint[box.top : box.bottom, box.left : box.right] = masks.latent_mask(inside, unit)
 
-    pictures = {"front": front, "back": back, "worn": person}
+    pictures = {"front": front, "back": back, "worn": to_srgb(person, icc_profile)}
     canvas = concatenate([pictures[role] for role in layout.roles], layout)
     known, _ = models.autoencoder.encode(to_pixels([canvas]))
     count = len(seeds)
-    text = models.encode_text([prompt] * count)
-    negative = models.encode_text([""] * count) if sampling.needs_empty_prompt else None
+    text = models.text([prompt] * count)
+    negative = models.text([""] * count) if sampling.needs_empty_prompt else None
     latents = sample_latents(
         models.backbone,
         models.transformer,
@@ -284,6 +305,6 @@ def try_on(
     for made in to_images(models.autoencoder.decode(latents)):
         panel = split(made, layout)[layout.roles.index("worn")]
         repainted = panel.crop((at.left, at.top, at.left + at.width, at.top + at.height))
-        repainted = repainted.resize(person.size, Image.Resampling.LANCZOS)
+        repainted = from_srgb(repainted.resize(person.size, Image.Resampling.LANCZOS), icc_profile)
         results.append(TryOnResult(masks.composite(person, repainted, mask), mask, made, canvas))
     return results

@@ -94,7 +94,7 @@ def lora_file(path: Path) -> Path:
 
 
 def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by module name (without prefix), and what the file says about itself.
+    """Tensors by module name (without prefix) with alpha folded in, and what the file says about itself.
 
     Raises:
         ModelError: not a safetensors file, or keys in other than diffusers names.
@@ -115,10 +115,17 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise ModelError(f"{file} holds numbers that are not finite.", "It was damaged or its training diverged; train again.")
     try:
-        about = json.loads(metadata.get("triptych", "{}"))
-    except ValueError:
-        about = {}
-    return {key.removeprefix(PREFIX): value for key, value in state.items()}, about
+        about = dict(json.loads(metadata.get("triptych", "{}")))
+        adapter = dict(json.loads(metadata.get("lora_adapter_metadata", "{}")))
+    except ValueError as error:
+        raise ModelError(f"The metadata of {file} is damaged: {error}.", "Save or download the file again.") from error
+    state = {key.removeprefix(PREFIX): value for key, value in state.items()}
+    for key, tensor in state.items():
+        if ".lora_B." in key and PREFIX + "r" in adapter:
+            name, rank = key.split(".lora_")[0], tensor.shape[1]
+            alpha = (adapter.get(PREFIX + "alpha_pattern") or {}).get(name, adapter.get(PREFIX + "lora_alpha", rank))
+            state[key] = tensor * (float(alpha) / rank)
+    return state, about
 
 
 def load_lora(transformer: nn.Module, path: Path, scale: float = 1.0) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from triptych.config import StageConfig, section
+from triptych.config import StageConfig, section, validated
 from triptych.errors import ConfigError
 from triptych.stages import STAGES
 from triptych.store import Event, Run
@@ -37,7 +37,8 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
     configs = {}
     for stage in PIPELINE:
         _, model = stage.load()
-        configs[stage.name] = validated(model, section({**data, **shared}, stage.name, model), stage.name)
+        given = {name: value for name, value in shared.items() if name in model.model_fields}
+        configs[stage.name] = validated(model, {**section(data, stage.name, model), **given}, stage.name)
     summary: dict[str, Any] = {"seconds": {}}
 
     def work() -> Iterator[Event]:
@@ -51,19 +52,3 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
 
     # How many events the later stages will have is not known before the earlier ones have run.
     return Run("run", 0, work(), summary)
-
-
-def validated(model: type[StageConfig], values: Mapping[str, Any], verb: str) -> StageConfig:
-    """A config from plain values.
-
-    Raises:
-        ConfigError: a value of the wrong kind or range, named with its key.
-    """
-    from pydantic import ValidationError
-
-    try:
-        return model(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"'{key}' in section '{verb}': {first['msg']}.", f"See `triptych {verb} --help`.") from error

@@ -72,7 +72,8 @@ def write_report(out: Path, summary: dict[str, Any], pictures: DemoPictures) -> 
         "<h2>4 · Base beside LoRA, on garments that neither has seen</h2>",
         "<p>The two product photos are given, the prompt is silent about colour and pattern, base and LoRA start from the same seeds. "
         f"Over {summary['garments']} garments the worn one has the right colour in {match['base']:.0%} (base) and "
-        f"{match['lora']:.0%} (LoRA), the right pattern in {pattern['base']:.0%} and {pattern['lora']:.0%}, judged by a classifier of the rendered world.</p>",
+        f"{match['lora']:.0%} (LoRA), the right pattern in {pattern['base']:.0%} and {pattern['lora']:.0%}, "
+        "judged by a classifier of the rendered world.</p>",
         _bar("base", match["base"]) + _bar("LoRA", match["lora"]),
         _compared(pictures),
         "<h2>5 · Try-on: this person, that garment</h2>",

@@ -98,5 +98,6 @@ class SamplingConfig(StageConfig):
         sources = {name: sha256_file(path) for name, path in photos.items() if path is not None}
         if self.lora is not None:
             sources["lora"] = sha256_file(lora_file(self.lora))
+        settings["model"] = Path(self.model).name if Path(self.model).exists() else self.model
         about = {"verb": verb, **settings, "seed": seed, "sha256": sources}
         return {"Software": "triptych", "triptych": json.dumps(about, sort_keys=True)}

@@ -61,10 +61,12 @@ class Run:
 def publish(path: Path) -> Iterator[Path]:
     """Write a file aside, then let it appear whole under its final name (fsync, rename, fsync of the folder).
 
-    The yielded temporary path has the suffix of `path`. After an exception nothing is left behind.
+    The yielded temporary path has the suffix of `path` and lies in a hidden folder beside it, where nobody who lists
+    `*.png` finds it after a kill. After an exception nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
+    aside = path.parent / ".part"
+    aside.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=aside, suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -80,6 +82,8 @@ def publish(path: Path) -> Iterator[Path]:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another writer's file may still be in there
+            aside.rmdir()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -118,7 +122,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         WorkError: the file is missing, or a line other than the last does not parse.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise WorkError(f"{path} cannot be read: {error}.", "Run the stage that writes it first.") from error
     rows: list[dict[str, Any]] = []
@@ -128,7 +132,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            if number < len(lines):
+            if any(rest.strip() for rest in lines[number:]):
                 raise WorkError(f"{path} is damaged at line {number}.", "Run the stage that writes it again.") from error
     return rows
 
@@ -147,20 +151,20 @@ class StageFolder:
     """A folder that one stage fills: it remembers the config it was made with and admits one writer at a time.
 
     `identity` holds just the settings that change the result. Opened again with another identity the folder refuses,
-    so that results of two configs never mix.
+    so that results of two configs never mix; unless `begun` is False, which says that there is no result yet.
     """
 
-    def __init__(self, path: Path, stage: str, identity: Mapping[str, Any]) -> None:
-        self.path, self.stage = Path(path), stage
+    def __init__(self, path: Path, stage: str, identity: Mapping[str, Any], *, begun: bool = True) -> None:
+        self.path, self.stage, self._begun = Path(path), stage, begun
         self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity), default=str))
         self._manifest = self.path / f"{stage}.manifest.json"
-        if self._manifest.exists():
+        if begun and self._manifest.exists():
             before = read_json(self._manifest).get("identity", {})
             if before != self.identity:
                 changed = sorted(k for k in {*before, *self.identity} if before.get(k) != self.identity.get(k))
                 raise WorkError(
                     f"{self.path} was made with other settings ({', '.join(changed)}).",
-                    "Use another --work folder, put the old settings back, or delete the folder to start afresh.",
+                    "Put the old settings back, delete the folder to start afresh, or use another one (train: --lora-folder).",
                 )
 
     @contextlib.contextmanager
@@ -177,7 +181,7 @@ class StageFolder:
         except Timeout as error:
             raise WorkError(f"Another run is writing to {self.path}.", "Wait for it to end, or use another --work folder.") from error
         try:
-            if not self._manifest.exists():
+            if not self._begun or not self._manifest.exists():
                 write_json(self._manifest, {"stage": self.stage, "identity": self.identity})
             yield self.path
         finally:

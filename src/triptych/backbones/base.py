@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,6 +78,14 @@ class Backbone(ABC):
     lora_targets: ClassVar[tuple[str, ...]]
     """Suffixes of the linear layers that a LoRA adapts."""
 
+    encoders: ClassVar[tuple[str, ...]]
+    """Subfolders of what turns pictures and prompts into embeddings."""
+
+    @cached_property
+    def encoder_fingerprint(self) -> str:
+        """Changes when embeddings have to be computed anew."""
+        return fingerprint(self.model, self.encoders)
+
     @property
     def settings(self) -> ModelSettings:
         return model_settings(self.model)
@@ -119,6 +129,17 @@ class Backbone(ABC):
         return {key: value.to(self.device, self.dtype) for key, value in text.items()}
 
 
+@contextmanager
+def opening(model: str) -> Iterator[None]:
+    """Whatever goes wrong while parts of a model are loaded, as one `ModelError`."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        words = (str(error) or repr(error)).splitlines()[0][:200]
+        hint = "The folder may be incomplete, the download interrupted, or the memory too small."
+        raise ModelError(f"The model {model} cannot be loaded: {words}", hint) from error
+
+
 def model_class(model: str) -> str:
     """The pipeline class a model folder or hub id names in its model_index.json.
 
@@ -134,7 +155,7 @@ def model_class(model: str) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
     except Exception as error:  # the hub client raises a dozen unrelated kinds
         raise ModelError(
-            f"The model {model} cannot be opened: {str(error).splitlines()[0][:200]}.",
+            f"The model {model} cannot be opened: {(str(error) or repr(error)).splitlines()[0][:200]}.",
             "Check the name and the network; gated models need `hf auth login` and their licence accepted. 'pocket' needs neither.",
         ) from error
 

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window
+from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window, opening
 from triptych.backbones.flux_context import Context, install
 
 CLIP_TOKENS = 77
@@ -84,6 +84,7 @@ class FluxAutoencoder(Autoencoder):
 
 class Flux(Backbone):
     name = "flux"
+    encoders = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     lora_targets = (
         "attn.to_q",
         "attn.to_k",
@@ -112,15 +113,18 @@ class Flux(Backbone):
         )
 
     def load_text_encoder(self) -> FluxText:
-        return FluxText(self.model, self.device, self.dtype)
+        with opening(self.model):
+            return FluxText(self.model, self.device, self.dtype)
 
     def load_autoencoder(self) -> FluxAutoencoder:
-        return FluxAutoencoder(self.model, self.device, self.dtype)
+        with opening(self.model):
+            return FluxAutoencoder(self.model, self.device, self.dtype)
 
     def load_transformer(self) -> FluxTransformer2DModel:
         load = {"torch_dtype": self.dtype, "use_safetensors": True}
-        transformer = FluxTransformer2DModel.from_pretrained(self.model, subfolder="transformer", **load)
-        return transformer.to(self.device).eval().requires_grad_(False)
+        with opening(self.model):
+            transformer = FluxTransformer2DModel.from_pretrained(self.model, subfolder="transformer", **load)
+            return transformer.to(self.device).eval().requires_grad_(False)
 
     def latent_channels(self, transformer: nn.Module) -> int:
         return int(transformer.config.in_channels) // 4  # type: ignore[union-attr,arg-type]

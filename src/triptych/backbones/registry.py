@@ -27,6 +27,10 @@ def load_backbone(model: str, device: str = "auto", dtype: str = "auto") -> Back
     name = model_class(model)
     if name not in FAMILIES:
         raise ModelError(f"{model} is a {name}, which has no backbone here.", f"Known: {', '.join(sorted(FAMILIES))}.")
-    where = default_device() if device == "auto" else torch.device(device)
+    try:
+        where = default_device() if device == "auto" else torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"The device '{device}' cannot be used here.", "Give auto, cpu or, with a CUDA card, cuda.") from error
     kind = default_dtype(where) if dtype == "auto" else DTYPES[dtype]
     return FAMILIES[name](resolve_model(model), where, kind)

@@ -47,6 +47,9 @@ class CaptionConfig(StageConfig):
     """Ask first whether the panels are garment, garment, person. Triptychs with a caption of your own are not checked."""
     fail_path: Path | None = None
     """Where triptychs go that failed the check or could not be described, if not to WORK/failed."""
+    captions: Path | None = None
+    """Folder with captions of your own, named for the triptych (<id>.txt) or for its item (item1.txt); they are copied
+    beside the triptychs, and no model is asked for those."""
     brands: list[str] = []
     """Names of brands and makers; every caption says Brand in angle brackets instead."""
     model: str = "pocket"
@@ -118,7 +121,8 @@ def caption(config: CaptionConfig) -> Run:
     def captioner() -> Captioner:
         return load_captioner(config.vlm_model, config.base_url, timeout=config.timeout, attempts=config.attempts)
 
-    if not all(job.text_file.exists() for job in jobs):
+    brought = _brought(config.captions, jobs)
+    if not all(job.text_file.exists() or job.id in brought for job in jobs):
         captioner()
     summary: dict[str, Any] = {"triptychs": len(jobs), "captioned": 0, "kept": 0, "brought": 0, "rejected": 0, "reasons": {}}
     summary |= {"captions_with_warnings": 0, "warnings": [], "folder": str(folder.path), "fail_path": str(config.fail_folder)}
@@ -129,6 +133,8 @@ def caption(config: CaptionConfig) -> Run:
         by: dict[str, str] = {}
         todo = []
         try:
+            for id, text in brought.items():
+                write_text(folder.path / f"{id}.txt", text)
             for job in jobs:
                 state, writer = _state(job, ours.get(job.id))
                 if state == "asked":
@@ -165,8 +171,26 @@ def caption(config: CaptionConfig) -> Run:
     return Run("caption", len(jobs), held(folder, work), summary)
 
 
+def _brought(captions: Path | None, jobs: list[Job]) -> dict[str, str]:
+    """By id the captions of the user's folder for triptychs that have none yet: `<id>.txt` before `<item>.txt`."""
+    if captions is None:
+        return {}
+    if not captions.is_dir():
+        raise InputError(f"The captions folder {captions} is missing.", "Give a folder with <id>.txt or <item>.txt files.")
+    found: dict[str, str] = {}
+    for job in jobs:
+        files = [captions / f"{name}.txt" for name in (job.id, job.row.get("item")) if name and "/" not in name]
+        file = next((file for file in files if file.is_file()), None)
+        if file and not job.text_file.exists():
+            try:
+                found[job.id] = file.read_text(encoding="utf-8-sig")
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"The caption {file} cannot be read: {error}.", "Save it as UTF-8 text.") from error
+    return found
+
+
 def _jobs(folder: Path) -> list[Job]:
-    pictures = sorted(folder.glob("*.png"))
+    pictures = sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
     if not pictures:
         raise WorkError(f"There are no triptychs in {folder}.", "Run `triptych concat` first, or put <id>.png files there.")
     metadata = folder / "metadata.jsonl"

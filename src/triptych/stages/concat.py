@@ -254,7 +254,7 @@ def _rows(folder: Path, triples: Iterable[Triple], made: set[str], layout: Panel
     before = {row.get("id"): row for row in (read_jsonl(metadata) if metadata.exists() else [])}
     planned = {triple.id: triple for triple in triples}
     rows = []
-    for picture in sorted(folder.glob("*.png")):
+    for picture in sorted(path for path in folder.glob("*.png") if not path.name.startswith(".")):
         row = dict(before.get(picture.stem, {}))
         if picture.stem in made:
             row = {key: value for key, value in row.items() if key not in ("text", "caption_by")}  # of an earlier picture

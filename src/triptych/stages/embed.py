@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from PIL import Image
 from pydantic import Field
 
-from triptych.backbones.base import Autoencoder, Backbone, TextEncoder, fingerprint
+from triptych.backbones.base import Autoencoder, Backbone, Text
 from triptych.backbones.registry import load_backbone
 from triptych.config import StageConfig
-from triptych.embeddings import EMPTY, EmbeddingRecord, read_about, save_record, save_text
+from triptych.embeddings import EMPTY, INDEX, EmbeddingRecord, read_about, save_record, save_text
 from triptych.errors import InputError, TriptychError, WorkError
 from triptych.images import load_image
-from triptych.inference import to_pixels
+from triptych.inference import encode_texts, to_pixels
 from triptych.panels import PanelLayout
-from triptych.store import Event, Run, StageFolder, held, read_jsonl, sha256_file, write_jsonl
+from triptych.store import Event, Run, StageFolder, held, read_jsonl, sha256_file, write_json, write_jsonl
+
+CHUNK = 256  # captions in memory at once; a T5 embedding of FLUX.1-dev has 4 MB
 
 
 class EmbedConfig(StageConfig):
@@ -50,7 +53,7 @@ class Source:
         return hashlib.sha256(self.caption.encode()).hexdigest()
 
 
-def find_sources(folder: Path) -> tuple[list[Source], list[dict[str, str]]]:
+def find_sources(folder: Path, stride: int) -> tuple[list[Source], list[dict[str, str]]]:
     """The captioned triptychs in a folder, and the others with the reason why they are left out.
 
     Any `<id>.png` with `<id>.txt` beside it counts, whoever wrote them. Its layout comes from metadata.jsonl; a picture
@@ -59,11 +62,11 @@ def find_sources(folder: Path) -> tuple[list[Source], list[dict[str, str]]]:
     Raises:
         WorkError: the folder holds no picture.
     """
-    pictures = sorted(folder.glob("*.png"))
+    pictures = sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
     if not pictures:
         raise WorkError(f"There are no triptychs in {folder}.", "Run `triptych concat` first, or put <id>.png and <id>.txt there.")
     metadata = folder / "metadata.jsonl"
-    layouts = {Path(row["file_name"]).stem: row.get("layout") for row in (read_jsonl(metadata) if metadata.exists() else [])}
+    layouts = {Path(str(row.get("file_name"))).stem: row.get("layout") for row in (read_jsonl(metadata) if metadata.exists() else [])}
     sources, rejects = [], []
     for picture in pictures:
         text = picture.with_suffix(".txt")
@@ -76,11 +79,11 @@ def find_sources(folder: Path) -> tuple[list[Source], list[dict[str, str]]]:
             with Image.open(picture) as image:
                 width, height = image.size
             stored = layouts.get(picture.stem)
-            layout = PanelLayout.from_dict(stored) if stored else PanelLayout(width // 3, height)
+            layout = PanelLayout.from_dict(stored) if stored else PanelLayout(max(1, width // 3), height)
             if layout.size != (width, height):
                 raise InputError(f"{width}×{height} px is no row of three equal panels")
-            sources.append(Source(picture.stem, picture, caption, layout, sha256_file(picture)))
-        except (TriptychError, OSError, UnicodeDecodeError) as error:
+            sources.append(Source(picture.stem, picture, caption, layout.check(stride), sha256_file(picture)))
+        except (TriptychError, OSError, ValueError, KeyError, TypeError) as error:
             rejects.append({"id": picture.stem, "reason": str(error)})
     return sources, rejects
 
@@ -92,9 +95,9 @@ def embed(config: EmbedConfig) -> Run:
         ModelError: the model cannot be opened. WorkError: no triptychs, or embeddings of another model in the folder.
     """
     backbone = load_backbone(config.model, config.device, config.dtype)
-    sources, rejects = find_sources(config.triptych_folder)
+    sources, rejects = find_sources(config.triptych_folder, backbone.settings.stride)
     length = config.max_sequence_length or backbone.settings.max_sequence_length
-    model = fingerprint(config.model, ["vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"])
+    model = backbone.encoder_fingerprint
     folder = StageFolder(config.embedding_folder / backbone.name, "embed", {"model": model, "max_sequence_length": length})
     summary: dict[str, Any] = {
         "triptychs": len(sources),
@@ -106,7 +109,6 @@ def embed(config: EmbedConfig) -> Run:
     }
 
     def work() -> Iterator[Event]:
-        write_jsonl(folder.path / "embed.rejects.jsonl", rejects)
         for reject in rejects:
             yield Event(reject["id"], "rejected", reject["reason"])
         todo = []
@@ -118,53 +120,50 @@ def embed(config: EmbedConfig) -> Run:
                 yield Event(source.id, "kept")
             else:
                 todo.append(source)
-        has_empty = read_about(folder.path / f"{EMPTY}.safetensors") is not None
-        if todo or not has_empty:
-            yield from _embed(backbone, folder.path, todo, length, model, config.batch_size, summary)
+        if not todo and read_about(folder.path / f"{EMPTY}.safetensors") is None:
+            save_text(encode_texts(backbone.load_text_encoder(), [], length)[""], model, folder.path / f"{EMPTY}.safetensors")
+        for start in range(0, len(todo), CHUNK):
+            for event in _embed(backbone, folder.path, todo[start : start + CHUNK], length, config.batch_size, summary):
+                if event.status == "rejected":
+                    rejects.append({"id": event.id, "reason": event.note})
+                summary["embedded" if event.status == "done" else "rejected"] += 1
+                yield event
+        write_jsonl(folder.path / "embed.rejects.jsonl", rejects)
+        rejected = {reject["id"] for reject in rejects}
+        write_json(folder.path / INDEX, [source.id for source in sources if source.id not in rejected])
 
     return Run("embed", len(sources) + len(rejects), held(folder, work), summary)
 
 
-def _embed(
-    backbone: Backbone, folder: Path, todo: list[Source], length: int, model: str, batch_size: int, summary: dict[str, Any]
-) -> Iterator[Event]:
+def _embed(backbone: Backbone, folder: Path, todo: list[Source], length: int, batch_size: int, summary: dict[str, Any]) -> Iterator[Event]:
     """Text first, then latents, so that only one of the encoders is in memory at a time."""
-    texts = _texts(backbone.load_text_encoder(), todo, length, summary)
-    save_text(texts[""], model, folder / f"{EMPTY}.safetensors")
-    autoencoder = _float32(backbone).load_autoencoder()
+    encoder = backbone.load_text_encoder()
+    texts = encode_texts(encoder, [source.caption for source in todo], length)
+    summary["captions_cut"] += sum(encoder.count_tokens(caption) > length for caption in {source.caption for source in todo})
+    del encoder
+    save_text(texts[""], backbone.encoder_fingerprint, folder / f"{EMPTY}.safetensors")
+    autoencoder = replace(backbone, dtype=torch.float32).load_autoencoder()
     by_layout: dict[PanelLayout, list[Source]] = {}
     for source in todo:
-        by_layout.setdefault(source.layout.check(backbone.settings.stride), []).append(source)
+        by_layout.setdefault(source.layout, []).append(source)
     for sources in by_layout.values():
         for start in range(0, len(sources), batch_size):
-            batch = sources[start : start + batch_size]
-            for record in _records(autoencoder, batch, texts, model):
-                save_record(record, folder / f"{record.id}.safetensors")
-                summary["embedded"] += 1
-                yield Event(record.id)
+            images: dict[Source, Image.Image] = {}
+            for source in sources[start : start + batch_size]:
+                try:
+                    images[source] = load_image(source.image)
+                except TriptychError as error:
+                    yield Event(source.id, "rejected", str(error))
+            if images:
+                yield from _save_records(autoencoder, backbone, images, texts, folder)
 
 
-def _float32(backbone: Backbone) -> Backbone:
-    import dataclasses
-
-    import torch
-
-    return dataclasses.replace(backbone, dtype=torch.float32)
-
-
-def _texts(encoder: TextEncoder, todo: list[Source], length: int, summary: dict[str, Any]) -> dict[str, dict]:
-    """Text tensors by caption, each caption once; the empty prompt is always among them."""
-    texts = {}
-    for caption in dict.fromkeys(["", *(source.caption for source in todo)]):
-        summary["captions_cut"] += encoder.count_tokens(caption) > length
-        texts[caption] = {name: value[0].cpu() for name, value in encoder.encode([caption], length).items()}
-    return texts
-
-
-def _records(autoencoder: Autoencoder, batch: list[Source], texts: dict[str, dict], model: str) -> Iterator[EmbeddingRecord]:
-    mean, std = autoencoder.encode(to_pixels([load_image(source.image) for source in batch]))
-    for row, source in enumerate(batch):
-        yield EmbeddingRecord(
+def _save_records(
+    autoencoder: Autoencoder, backbone: Backbone, images: dict[Source, Image.Image], texts: dict[str, Text], folder: Path
+) -> Iterator[Event]:
+    mean, std = autoencoder.encode(to_pixels(list(images.values())))
+    for row, source in enumerate(images):
+        record = EmbeddingRecord(
             id=source.id,
             latent_mean_CHW=mean[row],
             latent_std_CHW=std[row],
@@ -172,5 +171,7 @@ def _records(autoencoder: Autoencoder, batch: list[Source], texts: dict[str, dic
             layout=source.layout,
             image_sha256=source.image_sha256,
             caption_sha256=source.caption_sha256,
-            model=model,
+            model=backbone.encoder_fingerprint,
         )
+        save_record(record, folder / f"{record.id}.safetensors")
+        yield Event(record.id)

@@ -70,11 +70,11 @@ def _yaml(config: InitConfig, human: Path | None, garment: Path | None, items: i
     import json
 
     def value(path: Path | None, what: str) -> str:
-        return json.dumps(str(path)) if path else f"  # folder with 10 or more example photos of {what}"
+        return json.dumps(str(path), ensure_ascii=False) if path else f"  # folder with 10 or more example photos of {what}"
 
     return f"""\
 # triptych: {items} items, {photos} photos. Next: triptych run --config {config.out}
-work: {json.dumps(str(config.work))}
+work: {json.dumps(str(config.work), ensure_ascii=False)}
 model: {json.dumps(config.model)}  # pocket, a diffusers folder, or e.g. black-forest-labs/FLUX.1-dev
 seed: 0
 

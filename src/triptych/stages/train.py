@@ -104,10 +104,16 @@ def train(config: TrainConfig) -> Run:
     """
     backbone = load_backbone(config.model, config.device, config.dtype)
     data = EmbeddingFolder(config.embedding_folder / backbone.name)
-    hashes = {id: (data[id].image_sha256, data[id].caption_sha256, data[id].model) for id in data.ids}
+    if any(about["model"] != backbone.encoder_fingerprint for about in data.about.values()):
+        hint = f"Run `triptych embed --model {config.model}` first."
+        raise WorkError(f"The embeddings in {data.path} were made with another model.", hint)
+    hashes = {id: (about["image_sha256"], about["caption_sha256"], about["model"]) for id, about in data.about.items()}
     model = fingerprint(config.model, ["transformer"])
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE}
-    folder = StageFolder(config.train_folder, "train", {**settings, "model": model, "data": digest(hashes)})
+    begun = any((config.train_folder / "checkpoints").glob("step-*")) or (config.train_folder / FILE_NAME).exists()
+    folder = StageFolder(config.train_folder, "train", {**settings, "model": model, "data": digest(hashes)}, begun=begun)
+    if (config.train_folder / FILE_NAME).exists() and not (config.train_folder / "train.jsonl").exists():
+        raise WorkError(f"There is a LoRA in {config.train_folder} that was not trained here.", "Choose another --lora-folder.")
     summary: dict[str, Any] = {
         "triptychs": len(data.ids),
         "train_steps": 0,
@@ -136,7 +142,9 @@ def _steps(config: TrainConfig, backbone: Backbone, data: EmbeddingFolder, folde
     average = {name: tensor.clone() for name, tensor in lora_state(transformer).items()}
     start = _restore(folder, transformer, optimizer, parameters, average)
     summary["resumed_at"] = start
+    summary["train_steps"] = start
     log = TrainLog(folder, config.logging_dir or folder / "tensorboard", config.tracker_name, start)
+    summary["loss"] = log.mean_loss() if start else None
     clock = time.monotonic()
     for step in range(start, config.max_train_steps):
         rate = learning_rate(step, config)
@@ -152,7 +160,8 @@ def _steps(config: TrainConfig, backbone: Backbone, data: EmbeddingFolder, folde
         norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
         loss_value = sum(losses) / len(losses)
         if not math.isfinite(loss_value + norm):
-            raise WorkError(f"The loss is no longer a number at step {step + 1}.", "Lower --learning-rate; the last checkpoint is intact.")
+            hint = "Lower --learning-rate and start in another --lora-folder; the last checkpoint is intact."
+            raise WorkError(f"The loss is no longer a number at step {step + 1}.", hint)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -206,10 +215,8 @@ def ids_of_batch(ids: list[str], seed: int, number: int, size: int) -> list[str]
 
 def ids_of_one_layout(data: EmbeddingFolder, seed: int, number: int, size: int) -> list[str]:
     """As `ids_of_batch`; where canvases differ in size, each batch comes from one size, drawn by its share of triptychs."""
-    shapes = {id: tuple(data[id].latent_mean_CHW.shape) for id in data.ids}
     pick = torch.randint(len(data.ids), (), generator=flow.generator_for(seed, "bucket", number))
-    bucket = shapes[data.ids[int(pick)]]
-    return ids_of_batch([id for id in data.ids if shapes[id] == bucket], seed, number, size)
+    return ids_of_batch(data.buckets[data.ids[int(pick)]], seed, number, size)
 
 
 def batch_loss(config: TrainConfig, backbone: Backbone, transformer: nn.Module, data: EmbeddingFolder, step: int, pass_: int) -> Tensor:
@@ -234,9 +241,10 @@ def batch_loss(config: TrainConfig, backbone: Backbone, transformer: nn.Module, 
         if config.context == "clean":
             generator = flow.generator_for(config.seed, "window", step, pass_)
             layout = data[ids[0]].layout
-            active = draw_active(layout, backbone.settings.stride, generator)
+            active = draw_active(layout, backbone.settings.stride, generator).to(backbone.device)
             dropped = float(torch.rand((), generator=generator)) < config.context_dropout
-            within = torch.from_numpy(layout.mask(layout.roles[-1:], backbone.settings.stride)) if dropped else None
+            worn = torch.from_numpy(layout.mask(layout.roles[-1:], backbone.settings.stride)).to(backbone.device)
+            within = worn if dropped else None
             empty = backbone.to_device(stack_text([data.empty]))
             window = read_window(backbone, transformer, clean_BCHW, active, empty, config.context_lora, within)
         predicted = backbone.velocity(transformer, latents_BCHW, t_B, text, config.guidance_scale, window)

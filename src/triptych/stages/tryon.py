@@ -47,27 +47,51 @@ def tryon(config: TryonConfig) -> Run:
     if not config.prompt.strip():
         raise InputError("There is no prompt.", 'Describe all panels: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …".')
     assert config.front and config.person and config.polygon
+    out = config.out or config.work / "tryon.png"
+    if not out.name or out.is_dir():
+        raise InputError(f"{out} is no name for a picture.", "Give --out a file name such as new.png.")
+    out = out.with_suffix(".png")
+    inputs = {path.resolve() for path in (config.front, config.back, config.person, config.polygon) if path}
+    if inputs & {made.resolve() for seed in config.seeds for made in _files(out, seed, config.seeds)}:
+        raise InputError(f"{out} would overwrite one of the photos given.", "Choose another name with --out.")
     layout = config.layout()
     person = load_original(config.person)
     polygons = masks.read_polygons(config.polygon, person.image.size)
     masks.polygon_mask(polygons, person.image.size)  # lies inside the photo, before any model is loaded
     front = load_image(config.front)
     back = load_image(config.back) if config.back else front
-    models = load_models(config.model, config.lora, config.lora_scale, config.device, config.dtype)
+    models = load_models(config.model, [config.prompt], config.lora, config.lora_scale, config.device, config.dtype)
     sampling = config.sampling(models.backbone.settings, config.strength)
-    out = (config.out or config.work / "tryon.png").with_suffix(".png")
     summary: dict[str, Any] = {"images": [], "size": list(person.image.size), "feather": config.feather, "strength": config.strength}
 
     def work() -> Iterator[Event]:
         photos = {"front": config.front, "back": config.back, "person": config.person, "polygon": config.polygon}
         for seed in config.seeds:
-            (result,) = try_on(models, front, back, person.image, polygons, config.prompt, layout, [seed], sampling, config.feather)
-            path = out if len(config.seeds) == 1 else out.with_stem(f"{out.stem}-{seed}")
+            (result,) = try_on(
+                models,
+                front,
+                back,
+                person.image,
+                polygons,
+                config.prompt,
+                layout,
+                [seed],
+                sampling,
+                config.feather,
+                person.icc_profile,
+            )
+            path, mask, triptych = _files(out, seed, config.seeds)
             about = config.provenance("tryon", seed, photos)
             save_png(result.image, path, text=about, icc_profile=person.icc_profile, exif=person.exif)
-            save_png(masks.preview(person.image, result.mask), path.with_stem(path.stem + "-mask"), text=about)
-            save_png(result.canvas, path.with_stem(path.stem + "-triptych"), text=about)
+            save_png(masks.preview(person.image, result.mask), mask, text=about)
+            save_png(result.canvas, triptych, text=about)
             summary["images"].append(str(path))
             yield Event(path.name)
 
     return Run("tryon", len(config.seeds), work(), summary)
+
+
+def _files(out: Path, seed: int, seeds: list[int]) -> tuple[Path, Path, Path]:
+    """Where the picture of a seed, its mask preview and its triptych go."""
+    path = out if len(seeds) == 1 else out.with_stem(f"{out.stem}-{seed}")
+    return path, path.with_stem(f"{path.stem}-mask"), path.with_stem(f"{path.stem}-triptych")
