@@ -1,0 +1,171 @@
+"""Stage ``transformer``: rectified flow on the bank, from nothing, with frozen text encoders.
+
+The learning rate is constant until a decay is asked for (``steps`` reached, or a file ``decay-now`` in the build folder),
+then a cosine takes it down over 60 % of the steps made so far: the run ends when the session demands.
+Every panel of a board has the same noise level; the base never sees clean context, nor a prompt without its panels.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
+
+from triptych.pocket.prompts import board_caption, panel_caption
+from triptych.pocket.recipe.bank import Bank
+from triptych.pocket.recipe.flux import SHIFT, new_transformer, pack, velocity
+from triptych.pocket.recipe.state import (
+    Log,
+    load_tensors,
+    optimizer_tensors,
+    restore_optimizer,
+    save_tensors,
+    set_learning_rate,
+)
+from triptych.pocket.recipe.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEncoders
+
+STEPS, LEARNING_RATE, SEED = 8000, 1e-3, 5
+BATCH = {"singles": 48, "boards": 20}
+BOARD_SHARE, BOARD_SHARE_STEPS = (0.35, 0.75), 2000
+"""Share of board batches at the start and after so many steps."""
+DECAY = 0.6
+"""Length of the decay as a part of the steps before it."""
+SILENT, ONE_NAMED = 0.48, 0.32
+"""Of matching and copy boards: no text names the look; one panel does."""
+EMPTY_PROMPTS, EMA, EMA_EVERY, SAVE_SECONDS = 0.1, 0.999, 4, 300
+
+
+def learning_rate_factor(step: int, decay_start: int | None) -> float:
+    """Return warmup - stable - decay; 0 when the decay is over."""
+    if decay_start is None or step < decay_start:
+        return min(1.0, (step + 1) / 100)
+    part = (step - decay_start) / max(1, round(DECAY * decay_start))
+    return 0.0 if part >= 1 else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part))
+
+
+def sample_batch(bank: Bank, name: str, rng: random.Random) -> tuple[list[str], torch.Tensor]:
+    """Draw prompts and latents_BCHW."""
+    prompts, latents = [], []
+    for _ in range(BATCH[name]):
+        index = rng.randrange(len(bank.entries[name]))
+        kind, panels = bank.entries[name][index]
+        if kind == "single":
+            caption = panel_caption(*panels[0], rng, named=rng.random() < 0.85)
+        else:
+            caption = board_caption(panels, kind, rng, silent=SILENT, one_named=ONE_NAMED)
+        prompts.append("" if rng.random() < EMPTY_PROMPTS else caption.text)
+        latents.append(bank.latents[name][index])
+    return prompts, torch.stack(latents).float()
+
+
+def flow_loss(
+    model: torch.nn.Module, latents: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor], noise: torch.Generator
+) -> torch.Tensor:
+    """Return the mean squared error of the velocity; t is logit-normal through the time shift."""
+    data = pack(latents)
+    epsilon = torch.randn(data.shape, generator=noise)
+    t = torch.sigmoid(torch.randn(len(data), generator=noise))
+    t = SHIFT * t / (1 + (SHIFT - 1) * t)
+    mixed = (1 - t[:, None, None]) * data + t[:, None, None] * epsilon
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = velocity(model, mixed, t, text)
+    return F.mse_loss(predicted.float(), epsilon - data)
+
+
+class Training:
+    """Parameters, optimizer, moving average and position of the run; all of it in one safetensors file."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start, or go on from the last state."""
+        torch.manual_seed(SEED)
+        self.path = folder / "transformer.state.safetensors"
+        self.model = new_transformer()
+        self.parameters = list(self.model.parameters())
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.AdamW(self.parameters, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+        self.step, self.decay_start, self.seen = 0, None, {"singles": 0, "boards": 0}
+        if self.path.exists():
+            tensors, metadata = load_tensors(self.path)
+            self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+            names = [name for name, _ in self.model.named_parameters()]
+            self.average = [tensors[f"ema.{name}"] for name in names]
+            restore_optimizer(self.optimizer, tensors)
+            self.step, self.decay_start, self.seen = metadata["step"], metadata["decay_start"], metadata["seen"]
+
+    def save(self) -> None:
+        """Write the state under its final name, complete."""
+        names = [name for name, _ in self.model.named_parameters()]
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in zip(names, self.average, strict=True)}
+        tensors |= optimizer_tensors(self.optimizer)
+        save_tensors(tensors, self.path, step=self.step, decay_start=self.decay_start, seen=self.seen)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Make one optimizer step from the gradients and follow with the moving average."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.step % EMA_EVERY == 0:
+            decay = min(EMA, (1 + self.step) / (10 + self.step)) ** EMA_EVERY
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+
+
+def averaged_transformer(folder: Path) -> FluxTransformer2DModel:
+    """Return the moving average of a build folder's run, as it stands."""
+    tensors, _ = load_tensors(folder / "transformer.state.safetensors")
+    model = new_transformer()
+    model.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("ema.")})
+    return model.eval().requires_grad_(False)
+
+
+def train_transformer(folder: Path, steps: int = STEPS, compile_model: bool = True) -> None:
+    """Train until the decay is over; ends by writing ``transformer.done``."""
+    if (folder / "transformer.done").exists():
+        return
+    bank, encoders, run = Bank(folder), TextEncoders.trained(folder), Training(folder)
+    log = Log(folder, "transformer")
+    model = torch.compile(run.model, dynamic=False) if compile_model else run.model
+    lengths = {"singles": SINGLE_LENGTH, "boards": TRIPTYCH_LENGTH}
+    losses: dict[str, list[float]] = {"singles": [], "boards": []}
+    seconds = {"singles": 0.0, "boards": 0.0}
+    saved = time.monotonic()
+    while True:
+        if run.decay_start is None and (run.step >= steps or (folder / "decay-now").exists()):
+            run.decay_start = run.step
+            log.write(decay_start=run.step, ends=run.step + round(DECAY * run.step))
+        factor = learning_rate_factor(run.step, run.decay_start)
+        if factor == 0 or (folder / "stop-now").exists():
+            break
+        set_learning_rate(run.optimizer, LEARNING_RATE * factor)
+        rng = random.Random(SEED * 10**8 + run.step)
+        noise = torch.Generator().manual_seed(SEED * 10**8 + run.step)
+        share = BOARD_SHARE[0] + (BOARD_SHARE[1] - BOARD_SHARE[0]) * min(1.0, run.step / BOARD_SHARE_STEPS)
+        name = "boards" if rng.random() < share else "singles"
+        started = time.monotonic()
+        prompts, latents = sample_batch(bank, name, rng)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            text = encoders(prompts, lengths[name])
+        loss = flow_loss(model, latents, text, noise)
+        loss.backward()
+        run.update()
+        run.step += 1
+        run.seen[name] += BATCH[name]
+        losses[name].append(loss.item())
+        seconds[name] += time.monotonic() - started
+        if run.step % 100 == 0:
+            speed = {f"{k}_per_second": len(v) * BATCH[k] / (seconds[k] + 1e-9) for k, v in losses.items()}
+            means = {f"loss_{k}": sum(v) / len(v) for k, v in losses.items() if v}
+            log.write(step=run.step, learning_rate=LEARNING_RATE * factor, **means, **speed, **run.seen)
+            losses, seconds = {"singles": [], "boards": []}, {"singles": 0.0, "boards": 0.0}
+        if time.monotonic() - saved > SAVE_SECONDS:
+            run.save()
+            saved = time.monotonic()
+    run.save()
+    if factor == 0:
+        (folder / "transformer.done").write_text(f"{run.step} steps, seen {run.seen}\n", encoding="utf-8")

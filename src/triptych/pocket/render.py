@@ -1,0 +1,54 @@
+"""Draws garments and people. ``render(garment, scene, seed)`` is a pure function of its arguments.
+
+All random numbers are drawn before anything that depends on the garment, so the same (scene, seed) with another
+garment is the same picture but for the garment: that is the exact truth for try-on.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from PIL import Image
+
+from triptych.pocket.canvas import PANEL_HEIGHT, PANEL_WIDTH, Canvas, Point
+from triptych.pocket.wardrobe import draw_flat, draw_worn
+from triptych.pocket.world import BACKGROUNDS, RGB, Garment, Scene
+
+__all__ = ["PANEL_HEIGHT", "PANEL_WIDTH", "Rendered", "concatenate_panels", "render"]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A picture and the mask of the garment in it (white = garment, antialiased)."""
+
+    image: Image.Image
+    mask: Image.Image
+
+
+def render(garment: Garment, scene: Scene, seed: int, scale: int = 1) -> Rendered:
+    """Draw one panel of 48 x 72 pixels times ``scale``; another scale draws the very same picture larger."""
+    rng = random.Random(seed)
+    canvas = Canvas(_jitter(BACKGROUNDS[scene.background], rng), scale)
+    background: RGB = canvas.image.getpixel((0, 0))  # type: ignore[assignment]
+    offset: Point = (rng.uniform(0, 20), rng.uniform(0, 20))
+    if scene.worn:
+        draw_worn(canvas, garment, scene, rng, offset)
+    else:
+        draw_flat(canvas, garment, scene, rng, offset, background)
+    return Rendered(*canvas.finish())
+
+
+def concatenate_panels(images: list[Image.Image]) -> Image.Image:
+    """Put pictures of one size side by side."""
+    width, height = images[0].size
+    wide = Image.new(images[0].mode, (width * len(images), height))
+    for index, image in enumerate(images):
+        wide.paste(image, (index * width, 0))
+    return wide
+
+
+def _jitter(colour: RGB, rng: random.Random) -> RGB:
+    shift = rng.randint(-5, 5)
+    red, green, blue = (max(0, min(255, value + shift + rng.randint(-3, 3))) for value in colour)
+    return red, green, blue

@@ -1,0 +1,98 @@
+"""The renderer is a pure function, and its masks are exact."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from triptych.pocket.render import PANEL_HEIGHT, PANEL_WIDTH, concatenate_panels, render
+from triptych.pocket.world import COLOURS, TYPES, VIEWS, Garment, sample_garment, sample_scene
+
+
+def _case(type_: str, view: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = random.Random(f"{type_} {view}")
+    scene, seed = sample_scene(rng, view), rng.getrandbits(31)
+    one = sample_garment(rng, type=type_, colour="red")
+    other = sample_garment(rng, type=type_, colour="blue")
+    first, second = render(one, scene, seed), render(other, scene, seed)
+    assert np.array_equal(np.asarray(first.mask), np.asarray(second.mask))
+    return np.asarray(first.image), np.asarray(second.image), np.asarray(first.mask)
+
+
+def test_same_arguments_same_picture() -> None:
+    rng = random.Random(1)
+    garment, scene = sample_garment(rng), sample_scene(rng, "worn")
+    first, second = render(garment, scene, 7), render(garment, scene, 7)
+    assert first.image.tobytes() == second.image.tobytes()
+    assert first.mask.tobytes() == second.mask.tobytes()
+    assert first.image.tobytes() != render(garment, scene, 8).image.tobytes()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("type_", TYPES)
+def test_another_garment_changes_only_pixels_under_the_mask(type_: str, view: str) -> None:
+    first, second, mask = _case(type_, view)
+    changed = (first != second).any(2)
+    assert changed.sum() > 100
+    assert not (changed & (mask == 0)).any()
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_the_mask_is_where_the_garment_is(type_: str) -> None:
+    scene = sample_scene(random.Random(type_), "worn")
+    red, black = render(Garment(type_, "red"), scene, 6), render(Garment(type_, "black"), scene, 6)
+    inside = np.asarray(red.mask) == 255
+    assert inside.sum() > 100
+    assert (np.asarray(red.image) != np.asarray(black.image)).any(2)[inside].mean() > 0.9  # all but the zip
+
+
+def test_another_type_keeps_the_person() -> None:
+    rng = random.Random(3)
+    scene = replace(sample_scene(rng, "worn"), hairstyle="short")
+    shirt, jacket = (render(Garment(type_, "red"), scene, 5) for type_ in ("t-shirt", "jacket"))
+    changed = (np.asarray(shirt.image) != np.asarray(jacket.image)).any(2)
+    either = (np.asarray(shirt.mask) > 0) | (np.asarray(jacket.mask) > 0)
+    neck = np.zeros_like(either)
+    neck[15:26, 16:32] = True  # the depth of the neckline shows more or less skin
+    assert not (changed & ~either & ~neck).any()
+
+
+def test_another_scale_is_the_same_picture() -> None:
+    rng = random.Random(4)
+    for view in VIEWS:
+        garment, scene = sample_garment(rng), sample_scene(rng, view)
+        small, large = render(garment, scene, 9), render(garment, scene, 9, scale=4)
+        assert small.image.size == (PANEL_WIDTH, PANEL_HEIGHT)
+        assert large.image.size == (PANEL_WIDTH * 4, PANEL_HEIGHT * 4)
+        reduced = np.asarray(large.image.reduce(4)).astype(int)
+        assert np.abs(reduced - np.asarray(small.image)).mean() < 6
+
+
+def test_the_renderer_is_quick() -> None:
+    rng = random.Random(5)
+    cases = [(sample_garment(rng), sample_scene(rng, VIEWS[i % 3]), i) for i in range(100)]
+    render(*cases[0])
+    start = time.process_time()
+    for case in cases:
+        render(*case)
+    assert 100 / (time.process_time() - start) > 100
+
+
+def test_panels_stand_side_by_side() -> None:
+    rng = random.Random(6)
+    panels = [render(sample_garment(rng), sample_scene(rng, view), 1).image for view in VIEWS]
+    wide = concatenate_panels(panels)
+    assert wide.size == (3 * PANEL_WIDTH, PANEL_HEIGHT)
+    assert wide.crop((48, 0, 96, 72)).tobytes() == panels[1].tobytes()
+
+
+def test_fixed_attributes_are_kept() -> None:
+    rng = random.Random(7)
+    for colour in COLOURS:
+        garment = sample_garment(rng, type="dress", colour=colour, pattern="check")
+        assert (garment.type, garment.colour, garment.pattern) == ("dress", colour, "check")
+        assert garment.colour2 in COLOURS
