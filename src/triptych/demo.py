@@ -83,7 +83,8 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     with _clock(summary, "evaluate"):
         for name, lora in (("base", None), ("lora", out / "lora")):
             models = load_models("pocket", [item.prompt for item in unseen], lora)
-            sampling = SamplingConfig(model="pocket", lora=lora).sampling(models.backbone.settings)
+            # Guidance on the product photos would help the LoRA alone: both are judged with the model's ordinary guidance.
+            sampling = SamplingConfig(model="pocket", lora=lora, context_guidance_scale=1.0).sampling(models.backbone.settings)
             made[name] = []
             for start in range(0, len(unseen), BATCH):
                 made[name] += worn_panels(models, sampling, unseen[start : start + BATCH], config.seed + start)

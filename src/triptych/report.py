@@ -70,7 +70,7 @@ def write_report(out: Path, summary: dict[str, Any], pictures: DemoPictures) -> 
         "<h2>3 · Training the LoRA</h2>",
         _curve([(row["step"], row["loss"]) for row in read_jsonl(out / "lora" / "train.jsonl")]),
         "<h2>4 · Base beside LoRA, on garments that neither has seen</h2>",
-        "<p>The two product photos are given, the prompt is silent about colour and pattern, base and LoRA start from the same seeds. "
+        "<p>The two product photos are given, the prompt is silent about colour and pattern, both have the same seeds and guidance. "
         f"Over {summary['garments']} garments the worn one has the right colour in {match['base']:.0%} (base) and "
         f"{match['lora']:.0%} (LoRA), the right pattern in {pattern['base']:.0%} and {pattern['lora']:.0%}, "
         "judged by a classifier of the rendered world.</p>",

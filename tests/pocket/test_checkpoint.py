@@ -14,6 +14,7 @@ import torch
 from triptych.pocket import captioner_path, checkpoint_path
 from triptych.pocket.oracle import judge, oracle_accuracy
 from triptych.pocket.prompts import panel_caption, sample_triptych, triptych_caption
+from triptych.pocket.recipe.package import SETTINGS
 from triptych.pocket.render import render
 from triptych.pocket.world import VIEWS, sample_garment, sample_scene
 
@@ -35,14 +36,8 @@ def test_the_folder_is_small_and_has_no_pickle() -> None:
 
 def test_recommended_settings_are_the_trained_ones() -> None:
     settings = json.loads((checkpoint_path() / "triptych.json").read_text())
-    assert settings == {
-        "panel_width": 48,
-        "panel_height": 72,
-        "max_sequence_length": 56,
-        "guidance_scale": 1.0,
-        "true_cfg_scale": 3.0,
-        "num_inference_steps": 16,
-    }
+    assert settings == SETTINGS
+    assert (settings["panel_width"], settings["panel_height"], settings["max_sequence_length"]) == (48, 72, 56)
 
 
 def test_parts_are_the_stock_classes(pipeline: Any) -> None:

@@ -157,4 +157,4 @@ def board_caption(
 
 def sample_triptych(rng: random.Random, **fixed: str) -> tuple[Garment, tuple[Scene, Scene, Scene]]:
     """Draw one item and its front, back and worn scenes."""
-    return sample_garment(rng, **fixed), sample_triptych_scenes(rng)
+    return sample_garment(rng, pattern_weights=None, **fixed), sample_triptych_scenes(rng)

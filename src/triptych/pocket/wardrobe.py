@@ -91,7 +91,8 @@ def draw_flat(canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random
             canvas.line(place((32, 16), (32, 38)), 1, seam, garment=True)
         else:
             for x in (21, 35):
-                canvas.frame(*place((x, 24), (x + 8, 33)), seam)
+                corner, opposite = place((x, 24), (x + 8, 33))
+                canvas.frame(corner, opposite, seam)
 
 
 def draw_worn(canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random, offset: Point) -> None:

@@ -37,7 +37,7 @@ from triptych.pocket.recipe.text import ATTRIBUTES
 from triptych.pocket.render import concatenate_panels, render
 from triptych.pocket.world import NONE, Garment, Scene
 
-STEPS, BATCH, LEARNING_RATE, SEED, POOL = 1400, 24, 1e-3, 31, 4000
+STEPS, BATCH, LEARNING_RATE, SEED, POOL = 1850, 24, 1e-3, 31, 4000
 CAPTION_SHARE, RIGHT_ORDER_SHARE, LARGE_SHARE = 0.7, 0.4, 0.15
 SIDE, PATCH, WIDTH = 144, 16, 128
 """The triptych is stretched to a square of 9 x 9 patches: three columns of patches are one panel."""

@@ -7,8 +7,10 @@ drawn; the judge compares it with the true garment.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from PIL import Image
 from triptych.pocket.oracle import Judgement, judge
 from triptych.pocket.prompts import (
     BOARD_SUMMARIES,
+    TRIPTYCH_SUMMARY,
     join_captions,
     panel_caption,
     sample_board,
@@ -45,7 +48,8 @@ class Triptych:
 
 def draw_triptychs(count: int, seed: int, exclude: set[Garment] | None = None) -> list[Triptych]:
     """Draw items in front, back and worn views, none of the garments in ``exclude``."""
-    rng, drawn = random.Random(seed), []
+    rng = random.Random(seed)
+    drawn: list[Triptych] = []
     while len(drawn) < count:
         garment, scenes = sample_triptych(rng)
         if exclude and garment in exclude:
@@ -76,7 +80,7 @@ def _share(hits: list[bool]) -> float:
     return round(sum(hits) / len(hits), 3)
 
 
-def look_scores(seen: list[Judgement], truth: list[Garment] | list[Judgement]) -> dict[str, float]:
+def look_scores(seen: list[Judgement], truth: Sequence[Garment | Judgement]) -> dict[str, float]:
     """Return the share of equal colours, patterns, and both."""
     colour = [a.colour == b.colour for a, b in zip(seen, truth, strict=True)]
     pattern = [a.pattern == b.pattern for a, b in zip(seen, truth, strict=True)]
@@ -92,12 +96,12 @@ class Evaluation:
         self.model = model if model is not None else averaged_transformer(folder)
         self.encoders, self.codec = TextEncoders.trained(folder), Codec(folder / "vae")
 
-    def draw(self, prompts: list[str], panels: int, **options: object) -> np.ndarray:
+    def draw(self, prompts: list[str], panels: int, **options: Any) -> np.ndarray:
         """Draw pictures in batches; tensors among the options are cut along with the prompts."""
         parts = []
         for start in range(0, len(prompts), BATCH):
             cut = slice(start, start + BATCH)
-            here = {k: v[cut] if isinstance(v, torch.Tensor) and len(v) > 1 else v for k, v in options.items()}
+            here: dict[str, Any] = {k: v[cut] if isinstance(v, torch.Tensor) and len(v) > 1 else v for k, v in options.items()}
             parts.append(self.codec.decode(sample(self.model, self.encoders, prompts[cut], panels, **here)))
         return np.concatenate(parts)
 
@@ -126,12 +130,11 @@ class Evaluation:
         return look_scores(seen[1] + seen[2], seen[0] * 2), pictures
 
     def clamp(
-        self, items: list[Triptych], *, steps: int = 16, true_cfg_scale: float = 3.0, seed: int = 0, summary: str | None = None
+        self, items: list[Triptych], *, steps: int = 16, true_cfg_scale: float = 3.0, seed: int = 0, summary: str = TRIPTYCH_SUMMARY
     ) -> tuple[dict[str, float], np.ndarray]:
         """Return how often panel 3 shows the garment of the given panels 1 and 2, prompt silent about the look."""
         rng = random.Random(77)
-        options = {"summary": summary} if summary else {}
-        prompts = [triptych_caption(one.garment, one.scenes, rng, named=False, **options).text for one in items]
+        prompts = [triptych_caption(one.garment, one.scenes, rng, named=False, summary=summary).text for one in items]
         known = torch.cat(
             [self.codec.encode(np.stack([one.picture for one in items[start : start + BATCH]])) for start in range(0, len(items), BATCH)]
         )

@@ -66,7 +66,7 @@ def train_oracle(folder: Path, steps: int = STEPS) -> None:
             blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
             images = 0.6 * blurred + 0.4 * images
         answers = network(images, truth[index][:, list(HEADS).index("type")])
-        loss = sum(F.cross_entropy(answers[name], truth[index][:, number]) for number, name in enumerate(HEADS))
+        loss = torch.stack([F.cross_entropy(answers[name], truth[index][:, number]) for number, name in enumerate(HEADS)]).sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

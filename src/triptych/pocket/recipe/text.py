@@ -195,11 +195,8 @@ def train_text(folder: Path, steps: int = STEPS) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             states, pooled = encoders([caption.text for caption in captions], TRIPTYCH_LENGTH)
         answers = reader(states.float(), pooled.float())
-        loss = sum(
-            F.cross_entropy(logits.flatten(0, -2), label.flatten())
-            for logits_of in answers
-            for logits, label in zip(logits_of, labels, strict=True)
-        )
+        pairs = [pair for logits in answers for pair in zip(logits, labels, strict=True)]
+        loss = torch.stack([F.cross_entropy(logits.flatten(0, -2), label.flatten()) for logits, label in pairs]).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -11,6 +11,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from triptych.pocket.recipe.state import (
 )
 from triptych.pocket.recipe.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEncoders
 
-STEPS, LEARNING_RATE, SEED = 8000, 1e-3, 5
+STEPS, LEARNING_RATE, SEED = 2993, 1e-3, 5
 BATCH = {"singles": 48, "boards": 20}
 BOARD_SHARE, BOARD_SHARE_STEPS = (0.35, 0.75), 2000
 """Share of board batches at the start and after so many steps."""
@@ -130,7 +131,7 @@ def train_transformer(folder: Path, steps: int = STEPS, compile_model: bool = Tr
         return
     bank, encoders, run = Bank(folder), TextEncoders.trained(folder), Training(folder)
     log = Log(folder, "transformer")
-    model = torch.compile(run.model, dynamic=False) if compile_model else run.model
+    model: Any = torch.compile(run.model, dynamic=False) if compile_model else run.model
     lengths = {"singles": SINGLE_LENGTH, "boards": TRIPTYCH_LENGTH}
     losses: dict[str, list[float]] = {"singles": [], "boards": []}
     seconds = {"singles": 0.0, "boards": 0.0}
