@@ -65,8 +65,14 @@ def publish(path: Path) -> Iterator[Path]:
     `*.png` finds it after a kill. After an exception nothing is left behind.
     """
     aside = path.parent / ".part"
-    aside.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=aside, suffix=path.suffix)
+    while True:
+        try:
+            aside.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=aside, suffix=path.suffix)
+            break
+        except (FileNotFoundError, FileExistsError):  # another writer was done just now and removed the empty folder
+            if any(folder.exists() and not folder.is_dir() for folder in (aside, path.parent)):
+                raise
     os.close(handle)
     temporary = Path(name)
     try:

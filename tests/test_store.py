@@ -1,0 +1,77 @@
+"""Files that are whole or absent, and folders that do not mix two configs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from triptych.errors import WorkError
+from triptych.store import Event, Run, StageFolder, digest, publish, read_jsonl, write_json, write_text
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    write_text(file, "old")
+    with pytest.raises(RuntimeError), publish(file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert file.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
+
+
+def test_a_killed_write_is_invisible_to_whoever_lists_the_folder(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from triptych.store import publish\n"
+        "with publish(Path(sys.argv[1])) as t: t.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], timeout=60)
+    assert done.returncode == -9
+    assert list(tmp_path.glob("*.png")) == []
+
+
+def test_many_writers_in_one_folder(tmp_path: Path) -> None:
+    threads = [threading.Thread(target=lambda n=n: [write_text(tmp_path / f"{n}-{k}.txt", "x") for k in range(25)]) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(list(tmp_path.glob("*.txt"))) == 200
+    assert not (tmp_path / ".part").exists()
+
+
+def test_a_folder_refuses_other_settings_and_a_second_writer(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "s", "stage", {"rank": 4})
+    with folder.open():
+        with pytest.raises(WorkError, match="Another run"), StageFolder(tmp_path / "s", "stage", {"rank": 4}).open():
+            pass
+        with pytest.raises(WorkError, match="rank"):
+            StageFolder(tmp_path / "s", "stage", {"rank": 8})
+    with StageFolder(tmp_path / "s", "stage", {"rank": 8}, begun=False).open():
+        pass
+    StageFolder(tmp_path / "s", "stage", {"rank": 8})
+
+
+def test_a_torn_last_line_is_left_out_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\n{"a": "x\u2028y"}\n{"a": ', encoding="utf-8")
+    assert read_jsonl(file) == [{"a": 1}, {"a": "x\u2028y"}]
+    file.write_text('{"a": \n{"a": 2}\n')
+    with pytest.raises(WorkError, match="line 1"):
+        read_jsonl(file)
+
+
+def test_digest_does_not_depend_on_key_order() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_nested_events_carry_the_inner_run(tmp_path: Path) -> None:
+    inner = Run("inner", 2, iter([Event("x"), Event("y")]), {})
+    assert [(event.stage, event.of) for event in inner.nested()] == [("inner", 2)] * 2
+    write_json(tmp_path / "a.json", {"x": Path("p")})
+    assert os.stat(tmp_path / "a.json").st_mode & 0o777 == 0o644
