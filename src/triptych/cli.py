@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console=Console(),
         error_console=show,
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
     try:
         for order, stage in enumerate(STAGES):

@@ -44,7 +44,8 @@ class CleanConfig(StageConfig):
     garment: Path | None = None
     """Folder of example photos that show a garment alone."""
     features: str = "efficientnet-lite0"
-    """Image features: efficientnet-lite0, or transformers:ID with the id or folder of a vision model."""
+    """Image features: efficientnet-lite0 (offline), or transformers:ID with the id or folder of a vision model, such as
+    transformers:google/siglip2-base-patch16-224."""
     unsure: float = Field(default=0.1, ge=0, le=10)
     """Photos nearer than this to the border are labelled unsure (1 = as far as the nearest examples)."""
     min_side: int = Field(default=32, ge=1)
