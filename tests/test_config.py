@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from triptych import pipeline
+from triptych.cli import main
 from triptych.config import ORIGINAL_KEYS, load_config, section
 from triptych.errors import ConfigError
 from triptych.pipeline import PIPELINE, RunConfig, run, validated
@@ -116,6 +118,20 @@ def test_byte_order_marks_and_line_ends_do_no_harm(tmp_path: Path, text: str) ->
     path = tmp_path / "config.yaml"
     path.write_bytes(text.encode("utf-8"))
     assert load_config([path], VERBS)["train"]["rank"] in (4, 8)
+
+
+def test_a_section_wins_over_shared_keys_and_an_option_over_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which seed each stage would get: seen at the first stage's call, before any work."""
+    path = write(tmp_path, "seed: 1\ntrain:\n  seed: 5\nclean:\n  photos: nowhere\n")
+    seen: list[dict] = []
+    monkeypatch.setattr(pipeline, "validated", lambda model, values, verb: seen.append({verb: values.get("seed")}) or model(**values))
+    assert main(["run", "--config", str(path)]) == 1
+    assert {"concat": 1} in seen
+    assert {"train": 5} in seen
+    seen.clear()
+    assert main(["run", "--config", str(path), "--seed", "7"]) == 1
+    assert {"concat": 7} in seen
+    assert {"train": 7} in seen
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

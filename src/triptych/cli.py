@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from triptych import __version__
-from triptych.config import StageConfig, load_config, section, validated
+from triptych.config import load_config, section, validated
 from triptych.errors import TriptychError
 from triptych.stages import STAGES, Stage
 from triptych.store import Run
@@ -49,25 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             app.command(command, name=stage.name, help=f"{stage.help}\n\nExample: `{stage.example}`", sort_key=order)
         return app(words, exit_on_error=False, print_error=True) or 0
     except TriptychError as error:
-        show.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
-        if error.hint:
-            show.print(f"[bold]hint:[/] {_plain(error.hint)}", highlight=False, soft_wrap=True)
-        return 1
+        return _explain(show, str(error), error.hint)
     except CycloptsError:
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        show.print("[bold red]error:[/] The device has too little memory for this.")
-        show.print("[bold]hint:[/] Lower --batch-size or the panel size, or use a larger card.", soft_wrap=True)
-        return 1
+        return _explain(show, "The device has too little memory for this.", "Lower --batch-size or the panel size, or use a larger card.")
     except OSError as error:
-        show.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
-        show.print("[bold]hint:[/] Check that the disk has space and that files and folders may be read and written.", soft_wrap=True)
-        return 1
+        return _explain(show, str(error), "Check that the disk has space and that files and folders may be read and written.")
     except KeyboardInterrupt:
         show.print("stopped; the same command goes on where this one ended")
         return 130
+
+
+def _explain(show: Console, message: str, hint: str) -> int:
+    show.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+    if hint:
+        show.print(f"[bold]hint:[/] {_plain(hint)}", highlight=False, soft_wrap=True)
+    return 1
 
 
 def _plain(text: str) -> str:
@@ -88,12 +88,10 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
         elif word.startswith("-c") and len(word) > 2:
             files.append(Path(word.removeprefix("-c").removeprefix("=")))
     data = load_config(files, [other.name for other in STAGES])
-    if stage.name == "run":
-        app.config = Dict({"run": {k: v for k, v in data.items() if k in model.model_fields and not isinstance(v, dict)}})
-    else:
-        values = section(data, stage.name, model)
-        validated(model, values, stage.name)
-        app.config = Dict({stage.name: values}, source=", ".join(map(str, files)))
+    # `run` hands the shared keys of the files to every stage itself, where a section's own keys win over them.
+    values = section({"run": data.get("run")} if stage.name == "run" else data, stage.name, model)
+    validated(model, values, stage.name)
+    app.config = Dict({stage.name: values}, source=", ".join(map(str, files)))
 
     def command(*, options: Any = None, config: ConfigFiles = None, json: Flags = False) -> int:
         """
@@ -106,7 +104,7 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
         """
         options = options or model()
         run = function(options, data) if stage.name == "run" else function(options)
-        summary = follow(run, show, quiet=False)
+        summary = follow(run, show)
         _print_summary(summary, as_json=json)
         return 0
 
@@ -114,7 +112,7 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
     return command
 
 
-def follow(run: Run, show: Console, *, quiet: bool) -> dict[str, Any]:
+def follow(run: Run, show: Console) -> dict[str, Any]:
     """Exhaust a run with a progress bar that shows count, time left and the last note."""
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -124,7 +122,7 @@ def follow(run: Run, show: Console, *, quiet: bool) -> dict[str, Any]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=show, disable=quiet or not show.is_terminal) as progress:
+    with Progress(*columns, console=show, disable=not show.is_terminal) as progress:
         tasks: dict[str, TaskID] = {}
         done: Counter[str] = Counter()
         for event in run:
@@ -156,4 +154,4 @@ def entry() -> None:
     sys.exit(main())
 
 
-__all__ = ["StageConfig", "entry", "follow", "main"]
+__all__ = ["entry", "follow", "main"]

@@ -113,7 +113,6 @@ def test_the_judge_takes_larger_panels() -> None:
     assert judge([small.image])[0].colour == judge([large.image])[0].colour == garment.colour
 
 
-@pytest.mark.skipif(not captioner_path().exists(), reason="the captioner is not in this checkout")
 def test_the_captioner_answers_both_questions() -> None:
     from triptych.pocket.recipe.captioner import measure_captioner
 
