@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny FLUX checkpoint with random weights, saved as a real diffusers folder."""
+"""Shared fixtures: a tiny checkpoint of each family with random weights, saved as a real diffusers folder."""
 
 from __future__ import annotations
 
@@ -23,18 +23,24 @@ def photos() -> Path:
     return folder
 
 
+WIDTH = 32
+SETTINGS = '{"panel_width": 32, "panel_height": 48, "max_sequence_length": 24, "num_inference_steps": 4}'
+
+
+@pytest.fixture(scope="session", params=["flux", "sd3"])
+def tiny(request: pytest.FixtureRequest) -> Path:
+    """The tiny checkpoint of each family in turn: what uses it is a contract that every family keeps."""
+    return request.getfixturevalue(f"tiny_{request.param}")
+
+
 @pytest.fixture(scope="session")
 def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """FluxPipeline in small: f8 and 16 latent channels as FLUX has, the pocket's tokenizers, random float32 weights."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
-
-    from triptych.pocket import checkpoint_path
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel
 
     torch.manual_seed(0)
-    clip_tokenizer = AutoTokenizer.from_pretrained(checkpoint_path(), subfolder="tokenizer")
-    t5_tokenizer = AutoTokenizer.from_pretrained(checkpoint_path(), subfolder="tokenizer_2")
-    width = 32
+    clip_tokenizer, t5_tokenizer = tokenizers()
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=64,
@@ -42,12 +48,75 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_single_layers=2,
         attention_head_dim=16,
         num_attention_heads=2,
-        joint_attention_dim=width,
-        pooled_projection_dim=width,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
         guidance_embeds=True,
         axes_dims_rope=(4, 6, 6),
     )
-    vae = AutoencoderKL(
+    vae = autoencoder()
+    clip = CLIPTextModel(clip_config(clip_tokenizer, WIDTH, num_hidden_layers=1))
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
+    )
+    pipeline = FluxPipeline(scheduler, vae, clip, clip_tokenizer, t5_encoder(t5_tokenizer, WIDTH), t5_tokenizer, transformer)
+    return save(pipeline, tmp_path_factory.mktemp("tiny-flux"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """StableDiffusion3Pipeline in small: one block with SD3.5 medium's second attention, one plain, one that drops its text;
+    two CLIPs of different width, narrower together than T5 as the real ones are."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection
+
+    torch.manual_seed(1)
+    clip_tokenizer, t5_tokenizer = tokenizers()
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        caption_projection_dim=32,
+        pooled_projection_dim=12 + 20,
+        pos_embed_max_size=16,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    clips = [
+        CLIPTextModelWithProjection(clip_config(clip_tokenizer, width, num_hidden_layers=2, projection_dim=projected))
+        for width, projected in ((8, 12), (16, 20))
+    ]
+    pipeline = StableDiffusion3Pipeline(
+        transformer,
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        autoencoder(),
+        clips[0],
+        clip_tokenizer,
+        clips[1],
+        clip_tokenizer,
+        t5_encoder(t5_tokenizer, WIDTH),
+        t5_tokenizer,
+    )
+    return save(pipeline, tmp_path_factory.mktemp("tiny-sd3"))
+
+
+def tokenizers():
+    """The pocket's CLIP and T5 tokenizers."""
+    from transformers import AutoTokenizer
+
+    from triptych.pocket import checkpoint_path
+
+    return [AutoTokenizer.from_pretrained(checkpoint_path(), subfolder=name) for name in ("tokenizer", "tokenizer_2")]
+
+
+def autoencoder():
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -60,25 +129,30 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
         use_post_quant_conv=False,
         mid_block_add_attention=False,
     )
-    clip = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(clip_tokenizer),
-            hidden_size=width,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            bos_token_id=clip_tokenizer.bos_token_id,
-            eos_token_id=clip_tokenizer.eos_token_id,
-            pad_token_id=clip_tokenizer.pad_token_id,
-        )
+
+
+def clip_config(tokenizer, width: int, **changes):
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=64,
+        num_attention_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **changes,
     )
-    t5 = T5EncoderModel(T5Config(vocab_size=len(t5_tokenizer) + 8, d_model=width, d_kv=8, d_ff=64, num_layers=1, num_heads=4))
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
-    )
-    pipeline = FluxPipeline(scheduler, vae, clip, clip_tokenizer, t5, t5_tokenizer, transformer)
-    folder = tmp_path_factory.mktemp("tiny-flux")
+
+
+def t5_encoder(tokenizer, width: int):
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer) + 8, d_model=width, d_kv=8, d_ff=64, num_layers=1, num_heads=4))
+
+
+def save(pipeline, folder: Path) -> Path:
     pipeline.save_pretrained(folder)
-    settings = '{"panel_width": 32, "panel_height": 48, "max_sequence_length": 24, "num_inference_steps": 4}'
-    (folder / "triptych.json").write_text(settings)
+    (folder / "triptych.json").write_text(SETTINGS)
     return folder

@@ -234,6 +234,11 @@ def test_length_limit_is_that_of_the_text_encoder(desk: Desk, server: Server) ->
 # --- Interruptions ------------------------------------------------------------------------------------------------------
 
 
+def _heed_ctrl_c() -> None:
+    """What a shell started in the background would have its children ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_keeps_all_that_was_paid_for(desk: Desk, server: Server) -> None:
     desk.draw(8)
     process: subprocess.Popen[str] | None = None
@@ -247,7 +252,9 @@ def test_ctrl_c_keeps_all_that_was_paid_for(desk: Desk, server: Server) -> None:
     server.script = script
     options = {"work": desk.root / "work", "base-url": server.url, "vlm-model": "some-vlm", "model": desk.model, "concurrency": 2}
     words = [f"--{name}={value}" for name, value in options.items()] + ["--brands=Acme"]
-    process = subprocess.Popen([sys.executable, "-m", "triptych", "caption", *words], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "triptych", "caption", *words], stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c
+    )
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in shown, shown
     process = None

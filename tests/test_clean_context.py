@@ -7,27 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
+from torch import nn
 
-from triptych.backbones.base import Window
-from triptych.backbones.flux import Flux, pack, position_ids
-from triptych.backbones.flux_context import install
+from triptych.backbones.base import Backbone, Window
+from triptych.backbones.flux import pack, position_ids
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import ModelSettings
 from triptych.inference import active_tokens, load_models, sample_latents
 from triptych.lora import FILE_NAME
 from triptych.panels import PanelLayout
 from triptych.stages.generate import GenerateConfig
-from triptych.stages.train import draw_active, train
+from triptych.stages.train import train
+from triptych.training.data import draw_active
 
 from .test_train import config, write_records
 
+Parts = tuple[Backbone, nn.Module]
+
 
 @pytest.fixture(scope="module")
-def parts(tiny_flux: Path) -> tuple[Flux, FluxTransformer2DModel]:
-    backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
-    assert isinstance(backbone, Flux)
+def parts(tiny: Path) -> Parts:
+    backbone = load_backbone(str(tiny), "cpu", "fp32")
     return backbone, backbone.load_transformer()
 
 
@@ -39,7 +40,7 @@ def text(batch: int, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def one_pass(transformer, latents, known, t, words, empty, guidance):
+def one_pass_flux(transformer, latents, known, t, words, empty, guidance):
     """The reference: all tokens in one sequence, each modulated by its own time and pooled vector, known tokens blind to
     the rest. Written from the model's own layers, block by block, so that it shares no code with the two-pass way."""
     tokens, ids = pack(latents), position_ids(*latents.shape[2:], latents.device)
@@ -87,10 +88,54 @@ def one_pass(transformer, latents, known, t, words, empty, guidance):
     return transformer.proj_out(transformer.norm_out(active, noisy))
 
 
+def one_pass_sd3(transformer, latents, known, t, words, empty, guidance):
+    """The same for SD3. Its processor takes no mask, so that the mask is given to the attention itself."""
+    length, batch, count = words["prompt_embeds"].shape[1], len(latents), len(known)
+    hidden, states = transformer.pos_embed(latents), transformer.context_embedder(words["prompt_embeds"])
+
+    def time(value, pooled):
+        return transformer.time_text_embed(torch.full((batch,), value * 1000), pooled)
+
+    clean, noisy = time(0.0, empty["pooled_prompt_embeds"].expand(batch, -1)), time(t, words["pooled_prompt_embeds"])
+    rows = known[:, None]
+    allowed = torch.ones(count + length, count + length, dtype=torch.bool)  # image first, then text
+    allowed[:count][known] = torch.cat([known, torch.zeros(length, dtype=torch.bool)])
+    stock = torch.nn.functional.scaled_dot_product_attention
+
+    def masked(query, key, value, **options):
+        return stock(query, key, value, attn_mask=allowed[: query.shape[2], : query.shape[2]])
+
+    for block in transformer.transformer_blocks:
+        pairs = zip(block.norm1(hidden, emb=clean), block.norm1(hidden, emb=noisy), strict=True)
+        mixed = [torch.where(rows, x if x.ndim == 3 else x[:, None], y if y.ndim == 3 else y[:, None]) for x, y in pairs]
+        normed, gate, shift, scale, mlp_gate = mixed[:5]
+        last = block.context_pre_only
+        text_normed, *text = [block.norm1_context(states, noisy)] if last else block.norm1_context(states, emb=noisy)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked)
+            image_out, text_out = block.attn(normed, text_normed)
+            second = block.attn2(mixed[5]) * mixed[6] if block.use_dual_attention else 0
+        hidden = hidden + gate * image_out + second
+        hidden = hidden + mlp_gate * block.ff(block.norm2(hidden) * (1 + scale) + shift)
+        if not last:
+            text_gate, text_shift, text_scale, text_mlp_gate = (one[:, None] for one in text)
+            states = states + text_gate * text_out
+            states = states + text_mlp_gate * block.ff_context(block.norm2_context(states) * (1 + text_scale) + text_shift)
+    return transformer.proj_out(transformer.norm_out(hidden, noisy))[:, ~known]
+
+
+def tokens_of_sd3(latents):
+    """(B, C, H, W) → (B, N, 4C) as SD3 orders a token's numbers: rows, columns, channels."""
+    return pack(latents).unflatten(2, (-1, 2, 2)).permute(0, 1, 3, 4, 2).flatten(2)
+
+
+REFERENCES = {"flux": (one_pass_flux, pack), "sd3": (one_pass_sd3, tokens_of_sd3)}
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.67, 0.9])
-def test_two_passes_equal_one_asymmetric_pass(parts: tuple[Flux, FluxTransformer2DModel], share: float) -> None:
+def test_two_passes_equal_one_asymmetric_pass(parts: Parts, share: float) -> None:
     backbone, transformer = parts
-    install(transformer)
+    one_pass, tokens_of = REFERENCES[backbone.name]
     generator = torch.Generator().manual_seed(4)
     latents = torch.randn(2, 16, 6, 12, generator=generator)
     known = torch.rand(3, 6, generator=generator) < share
@@ -100,7 +145,7 @@ def test_two_passes_equal_one_asymmetric_pass(parts: tuple[Flux, FluxTransformer
         context = backbone.read(transformer, latents, known, empty)
         ours = backbone.velocity(transformer, latents, torch.full((2,), 0.7), words, 3.5, Window(~known, context))
         reference = one_pass(transformer, latents, known.flatten(), 0.7, words, empty, 3.5)
-    flat = pack(ours)
+    flat = tokens_of(ours)
     assert (flat[:, ~known.flatten()] - reference).abs().max() < 1e-5
     assert (flat[:, known.flatten()] == 0).all()
     with torch.no_grad():
@@ -108,27 +153,27 @@ def test_two_passes_equal_one_asymmetric_pass(parts: tuple[Flux, FluxTransformer
     assert (alone - ours).abs().max() > 1e-3, "the context is really read"
 
 
-def test_installed_processors_change_nothing_without_a_context(parts: tuple[Flux, FluxTransformer2DModel]) -> None:
+def test_installed_processors_change_nothing_without_a_context(parts: Parts) -> None:
     backbone, transformer = parts
     stock = backbone.load_transformer()
-    install(transformer)
     latents, words, t = torch.randn(1, 16, 6, 12), text(1, 3), torch.tensor([0.4])
     with torch.no_grad():
+        backbone.read(transformer, latents, torch.ones(3, 6, dtype=torch.bool), text(1, 2))
         assert torch.equal(backbone.velocity(transformer, latents, t, words, 1.0), backbone.velocity(stock, latents, t, words, 1.0))
         everything = Window(torch.ones(3, 6, dtype=torch.bool))
         windowed = backbone.velocity(transformer, latents, t, words, 1.0, everything)
         assert (windowed - backbone.velocity(stock, latents, t, words, 1.0)).abs().max() < 1e-6
 
 
-def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny_flux: Path, tmp_path: Path) -> None:
+def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny: Path, tmp_path: Path) -> None:
     layout = PanelLayout(32, 48)
-    write_records(tmp_path, ["id-1", "id-2", "id-3"], tiny_flux)
+    write_records(tmp_path, ["id-1", "id-2", "id-3"], tiny)
     options = {"context": "clean", "context_dropout": 0.5, "max_train_steps": 8}
-    train(config(tmp_path, tiny_flux, **options)).finish()
+    train(config(tmp_path, tiny, **options)).finish()
     lora = tmp_path / "lora"
-    sampling = GenerateConfig(model=str(tiny_flux), lora=lora, prompt="p").sampling(ModelSettings(num_inference_steps=3))
+    sampling = GenerateConfig(model=str(tiny), lora=lora, prompt="p").sampling(ModelSettings(num_inference_steps=3))
     assert sampling.context == "clean"
-    models = load_models(str(tiny_flux), ["a dress"], lora, device="cpu", dtype="fp32")
+    models = load_models(str(tiny), ["a dress"], lora, device="cpu", dtype="fp32")
     known = torch.randn(1, 16, 6, 12)
     mask = torch.zeros(6, 12)
     mask[1:4, 9:11] = 1
@@ -146,16 +191,16 @@ def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny_flux
     assert (made[inside] - moved[inside]).abs().max() > 1e-4, "other product panels make another picture"
 
 
-def test_a_stopped_clean_run_resumes_to_the_same_lora(tiny_flux: Path, tmp_path: Path) -> None:
+def test_a_stopped_clean_run_resumes_to_the_same_lora(tiny: Path, tmp_path: Path) -> None:
     options = {"context": "clean", "context_dropout": 0.3, "context_lora": True, "max_train_steps": 5}
     for work in (tmp_path / "whole", tmp_path / "stopped"):
-        write_records(work, ["id-1", "id-2"], tiny_flux)
-    train(config(tmp_path / "whole", tiny_flux, **options)).finish()
-    run = train(config(tmp_path / "stopped", tiny_flux, **options))
+        write_records(work, ["id-1", "id-2"], tiny)
+    train(config(tmp_path / "whole", tiny, **options)).finish()
+    run = train(config(tmp_path / "stopped", tiny, **options))
     for _ in range(3):
         next(iter(run))
     run._events.close()
-    assert train(config(tmp_path / "stopped", tiny_flux, **options)).finish()["resumed_at"] == 2
+    assert train(config(tmp_path / "stopped", tiny, **options)).finish()["resumed_at"] == 2
     whole, stopped = (load_file(tmp_path / name / "lora" / FILE_NAME) for name in ("whole", "stopped"))
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)
 

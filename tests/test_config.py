@@ -143,3 +143,11 @@ def test_every_field_explains_itself() -> None:
     for stage in STAGES:
         for name, field in stage.load()[1].model_fields.items():
             assert field.description, f"{stage.name}.{name} has no help text"
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_configs_are_valid(path: Path) -> None:
+    data = load_config([path], VERBS)
+    for stage in PIPELINE:
+        _, model = stage.load()
+        validated(model, section(data, stage.name, model), stage.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 from PIL import Image
 
 from triptych.embeddings import EMPTY, EmbeddingFolder, load_record
@@ -28,12 +28,20 @@ def config(work: Path, model: Path, **changes) -> EmbedConfig:
     return EmbedConfig(work=work, model=str(model), device="cpu", dtype="fp32", **changes)
 
 
-def test_records_hold_what_diffusers_computes(tmp_path: Path, tiny_flux: Path) -> None:
+def encode(pipe: DiffusionPipeline, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """States and pooled vector as a family's own pipeline computes them."""
+    if isinstance(pipe, FluxPipeline):
+        return pipe.encode_prompt(prompt, None, max_sequence_length=24)[:2]
+    states, _, pooled, _ = pipe.encode_prompt(prompt, None, None, do_classifier_free_guidance=False, max_sequence_length=24)
+    return states, pooled
+
+
+def test_records_hold_what_diffusers_computes(tmp_path: Path, tiny: Path) -> None:
     write_triptychs(tmp_path / "triptychs", 3)
-    summary = embed(config(tmp_path, tiny_flux, batch_size=2)).finish()
+    summary = embed(config(tmp_path, tiny, batch_size=2)).finish()
     assert summary["embedded"] == 3
-    pipe = FluxPipeline.from_pretrained(tiny_flux)
-    data = EmbeddingFolder(tmp_path / "embeddings" / "flux")
+    pipe = DiffusionPipeline.from_pretrained(tiny)
+    data = EmbeddingFolder(Path(summary["folder"]))
     assert data.ids == ["item-0", "item-1", "item-2"]
     for id in data.ids:
         record = data[id]
@@ -42,10 +50,10 @@ def test_records_hold_what_diffusers_computes(tmp_path: Path, tiny_flux: Path) -
         assert torch.allclose(record.latent_mean_CHW, ((posterior.mean - 0.12) * 0.36)[0], atol=1e-5)
         assert torch.allclose(record.latent_std_CHW, (posterior.std * 0.36)[0], atol=1e-5)
         caption = (tmp_path / "triptychs" / f"{id}.txt").read_text()
-        states, pooled, _ = pipe.encode_prompt(caption, None, max_sequence_length=24)
+        states, pooled = encode(pipe, caption)
         assert torch.allclose(record.text["prompt_embeds"], states[0], atol=1e-5)
         assert torch.allclose(record.text["pooled_prompt_embeds"], pooled[0], atol=1e-5)
-    empty, _, _ = pipe.encode_prompt("", None, max_sequence_length=24)
+    empty, _ = encode(pipe, "")
     assert torch.allclose(data.empty["prompt_embeds"], empty[0], atol=1e-5)
 
 

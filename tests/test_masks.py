@@ -261,6 +261,73 @@ def test_preview_changes_the_inside_and_keeps_the_size() -> None:
     assert shown.getpixel((20, 20)) == (40, 90, 160)
 
 
+# --- holes, hull, hugging ---------------------------------------------------------------------------------------------
+
+BLOCK = [(8.0, 8.0), (40.0, 8.0), (40.0, 56.0), (8.0, 56.0)]
+HOLE = [(20.0, 20.0), (30.0, 20.0), (30.0, 30.0), (20.0, 30.0)]
+
+
+def test_holes_are_kept_however_far_the_polygon_grows() -> None:
+    plain = masks.repaint_mask([BLOCK], (WIDTH, HEIGHT), grow_by=3)
+    assert plain.sum() == (32 + 6) * (48 + 6)
+    holed = masks.repaint_mask([BLOCK], (WIDTH, HEIGHT), holes=[HOLE], grow_by=3)
+    assert (holed[20:30, 20:30] == 0).all()
+    assert plain.sum() - holed.sum() == 100
+    with pytest.raises(InputError, match="holes cover all"):
+        masks.repaint_mask([HOLE], (WIDTH, HEIGHT), holes=[BLOCK])
+
+
+@given(polygons_)
+@settings(max_examples=40, deadline=None)
+def test_the_hull_holds_the_polygon_and_every_segment_between_its_corners(polygons: Polygons) -> None:
+    mask = draw(polygons[:1])
+    hull = masks.repaint_mask(polygons[:1], (WIDTH, HEIGHT), expand="hull")
+    assert (hull >= mask).all()
+    for x0, y0 in polygons[0]:
+        for x1, y1 in polygons[0]:
+            x, y = (x0 + x1) / 2, (y0 + y1) / 2
+            near = hull[max(0, int(y) - 1) : int(y) + 2, max(0, int(x) - 1) : int(x) + 2]
+            if 1 <= x < WIDTH - 1 and 1 <= y < HEIGHT - 1 and mask.sum() > WIDTH:
+                assert near.any()
+
+
+def test_each_polygon_has_its_own_hull() -> None:
+    corner = [(1.0, 1.0), (9.0, 1.0), (9.0, 3.0), (3.0, 3.0), (3.0, 9.0), (1.0, 9.0)]
+    far = [(x + 30, y + 40) for x, y in corner]
+    hull = masks.repaint_mask([corner, far], (WIDTH, HEIGHT), expand="hull")
+    assert hull[4, 4] == hull[44, 34] == 1
+    assert hull[25, 20] == 0
+
+
+def test_a_polygon_along_a_silhouette_hugs_and_a_free_one_does_not() -> None:
+    rng = np.random.default_rng(0)
+    body = [(300.0, 200.0), (380.0, 180.0), (470.0, 210.0), (560.0, 420.0), (520.0, 450.0), (460.0, 330.0), (470.0, 640.0), (290.0, 640.0)]
+    inside = masks.polygon_mask([body], (800, 900))
+    photo = np.where(inside[..., None] > 0, (60, 80, 150), (190, 180, 170)) + rng.normal(0, 6, (900, 800, 3))
+    image = Image.fromarray(photo.clip(0, 255).astype(np.uint8))
+    assert masks.edge_ratio(image, inside) > masks.HUGGING
+    wobbly = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(body, rng.normal(0, 2, (len(body), 2)), strict=True)]
+    assert masks.edge_ratio(image, masks.polygon_mask([wobbly], (800, 900))) > masks.HUGGING
+    for free in (
+        masks.repaint_mask([body], (800, 900), grow_by=40),
+        masks.polygon_mask([[(250.0, 150.0), (600.0, 150.0), (600.0, 700.0), (250.0, 700.0)]], (800, 900)),
+        np.ones((900, 800), np.float32),
+    ):
+        assert masks.edge_ratio(image, free) < masks.HUGGING
+    assert masks.edge_ratio(Image.new("RGB", (800, 900)), inside) == 0
+
+
+def test_holes_are_read_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"polygons": [BLOCK], "holes": [HOLE]}))
+    assert masks.read_holes(path) == [HOLE]
+    masks.write_polygons(path, [BLOCK])
+    assert masks.read_holes(path) == []
+    path.write_text(json.dumps({"polygons": [BLOCK], "holes": [[1, 2]]}))
+    with pytest.raises(InputError, match="'holes': polygon 1 has fewer than 3"):
+        masks.read_holes(path)
+
+
 # --- files and mistakes -----------------------------------------------------------------------------------------------
 
 

@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from triptych import flow
+from triptych.backbones.base import Backbone, Text
 from triptych.backbones.registry import load_backbone
 from triptych.embeddings import EMPTY, EmbeddingFolder, EmbeddingRecord, save_record, save_text
 from triptych.errors import ModelError, WorkError
-from triptych.inference import load_models
+from triptych.inference import encode_texts, load_models
 from triptych.lora import FILE_NAME, add_lora, load_lora, lora_state, read_lora, save_lora
 from triptych.panels import PanelLayout
-from triptych.stages import train as train_module
-from triptych.stages.train import TrainConfig, batch_loss, ids_of_batch, learning_rate, train
+from triptych.stages.train import TrainConfig, train
+from triptych.training.data import TrainingSet, ids_of_batch
+from triptych.training.optimizer import learning_rate
 
 LAYOUT = PanelLayout(32, 48)
 
 
+@functools.cache
+def family(model: Path) -> tuple[Backbone, Text]:
+    """A backbone and text tensors of the shapes it has."""
+    backbone = load_backbone(str(model), "cpu", "fp32")
+    return backbone, encode_texts(backbone.load_text_encoder(), [], backbone.settings.max_sequence_length)[""]
+
+
 def write_records(work: Path, ids: list[str], model: Path, layout: PanelLayout = LAYOUT) -> Path:
     """Records whose latents and text both carry their id's number, so that a mix-up shows."""
-    folder = work / "embeddings" / "flux"
+    backbone, empty = family(model)
+    folder = work / "embeddings" / backbone.name
     height, width = layout.size[1] // 8, layout.size[0] // 8
-    made_with = load_backbone(str(model), "cpu", "fp32").encoder_fingerprint
+    made_with = backbone.encoder_fingerprint
     for id in ids:
         number = float(id.split("-")[1])
         generator = flow.generator_for("record", id)
         mean = torch.randn(16, height, width, generator=generator) * 0.1 + number
-        text = {"prompt_embeds": torch.full((24, 32), number), "pooled_prompt_embeds": torch.full((32,), number)}
+        text = {name: torch.full_like(value, number) for name, value in empty.items()}
         record = EmbeddingRecord(id, mean, torch.full_like(mean, 0.01), text, layout, "i" + id, "c" + id, made_with)
         save_record(record, folder / f"{id}.safetensors")
-    save_text({"prompt_embeds": torch.zeros(24, 32), "pooled_prompt_embeds": torch.zeros(32)}, made_with, folder / f"{EMPTY}.safetensors")
+    save_text({name: torch.zeros_like(value) for name, value in empty.items()}, made_with, folder / f"{EMPTY}.safetensors")
     return folder
 
 
@@ -46,58 +57,46 @@ def config(work: Path, model: Path, **changes) -> TrainConfig:
     return TrainConfig(work=work, model=str(model), **{**base, "rank": 4, "alpha": 4, "checkpointing_steps": 2, **changes})
 
 
-def test_latents_and_text_of_every_batch_carry_the_same_id(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_records(tmp_path, [f"id-{n}" for n in range(1, 12)], tiny_flux)
-    backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
-    data = EmbeddingFolder(tmp_path / "embeddings" / "flux")
-    seen = []
+def training_set(work: Path, options: TrainConfig) -> TrainingSet:
+    return TrainingSet(EmbeddingFolder(work / "embeddings" / load_backbone(options.model, "cpu", "fp32").name), options)
 
-    def spy(transformer, latents, t, text, guidance, window=None):
-        seen.append((latents, t, text["prompt_embeds"][:, 0, 0], text["pooled_prompt_embeds"][:, 0]))
-        return torch.zeros_like(latents)
 
-    monkeypatch.setattr(backbone, "velocity", spy)
-    drawn = []
-    monkeypatch.setattr(train_module.flow, "interpolate", lambda clean, noise, t: drawn.append(clean) or clean)
-    options = config(tmp_path, tiny_flux, batch_size=4, caption_dropout=0.0)
+def test_latents_and_text_of_every_batch_carry_the_same_id(tmp_path: Path, tiny: Path) -> None:
+    write_records(tmp_path, [f"id-{n}" for n in range(1, 12)], tiny)
+    backbone = load_backbone(str(tiny), "cpu", "fp32")
+    data = training_set(tmp_path, config(tmp_path, tiny, batch_size=4, caption_dropout=0.0))
+    everything = []
     for step in range(11):
-        batch_loss(options, backbone, torch.nn.Identity(), data, step, 0)
-    for latents, (_, _, states, pooled) in zip(drawn, seen, strict=True):
-        numbers = latents.mean((1, 2, 3)).round()
-        assert torch.equal(numbers, states)
-        assert torch.equal(numbers, pooled)
-    everything = torch.cat([latents.mean((1, 2, 3)).round() for latents in drawn]).tolist()
+        batch = data.draw(backbone, step, 0, 1)
+        numbers = batch.clean_BCHW.mean((1, 2, 3)).round()
+        assert torch.equal(numbers, batch.text["prompt_embeds"][:, 0, 0])
+        assert torch.equal(numbers, batch.text["pooled_prompt_embeds"][:, 0])
+        everything += numbers.tolist()
     assert sorted(everything) == sorted(list(range(1, 12)) * 4), "each epoch shows each triptych once"
     assert everything[:11] != everything[11:22], "each epoch has an order of its own"
 
 
-def test_caption_dropout_feeds_the_empty_prompt_at_its_rate(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caption_dropout_feeds_the_empty_prompt_at_its_rate(tmp_path: Path, tiny_flux: Path) -> None:
     write_records(tmp_path, [f"id-{n}" for n in range(1, 5)], tiny_flux)
     backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
-    data = EmbeddingFolder(tmp_path / "embeddings" / "flux")
-    states = []
-    monkeypatch.setattr(
-        backbone, "velocity", lambda m, x, t, text, g, w: states.append(text["prompt_embeds"][:, 0, 0]) or torch.zeros_like(x)
-    )
-    for step in range(100):
-        batch_loss(config(tmp_path, tiny_flux, batch_size=4, caption_dropout=0.3), backbone, torch.nn.Identity(), data, step, 0)
-    share = (torch.cat(states) == 0).float().mean().item()
-    assert 0.2 < share < 0.4
+    data = training_set(tmp_path, config(tmp_path, tiny_flux, batch_size=4, caption_dropout=0.3))
+    states = torch.cat([data.draw(backbone, step, 0, 1).text["prompt_embeds"][:, 0, 0] for step in range(100)])
+    assert 0.2 < (states == 0).float().mean().item() < 0.4
 
 
-def test_a_stopped_run_resumes_to_the_same_lora(tmp_path: Path, tiny_flux: Path) -> None:
+def test_a_stopped_run_resumes_to_the_same_lora(tmp_path: Path, tiny: Path) -> None:
     options = {"max_train_steps": 7, "gradient_accumulation_steps": 2, "lora_dropout": 0.2, "caption_dropout": 0.3}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for work in (whole, stopped):
-        write_records(work, [f"id-{n}" for n in range(3)], tiny_flux)
-    train(config(whole, tiny_flux, **options)).finish()
+        write_records(work, [f"id-{n}" for n in range(3)], tiny)
+    train(config(whole, tiny, **options)).finish()
     for stop_after in (1, 3, 5):  # between checkpoints, so that steps are done twice
-        run = train(config(stopped, tiny_flux, **options))
+        run = train(config(stopped, tiny, **options))
         for number, _ in enumerate(run, 1):
             if number == stop_after:
                 break
         run._events.close()
-    last = train(config(stopped, tiny_flux, **options)).finish()
+    last = train(config(stopped, tiny, **options)).finish()
     assert last["resumed_at"] > 0
     theirs, ours = (load_file(work / "lora" / FILE_NAME) for work in (whole, stopped))
     assert theirs.keys() == ours.keys()
@@ -131,9 +130,9 @@ def test_a_finished_training_is_kept_and_other_settings_are_refused(tmp_path: Pa
         train(config(tmp_path, tiny_flux, max_train_steps=2, rank=8))
 
 
-def test_diffusers_loads_the_lora_at_our_strength(tmp_path: Path, tiny_flux: Path) -> None:
+def test_diffusers_loads_the_lora_at_our_strength(tmp_path: Path, tiny: Path) -> None:
     """alpha is folded in, so diffusers, which reads no alpha from the file, must compute what we compute."""
-    models = load_models(str(tiny_flux), ["a dress"], device="cpu", dtype="fp32")
+    models = load_models(str(tiny), ["a dress"], device="cpu", dtype="fp32")
     transformer, backbone = models.transformer, models.backbone
     add_lora(transformer, backbone.lora_targets, rank=4, alpha=12, dropout=0.0, seed=1)
     with torch.no_grad():
@@ -145,7 +144,7 @@ def test_diffusers_loads_the_lora_at_our_strength(tmp_path: Path, tiny_flux: Pat
     file = tmp_path / FILE_NAME
     save_lora(file, lora_state(transformer), 4, 12, {"layout": LAYOUT.to_dict()})
 
-    pipe = FluxPipeline.from_pretrained(tiny_flux)
+    pipe = DiffusionPipeline.from_pretrained(tiny)
     pipe.load_lora_weights(tmp_path)
     theirs = backbone.velocity(pipe.transformer, latents, torch.tensor([0.5]), text, 1.0)
     assert (trained - theirs).abs().max() < 1e-5
@@ -234,11 +233,11 @@ def test_batches_are_a_function_of_the_seed_and_their_number() -> None:
     assert stream != [id for number in range(5) for id in ids_of_batch(ids, 1, number, 4)]
 
 
-def test_validation_pictures_come_from_the_sampler(tmp_path: Path, tiny_flux: Path) -> None:
+def test_validation_pictures_come_from_the_sampler(tmp_path: Path, tiny: Path) -> None:
     from PIL import Image
 
-    write_records(tmp_path, ["id-1", "id-2"], tiny_flux)
-    train(config(tmp_path, tiny_flux, max_train_steps=2, validation_steps=2)).finish()
+    write_records(tmp_path, ["id-1", "id-2"], tiny)
+    train(config(tmp_path, tiny, max_train_steps=2, validation_steps=2)).finish()
     with Image.open(tmp_path / "lora" / "samples" / "step-000002.png") as sheet:
         assert sheet.size == (96, 48 * 4)
 
@@ -249,6 +248,13 @@ def test_read_lora_of_a_work_folder(tmp_path: Path, tiny_flux: Path) -> None:
     state, about = read_lora(tmp_path)
     assert about["layout"]["width"] == 32
     assert about["context"] == "noisy"
+    assert about["base_model"] == tiny_flux.name, "a folder's place on this machine stays on this machine"
+    assert about["recipe"]["rank"] == 4
+    assert about["recipe"]["learning_rate"] == 1e-3
+    more = tmp_path / "more"
+    write_records(more, ["id-1", "id-2"], tiny_flux)
+    train(config(more, tiny_flux, max_train_steps=1)).finish()
+    assert read_lora(more)[1]["data_sha256"] != about["data_sha256"]
     assert len(state) == 2 * (12 + 2 * 5)
     shutil.rmtree(tmp_path / "lora")
     with pytest.raises(ModelError, match="no LoRA"):

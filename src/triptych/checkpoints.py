@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from triptych.store import read_json, sha256_file, write_json
@@ -16,30 +20,53 @@ log = logging.getLogger(__name__)
 STATE, ABOUT = "state.safetensors", "state.json"
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], keep: int) -> None:
-    """Publish `folder/step-<step>` by one rename, then delete all but the `keep` newest."""
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, float], keep: int) -> None:
+    """Publish `folder/step-<step>` by one rename; only then delete all but the `keep` newest up to it.
+
+    Checkpoints of later steps are deleted too: they are damaged ones that the training has gone back behind.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(".part-*"):
+        shutil.rmtree(unfinished)
     target, part = folder / f"step-{step:08d}", folder / f".part-{step}"
-    shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part / STATE)
-    with open(part / STATE, "rb") as file:
-        os.fsync(file.fileno())
+    metadata = {"numbers": json.dumps(dict(numbers))}
+    # Some optimizers share a tensor between parameters; safetensors wants every tensor to itself.
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    save_file(own, part / STATE, metadata)
+    _sync(part / STATE)
     write_json(part / ABOUT, {"step": step, "sha256": sha256_file(part / STATE)})
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    _sync(folder)
+    standing = sorted(folder.glob("step-*"))
+    place = standing.index(target)
+    for old in [*standing[: max(0, place + 1 - keep)], *standing[place + 1 :]]:
         shutil.rmtree(old)
 
 
-def load_newest(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
-    """Step and tensors of the newest checkpoint that is whole; damaged ones are passed over with a warning."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
+def load_newest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, float]] | None:
+    """Step, tensors and numbers of the newest checkpoint that is whole; damaged ones are passed over with a warning."""
+    found = sorted(folder.glob("step-*"), reverse=True)
+    for path in found:
         try:
             about = read_json(path / ABOUT)
             if sha256_file(path / STATE) == about["sha256"]:
-                return int(about["step"]), load_file(path / STATE)
+                with safe_open(path / STATE, framework="pt") as file:
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}
+                    return int(about["step"]), tensors, json.loads(file.metadata()["numbers"])
             log.warning("The checkpoint %s is damaged; going back to the one before.", path)
         except Exception as error:  # whatever a damaged folder brings up, the one before it may be whole
             log.warning("The checkpoint %s cannot be read (%s); going back to the one before.", path, error)
+    if found:
+        log.warning("No checkpoint in %s is whole; starting from the beginning.", folder)
     return None
+
+
+def _sync(path: Path) -> None:
+    """Until what was written to a file, or renamed in a folder, would survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

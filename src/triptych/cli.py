@@ -11,6 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from triptych import __version__
 from triptych.config import load_config, section, validated
 from triptych.errors import TriptychError
-from triptych.stages import STAGES, Stage
+from triptych.stages import GROUPS, STAGES, Stage
 from triptych.store import Run
 
 Flags = Annotated[bool, Parameter(negative=())]
@@ -44,9 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         suppress_keyboard_interrupt=False,
     )
     try:
+        asked = next((stage for stage in STAGES if words[: len(stage.words)] == stage.words), None)
+        words = _named(asked, words) if asked else words
+        groups = {name: App(name=name, help=text, sort_key=len(STAGES)) for name, text in GROUPS.items()}
         for order, stage in enumerate(STAGES):
-            command = _command(app, stage, words, show) if words[:1] == [stage.name] else _not_loaded
-            app.command(command, name=stage.name, help=f"{stage.help}\n\nExample: `{stage.example}`", sort_key=order)
+            *group, verb = stage.words
+            home = groups[group[0]] if group else app
+            command = _command(app, stage, words, show) if stage is asked else _not_loaded
+            home.command(command, name=verb, help=f"{stage.help}\n\nExample: `{stage.example}`", sort_key=order)
+        for home in groups.values():
+            app.command(home)
         return app(words, exit_on_error=False, print_error=True) or 0
     except TriptychError as error:
         return _explain(show, str(error), error.hint)
@@ -74,6 +82,14 @@ def _plain(text: str) -> str:
     return text.replace("[", "\\[")
 
 
+def _named(stage: Stage, words: list[str]) -> list[str]:
+    """`lora convert IN OUT` is short for `lora convert --lora IN --out OUT`."""
+    verb, rest = words[: len(stage.words)], words[len(stage.words) :]
+    plain = list(takewhile(lambda word: not word.startswith("-"), rest))[: len(stage.positional)]
+    named = [part for field, word in zip(stage.positional, plain, strict=False) for part in (f"--{field.replace('_', '-')}", word)]
+    return [*verb, *named, *rest[len(plain) :]]
+
+
 def _not_loaded() -> None:
     """Stands in the command list of `triptych --help`; its verb is imported only when it is the one asked for."""
 
@@ -91,7 +107,7 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
     # `run` hands the shared keys of the files to every stage itself, where a section's own keys win over them.
     values = section({"run": data.get("run")} if stage.name == "run" else data, stage.name, model)
     validated(model, values, stage.name)
-    app.config = Dict({stage.name: values}, source=", ".join(map(str, files)))
+    app.config = Dict(_nested(stage.words, values), source=", ".join(map(str, files)))
 
     def command(*, options: Any = None, config: ConfigFiles = None, json: Flags = False) -> int:
         """
@@ -110,6 +126,10 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
 
     command.__annotations__["options"] = Annotated[model | None, Parameter(name="*")]
     return command
+
+
+def _nested(path: Sequence[str], values: dict[str, Any]) -> dict[str, Any]:
+    return {path[0]: _nested(path[1:], values)} if path else values
 
 
 def follow(run: Run, show: Console) -> dict[str, Any]:

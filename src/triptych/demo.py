@@ -74,7 +74,8 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     yield from _stage(concat(ConcatConfig(**work, max_concat_n=1, seed=config.seed)), summary)
     yield from _stage(caption(CaptionConfig(**work)), summary)
     yield from _stage(embed(EmbedConfig(**work, batch_size=BATCH)), summary)
-    recipe = {"batch_size": BATCH, "learning_rate": 1e-3, "context": "clean", "gradient_checkpointing": False, "validation_steps": 100}
+    recipe = {"batch_size": BATCH, "learning_rate": 1e-3, "caption_dropout": 0.1, "context": "clean", "gradient_checkpointing": False}
+    recipe["validation_steps"] = 100
     yield from _stage(train(TrainConfig(**work, **recipe, max_train_steps=config.max_train_steps, seed=config.seed)), summary)
 
     unseen = unseen_garments(shop / "truth.json", config.garments, config.seed)
@@ -97,7 +98,7 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
         for number, inputs in enumerate(pairs):
             for name, lora in (("base", None), ("lora", out / "lora")):
                 options = {**inputs, "lora": lora, "seed": config.seed + number, "out": out / "tryon" / f"{number}-{name}.png"}
-                yield from tryon(TryonConfig(work=out, strength=0.95, feather=4, **options)).nested()
+                yield from tryon(TryonConfig(work=out, crop="none", strength=0.95, feather=4, **options)).nested()
 
     summary.update(
         photos=summary["clean"]["photos"],

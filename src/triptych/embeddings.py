@@ -149,14 +149,6 @@ class EmbeddingFolder:
         return {id: read_about(self.path / f"{id}.safetensors") or _damaged(self.path / id) for id in self.ids}
 
     @cached_property
-    def buckets(self) -> dict[str, list[str]]:
-        """By id all ids of the same layout: triptychs that can stand in one batch."""
-        layouts: dict[str, list[str]] = {}
-        for id, about in self.about.items():
-            layouts.setdefault(json.dumps(about["layout"], sort_keys=True), []).append(id)
-        return {id: ids for ids in layouts.values() for id in ids}
-
-    @cached_property
     def empty(self) -> dict[str, Tensor]:
         """Text tensors of the empty prompt."""
         return _text(_load(self.path / f"{EMPTY}.safetensors")[0])

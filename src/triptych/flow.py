@@ -49,13 +49,13 @@ def logit_normal_time(generator: torch.Generator, mu: float, mean: float = 0.0, 
     return shift_time(torch.sigmoid(mean + std * torch.randn((), generator=generator)), mu)
 
 
-def sigmas(num_inference_steps: int, mu: float) -> list[float]:
+def sigmas(num_inference_steps: int, mu: float, last: float) -> list[float]:
     """The noise levels of a sampling run, falling from 1 to 0: `num_inference_steps` + 1 numbers.
 
-    Equal to FlowMatchEulerDiscreteScheduler with dynamic exponential shifting and FluxPipeline's linspace(1, 1/n, n),
-    which computes in float32; so does this.
+    Evenly from 1 to `last`, then shifted, then 0. Equal to FlowMatchEulerDiscreteScheduler, which computes in float32; so
+    does this.
     """
-    steps = torch.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps, dtype=torch.float64).float()
+    steps = torch.linspace(1.0, last, num_inference_steps, dtype=torch.float64).float()
     shifted = math.exp(mu) / (math.exp(mu) + (1 / steps - 1))
     return [*shifted.tolist(), 0.0]
 

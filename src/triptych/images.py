@@ -1,4 +1,4 @@
-"""The one image loader: every photo the product reads comes through here, and every PNG it writes leaves through here.
+"""The one image loader: every photo the product reads comes through here, and every picture it writes leaves through here.
 
 Photos are untrusted: what a file is and how large it gets is settled from its header before a pixel is decoded, and any
 damage is a `BadImage` with a reason. Sizes are (width, height) in pixels.
@@ -7,12 +7,13 @@ damage is a `BadImage` with a reason. Sizes are (width, height) in pixels.
 from __future__ import annotations
 
 import io
+import json
 import stat
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
@@ -26,6 +27,7 @@ MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif"})
 """What photos are called. Only folders are judged by it; a file is judged by its content."""
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
 _HINT = "Readable are JPEG, PNG, WebP, AVIF, TIFF, BMP and GIF; open the photo in an image editor and save it again."
 _GPS, _XMP, _ORIENTATION = 0x8825, 0x02BC, 0x0112
 
@@ -99,17 +101,61 @@ def check_header(path: Path) -> tuple[int, int]:
         return image.size
 
 
+SETTINGS = "triptych"
+"""Text chunk of a PNG that holds the settings it was made with, as JSON; a JPEG has them in its comment."""
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """The settings that a picture was made with, if it says so. It may come from anybody: they are data to be checked.
+
+    Raises:
+        BadImage: as `check_header`.
+    """
+    with _open(Path(path)) as image:
+        value = image.info.get("comment" if image.format == "JPEG" else SETTINGS)
+    try:
+        data = json.loads(value) if isinstance(value, str | bytes) else None
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
 def save_png(
-    image: Image.Image, path: Path, *, text: Mapping[str, str] | None = None, icc_profile: bytes | None = None, exif: bytes | None = None
+    image: Image.Image,
+    path: Path,
+    *,
+    text: Mapping[str, str] | None = None,
+    icc_profile: bytes | None = None,
+    exif: bytes | None = None,
+    xmp: bytes | None = None,
 ) -> None:
     """Write a PNG that is complete or absent; `text` becomes its text chunks (keys: 1 to 79 Latin-1 characters)."""
     chunks = PngInfo()
     for key, value in (text or {}).items():
         assert 0 < len(key) < 80, key
         chunks.add_text(key, value)
+    if xmp:
+        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8"))
     with publish(Path(path)) as temporary:
         # Named even when None: Pillow would otherwise take the profile that came with the picture.
         image.save(temporary, "PNG", pnginfo=chunks, icc_profile=icc_profile, exif=exif or b"")
+
+
+def save_jpeg(
+    image: Image.Image,
+    path: Path,
+    *,
+    comment: str = "",
+    icc_profile: bytes | None = None,
+    exif: bytes | None = None,
+    xmp: bytes | None = None,
+) -> None:
+    """Write a JPEG (quality 95, full colour resolution) that is complete or absent. `comment`: ASCII, left out beyond 64 KB."""
+    more: dict[str, Any] = {"xmp": xmp} if xmp else {}
+    if 0 < len(comment) < 65_000:
+        more["comment"] = comment.encode("ascii")
+    with publish(Path(path)) as temporary:
+        image.save(temporary, "JPEG", quality=95, subsampling=0, icc_profile=icc_profile, exif=exif or b"", **more)
 
 
 # --- Decoding -----------------------------------------------------------------------------------------------------------

@@ -29,16 +29,16 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `guidance_scale` is the number fed to a guidance-distilled model, `true_cfg_scale` runs a second
-    pass on the empty prompt and extrapolates; 1 is off."""
+    """How to sample. `guidance_scale` is the number fed to a guidance-distilled model (None: the model takes none),
+    `true_cfg_scale` runs a second pass on the empty prompt and extrapolates; 1 is off."""
 
     num_inference_steps: int = 28
-    guidance_scale: float = 3.5
+    guidance_scale: float | None = 3.5
     true_cfg_scale: float = 1.0
     strength: float = 1.0
     time_shift: Literal["panel", "canvas"] = "panel"
-    """Tokens the time shift counts: of one panel, or of the whole canvas as diffusers does (which leaves a triptych
-    few steps at low noise, where texture is decided)."""
+    """Tokens the time shift counts, where it does: of one panel, or of the whole canvas as diffusers does (which leaves a
+    triptych few steps at low noise, where texture is decided)."""
     context: Literal["noisy", "clean"] = "noisy"
     """How known panels are shown to the model: noised along with the rest and put back after every step (the paper's
     way, and diffusers'), or clean, read once and attended to, which only a LoRA trained that way understands."""
@@ -46,7 +46,7 @@ class Sampling:
     """Clean context: whether the LoRA also adapts how known tokens are read."""
     context_guidance_scale: float = 1.0
     """Clean context: extrapolate away from a pass without words and without product panels; 1 is off. It takes the place
-    of `true_cfg_scale`."""
+    of both other guidances: the model is then fed 1, what the LoRA saw in training."""
 
     @property
     def needs_empty_prompt(self) -> bool:
@@ -132,23 +132,25 @@ def sample_latents(
         text: embeddings of B prompts. negative: of the empty prompt, B times; for guidance and clean context.
         known_BCHW: clean latents of the edited canvas. repaint_mask: (H, W), 1 = repaint. Both or neither.
             The run starts from the known canvas noised to `strength`, and whatever is not repainted is put back after
-            every step (diffusers' FluxInpaintPipeline computes the same).
+            every step (diffusers' inpainting pipelines compute the same).
     """
     noise = torch.cat([torch.randn((1, *latent_shape), generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
     noise = noise.to(backbone.device)
     stride = backbone.settings.stride
     sides = (layout.width, layout.height) if sampling.time_shift == "panel" else layout.size
-    mu = backbone.shift_mu((sides[0] // stride) * (sides[1] // stride))
-    levels = flow.from_strength(flow.sigmas(sampling.num_inference_steps, mu), sampling.strength)
+    tokens = (sides[0] // stride) * (sides[1] // stride)
+    levels = flow.from_strength(backbone.sigmas(sampling.num_inference_steps, tokens), sampling.strength)
+
+    window = without_products = None
+    fed = sampling.guidance_scale
 
     def velocity_with(embeddings: Text, window: Window | None = None) -> flow.Velocity:
         def velocity(latents_BCHW: Tensor, t: float) -> Tensor:
             times = torch.full((len(latents_BCHW),), t, device=latents_BCHW.device)
-            return backbone.velocity(transformer, latents_BCHW, times, embeddings, sampling.guidance_scale, window)
+            return backbone.velocity(transformer, latents_BCHW, times, embeddings, fed, window)
 
         return velocity
 
-    window = without_products = None
     clamp = None
     if known_BCHW is not None:
         assert repaint_mask is not None
@@ -158,6 +160,7 @@ def sample_latents(
             active = active_tokens(repaint_mask, layout, stride).to(backbone.device)
             window = read_window(backbone, transformer, clamp.known_BCHW, active, negative, sampling.context_lora)
             if sampling.context_guidance_scale != 1.0:
+                fed = 1.0
                 kept = torch.from_numpy(layout.mask(layout.roles[-1:], stride)).to(backbone.device)
                 without_products = read_window(backbone, transformer, clamp.known_BCHW, active, negative, sampling.context_lora, kept)
     velocity = velocity_with(text, window)
@@ -234,19 +237,22 @@ def generate_triptych(
 
 
 def _panel(given: Mapping[str, Image.Image], role: str, layout: PanelLayout) -> Image.Image:
-    """A known panel; in place of an unknown one a plain grey, which no repainted latent keeps."""
-    return given.get(role) or Image.new("RGB", (layout.width, layout.height), (127, 127, 127))
+    """A known panel. In place of an unknown one, which no repainted latent keeps, a known one: the autoencoder's group
+    norms look at the whole canvas, and a grey panel would change the latents of the panels beside it."""
+    return given.get(role) or next(iter(given.values()), None) or Image.new("RGB", (layout.width, layout.height), (127, 127, 127))
 
 
 @dataclass(frozen=True)
 class TryOnResult:
     """One re-dressed photo. `image` has the size of the person photo; where `mask` (H, W) in [0, 1] is 0 it is that
-    photo, bit for bit. `canvas` is the model's own triptych, `known` what it started from."""
+    photo, bit for bit. `canvas` is the model's own triptych, `known` what it started from; `box` is the part of the photo that
+    its worn panel shows."""
 
     image: Image.Image
     mask: np.ndarray
     canvas: Image.Image
     known: Image.Image
+    box: Box
 
 
 def try_on(
@@ -254,7 +260,7 @@ def try_on(
     front: Image.Image,
     back: Image.Image,
     person: Image.Image,
-    polygons: masks.Polygons,
+    polygons: masks.Polygons | np.ndarray,
     prompt: str,
     layout: PanelLayout,
     seeds: Sequence[int],
@@ -262,27 +268,36 @@ def try_on(
     feather: int = 8,
     icc_profile: bytes | None = None,
     on_step: OnStep | None = None,
+    *,
+    crop_margin: float | None = None,
+    start: Image.Image | None = None,
 ) -> list[TryOnResult]:
     """Mode (b): this person wearing that garment. SDEdit inside the polygons, everything else clamped.
 
     Args:
-        person: the photo, or the photo with a rough edit painted on it. polygons: in pixels of `person`.
+        person: the photo. polygons: what is repainted, in pixels of `person`; or a mask (H, W) as `masks.repaint_mask` makes it.
         feather: width in pixels of the soft edge around the polygons; beyond it every pixel is the photo's own.
         icc_profile: colour space of `person`; the model sees sRGB, the result is in the photo's own space again.
+        crop_margin: give the worn panel to the polygons and this much around them (see `masks.crop_box`); None: the whole photo.
+        start: `person` with a rough edit, of the same size; what the model starts from. The result is put back into `person`.
 
     Raises:
         InputError: polygons that are empty or lie outside the photo.
     """
     person = person.convert("RGB")
-    mask = masks.feather(masks.polygon_mask(polygons, person.size), feather)
-    at = place(person.size, layout.width, layout.height)
-    inside = masks.fit_mask(mask, Box(0, 0, *person.size), layout.width, layout.height)
+    hard = polygons if isinstance(polygons, np.ndarray) else masks.polygon_mask(polygons, person.size)
+    mask = masks.feather(hard, feather)
+    crop = Box(0, 0, *person.size) if crop_margin is None else masks.crop_box(mask, layout.width / layout.height, crop_margin)
+    photo = person.crop(crop)
+    at = place(photo.size, layout.width, layout.height)
+    inside = masks.fit_mask(mask, crop, layout.width, layout.height)
     unit = models.autoencoder.stride
     repaint = np.zeros((layout.size[1] // unit, layout.size[0] // unit), dtype=np.float32)
     box = layout.box("worn", unit)
     repaint[box.top : box.bottom, box.left : box.right] = masks.latent_mask(inside, unit)
 
-    pictures = {"front": front, "back": back, "worn": to_srgb(person, icc_profile)}
+    shown = photo if start is None else start.convert("RGB").crop(crop)
+    pictures = {"front": front, "back": back, "worn": to_srgb(shown, icc_profile)}
     canvas = concatenate([pictures[role] for role in layout.roles], layout)
     known, _ = models.autoencoder.encode(to_pixels([canvas]))
     count = len(seeds)
@@ -305,6 +320,8 @@ def try_on(
     for made in to_images(models.autoencoder.decode(latents)):
         panel = split(made, layout)[layout.roles.index("worn")]
         repainted = panel.crop((at.left, at.top, at.left + at.width, at.top + at.height))
-        repainted = from_srgb(repainted.resize(person.size, Image.Resampling.LANCZOS), icc_profile)
-        results.append(TryOnResult(masks.composite(person, repainted, mask), mask, made, canvas))
+        repainted = from_srgb(repainted.resize(photo.size, Image.Resampling.LANCZOS), icc_profile)
+        image = person.copy()
+        image.paste(masks.composite(photo, repainted, mask[crop.top : crop.bottom, crop.left : crop.right]), crop[:2])
+        results.append(TryOnResult(image, mask, made, canvas, crop))
     return results

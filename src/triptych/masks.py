@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -70,7 +70,21 @@ def read_polygons(path: Path, size: tuple[int, int] | None = None) -> Polygons:
     Raises:
         InputError: missing or unreadable file, not JSON, not this format, or drawn on a photo of another size.
     """
-    path = Path(path)
+    return check_polygons(_read(Path(path), size)["polygons"], str(path))
+
+
+def read_holes(path: Path) -> Polygons:
+    """What a polygon file says is kept inside its polygons, `{"polygons": […], "holes": [[[x, y], …], …]}`; [] if it names none.
+
+    Raises:
+        InputError: as `read_polygons`.
+    """
+    holes = _read(Path(path), None).get("holes")
+    return check_polygons(holes, f"{path}, 'holes'") if holes else []
+
+
+def _read(path: Path, size: tuple[int, int] | None) -> dict[str, Any]:
+    """The mapping in a polygon file; only 'polygons' being there and the size are checked."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is too large for a polygon file.", _FORMAT)
@@ -89,7 +103,7 @@ def read_polygons(path: Path, size: tuple[int, int] | None = None) -> Polygons:
             f"{path} was drawn on a photo of {drawn_on} px, this one has {list(size)} px.",
             "Draw it on the photo that is to be repainted, or delete 'size' from the file if you are sure.",
         )
-    return check_polygons(data["polygons"], str(path))
+    return data
 
 
 def to_dict(polygons: Polygons, size: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -190,6 +204,44 @@ def mask_image(mask: np.ndarray) -> Image.Image:
     return Image.fromarray(_to_bytes(mask))
 
 
+def repaint_mask(
+    polygons: Polygons, size: tuple[int, int], *, holes: Polygons | None = None, grow_by: int = 0, expand: Literal["none", "hull"] = "none"
+) -> np.ndarray:
+    """What is repainted: the polygons, with `expand` "hull" each one's convex hull, widened by `grow_by` pixels, less the holes.
+
+    Holes are cut out last, so that what they protect stays whatever the polygons grow to. (H, W) float32 as `polygon_mask`.
+
+    Raises:
+        InputError: see `polygon_mask`; or holes that leave nothing.
+    """
+    outlines = [_hull(corners) for corners in check_polygons(polygons)] if expand == "hull" else polygons
+    mask = grow(polygon_mask(outlines, size), grow_by)
+    if holes:
+        mask = _from_bytes(np.minimum(_to_bytes(mask), 255 - _to_bytes(polygon_mask(holes, size))))
+        if not mask.any():
+            raise InputError("The holes cover all polygons: nothing would be repainted.", "Make the holes smaller.")
+    return mask
+
+
+def _hull(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The convex hull of an outline (Andrew's monotone chain)."""
+    ordered = sorted(set(corners))
+
+    def half(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        chain: list[tuple[float, float]] = []
+        for x, y in points:
+            while len(chain) > 1:
+                (x0, y0), (x1, y1) = chain[-2:]
+                if (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) > 0:
+                    break
+                chain.pop()
+            chain.append((x, y))
+        return chain[:-1]
+
+    hull = half(ordered) + half(ordered[::-1])
+    return hull if len(hull) > 2 else corners  # on one line: `polygon_mask` says what is wrong with it
+
+
 # --- mask → mask ------------------------------------------------------------------------------------------------------
 
 
@@ -221,10 +273,16 @@ def feather(mask: np.ndarray, pixels: int) -> np.ndarray:
     way and two box blurs of finite reach make the ramp over the whole of it.)
     """
     blur = pixels // 2
-    image = mask_image(grow(mask, pixels - blur))
+    result = np.zeros(mask.shape, dtype=np.float32)
+    if not mask.any():
+        return result
+    left, top, right, bottom = bounds(mask)  # nothing changes farther away than `pixels`
+    near = np.s_[max(0, top - pixels - 1) : bottom + pixels + 1, max(0, left - pixels - 1) : right + pixels + 1]
+    image = mask_image(grow(mask[near], pixels - blur))
     for radius in (blur - blur // 2, blur // 2):
         image = image.filter(ImageFilter.BoxBlur(radius))
-    return _from_bytes(np.asarray(image))
+    result[near] = _from_bytes(np.asarray(image))
+    return result
 
 
 def latent_mask(mask: np.ndarray, stride: int) -> np.ndarray:
@@ -236,6 +294,18 @@ def latent_mask(mask: np.ndarray, stride: int) -> np.ndarray:
     assert not height % stride, (mask.shape, stride)
     assert not width % stride, (mask.shape, stride)
     return np.asarray((mask > 0).reshape(height // stride, stride, width // stride, stride).any(axis=(1, 3)))
+
+
+def bounds(mask: np.ndarray) -> Box:
+    """The smallest box around what is above 0.
+
+    Raises:
+        InputError: nothing is.
+    """
+    columns, rows = np.flatnonzero((mask > 0).any(axis=0)), np.flatnonzero((mask > 0).any(axis=1))
+    if len(rows) == 0:
+        raise InputError("The mask is empty: nothing would be repainted.", "Draw a polygon around what is to be repainted.")
+    return Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
 def crop_box(mask: np.ndarray, aspect: float, margin: float = 0.25) -> Box:
@@ -250,10 +320,7 @@ def crop_box(mask: np.ndarray, aspect: float, margin: float = 0.25) -> Box:
     """
     assert aspect > 0
     assert margin >= 0
-    columns, rows = np.flatnonzero((mask > 0).any(axis=0)), np.flatnonzero((mask > 0).any(axis=1))
-    if len(rows) == 0:
-        raise InputError("The mask is empty: nothing would be repainted.", "Draw a polygon around what is to be repainted.")
-    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    left, top, right, bottom = bounds(mask)
     around = 2 * margin * max(right - left, bottom - top)
     width, height = right - left + around, bottom - top + around
     width, height = max(width, height * aspect), max(height, width / aspect)
@@ -294,6 +361,41 @@ def composite(original: Image.Image, repainted: Image.Image, mask: np.ndarray) -
     assert original.mode == repainted.mode == "RGB"
     assert original.size == repainted.size == mask.shape[::-1]
     return Image.composite(repainted, original, mask_image(mask))
+
+
+_HUG_SIDE = 200  # pixels that the mask's longer side is scaled down to before its outline is looked at
+HUGGING = 1.75
+
+
+def edge_ratio(image: Image.Image, mask: np.ndarray) -> float:
+    """How much stronger the edges of the photo are on the mask's outline than beside it; over `HUGGING` it hugs something.
+
+    The mean gradient within 1 % of the mask's longer side of the outline, divided by the mean gradient 2 to 6 % away from it on
+    both sides. An outline drawn along the silhouette of the garment worn now has all of its edge on it, one drawn freely
+    crosses edges as often as its neighbourhood does. It misses silhouettes that do not stand out, such as those of
+    strongly patterned clothes or of black cloth in front of black.
+
+    Args:
+        image: the photo. mask: (H, W) of the same size, not empty.
+    """
+    box = crop_box(mask, mask.shape[1] / mask.shape[0], 0.1)
+    scale = min(1.0, 1.2 * _HUG_SIDE / max(box.right - box.left, box.bottom - box.top))
+    size = max(1, round((box.right - box.left) * scale)), max(1, round((box.bottom - box.top) * scale))
+    small = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX, box)).astype(np.float32)
+    part = np.ascontiguousarray(mask[box.top : box.bottom, box.left : box.right])
+    inside = (np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BOX)) > 0.5).astype(np.float32)
+    slopes = [np.abs(slope).max(axis=2) if min(size) > 1 else np.zeros(size[::-1]) for slope in np.gradient(small, axis=(0, 1))]
+    gradient = np.hypot(*slopes)
+    unit = max(1, round(max(size) / 1.2 / 100))
+
+    def near(reach: int) -> np.ndarray:
+        """Pixels within `reach` of the outline."""
+        return np.asarray(grow(inside, reach) - (1 - grow(1 - inside, reach)) > 0)
+
+    on, beside = near(unit), near(6 * unit) & ~near(2 * unit)
+    if not on.any() or not beside.any():
+        return 0.0
+    return float(gradient[on].mean() / (gradient[beside].mean() + 1.0))
 
 
 def preview(image: Image.Image, mask: np.ndarray) -> Image.Image:

@@ -1,17 +1,22 @@
-"""SamplingConfig: the settings that every verb which makes pictures shares, and how they become a `Sampling`."""
+"""The settings that every verb which makes pictures shares, and how they become a `Sampling`."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from triptych.backbones.settings import ModelSettings, model_settings
 from triptych.config import StageConfig
-from triptych.inference import Sampling
+from triptych.errors import ModelError
+from triptych.images import SETTINGS
+from triptych.inference import Models, Sampling
 from triptych.lora import lora_file, read_lora
 from triptych.panels import PanelLayout
 from triptych.store import sha256_file
@@ -20,10 +25,8 @@ log = logging.getLogger(__name__)
 
 
 class SamplingConfig(StageConfig):
-    """What every verb that makes pictures takes."""
+    """How to sample: model, LoRA, and the settings that change a picture."""
 
-    prompt: str = ""
-    """The caption of the whole triptych: a summary, then <IMAGE 1> …, <IMAGE 2> …, <IMAGE 3> …"""
     lora: Path | None = None
     """LoRA file, or a folder that holds one. Without it the base model is used."""
     lora_scale: float = 1.0
@@ -33,31 +36,25 @@ class SamplingConfig(StageConfig):
     num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
     """Denoising steps; by default what the model recommends."""
     guidance_scale: float | None = Field(default=None, ge=0)
-    """Distilled guidance fed to the model; by default what the model recommends."""
+    """Distilled guidance fed to the model, for models that take it; by default what the model recommends."""
     true_cfg_scale: float | None = Field(default=None, ge=0)
     """Classifier-free guidance on the empty prompt (1 is off); by default what the model recommends."""
     time_shift: Literal["panel", "canvas"] = "panel"
-    """Which tokens the time shift counts: of one panel, or of the whole canvas as diffusers does."""
+    """Which tokens the time shift counts, if the model's depends on them: of one panel, or of the whole canvas as diffusers does."""
     context: Literal["auto", "noisy", "clean"] = "auto"
     """How known panels are shown to the model; auto is what the LoRA was trained for, and noisy without one."""
     context_guidance_scale: float | None = Field(default=None, ge=0)
-    """Clean context only: guidance on the product photos instead of the words (1 is off); by default what the model recommends."""
+    """Clean context only: guidance on the product photos, in place of the two others (1 is off); by default what the model recommends."""
     panel_width: int | None = Field(default=None, ge=8)
     """Panel width in pixels; by default the LoRA's, else what the model recommends."""
     panel_height: int | None = Field(default=None, ge=8)
     """Panel height in pixels; likewise."""
     seed: int = Field(default=0, ge=0)
     """Seed of the first picture; the next ones count up."""
-    num_images_per_prompt: int = Field(default=1, ge=1, le=64)
-    """How many pictures to make."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 …"""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the model."""
-
-    @property
-    def seeds(self) -> list[int]:
-        return list(range(self.seed, self.seed + self.num_images_per_prompt))
 
     def layout(self) -> PanelLayout:
         """The panels asked for, else those the LoRA was trained on, else the model's own.
@@ -72,17 +69,27 @@ class SamplingConfig(StageConfig):
             settings.stride
         )
 
-    def sampling(self, settings: ModelSettings, strength: float = 1.0) -> Sampling:
+    def sampling(self, settings: ModelSettings, strength: float = 1.0, trained: Mapping[str, Any] | None = None) -> Sampling:
+        """The settings asked for, else those of the LoRA and of the model. `trained` is what the LoRA says about itself, by
+        default what its file says.
+
+        Raises:
+            ModelError: distilled guidance for a model that takes none; a LoRA that cannot be read.
+        """
+
         def choose(own: float | None, recommended: float) -> float:
             return recommended if own is None else own
 
-        trained = read_lora(self.lora)[1] if self.lora else {}
+        if self.guidance_scale is not None and settings.guidance_scale is None:
+            raise ModelError(f"{self.model} takes no distilled guidance.", "Give --true-cfg-scale; diffusers calls it guidance_scale here.")
+        if trained is None:
+            trained = read_lora(self.lora)[1] if self.lora else {}
         context = trained.get("context", "noisy") if self.context == "auto" else self.context
         if context == "clean" and trained.get("context") != "clean":
             log.warning("Clean context without a LoRA trained for it is an approximation; expect worse pictures.")
         return Sampling(
             num_inference_steps=self.num_inference_steps or settings.num_inference_steps,
-            guidance_scale=choose(self.guidance_scale, settings.guidance_scale),
+            guidance_scale=settings.guidance_scale if self.guidance_scale is None else self.guidance_scale,
             true_cfg_scale=choose(self.true_cfg_scale, settings.true_cfg_scale),
             strength=strength,
             time_shift=self.time_shift,
@@ -91,13 +98,34 @@ class SamplingConfig(StageConfig):
             context_guidance_scale=choose(self.context_guidance_scale, settings.context_guidance_scale),
         )
 
-    def provenance(self, verb: str, seed: int, photos: dict[str, Path | None]) -> dict[str, str]:
-        """Text chunks for the PNG: every setting, and hashes (not paths) of what went in."""
-        hidden = {*StageConfig.model_fields, *photos, "lora", "out", "device"}
-        settings = {k: v for k, v in self.model_dump(mode="json").items() if k not in hidden}
+
+class PictureConfig(SamplingConfig):
+    """What every verb that makes pictures from a prompt takes."""
+
+    prompt: str = ""
+    """The caption of the whole triptych: a summary, then <IMAGE 1> …, <IMAGE 2> …, <IMAGE 3> …"""
+    num_images_per_prompt: int = Field(default=1, ge=1, le=64)
+    """How many pictures to make."""
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(self.seed, self.seed + self.num_images_per_prompt))
+
+    def settings(self, verb: str, seed: int, photos: Mapping[str, Path | None], sampling: Sampling, layout: PanelLayout) -> dict[str, Any]:
+        """Everything that decides the pixels: every setting, the model's recommendations put in, and hashes (not paths) of what went in."""
+        hidden = {*StageConfig.model_fields, *photos, "lora", "out", "device", "num_images_per_prompt", "caption", "batch"}
+        chosen = {k: v for k, v in self.model_dump(mode="json").items() if k not in hidden}
+        chosen |= {k: v for k, v in asdict(sampling).items() if k in chosen}
+        chosen |= {"panel_width": layout.width, "panel_height": layout.height, "seed": seed}
+        chosen["model"] = Path(self.model).name if Path(self.model).exists() else self.model
         sources = {name: sha256_file(path) for name, path in photos.items() if path is not None}
         if self.lora is not None:
             sources["lora"] = sha256_file(lora_file(self.lora))
-        settings["model"] = Path(self.model).name if Path(self.model).exists() else self.model
-        about = {"verb": verb, **settings, "seed": seed, "sha256": sources}
-        return {"Software": "triptych", "triptych": json.dumps(about, sort_keys=True)}
+        return {"verb": verb, **chosen, "sha256": sources}
+
+
+def text_chunks(settings: Mapping[str, Any], models: Models, part: str = "") -> dict[str, str]:
+    """Text chunks for a PNG: the settings and what they ran on. `part` marks a file that lies beside the picture proper."""
+    ran_on = {"device": str(models.backbone.device), "dtype": str(models.backbone.dtype).removeprefix("torch."), "torch": torch.__version__}
+    about = {**settings, "made_on": ran_on} | ({"part": part} if part else {})
+    return {"Software": "triptych", SETTINGS: json.dumps(about, sort_keys=True)}

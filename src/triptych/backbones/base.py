@@ -7,16 +7,17 @@ Packing to tokens, position ids, ×1000, pooled vectors and guidance embeddings 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from triptych.backbones.settings import ModelSettings, model_settings, resolve_model
@@ -24,6 +25,14 @@ from triptych.errors import ModelError
 
 Text = dict[str, Tensor]
 """Text embeddings of a batch, one tensor per name, batch first. Names are the family's own business."""
+
+
+@dataclass
+class Context:
+    """Clean context: keys and values of the known tokens, one pair for each attention layer, as that layer's family shapes them."""
+
+    kept: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By attention processor."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Window:
     """
 
     active: Tensor
-    context: Any = None
+    context: Context | None = None
 
 
 class TextEncoder(ABC):
@@ -86,8 +95,9 @@ class Backbone(ABC):
         """Changes when embeddings have to be computed anew."""
         return fingerprint(self.model, self.encoders)
 
-    @property
+    @cached_property
     def settings(self) -> ModelSettings:
+        """Asked for at every training step, and of a hub id answered over the network: looked up once."""
         return model_settings(self.model)
 
     @abstractmethod
@@ -105,12 +115,24 @@ class Backbone(ABC):
 
     @abstractmethod
     def velocity(
-        self, transformer: nn.Module, latents_BCHW: Tensor, t_B: Tensor, text: Text, guidance_scale: float, window: Window | None = None
+        self,
+        transformer: nn.Module,
+        latents_BCHW: Tensor,
+        t_B: Tensor,
+        text: Text,
+        guidance_scale: float | None,
+        window: Window | None = None,
     ) -> Tensor:
-        """The transformer's velocity (B, C, H, W) at times t (B,) in [0, 1]; with a window, 0 outside its active tokens."""
+        """The transformer's velocity (B, C, H, W) at times t (B,) in [0, 1]; with a window, 0 outside its active tokens.
+
+        guidance_scale: the number fed to a guidance-distilled model; others take no notice of it.
+
+        Raises:
+            ModelError: a canvas that is too large for the model.
+        """
 
     @abstractmethod
-    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text) -> Any:
+    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text) -> Context:
         """Run the known tokens of clean latents once, at t = 0 and without words, for `Window.context`.
 
         known: (rows, columns) bool on the token grid. empty: embeddings of the empty prompt; what a family needs beside
@@ -118,8 +140,25 @@ class Backbone(ABC):
         """
 
     @abstractmethod
+    def sigmas(self, num_inference_steps: int, tokens: int) -> list[float]:
+        """The noise levels of a sampling run as the family's pipeline sets them: `num_inference_steps` + 1 numbers from 1 to 0.
+
+        tokens: what the time shift counts.
+        """
+
+    @cached_property
+    def scheduler_config(self) -> dict[str, Any]:
+        with opening(self.model):
+            return dict(FlowMatchEulerDiscreteScheduler.load_config(self.model, subfolder="scheduler"))
+
     def shift_mu(self, tokens: int) -> float:
-        """The time shift's mu for a picture of so many tokens."""
+        """The time shift's mu for a picture of so many tokens: fixed, or linear in the tokens (diffusers' `calculate_shift`)."""
+        config = self.scheduler_config
+        if not config.get("use_dynamic_shifting", False):
+            return math.log(config.get("shift", 1.0))
+        base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        return base + (tokens - few) * (most - base) / (many - few)
 
     def autocast(self) -> torch.autocast:
         """Matrix products in `dtype` where float32 LoRA layers sit on a bf16 model."""
@@ -138,26 +177,6 @@ def opening(model: str) -> Iterator[None]:
         words = (str(error) or repr(error)).splitlines()[0][:200]
         hint = "The folder may be incomplete, the download interrupted, or the memory too small."
         raise ModelError(f"The model {model} cannot be loaded: {words}", hint) from error
-
-
-def model_class(model: str) -> str:
-    """The pipeline class a model folder or hub id names in its model_index.json.
-
-    Raises:
-        ModelError: no such model here, and the hub cannot be reached or refuses.
-    """
-    path = Path(resolve_model(model)) / "model_index.json"
-    try:
-        if not path.is_file():
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(model, "model_index.json"))
-        return str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
-    except Exception as error:  # the hub client raises a dozen unrelated kinds
-        raise ModelError(
-            f"The model {model} cannot be opened: {(str(error) or repr(error)).splitlines()[0][:200]}.",
-            "Check the name and the network; gated models need `hf auth login` and their licence accepted. 'pocket' needs neither.",
-        ) from error
 
 
 def fingerprint(model: str, parts: Sequence[str]) -> str:

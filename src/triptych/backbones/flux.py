@@ -6,16 +6,17 @@ Legend: B batch, C latent channels, H and W latent rows and columns, N = H/2·W/
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window, opening
-from triptych.backbones.flux_context import Context, install
+from triptych import flow
+from triptych.backbones.autoencoder import KLAutoencoder
+from triptych.backbones.base import Backbone, Context, Text, TextEncoder, Window, opening
+from triptych.backbones.flux_context import install
 
 CLIP_TOKENS = 77
 
@@ -62,26 +63,6 @@ class FluxText(TextEncoder):
         return len(self.t5_tokenizer(prompt).input_ids)
 
 
-class FluxAutoencoder(Autoencoder):
-    """AutoencoderKL with FLUX's shift and scale folded in."""
-
-    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
-        vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
-        self.vae = vae.to(device).eval()
-        self.stride = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.scale, self.shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
-
-    @torch.no_grad()
-    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(pixels_BCHW.to(self.vae.device, self.vae.dtype)).latent_dist
-        return (posterior.mean.float() - self.shift) * self.scale, posterior.std.float() * self.scale
-
-    @torch.no_grad()
-    def decode(self, latents_BCHW: Tensor) -> Tensor:
-        latents = latents_BCHW.to(self.vae.device, torch.float32) / self.scale + self.shift
-        return self.vae.decode(latents.to(self.vae.dtype)).sample.float().clamp(-1, 1)
-
-
 class Flux(Backbone):
     name = "flux"
     encoders = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -102,23 +83,13 @@ class Flux(Backbone):
         "proj_out",
     )
 
-    @cached_property
-    def _shift(self) -> tuple[float, float, int, int]:
-        config = FlowMatchEulerDiscreteScheduler.load_config(self.model, subfolder="scheduler")
-        return (
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-        )
-
     def load_text_encoder(self) -> FluxText:
         with opening(self.model):
             return FluxText(self.model, self.device, self.dtype)
 
-    def load_autoencoder(self) -> FluxAutoencoder:
+    def load_autoencoder(self) -> KLAutoencoder:
         with opening(self.model):
-            return FluxAutoencoder(self.model, self.device, self.dtype)
+            return KLAutoencoder(self.model, self.device, self.dtype)
 
     def load_transformer(self) -> FluxTransformer2DModel:
         load = {"torch_dtype": self.dtype, "use_safetensors": True}
@@ -130,7 +101,13 @@ class Flux(Backbone):
         return int(transformer.config.in_channels) // 4  # type: ignore[union-attr,arg-type]
 
     def velocity(
-        self, transformer: nn.Module, latents_BCHW: Tensor, t_B: Tensor, text: Text, guidance_scale: float, window: Window | None = None
+        self,
+        transformer: nn.Module,
+        latents_BCHW: Tensor,
+        t_B: Tensor,
+        text: Text,
+        guidance_scale: float | None,
+        window: Window | None = None,
     ) -> Tensor:
         h, w = latents_BCHW.shape[2:]
         tokens, ids = pack(latents_BCHW), position_ids(h, w, latents_BCHW.device)
@@ -160,16 +137,19 @@ class Flux(Backbone):
         t_B: Tensor,
         states: Tensor,
         pooled: Tensor,
-        guidance_scale: float,
+        guidance_scale: float | None,
         attend: dict[str, Any] | None = None,
     ) -> Tensor:
         """The stock forward: tokens (B, N, 4C) and their position ids (N, 3) in, velocity tokens out."""
         b, device = len(tokens_BND), tokens_BND.device
-        guided = transformer.config.guidance_embeds  # type: ignore[union-attr]
+        guidance = None
+        if transformer.config.guidance_embeds:  # type: ignore[union-attr]
+            assert guidance_scale is not None
+            guidance = torch.full((b,), guidance_scale, device=device)
         return transformer(
             hidden_states=tokens_BND.to(self.dtype),
             timestep=t_B.to(device, self.dtype),
-            guidance=torch.full((b,), guidance_scale, device=device) if guided else None,
+            guidance=guidance,
             pooled_projections=pooled.to(self.dtype),
             encoder_hidden_states=states.to(self.dtype),
             txt_ids=torch.zeros(states.shape[1], 3, device=device),
@@ -178,7 +158,6 @@ class Flux(Backbone):
             return_dict=False,
         )[0]
 
-    def shift_mu(self, tokens: int) -> float:
-        """Linear in the tokens, as diffusers' `calculate_shift`."""
-        base, most, few, many = self._shift
-        return base + (tokens - few) * (most - base) / (many - few)
+    def sigmas(self, num_inference_steps: int, tokens: int) -> list[float]:
+        """As FluxPipeline gives them to its scheduler: evenly from 1 to 1/n."""
+        return flow.sigmas(num_inference_steps, self.shift_mu(tokens), 1.0 / num_inference_steps)

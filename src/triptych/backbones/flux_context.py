@@ -10,7 +10,6 @@ Legend: B batch, S sequence, H heads, D head width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,12 +18,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import Tensor
 
-
-@dataclass
-class Context:
-    """Keys and values of the known tokens, after rotary embedding: one (B, S, H, D) pair for each attention layer."""
-
-    kept: dict[ContextAttention, tuple[Tensor, Tensor]] = field(default_factory=dict)
+from triptych.backbones.base import Context
 
 
 class ContextAttention(FluxAttnProcessor):

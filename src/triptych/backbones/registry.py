@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from triptych.backbones.base import Backbone, default_device, default_dtype, model_class
+from triptych.backbones.base import Backbone, default_device, default_dtype
 from triptych.backbones.flux import Flux
-from triptych.backbones.settings import resolve_model
+from triptych.backbones.sd3 import SD3
+from triptych.backbones.settings import model_class, resolve_model
 from triptych.errors import ModelError
 
-FAMILIES: dict[str, type[Backbone]] = {"FluxPipeline": Flux}
+FAMILIES: dict[str, type[Backbone]] = {"FluxPipeline": Flux, "StableDiffusion3Pipeline": SD3}
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

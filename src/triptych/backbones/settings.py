@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from triptych.errors import ModelError
 from triptych.pocket import checkpoint_path
+
+log = logging.getLogger(__name__)
 
 SETTINGS_FILE = "triptych.json"
 
@@ -22,13 +26,26 @@ class ModelSettings:
     """Pixels to a token: panel sides are multiples of it. Follows from the autoencoder where that lies on disk."""
     max_sequence_length: int = 512
     """T5 tokens that reach the transformer."""
-    guidance_scale: float = 3.5
-    """Distilled guidance, fed to the model as a number."""
+    guidance_scale: float | None = 3.5
+    """Distilled guidance, fed to the model as a number; None for models that take none."""
     true_cfg_scale: float = 1.0
     """Classifier-free guidance with an empty negative prompt; 1 is off."""
     context_guidance_scale: float = 1.0
     """Guidance on the known panels, for LoRAs trained with clean context; 1 is off."""
     num_inference_steps: int = 28
+
+
+FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
+    # 480 × 640 makes three panels of 0.92 megapixels together: SD3.5 was trained on one.
+    "StableDiffusion3Pipeline": {
+        "panel_width": 480,
+        "panel_height": 640,
+        "max_sequence_length": 256,
+        "guidance_scale": None,
+        "true_cfg_scale": 3.5,
+    },
+}
+"""What a family recommends where it differs from the defaults above (FLUX.1-dev's), by the pipeline class of model_index.json."""
 
 
 def resolve_model(model: str) -> str:
@@ -50,15 +67,43 @@ def resolve_model(model: str) -> str:
     return model
 
 
+def model_class(model: str) -> str:
+    """The pipeline class a model folder or hub id names in its model_index.json.
+
+    Raises:
+        ModelError: no such model here, and the hub cannot be reached or refuses.
+    """
+    path = Path(resolve_model(model)) / "model_index.json"
+    try:
+        if not path.is_file():
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(model, "model_index.json"))
+        return str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
+    except Exception as error:  # the hub client raises a dozen unrelated kinds
+        raise ModelError(
+            f"The model {model} cannot be opened: {(str(error) or repr(error)).splitlines()[0][:200]}.",
+            "Check the name and the network; gated models need `hf auth login` and their licence accepted. 'pocket' needs neither.",
+        ) from error
+
+
 def model_settings(model: str) -> ModelSettings:
-    """The settings a model recommends; without a `triptych.json`, those of FLUX.1-dev.
+    """The settings a model recommends; without a `triptych.json`, those of its family.
+
+    A model whose family cannot be looked up (a hub id without a network) is taken for FLUX.1-dev, with a warning: panels
+    can be made and described without it. Whoever then loads the model gets the error.
 
     Raises:
         ModelError: see `resolve_model`; or a `triptych.json` that cannot be read or has unknown keys.
     """
     folder = Path(resolve_model(model))
     file, autoencoder = folder / SETTINGS_FILE, folder / "vae" / "config.json"
-    settings = ModelSettings()
+    try:
+        family = model_class(model)
+    except ModelError as error:
+        log.warning("%s Its panels are taken to be FLUX.1-dev's.", error)
+        family = ""
+    settings = replace(ModelSettings(), **FAMILY_SETTINGS.get(family, {}))
     try:
         if autoencoder.is_file():
             levels = json.loads(autoencoder.read_text(encoding="utf-8"))["block_out_channels"]

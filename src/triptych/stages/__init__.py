@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """A verb: the function `name` and the config class `config`, both in `module` (imported when first used)."""
+    """A verb: the function `name` and the config class `config`, both in `module` (imported when first used).
+
+    A name of two words is a verb of a group; its function has `_` between them.
+    """
 
     name: str
     module: str
@@ -22,6 +25,13 @@ class Stage:
     help: str
     example: str
     in_run: bool = False
+    positional: tuple[str, ...] = ()
+    """Fields that may be given without their option's name, in this order, right after the verb."""
+
+    @property
+    def words(self) -> list[str]:
+        """What is typed: `lora_convert` is `triptych lora convert`."""
+        return self.name.split("_")
 
     def load(self) -> tuple[Callable[..., Run], type[StageConfig]]:
         module = importlib.import_module(self.module)
@@ -91,6 +101,14 @@ STAGES: tuple[Stage, ...] = (
         'triptych tryon --front front.jpg --back back.jpg --person me.jpg --polygon me.json --lora work/lora --prompt "…" --out new.png',
     ),
     Stage(
+        "reproduce",
+        "triptych.reproduce",
+        "ReproduceConfig",
+        "Make a picture again from the settings it carries, pixel for pixel.",
+        "triptych reproduce out.png --photos photos --photos work/lora",
+        positional=("image",),
+    ),
+    Stage(
         "run",
         "triptych.pipeline",
         "RunConfig",
@@ -104,4 +122,23 @@ STAGES: tuple[Stage, ...] = (
         "Everything on the embedded pocket model, with a report.",
         "triptych demo --out demo",
     ),
+    Stage(
+        "lora_convert",
+        "triptych.stages.lora",
+        "LoraConvertConfig",
+        "Write a LoRA of any known format in the names diffusers, ComfyUI or kohya read.",
+        "triptych lora convert theirs.safetensors ours.safetensors --to diffusers",
+        positional=("lora", "out"),
+    ),
+    Stage(
+        "lora_inspect",
+        "triptych.stages.lora",
+        "LoraInspectConfig",
+        "Say what is in a LoRA file: its format, layers, ranks, strengths and metadata.",
+        "triptych lora inspect work/lora",
+        positional=("lora",),
+    ),
 )
+
+GROUPS = {"lora": "Read, convert and explain LoRA files."}
+"""Help of the words that stand before several verbs."""

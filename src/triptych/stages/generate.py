@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from triptych import xmp
+from triptych.backbones.settings import model_settings
 from triptych.errors import InputError
 from triptych.images import load_image, save_png
 from triptych.inference import generate_triptych, load_models
 from triptych.panels import split
-from triptych.sampling import SamplingConfig
-from triptych.store import Event, Run
+from triptych.sampling import PictureConfig, text_chunks
+from triptych.store import Event, Run, digest
 
 
-class GenerateConfig(SamplingConfig):
+class GenerateConfig(PictureConfig):
     front: Path | None = None
     """Photo of the garment's front. With a product photo given, only the worn panel is generated."""
     back: Path | None = None
@@ -39,8 +40,8 @@ def generate(config: GenerateConfig) -> Run:
     if config.front:
         front = load_image(config.front)
         products = {"front": front, "back": load_image(config.back) if config.back else front}
+    sampling = config.sampling(model_settings(config.model))
     models = load_models(config.model, [config.prompt], config.lora, config.lora_scale, config.device, config.dtype)
-    sampling = config.sampling(models.backbone.settings)
     out = config.out or config.work / "generated"
     summary: dict[str, Any] = {"images": [], "panels": list(layout.size), "num_inference_steps": sampling.num_inference_steps}
 
@@ -49,11 +50,13 @@ def generate(config: GenerateConfig) -> Run:
         photos = {"front": config.front, "back": config.back}
         for seed in config.seeds:
             (canvas,) = generate_triptych(models, [config.prompt], layout, [seed], sampling, [products] if products else None)
-            about = config.provenance("generate", seed, photos)
-            name = f"{hashlib.sha256(about['triptych'].encode()).hexdigest()[:10]}-{seed}"
-            save_png(canvas, out / f"{name}.png", text=about)
+            about = config.settings("generate", seed, photos, sampling, layout)
+            name = f"{digest(about)[:10]}-{seed}"
             for role, panel in zip(layout.roles, split(canvas, layout), strict=True):
-                save_png(panel, out / "panels" / f"{name}-{role}.png", text=about)
+                made = xmp.packet("trainedAlgorithmicMedia") if role not in (products or {}) else None
+                save_png(panel, out / "panels" / f"{name}-{role}.png", text=text_chunks(about, models, role), xmp=made)
+            source: xmp.Source = "compositeWithTrainedAlgorithmicMedia" if products else "trainedAlgorithmicMedia"
+            save_png(canvas, out / f"{name}.png", text=text_chunks(about, models), xmp=xmp.packet(source))
             summary["images"].append(str(out / f"{name}.png"))
             yield Event(name)
 

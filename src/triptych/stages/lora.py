@@ -1,0 +1,135 @@
+"""lora convert, lora inspect: LoRA files of other programs become ours and the other way round, and say what they hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from triptych.config import StageConfig
+from triptych.errors import InputError, ModelError
+from triptych.lora import FAMILIES, LoraFile, open_lora, write_lora
+from triptych.lora_formats import SIDES, pattern_of
+from triptych.store import Event, Run, sha256_file
+
+
+class LoraConvertConfig(StageConfig):
+    lora: Path | None = None
+    """LoRA file to read, or a folder that holds one; docs/lora.md lists the formats."""
+    out: Path | None = None
+    """File to write, ending in .safetensors; an existing one is never overwritten."""
+    to: Literal["diffusers", "comfyui", "kohya"] = "diffusers"
+    """Names to write: diffusers (ComfyUI reads them too); for FLUX.1 also native names for ComfyUI, or kohya's."""
+    transformer_only: bool = False
+    """Leave out what the file holds for text encoders; without it such a file is refused."""
+
+
+class LoraInspectConfig(StageConfig):
+    lora: Path | None = None
+    """LoRA file, or a folder that holds one."""
+
+
+def lora_convert(config: LoraConvertConfig) -> Run:
+    """Write `lora` to `out` in other names; every layer's output stays what it was.
+
+    Raises:
+        InputError: no file given, or `out` cannot be that. ModelError: see `open_lora`; or names that its model does not have.
+    """
+    if config.lora is None or config.out is None:
+        raise InputError("A LoRA to read and a file to write are needed.", "Say `triptych lora convert IN OUT`.")
+    if config.out.suffix != ".safetensors":
+        raise InputError(f"{config.out} does not end in .safetensors.", "LoRA files are written as safetensors only.")
+    if config.out.exists():
+        raise InputError(f"{config.out} exists already.", "Give another name, or delete it.")
+    out, file = config.out, open_lora(config.lora, config.transformer_only)
+    if config.to != "diffusers" and file.family != "flux":
+        raise ModelError(f"{file.path} is no LoRA for FLUX.1, and only theirs are written in other names.", "Leave out --to.")
+    summary: dict[str, Any] = {"lora": str(out), "from": _formats(file), "to": config.to, "layers": len(file.state) // 2}
+
+    def work() -> Iterator[Event]:
+        about = {"family": file.family, **file.about, "converted_from_sha256": sha256_file(file.path)}
+        write_lora(out, file.state, about, config.to, file.metadata)
+        summary["text_encoder_tensors_left_out"] = file.left_out
+        yield Event(out.name)
+
+    return Run("lora_convert", 1, work(), summary)
+
+
+def lora_inspect(config: LoraInspectConfig) -> Run:
+    """What a LoRA file holds, as the run's summary.
+
+    Raises:
+        InputError: no file given. ModelError: see `open_lora`.
+    """
+    if config.lora is None:
+        raise InputError("There is no LoRA to look at.", "Say `triptych lora inspect FILE`.")
+    file = open_lora(config.lora)
+    summary = describe(file)
+    return Run("lora_inspect", 1, iter([Event(file.path.name)]), summary)
+
+
+def describe(file: LoraFile) -> dict[str, Any]:
+    """Format, base, layers by kind, ranks, strengths, sizes of change and metadata of a LoRA file."""
+    names = [key.removesuffix(".lora_A.weight") for key in file.state if key.endswith(".lora_A.weight")]
+    norms = {name: change_norm(file.state[f"{name}.lora_A.weight"], file.state[f"{name}.lora_B.weight"]) for name in names}
+    largest = max(norms, key=lambda name: norms[name])
+    base = file.about.get("base_model") or file.metadata.get("modelspec.architecture") or file.metadata.get("ss_base_model_version")
+    return {
+        "file": str(file.path),
+        "format": _formats(file),
+        "architecture": FAMILIES.get(file.family, _printable(file.family)),
+        "hidden_size": _hidden_size(file.state),
+        "base_model": _printable(str(base)) if base else "not said",
+        "modules": dict(sorted(Counter(_kind(name) for name in names).items())),
+        "rank": _counted(layer.rank for layer in file.layers),
+        "alpha": _counted("none" if layer.alpha is None else f"{layer.alpha:g}" for layer in file.layers),
+        "strength": _counted(f"{scale:g}" for scale in file.scales.values()),
+        "change": {
+            "median": round(float(torch.tensor(list(norms.values())).median()), 6),
+            "largest": round(norms[largest], 6),
+            "at": largest,
+        },
+        "dtype": _counted(str(layer.up.dtype).removeprefix("torch.") for layer in file.layers),
+        "bytes": file.path.stat().st_size,
+        "metadata": {_printable(key): _printable(value) for key, value in file.metadata.items()},
+    }
+
+
+def change_norm(down: Tensor, up: Tensor) -> float:
+    """‖up @ down‖, Frobenius, from two rank × rank products: the whole matrix would be hundreds of times larger."""
+    down, up = down.double(), up.double()
+    return max(0.0, float(((down @ down.T) * (up.T @ up)).sum())) ** 0.5
+
+
+def _printable(text: str) -> str:
+    """Text out of a file without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _formats(file: LoraFile) -> str:
+    return ", ".join(sorted({layer.format for layer in file.layers}))
+
+
+def _counted(values: Any) -> dict[str, int]:
+    return {str(value): count for value, count in sorted(Counter(values).items(), key=lambda item: str(item[0]))}
+
+
+def _kind(name: str) -> str:
+    pattern = pattern_of(name)[0]
+    if pattern not in SIDES:
+        return "outside the blocks"
+    where, part = pattern.split(".#.")
+    what = "attention" if part.startswith("attn.") else "modulation" if "norm" in part else "feed-forward"
+    return f"{where} {what}"
+
+
+def _hidden_size(state: Mapping[str, Tensor]) -> int | None:
+    for key, tensor in state.items():
+        sides = SIDES.get(pattern_of(key.removesuffix(".lora_A.weight"))[0])
+        if sides and key.endswith(".lora_A.weight"):
+            return int(tensor.shape[1]) // sides[1]
+    return None

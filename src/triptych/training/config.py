@@ -1,0 +1,127 @@
+"""TrainConfig: every setting of `train`, and which of them may change between two runs of one training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from triptych.config import StageConfig
+from triptych.errors import ConfigError
+
+
+class TrainConfig(StageConfig):
+    model: str = "pocket"
+    """`pocket`, a diffusers folder, or a hub id such as black-forest-labs/FLUX.1-dev."""
+    max_train_steps: int = Field(default=1000, ge=1)
+    """Optimizer steps in all."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the triptychs, in place of max_train_steps."""
+    batch_size: int = Field(default=4, ge=1)
+    """Triptychs in one forward pass (of each process)."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Forward passes to one optimizer step."""
+    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
+    """adamw8bit (package bitsandbytes) keeps its state in a quarter of the memory; prodigy (package prodigyopt) finds
+    the learning rate itself and wants --learning-rate 1."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate."""
+    lr_warmup_steps: int = Field(default=20, ge=0)
+    """Steps over which the learning rate rises; then it falls as a cosine to zero."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """The optimizer's decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    rank: int = Field(default=16, ge=1)
+    """Rank of the LoRA."""
+    alpha: float = Field(default=16, gt=0)
+    """Scale of the LoRA in units of rank; folded into the saved file."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the LoRA's inputs dropped in training."""
+    caption_dropout: float = Field(default=0.05, ge=0, le=1)
+    """Share of samples that see the empty caption, so that the panels are learned and not only the words."""
+    shift: float | None = Field(default=None, gt=0)
+    """How far noise levels are moved towards noise: t → shift·t / (1 + (shift − 1)·t); by default the model's own
+    shift for one panel. 1 moves nothing."""
+    min_t: float = Field(default=0.0, ge=0, lt=1)
+    """Lowest noise level to learn; what is drawn from (0, 1) is scaled to (min_t, max_t)."""
+    max_t: float = Field(default=1.0, gt=0, le=1)
+    """Highest noise level to learn."""
+    panel_weights: dict[str, float] = {}
+    """Weight of each panel's mean loss by role, e.g. {front: 0.5, back: 0.5, worn: 1}; 1 where none is given."""
+    loss_masks: Path | None = None
+    """Folder of pictures <id>.png, as large as the triptychs: white is learned, black is not. Without a picture all is."""
+    context: Literal["noisy", "clean"] = "noisy"
+    """noisy: all panels are noised and all are learned, as in the paper. clean: product panels, and in half of the batches
+    a part of the worn one, are shown clean and read once; the rest of the worn panel is learned. Sampling is faster that way."""
+    context_lora: bool = False
+    """Clean context: the LoRA also adapts how known panels are read. Slower: the reading is then part of the backward pass."""
+    context_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Clean context: share of batches without product panels, so that sampling can be guided by them."""
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    """Moving average of the LoRA; it is what gets saved and shown. 0 turns it off."""
+    guidance_scale: float = 1.0
+    """Guidance fed to a guidance-distilled model in training (others take no notice of it); 1 for FLUX.1-dev."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: a third more time, several times less memory."""
+    seed: int = 0
+    """Everything random follows from it."""
+    checkpointing_steps: int = Field(default=250, ge=1)
+    """Save the whole training state every so many steps. Run the same command again to resume."""
+    checkpoints_total_limit: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints to keep."""
+    validation_steps: int = Field(default=250, ge=0)
+    """Validation loss and pictures every so many steps; 0 for none."""
+    num_validation_triptychs: int = Field(default=0, ge=0)
+    """Triptychs that are not trained on but measured: at least so many, all of an item's together. 0 trains on all."""
+    num_validation_images: int = Field(default=2, ge=0)
+    """Triptychs, held-out ones first, whose worn panel is generated from the product panels as a validation picture."""
+    early_stopping_patience: int = Field(default=0, ge=0)
+    """Stop after so many validations in a row without a lower validation loss, and keep the LoRA of the lowest; 0 never."""
+    logging_dir: Path | None = None
+    """Where TensorBoard files go, if not in the LoRA folder."""
+    tracker_name: str = "triptych"
+    """Name of the run in TensorBoard."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 …"""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the frozen model and the matrix products; the LoRA is always float32."""
+
+
+# What may change between two runs of one training without changing the LoRA it ends with. Loss masks count by content.
+_FREE = {
+    *StageConfig.model_fields,
+    *("checkpointing_steps", "checkpoints_total_limit", "num_validation_images"),
+    *("logging_dir", "tracker_name", "device", "gradient_checkpointing", "loss_masks"),
+}
+
+
+def settings_that_matter(config: TrainConfig) -> dict[str, Any]:
+    """The settings that the LoRA follows from, JSON-able; when to validate matters only if that may end the training."""
+    free = _FREE if config.early_stopping_patience else {*_FREE, "validation_steps"}
+    return {name: value for name, value in config.model_dump(mode="json").items() if name not in free}
+
+
+def check(config: TrainConfig, roles: Sequence[str]) -> None:
+    """Refuse settings that contradict each other or the panels at hand.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if config.min_t >= config.max_t:
+        raise ConfigError(f"No noise level lies between --min-t {config.min_t:g} and --max-t {config.max_t:g}.", "Swap or widen them.")
+    for role, weight in config.panel_weights.items():
+        if role not in roles or not 0 <= weight < float("inf"):
+            hint = f"Roles here: {', '.join(roles)}; weights are 0 or more."
+            raise ConfigError(f"The panel weight '{role}: {weight:g}' has no meaning.", hint)
+    learned = roles[-1:] if config.context == "clean" else roles
+    if not any(config.panel_weights.get(role, 1.0) for role in learned):
+        raise ConfigError("All panels that would be learned have weight 0.", f"Give one of {', '.join(learned)} a --panel-weights above 0.")
+    if config.early_stopping_patience and not (config.validation_steps and config.num_validation_triptychs):
+        hint = "Give --num-validation-triptychs and --validation-steps, or leave --early-stopping-patience at 0."
+        raise ConfigError("Stopping early needs a validation loss, and nothing is validated.", hint)
+    if config.optimizer == "prodigy" and config.learning_rate < 0.1:
+        hint = "Give --learning-rate 1."
+        raise ConfigError(f"With prodigy the learning rate is a factor, and {config.learning_rate:g} would learn nothing.", hint)

@@ -1,0 +1,213 @@
+"""What one forward pass sees: which triptychs, which noise, which noise levels, which tokens.
+
+All of it is a function of (seed, step, place in the step, id), never of what ran before. A step's triptychs are numbered
+through all its forward passes, so that the same step is the same however it is split into passes and processes.
+Legend: B batch, C channels, H and W latent rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from triptych import flow
+from triptych.backbones.base import Backbone, Text
+from triptych.embeddings import EmbeddingFolder, stack_text
+from triptych.errors import ConfigError, InputError
+from triptych.images import load_image
+from triptych.panels import PanelLayout
+from triptych.store import digest, sha256_file
+from triptych.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Triptychs of one layout, noise and noise levels for them, and what is to be learned.
+
+    clean_BCHW, noise_BCHW: latents. t_B: noise levels in [0, 1]. learned_BHW: how much each latent's error counts, in
+    [0, 1]. active: (rows, columns) bool on the token grid, the tokens that are run with clean context; None with noisy
+    context. within: likewise, where known tokens are read; None everywhere. empty: text of one empty prompt.
+    """
+
+    layout: PanelLayout
+    clean_BCHW: Tensor
+    noise_BCHW: Tensor
+    t_B: Tensor
+    text: Text
+    empty: Text
+    learned_BHW: Tensor
+    active: Tensor | None = None
+    within: Tensor | None = None
+
+    def tokens(self, stride: int) -> int:
+        """Tokens of all canvases, known ones included."""
+        width, height = self.layout.size
+        return len(self.t_B) * (width // stride) * (height // stride)
+
+
+class TrainingSet:
+    """Embedded triptychs, parted into those to learn (`ids`) and those held out for validation (`held_out`)."""
+
+    def __init__(self, records: EmbeddingFolder, config: TrainConfig) -> None:
+        """
+        Raises:
+            ConfigError: as many triptychs held out as there are. InputError: a folder of loss masks that is missing.
+        """
+        self.records, self.config = records, config
+        self.held_out = draw_held_out(records.ids, config.seed, config.num_validation_triptychs)
+        self.ids = [id for id in records.ids if id not in self.held_out]
+        if not self.ids:
+            hint = "Lower --num-validation-triptychs; all triptychs of an item are held out together."
+            raise ConfigError(f"Of {len(records.ids)} triptychs none is left to train on.", hint)
+        if config.loss_masks is not None and not config.loss_masks.is_dir():
+            raise InputError(f"The folder of loss masks {config.loss_masks} is missing.", "Give a folder with <id>.png files.")
+        masks = {id: config.loss_masks / f"{id}.png" for id in records.ids} if config.loss_masks else {}
+        self._masks = {id: path for id, path in masks.items() if path.exists()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any picture, caption, model of an embedding or loss mask."""
+        about = {id: (about["image_sha256"], about["caption_sha256"], about["model"]) for id, about in self.records.about.items()}
+        masks = {id: sha256_file(path) for id, path in self._masks.items()}
+        return digest([about, masks] if masks else about)
+
+    @cached_property
+    def buckets(self) -> list[list[str]]:
+        """The ids to learn, by layout: triptychs that can stand in one batch."""
+        layouts: dict[str, list[str]] = {}
+        for id in self.ids:
+            layouts.setdefault(digest(self.records.about[id]["layout"]), []).append(id)
+        return list(layouts.values())
+
+    def draw(self, backbone: Backbone, step: int, number: int, passes: int) -> Batch:
+        """The batch of forward pass `number` out of `passes` of a step."""
+        config, size = self.config, self.config.batch_size
+        ids = ids_of_step(self.buckets, config.seed, step, size * passes)
+        clean, noise, times, texts = [], [], [], []
+        for place in range(number * size, (number + 1) * size):
+            id = ids[place]
+            record = self.records[id]
+            generator = flow.generator_for(config.seed, "sample", step, place, id)
+            clean.append(record.draw(generator))
+            noise.append(torch.randn(clean[-1].shape, generator=generator))
+            times.append(draw_time(config, backbone, record.layout, generator))
+            dropped = float(torch.rand((), generator=generator)) < config.caption_dropout
+            texts.append(self.records.empty if dropped else record.text)
+        batch = self._batch(backbone, ids[number * size : (number + 1) * size], clean, noise, times, texts)
+        if config.context == "noisy":
+            return batch
+        generator = flow.generator_for(config.seed, "window", step, number)
+        active = draw_active(batch.layout, backbone.settings.stride, generator).to(backbone.device)
+        dropped = float(torch.rand((), generator=generator)) < config.context_dropout
+        return replace(batch, active=active, within=self._worn(backbone, batch.layout) if dropped else None)
+
+    def fixed(self, backbone: Backbone, id: str, t: float) -> Batch:
+        """One triptych as validation sees it at noise level t: the posterior's mean, always the same noise, no dropout."""
+        record = self.records[id]
+        clean = record.latent_mean_CHW
+        noise = torch.randn(clean.shape, generator=flow.generator_for(self.config.seed, "validation", id))
+        batch = self._batch(backbone, [id], [clean], [noise], [torch.tensor(t)], [record.text])
+        return batch if self.config.context == "noisy" else replace(batch, active=self._worn(backbone, batch.layout))
+
+    def _batch(
+        self,
+        backbone: Backbone,
+        ids: Sequence[str],
+        clean: Sequence[Tensor],
+        noise: Sequence[Tensor],
+        times: Sequence[Tensor],
+        texts: Sequence[dict[str, Tensor]],
+    ) -> Batch:
+        layout = self.records[ids[0]].layout
+        learned = [self._learned(id, layout, latents.shape[1:]) for id, latents in zip(ids, clean, strict=True)]
+        parts = (torch.stack(list(part)).to(backbone.device) for part in (clean, noise, times, learned))
+        clean_BCHW, noise_BCHW, t_B, learned_BHW = parts
+        text, empty = (backbone.to_device(stack_text(part)) for part in (texts, [self.records.empty]))
+        return Batch(layout, clean_BCHW, noise_BCHW, t_B, text, empty, learned_BHW)
+
+    def _worn(self, backbone: Backbone, layout: PanelLayout) -> Tensor:
+        return torch.from_numpy(layout.mask(layout.roles[-1:], backbone.settings.stride)).to(backbone.device)
+
+    def _learned(self, id: str, layout: PanelLayout, size: Sequence[int]) -> Tensor:
+        """(H, W): the mean of the loss mask's pixels under each latent; 1 without a mask."""
+        if id not in self._masks:
+            return torch.ones(*size)
+        picture = load_image(self._masks[id]).convert("L")
+        if picture.size != layout.size:
+            sizes = ["{}×{}".format(*pair) for pair in (picture.size, layout.size)]
+            raise InputError(f"The loss mask {self._masks[id]} is {sizes[0]} px, its triptych {sizes[1]}.", "Make them of one size.")
+        pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0)
+        return nn.functional.adaptive_avg_pool2d(pixels[None, None], (size[0], size[1]))[0, 0]
+
+
+def steps_of_epochs(epochs: float, triptychs: int, batch: int) -> int:
+    """Optimizer steps in so many passes over the triptychs, `batch` of them to a step."""
+    return max(1, math.ceil(epochs * triptychs / batch))
+
+
+def draw_held_out(ids: Sequence[str], seed: int, count: int) -> list[str]:
+    """At least `count` ids, whole items at a time: `concat` names an item's triptychs alike but for 12 hex digits."""
+    items: dict[str, list[str]] = {}
+    for id in ids:
+        items.setdefault(re.sub(r"-[0-9a-f]{12}$", "", id), []).append(id)
+    chosen: list[str] = []
+    for item in sorted(items, key=lambda item: digest([seed, "held out", item])):
+        if len(chosen) >= count:
+            break
+        chosen += items[item]
+    return sorted(chosen)
+
+
+def ids_of_step(buckets: Sequence[Sequence[str]], seed: int, step: int, size: int) -> list[str]:
+    """The `size` ids of one step, all of one bucket.
+
+    Of as many steps as there are ids, each bucket has as many as it has ids, in random order; its n-th turn takes the
+    n-th piece of its own stream. So every id is seen equally often.
+    """
+    owners = [number for number, bucket in enumerate(buckets) for _ in bucket]
+    round_, position = divmod(step, len(owners))
+    order = torch.randperm(len(owners), generator=flow.generator_for(seed, "bucket", round_)).tolist()
+    chosen = owners[order[position]]
+    turn = round_ * len(buckets[chosen]) + sum(owners[place] == chosen for place in order[:position])
+    return ids_of_batch(buckets[chosen], seed, turn, size)
+
+
+def ids_of_batch(ids: Sequence[str], seed: int, number: int, size: int) -> list[str]:
+    """Piece `number` of an endless stream that shuffles the ids anew each epoch and drops none."""
+    chosen = []
+    for sample in range(number * size, (number + 1) * size):
+        epoch, position = divmod(sample, len(ids))
+        order = torch.randperm(len(ids), generator=flow.generator_for(seed, "order", epoch))
+        chosen.append(ids[int(order[position])])
+    return chosen
+
+
+def draw_time(config: TrainConfig, backbone: Backbone, layout: PanelLayout, generator: torch.Generator) -> Tensor:
+    """One noise level in (min_t, max_t): logit-normal, shifted as for a picture of one panel. Shape ()."""
+    stride = backbone.settings.stride
+    tokens = (layout.width // stride) * (layout.height // stride)
+    mu = backbone.shift_mu(tokens) if config.shift is None else math.log(config.shift)
+    return config.min_t + (config.max_t - config.min_t) * flow.logit_normal_time(generator, mu)
+
+
+def draw_active(layout: PanelLayout, stride: int, generator: torch.Generator) -> Tensor:
+    """Clean context: the tokens to learn, (rows, columns) bool. Half of the time the whole worn panel, else a box of a
+    third to all of its width and height, as a polygon in `tryon` would be."""
+    active = torch.from_numpy(layout.mask(layout.roles[-1:], stride))
+    whole, *share, x, y = torch.rand(5, generator=generator).tolist()
+    if whole < 0.5:
+        return active
+    box = layout.box(layout.roles[-1], stride)
+    sides = box.right - box.left, box.bottom - box.top
+    width, height = (max(1, round(side * (1 + 2 * part) / 3)) for side, part in zip(sides, share, strict=True))
+    left, top = box.left + round(x * (sides[0] - width)), box.top + round(y * (sides[1] - height))
+    active = torch.zeros_like(active)
+    active[top : top + height, left : left + width] = True
+    return active

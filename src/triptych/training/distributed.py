@@ -1,0 +1,72 @@
+"""Several processes as one training: `torchrun` and `accelerate launch` both say so in the environment.
+
+Only LoRA gradients are exchanged, summed in one go; the frozen model is on every device. One process writes files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+def world_size() -> int:
+    """Processes in this training; 1 unless a launcher says otherwise."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Number of this process, from 0; 0 is the one that writes files."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def own_device(device: str) -> str:
+    """`auto` and `cuda` as the card of this process, where there are several."""
+    several = world_size() > 1 and torch.cuda.is_available() and device in ("auto", "cuda")
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several else device
+
+
+def join(device: torch.device) -> None:
+    """Meet the other processes; alone, nothing happens."""
+    if world_size() > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Every gradient becomes the sum over all processes."""
+    if not distributed.is_initialized():
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def summed(values: Sequence[float], device: torch.device) -> list[float]:
+    """Each number summed over all processes."""
+    if not distributed.is_initialized():
+        return list(values)
+    tensor = _exact(values, device)
+    distributed.all_reduce(tensor)
+    return [float(value) for value in tensor.tolist()]
+
+
+def first(value: float, device: torch.device) -> float:
+    """The number that process 0 has, so that all decide alike."""
+    if not distributed.is_initialized():
+        return value
+    tensor = _exact([value], device)
+    distributed.broadcast(tensor, src=0)
+    return float(tensor.item())
+
+
+def _exact(values: Sequence[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)

@@ -1,0 +1,76 @@
+"""What is written down of every step: `train.jsonl` and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych.store import read_jsonl, write_jsonl
+
+
+class TrainLog:
+    """Rows of numbers by step. Rows after a checkpoint that was lost are dropped when the run resumes there.
+
+    start: steps done already. writes: False keeps rows in memory only, for all processes but the first.
+    """
+
+    def __init__(self, folder: Path, tensorboard: Path, start: int, writes: bool = True) -> None:
+        path = folder / "train.jsonl"
+        self._rows = [row for row in (read_jsonl(path) if path.exists() else []) if row["step"] <= start]
+        self._writes = writes
+        if writes:
+            from torch.utils.tensorboard import SummaryWriter
+
+            write_jsonl(path, self._rows)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+            self._board = SummaryWriter(str(tensorboard), purge_step=start + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a row; in TensorBoard names without a group of their own stand under `train/`."""
+        row = {"step": step, **{name: float(f"{value:.6g}") for name, value in values.items()}}
+        self._rows.append(row)
+        if self._writes:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+
+    def mean_loss(self) -> float | None:
+        return mean_loss(self._rows)
+
+    def flush(self) -> None:
+        if self._writes:
+            self._board.flush()
+
+    def close(self) -> None:
+        if self._writes:
+            self._board.close()
+            self._file.close()
+
+
+def mean_loss(rows: list[dict[str, Any]]) -> float | None:
+    """Mean over the last 50 steps: the loss of a single step says little, since t is drawn anew each time."""
+    return sum(row["loss"] for row in rows[-50:]) / len(rows[-50:]) if rows else None
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory used so far, in GiB: of the card if there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def duration(seconds: float) -> str:
+    """For people: `40 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

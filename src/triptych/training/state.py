@@ -1,0 +1,107 @@
+"""All that a training remembers from one step to the next, and how it gets to disk and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from triptych.checkpoints import load_newest, save_checkpoint
+from triptych.lora import lora_state
+from triptych.training.optimizer import optimizer_state, restore_optimizer
+
+
+class TrainState:
+    """The LoRA in `transformer`, its moving average, the optimizer, and the validation losses so far.
+
+    step: optimizer steps done. average: the LoRA's moving average by diffusers name. best: the average as it was at the
+    lowest validation loss, kept only if `keep_best`.
+    """
+
+    def __init__(
+        self, transformer: nn.Module, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, keep_best: bool = False
+    ) -> None:
+        self.transformer, self.parameters, self.optimizer, self.keep_best = transformer, parameters, optimizer, keep_best
+        self.step = 0
+        self.average = _copy_of(lora_state(transformer))
+        self.best: dict[str, Tensor] = {}
+        self.validation_losses: list[float] = []
+
+    def update(self, rate: float, ema_decay: float) -> None:
+        """One optimizer step with the gradients at hand; the average follows, faster in the first steps."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = min(ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, tensor in lora_state(self.transformer).items():
+                self.average[name].lerp_(tensor, 1.0 - decay)
+        self.step += 1
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """The transformer with the average as its LoRA; what is being trained is back afterwards."""
+        now = _copy_of(lora_state(self.transformer))
+        try:
+            _copy_into(self.transformer, self.average)
+            yield self.transformer
+        finally:
+            _copy_into(self.transformer, now)
+
+    def validated(self, loss: float) -> None:
+        """Take note of a validation loss."""
+        if self.keep_best and loss < min(self.validation_losses, default=math.inf):
+            self.best = _copy_of(self.average)
+        self.validation_losses.append(loss)
+
+    def out_of_patience(self, patience: int) -> bool:
+        """Whether the last `patience` validations brought no lower loss; never with patience 0."""
+        losses = self.validation_losses
+        return bool(patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+
+    def is_finite(self) -> bool:
+        """Whether the LoRA and the optimizer's tensors hold no infinity and no NaN."""
+        return all(bool(tensor.isfinite().all()) for tensor in self._parts()[0].values())
+
+    def save(self, folder: Path, keep: int) -> None:
+        """Publish a checkpoint; see `save_checkpoint`."""
+        tensors, numbers = self._parts()
+        save_checkpoint(folder, self.step, tensors, numbers, keep)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from the newest whole checkpoint; from the beginning if there is none."""
+        found = load_newest(folder)
+        if found is None:
+            return
+        self.step, tensors, numbers = found
+        _copy_into(self.transformer, _below("lora", tensors))
+        for name, tensor in _below("ema", tensors).items():
+            self.average[name].copy_(tensor)
+        self.best = {name: tensor.to(self.average[name].device) for name, tensor in _below("best", tensors).items()}
+        self.validation_losses = tensors["validation"].tolist()
+        restore_optimizer(self.optimizer, _below("optimizer", tensors), numbers)
+
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        remembered, numbers = optimizer_state(self.optimizer)
+        groups = {"lora": lora_state(self.transformer), "ema": self.average, "best": self.best, "optimizer": remembered}
+        tensors = {f"{group}.{name}": tensor for group, part in groups.items() for name, tensor in part.items()}
+        return {**tensors, "validation": torch.tensor(self.validation_losses, dtype=torch.float64)}, numbers
+
+
+def _below(group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(group + "."): tensor for name, tensor in tensors.items() if name.startswith(group + ".")}
+
+
+def _copy_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in values.items()}
+
+
+def _copy_into(transformer: nn.Module, values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in lora_state(transformer).items():
+            tensor.copy_(values[name])

@@ -1,0 +1,56 @@
+"""How good the averaged LoRA is on fixed inputs: a loss that is the same function every time, and pictures."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import nn
+
+from triptych.backbones.base import Backbone
+from triptych.inference import Models, generate_triptych, to_images
+from triptych.panels import split
+from triptych.sampling import SamplingConfig
+from triptych.training.config import TrainConfig
+from triptych.training.data import TrainingSet
+from triptych.training.loss import losses_of
+
+LEVELS = (0.25, 0.5, 0.75, 1.0)
+"""The noise levels that validation looks at."""
+
+
+@torch.no_grad()
+def validation_loss(config: TrainConfig, backbone: Backbone, transformer: nn.Module, data: TrainingSet) -> dict[str, float]:
+    """The loss on the held-out triptychs with fixed noise: its mean `validation/loss`, and `validation/t <level>`.
+
+    With clean context the whole worn panel is learned, as in `generate` with product photos.
+    """
+    means = {}
+    for t in LEVELS:
+        losses = [losses_of(config, backbone, transformer, data.fixed(backbone, id, t)).sample_B for id in data.held_out]
+        means[f"validation/t {t:.2f}"] = float(torch.cat(losses).mean())
+    return {"validation/loss": sum(means.values()) / len(means), **means}
+
+
+def validation_pictures(config: TrainConfig, backbone: Backbone, transformer: nn.Module, data: TrainingSet) -> Image.Image:
+    """Worn panels that `generate` makes from the product panels, each with a fixed seed: truth above, made below.
+
+    The true panels come out of the autoencoder; held-out triptychs are shown first.
+    """
+    ids = [*data.held_out, *data.ids][: config.num_validation_images]
+    texts = {"": data.records.empty, **{id: data.records[id].text for id in ids}}
+    models = Models(backbone, transformer, backbone.load_autoencoder(), texts)
+    trained = {"context": config.context, "context_lora": config.context_lora}
+    sampling = SamplingConfig(model=config.model).sampling(backbone.settings, trained=trained)
+    rows = []
+    for number, id in enumerate(ids):
+        record = data.records[id]
+        (truth,) = to_images(models.autoencoder.decode(record.latent_mean_CHW[None].to(backbone.device)))
+        products = dict(zip(record.layout.roles[:-1], split(truth, record.layout), strict=False))
+        with backbone.autocast():
+            rows += [truth, *generate_triptych(models, [id], record.layout, [config.seed + number], sampling, [products])]
+    sheet = Image.new("RGB", (max(image.width for image in rows), sum(image.height for image in rows)))
+    top = 0
+    for image in rows:
+        sheet.paste(image, (0, top))
+        top += image.height
+    return sheet

@@ -1,0 +1,212 @@
+"""One try-on: its settings, what has to be right before any model is loaded, and the files it leaves.
+
+`triptych tryon` runs one of them, `triptych tryon --batch` many with the same models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from triptych import captions, masks, xmp
+from triptych.backbones.settings import model_settings
+from triptych.errors import InputError
+from triptych.images import JPEG_SUFFIXES, SETTINGS, OriginalPhoto, load_image, load_original, read_settings, save_jpeg, save_png
+from triptych.inference import Models, Sampling, TryOnResult, try_on
+from triptych.panels import PanelLayout
+from triptych.rough import Rough, rough_edit
+from triptych.sampling import PictureConfig, text_chunks
+
+SUFFIXES = {".png"} | JPEG_SUFFIXES
+"""Endings of the pictures it can write."""
+PREVIEW_SIDE = 1600  # pixels; enough to judge a mask by
+
+
+class TryonConfig(PictureConfig):
+    front: Path | None = None
+    """Photo of the garment's front."""
+    back: Path | None = None
+    """Photo of its back; without it the front is used twice."""
+    person: Path | None = None
+    """Photo of the person; you may have painted a rough edit on it."""
+    polygon: Path | None = None
+    """JSON with {"polygons": [[[x, y], …], …]} in pixels of the person photo: what lies inside is repainted. What lies inside its
+    "holes", of the same form, is kept."""
+    caption: Path | None = None
+    """Text file with the prompt, such as the `<id>.txt` that `caption` writes; used if there is no --prompt."""
+    crop: Literal["polygon", "none"] = "polygon"
+    """What the model sees of the photo: the polygon and its surroundings, in full detail, or (none) all of it, scaled down."""
+    crop_margin: float = Field(default=0.5, ge=0, le=100)
+    """How much of the person stays in view around the polygon, as a fraction of the polygon's longer side."""
+    expand: Literal["none", "hull"] = "none"
+    """hull: repaint the convex hull of each polygon, so that the outline of the old garment does not show through."""
+    grow: int = Field(default=0, ge=0, le=10_000)
+    """Pixels by which the polygons are widened."""
+    feather: int = Field(default=8, ge=0, le=10_000)
+    """Width in pixels of the soft edge around the polygon. Beyond it every pixel is the photo's own."""
+    rough: Rough = "none"
+    """What the model starts from inside the polygon: the photo (none), the garment's colours (paint), or the garment cut out of its
+    front photo (paste)."""
+    strength: float = Field(default=0.9, gt=0, le=1)
+    """How much noise the polygon starts from: 1 forgets what was there, 0.5 keeps its shapes and colours."""
+    out: Path | None = None
+    """Picture to write, .png or .jpg, if not WORK/tryon.png; several have the seed in their name. In a PNG every pixel beyond the
+    feather is the photo's own; a JPEG is encoded after that, at quality 95. With --batch: the folder to write to."""
+    batch: Path | None = None
+    """CSV file with one try-on per line, its columns named like these options; what a line leaves empty comes from the options."""
+
+    def photos(self) -> dict[str, Path | None]:
+        """The files that go in, by option."""
+        return {"front": self.front, "back": self.back, "person": self.person, "polygon": self.polygon}
+
+    def files(self, seed: int) -> tuple[Path, Path]:
+        """Where the picture of a seed and its triptych go."""
+        out = self.picture
+        path = out if len(self.seeds) == 1 else out.with_stem(f"{out.stem}-{seed}")
+        return path, path.with_name(f"{path.stem}-triptych.png")
+
+    @property
+    def picture(self) -> Path:
+        out = self.out or self.work / "tryon.png"
+        return out if out.suffix or not out.name else out.with_suffix(".png")
+
+    @property
+    def preview(self) -> Path:
+        """Where the picture goes that shows what is repainted."""
+        return self.picture.with_name(f"{self.picture.stem}-mask.png")
+
+    @property
+    def sheet(self) -> Path:
+        return self.picture.with_name(f"{self.picture.stem}-sheet.png")
+
+
+@dataclass
+class Job:
+    """A try-on whose inputs have been read and found usable."""
+
+    config: TryonConfig
+    front: Image.Image
+    back: Image.Image
+    person: OriginalPhoto
+    start: Image.Image | None
+    """The person photo with the rough edit, if one was asked for."""
+    mask: np.ndarray
+    layout: PanelLayout
+    sampling: Sampling
+    warnings: list[str]
+
+
+def check(config: TryonConfig) -> TryonConfig:
+    """The config with its prompt filled in, if everything needed is named; no photo is read.
+
+    Raises:
+        InputError: a photo, the polygon, the prompt or the caption is missing, or `out` is no name for a new picture.
+    """
+    for name in ("front", "person", "polygon"):
+        if getattr(config, name) is None:
+            raise InputError(
+                f"The option --{name} is missing.", "tryon needs --front, --person and --polygon (and --back if there is one)."
+            )
+    if not config.prompt.strip() and config.caption:
+        try:
+            config = config.model_copy(update={"prompt": captions.normalise(config.caption.read_text(encoding="utf-8-sig"))})
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The caption {config.caption} cannot be read.", "Check the path given to --caption.") from error
+    if not config.prompt.strip():
+        raise InputError(
+            "There is no prompt.", 'Describe all panels: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …", or give a --caption file.'
+        )
+    out = config.picture
+    if not out.name or out.is_dir() or (config.out and config.out.is_dir()):
+        raise InputError(f"{out} is no name for a picture.", "Give --out a file name such as new.png.")
+    if out.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{out} is neither a PNG nor a JPEG.", "Let the name given to --out end in .png or .jpg.")
+    inputs = {path.resolve() for path in (*config.photos().values(), config.caption) if path}
+    made = [config.preview, config.sheet, *(path for seed in config.seeds for path in config.files(seed))]
+    if inputs & {path.resolve() for path in made}:
+        raise InputError(f"{out} would overwrite one of the photos given.", "Choose another name with --out.")
+    return config
+
+
+def prepare(config: TryonConfig) -> Job:
+    """Read what a checked config names, and write the mask preview. No model is needed.
+
+    Raises:
+        InputError: a photo or polygon that cannot be used.
+    """
+    assert config.front and config.person and config.polygon
+    layout = config.layout()
+    person = load_original(config.person)
+    size = person.image.size
+    polygons, holes = masks.read_polygons(config.polygon, size), masks.read_holes(config.polygon)
+    mask = masks.repaint_mask(polygons, size, holes=holes, grow_by=config.grow, expand=config.expand)
+    front = load_image(config.front)
+    back = load_image(config.back) if config.back else front
+    start = None if config.rough == "none" else rough_edit(person.image, front, mask, config.rough, person.icc_profile)
+    sampling = config.sampling(model_settings(config.model), config.strength)
+    warnings = [f"The prompt: {problem}." for problem in captions.lint(config.prompt, len(layout.roles))]
+    if masks.edge_ratio(person.image, mask) > masks.HUGGING:
+        warnings.append("The polygon follows an outline in the photo, whose shape may show in the result: use --expand hull or --grow.")
+    _save_preview(start or person.image, masks.feather(mask, config.feather), config.preview)
+    return Job(config, front, back, person, start, mask, layout, sampling, warnings)
+
+
+def _save_preview(image: Image.Image, mask: np.ndarray, path: Path) -> None:
+    small, shown = image.copy(), masks.mask_image(mask)
+    for picture in (small, shown):
+        picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BOX)
+    save_png(masks.preview(small, np.asarray(shown).astype(np.float32) / np.float32(255)), path, text={"Software": "triptych"})
+
+
+def settings_of(config: TryonConfig, seed: int) -> dict[str, Any]:
+    """Everything that decides the pixels of one picture, see `PictureConfig.settings`.
+
+    Raises:
+        InputError, ModelError: a LoRA or layout that does not fit; OSError: a file that cannot be read.
+    """
+    sampling = config.sampling(model_settings(config.model), config.strength)
+    return config.settings("tryon", seed, config.photos(), sampling, config.layout())
+
+
+def is_finished(config: TryonConfig, seed: int) -> bool:
+    """Whether the picture of that seed is there and was made with these settings (wherever it was made)."""
+    path = config.files(seed)[0]
+    try:
+        before = read_settings(path) or {}
+        return {key: value for key, value in before.items() if key != "made_on"} == settings_of(config, seed)
+    except (InputError, OSError):  # no picture there, or an input that is missing: `prepare` says which
+        return False
+
+
+def make(job: Job, models: Models, seed: int) -> TryOnResult:
+    """Sample one picture and write it, after the model's own triptych; so a picture that is there is finished."""
+    config, person = job.config, job.person
+    (result,) = try_on(
+        models,
+        job.front,
+        job.back,
+        person.image,
+        job.mask,
+        config.prompt,
+        job.layout,
+        [seed],
+        job.sampling,
+        config.feather,
+        person.icc_profile,
+        crop_margin=config.crop_margin if config.crop == "polygon" else None,
+        start=job.start,
+    )
+    path, triptych = config.files(seed)
+    settings, made = settings_of(config, seed), xmp.packet("compositeWithTrainedAlgorithmicMedia")
+    save_png(result.canvas, triptych, text=text_chunks(settings, models, "triptych"), xmp=made)
+    text = text_chunks(settings, models)
+    if path.suffix.lower() in JPEG_SUFFIXES:
+        save_jpeg(result.image, path, comment=text[SETTINGS], icc_profile=person.icc_profile, exif=person.exif, xmp=made)
+    else:
+        save_png(result.image, path, text=text, icc_profile=person.icc_profile, exif=person.exif, xmp=made)
+    return result

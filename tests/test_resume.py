@@ -1,0 +1,209 @@
+"""A training that is stopped anywhere, or spread over two processes, makes the same LoRA."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from triptych import checkpoints
+from triptych.errors import WorkError
+from triptych.lora import FILE_NAME
+from triptych.stages import train as train_module
+from triptych.stages.train import train
+
+from .test_train import config, write_records
+
+# Two passes to a step and a checkpoint after steps 2, 4 and 5; everything random is on.
+OPTIONS: dict[str, Any] = {
+    "max_train_steps": 5,
+    "gradient_accumulation_steps": 2,
+    "lora_dropout": 0.2,
+    "caption_dropout": 0.3,
+    "gradient_checkpointing": False,
+    "checkpoints_total_limit": 1,
+}
+
+
+class Stopped(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_flux: Path) -> Path:
+    """The work folder of a training that nobody stopped."""
+    work = tmp_path_factory.mktemp("whole")
+    write_records(work, [f"id-{n}" for n in range(3)], tiny_flux)
+    train(config(work, tiny_flux, **OPTIONS)).finish()
+    return work
+
+
+def same_lora(a: Path, b: Path) -> bool:
+    left, right = (load_file(work / "lora" / FILE_NAME) for work in (a, b))
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def stop_at(call: int, function: Callable, instead: Callable | None = None) -> Callable:
+    """`function`, but at its n-th call the process ends, after doing what `instead` does."""
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            if instead is not None:
+                instead(*args, **kwargs)
+            raise Stopped
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def half_written(tensors: dict, path: Path, metadata: dict) -> None:
+    checkpoints_save_file(tensors, path, metadata)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+checkpoints_save_file = checkpoints.save_file
+
+POINTS = [
+    *[("in a forward pass", number) for number in range(1, 11)],  # every second one between two passes of a step
+    *[("after a step", number) for number in range(1, 5)],
+    *[(place, number) for place in ("tensors half written", "no hash yet", "not published yet", "not pruned yet") for number in (1, 2, 3)],
+]
+
+
+@pytest.mark.parametrize(("place", "number"), POINTS)
+def test_a_run_stopped_anywhere_makes_the_same_lora(
+    tmp_path: Path, tiny_flux: Path, whole: Path, place: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole / "embeddings", tmp_path / "embeddings")
+    run = train(config(tmp_path, tiny_flux, **OPTIONS))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        if place == "in a forward pass":
+            patch.setattr(train_module, "losses_of", stop_at(number, train_module.losses_of))
+        elif place == "tensors half written":
+            patch.setattr(checkpoints, "save_file", stop_at(number, checkpoints.save_file, half_written))
+        elif place == "no hash yet":
+            patch.setattr(checkpoints, "write_json", stop_at(number, checkpoints.write_json))
+        elif place == "not published yet":
+            patch.setattr(Path, "rename", stop_at(number, Path.rename))
+        elif place == "not pruned yet":
+            patch.setattr(checkpoints, "_sync", stop_at(2 * number, checkpoints._sync))
+        for done, _ in enumerate(run, 1):
+            if place == "after a step" and done == number:
+                run._events.close()
+                raise Stopped
+    assert not (tmp_path / "lora" / FILE_NAME).exists()
+    summary = train(config(tmp_path, tiny_flux, **OPTIONS)).finish()
+    steps_done = {"in a forward pass": (number - 1) // 2, "after a step": number}.get(place)
+    saved = min(4, steps_done // 2 * 2) if steps_done is not None else [0, 2, 4, 5][number if place == "not pruned yet" else number - 1]
+    assert summary["resumed_at"] == saved
+    assert same_lora(tmp_path, whole)
+    rows = [json.loads(line) for line in (tmp_path / "lora" / "train.jsonl").read_text().splitlines()]
+    kept = [json.loads(line) for line in (whole / "lora" / "train.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in kept]
+    standing = sorted(path.name for path in (tmp_path / "lora" / "checkpoints").iterdir())
+    # Where nothing was left to save, nothing was pruned either.
+    assert standing == ["step-00000005"] if (place, number) != ("not pruned yet", 3) else ["step-00000004", "step-00000005"]
+
+
+def test_there_are_enough_stop_points() -> None:
+    assert len(set(POINTS)) >= 25
+
+
+# --- Real processes -----------------------------------------------------------------------------------------------------
+
+PROCESSES = multiprocessing.get_context("forkserver")  # torch is imported once; its children start at once
+
+
+def run_process(work: str, model: str, options: dict[str, Any], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    train(config(Path(work), Path(model), **options)).finish()
+
+
+def start(work: Path, model: Path, options: dict[str, Any], processes: int = 1) -> list[Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    PROCESSES.set_forkserver_preload(["triptych.stages.train", "torch.utils.tensorboard", "tests.test_train"])
+    started = []
+    for rank in range(processes):
+        environment = {"WORLD_SIZE": str(processes), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        process = PROCESSES.Process(target=run_process, args=(str(work), str(model), options, environment))
+        process.start()
+        started.append(process)
+    return started
+
+
+def finish(processes: list[Any]) -> None:
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+
+
+def kill_when(condition: Callable[[], bool], processes: list[Any]) -> None:
+    """`kill -9` as soon as something is so; fails if the training ends before."""
+    while not condition():
+        assert all(process.is_alive() for process in processes), "it ended before it could be killed"
+        time.sleep(0.001)
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == -signal.SIGKILL
+
+
+def rows_of(work: Path) -> list[dict[str, float]]:
+    path = work / "lora" / "train.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+
+
+def test_a_run_killed_again_and_again_makes_the_same_lora(tmp_path: Path, tiny_flux: Path, whole: Path) -> None:
+    longer = {**OPTIONS, "max_train_steps": 60, "lr_warmup_steps": 2}
+    killed, untouched = tmp_path / "killed", tmp_path / "untouched"
+    for work in (killed, untouched):
+        shutil.copytree(whole / "embeddings", work / "embeddings")
+    parts = killed / "lora" / "checkpoints"
+    conditions = [
+        lambda: len(rows_of(killed)) >= 5,
+        lambda: any(parts.glob(".part-*")) and len(rows_of(killed)) >= 8,  # in the midst of a save
+        lambda: len(rows_of(killed)) >= 17,
+        lambda: any(parts.glob(".part-*")) and len(rows_of(killed)) >= 20,
+    ]
+    for condition in conditions:
+        kill_when(condition, start(killed, tiny_flux, longer))
+    finish(start(killed, tiny_flux, longer))
+    finish(start(untouched, tiny_flux, longer))
+    assert same_lora(killed, untouched)
+
+
+def test_two_processes_make_the_lora_of_one_and_resume(tmp_path: Path, tiny_flux: Path, whole: Path) -> None:
+    """One process with two passes to a step has the same global batch as two with one; order of summation apart."""
+    halves = {**OPTIONS, "gradient_accumulation_steps": 1, "num_validation_triptychs": 0}
+    two, killed = tmp_path / "two", tmp_path / "killed"
+    for work in (two, killed):
+        shutil.copytree(whole / "embeddings", work / "embeddings")
+    finish(start(two, tiny_flux, halves, 2))
+    ones, twos = rows_of(whole), rows_of(two)
+    assert len(ones) == len(twos) == 5
+    for one, other in zip(ones, twos, strict=True):
+        names = {name for name in one if name.startswith(("loss", "grad_norm"))}
+        assert "loss/worn" in names and names <= other.keys()
+        assert all(abs(one[name] - other[name]) <= 1e-5 * max(1.0, abs(one[name])) for name in names)
+    kill_when(lambda: len(rows_of(killed)) >= 3, start(killed, tiny_flux, halves, 2))
+    finish(start(killed, tiny_flux, halves, 2))
+    assert same_lora(two, killed)
+    with pytest.raises(WorkError, match="processes"):
+        train(config(two, tiny_flux, **halves))

@@ -1,0 +1,138 @@
+"""tryon --batch: many lines, models loaded once, resumable, and one failure never stops the rest."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from triptych import tryon_batch
+from triptych.cli import main
+from triptych.errors import ConfigError, InputError
+from triptych.stages.tryon import TryonConfig, tryon
+
+PROMPT = "three pictures, one dress <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two products, a person with a name that is markup, a polygon, a caption and a batch of five lines."""
+    for name, colour in (("red", (200, 30, 40)), ("blue", (30, 40, 200))):
+        product = Image.new("RGB", (120, 160), "white")
+        product.paste(colour, (30, 30, 90, 130))
+        product.save(tmp_path / f"{name}.png")
+    noise = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((120, 160), Image.Resampling.BICUBIC).save(tmp_path / "me.jpg")
+    (tmp_path / "p.json").write_text(json.dumps({"polygons": [[[40, 40], [80, 40], [85, 100], [35, 100]]]}))
+    (tmp_path / "c.txt").write_text("a caption " + PROMPT)
+    write(
+        tmp_path,
+        "id,front,person,seed,num_images_per_prompt,caption,strength",
+        "a,red.png,me.jpg,3,2,,",
+        "b,blue.png,me.jpg,,,,",
+        "c,red.png,<img src=x>.jpg,,,,",
+        "d,red.png,me.jpg,,,c.txt,",
+        "e,red.png,me.jpg,,,,lots",
+    )
+    return tmp_path
+
+
+def write(folder: Path, *lines: str) -> None:
+    (folder / "jobs.csv").write_text("\n".join(lines) + "\n")
+
+
+def options(model: Path, folder: Path, **changes) -> TryonConfig:
+    base = {"batch": folder / "jobs.csv", "polygon": folder / "p.json", "prompt": PROMPT, "model": str(model), "out": folder / "out"}
+    return TryonConfig(**{**base, "device": "cpu", "dtype": "fp32", "num_inference_steps": 2, **changes})
+
+
+def results(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with open(folder / "out" / "results.csv", newline="") as file:
+        return {(row["id"], row["seed"]): row for row in csv.DictReader(file)}
+
+
+def test_a_batch_makes_what_it_can_and_says_what_it_cannot(
+    tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loads: list[list[str]] = []
+    load = tryon_batch.load_models
+    monkeypatch.setattr(tryon_batch, "load_models", lambda model, prompts, *more: loads.append(prompts) or load(model, prompts, *more))
+    words = ["tryon", "--batch", str(folder / "jobs.csv"), "--polygon", str(folder / "p.json"), "--prompt", PROMPT, "--json"]
+    words += ["--model", str(tiny_flux), "--out", str(folder / "out"), "--num-inference-steps", "2", "--device", "cpu", "--dtype", "fp32"]
+    assert main(words) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["made"], summary["kept"], summary["failed"]) == (4, 0, 2)
+    assert len(loads) == 1
+    table = results(folder)
+    assert list(table) == [("a", "3"), ("a", "4"), ("b", "0"), ("c", "0"), ("d", "0"), ("e", "")]
+    assert "cannot be found" in table["c", "0"]["reason"]
+    assert "strength" in table["e", ""]["reason"]
+    for key, name in {("a", "3"): "a-3.png", ("a", "4"): "a-4.png", ("b", "0"): "b.png", ("d", "0"): "d.png"}.items():
+        assert table[key]["picture"] == name
+        assert Image.open(folder / "out" / name).size == (120, 160)
+        assert table[key]["reason"] == ""
+    assert json.loads(Image.open(folder / "out" / "d.png").text["triptych"])["prompt"].startswith("a caption")
+    page = (folder / "out" / "index.html").read_text()
+    assert "<script" not in page and "<img src=x>" not in page and "&lt;img src=x&gt;" in page
+    assert page.count('<a href="') == 4 and "http" not in page.replace("http-equiv", "")
+
+    before = {path: path.read_bytes() for path in (folder / "out").glob("*.png")}
+    assert main(words) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["made"], summary["kept"], summary["failed"]) == (0, 4, 2)
+    assert len(loads) == 1, "nothing to do: no model is loaded"
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_lines_of_one_product_follow_each_other_and_a_stopped_batch_goes_on(tiny_flux: Path, folder: Path) -> None:
+    write(folder, "front,person", "red.png,me.jpg", "blue.png,me.jpg", "red.png,me.jpg", "blue.png,me.jpg")
+    run = iter(tryon(options(tiny_flux, folder)))
+    assert [next(run).id for _ in range(2)] == ["001.png", "003.png"]
+    run.close()  # type: ignore[attr-defined]
+    first = (folder / "out" / "001.png").stat().st_mtime_ns
+    summary = tryon(options(tiny_flux, folder)).finish()
+    assert (summary["made"], summary["kept"], summary["failed"]) == (2, 2, 0)
+    assert (folder / "out" / "001.png").stat().st_mtime_ns == first
+    write(folder, "front,person,grow", "red.png,me.jpg,4", "blue.png,me.jpg,", "red.png,me.jpg,", "blue.png,me.jpg,")
+    (folder / "out" / "004.png").write_bytes(b"broken")
+    summary = tryon(options(tiny_flux, folder)).finish()
+    assert (summary["made"], summary["kept"]) == (2, 2), "other settings and a broken file are made again"
+    alone = folder / "alone.png"
+    one = {"front": folder / "red.png", "person": folder / "me.jpg", "grow": 4, "out": alone, "batch": None}
+    tryon(options(tiny_flux, folder, **one)).finish()
+    assert np.array_equal(np.asarray(Image.open(alone)), np.asarray(Image.open(folder / "out" / "001.png")))
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "words"),
+    [
+        (["front,person"], InputError, "no line"),
+        (["front,front", "a,b"], InputError, "column twice"),
+        (["front,persn", "a,b"], ConfigError, "persn"),
+        (["front,model", "red.png,other"], ConfigError, "model"),
+        (["id,front,person", "x,red.png,me.jpg", "x,red.png,me.jpg"], InputError, "same picture"),
+        (["id,seed,num_images_per_prompt,front,person", "x,0,2,red.png,me.jpg", "x-0,0,1,red.png,me.jpg"], InputError, "same picture"),
+        (["id,front,person", "blue,red.png,me.jpg", "x,blue.png,me.jpg"], InputError, "overwr"),
+        (["front,person", '"red.png,me.jpg'], InputError, "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_before_a_model_is_loaded(
+    tiny_flux: Path, folder: Path, lines: list[str], error: type, words: str
+) -> None:
+    write(folder, *lines)
+    with pytest.raises(error, match=words) as caught:
+        tryon(options(tiny_flux, folder, out=folder if words == "overwr" else folder / "out", device="no-such-device"))
+    assert caught.value.hint
+
+
+def test_odd_lines_fail_alone(tiny_flux: Path, folder: Path) -> None:
+    write(folder, "id,front,person", "../up,red.png,me.jpg", "ok,red.png,me.jpg", "long,red.png,me.jpg,more", "short,red.png")
+    summary = tryon(options(tiny_flux, folder)).finish()
+    assert (summary["made"], summary["failed"]) == (1, 3)
+    reasons = {row["id"]: row["reason"] for row in results(folder).values()}
+    assert "no name for a file" in reasons["001"] and "4 cells" in reasons["long"] and "--person" in reasons["short"]
+    assert not (folder / "up.png").exists()

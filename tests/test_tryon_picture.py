@@ -1,0 +1,218 @@
+"""The picture that tryon writes: native size, crop, metadata, rough edit, masks in words and files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageCms, ImageDraw
+
+from triptych import masks
+from triptych.errors import InputError, ModelError
+from triptych.images import load_image, read_settings
+from triptych.inference import Sampling, load_models, try_on
+from triptych.panels import PanelLayout, fit, split
+from triptych.rough import garment_mask, rough_edit
+from triptych.stages.tryon import TryonConfig, tryon
+
+PROMPT = "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
+CORNERS = [[60, 80], [140, 80], [150, 200], [50, 190]]
+
+
+def photo(path: Path, size: tuple[int, int], seed: int, coarse: int = 4, **save) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1] // coarse + 1, size[0] // coarse + 1, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path, **save)
+    return path
+
+
+def garment(path: Path, colour: tuple[int, int, int]) -> Path:
+    """A plain garment of one colour on a white ground."""
+    picture = Image.new("RGB", (120, 160), "white")
+    picture.paste(colour, (30, 30, 90, 130))
+    picture.save(path)
+    return path
+
+
+def outline(path: Path, corners: list, **more) -> Path:
+    path.write_text(json.dumps({"polygons": [corners], **more}))
+    return path
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Path]:
+    return {
+        "front": garment(tmp_path / "front.png", (200, 30, 40)),
+        "person": photo(tmp_path / "person.jpg", (211, 307), 3, quality=93),
+        "polygon": outline(tmp_path / "polygon.json", CORNERS),
+    }
+
+
+def options(model: Path, inputs: dict[str, Path], tmp_path: Path, **changes) -> TryonConfig:
+    base = {
+        "prompt": PROMPT,
+        "model": str(model),
+        "device": "cpu",
+        "dtype": "fp32",
+        "out": tmp_path / "out.png",
+        "num_inference_steps": 2,
+    }
+    return TryonConfig(**{**base, **inputs, **changes})
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_a_photo_of_24_megapixels_keeps_size_profile_exif_and_every_pixel_outside(tiny_flux: Path, inputs: dict, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "somebody"
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    photo(inputs["person"], (4000, 6000), 3, coarse=200, quality=90, exif=exif, icc_profile=profile)
+    before = pixels(inputs["person"])
+    corners = [[1500, 1200], [2600, 1300], [2500, 3000], [1400, 2900]]
+    tryon(options(tiny_flux, {**inputs, "polygon": outline(tmp_path / "p.json", corners)}, tmp_path, feather=40)).finish()
+    with Image.open(tmp_path / "out.png") as made:
+        assert made.size == (4000, 6000)
+        assert made.info["icc_profile"] == profile
+        assert made.getexif()[ExifTags.Base.Artist] == "somebody"
+        assert not made.getexif().get_ifd(ExifTags.IFD.GPSInfo)
+    after = pixels(tmp_path / "out.png")
+    inside = masks.polygon_mask([corners], (4000, 6000))
+    outside = masks.grow(inside, 40) == 0
+    assert outside.mean() > 0.8
+    assert np.array_equal(before[outside], after[outside])
+    assert (before[inside == 1] != after[inside == 1]).any(axis=-1).mean() > 0.9
+
+
+def test_the_panel_shows_the_polygon_and_its_surroundings(tiny_flux: Path, inputs: dict[str, Path]) -> None:
+    models = load_models(str(tiny_flux), [PROMPT], device="cpu", dtype="fp32")
+    front, person = load_image(inputs["front"]), load_image(inputs["person"])
+    layout = PanelLayout(32, 48)
+
+    def run(margin: float | None, start: Image.Image | None = None):
+        (result,) = try_on(models, front, front, person, [CORNERS], PROMPT, layout, [1], Sampling(2), 4, crop_margin=margin, start=start)
+        return result, np.asarray(split(result.known, layout)[2])
+
+    whole, shown = run(None)
+    assert whole.box == (0, 0, 211, 307)
+    assert np.array_equal(shown, np.asarray(fit(person, 32, 48)))
+    tight, wide = run(0.0)[0].box, run(0.2)[0].box
+    assert tight.left > wide.left > 0 and tight.bottom < wide.bottom < 307
+    assert tight.left <= 50 - 4 and tight.right >= 150 + 4 and tight.top <= 80 - 4 and tight.bottom >= 200 + 4
+    cropped, shown = run(0.2)
+    assert np.array_equal(shown, np.asarray(fit(person.crop(cropped.box), 32, 48)))
+    assert np.array_equal(np.asarray(cropped.image)[cropped.mask == 0], np.asarray(person)[cropped.mask == 0])
+    rough = Image.new("RGB", person.size, (9, 99, 200))
+    started, shown = run(0.2, rough)
+    assert (shown == (9, 99, 200)).all(), "the model starts from the rough edit"
+    assert np.array_equal(np.asarray(started.image)[started.mask == 0], np.asarray(person)[started.mask == 0])
+
+
+def test_a_jpeg_is_written_when_its_name_says_so(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "somebody"
+    photo(inputs["person"], (211, 307), 3, coarse=40, quality=93, exif=exif)
+    before = pixels(inputs["person"]).astype(int)
+    for name in ("out.png", "out.JPG"):
+        tryon(options(tiny_flux, inputs, tmp_path, out=tmp_path / name)).finish()
+    with Image.open(tmp_path / "out.JPG") as made:
+        assert made.format == "JPEG"
+        assert made.getexif()[ExifTags.Base.Artist] == "somebody"
+        assert json.loads(made.info["comment"])["prompt"] == PROMPT
+    assert np.abs(pixels(tmp_path / "out.JPG").astype(int) - pixels(tmp_path / "out.png").astype(int)).mean() < 2
+    outside = masks.grow(masks.polygon_mask([CORNERS], (211, 307)), 16) == 0
+    assert np.abs(pixels(tmp_path / "out.JPG").astype(int) - before)[outside].max() < 30
+    with pytest.raises(InputError, match="neither a PNG nor a JPEG"):
+        tryon(options(tiny_flux, inputs, tmp_path, out=tmp_path / "out.webp"))
+
+
+def test_the_mask_preview_is_there_before_any_model_is_loaded(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        tryon(options(Path("pocket"), inputs, tmp_path, device="no-such-device"))
+    assert not (tmp_path / "out.png").exists()
+    shown, before = pixels(tmp_path / "out-mask.png"), pixels(inputs["person"])
+    assert (shown[150, 100] != before[150, 100]).any()
+    assert np.array_equal(shown[20], before[20])
+
+
+def test_a_polygon_around_the_old_garment_gets_a_warning(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+    picture = Image.new("RGB", (211, 307), (200, 190, 180))
+    ImageDraw.Draw(picture).polygon([tuple(corner) for corner in CORNERS], fill=(40, 50, 90))
+    picture.save(inputs["person"])
+    assert "follows an outline" in tryon(options(tiny_flux, inputs, tmp_path)).summary["warnings"][0]
+    assert tryon(options(tiny_flux, inputs, tmp_path, grow=12)).summary["warnings"] == []
+
+
+# --- The rough edit -----------------------------------------------------------------------------------------------------
+
+
+def test_garment_mask_tells_cloth_from_ground_but_not_white_from_white(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (120, 160), (246, 244, 240))
+    picture.paste((20, 90, 60), (30, 30, 90, 130))
+    picture.paste((246, 244, 240), (50, 60, 70, 80))  # a print in the ground's own colour
+    expected = np.zeros((160, 120), bool)
+    expected[30:130, 30:90] = True
+    assert np.array_equal(garment_mask(picture), expected)
+    with pytest.raises(InputError, match="cannot be told") as caught:
+        garment_mask(Image.new("RGB", (120, 160), "white"))
+    assert "--rough none" in caught.value.hint
+
+
+def test_paint_puts_each_colour_at_its_height_and_stays_inside() -> None:
+    product = Image.new("RGB", (200, 300), "white")
+    product.paste((200, 30, 40), (50, 50, 150, 150))
+    product.paste((20, 40, 160), (50, 150, 150, 250))
+    product.paste((250, 220, 60), (90, 100, 96, 110))  # a button does not dominate
+    person = Image.new("RGB", (400, 500), (128, 128, 128))
+    mask = masks.polygon_mask([[(100, 100), (300, 100), (300, 400), (100, 400)]], person.size)
+    made = np.asarray(rough_edit(person, product, mask, "paint"))
+    assert (made[mask == 0] == 128).all()
+    assert (made[105:245, 100:300] == (200, 30, 40)).all()
+    assert (made[255:395, 100:300] == (20, 40, 160)).all()
+
+
+def test_paste_fits_the_garment_into_the_polygon() -> None:
+    product = Image.new("RGB", (2000, 3000), "white")
+    product.paste((200, 30, 40), (500, 500, 1500, 2500))
+    product.paste((20, 40, 160), (500, 500, 1500, 700))  # a blue collar
+    person = Image.new("RGB", (400, 500), (128, 128, 128))
+    mask = masks.polygon_mask([[(50, 100), (350, 100), (350, 400), (50, 400)]], person.size)
+    made = np.asarray(rough_edit(person, product, mask, "paste"))
+    assert (made[mask == 0] == 128).all()
+    assert np.abs(made[110, 200].astype(int) - (20, 40, 160)).max() < 3, "the collar, at the top, in the middle"
+    assert np.abs(made[200, 200].astype(int) - (200, 30, 40)).max() < 3
+    assert not (made[mask == 1] == 128).all(axis=-1).any(), "nothing of the old garment is left beside it"
+
+
+def test_the_rough_edit_is_where_the_model_starts(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+    """With a little noise only, the result is the rough edit through the autoencoder: it must differ from that without."""
+    for rough in ("none", "paint", "paste"):
+        tryon(options(tiny_flux, inputs, tmp_path, rough=rough, strength=0.5, out=tmp_path / f"{rough}.png")).finish()
+    none, paint = pixels(tmp_path / "none.png"), pixels(tmp_path / "paint.png")
+    assert (none != paint).any()
+    soft = masks.feather(masks.polygon_mask([CORNERS], (211, 307)), 8)
+    assert np.array_equal(none[soft == 0], paint[soft == 0])
+    shown = pixels(tmp_path / "paint-mask.png")
+    assert shown[150, 100, 0] > shown[150, 100, 2], "the preview shows the rough edit"
+
+
+# --- The prompt ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_prompt_may_come_from_a_caption_file_and_is_linted(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+    caption = tmp_path / "item1.txt"
+    caption.write_text(PROMPT.replace(" <IMAGE 2>", "\n<IMAGE 2>"))
+    run = tryon(options(tiny_flux, inputs, tmp_path, prompt="", caption=caption))
+    assert run.summary["warnings"] == []
+    run.finish()
+    about = read_settings(tmp_path / "out.png")
+    assert about is not None and about["prompt"] == PROMPT
+    assert tryon(options(tiny_flux, inputs, tmp_path, prompt="a red dress", caption=caption)).summary["warnings"] == [
+        f"The prompt: marker <IMAGE {number}> is missing." for number in (1, 2, 3)
+    ]
+    with pytest.raises(InputError, match=r"none\.txt cannot be read"):
+        tryon(options(tiny_flux, inputs, tmp_path, prompt=" ", caption=tmp_path / "none.txt"))
