@@ -51,6 +51,9 @@ class TextEncoder(ABC):
     """Prompts to embeddings."""
 
     @abstractmethod
+    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None: ...
+
+    @abstractmethod
     def encode(self, prompts: Sequence[str], max_sequence_length: int) -> Text:
         """Embeddings of a batch of prompts; what is longer than `max_sequence_length` tokens is cut."""
 
@@ -63,6 +66,9 @@ class Autoencoder(ABC):
     """Pixels to latents and back. `stride`: pixels to a latent cell."""
 
     stride: int
+
+    @abstractmethod
+    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None: ...
 
     @abstractmethod
     def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,15 +106,25 @@ class Backbone(ABC):
         """Asked for at every training step, and of a hub id answered over the network: looked up once."""
         return model_settings(self.model)
 
-    @abstractmethod
-    def load_text_encoder(self) -> TextEncoder: ...
+    text_encoder_class: ClassVar[type[TextEncoder]]
+    autoencoder_class: ClassVar[type[Autoencoder]]
+    transformer_class: ClassVar[Any]
+    """diffusers' own class."""
 
-    @abstractmethod
-    def load_autoencoder(self) -> Autoencoder: ...
+    def load_text_encoder(self) -> TextEncoder:
+        with opening(self.model):
+            return self.text_encoder_class(self.model, self.device, self.dtype)
 
-    @abstractmethod
+    def load_autoencoder(self) -> Autoencoder:
+        with opening(self.model):
+            return self.autoencoder_class(self.model, self.device, self.dtype)
+
     def load_transformer(self) -> nn.Module:
-        """diffusers' own class, frozen, in eval mode, on the device."""
+        """Frozen, in eval mode, on the device."""
+        load = {"torch_dtype": self.dtype, "use_safetensors": True}
+        with opening(self.model):
+            transformer: nn.Module = self.transformer_class.from_pretrained(self.model, subfolder="transformer", **load)
+            return transformer.to(self.device).eval().requires_grad_(False)
 
     @abstractmethod
     def latent_channels(self, transformer: nn.Module) -> int: ...

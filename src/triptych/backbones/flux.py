@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from triptych import flow
 from triptych.backbones.autoencoder import KLAutoencoder
-from triptych.backbones.base import Backbone, Context, Text, TextEncoder, Window, opening
+from triptych.backbones.base import Backbone, Context, Text, TextEncoder, Window
 from triptych.backbones.flux_context import install
 
 CLIP_TOKENS = 77
@@ -65,6 +65,7 @@ class FluxText(TextEncoder):
 
 class Flux(Backbone):
     name = "flux"
+    text_encoder_class, autoencoder_class, transformer_class = FluxText, KLAutoencoder, FluxTransformer2DModel
     encoders = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     lora_targets = (
         "attn.to_q",
@@ -82,20 +83,6 @@ class Flux(Backbone):
         "proj_mlp",
         "proj_out",
     )
-
-    def load_text_encoder(self) -> FluxText:
-        with opening(self.model):
-            return FluxText(self.model, self.device, self.dtype)
-
-    def load_autoencoder(self) -> KLAutoencoder:
-        with opening(self.model):
-            return KLAutoencoder(self.model, self.device, self.dtype)
-
-    def load_transformer(self) -> FluxTransformer2DModel:
-        load = {"torch_dtype": self.dtype, "use_safetensors": True}
-        with opening(self.model):
-            transformer = FluxTransformer2DModel.from_pretrained(self.model, subfolder="transformer", **load)
-            return transformer.to(self.device).eval().requires_grad_(False)
 
     def latent_channels(self, transformer: nn.Module) -> int:
         return int(transformer.config.in_channels) // 4  # type: ignore[union-attr,arg-type]

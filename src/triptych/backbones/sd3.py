@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderMo
 
 from triptych import flow
 from triptych.backbones.autoencoder import KLAutoencoder
-from triptych.backbones.base import Backbone, Context, Text, TextEncoder, Window, opening
+from triptych.backbones.base import Backbone, Context, Text, TextEncoder, Window
 from triptych.errors import ModelError
 
 CLIP_TOKENS = 77
@@ -64,6 +64,7 @@ class SD3Text(TextEncoder):
 
 class SD3(Backbone):
     name = "sd3"
+    text_encoder_class, autoencoder_class, transformer_class = SD3Text, KLAutoencoder, SD3Transformer2DModel
     encoders = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
     # attn2 is the second attention, of the image alone, in the first blocks of SD3.5 medium. The last block drops its text:
     # it has neither to_add_out nor ff_context, and its add_q_proj is there but changes nothing.
@@ -85,20 +86,6 @@ class SD3(Backbone):
         "ff_context.net.0.proj",
         "ff_context.net.2",
     )
-
-    def load_text_encoder(self) -> SD3Text:
-        with opening(self.model):
-            return SD3Text(self.model, self.device, self.dtype)
-
-    def load_autoencoder(self) -> KLAutoencoder:
-        with opening(self.model):
-            return KLAutoencoder(self.model, self.device, self.dtype)
-
-    def load_transformer(self) -> SD3Transformer2DModel:
-        load = {"torch_dtype": self.dtype, "use_safetensors": True}
-        with opening(self.model):
-            transformer = SD3Transformer2DModel.from_pretrained(self.model, subfolder="transformer", **load)
-            return transformer.to(self.device).eval().requires_grad_(False)
 
     def latent_channels(self, transformer: nn.Module) -> int:
         return int(transformer.config.in_channels)  # type: ignore[union-attr,arg-type]
