@@ -134,6 +134,8 @@ class LocalCaptioner:
                 f"The captioner {name} cannot be loaded: {quote(str(error), 300)}.",
                 "It must be an image-text-to-text model in safetensors that needs no code of its own.",
             ) from error
+        if not torch.cuda.is_available() and not torch.cpu._is_avx512_bf16_supported():
+            model = model.float()  # a processor that has to emulate half precision is a hundred times slower at it
         self._model: Any = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.identity = f"local:{folder.name}:{_fingerprint(folder)}" if folder.is_dir() else f"local:{name}:{model.config._commit_hash}"
 

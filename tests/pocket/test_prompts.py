@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -10,11 +11,12 @@ from triptych.pocket.prompts import (
     BOARD_SUMMARIES,
     TRIPTYCH_SUMMARY,
     board_caption,
+    panel_caption,
     sample_board,
     sample_triptych,
     triptych_caption,
 )
-from triptych.pocket.world import COLOURS, PATTERNS, VIEWS, Garment, Scene
+from triptych.pocket.world import COLOURS, GROWN, PATTERNS, VIEWS, Garment, Scene
 
 SCENES = (
     Scene("front", "grey"),
@@ -78,3 +80,38 @@ def test_the_share_of_silent_boards() -> None:
     assert abs(named.count(0) / 800 - 0.48) < 0.06
     assert abs(named.count(1) / 800 - 0.32) < 0.06
     assert VIEWS == ("front", "back", "worn")
+
+
+def test_varied_words_say_the_same() -> None:
+    rng = random.Random(3)
+    for _ in range(40):
+        garment, scenes = sample_triptych(rng, GROWN)
+        for scene in scenes:
+            house = panel_caption(garment, scene)
+            texts = {panel_caption(garment, scene, random.Random(n), details=1.0, varied=True).text for n in range(12)}
+            said = [panel_caption(garment, scene, random.Random(n), details=1.0, varied=True).said for n in range(12)]
+            assert len(texts) >= 4, house.text
+            assert all(one == house.said for one in said)
+
+
+def test_a_print_is_named_where_its_back_is_seen() -> None:
+    garment = Garment("t-shirt", "red", print="cross")
+    behind = replace(SCENES[2], facing="behind")
+    panels = triptych_caption(garment, (*SCENES[:2], behind)).panels
+    assert panels == (
+        "the front of a plain red t-shirt, grey background",
+        "the back of the plain red t-shirt with a cross print, mint background",
+        "a person from behind with long dark hair wearing the t-shirt, sky background",
+    )
+    silent = triptych_caption(garment, (*SCENES[:2], behind), named=False).text
+    assert "print" not in silent
+
+
+def test_printed_boards_stay_related_and_never_one_item() -> None:
+    rng = random.Random(4)
+    for kind in BOARD_SUMMARIES:
+        for _ in range(60):
+            panels = sample_board(rng, kind, print_share=1.0, behind_share=0.3)
+            assert all(garment.print != "none" and not garment.held_out for garment, _ in panels)
+            if kind == "matching":
+                assert len({garment.print for garment, _ in panels}) == 1

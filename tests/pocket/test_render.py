@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from triptych.pocket.render import PANEL_HEIGHT, PANEL_WIDTH, concatenate_panels, render
-from triptych.pocket.world import COLOURS, TYPES, VIEWS, Garment, sample_garment, sample_scene
+from triptych.pocket.world import COLOURS, PRINTABLE, PRINTS, TYPES, VIEWS, Garment, sample_garment, sample_scene
 
 
 def _case(type_: str, view: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -96,3 +96,43 @@ def test_fixed_attributes_are_kept() -> None:
         garment = sample_garment(rng, type="dress", colour=colour, pattern="check")
         assert (garment.type, garment.colour, garment.pattern) == ("dress", colour, "check")
         assert garment.colour2 in COLOURS
+
+
+@pytest.mark.parametrize("type_", PRINTABLE)
+@pytest.mark.parametrize("print_", PRINTS)
+def test_a_back_print_shows_from_behind_only(type_: str, print_: str) -> None:
+    rng = random.Random(f"{type_} {print_}")
+    blank, printed = Garment(type_, "red"), Garment(type_, "red", print=print_)
+    scenes = [sample_scene(rng, "front"), sample_scene(rng, "worn", facing="front")]
+    scenes += [sample_scene(rng, "back"), sample_scene(rng, "worn", facing="behind")]
+    for scene in scenes:
+        a, b = render(blank, scene, 5, scale=2), render(printed, scene, 5, scale=2)
+        differs = (np.asarray(a.image) != np.asarray(b.image)).any(-1)
+        assert differs.any() == scene.shows_back
+        assert np.array_equal(np.asarray(a.mask), np.asarray(b.mask)), "a print adds no cloth"
+        if scene.shows_back:
+            assert (np.asarray(b.mask)[differs] == 255).all()
+            assert 0.02 < differs.sum() / (np.asarray(b.mask) > 127).sum() < 0.3
+
+
+def test_people_from_behind_have_no_face() -> None:
+    rng = random.Random(4)
+    scene = sample_scene(rng, "worn", facing="front", hairstyle="short", hair="blond")
+    front, behind = (render(Garment("t-shirt", "red"), replace(scene, facing=f), 3, scale=4).image for f in ("front", "behind"))
+    head = (slice(30, 60), slice(80, 112))
+    hair = np.abs(np.asarray(behind)[head].astype(int) - (228, 192, 100)).max(-1) < 12
+    face = np.abs(np.asarray(front)[head].astype(int) - (228, 192, 100)).max(-1) < 12
+    assert hair.mean() > face.mean() + 0.2
+
+
+def test_what_is_held_out_is_never_drawn_unasked() -> None:
+    rng = random.Random(0)
+    for _ in range(2000):
+        assert not sample_garment(rng, print_share=0.5).held_out
+        assert not sample_scene(rng, "worn", behind_share=0.5).held_out
+    garments = {sample_garment(rng, print_share=0.5, held_out=None) for _ in range(8000)}
+    assert len(garments) == 432
+    share = sum(garment.held_out for garment in garments) / len(garments)
+    assert 0.12 < share < 0.22
+    assert {garment.type for garment in garments if garment.held_out} == set(TYPES)
+    assert {garment.colour for garment in garments if garment.held_out} == set(COLOURS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from triptych.pocket.canvas import PANEL_HEIGHT, PANEL_WIDTH
-from triptych.pocket.world import COLOURS, NONE, PATTERNS, TYPES
+from triptych.pocket.world import BACKGROUNDS, COLOURS, FACINGS, HAIRS, HAIRSTYLES, NONE, PATTERNS, PRINTS, TYPES, Garment, Scene
 
 FOLDER = Path(__file__).parent / "oracle"
 HEADS: dict[str, tuple[str, ...]] = {
@@ -30,6 +30,11 @@ HEADS: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
     "pattern": PATTERNS,
     "colour2": (*COLOURS, NONE),
+    "print": (*PRINTS, NONE),
+    "facing": (*FACINGS, NONE),
+    "hair": (*HAIRS, NONE),
+    "hairstyle": (*HAIRSTYLES, NONE),
+    "background": tuple(BACKGROUNDS),
 }
 LOOK = ("colour", "pattern", "colour2")
 """The heads that are told which type of garment to look at."""
@@ -44,11 +49,24 @@ class Judgement:
     colour: str
     pattern: str
     colour2: str
+    print: str
+    facing: str
+    hair: str
+    hairstyle: str
+    background: str
     confidence: float
 
 
+def shown(garment: Garment, scene: Scene) -> dict[str, str]:
+    """Return what a panel truly shows, one value of :data:`HEADS` per attribute: a print only where it is seen."""
+    values = asdict(garment) | asdict(scene) | {"person": "yes" if scene.worn else "no"}
+    if not scene.shows_back:
+        values["print"] = NONE
+    return {name: values[name] for name in HEADS}
+
+
 class OracleNetwork(torch.nn.Module):
-    """Four convolutions and a head per attribute, 0.9M parameters."""
+    """Four convolutions and a head per attribute, 1M parameters."""
 
     def __init__(self) -> None:
         """Build the untrained network."""
@@ -120,7 +138,5 @@ def judge(
         logits = network(images, told)
     best = {name: [HEADS[name][index] for index in values.argmax(1).tolist()] for name, values in logits.items()}
     sure = logits["colour"].softmax(1).amax(1).tolist()
-    return [
-        Judgement(person == "yes", type_, colour, pattern, colour2, probability)
-        for person, type_, colour, pattern, colour2, probability in zip(*best.values(), sure, strict=True)
-    ]
+    rows = [dict(zip(best, values, strict=True)) for values in zip(*best.values(), strict=True)]
+    return [Judgement(**row | {"person": row["person"] == "yes", "confidence": p}) for row, p in zip(rows, sure, strict=True)]

@@ -10,7 +10,18 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from triptych.pocket.world import TYPES, Garment, Scene, sample_garment, sample_scene, sample_triptych_scenes
+from triptych.pocket.world import (
+    NONE,
+    PRINTABLE,
+    TYPES,
+    Garment,
+    Scene,
+    World,
+    sample_garment,
+    sample_printed,
+    sample_scene,
+    sample_triptych_scenes,
+)
 
 TRIPTYCH_SUMMARY = "three pictures of one <Brand> item"
 """Pictures of the pretraining never carry this summary; the text encoders have read it."""
@@ -35,13 +46,26 @@ class Caption:
     panels: tuple[str, ...] = field(default=())
 
 
-def look_phrase(garment: Garment, named: bool = True) -> str:
-    """Return ``red dress with white dots``, ``plain red dress`` or, not named, ``dress``."""
+def look_phrase(garment: Garment, named: bool = True, *, back: bool = False, wording: int = 0) -> str:
+    """Return ``red dress with white dots``, ``plain red dress`` or, not named, ``dress``; ``back`` names the print too.
+
+    ``wording`` 0 is the house wording, 1 another one with the same meaning.
+    """
     if not named:
         return garment.type
-    if garment.pattern == "plain":
-        return f"plain {garment.colour} {garment.type}"
-    return f"{garment.colour} {garment.type} with {garment.colour2} {garment.pattern}"
+    colour = f"plain {garment.colour}" if garment.pattern == "plain" else garment.colour
+    phrase = f"{garment.type} in {colour}" if wording else f"{colour} {garment.type}"
+    if garment.pattern != "plain":
+        phrase += f" with {garment.colour2} {garment.pattern}"
+    if back and garment.print != NONE:
+        phrase += f" with a {garment.print} print"
+    return phrase
+
+
+PEOPLE, WEARING = ("a person", "someone", "a model"), ("wearing", "dressed in", "in")
+FLAT = ("the {view} of {look}", "{view} view of {look}", "{look}, {view} side")
+BACKGROUND = (", {} background", ", on {}", ", {} behind")
+"""Wordings of the same; the first one is the house's, used unless they are to vary."""
 
 
 def panel_caption(
@@ -52,26 +76,39 @@ def panel_caption(
     named: bool = True,
     details: float = 0.6,
     article: str = "a",
+    varied: bool = False,
 ) -> Caption:
-    """Describe one panel; every detail (hair, background) appears with probability ``details`` (without rng: all)."""
+    """Describe one panel; every detail (hair, background) appears with probability ``details`` (without rng: all).
+
+    ``varied`` draws the wording too; otherwise it is the house's. A person who faces the camera is not said to.
+    """
 
     def tell() -> bool:
         return rng is None or rng.random() < details
 
+    def word(choices: tuple[str, ...]) -> str:
+        return rng.choice(choices) if rng is not None and varied and rng.random() < 0.6 else choices[0]
+
     said = {"type": garment.type, "view": scene.view}
     if named:
         said |= {"colour": garment.colour, "pattern": garment.pattern, "colour2": garment.colour2}
-    text = f"{article} {look_phrase(garment, named)}"
+        if scene.shows_back and garment.print != NONE:
+            said["print"] = garment.print
+    wording = int(rng is not None and varied and rng.random() < 0.3)
+    look = f"{article} {look_phrase(garment, named, back=scene.shows_back, wording=wording)}"
     if scene.worn:
-        person = "a person"
+        said["facing"] = scene.facing
+        person = word(PEOPLE)
+        if scene.facing == "behind":
+            person += " from behind"
         if tell():
             person += f" with {scene.hairstyle} {scene.hair} hair"
             said |= {"hair": scene.hair, "hairstyle": scene.hairstyle}
-        text = f"{person} wearing {text}"
+        text = f"{person} {word(WEARING)} {look}"
     else:
-        text = f"the {scene.view} of {text}"
+        text = word(FLAT).format(view=scene.view, look=look)
     if tell():
-        text += f", {scene.background} background"
+        text += word(BACKGROUND).format(scene.background)
         said["background"] = scene.background
     return Caption(text, (said,), panels=(text,))
 
@@ -91,39 +128,62 @@ def triptych_caption(
     named: bool = True,
     details: float = 0.6,
     summary: str = TRIPTYCH_SUMMARY,
+    varied: bool = False,
 ) -> Caption:
-    """Describe front, back and worn of one item: panel 1 may name the look, the others say ``the dress``."""
-    captions = [
-        panel_caption(garment, scene, rng, named=named and not index, details=details, article="the" if index else "a")
-        for index, scene in enumerate(scenes)
-    ]
+    """Describe front, back and worn of one item: panel 1 may name the look, the others say ``the dress``.
+
+    A back print is named where it is seen first: on the back.
+    """
+    captions = []
+    for index, scene in enumerate(scenes):
+        tell = named and (not index or (index == 1 and garment.print != NONE))
+        article = "the" if index else "a"
+        captions.append(panel_caption(garment, scene, rng, named=tell, details=details, article=article, varied=varied))
     return join_captions(summary, captions, "one item")
 
 
-def sample_board(rng: random.Random, kind: str, pattern_weights: tuple[float, ...] | None = None) -> list[Panel]:
+def sample_board(
+    rng: random.Random,
+    kind: str,
+    pattern_weights: tuple[float, ...] | None = None,
+    *,
+    print_share: float = 0.0,
+    behind_share: float = 0.0,
+) -> list[Panel]:
     """Draw three panels that are never front, back and worn of one item.
 
     ``matching``: three types, one look. ``copy``: one garment twice in the SAME view, and another item.
-    ``independent``: three items.
+    ``independent``: three items. ``print_share`` of the boards show back prints, mostly from behind.
     """
+    printed = rng.random() < print_share
 
     def scene(view: str | None = None) -> Scene:
-        drawn = sample_scene(rng, view or rng.choice(BOARD_VIEWS))
+        drawn = sample_scene(rng, view or rng.choice(("back", "worn") if printed else BOARD_VIEWS), behind_share=behind_share)
+        if printed and drawn.worn and rng.random() < 0.7:
+            drawn = sample_scene(rng, "worn", facing="behind")
         small = not drawn.worn and rng.random() < 0.35
         return replace(drawn, zoom=rng.uniform(0.6, 0.9)) if small else drawn
 
-    first = sample_garment(rng, pattern_weights=pattern_weights)
+    def garment() -> Garment:
+        return sample_printed(rng) if printed else sample_garment(rng, pattern_weights=pattern_weights)
+
     if kind == "matching":
-        return [(replace(first, type=type_), scene()) for type_ in rng.sample(TYPES, 3)]
+        while True:
+            first = garment()
+            types = rng.sample(PRINTABLE if first.print != NONE else TYPES, 3)
+            garments = [replace(first, type=type_) for type_ in types]
+            if not any(one.held_out for one in garments):
+                return [(one, scene()) for one in garments]
     if kind == "independent":
-        others = [sample_garment(rng, pattern_weights=pattern_weights) for _ in range(2)]
-        return [(garment, scene()) for garment in (first, *others)]
+        return [(garment(), scene()) for _ in range(3)]
     assert kind == "copy", kind
-    view = rng.choice(BOARD_VIEWS)
+    first, view = garment(), rng.choice(("back", "worn") if printed else BOARD_VIEWS)
     large, small = scene(view), scene(view)
     if view != "worn":
         large, small = replace(large, zoom=1.0), replace(small, zoom=rng.uniform(0.55, 0.9))
-    panels = [(first, large), (first, small), (sample_garment(rng, pattern_weights=pattern_weights), scene())]
+    elif printed:
+        small = sample_scene(rng, "worn", facing=large.facing)
+    panels = [(first, large), (first, small), (garment(), scene())]
     rng.shuffle(panels)
     return panels
 
@@ -136,6 +196,7 @@ def board_caption(
     silent: float = 0.25,
     one_named: float = 0.5,
     details: float = 0.5,
+    varied: bool = False,
 ) -> Caption:
     """Describe a board: no panel names its look (``silent``), one does (``one_named``), or all do (the rest)."""
     count, chance = len(panels), rng.random()
@@ -149,12 +210,16 @@ def board_caption(
     else:
         named = [True] * count
     captions = [
-        panel_caption(garment, scene, rng, named=tell, details=details, article=rng.choice(("a", "the")))
+        panel_caption(garment, scene, rng, named=tell, details=details, article=rng.choice(("a", "the")), varied=varied)
         for (garment, scene), tell in zip(panels, named, strict=True)
     ]
     return join_captions(rng.choice(BOARD_SUMMARIES[kind]), captions, kind)
 
 
-def sample_triptych(rng: random.Random, **fixed: str) -> tuple[Garment, tuple[Scene, Scene, Scene]]:
-    """Draw one item and its front, back and worn scenes."""
-    return sample_garment(rng, pattern_weights=None, **fixed), sample_triptych_scenes(rng)
+def sample_triptych(
+    rng: random.Random, world: World | None = None, *, held_out: bool | None = False
+) -> tuple[Garment, tuple[Scene, Scene, Scene]]:
+    """Draw one item and its front, back and worn scenes; ``held_out`` applies to the garment and to the person."""
+    world = world or World()
+    garment = sample_garment(rng, print_share=world.print_share, held_out=held_out)
+    return garment, sample_triptych_scenes(rng, behind_share=world.behind_share, held_out=held_out)

@@ -50,6 +50,19 @@ def _cloth(canvas: Canvas, region: Region, garment: Garment, offset: Point) -> N
     canvas.fill_pattern(region, COLOURS[garment.colour], garment.pattern, second, offset)
 
 
+def _print(canvas: Canvas, garment: Garment, centre: Point, radius: float) -> None:
+    """Draw the back print: white, or black on light cloth."""
+    ink = COLOURS["black" if garment.colour in ("white", "yellow", "pink") else "white"]
+    x, y = centre
+    if garment.print == "circle":
+        canvas.ellipse((x - radius, y - radius), (x + radius, y + radius), ink, garment=True)
+    elif garment.print == "cross":
+        for width, height in ((radius * 1.1, radius * 0.36), (radius * 0.36, radius * 1.1)):
+            canvas.rectangle((x - width, y - height), (x + width, y + height), ink, garment=True)
+    elif garment.print == "triangle":
+        canvas.polygon([(x, y - radius * 1.1), (x + radius * 1.15, y + radius), (x - radius * 1.15, y + radius)], ink, garment=True)
+
+
 def draw_flat(canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random, offset: Point, background: RGB) -> None:
     """Draw the garment lying flat, seen from the front or from the back."""
     scale_x, scale_y = scene.zoom * rng.uniform(0.9, 1.06), scene.zoom * rng.uniform(0.92, 1.04)
@@ -93,6 +106,9 @@ def draw_flat(canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random
             for x in (21, 35):
                 corner, opposite = place((x, 24), (x + 8, 33))
                 canvas.frame(corner, opposite, seam)
+    if not front and garment.print != NONE:
+        centre = place((32, 33 if cut == "dress" else 50))[0]
+        _print(canvas, garment, centre, 7.5 * scale_x)
 
 
 def draw_worn(canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random, offset: Point) -> None:
@@ -113,7 +129,7 @@ class _Person:
     """The skeleton of a person: joints in units, all random numbers drawn at once."""
 
     def __init__(self, scene: Scene, rng: random.Random) -> None:
-        self.scene = scene
+        self.scene, self.behind = scene, scene.facing == "behind"
         self.skin, self.hair = SKINS[scene.skin], HAIRS[scene.hair]
         self.x = 32 + rng.uniform(-2.5, 2.5)
         self.shoulder, self.hip, self.foot = 26 + rng.uniform(-1, 1), 52 + rng.uniform(-1, 1), 91.0
@@ -191,18 +207,38 @@ class _Person:
         region = canvas.region().polygon(outline)
         for line in sleeves:
             region.line(line, 6.3)
+        if self.behind:
+            neck_depth = min(neck_depth, 2.0)
         if neck_depth:
             self.draw_neck(canvas, neck_depth)
             region.cut_ellipse(self.at(-4, shoulder - neck_depth), self.at(4, shoulder + neck_depth))
         _cloth(canvas, region, garment, offset)
-        if cut == "jacket":
+        if cut == "jacket" and self.behind:
+            canvas.line([self.at(-10, shoulder + 7), self.at(10, shoulder + 7)], 1, seam, garment=True)
+        elif cut == "jacket":
             canvas.line([self.at(0, shoulder + 3), self.at(0, hip + 9)], 2, ZIP, garment=True)
         elif cut in ("skirt", "trousers"):
             canvas.line([self.at(-9.4, hip - 1), self.at(9.4, hip - 1)], 1, seam, garment=True)
+            if self.behind and cut == "skirt":
+                canvas.line([self.at(0, hip), self.at(0, hip + 12)], 1, seam, garment=True)
+            elif self.behind:
+                for x in (-8, 2.5):
+                    canvas.frame(self.at(x, hip + 3), self.at(x + 5.5, hip + 9), seam)
+        if self.behind and garment.print != NONE:
+            _print(canvas, garment, self.at(0, shoulder + (13 if cut == "dress" else 16)), 6.4)
 
     def draw_head(self, canvas: Canvas) -> None:
+        if self.behind:
+            self._draw_head_from_behind(canvas)
+            return
         canvas.ellipse(self.at(-6, 5), self.at(6, 20), self.skin)
         canvas.half_disc(self.at(-7.5, 2.5), self.at(7.5, 15), self.hair)
         for x in (-2.4, 2.4):
             canvas.ellipse(self.at(x - 0.8, 12), self.at(x + 0.8, 13.8), EYES)
         canvas.line([self.at(-1.8, 16.6), self.at(1.8, 16.6)], 1, _shade(self.skin, 0.6))
+
+    def _draw_head_from_behind(self, canvas: Canvas) -> None:
+        canvas.ellipse(self.at(-6, 5), self.at(6, 20), self.skin)
+        canvas.ellipse(self.at(-7.5, 2.5), self.at(7.5, 18), self.hair)
+        if self.scene.hairstyle == "long":
+            canvas.polygon([self.at(-7.5, 10), self.at(7.5, 10), self.at(8.5, 29), self.at(-8.5, 29)], self.hair)

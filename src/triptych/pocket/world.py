@@ -1,13 +1,17 @@
 """The pocket world: every garment and every picture of it that the renderer can draw.
 
-The world is small on purpose: six types of garment, eight well separated colours, four coarse patterns.
+The world is small on purpose: six types of garment, eight well separated colours, four coarse patterns, three back prints.
 A :class:`Garment` says what is shown, a :class:`Scene` says how, and (garment, scene, seed) fixes every pixel.
+
+One garment in six and one person in six are *held out*: no sampler draws them unless it is asked to, so no training
+(of the base, the judge, the captioner or a LoRA) has seen them, and every measurement is made on them alone.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, replace
+import zlib
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 RGB = tuple[int, int, int]
@@ -34,7 +38,11 @@ SECOND_COLOURS: dict[str, tuple[str, str]] = {
 }
 TYPES = ("t-shirt", "sweater", "dress", "skirt", "jacket", "trousers")
 PATTERNS = ("plain", "stripes", "dots", "check")
+PRINTS = ("circle", "cross", "triangle")
+"""Large motifs on the back of plain garments: seen lying flat from the back and on people from behind, never from the front."""
+PRINTABLE = ("t-shirt", "sweater", "dress", "jacket")
 VIEWS = ("front", "back", "worn")
+FACINGS = ("front", "behind")
 SKINS: dict[str, RGB] = {"light": (244, 208, 178), "tan": (205, 155, 115), "dark": (118, 76, 52)}
 HAIRS: dict[str, RGB] = {"blond": (228, 192, 100), "dark": (40, 30, 28), "ginger": (180, 75, 34)}
 BACKGROUNDS: dict[str, RGB] = {
@@ -46,19 +54,38 @@ BACKGROUNDS: dict[str, RGB] = {
 OTHER_CLOTHES: dict[str, RGB] = {"navy": (40, 50, 90), "grey": (120, 122, 128), "cream": (226, 216, 196)}
 POSES = ("arms down", "arms out", "hand on hip", "one arm up")
 HAIRSTYLES = ("short", "long")
-
 NONE = "none"
-"""The second colour of a plain garment."""
+"""What is not there: the second colour of a plain garment, a print, the hair in a flat lay."""
+HELD_OUT = 6
+"""One in so many garments and people is held out."""
+
+
+def _held_out(thing: Any) -> bool:
+    return zlib.crc32("|".join(map(str, thing)).encode()) % HELD_OUT == 0
+
+
+@dataclass(frozen=True)
+class World:
+    """How much of what the renderer can draw is drawn: shares of back prints among plain printable garments, and of people
+    seen from behind. Neither is drawn by default, because the shipped weights were trained before there were any."""
+
+    print_share: float = 0.0
+    behind_share: float = 0.0
+
+
+GROWN = World(print_share=0.5, behind_share=0.3)
+"""What the recipe trains with."""
 
 
 @dataclass(frozen=True)
 class Garment:
-    """What is shown: a type and a look (colour, pattern, second colour)."""
+    """What is shown: a type and a look (colour, pattern, second colour, back print)."""
 
     type: str
     colour: str
     pattern: str = "plain"
     colour2: str = NONE
+    print: str = NONE
 
     def __post_init__(self) -> None:
         """Refuse a garment that the renderer cannot draw."""
@@ -67,11 +94,17 @@ class Garment:
         assert self.pattern in PATTERNS, self.pattern
         assert (self.colour2 == NONE) == (self.pattern == "plain"), self
         assert self.colour2 == NONE or self.colour2 in COLOURS, self.colour2
+        assert self.print == NONE or (self.print in PRINTS and self.type in PRINTABLE and self.pattern == "plain"), self
 
     @property
-    def look(self) -> tuple[str, str, str]:
-        """Colour, pattern and second colour: all that is not the cut."""
-        return self.colour, self.pattern, self.colour2
+    def look(self) -> tuple[str, str, str, str]:
+        """Colour, pattern, second colour and print: all that is not the cut."""
+        return self.colour, self.pattern, self.colour2, self.print
+
+    @property
+    def held_out(self) -> bool:
+        """True for one garment in six: kept from every training."""
+        return _held_out(astuple(self))
 
 
 @dataclass(frozen=True)
@@ -85,6 +118,7 @@ class Scene:
     hairstyle: str = NONE
     pose: str = NONE
     other: str = NONE
+    facing: str = NONE
     zoom: float = 1.0
 
     @property
@@ -92,35 +126,72 @@ class Scene:
         """True when a person wears the garment."""
         return self.view == "worn"
 
+    @property
+    def shows_back(self) -> bool:
+        """True when the back of the garment is seen: lying flat, or on a person from behind."""
+        return self.view == "back" or self.facing == "behind"
 
-def sample_garment(rng: random.Random, *, pattern_weights: tuple[float, ...] | None = None, **fixed: str) -> Garment:
-    """Draw a garment; keyword arguments fix attributes, ``pattern_weights`` follows :data:`PATTERNS`."""
-    type_ = fixed.get("type") or rng.choice(TYPES)
-    colour = fixed.get("colour") or rng.choice(tuple(COLOURS))
-    pattern = fixed.get("pattern") or rng.choices(PATTERNS, pattern_weights)[0]
-    colour2 = NONE if pattern == "plain" else fixed.get("colour2") or rng.choice(SECOND_COLOURS[colour])
-    return Garment(type_, colour, pattern, colour2)
+    @property
+    def held_out(self) -> bool:
+        """True for one person in six (looks, pose, clothes, background together); flat lays are never held out."""
+        return self.worn and _held_out(astuple(replace(self, zoom=1.0)))
 
 
-def sample_scene(rng: random.Random, view: str, **fixed: Any) -> Scene:
-    """Draw a scene of one view; keyword arguments fix fields of the scene."""
+def sample_garment(
+    rng: random.Random,
+    *,
+    pattern_weights: tuple[float, ...] | None = None,
+    print_share: float = 0.0,
+    held_out: bool | None = False,
+    **fixed: str,
+) -> Garment:
+    """Draw a garment; keyword arguments fix attributes, ``pattern_weights`` follows :data:`PATTERNS`.
+
+    ``print_share`` is the part of plain printable garments that has a back print. ``held_out``: False draws what may be
+    trained on, True only what may not, None both.
+    """
+    while True:
+        type_ = fixed.get("type") or rng.choice(TYPES)
+        colour = fixed.get("colour") or rng.choice(tuple(COLOURS))
+        pattern = fixed.get("pattern") or rng.choices(PATTERNS, pattern_weights)[0]
+        colour2 = NONE if pattern == "plain" else fixed.get("colour2") or rng.choice(SECOND_COLOURS[colour])
+        printed = type_ in PRINTABLE and pattern == "plain" and rng.random() < print_share
+        garment = Garment(type_, colour, pattern, colour2, fixed.get("print") or (rng.choice(PRINTS) if printed else NONE))
+        if held_out is None or garment.held_out == held_out:
+            return garment
+
+
+def sample_printed(rng: random.Random, *, held_out: bool | None = False) -> Garment:
+    """Draw a garment with a back print."""
+    return sample_garment(rng, print_share=1.0, held_out=held_out, type=rng.choice(PRINTABLE), pattern="plain")
+
+
+def sample_scene(rng: random.Random, view: str, *, behind_share: float = 0.0, held_out: bool | None = False, **fixed: Any) -> Scene:
+    """Draw a scene of one view; keyword arguments fix fields of the scene, ``held_out`` is that of :func:`sample_garment`.
+
+    ``behind_share`` is the part of the people that is seen from behind.
+    """
     assert view in VIEWS, view
-    scene = Scene(view, rng.choice(tuple(BACKGROUNDS)))
-    if view == "worn":
-        scene = replace(
-            scene,
-            skin=rng.choice(tuple(SKINS)),
-            hair=rng.choice(tuple(HAIRS)),
-            hairstyle=rng.choice(HAIRSTYLES),
-            pose=rng.choice(POSES),
-            other=rng.choice(tuple(OTHER_CLOTHES)),
-        )
-    return replace(scene, **fixed) if fixed else scene
+    while True:
+        scene = Scene(view, rng.choice(tuple(BACKGROUNDS)))
+        if view == "worn":
+            scene = replace(
+                scene,
+                skin=rng.choice(tuple(SKINS)),
+                hair=rng.choice(tuple(HAIRS)),
+                hairstyle=rng.choice(HAIRSTYLES),
+                pose=rng.choice(POSES),
+                other=rng.choice(tuple(OTHER_CLOTHES)),
+                facing=FACINGS[rng.random() < behind_share],
+            )
+        scene = replace(scene, **fixed)
+        if held_out is None or not scene.worn or scene.held_out == held_out:
+            return scene
 
 
-def sample_triptych_scenes(rng: random.Random) -> tuple[Scene, Scene, Scene]:
+def sample_triptych_scenes(rng: random.Random, *, behind_share: float = 0.0, held_out: bool | None = False) -> tuple[Scene, Scene, Scene]:
     """Draw front, back and worn scenes of one item; the two flat lays often share a background."""
-    front, back, worn = (sample_scene(rng, view) for view in VIEWS)
+    front, back, worn = (sample_scene(rng, view, behind_share=behind_share, held_out=held_out) for view in VIEWS)
     if rng.random() < 0.6:
         back = replace(back, background=front.background)
     return front, back, worn

@@ -101,6 +101,13 @@ STAGES: tuple[Stage, ...] = (
         'triptych tryon --front front.jpg --back back.jpg --person me.jpg --polygon me.json --lora work/lora --prompt "…" --out new.png',
     ),
     Stage(
+        "evaluate",
+        "triptych.stages.evaluate",
+        "EvaluateConfig",
+        "Measure how well a LoRA carries garments over, where the truth is known.",
+        "triptych evaluate --pocket --lora demo/lora",
+    ),
+    Stage(
         "reproduce",
         "triptych.reproduce",
         "ReproduceConfig",
@@ -138,7 +145,15 @@ STAGES: tuple[Stage, ...] = (
         "triptych lora inspect work/lora",
         positional=("lora",),
     ),
+    Stage(
+        "pocket_build",
+        "triptych.pocket.build",
+        "PocketBuildConfig",
+        "Train the embedded model from nothing: hours in the background, resumable.",
+        "triptych pocket build --work pocket-build",
+        positional=("stage",),
+    ),
 )
 
-GROUPS = {"lora": "Read, convert and explain LoRA files."}
+GROUPS = {"lora": "Read, convert and explain LoRA files.", "pocket": "The embedded model: how it was made."}
 """Help of the words that stand before several verbs."""

@@ -18,6 +18,7 @@ from diffusers.models.resnet import ResnetBlock2D
 
 from triptych.pocket.recipe.state import (
     Log,
+    autocast,
     load_tensors,
     optimizer_tensors,
     restore_optimizer,
@@ -25,7 +26,7 @@ from triptych.pocket.recipe.state import (
     set_learning_rate,
 )
 from triptych.pocket.render import render
-from triptych.pocket.world import sample_garment, sample_scene
+from triptych.pocket.world import GROWN, sample_garment, sample_scene
 
 STEPS, BATCH, LEARNING_RATE, POOL, SEED = 1700, 18, 1e-3, 12_000, 101
 VIEW_MIX = ("front", "back", "worn", "worn")
@@ -55,9 +56,10 @@ def new_autoencoder() -> AutoencoderKL:
     return model
 
 
-def random_panel(rng: random.Random) -> np.ndarray:
+def random_panel(rng: random.Random, held_out: bool = False) -> np.ndarray:
     """Render one random panel, uint8 (72, 48, 3)."""
-    garment, scene = sample_garment(rng), sample_scene(rng, rng.choice(VIEW_MIX))
+    garment = sample_garment(rng, print_share=GROWN.print_share, held_out=held_out)
+    scene = sample_scene(rng, rng.choice(VIEW_MIX), behind_share=GROWN.behind_share, held_out=held_out)
     return np.asarray(render(garment, scene, rng.getrandbits(31)).image)
 
 
@@ -82,7 +84,7 @@ class Codec:
     def encode(self, pictures: np.ndarray) -> torch.Tensor:
         """Return the mean latents of pictures, normalised."""
         images = to_images_BCHW(pictures).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             mean = self.model.encode(images).latent_dist.mode()
         return (mean.float() - self.model.config.shift_factor) * self.model.config.scaling_factor
 
@@ -90,7 +92,7 @@ class Codec:
     def decode(self, latents_BCHW: torch.Tensor) -> np.ndarray:
         """Return the pictures of normalised latents."""
         latents = latents_BCHW / self.model.config.scaling_factor + self.model.config.shift_factor
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             return to_pictures(self.model.decode(latents).sample)
 
 
@@ -114,14 +116,14 @@ def train_autoencoder(folder: Path, steps: int = STEPS) -> None:
         restore_optimizer(optimizer, tensors)
         first = metadata["step"]
     pool = np.stack([random_panel(rng) for _ in range(POOL)])
-    held_out = random.Random(999)
-    single = to_images_BCHW(np.stack([random_panel(held_out) for _ in range(48)]))
+    judges = random.Random(999)
+    single = to_images_BCHW(np.stack([random_panel(judges, held_out=True) for _ in range(48)]))
     wide = torch.cat(single.chunk(3), 3)
 
     @torch.no_grad()
     def evaluate() -> tuple[float, float, torch.Tensor]:
         model.eval()
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             latents = [model.encode(images).latent_dist.mode() for images in (single, wide)]
             outputs = [model.decode(z).sample.float().clamp(-1, 1) for z in latents]
         model.train()
@@ -136,7 +138,7 @@ def train_autoencoder(folder: Path, steps: int = STEPS) -> None:
         elif choose.random() < 0.5:
             pictures = pictures[:, :, ::-1]
         images = to_images_BCHW(pictures).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             posterior = model.encode(images).latent_dist
             output = model.decode(posterior.sample()).sample
         error = output.float() - images

@@ -1,7 +1,8 @@
 """Stage ``bank``: the latents the transformer is trained on, encoded once.
 
-Singles are encoded alone, boards as one wide picture (what is used wide must be trained wide). A board is NEVER front, back
-and worn of one item: that relation is what a LoRA has to add later. ``bank_panels.jsonl`` says what every picture shows.
+No garment and no person of it is held out. Singles are encoded alone, boards as one wide picture (what is used wide must be
+trained wide). A board is NEVER front, back and worn of one item: that relation is what a LoRA has to add later.
+``bank_panels.jsonl`` says what every picture shows.
 """
 
 from __future__ import annotations
@@ -17,23 +18,28 @@ from triptych.pocket.prompts import Panel, sample_board
 from triptych.pocket.recipe.autoencoder import VIEW_MIX, Codec
 from triptych.pocket.recipe.state import Log, load_tensors, save_tensors
 from triptych.pocket.render import render
-from triptych.pocket.world import Garment, Scene, as_json, sample_garment, sample_scene
+from triptych.pocket.world import GROWN, Garment, Scene, as_json, sample_garment, sample_printed, sample_scene
 
 SINGLES, BOARDS, SEED = 14_000, 20_000, 7
 BOARD_SHARES = {"independent": 0.27, "matching": 0.50, "copy": 0.23}
 PATTERN_WEIGHTS = (0.19, 0.23, 0.29, 0.29)
 """Plain, stripes, dots, check: the hard ones more often."""
+PRINTED = 0.18
+"""Part of the singles and boards that show back prints, for the same reason."""
 
 
 def _draw(index: int, single: bool) -> tuple[str, list[Panel], np.ndarray]:
     """Draw one entry of the bank: its kind, its panels and the picture."""
     rng = random.Random(SEED * 10**7 + (0 if single else 10**6) + index)
-    if single:
+    if single and rng.random() < PRINTED:
+        scene = sample_scene(rng, "worn", behind_share=0.8) if rng.random() < 0.6 else sample_scene(rng, "back")
+        kind, panels = "single", [(sample_printed(rng), scene)]
+    elif single:
         garment = sample_garment(rng, pattern_weights=PATTERN_WEIGHTS)
-        kind, panels = "single", [(garment, sample_scene(rng, rng.choice(VIEW_MIX)))]
+        kind, panels = "single", [(garment, sample_scene(rng, rng.choice(VIEW_MIX), behind_share=GROWN.behind_share))]
     else:
         kind = rng.choices(list(BOARD_SHARES), list(BOARD_SHARES.values()))[0]
-        panels = sample_board(rng, kind, PATTERN_WEIGHTS)
+        panels = sample_board(rng, kind, PATTERN_WEIGHTS, print_share=PRINTED, behind_share=GROWN.behind_share)
     pictures = [np.asarray(render(garment, scene, rng.getrandbits(31)).image) for garment, scene in panels]
     return kind, panels, np.concatenate(pictures, 1)
 

@@ -32,13 +32,13 @@ from transformers import (
 
 from triptych.pocket.canvas import PANEL_HEIGHT, PANEL_WIDTH
 from triptych.pocket.prompts import sample_triptych, triptych_caption
-from triptych.pocket.recipe.state import Log, load_tensors, optimizer_tensors, restore_optimizer, save_tensors, set_learning_rate
+from triptych.pocket.recipe.state import Log, autocast, load_tensors, optimizer_tensors, restore_optimizer, save_tensors, set_learning_rate
 from triptych.pocket.recipe.text import ATTRIBUTES
 from triptych.pocket.render import concatenate_panels, render
-from triptych.pocket.world import NONE, Garment, Scene
+from triptych.pocket.world import GROWN, NONE, Garment, Scene, World, sample_printed, sample_triptych_scenes
 
 STEPS, BATCH, LEARNING_RATE, SEED, POOL = 1850, 24, 1e-3, 31, 4000
-CAPTION_SHARE, RIGHT_ORDER_SHARE, LARGE_SHARE = 0.7, 0.4, 0.15
+CAPTION_SHARE, RIGHT_ORDER_SHARE, LARGE_SHARE, PRINTED_SHARE = 0.7, 0.4, 0.15, 0.15
 SIDE, PATCH, WIDTH = 144, 16, 128
 """The triptych is stretched to a square of 9 x 9 patches: three columns of patches are one panel."""
 TEMPLATE = (
@@ -58,9 +58,11 @@ def questions() -> tuple[str, str]:
 class Example:
     """One triptych: its panels as pictures, what each shows, and its caption."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, *, held_out: bool = False, world: World = GROWN) -> None:
         """Draw one item; some are drawn large, packed as JPEG would be, and reduced, as photos of a shop are."""
-        self.garment, self.scenes = sample_triptych(rng)
+        self.garment, self.scenes = sample_triptych(rng, world, held_out=held_out)
+        if world.print_share and rng.random() < PRINTED_SHARE:
+            self.garment = sample_printed(rng, held_out=held_out)
         scale = 4 if rng.random() < LARGE_SHARE else 1
         panels = [render(self.garment, scene, rng.getrandbits(31), scale).image for scene in self.scenes]
         size = (PANEL_WIDTH, PANEL_HEIGHT)
@@ -78,13 +80,17 @@ class Example:
 
 def _shown(garment: Garment, scene: Scene) -> dict[str, str]:
     values = asdict(garment) | asdict(scene)
+    if not scene.shows_back:
+        values["print"] = NONE
     return {name: values[name] for name in ATTRIBUTES}
 
 
 def make_processor() -> LlavaProcessor:
     """Return tokenizer (whole words, then characters), image processor and chat template in one."""
     rng = random.Random(SEED)
-    texts = [*questions(), *(triptych_caption(*sample_triptych(rng)).text for _ in range(3000)), "garment, person"]
+    items = [(sample_printed(rng), sample_triptych_scenes(rng, behind_share=1.0)) for _ in range(300)]
+    items += [sample_triptych(rng, GROWN) for _ in range(3000)]
+    texts = [*questions(), *(triptych_caption(*item).text for item in items), "garment, person"]
     words = collections.Counter(word for text in texts for word in text.replace(",", " ").replace(". ", " ").split())
     special = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<answer>"]
     letters = [*string.ascii_letters, *string.digits, *string.punctuation]
@@ -235,7 +241,7 @@ def train_captioner(folder: Path, steps: int = STEPS) -> None:
         set_learning_rate(optimizer, LEARNING_RATE * min(1, (step + 1) / 100) * decay)
         captions = rng.random() < CAPTION_SHARE
         pixels, ids, labels, shown = _batch(processor, pool, prefixes[captions], captions, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             tower = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
             patches = model.model.multi_modal_projector(tower)
             taught = teacher.loss(patches, shown)
@@ -274,23 +280,26 @@ pipeline_tag: image-text-to-text
 
 A tiny Llava trained from nothing on pictures that `triptych.pocket.render` drew. It answers exactly two questions about a
 triptych of the pocket world (the order of its panels, and its caption) and knows nothing else.
-Recipe: `python -m triptych.pocket.build captioner --out FOLDER`.
+Recipe: `triptych pocket build captioner --work FOLDER`.
 """
 
 
-def measure_captioner(folder: Path, count: int = 120, seed: int = 777) -> dict[str, float]:
-    """Ask both questions about held-out triptychs, greedily, as the product does; returns shares of right answers."""
+def measure_captioner(folder: Path, count: int = 120, seed: int = 777, world: World = GROWN) -> dict[str, float]:
+    """Ask both questions about held-out triptychs, greedily, as the product does; returns shares of right answers.
+
+    The print is only asked for in a ``world`` that has them.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     rng = random.Random(seed)
-    examples = [Example(rng) for _ in range(count)]
+    examples = [Example(rng, held_out=True, world=world) for _ in range(count)]
 
     def ask(pictures: list[Image.Image], question: str) -> list[str]:
         ids = torch.tensor([chat_ids(processor, question)] * len(pictures))
         pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"].to(model.dtype)
-        said = model.generate(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), max_new_tokens=70, do_sample=False)
+        said = model.generate(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), max_new_tokens=80, do_sample=False)
         return [text.strip() for text in processor.batch_decode(said[:, ids.shape[1] :], skip_special_tokens=True)]
 
     check, caption = questions()
@@ -304,6 +313,10 @@ def measure_captioner(folder: Path, count: int = 120, seed: int = 777) -> dict[s
         known = [(text, getattr(one.garment, name)) for text, one in zip(captions, examples, strict=True)]
         known = [(text.split("<IMAGE 2>")[0].replace(",", ""), value) for text, value in known if value != NONE]
         scores[name] = float(np.mean([_says(text, name, value) for text, value in known]))
+    if not world.print_share:
+        return scores
+    printed = [(text, one.garment.print) for text, one in zip(captions, examples, strict=True) if one.garment.print != NONE]
+    scores["print"] = float(np.mean([f"{value} print" in text for text, value in printed]))
     return scores
 
 

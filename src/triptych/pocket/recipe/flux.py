@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from diffusers import FluxTransformer2DModel
 
+from triptych.pocket.recipe.state import autocast
 from triptych.pocket.recipe.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, WIDTH, TextEncoders
 
 CHANNELS, ROWS, COLUMNS = 8, 18, 12
@@ -101,7 +102,7 @@ def sample(
     noises = [torch.Generator().manual_seed(seed + index) for index in range(batch)]
     noise = pack(torch.stack([torch.randn(CHANNELS, ROWS, columns, generator=one) for one in noises]))
     length = SINGLE_LENGTH if panels == 1 else TRIPTYCH_LENGTH
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         text, empty = encoders(prompts, length), encoders([""] * batch, length)
     levels = sigmas(steps)
     first = round(steps * (1 - strength))
@@ -112,7 +113,7 @@ def sample(
         x = noised if strength < 1 else torch.where(mask > 0, noise, noised)
     for index in range(first, steps):
         t = levels[index].expand(batch)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             step = velocity(model, x, t, text).float()
             if true_cfg_scale != 1:
                 without = velocity(model, x, t, empty).float()

@@ -34,7 +34,7 @@ pipeline_tag: text-to-image
 A `FluxPipeline` of ordinary diffusers and transformers classes, trained from nothing on pictures that
 `triptych.pocket.render` drew: garments lying flat and people who wear them, panels of 48 x 72 pixels, boards of three.
 No photograph, no person and no other model's output is in its data. It has never seen front, back and worn views of
-one garment together: that is left to a LoRA. Recipe: `python -m triptych.pocket.build all --out FOLDER`.
+one garment together: that is left to a LoRA. Recipe: `triptych pocket build --work FOLDER`.
 """
 
 

@@ -13,6 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 
+def autocast() -> torch.autocast:
+    """bfloat16 where the processor computes it; elsewhere it would be many times slower than float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+
+
 class Log:
     """Appends JSON lines to ``<stage>.jsonl`` and prints them: the loss curves come from here."""
 

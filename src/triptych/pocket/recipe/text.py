@@ -26,28 +26,36 @@ from triptych.pocket.prompts import (
     sample_triptych,
     triptych_caption,
 )
-from triptych.pocket.recipe.state import Log, set_learning_rate
+from triptych.pocket.recipe.state import Log, autocast, set_learning_rate
 from triptych.pocket.world import (
     BACKGROUNDS,
     COLOURS,
+    FACINGS,
+    GROWN,
     HAIRS,
     HAIRSTYLES,
     PATTERNS,
+    PRINTS,
     TYPES,
     VIEWS,
     sample_garment,
+    sample_printed,
     sample_scene,
 )
 
 STEPS, BATCH, LEARNING_RATE, SEED, WIDTH = 600, 96, 2e-3, 21, 128
-SINGLE_LENGTH, TRIPTYCH_LENGTH = 20, 56
+SINGLE_LENGTH, TRIPTYCH_LENGTH = 24, 56
 """T5 tokens of a single panel's and of a triptych's prompt (``max_sequence_length``)."""
+PRINTED = 0.2
+"""Part of the captions whose garment has a back print for certain."""
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "view": VIEWS,
     "type": TYPES,
     "colour": tuple(COLOURS),
     "pattern": PATTERNS,
     "colour2": tuple(COLOURS),
+    "print": PRINTS,
+    "facing": FACINGS,
     "hair": tuple(HAIRS),
     "hairstyle": HAIRSTYLES,
     "background": tuple(BACKGROUNDS),
@@ -57,15 +65,21 @@ KINDS = ("single", *BOARD_SUMMARIES, "one item")
 
 def sample_caption(rng: random.Random) -> Caption:
     """Draw a caption of any kind; the only stage that reads the triptych summary."""
-    chance = rng.random()
+    chance, prints, behind = rng.random(), GROWN.print_share, GROWN.behind_share
     if chance < 0.3:
-        garment, scene = sample_garment(rng), sample_scene(rng, rng.choice(VIEWS))
-        return panel_caption(garment, scene, rng, named=rng.random() < 0.85)
+        garment = sample_printed(rng) if rng.random() < PRINTED else sample_garment(rng, print_share=prints)
+        scene = sample_scene(rng, rng.choice(VIEWS), behind_share=behind)
+        return panel_caption(garment, scene, rng, named=rng.random() < 0.85, varied=True)
     if chance < 0.8:
         kind = rng.choice(tuple(BOARD_SUMMARIES))
-        return board_caption(sample_board(rng, kind), kind, rng, silent=0.35, one_named=0.4)
-    garment, scenes = sample_triptych(rng)
-    return triptych_caption(garment, scenes, rng, named=rng.random() < 0.5, details=rng.choice((0.6, 1.0)))
+        board = sample_board(rng, kind, print_share=PRINTED, behind_share=behind)
+        return board_caption(board, kind, rng, silent=0.35, one_named=0.4, varied=True)
+    garment, scenes = sample_triptych(rng, GROWN)
+    if rng.random() < PRINTED:
+        garment = sample_printed(rng)
+    # half of them in the house's own words, as captions on disk have them
+    named, varied, details = rng.random() < 0.5, rng.random() < 0.5, rng.choice((0.6, 1.0))
+    return triptych_caption(garment, scenes, rng, named=named, details=details, varied=varied)
 
 
 def make_tokenizers(folder: Path) -> None:
@@ -192,7 +206,7 @@ def train_text(folder: Path, steps: int = STEPS) -> None:
         set_learning_rate(optimizer, LEARNING_RATE * min(1, (step + 1) / 60) * decay)
         captions = [sample_caption(rng) for _ in range(BATCH)]
         labels = _labels(captions)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             states, pooled = encoders([caption.text for caption in captions], TRIPTYCH_LENGTH)
         answers = reader(states.float(), pooled.float())
         pairs = [pair for logits in answers for pair in zip(logits, labels, strict=True)]

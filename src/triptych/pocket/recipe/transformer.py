@@ -22,6 +22,7 @@ from triptych.pocket.recipe.bank import Bank
 from triptych.pocket.recipe.flux import SHIFT, new_transformer, pack, velocity
 from triptych.pocket.recipe.state import (
     Log,
+    autocast,
     load_tensors,
     optimizer_tensors,
     restore_optimizer,
@@ -49,16 +50,19 @@ def learning_rate_factor(step: int, decay_start: int | None) -> float:
     return 0.0 if part >= 1 else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part))
 
 
-def sample_batch(bank: Bank, name: str, rng: random.Random) -> tuple[list[str], torch.Tensor]:
-    """Draw prompts and latents_BCHW."""
-    prompts, latents = [], []
-    for _ in range(BATCH[name]):
+def sample_batch(bank: Bank, name: str, rng: random.Random, related: bool = True) -> tuple[list[str], torch.Tensor]:
+    """Draw prompts and latents_BCHW; without ``related`` boards only those of independent items."""
+    prompts: list[str] = []
+    latents: list[torch.Tensor] = []
+    while len(prompts) < BATCH[name]:
         index = rng.randrange(len(bank.entries[name]))
         kind, panels = bank.entries[name][index]
+        if not related and kind in ("matching", "copy"):
+            continue
         if kind == "single":
-            caption = panel_caption(*panels[0], rng, named=rng.random() < 0.85)
+            caption = panel_caption(*panels[0], rng, named=rng.random() < 0.85, varied=True)
         else:
-            caption = board_caption(panels, kind, rng, silent=SILENT, one_named=ONE_NAMED)
+            caption = board_caption(panels, kind, rng, silent=SILENT, one_named=ONE_NAMED, varied=True)
         prompts.append("" if rng.random() < EMPTY_PROMPTS else caption.text)
         latents.append(bank.latents[name][index])
     return prompts, torch.stack(latents).float()
@@ -73,7 +77,7 @@ def flow_loss(
     t = torch.sigmoid(torch.randn(len(data), generator=noise))
     t = SHIFT * t / (1 + (SHIFT - 1) * t)
     mixed = (1 - t[:, None, None]) * data + t[:, None, None] * epsilon
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         predicted = velocity(model, mixed, t, text)
     return F.mse_loss(predicted.float(), epsilon - data)
 
@@ -81,11 +85,14 @@ def flow_loss(
 class Training:
     """Parameters, optimizer, moving average and position of the run; all of it in one safetensors file."""
 
-    def __init__(self, folder: Path) -> None:
-        """Start, or go on from the last state."""
+    def __init__(self, folder: Path, start_from: Path | None = None) -> None:
+        """Start from nothing or from a pipeline's transformer, or go on from the last state."""
         torch.manual_seed(SEED)
         self.path = folder / "transformer.state.safetensors"
         self.model = new_transformer()
+        if start_from is not None and not self.path.exists():
+            shipped = FluxTransformer2DModel.from_pretrained(start_from, subfolder="transformer", local_files_only=True)
+            self.model.load_state_dict(shipped.state_dict())
         self.parameters = list(self.model.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -125,11 +132,13 @@ def averaged_transformer(folder: Path) -> FluxTransformer2DModel:
     return model.eval().requires_grad_(False)
 
 
-def train_transformer(folder: Path, steps: int = STEPS, compile_model: bool = True) -> None:
-    """Train until the decay is over; ends by writing ``transformer.done``."""
+def train_transformer(
+    folder: Path, steps: int = STEPS, compile_model: bool = True, start_from: Path | None = None, related: bool = True
+) -> None:
+    """Train until the decay is over; ends by writing ``transformer.done``. Without ``related`` boards: the ablation."""
     if (folder / "transformer.done").exists():
         return
-    bank, encoders, run = Bank(folder), TextEncoders.trained(folder), Training(folder)
+    bank, encoders, run = Bank(folder), TextEncoders.trained(folder), Training(folder, start_from)
     log = Log(folder, "transformer")
     model: Any = torch.compile(run.model, dynamic=False) if compile_model else run.model
     lengths = {"singles": SINGLE_LENGTH, "boards": TRIPTYCH_LENGTH}
@@ -149,8 +158,8 @@ def train_transformer(folder: Path, steps: int = STEPS, compile_model: bool = Tr
         share = BOARD_SHARE[0] + (BOARD_SHARE[1] - BOARD_SHARE[0]) * min(1.0, run.step / BOARD_SHARE_STEPS)
         name = "boards" if rng.random() < share else "singles"
         started = time.monotonic()
-        prompts, latents = sample_batch(bank, name, rng)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        prompts, latents = sample_batch(bank, name, rng, related)
+        with torch.no_grad(), autocast():
             text = encoders(prompts, lengths[name])
         loss = flow_loss(model, latents, text, noise)
         loss.backward()

@@ -1,0 +1,77 @@
+"""The measure of the rendered world: the judge's verdicts, their intervals, and the verb that makes them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from triptych.cli import main
+from triptych.errors import ConfigError
+from triptych.pocket.measure import Share, colour_distance, held_out_items, outline, summary_of, verdicts
+from triptych.pocket.world import COLOURS, GROWN, Garment
+from triptych.stages.evaluate import EvaluateConfig, evaluate
+
+
+def test_true_pictures_pass_and_others_do_not() -> None:
+    items = held_out_items(40, seed=1)
+    truth = summary_of(verdicts([item.worn for item in items], items))
+    assert all(truth[name]["share"] >= 0.95 for name in ("type", "colour", "pattern", "named"))
+    swapped = [item.view(2, recoloured(item.garment)).image for item in items]
+    wrong = verdicts(swapped, items)
+    assert sum(wrong["colour"]) <= 2, "another colour is seen"
+    assert sum(wrong["hair"]) >= 38, "what stayed is seen too"
+    assert colour_distance([item.worn for item in items], items) < 1 < 20 < colour_distance(swapped, items)
+
+
+def recoloured(garment: Garment) -> Garment:
+    others = [colour for colour in COLOURS if colour not in (garment.colour, garment.colour2)]
+    return replace(garment, colour=others[0])
+
+
+def test_items_are_held_out_and_follow_from_the_seed() -> None:
+    items = held_out_items(30, seed=5, world=GROWN)
+    assert all(item.garment.held_out and item.scenes[2].held_out for item in items)
+    assert [item.garment for item in held_out_items(30, seed=5, world=GROWN)] == [item.garment for item in items]
+    assert {item.scenes[2].facing for item in items} == {"front", "behind"}
+    assert all(item.other().colour != item.garment.colour and not item.other().held_out for item in items)
+    words = " ".join(item.prompt for item in items).replace(",", "").split()
+    assert not {"stripes", "dots", "check", "plain", "print"} & set(words), "captions are silent about the look"
+
+
+@pytest.mark.parametrize(("hits", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (285, 300, 0.9191, 0.9694)])
+def test_the_interval_is_wilsons(hits: int, n: int, low: float, high: float) -> None:
+    assert Share(hits, n).interval == pytest.approx((low, high), abs=5e-4)  # tabulated values
+
+
+def test_the_polygon_holds_the_garment() -> None:
+    from triptych.masks import polygon_mask
+
+    for item in held_out_items(6, seed=2):
+        worn = np.asarray(item.view(2).mask) > 127
+        inside = polygon_mask([outline(worn, margin=6)], item.worn.size) > 0.5
+        assert inside[worn].mean() > 0.99
+        assert inside.mean() < 0.7
+
+
+def test_evaluate_measures_base_and_lora_on_the_same_items_and_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--pocket", "--items", "4", "--mode", "both", "--num-inference-steps", "2", "--work", str(tmp_path), "--json"]
+    assert main(words) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert {"generate/base", "tryon/base", "ceiling"} <= set(summary)
+    results = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert results["generate/base"]["colour"]["n"] == 4
+    assert results["tryon/base"]["outside"] == 0, "pixels outside the polygon are the photo's own"
+    assert results["ceiling"]["colour"]["share"] >= 0.75
+    for name in ("generate.png", "tryon.png"):
+        assert (tmp_path / "evaluation" / name).stat().st_size > 2000
+    run = evaluate(EvaluateConfig(pocket=True, items=4, mode="both", num_inference_steps=2, work=tmp_path))
+    assert {event.status for event in run} == {"kept"}
+
+
+def test_of_photos_no_truth_is_known(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rendered world only"):
+        evaluate(EvaluateConfig(work=tmp_path))
