@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +36,9 @@ OPTIONS: dict[str, Any] = {
     "gradient_checkpointing": False,
     "checkpoints_total_limit": 1,
 }
+
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
 
 
 class Stopped(BaseException):
@@ -207,3 +212,62 @@ def test_two_processes_make_the_lora_of_one_and_resume(tmp_path: Path, tiny_flux
     assert same_lora(two, killed)
     with pytest.raises(WorkError, match="processes"):
         train(config(two, tiny_flux, **halves))
+
+
+@pytest.mark.parametrize("launch", ["two-cards", "fsdp"])
+def test_accelerate_launches_two_processes_that_compute_what_one_does(tmp_path: Path, tiny_flux: Path, whole: Path, launch: str) -> None:
+    """Both configs that ship, on gloo: whole frozen models, and FSDP2 with a part of it in each process."""
+    options = {**OPTIONS, "gradient_accumulation_steps": 1, "num_validation_triptychs": 1, "num_validation_images": 1, "max_train_steps": 3}
+    one, two = tmp_path / "one", tmp_path / "two"
+    for work in (one, two):
+        shutil.copytree(whole / "embeddings", work / "embeddings")
+    train(config(one, tiny_flux, **{**options, "gradient_accumulation_steps": 2})).finish()
+    settings = config(two, tiny_flux, validation_steps=2, **options).model_dump(mode="json", exclude_defaults=True)
+    (two / "triptych.yaml").write_text(json.dumps({"train": settings}))  # JSON is YAML
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    launcher = [accelerate, "launch", "--config_file", str(CONFIGS / f"{launch}.yaml"), "--main_process_port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_LOG_LEVEL": "error"}
+    done = subprocess.run(
+        [*launcher, "-m", "triptych", "train", "--config", str(two / "triptych.yaml")],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("train_steps: 3") == 1, "one of the processes talks"
+    for alone, both in zip(rows_of(one), rows_of(two), strict=True):
+        names = {name for name in alone if name.startswith(("loss", "grad_norm"))}
+        assert all(abs(alone[name] - both[name]) <= 1e-5 * max(1.0, abs(alone[name])) for name in names)
+    assert list((two / "lora" / "samples").glob("*.png"))
+
+
+def test_a_sharded_base_lies_half_in_each_process(tmp_path: Path, tiny_flux: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [PROCESSES.Process(target=held_by_one, args=(rank, port, str(tiny_flux), str(tmp_path))) for rank in range(2)]
+    for process in started:
+        process.start()
+    finish(started)
+    whole, parts = json.loads((tmp_path / "0.json").read_text())[0], [json.loads((tmp_path / f"{n}.json").read_text())[1] for n in range(2)]
+    assert sum(parts) == whole
+    assert max(parts) <= 0.55 * whole
+
+
+def held_by_one(rank: int, port: int, model: str, out: str) -> None:
+    """Numbers of a tiny model's frozen block weights: in all, and in this process after sharding."""
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    from torch.distributed.tensor import DTensor
+
+    from triptych.backbones.registry import load_backbone
+    from triptych.lora import add_lora
+    from triptych.training import distributed
+
+    backbone = load_backbone(model, "cpu", "fp32")
+    distributed.join(backbone.device)
+    transformer = backbone.load_transformer()
+    trained = add_lora(transformer, backbone.lora_targets, 4, 4, 0.0, 0)
+    before = sum(p.numel() for n, p in transformer.named_parameters() if "blocks" in n and not p.requires_grad)
+    distributed.shard(transformer, trained, backbone.device)
+    here = [p.to_local().numel() for p in transformer.parameters() if isinstance(p, DTensor)]
+    assert not any(isinstance(p, DTensor) for p in trained)
+    (Path(out) / f"{rank}.json").write_text(json.dumps([before, sum(here)]))
+    distributed.leave()

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from triptych import flow
 from triptych.backbones.registry import load_backbone
@@ -170,6 +172,41 @@ def test_nothing_outside_the_learned_part_has_a_gradient(work: Path, tiny_flux: 
     assert predicted.grad is not None
     assert (predicted.grad[..., :4] == 0).all()
     assert (predicted.grad[..., 4:] != 0).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_noise_levels_share_one_reading_and_learn_the_same(work: Path, tiny: Path, batch_size: int) -> None:
+    """Three levels at once: the losses and gradients of three batches, each with a reading of its own."""
+    options = config(work, tiny, context="clean", noise_levels=3, batch_size=batch_size)
+    write_records(work, [f"id-{n}" for n in range(1, 5)], tiny)
+    backbone, data = load_backbone(str(tiny), "cpu", "fp32"), training_set(work, options)
+    transformer = backbone.load_transformer()
+    parameters = add_lora(transformer, backbone.lora_targets, 4, 4, 0.0, 0)
+    torch.manual_seed(0)
+    for parameter in parameters:
+        nn.init.normal_(parameter, std=0.05)
+    reads = []
+    monkey = type(backbone).read
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        reads.append(len(arguments[1]))
+        return monkey(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(backbone), "read", counted)
+        batch = data.draw(backbone, 5, 0, 1)
+        assert len(batch.t_B) == 3 * batch_size and len(set(batch.t_B.tolist())) == 3 * batch_size
+        together = losses_of(options, backbone, transformer, batch).sample_B
+    assert reads == [batch_size]
+    gradients = torch.autograd.grad(together.mean(), parameters)
+    parts = []
+    for level in range(3):
+        rows_of = {name: getattr(batch, name)[level::3] for name in ("clean_BCHW", "noise_BCHW", "t_B", "learned_BHW")}
+        alone = replace(batch, **rows_of, text={name: value[level::3] for name, value in batch.text.items()}, levels=1)
+        parts.append(losses_of(options, backbone, transformer, alone).sample_B)
+    assert torch.allclose(together, torch.stack(parts, 1).flatten(), rtol=1e-5, atol=1e-6)
+    separate = torch.autograd.grad(torch.stack(parts).mean(), parameters)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(gradients, separate, strict=True))
 
 
 def test_the_log_has_the_loss_by_panel_and_noise_level(work: Path, tiny_flux: Path) -> None:
@@ -425,6 +462,7 @@ def test_every_optimizers_state_survives_a_checkpoint(
         ({"panel_weights": {"side": 1.0}}, "'side: 1' has no meaning"),
         ({"panel_weights": {"worn": -1.0}}, "'worn: -1' has no meaning"),
         ({"panel_weights": {"worn": 0.0}, "context": "clean"}, "weight 0"),
+        ({"noise_levels": 4}, "noisy context nothing is read"),
         ({"early_stopping_patience": 2, "num_validation_triptychs": 1}, "nothing is validated"),
         ({"optimizer": "prodigy", "learning_rate": 1e-4}, "0.0001 would learn nothing"),
     ],

@@ -26,6 +26,9 @@ from triptych.errors import TriptychError
 from triptych.stages import GROUPS, STAGES, Stage
 from triptych.store import Run
 
+_FIRST = os.environ.get("RANK", "0") == "0"
+"""Of several processes that do one training, the first one talks."""
+
 Flags = Annotated[bool, Parameter(negative=())]
 ConfigFiles = Annotated[list[Path] | None, Parameter(name=["--config", "-c"], negative=(), consume_multiple=False)]
 
@@ -120,8 +123,10 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
         """
         options = options or model()
         run = function(options, data) if stage.name == "run" else function(options)
+        show.quiet = not _FIRST
         summary = follow(run, show)
-        _print_summary(summary, as_json=json)
+        if _FIRST:
+            _print_summary(summary, as_json=json)
         return 0
 
     command.__annotations__["options"] = Annotated[model | None, Parameter(name="*")]

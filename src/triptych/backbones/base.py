@@ -34,6 +34,16 @@ class Context:
     kept: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """By attention processor."""
 
+    def repeated(self, times: int) -> Context:
+        """The same for a batch in which every sample stands so many times in a row; of one sample nothing is copied."""
+        if times == 1:
+            return self
+
+        def repeat(kept: Tensor) -> Tensor:
+            return kept.expand(times, *kept.shape[1:]) if len(kept) == 1 else kept.repeat_interleave(times, 0)
+
+        return Context({layer: (repeat(key), repeat(value)) for layer, (key, value) in self.kept.items()})
+
 
 @dataclass(frozen=True)
 class Window:

@@ -126,7 +126,7 @@ STAGES: tuple[Stage, ...] = (
         "demo",
         "triptych.demo",
         "DemoConfig",
-        "Everything on the embedded pocket model, with a report.",
+        "Everything on the embedded model, with a report.",
         "triptych demo --out demo",
     ),
     Stage(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,14 @@ def train(config: TrainConfig) -> Run:
 
 
 def _steps(config: TrainConfig, backbone: Backbone, data: TrainingSet, folder: Path, summary: dict[str, Any]) -> Iterator[Event]:
-    transformer = backbone.load_transformer()
+    sharded = distributed.wants_sharding(config.shard_base)
+    where = replace(backbone, device=torch.device("cpu")) if sharded else backbone  # the whole of it may fit into no card
+    transformer = where.load_transformer()
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()  # type: ignore[operator]
     parameters = add_lora(transformer, backbone.lora_targets, config.rank, config.alpha, config.lora_dropout, config.seed)
+    if sharded:
+        distributed.shard(transformer, parameters, backbone.device)
     patience = config.early_stopping_patience
     state = TrainState(transformer, parameters, make_optimizer(config, parameters), keep_best=bool(patience))
     state.restore(folder / "checkpoints")
@@ -112,9 +117,10 @@ def _steps(config: TrainConfig, backbone: Backbone, data: TrainingSet, folder: P
             with state.averaged():
                 if data.held_out:
                     row |= validation_loss(config, backbone, transformer, data)
-                if writes and config.num_validation_images:
+                if config.num_validation_images and (writes or sharded):  # a sharded model runs on all or not at all
                     sheet = validation_pictures(config, backbone, transformer, data)
-                    save_png(sheet, folder / "samples" / f"step-{state.step:06d}.png")
+                    if writes:
+                        save_png(sheet, folder / "samples" / f"step-{state.step:06d}.png")
         if "validation/loss" in row:
             loss = distributed.first(row["validation/loss"], backbone.device)
             if not math.isfinite(loss):

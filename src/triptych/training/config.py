@@ -60,6 +60,8 @@ class TrainConfig(StageConfig):
     """Clean context: the LoRA also adapts how known panels are read. Slower: the reading is then part of the backward pass."""
     context_dropout: float = Field(default=0.1, ge=0, le=1)
     """Clean context: share of batches without product panels, so that sampling can be guided by them."""
+    noise_levels: int = Field(default=1, ge=1, le=64)
+    """Clean context: noise levels learned at once of each triptych; its known panels are read only once for all of them."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     """Moving average of the LoRA; it is what gets saved and shown. 0 turns it off."""
     guidance_scale: float = 1.0
@@ -84,6 +86,9 @@ class TrainConfig(StageConfig):
     """Where TensorBoard files go, if not in the LoRA folder."""
     tracker_name: str = "triptych"
     """Name of the run in TensorBoard."""
+    shard_base: bool = False
+    """Several processes: each keeps only its part of the frozen model and gathers a block while it runs (FSDP). Slower, for
+    cards that cannot hold the whole of it."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 …"""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
@@ -94,7 +99,7 @@ class TrainConfig(StageConfig):
 _FREE = {
     *StageConfig.model_fields,
     *("checkpointing_steps", "checkpoints_total_limit", "num_validation_images"),
-    *("logging_dir", "tracker_name", "device", "gradient_checkpointing", "loss_masks"),
+    *("logging_dir", "tracker_name", "device", "gradient_checkpointing", "loss_masks", "shard_base"),
 }
 
 
@@ -119,6 +124,9 @@ def check(config: TrainConfig, roles: Sequence[str]) -> None:
     learned = roles[-1:] if config.context == "clean" else roles
     if not any(config.panel_weights.get(role, 1.0) for role in learned):
         raise ConfigError("All panels that would be learned have weight 0.", f"Give one of {', '.join(learned)} a --panel-weights above 0.")
+    if config.noise_levels > 1 and config.context != "clean":
+        hint = "Give --context clean, or a larger --batch-size."
+        raise ConfigError("Several noise levels share the reading of clean panels, and with noisy context nothing is read.", hint)
     if config.early_stopping_patience and not (config.validation_steps and config.num_validation_triptychs):
         hint = "Give --num-validation-triptychs and --validation-steps, or leave --early-stopping-patience at 0."
         raise ConfigError("Stopping early needs a validation loss, and nothing is validated.", hint)

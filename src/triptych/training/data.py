@@ -31,6 +31,7 @@ from triptych.training.config import TrainConfig
 class Batch:
     """Triptychs of one layout, noise and noise levels for them, and what is to be learned.
 
+    Each triptych stands there `levels` times in a row, each time with noise and a noise level of its own.
     clean_BCHW, noise_BCHW: latents. t_B: noise levels in [0, 1]. learned_BHW: how much each latent's error counts, in
     [0, 1]. active: (rows, columns) bool on the token grid, the tokens that are run with clean context; None with noisy
     context. within: likewise, where known tokens are read; None everywhere. empty: text of one empty prompt.
@@ -45,6 +46,7 @@ class Batch:
     learned_BHW: Tensor
     active: Tensor | None = None
     within: Tensor | None = None
+    levels: int = 1
 
     def tokens(self, stride: int) -> int:
         """Tokens of all canvases, known ones included."""
@@ -95,12 +97,15 @@ class TrainingSet:
             id = ids[place]
             record = self.records[id]
             generator = flow.generator_for(config.seed, "sample", step, place, id)
-            clean.append(record.draw(generator))
-            noise.append(torch.randn(clean[-1].shape, generator=generator))
-            times.append(draw_time(config, backbone, record.layout, generator))
-            dropped = float(torch.rand((), generator=generator)) < config.caption_dropout
-            texts.append(self.records.empty if dropped else record.text)
-        batch = self._batch(backbone, ids[number * size : (number + 1) * size], clean, noise, times, texts)
+            latents = record.draw(generator)
+            for _ in range(config.noise_levels):
+                clean.append(latents)
+                noise.append(torch.randn(latents.shape, generator=generator))
+                times.append(draw_time(config, backbone, record.layout, generator))
+                dropped = float(torch.rand((), generator=generator)) < config.caption_dropout
+                texts.append(self.records.empty if dropped else record.text)
+        shown = [id for id in ids[number * size : (number + 1) * size] for _ in range(config.noise_levels)]
+        batch = replace(self._batch(backbone, shown, clean, noise, times, texts), levels=config.noise_levels)
         if config.context == "noisy":
             return batch
         generator = flow.generator_for(config.seed, "window", step, number)

@@ -5,7 +5,7 @@ Legend: B batch, C channels, H and W latent rows and columns, P panels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,10 @@ def losses_of(config: TrainConfig, backbone: Backbone, transformer: nn.Module, b
     window, learned_BHW = None, batch.learned_BHW
     with backbone.autocast():
         if batch.active is not None:
-            window = read_window(backbone, transformer, batch.clean_BCHW, batch.active, batch.empty, config.context_lora, batch.within)
+            once_BCHW = batch.clean_BCHW[:: batch.levels]
+            window = read_window(backbone, transformer, once_BCHW, batch.active, batch.empty, config.context_lora, batch.within)
+            if window.context is not None:
+                window = replace(window, context=window.context.repeated(batch.levels))
             rows, columns = (size // cells for size, cells in zip(learned_BHW.shape[1:], batch.active.shape, strict=True))
             learned_BHW = learned_BHW * batch.active.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
         predicted = backbone.velocity(transformer, latents_BCHW, batch.t_B, batch.text, config.guidance_scale, window)
