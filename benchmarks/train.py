@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
-from flux_like import FULL, QUICK, Size, flux_like, matmul_peak, peak_memory
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from flux_like import FULL, QUICK, Size, flux_like, matmul_peak, peak_memory
 from triptych.backbones.base import Backbone
 from triptych.embeddings import EMPTY, EmbeddingFolder, EmbeddingRecord, save_record, save_text
 from triptych.inference import Models

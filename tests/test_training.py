@@ -463,6 +463,7 @@ def test_every_optimizers_state_survives_a_checkpoint(
         ({"panel_weights": {"worn": -1.0}}, "'worn: -1' has no meaning"),
         ({"panel_weights": {"worn": 0.0}, "context": "clean"}, "weight 0"),
         ({"noise_levels": 4}, "noisy context nothing is read"),
+        ({"shard_base": True, "quantize": "int8"}, "neither quantised nor swapped"),
         ({"early_stopping_patience": 2, "num_validation_triptychs": 1}, "nothing is validated"),
         ({"optimizer": "prodigy", "learning_rate": 1e-4}, "0.0001 would learn nothing"),
     ],

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from triptych import flow, masks
 from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window
 from triptych.backbones.registry import load_backbone
+from triptych.backbones.settings import Quantize
 from triptych.embeddings import stack_text
 from triptych.images import from_srgb, to_srgb
 from triptych.lora import load_lora, lora_switched_off
@@ -75,6 +76,8 @@ def load_models(
     lora_scale: float = 1.0,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: Quantize = "none",
+    blocks_to_swap: int = 0,
 ) -> Models:
     """A model (`pocket`, a diffusers folder, a hub id), with a LoRA if given, ready for the given prompts.
 
@@ -83,7 +86,7 @@ def load_models(
     Raises:
         ModelError: see `load_backbone` and `load_lora`.
     """
-    backbone = load_backbone(model, device, dtype)
+    backbone = load_backbone(model, device, dtype, quantize, blocks_to_swap)
     texts = encode_texts(backbone.load_text_encoder(), prompts, backbone.settings.max_sequence_length)
     if backbone.device.type == "cuda":
         torch.cuda.empty_cache()

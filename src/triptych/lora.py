@@ -48,10 +48,17 @@ def add_lora(transformer: nn.Module, suffixes: Sequence[str], rank: int, alpha: 
         torch.manual_seed(seed)
         inject_adapter_in_model(config, transformer, ADAPTER)
     parameters = [p for name, p in transformer.named_parameters() if "lora_" in name]
+    device = _base(transformer).device
     for parameter in parameters:
-        parameter.data = parameter.data.float()
+        parameter.data = parameter.data.to(device, torch.float32)
         parameter.requires_grad_(True)
     return parameters
+
+
+def _base(transformer: nn.Module) -> nn.Parameter:
+    """A parameter of the base model that shows its device and dtype: one outside the blocks, which may lie in RAM or be
+    quantised."""
+    return next(p for name, p in transformer.named_parameters() if "lora_" not in name and "blocks." not in name)
 
 
 def lora_state(transformer: nn.Module) -> dict[str, Tensor]:
@@ -282,10 +289,10 @@ def load_lora(transformer: nn.Module, path: Path, scale: float = 1.0) -> dict[st
     config = LoraConfig(r=most, lora_alpha=most, target_modules=only, rank_pattern=pattern, alpha_pattern=pattern)
     inject_adapter_in_model(config, transformer, ADAPTER)
     set_peft_model_state_dict(transformer, state, adapter_name=ADAPTER)
-    dtype = next(p.dtype for name, p in transformer.named_parameters() if "lora_" not in name)
+    base = _base(transformer)
     for module in transformer.modules():
         if isinstance(module, LoraLayer):
             module.set_scale(ADAPTER, scale)
-            module.lora_A[ADAPTER].to(dtype).requires_grad_(False)
-            module.lora_B[ADAPTER].to(dtype).requires_grad_(False)
+            module.lora_A[ADAPTER].to(base.device, base.dtype).requires_grad_(False)
+            module.lora_B[ADAPTER].to(base.device, base.dtype).requires_grad_(False)
     return about

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from triptych.backbones.settings import ModelSettings, model_settings
+from triptych.backbones.settings import ModelSettings, Quantize, model_settings
 from triptych.config import StageConfig
 from triptych.errors import ModelError
 from triptych.images import SETTINGS
@@ -22,6 +22,10 @@ from triptych.panels import PanelLayout
 from triptych.store import sha256_file
 
 log = logging.getLogger(__name__)
+
+
+MODEL_FIELDS = ("model", "lora", "lora_scale", "device", "dtype", "quantize", "blocks_to_swap")
+"""The settings that decide what is loaded, and not what is made with it."""
 
 
 class SamplingConfig(StageConfig):
@@ -55,6 +59,15 @@ class SamplingConfig(StageConfig):
     """auto, cpu, cuda, cuda:1 …"""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the model."""
+    quantize: Quantize = "none"
+    """Weights of the model's blocks: nf4 (4.5 bits) and int8 need the package bitsandbytes, int8-torchao (8.5 bits, a little
+    closer to the full model) torchao. Together in `pip install 'triptych[quantization]'`."""
+    blocks_to_swap: int = Field(default=0, ge=0)
+    """Transformer blocks kept in RAM and moved to the device only while they run: less memory there, more time."""
+
+    def model_source(self) -> dict[str, Any]:
+        """The settings that `load_models` takes."""
+        return {name: getattr(self, name) for name in MODEL_FIELDS}
 
     def layout(self) -> PanelLayout:
         """The panels asked for, else those the LoRA was trained on, else the model's own.
@@ -113,7 +126,8 @@ class PictureConfig(SamplingConfig):
 
     def settings(self, verb: str, seed: int, photos: Mapping[str, Path | None], sampling: Sampling, layout: PanelLayout) -> dict[str, Any]:
         """Everything that decides the pixels: every setting, the model's recommendations put in, and hashes (not paths) of what went in."""
-        hidden = {*StageConfig.model_fields, *photos, "lora", "out", "device", "num_images_per_prompt", "caption", "batch"}
+        not_pixels = {"lora", "out", "device", "blocks_to_swap", "num_images_per_prompt", "caption", "batch"}
+        hidden = {*StageConfig.model_fields, *photos, *not_pixels}
         chosen = {k: v for k, v in self.model_dump(mode="json").items() if k not in hidden}
         chosen |= {k: v for k, v in asdict(sampling).items() if k in chosen}
         chosen |= {"panel_width": layout.width, "panel_height": layout.height, "seed": seed}

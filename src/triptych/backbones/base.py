@@ -18,9 +18,12 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from triptych.backbones.settings import ModelSettings, model_settings, resolve_model
+from triptych.backbones.offload import place
+from triptych.backbones.quantize import load_quantized
+from triptych.backbones.settings import ModelSettings, Quantize, model_settings, resolve_model
 from triptych.errors import ModelError
 
 Text = dict[str, Tensor]
@@ -98,6 +101,10 @@ class Backbone(ABC):
     device: torch.device
     dtype: torch.dtype
     """What the weights are held and the matrix products computed in."""
+    quantize: Quantize = "none"
+    """Format of the transformer's weights, if not `dtype`; see `quantize.py`."""
+    blocks_to_swap: int = 0
+    """How many of the transformer's blocks lie in RAM and come to the device only while they run; see `offload.py`."""
 
     name: ClassVar[str]
     lora_targets: ClassVar[tuple[str, ...]]
@@ -130,11 +137,14 @@ class Backbone(ABC):
             return self.autoencoder_class(self.model, self.device, self.dtype)
 
     def load_transformer(self) -> nn.Module:
-        """Frozen, in eval mode, on the device."""
+        """Frozen, in eval mode, on the device but for the blocks that are swapped."""
         load = {"torch_dtype": self.dtype, "use_safetensors": True}
         with opening(self.model):
-            transformer: nn.Module = self.transformer_class.from_pretrained(self.model, subfolder="transformer", **load)
-            return transformer.to(self.device).eval().requires_grad_(False)
+            if self.quantize == "none":
+                transformer: nn.Module = self.transformer_class.from_pretrained(self.model, subfolder="transformer", **load)
+            else:
+                transformer = load_quantized(self.transformer_class, self.model, self.quantize, self.device, self.dtype)
+            return place(transformer.eval().requires_grad_(False), self.device, self.blocks_to_swap)
 
     @abstractmethod
     def latent_channels(self, transformer: nn.Module) -> int: ...
@@ -199,7 +209,7 @@ def opening(model: str) -> Iterator[None]:
     """Whatever goes wrong while parts of a model are loaded, as one `ModelError`."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         words = (str(error) or repr(error)).splitlines()[0][:200]
         hint = "The folder may be incomplete, the download interrupted, or the memory too small."
         raise ModelError(f"The model {model} cannot be loaded: {words}", hint) from error

@@ -6,8 +6,9 @@ import torch
 
 from triptych.backbones.base import Backbone, default_device, default_dtype
 from triptych.backbones.flux import Flux
+from triptych.backbones.quantize import check_installed
 from triptych.backbones.sd3 import SD3
-from triptych.backbones.settings import model_class, resolve_model
+from triptych.backbones.settings import Quantize, model_class, resolve_model
 from triptych.errors import ModelError
 
 FAMILIES: dict[str, type[Backbone]] = {"FluxPipeline": Flux, "StableDiffusion3Pipeline": SD3}
@@ -15,15 +16,16 @@ FAMILIES: dict[str, type[Backbone]] = {"FluxPipeline": Flux, "StableDiffusion3Pi
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def load_backbone(model: str, device: str = "auto", dtype: str = "auto") -> Backbone:
+def load_backbone(model: str, device: str = "auto", dtype: str = "auto", quantize: Quantize = "none", blocks_to_swap: int = 0) -> Backbone:
     """The backbone for `pocket`, a diffusers folder or a hub id. Loads no weights yet.
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         dtype: `auto` (bf16 where the machine is fast at it), `bf16` or `fp32`.
+        quantize: format of the transformer's weights. blocks_to_swap: how many of its blocks lie in RAM until they run.
 
     Raises:
-        ModelError: an unknown model or a family without a backbone.
+        ModelError: an unknown model, a family without a backbone, or a package for `quantize` that is missing.
     """
     name = model_class(model)
     if name not in FAMILIES:
@@ -34,4 +36,5 @@ def load_backbone(model: str, device: str = "auto", dtype: str = "auto") -> Back
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"The device '{device}' cannot be used here.", "Give auto, cpu or, with a CUDA card, cuda.") from error
     kind = default_dtype(where) if dtype == "auto" else DTYPES[dtype]
-    return FAMILIES[name](resolve_model(model), where, kind)
+    check_installed(quantize)
+    return FAMILIES[name](resolve_model(model), where, kind, quantize, blocks_to_swap)

@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from triptych.errors import ModelError
 from triptych.pocket import checkpoint_path
@@ -14,6 +14,9 @@ from triptych.pocket import checkpoint_path
 log = logging.getLogger(__name__)
 
 SETTINGS_FILE = "triptych.json"
+
+Quantize = Literal["none", "nf4", "int8", "int8-torchao"]
+"""Formats of a transformer's weights; see `quantize.py`."""
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,7 @@ def evaluate(config: EvaluateConfig) -> Run:
                 if results.get(f"{mode}/{name}", {}).get("settings") == key:
                     yield from (Event(name, "kept", mode) for _ in range(per_mode[mode]))
                     continue
-                prompts = [item.prompt for item in items]
-                models = models or load_models(one.model, prompts, one.lora, one.lora_scale, one.device, one.dtype)
+                models = models or load_models(**one.model_source(), prompts=[item.prompt for item in items])
                 sampling = one.sampling(models.backbone.settings, one.strength if mode == "tryon" else 1.0)
                 panels, extra = [], {"outside": 0, "seam": 0.0}
                 for start in range(0, len(items), BATCH):
@@ -93,7 +92,8 @@ def evaluate(config: EvaluateConfig) -> Run:
 
 def _settings(config: EvaluateConfig, mode: str) -> dict[str, Any]:
     """What a measurement follows from."""
-    free = {*StageConfig.model_fields, "mode", "base", "out", "lora", "device", *(() if mode == "tryon" else ("strength",))}
+    free = {*StageConfig.model_fields, "mode", "base", "out", "lora", "device", "blocks_to_swap"}
+    free |= set() if mode == "tryon" else {"strength"}
     settings: dict[str, Any] = {k: v for k, v in config.model_dump(mode="json").items() if k not in free}
     if config.lora is not None:
         settings["lora"] = sha256_file(lora_file(config.lora))

@@ -38,11 +38,12 @@ def train(config: TrainConfig) -> Run:
     """Train a LoRA on the embeddings of `<embeddings>/<backbone>`; leaves `<lora>/pytorch_lora_weights.safetensors`.
 
     Raises:
-        ModelError: the model cannot be opened. ConfigError: settings that contradict each other or the data, or an
-        optimizer that is not installed. InputError: loss masks that cannot be used. WorkError: no embeddings; or the
-        folder holds a training with other settings; or, in the midst of it, a loss that is no longer a number.
+        ModelError: the model cannot be opened, or what quantises it is not installed. ConfigError: settings that contradict each
+        other or the data, or an optimizer that is not installed. InputError: loss masks that cannot be used. WorkError: no
+        embeddings; or the folder holds a training with other settings; or, in the midst of it, a loss that is no longer a number.
     """
-    backbone = load_backbone(config.model, distributed.own_device(config.device), config.dtype)
+    device = distributed.own_device(config.device)
+    backbone = load_backbone(config.model, device, config.dtype, config.quantize, config.blocks_to_swap)
     records = EmbeddingFolder(config.embedding_folder / backbone.name)
     if any(about["model"] != backbone.encoder_fingerprint for about in records.about.values()):
         hint = f"Run `triptych embed --model {config.model}` first."

@@ -34,7 +34,7 @@ def tryon(config: TryonConfig) -> Run:
     job = prepare(config)
     for warning in job.warnings:
         log.warning(warning)
-    models = load_models(config.model, [config.prompt], config.lora, config.lora_scale, config.device, config.dtype)
+    models = load_models(**config.model_source(), prompts=[config.prompt])
     size = list(job.person.image.size)
     summary: dict[str, Any] = {"images": [], "mask": str(config.preview), "size": size}
     summary |= {"feather": config.feather, "strength": config.strength, "warnings": job.warnings}

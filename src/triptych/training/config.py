@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from triptych.backbones.settings import Quantize
 from triptych.config import StageConfig
 from triptych.errors import ConfigError
 
@@ -93,13 +94,18 @@ class TrainConfig(StageConfig):
     """auto, cpu, cuda, cuda:1 …"""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the frozen model and the matrix products; the LoRA is always float32."""
+    quantize: Quantize = "none"
+    """Weights of the model's blocks: nf4 (4.5 bits) and int8 need the package bitsandbytes, int8-torchao (8.5 bits, a little
+    closer to the full model) torchao. Together in `pip install 'triptych[quantization]'`."""
+    blocks_to_swap: int = Field(default=0, ge=0)
+    """Transformer blocks kept in RAM and moved to the device only while they run: less memory there, more time."""
 
 
 # What may change between two runs of one training without changing the LoRA it ends with. Loss masks count by content.
 _FREE = {
     *StageConfig.model_fields,
     *("checkpointing_steps", "checkpoints_total_limit", "num_validation_images"),
-    *("logging_dir", "tracker_name", "device", "gradient_checkpointing", "loss_masks", "shard_base"),
+    *("logging_dir", "tracker_name", "device", "gradient_checkpointing", "blocks_to_swap", "shard_base", "loss_masks"),
 }
 
 
@@ -130,6 +136,12 @@ def check(config: TrainConfig, roles: Sequence[str]) -> None:
     if config.early_stopping_patience and not (config.validation_steps and config.num_validation_triptychs):
         hint = "Give --num-validation-triptychs and --validation-steps, or leave --early-stopping-patience at 0."
         raise ConfigError("Stopping early needs a validation loss, and nothing is validated.", hint)
+    if config.shard_base and (config.blocks_to_swap or config.quantize != "none"):
+        hint = "Give --shard-base alone, or leave it out."
+        raise ConfigError("A base model that is spread over processes is neither quantised nor swapped.", hint)
+    if config.blocks_to_swap and not config.gradient_checkpointing:
+        hint = "Turn --gradient-checkpointing on, or leave --blocks-to-swap at 0."
+        raise ConfigError("Without gradient checkpointing the backward pass keeps every swapped block on the device.", hint)
     if config.optimizer == "prodigy" and config.learning_rate < 0.1:
         hint = "Give --learning-rate 1."
         raise ConfigError(f"With prodigy the learning rate is a factor, and {config.learning_rate:g} would learn nothing.", hint)

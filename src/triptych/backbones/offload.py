@@ -1,0 +1,85 @@
+"""Block swapping: transformer blocks that lie in RAM and are on the device only while they run.
+
+A swapped block's frozen tensors are copied to the device when its forward begins, and the copies are dropped when it ends.
+What autograd kept of a copy lives on until the backward pass; with gradient checkpointing that is of one block at a time,
+because the block's forward then runs again, copies included, just before its backward. LoRA layers are not swapped: they
+are added after this and are small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A tensor of a module: the dictionary that holds it and the name it has there."""
+
+    owner: dict[str, Any]
+    name: str
+    home: Tensor
+
+    def put(self, tensor: Tensor) -> None:
+        # Another object, never `.data` of the same one: autograd may still hold what was there.
+        frozen = nn.Parameter(tensor, requires_grad=False) if isinstance(self.home, nn.Parameter) else tensor
+        self.owner[self.name] = frozen
+
+    def back(self) -> None:
+        self.owner[self.name] = self.home
+
+
+def blocks_of(transformer: nn.Module) -> list[nn.Module]:
+    """All transformer blocks in the order they run in."""
+    lists = [child for name, child in transformer.named_children() if name.endswith("blocks") and isinstance(child, nn.ModuleList)]
+    return [block for blocks in lists for block in blocks]
+
+
+def place(transformer: nn.Module, device: torch.device, blocks_to_swap: int) -> nn.Module:
+    """Move a frozen transformer in RAM to the device, but for its first `blocks_to_swap` blocks (at most all), which from
+    now on come there only while they run. The first, because FLUX's are the larger ones."""
+    swapped = blocks_of(transformer)[:blocks_to_swap]
+    if not swapped:
+        return transformer.to(device)
+    stays = {module for block in swapped for module in block.modules()}
+    for module in transformer.modules():
+        if module not in stays:
+            for slot in _slots(module):
+                slot.put(slot.home.to(device))
+    for block in swapped:
+        _swap(block, device)
+    return transformer
+
+
+def _swap(block: nn.Module, device: torch.device) -> None:
+    if device.type == "cuda":  # what is pinned is copied several times faster
+        for module in block.modules():
+            for slot in _slots(module):
+                slot.put(slot.home.pin_memory())
+    slots = [slot for module in block.modules() for slot in _slots(module)]
+    run = block.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        try:
+            for slot in slots:
+                slot.put(fetch(slot.home, device))
+            return run(*args, **kwargs)
+        finally:
+            for slot in slots:
+                slot.back()
+
+    block.forward = forward
+
+
+def fetch(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, even where that is the RAM it came from."""
+    return tensor.detach().to(device, non_blocking=True, copy=True)
+
+
+def _slots(module: nn.Module) -> list[_Slot]:
+    """The module's own tensors, not its children's."""
+    owners: list[dict[str, Any]] = [module._parameters, module._buffers]
+    return [_Slot(owner, name, tensor) for owner in owners for name, tensor in owner.items() if tensor is not None]
