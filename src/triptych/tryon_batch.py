@@ -26,7 +26,7 @@ from triptych.tryon_job import TryonConfig, check, is_finished, make, prepare
 
 log = logging.getLogger(__name__)
 
-_SHARED = {*StageConfig.model_fields, "batch", "out", "model", "lora", "lora_scale", "device", "dtype"}
+_SHARED = {*StageConfig.model_fields, "batch", "out", "model", "lora", "lora_scale", "device", "dtype", "context_cache_gib"}
 COLUMNS = sorted({"id", *TryonConfig.model_fields} - _SHARED)
 """What a line may set; the model is the same for all."""
 EVENTS: dict[str, Literal["done", "kept", "rejected"]] = {"made": "done", "kept": "kept", "failed": "rejected"}
@@ -152,7 +152,9 @@ def run_batch(config: TryonConfig) -> Run:
         pending = {number: seeds for number, seeds in pending.items() if seeds}
         if pending:
             prompts = [cast(TryonConfig, lines[number].config).prompt for number in pending]
-            models = load_models(config.model, prompts, config.lora, config.lora_scale, config.device, config.dtype)
+            models = load_models(
+                config.model, prompts, config.lora, config.lora_scale, config.device, config.dtype, config.context_cache_gib
+            )
         for number in _by_product(lines, pending):
             line = lines[number]
             job_config = cast(TryonConfig, line.config)
@@ -161,6 +163,8 @@ def run_batch(config: TryonConfig) -> Run:
                 try:
                     job = job or prepare(job_config)
                     make(job, models, seed)
+                    if job.sampling.context == "clean":
+                        summary["context_cache"] = models.contexts.summary()
                     result = Result(line.id, seed, "made", job_config.files(seed)[0].name, " ".join(job.warnings))
                 except Exception as error:
                     result = Result(line.id, seed, "failed", reason=_reason(error))

@@ -41,7 +41,9 @@ def generate(config: GenerateConfig) -> Run:
         front = load_image(config.front)
         products = {"front": front, "back": load_image(config.back) if config.back else front}
     sampling = config.sampling(model_settings(config.model))
-    models = load_models(config.model, [config.prompt], config.lora, config.lora_scale, config.device, config.dtype)
+    models = load_models(
+        config.model, [config.prompt], config.lora, config.lora_scale, config.device, config.dtype, config.context_cache_gib
+    )
     out = config.out or config.work / "generated"
     summary: dict[str, Any] = {"images": [], "panels": list(layout.size), "num_inference_steps": sampling.num_inference_steps}
 

@@ -34,7 +34,9 @@ def tryon(config: TryonConfig) -> Run:
     job = prepare(config)
     for warning in job.warnings:
         log.warning(warning)
-    models = load_models(config.model, [config.prompt], config.lora, config.lora_scale, config.device, config.dtype)
+    models = load_models(
+        config.model, [config.prompt], config.lora, config.lora_scale, config.device, config.dtype, config.context_cache_gib
+    )
     size = list(job.person.image.size)
     summary: dict[str, Any] = {"images": [], "mask": str(config.preview), "size": size}
     summary |= {"feather": config.feather, "strength": config.strength, "warnings": job.warnings}
@@ -47,6 +49,8 @@ def tryon(config: TryonConfig) -> Run:
             image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
             thumbs.append((image, f"seed {seed}"))
             summary["images"].append(str(path))
+            if job.sampling.context == "clean":
+                summary["context_cache"] = models.contexts.summary()
             yield Event(path.name)
         if len(thumbs) > 1:
             packet = xmp.packet("compositeWithTrainedAlgorithmicMedia")

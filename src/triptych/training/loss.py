@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from triptych import flow
 from triptych.backbones.base import Backbone
-from triptych.inference import read_window
+from triptych.clean_context import product_tokens, read_window
 from triptych.panels import PanelLayout
 from triptych.training import distributed
 from triptych.training.config import TrainConfig
@@ -40,7 +40,10 @@ def losses_of(config: TrainConfig, backbone: Backbone, transformer: nn.Module, b
     window, learned_BHW = None, batch.learned_BHW
     with backbone.autocast():
         if batch.active is not None:
-            window = read_window(backbone, transformer, batch.clean_BCHW, batch.active, batch.empty, config.context_lora, batch.within)
+            products = config.context_reading == "products"
+            first = product_tokens(batch.layout, backbone.settings.stride).to(batch.active.device) if products else None
+            about = (batch.clean_BCHW, batch.active, batch.empty, config.context_lora, batch.within, first)
+            window = read_window(backbone, transformer, *about)
             rows, columns = (size // cells for size, cells in zip(learned_BHW.shape[1:], batch.active.shape, strict=True))
             learned_BHW = learned_BHW * batch.active.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
         predicted = backbone.velocity(transformer, latents_BCHW, batch.t_B, batch.text, config.guidance_scale, window)
