@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from triptych import flow
+from triptych import flow, tokens
 from triptych.backbones.base import Backbone, Window
 from triptych.backbones.flux import pack, position_ids
 from triptych.backbones.registry import load_backbone
@@ -284,3 +285,35 @@ def test_active_tokens_cover_every_latent_of_the_mask() -> None:
         drawn = draw_active(layout, 16, torch.Generator().manual_seed(seed))
         assert drawn[:, 4:].any()
         assert not drawn[:, :4].any()
+
+
+def test_compiled_models_meet_few_sizes(tiny: Path) -> None:
+    """The transformer compiles as one graph with its context, and polygons rounded up to one number of tokens share it."""
+    from torch._dynamo.utils import counters
+
+    backbone = load_backbone(str(tiny), "cpu", "fp32")
+    transformer = backbone.load_transformer()
+    layout, generator = PanelLayout(64, 96), torch.Generator().manual_seed(7)
+    words, empty, t = text(1, 1), text(1, 2), torch.tensor([0.6])
+    allowed = layout.mask(layout.roles[-1:], 16)
+    windows, expected, shown = [], [], []
+    for rows in (2, 3, 5):
+        active = np.zeros_like(allowed)
+        active[:rows, 8:10] = True
+        active = torch.from_numpy(tokens.round_up(active, allowed, 8))
+        shown.append(torch.randn(1, 16, 12, 24, generator=generator))
+        with torch.no_grad():
+            windows.append(kept_window(backbone, transformer, shown[-1], active, empty, True, room=int(active.sum()) + 24))
+            expected.append(backbone.velocity(transformer, shown[-1], t, words, 3.5, windows[-1]))
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.no_grad():
+        for block in transformer.transformer_blocks:
+            block.compile(backend="eager", fullgraph=True)
+        graphs = []
+        for latents, window, plain in zip(shown, windows, expected, strict=True):
+            assert (backbone.velocity(transformer, latents, t, words, 3.5, window) - plain).abs().max() < 1e-6
+            graphs.append(counters["stats"]["unique_graphs"])
+    torch._dynamo.reset()
+    assert [int(window.active.sum()) for window in windows] == [8, 8, 16]
+    assert graphs[1] == graphs[0] < graphs[2], "8 and 8 tokens share their graphs, 16 want others"
