@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from triptych import flow, tokens
 from triptych.backbones.base import Backbone, Window
 from triptych.backbones.flux import pack, position_ids
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import ModelSettings
+from triptych.clean_context import kept_window, product_tokens, read_window
 from triptych.inference import active_tokens, load_models, sample_latents
 from triptych.lora import FILE_NAME
 from triptych.panels import PanelLayout
 from triptych.stages.generate import GenerateConfig
 from triptych.stages.train import train
 from triptych.training.data import draw_active
+from triptych.training.loss import losses_of
 
-from .test_train import config, write_records
+from .test_train import config, training_set, write_records
 
 Parts = tuple[Backbone, nn.Module]
 
@@ -40,9 +44,10 @@ def text(batch: int, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def one_pass_flux(transformer, latents, known, t, words, empty, guidance):
+def one_pass_flux(transformer, latents, known, t, words, empty, guidance, first=None):
     """The reference: all tokens in one sequence, each modulated by its own time and pooled vector, known tokens blind to
-    the rest. Written from the model's own layers, block by block, so that it shares no code with the two-pass way."""
+    the rest, and those in `first` to the other known ones too. Written from the model's own layers, block by block, so that
+    it shares no code with the two-pass way."""
     tokens, ids = pack(latents), position_ids(*latents.shape[2:], latents.device)
     count, length = tokens.shape[1], words["prompt_embeds"].shape[1]
     order = torch.cat([known.nonzero().squeeze(1), (~known).nonzero().squeeze(1)])
@@ -61,6 +66,10 @@ def one_pass_flux(transformer, latents, known, t, words, empty, guidance):
     allowed = torch.ones(sequence, sequence, dtype=torch.bool)
     allowed[length : length + kept, :length] = False
     allowed[length : length + kept, length + kept :] = False
+    if first is not None:
+        early = torch.cat([torch.zeros(length, dtype=torch.bool), (known & first)[order]])
+        late = torch.cat([torch.zeros(length, dtype=torch.bool), (known & ~first)[order]])
+        allowed[early[:, None] & late[None]] = False
 
     def mixed(norm, values, first):
         """A modulation norm with `clean` for the known rows and `noisy` for the others; `first` is their first row."""
@@ -88,7 +97,7 @@ def one_pass_flux(transformer, latents, known, t, words, empty, guidance):
     return transformer.proj_out(transformer.norm_out(active, noisy))
 
 
-def one_pass_sd3(transformer, latents, known, t, words, empty, guidance):
+def one_pass_sd3(transformer, latents, known, t, words, empty, guidance, first=None):
     """The same for SD3. Its processor takes no mask, so that the mask is given to the attention itself."""
     length, batch, count = words["prompt_embeds"].shape[1], len(latents), len(known)
     hidden, states = transformer.pos_embed(latents), transformer.context_embedder(words["prompt_embeds"])
@@ -100,6 +109,8 @@ def one_pass_sd3(transformer, latents, known, t, words, empty, guidance):
     rows = known[:, None]
     allowed = torch.ones(count + length, count + length, dtype=torch.bool)  # image first, then text
     allowed[:count][known] = torch.cat([known, torch.zeros(length, dtype=torch.bool)])
+    if first is not None:
+        allowed[:count][known & first] = torch.cat([known & first, torch.zeros(length, dtype=torch.bool)])
     stock = torch.nn.functional.scaled_dot_product_attention
 
     def masked(query, key, value, **options):
@@ -151,6 +162,28 @@ def test_two_passes_equal_one_asymmetric_pass(parts: Parts, share: float) -> Non
     with torch.no_grad():
         alone = backbone.velocity(transformer, latents, torch.full((2,), 0.7), words, 3.5, Window(~known))
     assert (alone - ours).abs().max() > 1e-3, "the context is really read"
+
+
+@pytest.mark.parametrize("with_room", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_products_that_read_only_products_equal_one_pass(parts: Parts, share: float, with_room: bool) -> None:
+    backbone, transformer = parts
+    one_pass, tokens_of = REFERENCES[backbone.name]
+    generator = torch.Generator().manual_seed(5)
+    latents = torch.randn(2, 16, 6, 12, generator=generator)
+    first = product_tokens(PanelLayout(32, 48), 16)
+    active = (torch.rand(3, 6, generator=generator) > share) & ~first
+    active[2, 5], active[0, 4] = True, False
+    words, empty, t = text(2, 1), text(1, 2), torch.full((2,), 0.7)
+    about = (backbone, transformer, latents, active, empty, True)
+    with torch.no_grad():
+        window = kept_window(*about, first=first, room=int(active.sum()) + 24) if with_room else read_window(*about, first=first)
+        made = [backbone.velocity(transformer, latents, t, words, 3.5, window) for _ in range(2)]
+        reference = one_pass(transformer, latents, ~active.flatten(), 0.7, words, empty, 3.5, first.flatten())
+        joint = backbone.velocity(transformer, latents, t, words, 3.5, read_window(*about))
+    assert torch.equal(made[0], made[1]), "a step leaves nothing behind in the room"
+    assert (tokens_of(made[0])[:, active.flatten()] - reference).abs().max() < 1e-5
+    assert (made[0] - joint).abs().max() > 1e-5, "joint reading is something else"
 
 
 def test_installed_processors_change_nothing_without_a_context(parts: Parts) -> None:
@@ -205,6 +238,41 @@ def test_a_stopped_clean_run_resumes_to_the_same_lora(tiny: Path, tmp_path: Path
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)
 
 
+@pytest.mark.parametrize("reading", ["joint", "products"])
+def test_the_lora_says_what_its_products_attended_to(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, reading: str) -> None:
+    write_records(tmp_path, ["id-1", "id-2"], tiny)
+    options = config(tmp_path, tiny, context="clean", max_train_steps=1, context_reading=reading)
+    train(options).finish()
+    chosen = GenerateConfig(model=str(tiny), lora=tmp_path / "lora", prompt="p")
+    assert chosen.sampling(ModelSettings()).context_reading == reading
+    assert not caplog.records
+    other = "joint" if reading == "products" else "products"
+    assert chosen.model_copy(update={"context_reading": other}).sampling(ModelSettings()).context_reading == other
+    assert f"trained with the context reading '{reading}'" in caplog.text
+
+
+def test_training_reads_as_sampling_does(parts: Parts, tiny: Path, tmp_path: Path) -> None:
+    """With a part of the person known the two readings differ, and training's loss is that of sampling's velocity."""
+    backbone, transformer = parts
+    write_records(tmp_path, ["id-1", "id-2"], tiny)
+    losses = []
+    for reading in ("joint", "products"):
+        options = config(tmp_path, tiny, context="clean", context_reading=reading)
+        batch = training_set(tmp_path, options).fixed(backbone, "id-1", 0.6)
+        active = torch.zeros(3, 6, dtype=torch.bool)
+        active[:2, 4:] = True
+        first = product_tokens(batch.layout, 16) if reading == "products" else None
+        about = (backbone, transformer, batch.clean_BCHW, active, batch.empty, False)
+        with torch.no_grad():
+            window = kept_window(*about, first=first, room=200)
+            x = flow.interpolate(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
+            error = backbone.velocity(transformer, x, batch.t_B, batch.text, 1.0, window) - (batch.noise_BCHW - batch.clean_BCHW)
+            loss = losses_of(options, backbone, transformer, dataclasses.replace(batch, active=active)).sample_B
+        assert loss.item() == pytest.approx(error[:, :, :4, 8:].square().mean().item(), rel=1e-5)
+        losses.append(loss.item())
+    assert abs(losses[0] - losses[1]) > 1e-7
+
+
 def test_active_tokens_cover_every_latent_of_the_mask() -> None:
     layout = PanelLayout(32, 48)
     mask = torch.zeros(6, 12)
@@ -217,3 +285,35 @@ def test_active_tokens_cover_every_latent_of_the_mask() -> None:
         drawn = draw_active(layout, 16, torch.Generator().manual_seed(seed))
         assert drawn[:, 4:].any()
         assert not drawn[:, :4].any()
+
+
+def test_compiled_models_meet_few_sizes(tiny: Path) -> None:
+    """The transformer compiles as one graph with its context, and polygons rounded up to one number of tokens share it."""
+    from torch._dynamo.utils import counters
+
+    backbone = load_backbone(str(tiny), "cpu", "fp32")
+    transformer = backbone.load_transformer()
+    layout, generator = PanelLayout(64, 96), torch.Generator().manual_seed(7)
+    words, empty, t = text(1, 1), text(1, 2), torch.tensor([0.6])
+    allowed = layout.mask(layout.roles[-1:], 16)
+    windows, expected, shown = [], [], []
+    for rows in (2, 3, 5):
+        active = np.zeros_like(allowed)
+        active[:rows, 8:10] = True
+        active = torch.from_numpy(tokens.round_up(active, allowed, 8))
+        shown.append(torch.randn(1, 16, 12, 24, generator=generator))
+        with torch.no_grad():
+            windows.append(kept_window(backbone, transformer, shown[-1], active, empty, True, room=int(active.sum()) + 24))
+            expected.append(backbone.velocity(transformer, shown[-1], t, words, 3.5, windows[-1]))
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.no_grad():
+        for block in transformer.transformer_blocks:
+            block.compile(backend="eager", fullgraph=True)
+        graphs = []
+        for latents, window, plain in zip(shown, windows, expected, strict=True):
+            assert (backbone.velocity(transformer, latents, t, words, 3.5, window) - plain).abs().max() < 1e-6
+            graphs.append(counters["stats"]["unique_graphs"])
+    torch._dynamo.reset()
+    assert [int(window.active.sum()) for window in windows] == [8, 8, 16]
+    assert graphs[1] == graphs[0] < graphs[2], "8 and 8 tokens share their graphs, 16 want others"

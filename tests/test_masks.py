@@ -13,10 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from triptych import masks
+from triptych import masks, tokens
 from triptych.errors import InputError
 from triptych.masks import Polygons
-from triptych.panels import Box, fit
+from triptych.panels import Box, fit, place
 
 WIDTH, HEIGHT = 48, 64
 
@@ -112,7 +112,7 @@ def test_scale_consistency(polygons: Polygons, scale: int) -> None:
 @settings(max_examples=40, deadline=None)
 def test_latent_cells_never_under_cover(polygons: Polygons, stride: int) -> None:
     mask = draw(polygons)
-    cells = masks.latent_mask(mask, stride)
+    cells = tokens.latent_mask(mask, stride)
     assert cells.shape == (HEIGHT // stride, WIDTH // stride)
     assert cells.dtype == bool
     pixels = np.kron(cells, np.ones((stride, stride), bool))
@@ -228,12 +228,12 @@ def test_crop_box_examples() -> None:
 def test_a_fitted_mask_never_under_covers(polygons: Polygons, width: int, height: int) -> None:
     mask = draw(polygons)
     box = masks.crop_box(mask, width / height, 0.1)
-    panel = masks.fit_mask(mask, box, width, height)
+    panel = tokens.fit_mask(mask, box, width, height)
     assert panel.shape == (height, width)
     assert panel.dtype == np.float32
     assert panel.max() <= 1
     part = mask[box.top : box.bottom, box.left : box.right]
-    left, top, w, h = masks.place((part.shape[1], part.shape[0]), width, height)
+    left, top, w, h = place((part.shape[1], part.shape[0]), width, height)
     for y, x in np.argwhere(part > 0):  # every panel pixel whose area the source pixel overlaps
         x0, x1 = left + math.floor(x * w / part.shape[1] + 1e-9), left + math.ceil((x + 1) * w / part.shape[1] - 1e-9)
         y0, y1 = top + math.floor(y * h / part.shape[0] + 1e-9), top + math.ceil((y + 1) * h / part.shape[0] - 1e-9)
@@ -246,7 +246,7 @@ def test_a_fitted_mask_lies_where_the_fitted_photo_shows_it() -> None:
     mask = np.zeros((300, 200), np.float32)
     mask[100:200, 50:150] = 1
     box = Box(20, 60, 180, 240)
-    panel = masks.fit_mask(mask, box, 64, 96)
+    panel = tokens.fit_mask(mask, box, 64, 96)
     seen = np.asarray(fit(masks.mask_image(mask).crop(box), 64, 96))[..., 0] / 255
     assert np.abs(panel - seen).mean() < 0.02
     assert (panel[seen > 0.6] > 0.6).all()

@@ -5,9 +5,9 @@ Legend: B batch, C channels, H and W latent rows and columns of the whole canvas
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from triptych import flow, masks
+from triptych import flow, masks, tokens
 from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import Quantize
+from triptych.clean_context import ContextCache, ContextReading, kept_window, product_tokens
 from triptych.embeddings import stack_text
 from triptych.images import from_srgb, to_srgb
-from triptych.lora import load_lora, lora_switched_off
+from triptych.lora import load_lora
 from triptych.panels import Box, PanelLayout, concatenate, place, split
 
 OnStep = Callable[[int, int], None]
@@ -45,6 +46,12 @@ class Sampling:
     way, and diffusers'), or clean, read once and attended to, which only a LoRA trained that way understands."""
     context_lora: bool = False
     """Clean context: whether the LoRA also adapts how known tokens are read."""
+    context_reading: ContextReading = "joint"
+    """Clean context: which known tokens the known tokens attend to, see `clean_context`."""
+    drop_background: bool = False
+    """Clean context: leave out tokens of the product panels that show plain background."""
+    token_bucket: int = 1
+    """Clean context: the number of active tokens is rounded up to a multiple of this."""
     context_guidance_scale: float = 1.0
     """Clean context: extrapolate away from a pass without words and without product panels; 1 is off. It takes the place
     of both other guidances: the model is then fed 1, what the LoRA saw in training."""
@@ -63,6 +70,8 @@ class Models:
     autoencoder: Autoencoder
     texts: Mapping[str, Text]
     """Embeddings by prompt; the empty prompt is among them."""
+    contexts: ContextCache = field(default_factory=lambda: ContextCache(0))
+    """What was read of known panels with this transformer and its LoRA as they are."""
 
     def text(self, prompts: Sequence[str]) -> Text:
         """Embeddings of a batch of the prompts that the models were loaded with."""
@@ -78,10 +87,12 @@ def load_models(
     dtype: str = "auto",
     quantize: Quantize = "none",
     blocks_to_swap: int = 0,
+    context_cache_gib: float = 0.0,
 ) -> Models:
     """A model (`pocket`, a diffusers folder, a hub id), with a LoRA if given, ready for the given prompts.
 
-    The text encoders (9.5 GB for FLUX.1-dev) are gone again before the transformer is loaded.
+    The text encoders (9.5 GB for FLUX.1-dev) are gone again before the transformer is loaded. context_cache_gib: memory for
+    keys and values of known panels from one picture to the next.
 
     Raises:
         ModelError: see `load_backbone` and `load_lora`.
@@ -93,7 +104,7 @@ def load_models(
     transformer = backbone.load_transformer()
     if lora is not None:
         load_lora(transformer, lora, lora_scale)
-    return Models(backbone, transformer, backbone.load_autoencoder(), texts)
+    return Models(backbone, transformer, backbone.load_autoencoder(), texts, ContextCache(int(context_cache_gib * 2**30)))
 
 
 def encode_texts(encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int) -> dict[str, Text]:
@@ -127,6 +138,8 @@ def sample_latents(
     known_BCHW: Tensor | None = None,
     repaint_mask: Tensor | None = None,
     on_step: OnStep | None = None,
+    left_out: Tensor | None = None,
+    contexts: ContextCache | None = None,
 ) -> Tensor:
     """Latents of B canvases, one seed each, clean: (B, C, H, W) float32.
 
@@ -136,13 +149,15 @@ def sample_latents(
         known_BCHW: clean latents of the edited canvas. repaint_mask: (H, W), 1 = repaint. Both or neither.
             The run starts from the known canvas noised to `strength`, and whatever is not repainted is put back after
             every step (diffusers' inpainting pipelines compute the same).
+        left_out: (rows, columns) bool on the token grid; clean context: known tokens that nothing attends to.
+        contexts: clean context: keys and values that were kept for this transformer.
     """
     noise = torch.cat([torch.randn((1, *latent_shape), generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
     noise = noise.to(backbone.device)
     stride = backbone.settings.stride
     sides = (layout.width, layout.height) if sampling.time_shift == "panel" else layout.size
-    tokens = (sides[0] // stride) * (sides[1] // stride)
-    levels = flow.from_strength(backbone.sigmas(sampling.num_inference_steps, tokens), sampling.strength)
+    count = (sides[0] // stride) * (sides[1] // stride)
+    levels = flow.from_strength(backbone.sigmas(sampling.num_inference_steps, count), sampling.strength)
 
     window = without_products = None
     fed = sampling.guidance_scale
@@ -160,12 +175,19 @@ def sample_latents(
         clamp = flow.Clamp(known_BCHW.to(noise), noise, repaint_mask.to(noise))
         if sampling.context == "clean":
             assert negative is not None
-            active = active_tokens(repaint_mask, layout, stride).to(backbone.device)
-            window = read_window(backbone, transformer, clamp.known_BCHW, active, negative, sampling.context_lora)
+            worn = layout.mask(layout.roles[-1:], stride)
+            active = active_tokens(repaint_mask, layout, stride)
+            active = torch.from_numpy(tokens.round_up(active.numpy(), worn, sampling.token_bucket)).to(backbone.device)
+            first = product_tokens(layout, stride).to(backbone.device) if sampling.context_reading == "products" else None
+            within = None if left_out is None else ~left_out.to(backbone.device)
+            words = max(states.shape[1] for one in (text, negative) for states in one.values() if states.ndim == 3)
+            room = int(active.sum()) + words
+            about = (backbone, transformer, clamp.known_BCHW, active, negative, sampling.context_lora)
+            window = kept_window(*about, within, first, room=room, cache=contexts)
             if sampling.context_guidance_scale != 1.0:
                 fed = 1.0
-                kept = torch.from_numpy(layout.mask(layout.roles[-1:], stride)).to(backbone.device)
-                without_products = read_window(backbone, transformer, clamp.known_BCHW, active, negative, sampling.context_lora, kept)
+                kept = torch.from_numpy(worn).to(backbone.device)
+                without_products = kept_window(*about, kept, first, room=room, cache=contexts)
     velocity = velocity_with(text, window)
     if without_products is not None and negative is not None:
         velocity = flow.guided(velocity, velocity_with(negative, without_products), sampling.context_guidance_scale)
@@ -181,26 +203,6 @@ def active_tokens(repaint_mask: Tensor, layout: PanelLayout, stride: int) -> Ten
     rows, columns = layout.size[1] // stride, layout.size[0] // stride
     cells = repaint_mask.reshape(rows, repaint_mask.shape[-2] // rows, columns, repaint_mask.shape[-1] // columns)
     return cells.amax((1, 3)) > 0
-
-
-def read_window(
-    backbone: Backbone,
-    transformer: nn.Module,
-    clean_BCHW: Tensor,
-    active: Tensor,
-    empty: Text,
-    with_lora: bool,
-    within: Tensor | None = None,
-) -> Window:
-    """Run the tokens that are not active once, clean, and let the active ones attend to them.
-
-    within: (rows, columns) bool; read only known tokens in there (the worn panel, for a pass without product panels).
-    """
-    known = ~active if within is None else ~active & within
-    if not known.any():
-        return Window(active)
-    with nullcontext() if with_lora else lora_switched_off(transformer):
-        return Window(active, backbone.read(transformer, clean_BCHW, known, {name: value[:1] for name, value in empty.items()}))
 
 
 def generate_triptych(
@@ -231,7 +233,23 @@ def generate_triptych(
     if given[0]:
         known, _ = models.autoencoder.encode(to_pixels(canvases))
         mask = torch.from_numpy(layout.mask(unknown, unit)).float()
-    latents = sample_latents(models.backbone, models.transformer, layout, shape, text, negative, seeds, sampling, known, mask, on_step)
+    # Batched canvases share one set of tokens, so what is left out of one is left out of all: only if each has it as background.
+    left_out = _left_out(canvases, layout, models, sampling) if given[0] else None
+    latents = sample_latents(
+        models.backbone,
+        models.transformer,
+        layout,
+        shape,
+        text,
+        negative,
+        seeds,
+        sampling,
+        known,
+        mask,
+        on_step,
+        left_out,
+        models.contexts,
+    )
     made = to_images(models.autoencoder.decode(latents))
     for canvas, image in zip(canvases, made, strict=True):
         for role in unknown:
@@ -243,6 +261,29 @@ def _panel(given: Mapping[str, Image.Image], role: str, layout: PanelLayout) -> 
     """A known panel. In place of an unknown one, which no repainted latent keeps, a known one: the autoencoder's group
     norms look at the whole canvas, and a grey panel would change the latents of the panels beside it."""
     return given.get(role) or next(iter(given.values()), None) or Image.new("RGB", (layout.width, layout.height), (127, 127, 127))
+
+
+def _left_out(canvases: Sequence[Image.Image], layout: PanelLayout, models: Models, sampling: Sampling) -> Tensor | None:
+    """The tokens of product panels that show background on every canvas, if they are to be left out."""
+    if not sampling.drop_background:
+        return None
+    stride = models.backbone.settings.stride
+    sets = [tokens.background_of(canvas, layout, layout.roles[:-1], stride) for canvas in canvases]
+    return torch.from_numpy(np.logical_and.reduce(sets))
+
+
+def _with_products_alone(known_BCHW: Tensor, canvas: Image.Image, layout: PanelLayout, models: Models) -> Tensor:
+    """The latents of a canvas, those of its product panels as if the first of them stood in place of the person too.
+
+    The autoencoder's group norms look at the whole canvas: product latents change with the person beside them, and what is kept
+    of a product would be good for one person only. `generate` shows the model products on just such a canvas.
+    """
+    alone = canvas.copy()
+    alone.paste(canvas.crop(layout.box(layout.roles[0])), layout.box(layout.roles[-1])[:2])
+    key = hashlib.sha256(f"latents {layout} ".encode() + alone.tobytes()).hexdigest()
+    products = models.contexts.get(key, lambda: models.autoencoder.encode(to_pixels([alone]))[0])
+    worn = torch.from_numpy(layout.mask(layout.roles[-1:], models.autoencoder.stride)).to(known_BCHW.device)
+    return torch.where(worn, known_BCHW, products)
 
 
 @dataclass(frozen=True)
@@ -293,16 +334,18 @@ def try_on(
     crop = Box(0, 0, *person.size) if crop_margin is None else masks.crop_box(mask, layout.width / layout.height, crop_margin)
     photo = person.crop(crop)
     at = place(photo.size, layout.width, layout.height)
-    inside = masks.fit_mask(mask, crop, layout.width, layout.height)
+    inside = tokens.fit_mask(mask, crop, layout.width, layout.height)
     unit = models.autoencoder.stride
     repaint = np.zeros((layout.size[1] // unit, layout.size[0] // unit), dtype=np.float32)
     box = layout.box("worn", unit)
-    repaint[box.top : box.bottom, box.left : box.right] = masks.latent_mask(inside, unit)
+    repaint[box.top : box.bottom, box.left : box.right] = tokens.latent_mask(inside, unit)
 
     shown = photo if start is None else start.convert("RGB").crop(crop)
     pictures = {"front": front, "back": back, "worn": to_srgb(shown, icc_profile)}
     canvas = concatenate([pictures[role] for role in layout.roles], layout)
     known, _ = models.autoencoder.encode(to_pixels([canvas]))
+    if sampling.context == "clean" and sampling.context_reading == "products":
+        known = _with_products_alone(known, canvas, layout, models)
     count = len(seeds)
     text = models.text([prompt] * count)
     negative = models.text([""] * count) if sampling.needs_empty_prompt else None
@@ -318,6 +361,8 @@ def try_on(
         known.expand(count, -1, -1, -1),
         torch.from_numpy(repaint),
         on_step,
+        _left_out([canvas], layout, models, sampling),
+        models.contexts,
     )
     results = []
     for made in to_images(models.autoencoder.decode(latents)):

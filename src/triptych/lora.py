@@ -233,7 +233,7 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
         if "layout" in about:
             layout = PanelLayout.from_dict(about["layout"])
             assert all(isinstance(role, str) for role in layout.roles)
-        if about.get("context", "noisy") not in ("noisy", "clean"):
+        if about.get("context", "noisy") not in ("noisy", "clean") or about.get("context_reading", "joint") not in ("joint", "products"):
             raise ValueError
     except (ValueError, TypeError, KeyError, OverflowError, AssertionError) as error:
         raise ModelError("has metadata that describes no panels", "Save or download the file again.") from error

@@ -1,4 +1,4 @@
-"""Where the photo is repainted: polygon ↔ mask ↔ latent grid. White (1) = repaint, black (0) = keep.
+"""Where the photo is repainted: polygon ↔ mask. White (1) = repaint, black (0) = keep.
 
 A mask is (H, W) float32 in [0, 1] whose values are multiples of 1/255, so that it is the same in memory and in a PNG.
 Polygon corners are (x, y) in pixels of the photo; (0, 0) is the outer corner of the top left pixel, so pixel (column x, row y)
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from triptych.errors import InputError
-from triptych.panels import Box, place
+from triptych.panels import Box
 from triptych.store import write_json
 
 Polygons = list[list[tuple[float, float]]]
@@ -285,17 +285,6 @@ def feather(mask: np.ndarray, pixels: int) -> np.ndarray:
     return result
 
 
-def latent_mask(mask: np.ndarray, stride: int) -> np.ndarray:
-    """(H / stride, W / stride) bool: cells of `stride` × `stride` pixels that hold any pixel above 0, so none is missed.
-
-    `stride` must divide both sides (`PanelLayout.check` sees to it).
-    """
-    height, width = mask.shape
-    assert not height % stride, (mask.shape, stride)
-    assert not width % stride, (mask.shape, stride)
-    return np.asarray((mask > 0).reshape(height // stride, stride, width // stride, stride).any(axis=(1, 3)))
-
-
 def bounds(mask: np.ndarray) -> Box:
     """The smallest box around what is above 0.
 
@@ -333,20 +322,6 @@ def _inside(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
     """Start and length of an interval centred on [start, stop), shifted and if need be cut to lie in [0, limit)."""
     length = min(length, limit)
     return min(max((start + stop - length) // 2, 0), limit - length), length
-
-
-def fit_mask(mask: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
-    """The part of the mask inside `box`, scaled into a panel exactly as `panels.fit` scales the photo: (height, width).
-
-    Padding is 0 (kept). Every panel pixel that a pixel above 0 falls on is above 0.
-    """
-    part = np.ascontiguousarray(mask[box.top : box.bottom, box.left : box.right])
-    left, top, w, h = place((part.shape[1], part.shape[0]), width, height)
-    # One source pixel wider first: a box filter may leave out a pixel whose centre lies right between two panel pixels.
-    scaled = Image.fromarray(grow(part, 1)).resize((w, h), Image.Resampling.BOX)
-    panel = np.zeros((height, width), dtype=np.float32)
-    panel[top : top + h, left : left + w] = _from_bytes(_to_bytes(np.clip(np.asarray(scaled), 0, 1)))
-    return panel
 
 
 # --- mask and photo ---------------------------------------------------------------------------------------------------

@@ -19,20 +19,21 @@ _NEAR = 24  # largest difference of a channel (of 255) that still is the backgro
 _COLOURS, _BANDS = 4, 8
 
 
-def garment_mask(product: Image.Image) -> np.ndarray:
+def garment_mask(product: Image.Image, near: int = _NEAR) -> np.ndarray:
     """Which pixels of a product photo are garment: (H, W) bool.
 
     Background is what has the colour of the picture's border (its median) and is connected with the border; so a white
     print on a shirt in front of white stays garment, and a white shirt in front of white cannot be told apart.
+    near: largest difference of a channel (of 255) that still is the border's colour.
 
     Raises:
         InputError: less than 1 % would be garment.
     """
     pixels = np.asarray(product.convert("RGB")).astype(np.int16)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    near = np.abs(pixels - np.median(border, axis=0)).max(axis=2) <= _NEAR
+    plain = np.abs(pixels - np.median(border, axis=0)).max(axis=2) <= near
     # One ring of background around everything, so that one fill reaches every part of the border.
-    ground = Image.fromarray(np.pad(near, 1, constant_values=True).astype(np.uint8)).copy()  # the array cannot be drawn on
+    ground = Image.fromarray(np.pad(plain, 1, constant_values=True).astype(np.uint8)).copy()  # the array cannot be drawn on
     ImageDraw.floodfill(ground, (0, 0), 2)
     garment = np.asarray(ground)[1:-1, 1:-1] != 2
     if garment.mean() < 0.01:

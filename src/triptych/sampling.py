@@ -24,7 +24,7 @@ from triptych.store import sha256_file
 log = logging.getLogger(__name__)
 
 
-MODEL_FIELDS = ("model", "lora", "lora_scale", "device", "dtype", "quantize", "blocks_to_swap")
+MODEL_FIELDS = ("model", "lora", "lora_scale", "device", "dtype", "quantize", "blocks_to_swap", "context_cache_gib")
 """The settings that decide what is loaded, and not what is made with it."""
 
 
@@ -47,6 +47,15 @@ class SamplingConfig(StageConfig):
     """Which tokens the time shift counts, if the model's depends on them: of one panel, or of the whole canvas as diffusers does."""
     context: Literal["auto", "noisy", "clean"] = "auto"
     """How known panels are shown to the model; auto is what the LoRA was trained for, and noisy without one."""
+    context_reading: Literal["auto", "joint", "products"] = "auto"
+    """Clean context only: what is shown clean attends to all that is (joint), or the product panels attend to each other only
+    (products), so that they are read once for many persons; auto is what the LoRA was trained for, and joint without one."""
+    drop_background: bool = False
+    """Clean context only: leave out the plain background of the product photos. Faster; an approximation."""
+    token_bucket: int = Field(default=1, ge=1, le=4096)
+    """Clean context only: the number of tokens that are run is rounded up to a multiple of this; compiled models then meet few sizes."""
+    context_cache_gib: float = Field(default=4.0, ge=0)
+    """Clean context only: GiB of memory, on the device, for what was read of known panels, from one picture to the next."""
     context_guidance_scale: float | None = Field(default=None, ge=0)
     """Clean context only: guidance on the product photos, in place of the two others (1 is off); by default what the model recommends."""
     panel_width: int | None = Field(default=None, ge=8)
@@ -100,6 +109,10 @@ class SamplingConfig(StageConfig):
         context = trained.get("context", "noisy") if self.context == "auto" else self.context
         if context == "clean" and trained.get("context") != "clean":
             log.warning("Clean context without a LoRA trained for it is an approximation; expect worse pictures.")
+        recorded = trained.get("context_reading", "joint")
+        reading = recorded if self.context_reading == "auto" else self.context_reading
+        if context == trained.get("context") == "clean" and reading != recorded:
+            log.warning("The LoRA was trained with the context reading '%s'; '%s' is an approximation.", recorded, reading)
         return Sampling(
             num_inference_steps=self.num_inference_steps or settings.num_inference_steps,
             guidance_scale=settings.guidance_scale if self.guidance_scale is None else self.guidance_scale,
@@ -108,6 +121,9 @@ class SamplingConfig(StageConfig):
             time_shift=self.time_shift,
             context=context,
             context_lora=bool(trained.get("context_lora", False)),
+            context_reading=reading,
+            drop_background=self.drop_background,
+            token_bucket=self.token_bucket,
             context_guidance_scale=choose(self.context_guidance_scale, settings.context_guidance_scale),
         )
 
@@ -126,7 +142,7 @@ class PictureConfig(SamplingConfig):
 
     def settings(self, verb: str, seed: int, photos: Mapping[str, Path | None], sampling: Sampling, layout: PanelLayout) -> dict[str, Any]:
         """Everything that decides the pixels: every setting, the model's recommendations put in, and hashes (not paths) of what went in."""
-        not_pixels = {"lora", "out", "device", "blocks_to_swap", "num_images_per_prompt", "caption", "batch"}
+        not_pixels = {"lora", "out", "device", "blocks_to_swap", "context_cache_gib", "num_images_per_prompt", "caption", "batch"}
         hidden = {*StageConfig.model_fields, *photos, *not_pixels}
         chosen = {k: v for k, v in self.model_dump(mode="json").items() if k not in hidden}
         chosen |= {k: v for k, v in asdict(sampling).items() if k in chosen}

@@ -162,6 +162,8 @@ def run_batch(config: TryonConfig) -> Run:
                 try:
                     job = job or prepare(job_config)
                     make(job, models, seed)
+                    if job.sampling.context == "clean":
+                        summary["context_cache"] = models.contexts.summary()
                     result = Result(line.id, seed, "made", job_config.files(seed)[0].name, " ".join(job.warnings))
                 except Exception as error:
                     result = Result(line.id, seed, "failed", reason=_reason(error))

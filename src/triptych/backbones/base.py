@@ -32,10 +32,19 @@ Text = dict[str, Tensor]
 
 @dataclass
 class Context:
-    """Clean context: keys and values of the known tokens, one pair for each attention layer, as that layer's family shapes them."""
+    """Clean context: keys and values of known tokens, one pair for each attention layer, as that layer's family shapes them."""
 
+    sequence_dim: int
+    """Which dimension of keys and values counts tokens."""
     kept: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """By attention processor."""
+    filled: int | None = None
+    """Tokens at the front that are known, where there is room for others behind them; None: there is none."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the keys and values take."""
+        return sum(tensor.nbytes for pair in self.kept.values() for tensor in pair)
 
     def repeated(self, times: int) -> Context:
         """The same for a batch in which every sample stands so many times in a row; of one sample nothing is copied."""
@@ -45,15 +54,65 @@ class Context:
         def repeat(kept: Tensor) -> Tensor:
             return kept.expand(times, *kept.shape[1:]) if len(kept) == 1 else kept.repeat_interleave(times, 0)
 
-        return Context({layer: (repeat(key), repeat(value)) for layer, (key, value) in self.kept.items()})
+        return Context(self.sequence_dim, {layer: (repeat(key), repeat(value)) for layer, (key, value) in self.kept.items()})
+
+    def join(self, layer: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What a layer attends to: the known keys and values, then the given ones, which take the room if there is any.
+
+        With room, the known ones are not copied at every step; what is returned is good until the next call.
+        """
+        dim, pairs = self.sequence_dim, zip(self.kept[layer], (key, value), strict=True)
+        if self.filled is None:
+            known_key, known_value = (torch.cat([known, new], dim) for known, new in pairs)
+            return known_key, known_value
+        count = key.shape[dim]
+        for places, new in pairs:
+            places.narrow(dim, self.filled, count).copy_(new)
+        known_key, known_value = (places.narrow(dim, 0, self.filled + count) for places in self.kept[layer])
+        return known_key, known_value
+
+
+def joined(rows: list[list[Context]], room: int = 0) -> Context:
+    """One context for a batch: of each row the given contexts one after another, then room for `room` more tokens.
+
+    The rows' tokens must be equally many. With room, the given lists are emptied, and what nobody else holds of the contexts is let
+    go layer by layer: they are gigabytes.
+    """
+    first = rows[0][0]
+    dim, layers, parts = first.sequence_dim, list(first.kept), [[dict(one.kept) for one in row] for row in rows]
+    del first
+    if room:
+        for row in rows:
+            row.clear()
+    made = Context(dim)
+    for layer in layers:
+        pairs = [[part.pop(layer) for part in row] for row in parts]
+        made.kept[layer] = tuple(_side_by_side([[pair[which] for pair in row] for row in pairs], dim, room) for which in (0, 1))  # type: ignore[assignment]
+        if room:
+            made.filled = sum(pair[0].shape[dim] for pair in pairs[0])
+    return made
+
+
+def _side_by_side(rows: Sequence[Sequence[Tensor]], dim: int, room: int) -> Tensor:
+    if not room:
+        return torch.cat([torch.cat(list(row), dim) for row in rows])
+    shape = list(rows[0][0].shape)
+    shape[0], shape[dim] = len(rows), sum(part.shape[dim] for part in rows[0]) + room
+    places = rows[0][0].new_empty(shape)
+    for number, row in enumerate(rows):
+        at = 0
+        for part in row:
+            places[number : number + 1].narrow(dim, at, part.shape[dim]).copy_(part)
+            at += part.shape[dim]
+    return places
 
 
 @dataclass(frozen=True)
 class Window:
     """Clean context: which tokens are run, and what they may attend to beside each other and the text.
 
-    active: (rows, columns) bool on the token grid of the canvas. context: what `Backbone.read` returned; None leaves the
-    active tokens alone with the text.
+    active: (rows, columns) bool on the token grid of the canvas. context: what `Backbone.read` returned, or several of them
+    `joined`; None leaves the active tokens alone with the text.
     """
 
     active: Tensor
@@ -168,8 +227,10 @@ class Backbone(ABC):
         """
 
     @abstractmethod
-    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text) -> Context:
+    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
         """Run the known tokens of clean latents once, at t = 0 and without words, for `Window.context`.
+
+        They attend to each other, and to the tokens of `before`, which were read earlier; their own keys and values come back.
 
         known: (rows, columns) bool on the token grid. empty: embeddings of the empty prompt; what a family needs beside
         words (a pooled vector) is taken from it, so that a context does not depend on any prompt.

@@ -102,18 +102,18 @@ class Flux(Backbone):
         if window is None:
             return unpack(self._forward(transformer, tokens, ids, t_B, states, pooled, guidance_scale), h, w).float()
         active = window.active.flatten()
-        attend = {} if window.context is None else {"context": window.context, "reading": True}
+        attend = {} if window.context is None else {"before": window.context}
         made = self._forward(transformer, tokens[:, active], ids[active], t_B, states, pooled, guidance_scale, attend)
         return unpack(torch.zeros_like(tokens).index_copy(1, active.nonzero().squeeze(1), made.to(tokens.dtype)), h, w).float()
 
-    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text) -> Context:
+    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
         install(transformer)
         b, _, h, w = clean_BCHW.shape
-        context, where = Context(), known.flatten()
+        context, where = Context(sequence_dim=1), known.flatten()
         states = empty["prompt_embeds"][:, :0].expand(b, -1, -1)
         pooled = empty["pooled_prompt_embeds"].expand(b, -1)
         tokens, ids = pack(clean_BCHW)[:, where], position_ids(h, w, clean_BCHW.device)[where]
-        self._forward(transformer, tokens, ids, torch.zeros(b), states, pooled, 1.0, {"context": context})
+        self._forward(transformer, tokens, ids, torch.zeros(b), states, pooled, 1.0, {"context": context, "before": before})
         return context
 
     def _forward(

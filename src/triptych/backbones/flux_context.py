@@ -22,7 +22,7 @@ from triptych.backbones.base import Context
 
 
 class ContextAttention(FluxAttnProcessor):
-    """FluxAttnProcessor that keeps a `Context`, or (`reading`) also attends to one; without one it is its parent."""
+    """FluxAttnProcessor that also attends to the tokens of `before`, and keeps its own in `context`; without both it is its parent."""
 
     def __call__(
         self,
@@ -32,9 +32,9 @@ class ContextAttention(FluxAttnProcessor):
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         context: Context | None = None,
-        reading: bool = False,
+        before: Context | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        if context is None:
+        if context is None and before is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
         def heads(states: Tensor) -> Tensor:
@@ -48,18 +48,26 @@ class ContextAttention(FluxAttnProcessor):
             query = torch.cat([attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states))), query], dim=1)
             key = torch.cat([attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states))), key], dim=1)
             value = torch.cat([heads(attn.add_v_proj(encoder_hidden_states)), value], dim=1)
-        query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
-        key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
-        if reading:
-            known_key, known_value = context.kept[self]
-            key, value = torch.cat([known_key, key], dim=1), torch.cat([known_value, value], dim=1)
-        else:
+        assert image_rotary_emb is not None
+        query, key = rotate(query, image_rotary_emb), rotate(key, image_rotary_emb)
+        if context is not None:
             context.kept[self] = key, value
+        if before is not None:
+            key, value = before.join(self, key, value)
         states = dispatch_attention_fn(query, key, value, backend=self._attention_backend).flatten(2, 3).to(query.dtype)
         if encoder_hidden_states is None:
             return states
         image = attn.to_out[1](attn.to_out[0](states[:, text:].contiguous()))
         return image, attn.to_add_out(states[:, :text].contiguous())
+
+
+def rotate(states_BSHD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """diffusers' `apply_rotary_emb`, as one product of complex numbers: it reads and writes memory once instead of six times."""
+    if torch.compiler.is_compiling():  # which fuses the stock form, and knows no complex numbers
+        return apply_rotary_emb(states_BSHD, rotary, sequence_dim=1)
+    cos, sin = (part[:, None, ::2].to(states_BSHD.device) for part in rotary)  # each number of (S, D) stands there twice
+    pairs = torch.view_as_complex(states_BSHD.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(states_BSHD.dtype)
 
 
 def install(transformer: Any) -> None:

@@ -115,20 +115,20 @@ class SD3(Backbone):
                 return_dict=False,
             )[0].float()
         active = window.active.flatten()
-        attend = {} if window.context is None else {"context": window.context, "reading": True}
+        attend = {} if window.context is None else {"before": window.context}
         made = self._run_tokens(transformer, latents_BCHW, active, t_B, states, pooled, attend)
         tokens = made.new_zeros(len(made), len(active), made.shape[2]).index_copy(1, active.nonzero().squeeze(1), made)
         h, w = latents_BCHW.shape[2:]
         return unpatch(tokens, h, w, transformer.config.patch_size).float()  # type: ignore[union-attr,arg-type]
 
-    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text) -> Context:
+    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
         self._check_size(transformer, clean_BCHW)
         install(transformer)
         b = len(clean_BCHW)
-        context = Context()
+        context = Context(sequence_dim=2)
         states = empty["prompt_embeds"][:, :0].expand(b, -1, -1).to(self.dtype)
         pooled = empty["pooled_prompt_embeds"].expand(b, -1).to(self.dtype)
-        self._run_tokens(transformer, clean_BCHW, known.flatten(), torch.zeros(b), states, pooled, {"context": context})
+        self._run_tokens(transformer, clean_BCHW, known.flatten(), torch.zeros(b), states, pooled, {"context": context, "before": before})
         return context
 
     def _run_tokens(
@@ -160,7 +160,7 @@ class SD3(Backbone):
 
 
 class ContextAttention(JointAttnProcessor2_0):
-    """JointAttnProcessor2_0 that keeps a `Context`, or (`reading`) also attends to one; without one it is its parent.
+    """JointAttnProcessor2_0 that also attends to the tokens of `before`, and keeps its own in `context`; without both it is its parent.
 
     Known tokens are clean, modulated at t = 0, and attend only to known tokens, so that their keys and values do not depend
     on the step and are kept; see `flux_context`, which does the same for FLUX.
@@ -173,9 +173,9 @@ class ContextAttention(JointAttnProcessor2_0):
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         context: Context | None = None,
-        reading: bool = False,
+        before: Context | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        if context is None:
+        if context is None and before is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
 
         def heads(states: Tensor, norm: nn.Module | None = None) -> Tensor:
@@ -189,11 +189,10 @@ class ContextAttention(JointAttnProcessor2_0):
             query = torch.cat([query, heads(attn.add_q_proj(encoder_hidden_states), attn.norm_added_q)], dim=2)
             key = torch.cat([key, heads(attn.add_k_proj(encoder_hidden_states), attn.norm_added_k)], dim=2)
             value = torch.cat([value, heads(attn.add_v_proj(encoder_hidden_states))], dim=2)
-        if reading:
-            known_key, known_value = context.kept[self]
-            key, value = torch.cat([known_key, key], dim=2), torch.cat([known_value, value], dim=2)
-        else:
+        if context is not None:
             context.kept[self] = key, value
+        if before is not None:
+            key, value = before.join(self, key, value)
         states = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2).to(query.dtype)
         image_states = attn.to_out[1](attn.to_out[0](states[:, :image]))
         if encoder_hidden_states is None:

@@ -180,13 +180,14 @@ def _diverged(config: TrainConfig, state: TrainState, folder: Path, writes: bool
 
 def _about(config: TrainConfig, family: str, data: TrainingSet, steps: int) -> dict[str, Any]:
     """What the LoRA file says about itself. A folder's place on this machine is nobody else's business."""
-    recipe = {k: v for k, v in settings_that_matter(config).items() if k not in {"model", "context", "context_lora"}}
+    recipe = {k: v for k, v in settings_that_matter(config).items() if k not in {"model", "context", "context_lora", "context_reading"}}
     return {
         "family": family,
         "base_model": Path(config.model).resolve().name if Path(config.model).exists() else config.model,
         "layout": data.records[data.ids[0]].layout.to_dict(),
         "context": config.context,
         "context_lora": config.context_lora,
+        "context_reading": config.context_reading,
         "steps": steps,
         "triptychs": len(data.ids),
         "recipe": recipe,

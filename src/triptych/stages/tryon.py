@@ -47,6 +47,8 @@ def tryon(config: TryonConfig) -> Run:
             image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
             thumbs.append((image, f"seed {seed}"))
             summary["images"].append(str(path))
+            if job.sampling.context == "clean":
+                summary["context_cache"] = models.contexts.summary()
             yield Event(path.name)
         if len(thumbs) > 1:
             packet = xmp.packet("compositeWithTrainedAlgorithmicMedia")

@@ -59,6 +59,9 @@ class TrainConfig(StageConfig):
     a part of the worn one, are shown clean and read once; the rest of the worn panel is learned. Sampling is faster that way."""
     context_lora: bool = False
     """Clean context: the LoRA also adapts how known panels are read. Slower: the reading is then part of the backward pass."""
+    context_reading: Literal["joint", "products"] = "joint"
+    """Clean context: what is shown clean attends to all that is (joint), or the product panels attend to each other only (products):
+    tryon can then keep them from one person to the next. The LoRA's file says which."""
     context_dropout: float = Field(default=0.1, ge=0, le=1)
     """Clean context: share of batches without product panels, so that sampling can be guided by them."""
     noise_levels: int = Field(default=1, ge=1, le=64)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from triptych import flow
 from triptych.backbones.base import Backbone
-from triptych.inference import read_window
+from triptych.clean_context import product_tokens, read_window
 from triptych.panels import PanelLayout
 from triptych.training import distributed
 from triptych.training.config import TrainConfig
@@ -40,8 +40,10 @@ def losses_of(config: TrainConfig, backbone: Backbone, transformer: nn.Module, b
     window, learned_BHW = None, batch.learned_BHW
     with backbone.autocast():
         if batch.active is not None:
-            once_BCHW = batch.clean_BCHW[:: batch.levels]
-            window = read_window(backbone, transformer, once_BCHW, batch.active, batch.empty, config.context_lora, batch.within)
+            products = config.context_reading == "products"
+            first = product_tokens(batch.layout, backbone.settings.stride).to(batch.active.device) if products else None
+            about = (batch.clean_BCHW[:: batch.levels], batch.active, batch.empty, config.context_lora, batch.within, first)
+            window = read_window(backbone, transformer, *about)
             if window.context is not None:
                 window = replace(window, context=window.context.repeated(batch.levels))
             rows, columns = (size // cells for size, cells in zip(learned_BHW.shape[1:], batch.active.shape, strict=True))

@@ -39,7 +39,7 @@ def validation_pictures(config: TrainConfig, backbone: Backbone, transformer: nn
     ids = [*data.held_out, *data.ids][: config.num_validation_images]
     texts = {"": data.records.empty, **{id: data.records[id].text for id in ids}}
     models = Models(backbone, transformer, backbone.load_autoencoder(), texts)
-    trained = {"context": config.context, "context_lora": config.context_lora}
+    trained = {"context": config.context, "context_lora": config.context_lora, "context_reading": config.context_reading}
     sampling = SamplingConfig(model=config.model).sampling(backbone.settings, trained=trained)
     rows = []
     for number, id in enumerate(ids):

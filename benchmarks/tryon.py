@@ -1,0 +1,393 @@
+"""How much faster try-on is than diffusers' FluxInpaintPipeline, end to end, on a random model with FLUX.1's proportions.
+
+    OMP_NUM_THREADS=2 python benchmarks/tryon.py --out tryon.json
+
+Random weights: only the time is measured, and what the pictures say about correctness (exact mode must paint what the pipeline
+paints). A round runs the pipeline and then every variant, in one process; the table shows medians over rounds and the ratio to
+the pipeline of the same round. Results are added to the JSON file as they come: the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxInpaintPipeline, FluxTransformer2DModel
+from PIL import Image
+
+from triptych.backbones.flux import pack
+from triptych.backbones.registry import load_backbone
+from triptych.clean_context import ContextCache
+from triptych.inference import Models, Sampling, try_on
+from triptych.panels import PanelLayout, concatenate
+
+PROMPT = "p"
+PERSONS = 8
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and its panels. dim = heads × 64."""
+
+    heads: int
+    double: int
+    single: int
+    width: int
+    height: int
+    words: int
+
+
+FULL = Size(heads=12, double=4, single=8, width=288, height=384, words=128)
+QUICK = Size(heads=2, double=1, single=2, width=96, height=128, words=16)
+
+
+def flux_like(size: Size, dtype: torch.dtype, folder: Path) -> Models:
+    """A FLUX.1-shaped model with random weights, and a small f8 autoencoder with 16 latent channels."""
+    torch.manual_seed(0)
+    dim = 64 * size.heads
+    transformer = FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=size.double,
+        num_single_layers=size.single,
+        attention_head_dim=64,
+        num_attention_heads=size.heads,
+        joint_attention_dim=dim,
+        pooled_projection_dim=dim,
+        guidance_embeds=True,
+        axes_dims_rope=(8, 28, 28),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=4,
+        scaling_factor=0.36,
+        shift_factor=0.12,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    # The pipeline samples the posterior, triptych takes its mean: without variance they start from the same latents.
+    with torch.no_grad():
+        vae.encoder.conv_out.weight[16:] = 0
+        vae.encoder.conv_out.bias[16:] = -30
+    vae.save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    backbone = load_backbone(str(folder), "cpu", "bf16" if dtype == torch.bfloat16 else "fp32")
+    texts = {}
+    for name in (PROMPT, ""):
+        texts[name] = {"prompt_embeds": torch.randn(size.words, dim), "pooled_prompt_embeds": torch.randn(dim)}
+    return Models(backbone, transformer.to(dtype).eval().requires_grad_(False), backbone.load_autoencoder(), texts)
+
+
+def product(size: Size, seed: int) -> Image.Image:
+    """A patterned garment over half of a white panel."""
+    random = np.random.default_rng(seed)
+    image = Image.new("RGB", (size.width, size.height), "white")
+    pattern = Image.fromarray(random.integers(0, 200, (12, 9, 3), dtype=np.uint8))
+    cloth = pattern.resize((round(size.width * 0.6), round(size.height * 0.65)), Image.Resampling.BICUBIC)
+    image.paste(cloth, ((size.width - cloth.width) // 2, (size.height - cloth.height) // 2))
+    return image
+
+
+def person(size: Size, seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(100 + seed).integers(0, 255, (24, 18, 3), dtype=np.uint8)).resize(
+        (size.width, size.height)
+    )
+
+
+def polygon(size: Size, share: float) -> np.ndarray:
+    """A mask of that share of the panel, on the token grid so that the pipeline's nearest-neighbour mask is the same."""
+    mask = np.zeros((size.height, size.width), dtype=np.float32)
+    rows, columns = size.height // 16, size.width // 16
+    tall, wide = round(rows * share**0.5), round(columns * share**0.5)
+    top, left = (rows - tall) // 2, (columns - wide) // 2
+    mask[top * 16 : (top + tall) * 16, left * 16 : (left + wide) * 16] = 1
+    return mask
+
+
+class Bench:
+    """The model, the pipeline around the same weights, and the pictures."""
+
+    def __init__(self, size: Size, dtype: torch.dtype, folder: Path) -> None:
+        self.size, self.layout = size, PanelLayout(size.width, size.height)
+        self.models = flux_like(size, dtype, folder)
+        backbone = self.models.backbone
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(backbone.scheduler_config)
+        vae = self.models.autoencoder.vae  # type: ignore[attr-defined]
+        self.pipeline = FluxInpaintPipeline(scheduler, vae, None, None, None, None, self.models.transformer)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.front, self.back = product(size, 0), product(size, 1)
+        self.words = self.models.text([PROMPT])
+
+    def stock(self, steps: int, share: float) -> Image.Image:
+        """What a user of diffusers writes: the canvas, a mask, strength 1."""
+        canvas = concatenate([self.front, self.back, person(self.size, 0)], self.layout)
+        white = Image.new("L", canvas.size)
+        white.paste(Image.fromarray((polygon(self.size, share) * 255).astype(np.uint8)), self.layout.box("worn")[:2])
+        shape = (1, 16, canvas.height // 8, canvas.width // 8)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.models.backbone.dtype)
+        return self.pipeline(
+            prompt_embeds=self.words["prompt_embeds"],
+            pooled_prompt_embeds=self.words["pooled_prompt_embeds"],
+            image=canvas,
+            mask_image=white,
+            latents=noise,
+            height=canvas.height,
+            width=canvas.width,
+            strength=1.0,
+            num_inference_steps=steps,
+            guidance_scale=3.5,
+        ).images[0]
+
+    def ours(self, sampling: Sampling, share: float, persons: int = 1, cache_gib: float = 0.0) -> list[Image.Image]:
+        """`try_on` of `persons` people, the whole photo in the panel; the canvases."""
+        self.models.contexts = ContextCache(int(cache_gib * 2**30))
+        mask, made = polygon(self.size, share), []
+        for number in range(persons):
+            about = (self.models, self.front, self.back, person(self.size, number), mask, PROMPT, self.layout, [0], sampling)
+            made.append(try_on(*about, feather=0)[0].canvas)
+        return made
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `target` is the ratio to the pipeline that is aimed at."""
+
+    name: str
+    steps: int
+    share: float
+    run: Callable[[Bench], list[Image.Image]]
+    target: float
+    pictures: int = 1
+
+
+def rows() -> list[Row]:
+    exact, clean = Sampling(time_shift="canvas"), Sampling(context="clean", time_shift="canvas")
+    products = replace(clean, context_reading="products")
+    table = []
+    for steps, targets in ((28, (1.0, 2.2, 3.7, 4.2)), (8, (1.0, 2.0, 2.9, 3.6))):
+        kinds = [
+            ("exact", exact, 1.0),
+            ("clean context, whole panel", clean, 1.0),
+            ("clean context, 36 % of the panel", clean, 0.36),
+            ("the same, product background left out", replace(clean, drop_background=True), 0.36),
+        ]
+        for (name, sampling, share), target in zip(kinds, targets, strict=True):
+            sampling = replace(sampling, num_inference_steps=steps)
+            table.append(Row(name, steps, share, lambda bench, s=sampling, a=share: bench.ours(s, a), target))
+    sampling = replace(products, num_inference_steps=8)
+    many = Row(f"{PERSONS} persons, one product kept, 36 %", 8, 0.36, lambda bench: bench.ours(sampling, 0.36, PERSONS, 4.0), 3.7, PERSONS)
+    return [*table, many]
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def timed_twice(run: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds of the clock, and of the processor: on a shared machine the second says what the first would be alone."""
+    start = time.process_time()
+    seconds, result = timed(run)
+    return seconds, time.process_time() - start, result
+
+
+def difference(one: Image.Image, other: Image.Image) -> int:
+    """Largest difference of a channel, of 255."""
+    return int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
+
+
+# --- how much of the machine is used ----------------------------------------------------------------------------------
+
+
+def best(run: Callable[[], Any], seconds: float) -> float:
+    """The shortest time of one call, of as many as fit into `seconds`."""
+    run()
+    times = [timed(run)[0]]
+    while sum(times) < seconds:
+        times.append(timed(run)[0])
+    return min(times)
+
+
+@torch.no_grad()
+def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float]:
+    """Of a step's time, how much its matrix products and its attention take alone, at the speed measured for them here.
+
+    The products are timed with `torch.mm` in their own shapes, attention with torch's kernel in its own; whatever else a step
+    does (norms, activations, rotary embedding, copies, Python) is what is missing to 1.
+    """
+    from triptych.backbones.base import Window
+    from triptych.clean_context import kept_window
+    from triptych.inference import active_tokens
+
+    models, layout, size = bench.models, bench.layout, bench.size
+    backbone, transformer = models.backbone, models.transformer
+    dtype, dim = backbone.dtype, 64 * size.heads
+    latents = torch.randn(1, 16, layout.size[1] // 8, layout.size[0] // 8)
+    mask = torch.zeros(latents.shape[2:])
+    box = layout.box("worn", 8)
+    mask[box.top : box.bottom, box.left : box.right] = torch.from_numpy(polygon(size, share)[::8, ::8].copy())
+    active = active_tokens(mask, layout, 16)
+    empty, t = models.text([""]), torch.tensor([0.5])
+    queries, keys = int(active.sum()) + size.words, pack(latents).shape[1] + size.words
+    windows: list[Window | None] = [None]
+    if share:
+        windows = [kept_window(backbone, transformer, latents, active, empty, True, room=queries)]
+    else:
+        queries = keys
+    step = best(lambda: backbone.velocity(transformer, latents, t, bench.words, 3.5, windows[0]), seconds)
+
+    def product(rows: int, inside: int, outside: int) -> float:
+        a, b = torch.randn(rows, inside, dtype=dtype), torch.randn(inside, outside, dtype=dtype)
+        return best(lambda: torch.mm(a, b), seconds / 8)
+
+    text, image = size.words, queries - size.words
+    double = sum(4 * product(n, dim, dim) + product(n, dim, 4 * dim) + product(n, 4 * dim, dim) for n in (text, image))
+    single = 3 * product(queries, dim, dim) + product(queries, dim, 4 * dim) + product(queries, 5 * dim, dim)
+    q, k, v = (torch.randn(1, size.heads, n, 64, dtype=dtype) for n in (queries, keys, keys))
+    attention = best(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v), seconds / 8)
+    products = size.double * double + size.single * single
+    attend = (size.double + size.single) * attention
+    flops = (size.double + size.single) * 24 * dim * dim * queries
+    return {
+        "step_s": step,
+        "products_s": products,
+        "attention_s": attend,
+        "share": (products + attend) / step,
+        "matmul_gflops": flops / products / 1e9,
+        "queries": queries,
+        "keys": keys,
+    }
+
+
+# --- what it scales with ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def scaling(size: Size, dtype: torch.dtype, seconds: float) -> list[dict[str, Any]]:
+    """One step and the reading before it, for other polygons, numbers of known panels and resolutions."""
+    from triptych.clean_context import kept_window
+
+    settings = [("polygon", share, 2, 1.0) for share in (0.1, 0.25, 0.36, 0.5, 1.0)]
+    settings += [("panels", 0.36, known, 1.0) for known in (1, 3)]
+    settings += [("resolution", 0.36, 2, scale) for scale in (0.5, 0.75)]
+    made = []
+    with tempfile.TemporaryDirectory() as folder:
+        models = flux_like(size, dtype, Path(folder))
+        backbone, transformer, empty, words = models.backbone, models.transformer, models.text([""]), models.text([PROMPT])
+        for kind, share, known, scale in settings:
+            width, height = (round(side * scale / 16) * 16 for side in (size.width, size.height))
+            rows, columns = height // 16, width // 16
+            latents = torch.randn(1, 16, rows * 2, columns * 2 * (known + 1))
+            part = polygon(replace(size, width=width, height=height), share)[::16, ::16]
+            active = torch.zeros(rows, columns * (known + 1), dtype=torch.bool)
+            active[:, columns * known :] = torch.from_numpy(part > 0)
+            room, t = int(active.sum()) + size.words, torch.tensor([0.5])
+            full = best(lambda: backbone.velocity(transformer, latents, t, words, 3.5), 0)  # noqa: B023
+            read, window = timed(lambda: kept_window(backbone, transformer, latents, active, empty, True, room=room))  # noqa: B023
+            step = best(lambda: backbone.velocity(transformer, latents, t, words, 3.5, window), seconds)  # noqa: B023
+            context = window.context
+            held = context.nbytes * (active.numel() - int(active.sum())) / (active.numel() - int(active.sum()) + room) if context else 0
+            row = {"kind": kind, "share": round(float(part.mean()), 3), "known_panels": known, "panel": f"{width}x{height}"}
+            row |= {"full_step_s": full, "read_s": read, "step_s": step, "held_mb": held / 1e6}
+            made.append(row | {f"ratio_{n}": n * full / (read + n * step) for n in (8, 28)})
+    return made
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = ["| steps | what | pipeline | here, per picture | ratio | in CPU time | aimed at |", "|---|---|---|---|---|---|---|"]
+    for row in rows():
+        runs = [run for run in results["runs"] if (run["name"], run["steps"]) == (row.name, row.steps)]
+        if runs:
+            stock, ours = median(r["stock_s"] for r in runs), median(r["ours_s"] for r in runs)
+            ratio = median(r["stock_s"] / r["ours_s"] for r in runs)
+            processor = median(r["stock_cpu_s"] / r["ours_cpu_s"] for r in runs)
+            lines.append(f"| {row.steps} | {row.name} | {stock:.1f} s | {ours:.1f} s | {ratio:.2f} | {processor:.2f} | {row.target} |")
+    for name, peak in results.get("peak", {}).items():
+        lines += [
+            "",
+            f"Of a step ({name}; {peak['queries']} queries, {peak['keys']} keys) {peak['share']:.0%} is matrix products and attention",
+        ]
+        lines[-1] += f" at their own measured speed ({peak['matmul_gflops']:.0f} GFLOP/s)."
+    if results.get("scaling"):
+        lines += ["", "| active | known panels | panel | full step | read once | step | x at 8 | x at 28 | held |", "|" + "---|" * 9]
+        for r in results["scaling"]:
+            cells = [f"{r['share']:.0%}", r["known_panels"], r["panel"], *(f"{r[k]:.2f} s" for k in ("full_step_s", "read_s", "step_s"))]
+            lines.append(
+                "| " + " | ".join(map(str, [*cells, f"{r['ratio_8']:.2f}", f"{r['ratio_28']:.2f}", f"{r['held_mb']:.0f} MB"])) + " |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("tryon.json"), help="JSON file with all measurements")
+    parser.add_argument("--only", nargs="*", default=["8", "28", "peak", "scaling"], help="8, 28 (steps), peak, scaling")
+    parser.add_argument("--rounds", type=int, default=0, help="rounds in all; by default 3 of 8 steps and 2 of 28")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--quick", action="store_true", help="a small model, one round: does it run at all?")
+    options = parser.parse_args()
+    size, dtype = QUICK if options.quick else FULL, torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    about = {"model": size.__dict__, "dtype": options.dtype, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    results: dict[str, Any] = {"about": about | {"machine": platform.machine()}, "runs": []}
+    if options.out.exists():
+        results = json.loads(options.out.read_text())
+
+    def save() -> None:
+        options.out.write_text(json.dumps(results, indent=1))
+
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(size, dtype, Path(folder))
+        for steps, wanted in ((8, 3), (28, 2)):
+            if str(steps) not in options.only:
+                continue
+            if not results["runs"]:
+                bench.ours(Sampling(1, context="clean", context_reading="products"), 0.36)  # the first call allocates
+                bench.stock(1, 1.0)
+            for number in range(options.rounds or (1 if options.quick else wanted)):
+                mine = [row for row in rows() if row.steps == steps]
+                if any(run["steps"] == steps and run["round"] == number for run in results["runs"]):
+                    continue
+                stock, stock_cpu, reference = timed_twice(lambda: bench.stock(steps, 1.0))  # noqa: B023
+                done = []
+                for row in mine:
+                    ours, ours_cpu, pictures = timed_twice(lambda: row.run(bench))  # noqa: B023
+                    done.append({"name": row.name, "steps": steps, "round": number, "stock_s": stock, "ours_s": ours / row.pictures})
+                    done[-1] |= {"stock_cpu_s": stock_cpu, "ours_cpu_s": ours_cpu / row.pictures}
+                    if row.name == "exact":
+                        done[-1]["difference"] = difference(pictures[0], reference)
+                    ratios = [stock / done[-1]["ours_s"], stock_cpu / done[-1]["ours_cpu_s"]]
+                    print(
+                        f"{steps} steps, round {number + 1}: {row.name}: {ratios[0]:.2f} by the clock, {ratios[1]:.2f} by CPU", flush=True
+                    )
+                results["runs"] += done
+                save()
+        seconds = 0.1 if options.quick else 8.0
+        if "peak" in options.only and "peak" not in results:
+            results["peak"] = {"36 % active": share_of_peak(bench, 0.36, seconds), "whole panel": share_of_peak(bench, 1.0, seconds)}
+            save()
+    if "scaling" in options.only and "scaling" not in results:
+        results["scaling"] = scaling(size, dtype, seconds / 8)
+        save()
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

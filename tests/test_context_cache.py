@@ -1,0 +1,118 @@
+"""Keys and values of known panels are kept: the same pictures, less reading, a bounded memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from triptych.clean_context import ContextCache, kept_window, product_tokens, read_window
+from triptych.inference import Models, Sampling, load_models, try_on
+from triptych.panels import PanelLayout
+from triptych.stages.tryon import TryonConfig, tryon
+
+from .test_tryon import inputs as inputs
+from .test_tryon import options
+
+LAYOUT = PanelLayout(32, 48)
+CLEAN = Sampling(2, context="clean", context_reading="products")
+
+
+@pytest.fixture(scope="module")
+def models(tiny: Path) -> Models:
+    return load_models(str(tiny), ["p"], device="cpu", dtype="fp32")
+
+
+def picture(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (12, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((32, 48), Image.Resampling.BICUBIC)
+
+
+def dress(models: Models, cache: ContextCache, person: int, seeds: list[int], sampling: Sampling, back: int = 2) -> list[np.ndarray]:
+    models.contexts = cache
+    mask = np.zeros((48, 32), dtype=np.float32)
+    mask[10:40, 4:14] = 1
+    made = try_on(models, picture(1), picture(back), picture(person), mask, "p", LAYOUT, seeds, sampling, feather=0)
+    return [np.asarray(one.image) for one in made]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("reading", ["joint", "products"])
+def test_what_is_kept_changes_no_picture(models: Models, reading: str, guidance: float) -> None:
+    sampling = dataclasses.replace(CLEAN, context_reading=reading, context_guidance_scale=guidance)
+    cache = ContextCache(1 << 30)
+    for person, seed in ((10, 0), (11, 0), (10, 1), (10, 0)):
+        (fresh,) = dress(models, ContextCache(0), person, [seed], sampling)
+        (kept,) = dress(models, cache, person, [seed], sampling)
+        assert np.array_equal(fresh, kept)
+    assert cache.hits > 0
+    (other,) = dress(models, cache, 10, [0], sampling, back=3)
+    assert (other != kept).any(), "another product is not taken for this one"
+
+
+def test_a_product_is_read_once_for_all_persons_and_seeds(models: Models) -> None:
+    cache = ContextCache(1 << 30)
+    dress(models, cache, 10, [0], CLEAN)
+    assert (cache.hits, cache.misses) == (0, 3), "product latents, product tokens, what is known of the person"
+    dress(models, cache, 11, [0, 1], CLEAN)
+    assert (cache.hits, cache.misses) == (2, 4), "only the other person, and once for both seeds"
+    dress(models, cache, 11, [5], CLEAN)
+    assert (cache.hits, cache.misses) == (5, 4)
+    dress(models, cache, 10, [0], dataclasses.replace(CLEAN, context_lora=True))
+    assert cache.misses == 6, "read with the LoRA is something else"
+    summary = cache.summary()
+    assert summary["held"] == len(cache) == 6
+    assert summary["held_gib"] == round(cache.nbytes / 2**30, 3)
+
+
+def test_the_limit_holds_and_the_longest_unused_goes_first() -> None:
+    cache = ContextCache(100)
+    entries = {name: torch.zeros(10) for name in "abc"}  # 40 bytes each
+    for name in ("a", "b", "a", "c"):
+        assert cache.get(name, lambda name=name: entries[name]) is entries[name]
+    assert (cache.nbytes, cache.hits, cache.misses) == (80, 1, 3)
+    cache.get("a", lambda: pytest.fail("a was used last"))
+    cache.get("b", lambda: entries["b"])
+    assert (cache.misses, cache.nbytes) == (4, 80)
+    large = torch.zeros(26)
+    assert cache.get("large", lambda: large) is large
+    assert len(cache) == 2, "what is larger than the limit drives nothing out"
+
+
+def test_reading_with_room_is_reading(models: Models) -> None:
+    """Rows of a batch are read one by one, equal ones once, and what the joint pass over the batch gives comes out."""
+    backbone, transformer = models.backbone, models.transformer
+    latents = torch.randn(3, 16, 6, 12, generator=torch.Generator().manual_seed(0))
+    latents[2] = latents[0]
+    active = torch.zeros(3, 6, dtype=torch.bool)
+    active[:2, 4:] = True
+    text, empty, t = models.text(["p"] * 3), models.text([""] * 3), torch.full((3,), 0.6)
+    cache = ContextCache(1 << 30)
+    about = (backbone, transformer, latents, active, empty, True)
+    for first in (None, product_tokens(LAYOUT, 16)):
+        cache.misses = 0
+        plain = read_window(*about, first=first)
+        roomy = kept_window(*about, first=first, room=4 + 24 + 77, cache=cache)
+        with torch.no_grad():
+            one, other = (backbone.velocity(transformer, latents, t, text, 3.5, window) for window in (plain, roomy))
+        assert (one - other).abs().max() < 1e-6
+        assert cache.misses == (2 if first is None else 4)
+    assert roomy.context is not None and roomy.context.filled == 14
+    assert not any(value.requires_grad for pair in roomy.context.kept.values() for value in pair)
+
+
+def test_the_verb_says_how_much_it_keeps(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+    def run(**changes) -> dict:
+        config: TryonConfig = options(tiny_flux, inputs, tmp_path, context="clean", num_images_per_prompt=2, **changes)
+        return tryon(config).finish()["context_cache"]
+
+    kept = run()
+    assert kept["reused"] == kept["read"] == kept["held"] == 1, "the second seed reads nothing"
+    none = run(context_cache_gib=0, out=tmp_path / "other.png")
+    assert (none["reused"], none["held"], none["held_gib"]) == (0, 0, 0)
+    names = [(tmp_path / f"{stem}-1.png") for stem in ("out", "other")]
+    assert np.array_equal(*(np.asarray(Image.open(name)) for name in names))

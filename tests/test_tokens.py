@@ -1,0 +1,112 @@
+"""Token sets: rounding up promotes neighbours only, and background that is left out is never garment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from triptych import masks, tokens
+from triptych.inference import Sampling, load_models, try_on
+from triptych.panels import PanelLayout
+
+
+@given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0.05, 0.95))
+@settings(max_examples=80, deadline=None)
+def test_rounding_up_adds_the_nearest_allowed_tokens(seed: int, multiple: int, share: float) -> None:
+    random = np.random.default_rng(seed)
+    allowed = np.zeros((6, 12), dtype=bool)
+    allowed[:, 8:] = True
+    active = allowed & (random.random(allowed.shape) < share)
+    before = active.copy()
+    rounded = tokens.round_up(active, allowed, multiple)
+    assert np.array_equal(active, before)
+    assert not (active & ~rounded).any() and not (rounded & ~allowed).any()
+    if active.any():
+        assert rounded.sum() % multiple == 0 or np.array_equal(rounded, allowed)
+        assert rounded.sum() - active.sum() < multiple
+        rings, reach = rounded & ~active, active
+        while rings.any():  # each ring is used up before the next is touched
+            ring = (masks.grow(reach.astype(np.uint8), 1) > 0) & allowed & ~reach
+            outside = rings & ~ring
+            assert not outside.any() or (ring & ~rounded).sum() == 0
+            reach, rings = reach | ring, outside
+            if not ring.any():
+                break
+    else:
+        assert not rounded.any()
+
+
+def garment_photo(size: tuple[int, int], colour: tuple[int, int, int], ground: tuple[int, int, int]) -> Image.Image:
+    image = Image.new("RGB", size, ground)
+    width, height = size
+    ImageDraw.Draw(image).polygon([(width * x, height * y) for x, y in ((0.3, 0.3), (0.7, 0.3), (0.75, 0.8), (0.25, 0.8))], fill=colour)
+    return image
+
+
+def test_only_plain_background_is_left_out() -> None:
+    photo = garment_photo((288, 384), (180, 40, 60), (250, 250, 250))
+    left_out = tokens.background_tokens(photo, 16)
+    assert left_out.shape == (24, 18)
+    assert 0.3 < left_out.mean() < 0.7
+    pixels = left_out.repeat(16, 0).repeat(16, 1)
+    assert (np.asarray(photo)[pixels] == 250).all()
+    garment = tokens.latent_mask((np.asarray(photo) != 250).any(2).astype(np.float32), 16)
+    assert not (left_out & (masks.grow(garment.astype(np.uint8), 1) > 0)).any(), "not its neighbours either"
+
+
+def test_what_the_garment_encloses_stays() -> None:
+    """An opening that is connected with the ground, and a white shirt of which only a part of the outline stands out."""
+    photo = garment_photo((288, 384), (180, 40, 60), (255, 255, 255))
+    ImageDraw.Draw(photo).rectangle((100, 150, 190, 384), fill="white")
+    left_out = tokens.background_tokens(photo, 16)
+    assert left_out.any() and not left_out[8:19, 5:13].any()
+    shirt = garment_photo((288, 384), (255, 255, 255), (255, 255, 255))
+    draw = ImageDraw.Draw(shirt)
+    draw.line([(72, 307), (86, 115), (202, 115), (216, 307)], fill=(120, 120, 120), width=12)
+    left_out = tokens.background_tokens(shirt, 16)
+    assert left_out.any() and not left_out[8:18, 6:12].any()
+
+
+@pytest.mark.parametrize("ground", ["noise", "nothing", "thread"])
+def test_nothing_is_left_out_in_doubt(ground: str) -> None:
+    if ground == "noise":
+        photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 64, 3), dtype=np.uint8))
+    else:
+        photo = Image.new("RGB", (64, 96), "white")
+        if ground == "thread":
+            ImageDraw.Draw(photo).line((32, 30, 32, 60), fill="black")
+    assert not tokens.background_tokens(photo, 16).any()
+
+
+def test_left_out_tokens_are_not_read(tiny: Path) -> None:
+    models = load_models(str(tiny), ["p"], device="cpu", dtype="fp32")
+    layout = PanelLayout(80, 144)
+    size = layout.width, layout.height
+    front = garment_photo(size, (180, 40, 60), (255, 255, 255))
+    mask = np.zeros(size[::-1], dtype=np.float32)
+    mask[20:60, 16:40] = 1
+    person = Image.fromarray(np.random.default_rng(3).integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
+    left_out = tokens.background_of(front.resize(layout.size), layout, (), 16)
+    assert left_out.shape == (layout.height // 16, layout.size[0] // 16) and not left_out.any()
+
+    seen: list[int] = []
+    read = models.backbone.read
+    models.backbone.read = lambda *about: (seen.append(int(about[2].sum())), read(*about))[1]  # type: ignore[method-assign]
+    made = {}
+    for drop, bucket in ((False, 1), (True, 1), (False, 5)):
+        sampling = Sampling(2, context="clean", drop_background=drop, token_bucket=bucket)
+        made[drop, bucket] = try_on(models, front, front, person, mask, "p", layout, [0], sampling, feather=0)[0]
+    total = 3 * left_out.shape[0] * (layout.width // 16)
+    alone = int(tokens.background_tokens(front, 16).sum())
+    active = total - seen[0]
+    assert alone > 0 and seen[1] == seen[0] - 2 * alone
+    assert (total - seen[2]) == -(-active // 5) * 5
+    assert (np.asarray(made[False, 1].image) != np.asarray(made[True, 1].image)).any()
+    for result in made.values():
+        outside = np.asarray(result.mask) == 0
+        assert np.array_equal(np.asarray(result.image)[outside], np.asarray(person)[outside])
