@@ -60,7 +60,7 @@ def test_a_batch_makes_what_it_can_and_says_what_it_cannot(
 ) -> None:
     loads: list[list[str]] = []
     load = tryon_batch.load_models
-    monkeypatch.setattr(tryon_batch, "load_models", lambda model, prompts, *more: loads.append(prompts) or load(model, prompts, *more))
+    monkeypatch.setattr(tryon_batch, "load_models", lambda prompts, **source: loads.append(prompts) or load(prompts=prompts, **source))
     words = ["tryon", "--batch", str(folder / "jobs.csv"), "--polygon", str(folder / "p.json"), "--prompt", PROMPT, "--json"]
     words += ["--model", str(tiny_flux), "--out", str(folder / "out"), "--num-inference-steps", "2", "--device", "cpu", "--dtype", "fp32"]
     assert main(words) == 0
