@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from PIL import Image
 
-from triptych.embeddings import EMPTY, EmbeddingFolder, load_record
+from triptych.embeddings import EMPTY, TEXTS, EmbeddingFolder, load_record
 from triptych.errors import WorkError
 from triptych.stages.embed import EmbedConfig, embed
 from triptych.store import write_jsonl
@@ -71,6 +71,23 @@ def test_a_second_run_does_nothing_and_a_changed_triptych_is_done_again(tmp_path
     (folder / "item-0.safetensors").write_bytes(b"damaged")
     assert embed(config(tmp_path, tiny_flux)).finish()["embedded"] == 1
     assert load_record(folder / "item-0.safetensors").id == "item-0"
+
+
+def test_the_text_of_a_caption_is_stored_once(tmp_path: Path, tiny_flux: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 3)
+    for number in (0, 1):
+        (tmp_path / "triptychs" / f"item-{number}.txt").write_text("one <IMAGE 1> a <IMAGE 2> b <IMAGE 3> c")
+    embed(config(tmp_path, tiny_flux)).finish()
+    folder = EmbeddingFolder(tmp_path / "embeddings" / "flux")
+    texts = sorted((folder.path / TEXTS).iterdir())
+    assert len(texts) == 2
+    a, b, c = (folder[f"item-{number}"].text["prompt_embeds"].clone() for number in range(3))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    for text in texts:
+        text.write_bytes(text.read_bytes()[:-8])
+    assert embed(config(tmp_path, tiny_flux)).finish()["embedded"] == 3
+    again = EmbeddingFolder(folder.path)
+    assert torch.equal(again["item-0"].text["prompt_embeds"], a)
 
 
 def test_triptychs_without_caption_are_named(tmp_path: Path, tiny_flux: Path) -> None:

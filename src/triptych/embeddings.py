@@ -1,4 +1,5 @@
-"""EmbeddingRecord: everything training needs of one triptych, in one safetensors file, keyed by id.
+"""EmbeddingRecord: everything training needs of one triptych, keyed by id: `<id>.safetensors` and, once for every caption,
+`texts/<sha256 of the caption>.safetensors` (a T5-XXL embedding is larger than a triptych's latents).
 
 Legend: C latent channels, H and W latent rows and columns of the whole canvas.
 """
@@ -23,7 +24,8 @@ from triptych.store import publish, read_json
 
 EMPTY = "_empty_prompt"
 """Name of the record-like file that holds the text embeddings of the empty prompt, for caption dropout and guidance."""
-
+TEXTS = "texts"
+"""Folder below the records for the text embeddings, one file per caption."""
 
 INDEX = "embed.index.json"
 """Name of the list of ids that the last complete run of `embed` found; records of triptychs gone since are not in it."""
@@ -52,7 +54,16 @@ class EmbeddingRecord:
         return self.latent_mean_CHW + self.latent_std_CHW * noise
 
 
+def text_path(record_path: Path, caption_sha256: str) -> Path:
+    """Where the text embeddings of a record's caption lie."""
+    return record_path.parent / TEXTS / f"{caption_sha256}.safetensors"
+
+
 def save_record(record: EmbeddingRecord, path: Path) -> None:
+    """Write a record, and the text of its caption unless another record with that caption has brought it."""
+    text = text_path(path, record.caption_sha256)
+    if (read_about(text) or {}).get("model") != record.model:
+        save_text(record.text, record.model, text)
     tensors = {"latent_mean": record.latent_mean_CHW, "latent_std": record.latent_std_CHW}
     about: dict[str, object] = {
         "id": record.id,
@@ -61,11 +72,11 @@ def save_record(record: EmbeddingRecord, path: Path) -> None:
         "caption_sha256": record.caption_sha256,
         "model": record.model,
     }
-    _save({**tensors, **{f"text.{name}": value for name, value in record.text.items()}}, about, path)
+    _save(tensors, about, path)
 
 
 def save_text(text: Mapping[str, Tensor], model: str, path: Path) -> None:
-    """Text tensors alone, for the empty prompt."""
+    """Text tensors alone, without a batch dimension."""
     _save({f"text.{name}": value for name, value in text.items()}, {"model": model}, path)
 
 
@@ -75,7 +86,7 @@ def _save(tensors: dict[str, Tensor], about: dict[str, object], path: Path) -> N
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
-    """What a record says it was made from, without reading its tensors; None if the file is missing or damaged."""
+    """What a record or a text file says it was made from, without reading its tensors; None if the file is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return dict(json.loads((file.metadata() or {})["triptych"]))
@@ -91,11 +102,12 @@ def load_record(path: Path) -> EmbeddingRecord:
     """
     tensors, about = _load(path)
     try:
+        text, _ = _load(text_path(path, about["caption_sha256"]))
         return EmbeddingRecord(
             id=str(about["id"]),
             latent_mean_CHW=tensors.pop("latent_mean"),
             latent_std_CHW=tensors.pop("latent_std"),
-            text=_text(tensors),
+            text=_text(text),
             layout=PanelLayout.from_dict(about["layout"]),
             image_sha256=str(about["image_sha256"]),
             caption_sha256=str(about["caption_sha256"]),

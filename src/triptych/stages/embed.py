@@ -15,7 +15,7 @@ from pydantic import Field
 from triptych.backbones.base import Autoencoder, Backbone, Text
 from triptych.backbones.registry import load_backbone
 from triptych.config import StageConfig
-from triptych.embeddings import EMPTY, INDEX, EmbeddingRecord, read_about, save_record, save_text
+from triptych.embeddings import EMPTY, INDEX, EmbeddingRecord, read_about, save_record, save_text, text_path
 from triptych.errors import InputError, TriptychError, WorkError
 from triptych.images import load_image
 from triptych.inference import encode_texts, to_pixels
@@ -113,9 +113,10 @@ def embed(config: EmbedConfig) -> Run:
             yield Event(reject["id"], "rejected", reject["reason"])
         todo = []
         for source in sources:
-            about = read_about(folder.path / f"{source.id}.safetensors") or {}
+            record = folder.path / f"{source.id}.safetensors"
+            about, text = read_about(record) or {}, read_about(text_path(record, source.caption_sha256)) or {}
             fresh = (source.image_sha256, source.caption_sha256) == (about.get("image_sha256"), about.get("caption_sha256"))
-            if fresh and about.get("model") == model:
+            if fresh and about.get("model") == text.get("model") == model:
                 summary["kept"] += 1
                 yield Event(source.id, "kept")
             else:
