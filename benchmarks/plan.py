@@ -109,15 +109,16 @@ def train_config(case: Case, folder: Path) -> Any:
 
 
 def predict(case: Case, folder: Path) -> float:
-    """Bytes, as `triptych plan` computes them."""
+    """Bytes, as `triptych plan` computes them, but for what Python and the libraries are assumed to take."""
     import torch
 
     from triptych.panels import PanelLayout
-    from triptych.planning.memory import Machine, train_memory
+    from triptych.planning.memory import PROCESS_RAM, Machine, train_memory
     from triptych.planning.shapes import model_shapes
 
     layout = PanelLayout(*case.panel)
-    return train_memory(model_shapes(str(folder)), train_config(case, folder), layout, 128, Machine(torch.float32, card=False)).total
+    machine = Machine(torch.float32, card=False)
+    return train_memory(model_shapes(str(folder)), train_config(case, folder), layout, 128, machine).total - PROCESS_RAM
 
 
 def measure(case: Case, folder: Path) -> dict[str, float]:
@@ -175,17 +176,12 @@ def _resident(peak: bool = False) -> int:
 
 
 def run_case(case: Case) -> dict[str, float]:
-    """Measured in a fresh process, predicted in another."""
+    """Measured in a fresh process, and predicted there afterwards."""
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), "HF_HUB_OFFLINE": "1"}
-    found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as work:
-        folder = write_configs(case, Path(work) / "model")
-        for what in ("--predict", "--measure"):
-            words = [sys.executable, __file__, what, json.dumps(asdict(case)), "--folder", str(folder)]
-            done = subprocess.run(words, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                sys.exit(done.stderr)
-            found |= json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run([sys.executable, __file__, "--case", json.dumps(asdict(case))], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found | {"error": found["predicted"] / found["allocated"] - 1}
 
 
@@ -208,14 +204,13 @@ def table(rows: list[tuple[Case, dict[str, float]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--predict", help=argparse.SUPPRESS)
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.predict or given.measure:
-        values = json.loads(given.predict or given.measure)
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    values = parser.parse_args().case
+    if values:
         case = Case(**{**values, "layers": tuple(values["layers"]), "panel": tuple(values["panel"])})
-        print(json.dumps({"predicted": predict(case, given.folder)} if given.predict else measure(case, given.folder)))
+        with tempfile.TemporaryDirectory() as work:
+            folder = write_configs(case, Path(work) / "model")
+            print(json.dumps({**measure(case, folder), "predicted": predict(case, folder)}))
         return
     rows = []
     for case in CASES:

@@ -44,12 +44,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Memory:
-    """A stage at its worst moment. rows: bytes on the device by what they are for. ram: bytes of the machine's memory, beside
-    the device's. flops: arithmetic of one unit of work. swapped: bytes copied to the card for it."""
+    """A stage at its worst moment. rows: bytes on the device by what they are for. ram: bytes of RAM beside the device. flops:
+    arithmetic of one unit of work. swapped: bytes copied to the card for it."""
 
     moment: str
     rows: dict[str, float]
-    ram: float = PROCESS_RAM
+    ram: float = 0.0
     flops: float = 0.0
     swapped: float = 0.0
 
@@ -60,7 +60,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class HeldWeights:
-    """Where a transformer's weights lie. device, ram: bytes. dequantised: of the largest layer while it is multiplied. swapped:
+    """Where a transformer's weights lie. device, ram: bytes at most. dequantised: of the largest layer while it is multiplied. swapped:
     bytes that travel to the card in one pass through the model."""
 
     device: float
@@ -74,13 +74,12 @@ def held_weights(shapes: ModelShapes, machine: Machine, quantize: str = "none", 
     blocks lie in RAM, and are on the card one at a time."""
     weights, size = shapes.weights, machine.dtype.itemsize
     total = weights.total * size - weights.linear * (size - QUANTIZED_BYTES.get(quantize, size))
-    swapped = [numbers * total / weights.total for numbers in weights.blocks[:blocks_to_swap]]
+    swapped = [numbers * total / weights.total for numbers in weights.blocks[: blocks_to_swap if machine.card else 0]]
     # Eight bits are made floating-point numbers and then scaled: two copies.
     copies = {"none": 0, "nf4": 1}.get(quantize, 2)
-    reading = total if machine.card else 0.0  # a model is read into RAM before it goes to the card
     return HeldWeights(
         device=total - sum(swapped) + max(swapped, default=0.0),
-        ram=max(sum(swapped), reading),
+        ram=total,  # it is read into RAM before it goes to the card
         dequantised=float(weights.largest * size * copies),
         swapped=sum(swapped),
     )
@@ -92,7 +91,7 @@ def embed_memory(shapes: ModelShapes, batch_size: int, layout: PanelLayout, leng
     profile = autoencoding(shapes, layout, batch_size, torch.float32, decode=False)
     size = shapes.parameters["vae"] * 4
     rows = {"autoencoder (float32)": float(size), f"pictures, {batch_size} at once": float(profile.peak), **_overhead(machine)}
-    pictures = Memory("autoencoder", rows, PROCESS_RAM + size)
+    pictures = Memory("autoencoder", rows, _ram(machine, size))
     worst = max(text, pictures, key=lambda memory: memory.total)
     return Memory(worst.moment, worst.rows, max(text.ram, pictures.ram), text.flops + profile.flops / batch_size)
 
@@ -124,7 +123,7 @@ def train_memory(shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, 
     worst = max(step, _validation_memory(shapes, config, layout, length, standing, machine), key=lambda memory: memory.total)
     turns = 2 if config.gradient_checkpointing else 1  # forward, and forward again before the backward pass of a block
     flops = passes * _mean_flops(shapes, config, layout, length, machine, run.flops)
-    return Memory(worst.moment, worst.rows, PROCESS_RAM + held.ram, flops, held.swapped * turns * passes)
+    return Memory(worst.moment, worst.rows, _ram(machine, held.ram), flops, held.swapped * turns * passes)
 
 
 def sampling_memory(
@@ -153,7 +152,7 @@ def sampling_memory(
     worst = max(text, denoising, decoding, key=lambda memory: memory.total)
     turns = sampling.num_inference_steps * (2 if sampling.needs_empty_prompt and sampling.context == "noisy" else 1)
     flops = text.flops + steps.flops + picture.flops
-    return Memory(worst.moment, worst.rows, PROCESS_RAM + max(held.ram, text.ram - PROCESS_RAM), flops, held.swapped * turns)
+    return Memory(worst.moment, worst.rows, max(_ram(machine, held.ram), text.ram), flops, held.swapped * turns)
 
 
 def _text_memory(shapes: ModelShapes, length: int, machine: Machine) -> Memory:
@@ -161,7 +160,7 @@ def _text_memory(shapes: ModelShapes, length: int, machine: Machine) -> Memory:
     run = text_encoding(shapes, length, machine.dtype)
     weights = float(sum(shapes.parameters[part] for part in shapes.text_encoders) * machine.dtype.itemsize)
     rows = {"text encoders": weights, "one caption": float(run.peak), **_overhead(machine)}
-    return Memory("text encoders", rows, PROCESS_RAM + (weights if machine.card else 0.0), run.flops)
+    return Memory("text encoders", rows, _ram(machine, weights), run.flops)
 
 
 def _validation_memory(
@@ -188,4 +187,12 @@ def _mean_flops(shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, l
 
 
 def _overhead(machine: Machine) -> dict[str, float]:
-    return {"CUDA context and workspaces (assumed)": CARD_OVERHEAD} if machine.card else {}
+    """What is there whatever the model: on the CPU, the device's memory is the process's."""
+    if machine.card:
+        return {"CUDA context and workspaces (assumed)": CARD_OVERHEAD}
+    return {"Python and libraries (assumed)": PROCESS_RAM}
+
+
+def _ram(machine: Machine, size: float) -> float:
+    """RAM beside the device, with `size` bytes in it; none on the CPU, where the rows say it all."""
+    return PROCESS_RAM + size if machine.card else 0.0

@@ -42,7 +42,8 @@ def text_of(plan: Mapping[str, Any]) -> str:
         stage = plan[name]
         lines += ["", f"{name}: {in_gib(stage['total_bytes']):.2f} GiB at most ({stage['moment']})"]
         lines += [f"  {in_gib(size):8.2f} GiB  {what}" for what, size in stage["bytes"].items() if size]
-        lines.append(f"  {in_gib(stage['ram_bytes']):8.2f} GiB  of RAM beside")
+        if stage["ram_bytes"]:
+            lines.append(f"  {in_gib(stage['ram_bytes']):8.2f} GiB  of RAM beside")
         total = f", {_time(stage['seconds'])} for {stage['number']}" if stage["number"] > 1 else ""
         lines.append(f"  {_time(stage['seconds_each'])} a {unit} ({stage['flops'] / 1e12:.3g} TFLOP){total}")
     lines += ["", "disk"]

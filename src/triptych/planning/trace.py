@@ -126,14 +126,19 @@ class Trace(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:
             return
-        self._known[key] = weakref.ref(storage, partial(self._freed, key, size))
+        self._known[key] = weakref.ref(storage, partial(self._freed, key, size, len(self.segments)))
         self._live += size
         segment = self.segments[-1]
         segment.rise = max(segment.rise, self._live - self._start)
 
-    def _freed(self, key: int, size: int, _: object) -> None:
+    def _freed(self, key: int, size: int, made: int, _: object) -> None:
+        """made: how many segments there were when it came. What many blocks leave and one goodbye takes away, as clean context's
+        keys and values when the forward pass ends, goes as often as it came."""
         del self._known[key]
         self._live -= size
+        before, now = self.segments[made - 1], self.segments[-1]
+        if now.name == "forward" and len(self.segments) > made + 1 and now.times == 1:
+            now.change -= size * (before.times - 1)
 
     def __enter__(self) -> Trace:
         self._hooks = []
@@ -159,7 +164,7 @@ class Trace(TorchDispatchMode):
             self.segments.append(Segment(name, self._times[block]))
 
     def _close(self) -> None:
-        self.segments[-1].change = self._live - self._start
+        self.segments[-1].change += self._live - self._start
         self._start = self._live
 
     def _leave(self, block: nn.Module, _: Any, out: Any) -> None:
