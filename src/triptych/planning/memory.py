@@ -107,7 +107,7 @@ def train_memory(shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, 
     passes = config.gradient_accumulation_steps
     run = training_pass(shapes, config, layout, length, machine.dtype)
     standing = {
-        "weights" + (f" ({quantize})" if quantize != "none" else ""): held.device,
+        _weights_row(quantize): held.device,
         "LoRA": 4.0 * numbers,
         "moving average": 4.0 * numbers * (2 if config.early_stopping_patience else 1),
         "optimizer state": OPTIMIZER_BYTES[config.optimizer] * numbers,
@@ -137,13 +137,14 @@ def sampling_memory(
     rank: int,
 ) -> Memory:
     """flops: of one picture, its prompt included. known: with product photos. rank: of the LoRA; 0 without one."""
-    held = held_weights(shapes, machine, getattr(config, "quantize", "none"), getattr(config, "blocks_to_swap", 0))
+    quantize, swap = getattr(config, "quantize", "none"), getattr(config, "blocks_to_swap", 0)
+    held = held_weights(shapes, machine, quantize, swap)
     text = _text_memory(shapes, length, machine)
     steps = sampling_run(shapes, sampling, layout, length, machine.dtype, known, rank)
     picture = autoencoding(shapes, layout, 1, machine.dtype, decode=True)
     size = machine.dtype.itemsize
     standing = {
-        "weights": held.device,
+        _weights_row(quantize): held.device,
         "LoRA": float(size * shapes.lora_parameters(rank)) if rank else 0.0,
         "autoencoder": float(size * shapes.parameters["vae"]),
     }
@@ -184,6 +185,10 @@ def _mean_flops(shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, l
     if config.context == "noisy":
         return whole
     return (whole + training_pass(shapes, config, layout, length, machine.dtype, part=True).flops) / 2
+
+
+def _weights_row(quantize: str) -> str:
+    return "weights" if quantize == "none" else f"weights ({quantize})"
 
 
 def _overhead(machine: Machine) -> dict[str, float]:

@@ -36,7 +36,7 @@ def text_of(plan: Mapping[str, Any]) -> str:
     lines = [
         f"{plan['model']} on {plan['card']}: {plan['parameters']['transformer']:,} parameters in the transformer, "
         f"{plan['lora_parameters']:,} in the LoRA",
-        f"canvas {plan['panels'][0]}×{plan['panels'][1]} px: {plan['tokens']['image']} tokens, and {plan['tokens']['text']} of text",
+        f"canvas {plan['canvas'][0]}×{plan['canvas'][1]} px: {plan['tokens']['image']} tokens, and {plan['tokens']['text']} of text",
     ]
     for name, unit in STAGES.items():
         stage = plan[name]

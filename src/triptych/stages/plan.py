@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from triptych.planning.report import in_gib, text_of, verdict
 from triptych.planning.shapes import ModelShapes, model_shapes
 from triptych.stages import STAGES
 from triptych.store import Event, Run
+from triptych.training.data import steps_of_epochs
 
 USUAL_TRIPTYCHS = 50
 """Assumed where none lie in the work folder yet: In-Context LoRAs are trained on 20 to 100 (arXiv 2410.23775)."""
@@ -49,41 +49,39 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
         given["work"] = config.work
     concat, embed, train, generate = (_config(name, data or {}, given) for name in ("concat", "embed", "train", "generate"))
     shapes = {model: model_shapes(model) for model in {embed.model, train.model, generate.model}}
-    layouts = {name: _layout(one, shapes[train.model]) for name, one in (("train", concat), ("generate", generate))}
+    settings = shapes[train.model].settings
+    layout = _layout(concat, PanelLayout(settings.panel_width, settings.panel_height), settings.stride)
     triptychs = config.num_triptychs or len(list(train.triptych_folder.glob("*.png"))) or USUAL_TRIPTYCHS
     if train.epochs is not None:
-        steps = math.ceil(train.epochs * triptychs / (train.batch_size * train.gradient_accumulation_steps))
-        train = train.model_copy(update={"max_train_steps": max(1, steps), "epochs": None})
+        steps = steps_of_epochs(train.epochs, triptychs, train.batch_size * train.gradient_accumulation_steps)
+        train = train.model_copy(update={"max_train_steps": steps, "epochs": None})
+    length = embed.max_sequence_length or settings.max_sequence_length
+    stages = (
+        _Embedding(embed, shapes[embed.model], layout, length, card),
+        _Training(train, shapes[train.model], layout, length, card),
+        _Sampling(generate, shapes[generate.model], _layout(generate, layout, settings.stride), card, train),
+    )
+    units = {"embed": triptychs, "train": train.max_train_steps, "generate": 1}
     summary: dict[str, Any] = {
         "model": train.model,
         "card": card.name,
         "memory_gib": in_gib(card.memory),
         "parameters": shapes[train.model].parameters,
         "lora_parameters": shapes[train.model].lora_parameters(train.rank),
-        "panels": list(layouts["train"].size),
-        "tokens": {
-            "image": shapes[train.model].image_tokens(layouts["train"]),
-            "text": shapes[train.model].text_tokens(shapes[train.model].settings.max_sequence_length),
-        },
+        "canvas": list(layout.size),
+        "tokens": {"image": shapes[train.model].image_tokens(layout), "text": shapes[train.model].text_tokens(length)},
         "triptychs": triptychs,
+        "disk_bytes": disk_bytes(shapes[train.model], train, layout, length, stages[0].machine.dtype, triptychs),
     }
 
     def work() -> Iterator[Event]:
-        stages = (
-            _Embedding(embed, shapes[embed.model], layouts["train"], card),
-            _Training(train, shapes[train.model], layouts["train"], card),
-            _Sampling(generate, shapes[generate.model], layouts["generate"], card, train),
-        )
-        units = {"embed": triptychs, "train": train.max_train_steps, "generate": 1}
         for stage in stages:
             summary[stage.name] = stage.planned(units[stage.name])
             yield Event(stage.name)
-        length, dtype = stages[0].length, stages[0].machine.dtype
-        summary["disk_bytes"] = disk_bytes(shapes[train.model], train, layouts["train"], length, dtype, triptychs)
         summary["verdict"] = verdict(summary)
         run.text = text_of(summary)
 
-    run = Run("plan", 3, work(), summary)
+    run = Run("plan", len(stages), work(), summary)
     return run
 
 
@@ -92,10 +90,10 @@ class _Stage:
 
     name: str
 
-    def __init__(self, config: Any, shapes: ModelShapes, layout: PanelLayout, card: Card) -> None:
-        self.config, self.shapes, self.layout, self.card = config, shapes, layout, card
+    def __init__(self, config: Any, shapes: ModelShapes, layout: PanelLayout, length: int, card: Card) -> None:
+        """length: T5 tokens of a caption."""
+        self.config, self.shapes, self.layout, self.length, self.card = config, shapes, layout, length, card
         self.machine = Machine(card.dtype if config.dtype == "auto" else DTYPES[config.dtype], card.is_card)
-        self.length: int = getattr(config, "max_sequence_length", None) or shapes.settings.max_sequence_length
 
     def memory(self, config: Any, layout: PanelLayout) -> Memory:
         raise NotImplementedError
@@ -159,7 +157,7 @@ class _Sampling(_Stage):
     name = "generate"
 
     def __init__(self, config: Any, shapes: ModelShapes, layout: PanelLayout, card: Card, train: Any) -> None:
-        super().__init__(config, shapes, layout, card)
+        super().__init__(config, shapes, layout, shapes.settings.max_sequence_length, card)
         trained = {"context": train.context, "context_lora": train.context_lora}
         self.sampling, self.rank = config.sampling(shapes.settings, trained=trained), train.rank
 
@@ -176,7 +174,6 @@ def _config(name: str, data: Mapping[str, Any], given: Mapping[str, Any]) -> Any
     return validated(model, {**section(data, name, model), **given}, name)
 
 
-def _layout(config: Any, shapes: ModelShapes) -> PanelLayout:
-    """The panels that `concat` or `generate` will make."""
-    settings = shapes.settings
-    return PanelLayout(config.panel_width or settings.panel_width, config.panel_height or settings.panel_height).check(settings.stride)
+def _layout(config: Any, otherwise: PanelLayout, stride: int) -> PanelLayout:
+    """The panels that `concat` or `generate` will make; what the config leaves open is as in `otherwise`."""
+    return PanelLayout(config.panel_width or otherwise.width, config.panel_height or otherwise.height).check(stride)
