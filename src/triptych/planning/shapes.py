@@ -35,8 +35,8 @@ _CLIP_TOKENS = {"flux": 0, "sd3": 77}
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers in a transformer. total: all. linear: those in the blocks' linear layers, which can be quantised. largest: in the
-    largest of these layers. blocks: in each block, in the order they run."""
+    """Numbers in a transformer. total: all, tables of positions (which are no parameters) included. linear: those in the blocks'
+    linear layers, which can be quantised. largest: in the largest of these layers. blocks: in each block, in the order they run."""
 
     total: int
     linear: int
@@ -96,7 +96,7 @@ class ModelShapes:
         blocks = [block for run in runs_of_blocks(transformer) for block in run]
         linear = [module.weight.numel() for block in blocks for module in block.modules() if isinstance(module, nn.Linear)]
         return Weights(
-            total=self.parameters["transformer"],
+            total=self.parameters["transformer"] + sum(buffer.numel() for buffer in transformer.buffers()),
             linear=sum(linear),
             largest=max(linear),
             blocks=tuple(sum(p.numel() for p in block.parameters()) for block in blocks),
