@@ -187,7 +187,8 @@ def run_case(case: Case) -> dict[str, float]:
 
 def table(rows: list[tuple[Case, dict[str, float]]]) -> str:
     lines = [
-        "| model | width | blocks | panels | batch × passes | checkpointing | context | rank | predicted MiB | measured MiB | error | RSS MiB |",
+        "| model | width | blocks | panels | batch × passes | checkpointing | context | rank "
+        "| predicted MiB | measured MiB | error | RSS MiB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case, found in rows:
