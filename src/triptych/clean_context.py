@@ -132,7 +132,8 @@ def kept_window(
         for clean_CHW in clean_BCHW:
             key, row = "", list[Context]()
             for known in groups:
-                key = _key(key, clean_CHW, known, with_lora)
+                # One canvas and no cache: nothing could be found again, and a plan's tensors have no data to hash.
+                key = _key(key, clean_CHW, known, with_lora) if cache.limit_bytes or len(clean_BCHW) > 1 else f"{key}+"
 
                 def make(clean_CHW: Tensor = clean_CHW, known: Tensor = known, row: list[Context] = row) -> Context:
                     before = joined([row]) if row else None

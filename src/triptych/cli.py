@@ -107,8 +107,8 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
         elif word.startswith("-c") and len(word) > 2:
             files.append(Path(word.removeprefix("-c").removeprefix("=")))
     data = load_config(files, [other.name for other in STAGES])
-    # `run` hands the shared keys of the files to every stage itself, where a section's own keys win over them.
-    values = section({"run": data.get("run")} if stage.name == "run" else data, stage.name, model)
+    # A verb that gets the whole config hands its shared keys to every stage itself, where a section's own keys win over them.
+    values = section({stage.name: data.get(stage.name)} if stage.whole_config else data, stage.name, model)
     validated(model, values, stage.name)
     app.config = Dict(_nested(stage.words, values), source=", ".join(map(str, files)))
 
@@ -122,10 +122,12 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
             Print one JSON object to stdout, everything else to stderr.
         """
         options = options or model()
-        run = function(options, data) if stage.name == "run" else function(options)
+        run = function(options, data) if stage.whole_config else function(options)
         show.quiet = not _FIRST
         summary = follow(run, show)
-        if _FIRST:
+        if run.text and not json:
+            print(run.text)
+        elif _FIRST:
             _print_summary(summary, as_json=json)
         return 0
 

@@ -33,8 +33,10 @@ class Run:
     """A stage at work: an iterable of `Event`s with a length, which does the work while it is iterated.
 
     Errors in the config or the inputs are raised when the stage is called, before the first event. `summary` grows as
-    the work goes on and is complete after the last event.
+    the work goes on and is complete after the last event. `text`, where a stage sets it by then, says the same for people.
     """
+
+    text = ""
 
     def __init__(self, name: str, total: int, events: Iterator[Event], summary: dict[str, Any]) -> None:
         self.name, self.total, self.summary, self._events = name, total, summary, events

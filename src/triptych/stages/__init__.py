@@ -27,6 +27,8 @@ class Stage:
     in_run: bool = False
     positional: tuple[str, ...] = ()
     """Fields that may be given without their option's name, in this order, right after the verb."""
+    whole_config: bool = False
+    """The function also gets the loaded config files, shared keys and all sections, and hands them to other stages itself."""
 
     @property
     def words(self) -> list[str]:
@@ -121,6 +123,15 @@ STAGES: tuple[Stage, ...] = (
         "RunConfig",
         "All stages from clean to train, from one config.",
         "triptych run --config triptych.yaml",
+        whole_config=True,
+    ),
+    Stage(
+        "plan",
+        "triptych.stages.plan",
+        "PlanConfig",
+        "Say what memory, disk and time a config needs, before anything is downloaded.",
+        "triptych plan --config triptych.yaml --card rtx-4090",
+        whole_config=True,
     ),
     Stage(
         "demo",

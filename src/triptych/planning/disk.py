@@ -1,0 +1,32 @@
+"""What a training leaves on disk, and the download before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from triptych.panels import PanelLayout
+from triptych.planning.memory import OPTIMIZER_BYTES
+from triptych.planning.shapes import ModelShapes
+from triptych.training.config import TrainConfig
+
+PUBLISHED_BYTES = 2
+"""Of each number on the hub: models are published in 16 bits."""
+
+
+def disk_bytes(
+    shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, length: int, dtype: torch.dtype, triptychs: int
+) -> dict[str, int]:
+    """model download: nothing for a folder. embeddings: mean and deviation of the latents in float32, the text in the encoders'
+    dtype. checkpoints: LoRA, moving average and optimizer, as many as are kept and the one being written. LoRA: float32."""
+    numbers = shapes.lora_parameters(config.rank)
+    download = 0 if Path(config.model).exists() or config.model == "pocket" else PUBLISHED_BYTES * sum(shapes.parameters.values())
+    text = sum(tensor.nbytes for tensor in shapes.text(length, 1, dtype).values())
+    state = numbers * (8 + OPTIMIZER_BYTES[config.optimizer])
+    return {
+        "model download": download,
+        "embeddings": triptychs * (2 * shapes.latents(layout, 1).nbytes + text) + text,
+        "checkpoints": round((config.checkpoints_total_limit + 1) * state),
+        "LoRA": 4 * numbers,
+    }

@@ -1,0 +1,131 @@
+"""The product's own code, run on tensors without data: a training step, sampling, the autoencoder, the text encoders.
+
+Legend: B batch, C channels, H and W latent rows and columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+
+from triptych.inference import Sampling, sample_latents
+from triptych.lora import add_lora
+from triptych.panels import PanelLayout
+from triptych.planning.shapes import ModelShapes
+from triptych.planning.trace import Profile, backward, profile, thinned, traced
+from triptych.training.config import TrainConfig
+from triptych.training.data import Batch
+from triptych.training.loss import losses_of
+
+_DECIDES = (
+    *("batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "context", "context_lora", "context_reading"),
+    *("noise_levels", "rank", "lora_dropout"),
+)
+
+
+def training_pass(
+    shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, length: int, dtype: torch.dtype, part: bool = False
+) -> Profile:
+    """One forward and one backward pass as `stages/train.py` runs them.
+
+    length: T5 tokens of a caption. part: with clean context, a part of the worn panel is learned, and not all of it: a box of two
+    thirds of its sides, which is what `draw_active` draws in the mean.
+    """
+    return _training_pass(shapes, tuple((name, getattr(config, name)) for name in _DECIDES), layout, length, dtype, part)
+
+
+@cache
+def _training_pass(
+    shapes: ModelShapes, settings: tuple[tuple[str, Any], ...], layout: PanelLayout, length: int, dtype: torch.dtype, part: bool
+) -> Profile:
+    config = TrainConfig(**dict(settings))
+    backbone = shapes.backbone(dtype)
+    transformer = shapes.build("transformer", dtype)
+    times = thinned(transformer)
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+    for parameter in add_lora(transformer, backbone.lora_targets, config.rank, config.alpha, config.lora_dropout, 0):
+        if config.gradient_accumulation_steps > 1:  # all but the first pass add to gradients that are there
+            parameter.grad = torch.zeros_like(parameter)
+    b = config.batch_size * config.noise_levels
+    clean_BCHW = shapes.latents(layout, b)
+    active = torch.from_numpy(layout.mask(layout.roles[-1:], shapes.settings.stride))
+    if part:
+        left, top, right, bottom = layout.box(layout.roles[-1], shapes.settings.stride)
+        active[top + (bottom - top) * 2 // 3 :] = False
+        active[:, left + (right - left) * 2 // 3 :] = False
+    batch = Batch(
+        layout=layout,
+        clean_BCHW=clean_BCHW,
+        noise_BCHW=torch.empty_like(clean_BCHW),
+        t_B=torch.empty(b, device="meta"),
+        text=shapes.text(length, b, dtype),
+        empty=shapes.text(length, 1, dtype),
+        learned_BHW=torch.empty_like(clean_BCHW[:, 0]),
+        active=active if config.context == "clean" else None,
+        levels=config.noise_levels,
+    )
+    transformer.train()
+    with traced(transformer, times, dtype) as trace:
+        losses = losses_of(config, backbone, transformer, batch)
+        backward(losses.sample_B.mean())
+        del losses
+    return profile(trace.segments)
+
+
+@cache
+def sampling_run(
+    shapes: ModelShapes, sampling: Sampling, layout: PanelLayout, length: int, dtype: torch.dtype, known: bool, rank: int
+) -> Profile:
+    """Denoising one canvas, `generate` without (`known` False) or with product photos. rank: of the LoRA, 0 without one.
+
+    Every step is alike, so two are run, and the arithmetic of the second counts for all that follow.
+    """
+    backbone = shapes.backbone(dtype)
+    transformer = shapes.build("transformer", dtype)
+    times = thinned(transformer)
+    if rank:
+        add_lora(transformer, backbone.lora_targets, rank, rank, 0.0, 0)
+        torch.nn.Module.to(transformer, dtype).requires_grad_(False)
+    latents_BCHW = shapes.latents(layout, 1)
+    shape, unit = latents_BCHW.shape[1:], shapes.latent_stride
+    mask = torch.from_numpy(layout.mask(layout.roles[-1:], unit)).float() if known else None
+
+    def steps(number: int) -> Profile:
+        with traced(transformer, times) as trace:
+            text = shapes.text(length, 1, dtype)
+            short = replace(sampling, num_inference_steps=number)
+            sample_latents(backbone, transformer, layout, shape, text, text, [0], short, latents_BCHW if known else None, mask)
+        return profile(trace.segments)
+
+    one, two = steps(1), steps(2)
+    return replace(two, flops=one.flops + (sampling.num_inference_steps - 1) * (two.flops - one.flops))
+
+
+@cache
+def autoencoding(shapes: ModelShapes, layout: PanelLayout, batch: int, dtype: torch.dtype, *, decode: bool) -> Profile:
+    """Canvases to latents, or (`decode`) back."""
+    vae = shapes.build("vae", dtype)
+    with torch.no_grad(), traced(vae) as trace:
+        if decode:
+            vae.decode(shapes.latents(layout, batch).to(dtype)).sample.float().clamp(-1, 1)  # type: ignore[operator]
+        else:
+            posterior = vae.encode(torch.empty(batch, 3, layout.size[1], layout.size[0], device="meta", dtype=dtype)).latent_dist  # type: ignore[operator]
+            del posterior
+    return profile(trace.segments)
+
+
+@cache
+def text_encoding(shapes: ModelShapes, length: int, dtype: torch.dtype) -> Profile:
+    """One caption through every text encoder, one after the other; they are all in memory together."""
+    profiles = []
+    for part in shapes.text_encoders:
+        encoder = shapes.build(part, dtype)
+        tokens = shapes.configs[part].get("max_position_embeddings", length)
+        with torch.no_grad(), traced(encoder) as trace:
+            encoder(torch.empty(1, tokens, dtype=torch.long, device="meta"), output_hidden_states=True)
+        profiles.append(profile(trace.segments))
+    return Profile(max(one.peak for one in profiles), 0, sum(one.flops for one in profiles))

@@ -1,0 +1,182 @@
+"""What a model is made of, from its configs alone: every part as a module on the meta device, and its exact counts."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from triptych.backbones.base import Backbone, Text
+from triptych.backbones.registry import FAMILIES
+from triptych.backbones.settings import FAMILY_SETTINGS, ModelSettings, model_settings, resolve_model
+from triptych.errors import ModelError
+from triptych.lora import target_modules
+from triptych.panels import PanelLayout
+from triptych.planning.trace import runs_of_blocks
+
+_TEXT_MODELS = {
+    "CLIPTextModel": (transformers.CLIPTextModel, transformers.CLIPTextConfig),
+    "CLIPTextModelWithProjection": (transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig),
+    "T5EncoderModel": (transformers.T5EncoderModel, transformers.T5Config),
+}
+# Text tokens that reach the transformer beside T5's.
+_CLIP_TOKENS = {"flux": 0, "sd3": 77}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Numbers in a transformer. total: all, tables of positions (which are no parameters) included. linear: those in the blocks'
+    linear layers, which can be quantised. largest: in the largest of these layers. blocks: in each block, in the order they run."""
+
+    total: int
+    linear: int
+    largest: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class ModelShapes:
+    """A model as its configs describe it. configs: by subfolder, `transformer`, `vae`, `text_encoder` …"""
+
+    model: str
+    family: type[Backbone]
+    configs: dict[str, dict[str, Any]]
+    settings: ModelSettings
+
+    def backbone(self, dtype: torch.dtype) -> Backbone:
+        """The family's own code on the meta device; no file of the model is looked for."""
+        backbone = self.family(self.model, torch.device("meta"), dtype)
+        backbone.settings = self.settings
+        backbone.scheduler_config = {}  # noise levels change neither memory nor arithmetic
+        backbone.autocast = nullcontext  # type: ignore[method-assign,assignment]  # trace.Device does it
+        return backbone
+
+    def build(self, part: str, dtype: torch.dtype) -> nn.Module:
+        """One part on the meta device, frozen, in eval mode.
+
+        Raises:
+            ModelError: a config that describes no such part.
+        """
+        config = self.configs[part]
+        try:
+            with torch.device("meta"):
+                if part == "transformer":
+                    module = self.family.transformer_class.from_config(config)
+                elif part == "vae":
+                    module = AutoencoderKL.from_config(config)
+                else:
+                    kind, settings = _TEXT_MODELS[config["architectures"][0]]
+                    module = kind(settings(**config))
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"The config of {part} of {self.model} cannot be used: {error!r}.", "Is the folder complete?") from error
+        return nn.Module.to(module, dtype).eval().requires_grad_(False)
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """Numbers in each part."""
+        return {part: sum(p.numel() for p in self.build(part, torch.float32).parameters()) for part in self.configs}
+
+    @property
+    def text_encoders(self) -> list[str]:
+        return [part for part in self.configs if part.startswith("text_encoder")]
+
+    @cached_property
+    def weights(self) -> Weights:
+        transformer = self.build("transformer", torch.float32)
+        blocks = [block for run in runs_of_blocks(transformer) for block in run]
+        linear = [module.weight.numel() for block in blocks for module in block.modules() if isinstance(module, nn.Linear)]
+        return Weights(
+            total=self.parameters["transformer"] + sum(buffer.numel() for buffer in transformer.buffers()),
+            linear=sum(linear),
+            largest=max(linear),
+            blocks=tuple(sum(p.numel() for p in block.parameters()) for block in blocks),
+        )
+
+    def lora_parameters(self, rank: int) -> int:
+        """Numbers in a LoRA: rank × (inputs + outputs) of each layer it adapts."""
+        return rank * self._sides
+
+    @cached_property
+    def _sides(self) -> int:
+        transformer = self.build("transformer", torch.float32)
+        layers = [transformer.get_submodule(name) for name in target_modules(transformer, self.family.lora_targets)]
+        return sum(int(layer.in_features) + int(layer.out_features) for layer in layers)  # type: ignore[arg-type,misc]
+
+    @property
+    def latent_stride(self) -> int:
+        """Pixels to a latent cell."""
+        return 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
+
+    def image_tokens(self, layout: PanelLayout) -> int:
+        """Tokens of the whole canvas."""
+        return (layout.size[0] // self.settings.stride) * (layout.size[1] // self.settings.stride)
+
+    def text_tokens(self, length: int) -> int:
+        """Text tokens that the transformer sees, of captions with `length` T5 tokens."""
+        return length + _CLIP_TOKENS[self.family.name]
+
+    def latents(self, layout: PanelLayout, batch: int) -> Tensor:
+        """(B, C, H, W) of the canvas, on the meta device."""
+        width, height = (side // self.latent_stride for side in layout.size)
+        return torch.empty(batch, int(self.configs["vae"]["latent_channels"]), height, width, device="meta")
+
+    def text(self, length: int, batch: int, dtype: torch.dtype) -> Text:
+        """Embeddings of a batch of captions, on the meta device."""
+        config = self.configs["transformer"]
+        return {
+            "prompt_embeds": torch.empty(batch, self.text_tokens(length), config["joint_attention_dim"], device="meta", dtype=dtype),
+            "pooled_prompt_embeds": torch.empty(batch, config["pooled_projection_dim"], device="meta", dtype=dtype),
+        }
+
+
+def known_models() -> dict[str, dict[str, Any]]:
+    """Hub models whose configs are built in, by hub id."""
+    return dict(yaml.safe_load((files("triptych.planning") / "models.yaml").read_text(encoding="utf-8")))
+
+
+@cache
+def model_shapes(model: str) -> ModelShapes:
+    """The shapes of `pocket`, of a diffusers folder (its configs suffice), or of a hub model that is built in.
+
+    Raises:
+        ModelError: an unknown model, a family without a backbone, or a config that is missing or damaged.
+    """
+    known = known_models()
+    folder = Path(resolve_model(model))
+    if folder.is_dir():
+        pipeline = str(_read(folder / "model_index.json").get("_class_name"))
+        family = _family(model, pipeline)
+        parts = ["transformer", *(part for part in family.encoders if not part.startswith("tokenizer"))]
+        configs = {part: _read(folder / part / "config.json") for part in parts}
+        return ModelShapes(model, family, configs, model_settings(model))
+    if model not in known:
+        raise ModelError(
+            f"The shapes of {model} are not known here, and nothing is downloaded to plan.",
+            f"Give a folder with its configs, or one of {', '.join(known)}.",
+        )
+    pipeline = known[model]["pipeline"]
+    settings = replace(ModelSettings(), **FAMILY_SETTINGS.get(pipeline, {}))
+    return ModelShapes(model, _family(model, pipeline), known[model]["parts"], settings)
+
+
+def _family(model: str, pipeline: str) -> type[Backbone]:
+    if pipeline not in FAMILIES:
+        raise ModelError(f"{model} is a {pipeline}, which has no backbone here.", f"Known: {', '.join(sorted(FAMILIES))}.")
+    return FAMILIES[pipeline]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.", "A model folder has a config.json in every part.") from error
