@@ -152,6 +152,8 @@ class Backbone(ABC):
     lora_targets: ClassVar[tuple[str, ...]]
     """Suffixes of the linear layers that a LoRA adapts."""
 
+    step_cache: ClassVar[bool] = False
+    """Whether diffusers' FirstBlockCache works with its transformer."""
     encoders: ClassVar[tuple[str, ...]]
     """Subfolders of what turns pictures and prompts into embeddings."""
 
