@@ -261,21 +261,8 @@ def generate_triptych(
         mask = torch.from_numpy(layout.mask(unknown, unit)).float()
     # Batched canvases share one set of tokens, so what is left out of one is left out of all: only if each has it as background.
     left_out = _left_out(canvases, layout, models, sampling) if given[0] else None
-    latents = sample_latents(
-        models.backbone,
-        models.transformer,
-        layout,
-        shape,
-        text,
-        negative,
-        seeds,
-        sampling,
-        known,
-        mask,
-        on_step,
-        left_out,
-        models.contexts,
-    )
+    about_known = known, mask, on_step, left_out, models.contexts
+    latents = sample_latents(models.backbone, models.transformer, layout, shape, text, negative, seeds, sampling, *about_known)
     made = to_images(models.autoencoder.decode(latents))
     for canvas, image in zip(canvases, made, strict=True):
         for role in unknown:
