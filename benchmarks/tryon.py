@@ -22,74 +22,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxInpaintPipeline, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxInpaintPipeline
 from PIL import Image
 
+from flux_like import FULL, PROMPT, QUICK, Size, flux_like
 from triptych.backbones.flux import pack
-from triptych.backbones.registry import load_backbone
 from triptych.clean_context import ContextCache
-from triptych.inference import Models, Sampling, try_on
+from triptych.inference import Sampling, try_on
 from triptych.panels import PanelLayout, concatenate
 
-PROMPT = "p"
 PERSONS = 8
-
-
-@dataclass(frozen=True)
-class Size:
-    """A model and its panels. dim = heads × 64."""
-
-    heads: int
-    double: int
-    single: int
-    width: int
-    height: int
-    words: int
-
-
-FULL = Size(heads=12, double=4, single=8, width=288, height=384, words=128)
-QUICK = Size(heads=2, double=1, single=2, width=96, height=128, words=16)
-
-
-def flux_like(size: Size, dtype: torch.dtype, folder: Path) -> Models:
-    """A FLUX.1-shaped model with random weights, and a small f8 autoencoder with 16 latent channels."""
-    torch.manual_seed(0)
-    dim = 64 * size.heads
-    transformer = FluxTransformer2DModel(
-        in_channels=64,
-        num_layers=size.double,
-        num_single_layers=size.single,
-        attention_head_dim=64,
-        num_attention_heads=size.heads,
-        joint_attention_dim=dim,
-        pooled_projection_dim=dim,
-        guidance_embeds=True,
-        axes_dims_rope=(8, 28, 28),
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=16,
-        norm_num_groups=4,
-        scaling_factor=0.36,
-        shift_factor=0.12,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-    # The pipeline samples the posterior, triptych takes its mean: without variance they start from the same latents.
-    with torch.no_grad():
-        vae.encoder.conv_out.weight[16:] = 0
-        vae.encoder.conv_out.bias[16:] = -30
-    vae.save_pretrained(folder / "vae")
-    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    backbone = load_backbone(str(folder), "cpu", "bf16" if dtype == torch.bfloat16 else "fp32")
-    texts = {}
-    for name in (PROMPT, ""):
-        texts[name] = {"prompt_embeds": torch.randn(size.words, dim), "pooled_prompt_embeds": torch.randn(dim)}
-    return Models(backbone, transformer.to(dtype).eval().requires_grad_(False), backbone.load_autoencoder(), texts)
 
 
 def product(size: Size, seed: int) -> Image.Image:

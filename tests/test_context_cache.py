@@ -114,5 +114,7 @@ def test_the_verb_says_how_much_it_keeps(tiny_flux: Path, inputs: dict[str, Path
     assert kept["reused"] == kept["read"] == kept["held"] == 1, "the second seed reads nothing"
     none = run(context_cache_gib=0, out=tmp_path / "other.png")
     assert (none["reused"], none["held"], none["held_gib"]) == (0, 0, 0)
+    alone = options(tiny_flux, inputs, tmp_path, context="clean", out=tmp_path / "alone.png")
+    assert tryon(alone).finish()["context_cache"]["held"] == 0, "one picture keeps nothing"
     names = [(tmp_path / f"{stem}-1.png") for stem in ("out", "other")]
     assert np.array_equal(*(np.asarray(Image.open(name)) for name in names))

@@ -102,7 +102,7 @@ def read_window(
         for known in _groups(active, within, first):
             before = joined([contexts]) if contexts else None
             contexts.append(backbone.read(transformer, clean_BCHW, known, _one(empty), before))
-    return Window(active, joined([contexts]) if len(contexts) > 1 else next(iter(contexts), None))
+    return Window(active, joined([contexts]) if contexts else None)
 
 
 def kept_window(

@@ -6,13 +6,15 @@ Legend: B batch, C channels, H and W latent rows and columns of the whole canvas
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from diffusers import FirstBlockCacheConfig
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import Quantize
 from triptych.clean_context import ContextCache, ContextReading, kept_window, product_tokens
 from triptych.embeddings import stack_text
+from triptych.errors import ModelError
 from triptych.images import from_srgb, to_srgb
 from triptych.lora import load_lora
 from triptych.panels import Box, PanelLayout, concatenate, place, split
@@ -52,6 +55,9 @@ class Sampling:
     """Clean context: leave out tokens of the product panels that show plain background."""
     token_bucket: int = 1
     """Clean context: the number of active tokens is rounded up to a multiple of this."""
+    step_cache: float = 0.0
+    """Threshold of diffusers' FirstBlockCache: a step whose first block changes by less takes the other blocks' change from the
+    step before. 0 is off; an approximation."""
     context_guidance_scale: float = 1.0
     """Clean context: extrapolate away from a pass without words and without product panels; 1 is off. It takes the place
     of both other guidances: the model is then fed 1, what the LoRA saw in training."""
@@ -151,7 +157,14 @@ def sample_latents(
             every step (diffusers' inpainting pipelines compute the same).
         left_out: (rows, columns) bool on the token grid; clean context: known tokens that nothing attends to.
         contexts: clean context: keys and values that were kept for this transformer.
+
+    Raises:
+        ModelError: a step cache for a family that has none.
     """
+    if sampling.step_cache and not backbone.step_cache:
+        raise ModelError(
+            "Steps of this model cannot be cached: diffusers' FirstBlockCache does not fit its blocks.", "Give --step-cache 0."
+        )
     noise = torch.cat([torch.randn((1, *latent_shape), generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
     noise = noise.to(backbone.device)
     stride = backbone.settings.stride
@@ -163,9 +176,12 @@ def sample_latents(
     fed = sampling.guidance_scale
 
     def velocity_with(embeddings: Text, window: Window | None = None) -> flow.Velocity:
+        branch = "cond" if embeddings is text else "uncond"
+
         def velocity(latents_BCHW: Tensor, t: float) -> Tensor:
             times = torch.full((len(latents_BCHW),), t, device=latents_BCHW.device)
-            return backbone.velocity(transformer, latents_BCHW, times, embeddings, fed, window)
+            with transformer.cache_context(branch) if sampling.step_cache else nullcontext():  # type: ignore[operator]
+                return backbone.velocity(transformer, latents_BCHW, times, embeddings, fed, window)
 
         return velocity
 
@@ -195,7 +211,20 @@ def sample_latents(
         assert negative is not None
         velocity = flow.guided(velocity, velocity_with(negative, window), sampling.true_cfg_scale)
     start = noise if clamp is None else clamp.start(levels[0])
-    return flow.sample(velocity, start, levels, clamp, on_step)
+    with _steps_cached(transformer, sampling.step_cache):
+        return flow.sample(velocity, start, levels, clamp, on_step)
+
+
+@contextmanager
+def _steps_cached(transformer: Any, threshold: float) -> Iterator[None]:
+    """diffusers' FirstBlockCache on the transformer, for one sampling run; with threshold 0 nothing."""
+    if threshold:
+        transformer.enable_cache(FirstBlockCacheConfig(threshold))
+    try:
+        yield
+    finally:
+        if threshold:
+            transformer.disable_cache()
 
 
 def active_tokens(repaint_mask: Tensor, layout: PanelLayout, stride: int) -> Tensor:
@@ -235,21 +264,8 @@ def generate_triptych(
         mask = torch.from_numpy(layout.mask(unknown, unit)).float()
     # Batched canvases share one set of tokens, so what is left out of one is left out of all: only if each has it as background.
     left_out = _left_out(canvases, layout, models, sampling) if given[0] else None
-    latents = sample_latents(
-        models.backbone,
-        models.transformer,
-        layout,
-        shape,
-        text,
-        negative,
-        seeds,
-        sampling,
-        known,
-        mask,
-        on_step,
-        left_out,
-        models.contexts,
-    )
+    about_known = known, mask, on_step, left_out, models.contexts
+    latents = sample_latents(models.backbone, models.transformer, layout, shape, text, negative, seeds, sampling, *about_known)
     made = to_images(models.autoencoder.decode(latents))
     for canvas, image in zip(canvases, made, strict=True):
         for role in unknown:

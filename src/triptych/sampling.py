@@ -56,6 +56,8 @@ class SamplingConfig(StageConfig):
     """Clean context only: the number of tokens that are run is rounded up to a multiple of this; compiled models then meet few sizes."""
     context_cache_gib: float = Field(default=4.0, ge=0)
     """Clean context only: GiB of memory, on the device, for what was read of known panels, from one picture to the next."""
+    step_cache: float = Field(default=0.0, ge=0, le=1)
+    """Threshold of diffusers' FirstBlockCache (FLUX only; 0 is off): steps that change less reuse the one before. An approximation."""
     context_guidance_scale: float | None = Field(default=None, ge=0)
     """Clean context only: guidance on the product photos, in place of the two others (1 is off); by default what the model recommends."""
     panel_width: int | None = Field(default=None, ge=8)
@@ -124,6 +126,7 @@ class SamplingConfig(StageConfig):
             context_reading=reading,
             drop_background=self.drop_background,
             token_bucket=self.token_bucket,
+            step_cache=self.step_cache,
             context_guidance_scale=choose(self.context_guidance_scale, settings.context_guidance_scale),
         )
 

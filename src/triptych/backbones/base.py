@@ -79,6 +79,8 @@ def joined(rows: list[list[Context]], room: int = 0) -> Context:
     go layer by layer: they are gigabytes.
     """
     first = rows[0][0]
+    if len(rows) == len(rows[0]) == 1 and not room:
+        return first
     dim, layers, parts = first.sequence_dim, list(first.kept), [[dict(one.kept) for one in row] for row in rows]
     del first
     if room:
@@ -94,6 +96,8 @@ def joined(rows: list[list[Context]], room: int = 0) -> Context:
 
 
 def _side_by_side(rows: Sequence[Sequence[Tensor]], dim: int, room: int) -> Tensor:
+    if not room and len(rows) == 1:
+        return torch.cat(list(rows[0]), dim)
     if not room:
         return torch.cat([torch.cat(list(row), dim) for row in rows])
     shape = list(rows[0][0].shape)
@@ -169,6 +173,8 @@ class Backbone(ABC):
     lora_targets: ClassVar[tuple[str, ...]]
     """Suffixes of the linear layers that a LoRA adapts."""
 
+    step_cache: ClassVar[bool] = False
+    """Whether diffusers' FirstBlockCache works with its transformer."""
     encoders: ClassVar[tuple[str, ...]]
     """Subfolders of what turns pictures and prompts into embeddings."""
 

@@ -65,6 +65,7 @@ class FluxText(TextEncoder):
 
 class Flux(Backbone):
     name = "flux"
+    step_cache = True
     text_encoder_class, autoencoder_class, transformer_class = FluxText, KLAutoencoder, FluxTransformer2DModel
     encoders = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     lora_targets = (

@@ -41,7 +41,8 @@ def generate(config: GenerateConfig) -> Run:
         front = load_image(config.front)
         products = {"front": front, "back": load_image(config.back) if config.back else front}
     sampling = config.sampling(model_settings(config.model))
-    models = load_models(**config.model_source(), prompts=[config.prompt])
+    kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # one picture has no use for it
+    models = load_models(**config.model_source() | {"context_cache_gib": kept}, prompts=[config.prompt])
     out = config.out or config.work / "generated"
     summary: dict[str, Any] = {"images": [], "panels": list(layout.size), "num_inference_steps": sampling.num_inference_steps}
 

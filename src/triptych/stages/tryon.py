@@ -34,7 +34,8 @@ def tryon(config: TryonConfig) -> Run:
     job = prepare(config)
     for warning in job.warnings:
         log.warning(warning)
-    models = load_models(**config.model_source(), prompts=[config.prompt])
+    kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # one picture has no use for it
+    models = load_models(**config.model_source() | {"context_cache_gib": kept}, prompts=[config.prompt])
     size = list(job.person.image.size)
     summary: dict[str, Any] = {"images": [], "mask": str(config.preview), "size": size}
     summary |= {"feather": config.feather, "strength": config.strength, "warnings": job.warnings}

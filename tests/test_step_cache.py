@@ -1,0 +1,49 @@
+"""diffusers' FirstBlockCache under our sampling: fewer blocks run, it ends with the run, and families without it say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from triptych.errors import ModelError
+from triptych.inference import Models, Sampling, load_models, sample_latents
+from triptych.panels import PanelLayout
+
+LAYOUT = PanelLayout(32, 48)
+
+
+def run(models: Models, sampling: Sampling) -> tuple[torch.Tensor, int]:
+    """Latents, and how often the last block's attention ran."""
+    ran = []
+    last = models.transformer.single_transformer_blocks[-1].attn
+    handle = last.register_forward_hook(lambda *_: ran.append(1))
+    known = torch.randn(1, 16, 6, 12, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(6, 12)
+    mask[1:5, 9:12] = 1
+    text, empty = models.text(["p"]), models.text([""])
+    made = sample_latents(models.backbone, models.transformer, LAYOUT, (16, 6, 12), text, empty, [3], sampling, known, mask)
+    handle.remove()
+    assert torch.equal(made[..., :9], known[..., :9])
+    return made, len(ran)
+
+
+@pytest.mark.parametrize(("context", "guidance", "passes"), [("noisy", 1.0, 8), ("noisy", 2.0, 16), ("clean", 1.0, 9)])
+def test_steps_are_saved_and_the_next_run_is_as_before(tiny_flux: Path, context: str, guidance: float, passes: int) -> None:
+    models = load_models(str(tiny_flux), ["p"], device="cpu", dtype="fp32")
+    full, all_of_them = run(models, Sampling(8, true_cfg_scale=guidance, context=context))
+    assert all_of_them == passes
+    saved, fewer = run(models, Sampling(8, true_cfg_scale=guidance, context=context, step_cache=1.0))
+    assert fewer < passes / 2
+    assert (full - saved).abs().max() > 1e-6
+    again, all_of_them = run(models, Sampling(8, true_cfg_scale=guidance, context=context))
+    assert all_of_them == passes and torch.equal(full, again)
+
+
+def test_a_family_without_it_says_so(tiny_sd3: Path) -> None:
+    models = load_models(str(tiny_sd3), ["p"], device="cpu", dtype="fp32")
+    text = models.text(["p"])
+    with pytest.raises(ModelError, match="cannot be cached") as caught:
+        sample_latents(models.backbone, models.transformer, LAYOUT, (16, 6, 12), text, text, [0], Sampling(2, step_cache=0.1))
+    assert "--step-cache 0" in caught.value.hint
