@@ -70,7 +70,8 @@ def test_a_quantized_model_is_nearly_the_full_one(quantize: str, velocity: float
 
 @pytest.mark.parametrize("quantize", EVERY)
 def test_gradients_are_those_of_the_dequantized_weight_which_nobody_keeps(quantize: str) -> None:
-    layer = FORMATS[quantize](torch.randn(192, 128), torch.randn(192))
+    kind, weight = FORMATS[quantize], torch.randn(192, 128)
+    layer = kind(*kind.pack(weight), weight.shape, torch.randn(192))
     input, other = torch.randn(2, 5, 128, requires_grad=True), torch.randn(2, 5, 192)
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):

@@ -24,10 +24,6 @@ from triptych.store import sha256_file
 log = logging.getLogger(__name__)
 
 
-MODEL_FIELDS = ("model", "lora", "lora_scale", "device", "dtype", "quantize", "blocks_to_swap")
-"""The settings that decide what is loaded, and not what is made with it."""
-
-
 class SamplingConfig(StageConfig):
     """How to sample: model, LoRA, and the settings that change a picture."""
 
@@ -64,10 +60,6 @@ class SamplingConfig(StageConfig):
     closer to the full model) torchao. Together in `pip install 'triptych[quantization]'`."""
     blocks_to_swap: int = Field(default=0, ge=0)
     """Transformer blocks kept in RAM and moved to the device only while they run: less memory there, more time."""
-
-    def model_source(self) -> dict[str, Any]:
-        """The settings that `load_models` takes."""
-        return {name: getattr(self, name) for name in MODEL_FIELDS}
 
     def layout(self) -> PanelLayout:
         """The panels asked for, else those the LoRA was trained on, else the model's own.

@@ -21,13 +21,12 @@ from triptych.config import StageConfig, unknown_key, validated
 from triptych.errors import InputError, TriptychError
 from triptych.images import load_image
 from triptych.inference import load_models
-from triptych.sampling import MODEL_FIELDS
 from triptych.store import Event, Run, write_text
 from triptych.tryon_job import TryonConfig, check, is_finished, make, prepare
 
 log = logging.getLogger(__name__)
 
-_SHARED = {*StageConfig.model_fields, *MODEL_FIELDS, "batch", "out"}
+_SHARED = {*StageConfig.model_fields, "batch", "out", "model", "lora", "lora_scale", "device", "dtype", "quantize", "blocks_to_swap"}
 COLUMNS = sorted({"id", *TryonConfig.model_fields} - _SHARED)
 """What a line may set; the model is the same for all."""
 EVENTS: dict[str, Literal["done", "kept", "rejected"]] = {"made": "done", "kept": "kept", "failed": "rejected"}
@@ -121,7 +120,8 @@ def run_batch(config: TryonConfig) -> Run:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file.", "With --batch, give a folder with --out.")
     lines = read_lines(config.batch, config, out)
-    load_backbone(config.model, config.device, config.dtype, config.quantize, config.blocks_to_swap)  # no weights yet
+    base = (config.device, config.dtype, config.quantize, config.blocks_to_swap)
+    load_backbone(config.model, *base)  # no weights yet
     config.layout()
     summary: dict[str, Any] = {"made": 0, "kept": 0, "failed": 0, "results": str(out / "results.csv"), "index": str(out / "index.html")}
 
@@ -153,7 +153,7 @@ def run_batch(config: TryonConfig) -> Run:
         pending = {number: seeds for number, seeds in pending.items() if seeds}
         if pending:
             prompts = [cast(TryonConfig, lines[number].config).prompt for number in pending]
-            models = load_models(**config.model_source(), prompts=prompts)
+            models = load_models(config.model, prompts, config.lora, config.lora_scale, *base)
         for number in _by_product(lines, pending):
             line = lines[number]
             job_config = cast(TryonConfig, line.config)

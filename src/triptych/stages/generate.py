@@ -41,7 +41,8 @@ def generate(config: GenerateConfig) -> Run:
         front = load_image(config.front)
         products = {"front": front, "back": load_image(config.back) if config.back else front}
     sampling = config.sampling(model_settings(config.model))
-    models = load_models(**config.model_source(), prompts=[config.prompt])
+    base = (config.device, config.dtype, config.quantize, config.blocks_to_swap)
+    models = load_models(config.model, [config.prompt], config.lora, config.lora_scale, *base)
     out = config.out or config.work / "generated"
     summary: dict[str, Any] = {"images": [], "panels": list(layout.size), "num_inference_steps": sampling.num_inference_steps}
 

@@ -34,7 +34,8 @@ def tryon(config: TryonConfig) -> Run:
     job = prepare(config)
     for warning in job.warnings:
         log.warning(warning)
-    models = load_models(**config.model_source(), prompts=[config.prompt])
+    base = (config.device, config.dtype, config.quantize, config.blocks_to_swap)
+    models = load_models(config.model, [config.prompt], config.lora, config.lora_scale, *base)
     size = list(job.person.image.size)
     summary: dict[str, Any] = {"images": [], "mask": str(config.preview), "size": size}
     summary |= {"feather": config.feather, "strength": config.strength, "warnings": job.warnings}
