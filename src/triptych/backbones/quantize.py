@@ -129,7 +129,7 @@ class Int8Linear(QuantizedLinear):
 
     @staticmethod
     def unpack(codes: Tensor, scale: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return codes.to(dtype) * (scale / 127.0).to(dtype)[:, None]
+        return codes.to(dtype).mul_((scale / 127.0)[:, None])  # in place: a bf16 weight is rounded once, its scale never
 
 
 class TorchaoInt8Linear(QuantizedLinear):
@@ -217,7 +217,7 @@ def _transformer_folder(model: str) -> Path:
     if not path.is_dir():
         from huggingface_hub import snapshot_download
 
-        path = Path(snapshot_download(model, allow_patterns=["transformer/config.json", "transformer/diffusion_pytorch_model*"]))
+        path = Path(snapshot_download(model, allow_patterns=["transformer/config.json", f"transformer/{Path(WEIGHTS).stem}*.safetensors*"]))
     return path / "transformer"
 
 
