@@ -291,7 +291,7 @@ def markdown(report: dict[str, Any]) -> str:
 the whole path, not quality. `triptych train` ran one optimizer step on it (`context: {report["context"]}`, rank {report["lora_rank"]},
 gradient checkpointing), left a LoRA file, which is loaded again for two sampling steps.
 
-Machine: {report["threads"]} CPU threads ({report["machine"]}), no GPU, torch {report["torch"]}, float32.
+Machine: {report["threads"]} CPU threads ({report["machine"]}), no GPU, torch {report["torch"]}, float32.{report.get("note", "")}
 
 | | |
 |---|---|
@@ -328,9 +328,11 @@ def main() -> None:
     parser.add_argument("--context", choices=["clean", "noisy"], default="clean")
     parser.add_argument("--panel", type=int, nargs=2, default=(64, 96), metavar=("WIDTH", "HEIGHT"), help="pixels")
     parser.add_argument("--text-tokens", type=int, default=32)
+    parser.add_argument("--note", default="", help="a sentence for the report, such as what else ran on the machine")
     parser.add_argument("--no-sampling", action="store_true", help="train only, in half the time")
     options = parser.parse_args()
     report = rehearse(options.out, FLUX_DEV, options.context, tuple(options.panel), options.text_tokens, sample=not options.no_sampling)
+    report |= {"note": f" {options.note}"} if options.note else {}
     write_json(options.report.with_suffix(".json"), report)
     write_text(options.report, markdown(report))
 
