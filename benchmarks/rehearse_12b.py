@@ -1,4 +1,4 @@
-"""FLUX.1-dev in full size on any machine with 12 GB to spare: one training step, two sampling steps, one LoRA file.
+"""FLUX.1-dev in full size on any machine with 10 GB to spare: one training step, two sampling steps, one LoRA file.
 
 The shapes are FLUX.1-dev's, the weights are random and in NF4 from the start, filled layer by layer: a rehearsal of memory,
 of layers' names and of the whole path through `train`, `load_lora` and the sampler, not of quality. Everything but the
