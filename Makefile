@@ -1,5 +1,5 @@
 # make demo   install, then everything on the embedded model, with a report in demo/report.html
-# make rehearse-12b   one training step of FLUX.1-dev in full size on the CPU (10 minutes, 12 GB of memory)
+# make rehearse-12b   one training step of FLUX.1-dev in full size on the CPU (15 minutes, 10 GB of memory)
 # make test   install, then ruff, mypy, import-linter and the tests (under 15 minutes on 2 cores)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin

@@ -1,4 +1,4 @@
-"""FLUX.1-dev in full size on any machine with 12 GB to spare: one training step, two sampling steps, one LoRA file.
+"""FLUX.1-dev in full size on any machine with 10 GB to spare: one training step, two sampling steps, one LoRA file.
 
 The shapes are FLUX.1-dev's, the weights are random and in NF4 from the start, filled layer by layer: a rehearsal of memory,
 of layers' names and of the whole path through `train`, `load_lora` and the sampler, not of quality. Everything but the
@@ -99,7 +99,7 @@ class Meter:
             if isinstance(module, QuantizedLinear):
                 module.register_forward_hook(self._product)
         for block in blocks_of(transformer):
-            block.register_forward_hook(self._block)
+            block.register_forward_pre_hook(self._block)  # recomputation stops before a block's end
 
     def _product(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         rows = inputs[0].numel() // layer.in_features  # type: ignore[operator]
@@ -171,8 +171,16 @@ def matmul_peak(seconds: float = 3.0) -> float:
     return best
 
 
-def rehearse(out: Path, config: dict[str, Any], context: str, panel: tuple[int, int], text_tokens: int, peak_seconds: float = 3.0) -> dict:
-    """Train one step, sample two, and inspect the LoRA; what was measured.
+def rehearse(
+    out: Path,
+    config: dict[str, Any],
+    context: str,
+    panel: tuple[int, int],
+    text_tokens: int,
+    peak_seconds: float = 3.0,
+    sample: bool = True,
+) -> dict[str, Any]:
+    """Train one step, sample two unless `sample` is False, and inspect the LoRA; what was measured.
 
     panel: width and height in pixels. out: an empty folder for the model's description, embeddings and LoRA.
     """
@@ -210,11 +218,13 @@ def rehearse(out: Path, config: dict[str, Any], context: str, panel: tuple[int, 
         settings = TrainConfig(**options, context=context, max_train_steps=1, batch_size=1, validation_steps=0, caption_dropout=0.0)
         with meter.phase("train"):
             train_stage.train(settings).finish()
-        transformer = backbone.load_transformer()
-        with meter.phase("load lora"):
-            load_lora(transformer, settings.train_folder)
-        with meter.phase("sample", blocks * (2 + clean)):
-            finite = _sample(backbone, transformer, layout, context, config, text_tokens)
+        finite = None
+        if sample:
+            transformer = backbone.load_transformer()
+            with meter.phase("load lora"):
+                load_lora(transformer, settings.train_folder)
+            with meter.phase("sample", blocks * (2 + clean)):
+                finite = _sample(backbone, transformer, layout, context, config, text_tokens)
     finally:
         FAMILIES["FluxPipeline"], train_stage.losses_of, TrainState.update, train_stage._accumulate, train_stage.save_lora = kept  # type: ignore[method-assign]
     row = json.loads((settings.train_folder / "train.jsonl").read_text().splitlines()[-1])
@@ -222,7 +232,7 @@ def rehearse(out: Path, config: dict[str, Any], context: str, panel: tuple[int, 
     meter.seconds["backward"] = meter.seconds["forward and backward"] - meter.seconds["forward"]
     # Recomputed blocks are counted by the hooks; each of their products has one more in the backward pass.
     recomputed = meter.flop.get("forward and backward", 0)
-    flop = {"forward": meter.flop["forward"], "backward": 2 * recomputed, "sample": meter.flop["sample"]}
+    flop = {"forward": meter.flop["forward"], "backward": 2 * recomputed} | ({"sample": meter.flop["sample"]} if sample else {})
     return {
         "context": context,
         "panel": list(panel),
@@ -265,20 +275,23 @@ def markdown(report: dict[str, Any]) -> str:
     gib = 2**30
 
     def row(name: str, key: str) -> str:
+        if key not in seconds:
+            return f"| {name} | not run | | |"
         if key not in speed:
             return f"| {name} | {seconds[key]:.1f} | | |"
         return f"| {name} | {seconds[key]:.1f} | {speed[key] / 1e9:.1f} | {speed[key] / peak:.0%} |"
 
     width, height = report["panel"]
+    sampled = {None: "not run", True: "finite, known panels as given", False: "NOT FINITE"}[report["sample_is_finite"]]
     full = report["quantized_parameters"]
     return f"""# FLUX.1-dev in full size: a rehearsal
 
 `make rehearse-12b` writes this page; the numbers are also in `rehearsal-12b.json`. The transformer has FLUX.1-dev's exact shapes
 ({report["parameters"] / 1e9:.2f} billion parameters), but random weights, in NF4 from the start: what is rehearsed is memory, names and
 the whole path, not quality. `triptych train` ran one optimizer step on it (`context: {report["context"]}`, rank {report["lora_rank"]},
-gradient checkpointing), left a LoRA file, which was loaded again for two sampling steps.
+gradient checkpointing), left a LoRA file, which is loaded again for two sampling steps.
 
-Machine: {report["threads"]} CPU threads ({report["machine"]}), no GPU, torch {report["torch"]}, float32.
+Machine: {report["threads"]} CPU threads ({report["machine"]}), no GPU, torch {report["torch"]}, float32.{report.get("note", "")}
 
 | | |
 |---|---|
@@ -287,11 +300,11 @@ Machine: {report["threads"]} CPU threads ({report["machine"]}), no GPU, torch {r
 | peak memory of the process, all of it | {report["peak_memory_gib"]:.2f} GiB |
 | LoRA file, read by `triptych lora inspect` | {report["lora_file_bytes"] / 2**20:.0f} MiB, {report["lora_layers"]} layers |
 | loss and gradient norm of the step | {report["loss"]:.4g}, {report["grad_norm"]:.4g} |
-| sampled latents | {"finite, known panels as given" if report["sample_is_finite"] else "NOT FINITE"} |
+| sampled latents | {sampled} |
 
 | phase | seconds | GFLOP/s | of the machine's matmul peak |
 |---|---|---|---|
-{row("filling the weights, twice", "fill")}
+{row("filling the weights" + (", twice" if "sample" in seconds else ""), "fill")}
 {row("forward pass" + (", reading the known panels included" if report["context"] == "clean" else ""), "forward")}
 {row("backward pass, recomputation included", "backward")}
 {row("optimizer and moving average", "optimizer")}
@@ -303,8 +316,8 @@ The matmul peak measured here is {peak / 1e9:.0f} GFLOP/s. FLOP are those of the
 attention and LoRA, which are below 2 % at this size; the backward pass counts recomputation and one product more.
 
 Panels are {width} × {height} px: {report["image_tokens"]} tokens in all and {report["text_tokens"]} of text, so that a CPU is done in
-minutes. A real triptych of 1728 × 768 px has 5184 and 512. With so few tokens, dequantising the weights takes longer than multiplying with
-them, which is why the share of the peak is low; weights in memory do not depend on it, activations do.
+minutes. A real triptych of 1728 × 768 px has 5184 and 512. With so few tokens a large part of the time goes into
+dequantising the weights, which is why the share of the peak is low. The weights' memory does not depend on it, that of activations does.
 """
 
 
@@ -315,8 +328,11 @@ def main() -> None:
     parser.add_argument("--context", choices=["clean", "noisy"], default="clean")
     parser.add_argument("--panel", type=int, nargs=2, default=(64, 96), metavar=("WIDTH", "HEIGHT"), help="pixels")
     parser.add_argument("--text-tokens", type=int, default=32)
+    parser.add_argument("--note", default="", help="a sentence for the report, such as what else ran on the machine")
+    parser.add_argument("--no-sampling", action="store_true", help="train only, in half the time")
     options = parser.parse_args()
-    report = rehearse(options.out, FLUX_DEV, options.context, tuple(options.panel), options.text_tokens)
+    report = rehearse(options.out, FLUX_DEV, options.context, tuple(options.panel), options.text_tokens, sample=not options.no_sampling)
+    report |= {"note": f" {options.note}"} if options.note else {}
     write_json(options.report.with_suffix(".json"), report)
     write_text(options.report, markdown(report))
 

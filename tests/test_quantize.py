@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import weakref
@@ -69,7 +70,8 @@ def test_a_quantized_model_is_nearly_the_full_one(quantize: str, velocity: float
 
 @pytest.mark.parametrize("quantize", EVERY)
 def test_gradients_are_those_of_the_dequantized_weight_which_nobody_keeps(quantize: str) -> None:
-    layer = FORMATS[quantize](torch.randn(192, 128), torch.randn(192))
+    kind, weight = FORMATS[quantize], torch.randn(192, 128)
+    layer = kind(*kind.pack(weight), weight.shape, torch.randn(192))
     input, other = torch.randn(2, 5, 128, requires_grad=True), torch.randn(2, 5, 192)
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
@@ -83,7 +85,7 @@ def test_gradients_are_those_of_the_dequantized_weight_which_nobody_keeps(quanti
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_full_model_never_exists_in_memory(tmp_path: Path, tiny_flux: Path) -> None:
-    """134 million parameters, 537 MB in float32, are loaded at a peak of less than a third of that."""
+    """190 million parameters, 760 MB in float32, are loaded at a peak of less than a third of that: 130 MB and a layer."""
     from diffusers import FluxTransformer2DModel
 
     (tmp_path / "transformer").mkdir()
@@ -92,7 +94,7 @@ def test_the_full_model_never_exists_in_memory(tmp_path: Path, tiny_flux: Path) 
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(about))
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in FluxTransformer2DModel.from_config(about).state_dict().items()}
-    assert sum(shape.numel() for shape in shapes.values()) > 130e6
+    assert sum(shape.numel() for shape in shapes.values()) > 185e6
     names = sorted(shapes)
     shards = {f"part-{number}.safetensors": names[number::3] for number in range(3)}  # a bias lies in another shard than its weight
     for shard, members in shards.items():
@@ -111,10 +113,12 @@ before = status("VmRSS")
 transformer = backbone.load_transformer()
 print(status("VmHWM") - before, transformer.single_transformer_blocks[9].proj_out.bias.is_meta)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # glibc keeps freed memory below a moving limit of up to 32 MB to itself, and here every layer is below; in a real model few are.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
     grown, is_meta = done.stdout.split()
     assert is_meta == "False"
-    assert int(grown) * 1024 < 180e6
+    assert 120e6 < int(grown) * 1024 < 250e6
 
 
 @pytest.mark.parametrize("quantize", EVERY)

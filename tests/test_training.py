@@ -499,6 +499,11 @@ def test_presets_are_configs_that_every_stage_accepts(preset: Path) -> None:
         configs[stage.name] = validated(model, section(data, stage.name, model), stage.name)
     options = configs["train"]
     assert options.batch_size * options.gradient_accumulation_steps == 4, "the recipe's batch, however it is split"
+    card = int(preset.stem.removesuffix("gb"))
+    assert options.quantize == ("none" if card == 80 else "int8-torchao" if card == 24 else "nf4")
+    for verb in ("generate", "tryon"):  # with the base the LoRA was trained on
+        _, model = next(stage for stage in STAGES if stage.name == verb).load()
+        assert validated(model, section(data, verb, model), verb).quantize == options.quantize  # type: ignore[attr-defined]
     assert configs["concat"].panel_width % 16 == configs["concat"].panel_height % 16 == 0
 
 

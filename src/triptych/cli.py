@@ -178,6 +178,7 @@ def entry() -> None:
     # Threads that spin while they wait make a run many times slower as soon as anything else uses a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it tells every process which of its CUDA kernels it did not load
     sys.exit(main())
 
 

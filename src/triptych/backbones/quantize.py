@@ -3,7 +3,7 @@
 What is quantised: the weights of every nn.Linear inside a transformer block, the modulation (`norm*.linear`) included, which
 in FLUX.1-dev is 3.2 of 11.9 billion parameters. What stays in the working dtype, and why: biases and the norms' weights are
 vectors; the embedders (`x_embedder`, `context_embedder`, `time_text_embed`) and the output (`norm_out`, `proj_out`) stand
-outside the blocks, are 1 % of the model, and every error made there reaches every token.
+outside the blocks, are 0.6 % of FLUX.1-dev, and every error made there reaches every token.
 
 A weight is dequantised for one matrix product and dropped, in the backward pass once more: no full-precision copy outlives
 a layer. The same code runs on the CPU and on a card. A checkpoint is read tensor by tensor onto a model without memory, and
@@ -130,7 +130,7 @@ class Int8Linear(QuantizedLinear):
 
     @staticmethod
     def unpack(codes: Tensor, scale: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return codes.to(dtype) * (scale / 127.0).to(dtype)[:, None]
+        return codes.to(dtype).mul_((scale / 127.0)[:, None])  # in place: a bf16 weight is rounded once, its scale never
 
 
 class TorchaoInt8Linear(QuantizedLinear):
@@ -218,7 +218,7 @@ def _transformer_folder(model: str) -> Path:
     if not path.is_dir():
         from huggingface_hub import snapshot_download
 
-        path = Path(snapshot_download(model, allow_patterns=["transformer/config.json", "transformer/diffusion_pytorch_model*"]))
+        path = Path(snapshot_download(model, allow_patterns=["transformer/config.json", f"transformer/{Path(WEIGHTS).stem}*.safetensors*"]))
     return path / "transformer"
 
 
