@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch.profiler import ProfilerActivity, profile
 
 from triptych.backbones.registry import load_backbone
@@ -73,6 +74,11 @@ def flux_like(size: Size, dtype: torch.dtype, folder: Path) -> Models:
     for name in (PROMPT, ""):
         texts[name] = {"prompt_embeds": torch.randn(size.words, dim), "pooled_prompt_embeds": torch.randn(dim)}
     return Models(backbone, transformer.to(dtype).eval().requires_grad_(False), backbone.load_autoencoder(), texts)
+
+
+def as_diffusers_has_it(transformer: FluxTransformer2DModel) -> None:
+    """Take triptych's attention processors out again: the model as a user of diffusers alone has it."""
+    transformer.set_attn_processor(FluxAttnProcessor())
 
 
 def matmul_peak(side: int = 2048, times: int = 3) -> float:

@@ -25,7 +25,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxInpaintPipeline
 from PIL import Image
 
-from flux_like import FULL, PROMPT, QUICK, Size, flux_like
+from flux_like import FULL, PROMPT, QUICK, Size, as_diffusers_has_it, flux_like
 from triptych.backbones.flux import pack
 from triptych.clean_context import ContextCache
 from triptych.inference import Sampling, try_on
@@ -76,6 +76,7 @@ class Bench:
 
     def stock(self, steps: int, share: float) -> Image.Image:
         """What a user of diffusers writes: the canvas, a mask, strength 1."""
+        as_diffusers_has_it(self.models.transformer)  # type: ignore[arg-type]
         canvas = concatenate([self.front, self.back, person(self.size, 0)], self.layout)
         white = Image.new("L", canvas.size)
         white.paste(Image.fromarray((polygon(self.size, share) * 255).astype(np.uint8)), self.layout.box("worn")[:2])

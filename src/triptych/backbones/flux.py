@@ -108,7 +108,6 @@ class Flux(Backbone):
         return unpack(torch.zeros_like(tokens).index_copy(1, active.nonzero().squeeze(1), made.to(tokens.dtype)), h, w).float()
 
     def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
-        install(transformer)
         b, _, h, w = clean_BCHW.shape
         context, where = Context(sequence_dim=1), known.flatten()
         states = empty["prompt_embeds"][:, :0].expand(b, -1, -1)
@@ -129,6 +128,7 @@ class Flux(Backbone):
         attend: dict[str, Any] | None = None,
     ) -> Tensor:
         """The stock forward: tokens (B, N, 4C) and their position ids (N, 3) in, velocity tokens out."""
+        install(transformer)
         b, device = len(tokens_BND), tokens_BND.device
         guidance = None
         if transformer.config.guidance_embeds:  # type: ignore[union-attr]

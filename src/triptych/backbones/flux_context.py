@@ -22,7 +22,7 @@ from triptych.backbones.base import Context
 
 
 class ContextAttention(FluxAttnProcessor):
-    """FluxAttnProcessor that also attends to the tokens of `before`, and keeps its own in `context`; without both it is its parent."""
+    """FluxAttnProcessor with a quicker rotary embedding, that also attends to the tokens of `before`, and keeps its own in `context`."""
 
     def __call__(
         self,
@@ -34,7 +34,7 @@ class ContextAttention(FluxAttnProcessor):
         context: Context | None = None,
         before: Context | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        if context is None and before is None:
+        if attention_mask is not None or image_rotary_emb is None:  # never in FLUX.1 itself
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
         def heads(states: Tensor) -> Tensor:
@@ -48,7 +48,6 @@ class ContextAttention(FluxAttnProcessor):
             query = torch.cat([attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states))), query], dim=1)
             key = torch.cat([attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states))), key], dim=1)
             value = torch.cat([heads(attn.add_v_proj(encoder_hidden_states)), value], dim=1)
-        assert image_rotary_emb is not None
         query, key = rotate(query, image_rotary_emb), rotate(key, image_rotary_emb)
         if context is not None:
             context.kept[self] = key, value
