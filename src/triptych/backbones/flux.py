@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 from triptych import flow
 from triptych.backbones.autoencoder import KLAutoencoder
 from triptych.backbones.base import Backbone, Context, Text, TextEncoder, Window
-from triptych.backbones.flux_context import install
+from triptych.backbones.flux_context import install, reader
 
 CLIP_TOKENS = 77
 
@@ -113,7 +113,8 @@ class Flux(Backbone):
         states = empty["prompt_embeds"][:, :0].expand(b, -1, -1)
         pooled = empty["pooled_prompt_embeds"].expand(b, -1)
         tokens, ids = pack(clean_BCHW)[:, where], position_ids(h, w, clean_BCHW.device)[where]
-        self._forward(transformer, tokens, ids, torch.zeros(b), states, pooled, 1.0, {"context": context, "before": before})
+        install(transformer)
+        self._forward(reader(transformer), tokens, ids, torch.zeros(b), states, pooled, 1.0, {"context": context, "before": before})
         return context
 
     def _forward(

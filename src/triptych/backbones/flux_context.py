@@ -10,13 +10,14 @@ Legend: B batch, S sequence, H heads, D head width.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
-from torch import Tensor
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxSingleTransformerBlock
+from torch import Tensor, nn
 
 from triptych.backbones.base import Context
 
@@ -58,6 +59,42 @@ class ContextAttention(FluxAttnProcessor):
             return states
         image = attn.to_out[1](attn.to_out[0](states[:, text:].contiguous()))
         return image, attn.to_add_out(states[:, :text].contiguous())
+
+
+class KeysOnly(nn.Module):
+    """The last single block while known tokens are read: nothing runs after it, so its keys and values are all that is needed."""
+
+    def __init__(self, block: FluxSingleTransformerBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        image_rotary_emb: tuple[Tensor, Tensor],
+        joint_attention_kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        attn, context = self.block.attn, joint_attention_kwargs["context"]
+        states, _ = self.block.norm(torch.cat([encoder_hidden_states, hidden_states], dim=1), emb=temb)
+        key, value = (states_of(states).unflatten(-1, (-1, attn.head_dim)) for states_of in (attn.to_k, attn.to_v))
+        context.kept[attn.processor] = rotate(attn.norm_k(key), image_rotary_emb), value
+        return encoder_hidden_states, hidden_states
+
+
+def reader(transformer: Any) -> Any:
+    """The transformer for reading known tokens: the same modules, but of the last block no more than is kept of it.
+
+    The transformer itself is untouched, others may be running it. A block that is more than diffusers' own (its weights are
+    swapped or sharded, and come when it is called) runs whole.
+    """
+    *others, last = transformer.single_transformer_blocks
+    if type(last) is not FluxSingleTransformerBlock or "forward" in vars(last):
+        return transformer
+    shown = copy.copy(transformer)
+    shown._modules = {**transformer._modules, "single_transformer_blocks": nn.ModuleList([*others, KeysOnly(last)])}
+    return shown
 
 
 def rotate(states_BSHD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
