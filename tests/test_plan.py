@@ -297,3 +297,15 @@ def test_clean_context_and_several_noise_levels_are_planned_to_the_end(tiny_flux
         assert summary["generate"]["flops"] > 0
     assert totals[4]["flops"] < 4 * totals[1]["flops"], "the known panels are read once"
     assert totals[4]["flops"] > 2 * totals[1]["flops"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "card"), [("12gb", "rtx-3060-12gb"), ("16gb", "rtx-4080-16gb"), ("24gb", "rtx-4090"), ("80gb", "a100-80gb")]
+)
+def test_presets_fit_their_cards(preset: str, card: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = Path(__file__).parents[1] / "configs"
+    words = ["--config", str(configs / "flux-dev.yaml"), "--config", str(configs / "presets" / f"{preset}.yaml")]
+    assert main(["plan", *words, "--card", card, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["verdict"].startswith("It fits on")

@@ -149,7 +149,7 @@ def load_config(paths: Iterable[Path], verbs: Iterable[str]) -> dict[str, Any]:
         ConfigError: see `read_yaml`; or an unknown key at the top of a file.
     """
     verbs, merged = set(verbs), dict[str, Any]()
-    shared = {"work", "catalogue", "triptychs", "embeddings", "lora_folder", "model", "seed"}
+    shared = {"work", "catalogue", "triptychs", "embeddings", "lora_folder", "model", "quantize", "blocks_to_swap", "seed"}
     for path in paths:
         data = read_yaml(path)
         data = from_original(data) if is_original(data) else data

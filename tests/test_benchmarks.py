@@ -1,0 +1,41 @@
+"""The benchmarks run: each once, on a model so small that its times mean nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(script: str, *words: str) -> str:
+    done = subprocess.run([sys.executable, str(BENCHMARKS / script), *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_a_training_step_beside_diffusers_script(tmp_path: Path) -> None:
+    table = run("train.py", "--quick", "--rounds", "1", "--no-embed", "--out", str(tmp_path / "train.json"))
+    results = json.loads((tmp_path / "train.json").read_text())
+    assert table.count("\n| ") >= 6 and "| noisy |" in table
+    assert results["loss_difference"] < 1e-5, "both minimise the same loss"
+    rows = results["rows"]
+    assert rows["clean, whole panel"]["gflop"] < rows["noisy"]["gflop"] == pytest.approx(rows["script, latents cached"]["gflop"], rel=1e-6)
+    assert rows["clean, 35 %, 4 noise levels"]["gflop"] < 4 * rows["clean, 35 % of it"]["gflop"]
+
+
+def test_try_on_beside_diffusers_pipeline(tmp_path: Path) -> None:
+    table = run("tryon.py", "--quick", "--rounds", "1", "--only", "8", "--out", str(tmp_path / "tryon.json"))
+    runs = json.loads((tmp_path / "tryon.json").read_text())["runs"]
+    assert {row["name"] for row in runs} >= {"exact", "clean context, whole panel", "clean context, 36 % of the panel"}
+    assert next(row for row in runs if row["name"] == "exact")["difference"] <= 1, "of 255: it paints what the pipeline paints"
+    assert "| 8 | exact |" in table
+
+
+def test_the_pockets_table(tmp_path: Path) -> None:
+    """Its help alone: training and measuring LoRAs takes hours."""
+    assert "--only" in run("pocket.py", "--help")
