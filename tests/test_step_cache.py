@@ -29,7 +29,7 @@ def run(models: Models, sampling: Sampling) -> tuple[torch.Tensor, int]:
     return made, len(ran)
 
 
-@pytest.mark.parametrize(("context", "guidance", "passes"), [("noisy", 1.0, 8), ("noisy", 2.0, 16), ("clean", 1.0, 9)])
+@pytest.mark.parametrize(("context", "guidance", "passes"), [("noisy", 1.0, 8), ("noisy", 2.0, 16), ("clean", 1.0, 8)])
 def test_steps_are_saved_and_the_next_run_is_as_before(tiny_flux: Path, context: str, guidance: float, passes: int) -> None:
     models = load_models(str(tiny_flux), ["p"], device="cpu", dtype="fp32")
     full, all_of_them = run(models, Sampling(8, true_cfg_scale=guidance, context=context))

@@ -87,10 +87,11 @@ def reader(transformer: Any) -> Any:
     """The transformer for reading known tokens: the same modules, but of the last block no more than is kept of it.
 
     The transformer itself is untouched, others may be running it. A block that is more than diffusers' own (its weights are
-    swapped or sharded, and come when it is called) runs whole.
+    swapped or sharded, and come when it is called; or somebody watches its calls) runs whole.
     """
     *others, last = transformer.single_transformer_blocks
-    if type(last) is not FluxSingleTransformerBlock or "forward" in vars(last):
+    hooks = last._forward_hooks or last._forward_pre_hooks
+    if type(last) is not FluxSingleTransformerBlock or "forward" in vars(last) or hooks:
         return transformer
     shown = copy.copy(transformer)
     shown._modules = {**transformer._modules, "single_transformer_blocks": nn.ModuleList([*others, KeysOnly(last)])}
