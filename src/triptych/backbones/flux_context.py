@@ -91,7 +91,8 @@ def reader(transformer: Any) -> Any:
     """
     *others, last = transformer.single_transformer_blocks
     hooks = last._forward_hooks or last._forward_pre_hooks
-    if type(last) is not FluxSingleTransformerBlock or "forward" in vars(last) or hooks:
+    own = getattr(last.forward, "__func__", None) is FluxSingleTransformerBlock.forward
+    if type(last) is not FluxSingleTransformerBlock or not own or hooks:
         return transformer
     shown = copy.copy(transformer)
     shown._modules = {**transformer._modules, "single_transformer_blocks": nn.ModuleList([*others, KeysOnly(last)])}
