@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -85,7 +86,7 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
     return run
 
 
-class _Stage:
+class _Stage(ABC):
     """One stage to be planned: its memory as a function of its settings and panels."""
 
     name: str
@@ -95,11 +96,13 @@ class _Stage:
         self.config, self.shapes, self.layout, self.length, self.card = config, shapes, layout, length, card
         self.machine = Machine(card.dtype if config.dtype == "auto" else DTYPES[config.dtype], card.is_card)
 
+    @abstractmethod
     def memory(self, config: Any, layout: PanelLayout) -> Memory:
-        raise NotImplementedError
+        """What it holds at its worst moment."""
 
+    @abstractmethod
     def choices(self) -> list[list[advice.Change]]:
-        raise NotImplementedError
+        """Changes to try, in order."""
 
     def planned(self, units: int) -> dict[str, Any]:
         """The stage's part of the summary; `units` of its work are to be done."""
