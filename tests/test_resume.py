@@ -24,6 +24,7 @@ from triptych.errors import WorkError
 from triptych.lora import FILE_NAME
 from triptych.stages import train as train_module
 from triptych.stages.train import train
+from triptych.store import Run
 
 from .test_train import config, write_records
 
@@ -59,7 +60,11 @@ def same_lora(a: Path, b: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
-def stop_at(call: int, function: Callable, instead: Callable | None = None) -> Callable:
+def stop_here() -> None:
+    raise Stopped
+
+
+def stop_at(call: int, function: Callable, stop: Callable[[], None], instead: Callable | None = None) -> Callable:
     """`function`, but at its n-th call the process ends, after doing what `instead` does."""
     calls = 0
 
@@ -69,7 +74,7 @@ def stop_at(call: int, function: Callable, instead: Callable | None = None) -> C
         if calls == call:
             if instead is not None:
                 instead(*args, **kwargs)
-            raise Stopped
+            stop()
         return function(*args, **kwargs)
 
     return wrapped
@@ -89,6 +94,30 @@ POINTS = [
 ]
 
 
+def run_and_stop(run: Run, place: str, number: int, patch: pytest.MonkeyPatch, stop: Callable[[], None]) -> None:
+    """Iterate a training that calls `stop` at a place, when it comes there for the n-th time."""
+    if place == "in a forward pass":
+        patch.setattr(train_module, "losses_of", stop_at(number, train_module.losses_of, stop))
+    elif place == "tensors half written":
+        patch.setattr(checkpoints, "save_file", stop_at(number, checkpoints.save_file, stop, half_written))
+    elif place == "no hash yet":
+        patch.setattr(checkpoints, "write_json", stop_at(number, checkpoints.write_json, stop))
+    elif place == "not published yet":
+        patch.setattr(Path, "rename", stop_at(number, Path.rename, stop))
+    elif place == "not pruned yet":
+        patch.setattr(checkpoints, "_sync", stop_at(2 * number, checkpoints._sync, stop))
+    for done, _ in enumerate(run, 1):
+        if place == "after a step" and done == number:
+            run._events.close()
+            stop()
+
+
+def steps_saved(place: str, number: int) -> int:
+    """The step of the newest whole checkpoint after a stop."""
+    done = {"in a forward pass": (number - 1) // 2, "after a step": number}.get(place)
+    return min(4, done // 2 * 2) if done is not None else [0, 2, 4, 5][number if place == "not pruned yet" else number - 1]
+
+
 @pytest.mark.parametrize(("place", "number"), POINTS)
 def test_a_run_stopped_anywhere_makes_the_same_lora(
     tmp_path: Path, tiny_flux: Path, whole: Path, place: str, number: int, monkeypatch: pytest.MonkeyPatch
@@ -96,25 +125,10 @@ def test_a_run_stopped_anywhere_makes_the_same_lora(
     shutil.copytree(whole / "embeddings", tmp_path / "embeddings")
     run = train(config(tmp_path, tiny_flux, **OPTIONS))
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        if place == "in a forward pass":
-            patch.setattr(train_module, "losses_of", stop_at(number, train_module.losses_of))
-        elif place == "tensors half written":
-            patch.setattr(checkpoints, "save_file", stop_at(number, checkpoints.save_file, half_written))
-        elif place == "no hash yet":
-            patch.setattr(checkpoints, "write_json", stop_at(number, checkpoints.write_json))
-        elif place == "not published yet":
-            patch.setattr(Path, "rename", stop_at(number, Path.rename))
-        elif place == "not pruned yet":
-            patch.setattr(checkpoints, "_sync", stop_at(2 * number, checkpoints._sync))
-        for done, _ in enumerate(run, 1):
-            if place == "after a step" and done == number:
-                run._events.close()
-                raise Stopped
+        run_and_stop(run, place, number, patch, stop_here)
     assert not (tmp_path / "lora" / FILE_NAME).exists()
     summary = train(config(tmp_path, tiny_flux, **OPTIONS)).finish()
-    steps_done = {"in a forward pass": (number - 1) // 2, "after a step": number}.get(place)
-    saved = min(4, steps_done // 2 * 2) if steps_done is not None else [0, 2, 4, 5][number if place == "not pruned yet" else number - 1]
-    assert summary["resumed_at"] == saved
+    assert summary["resumed_at"] == steps_saved(place, number)
     assert same_lora(tmp_path, whole)
     rows = [json.loads(line) for line in (tmp_path / "lora" / "train.jsonl").read_text().splitlines()]
     kept = [json.loads(line) for line in (whole / "lora" / "train.jsonl").read_text().splitlines()]
@@ -133,12 +147,21 @@ def test_there_are_enough_stop_points() -> None:
 PROCESSES = multiprocessing.get_context("forkserver")  # torch is imported once; its children start at once
 
 
-def run_process(work: str, model: str, options: dict[str, Any], environment: dict[str, str]) -> None:
+def run_process(work: str, model: str, options: dict[str, Any], environment: dict[str, str], point: tuple[str, int] | None = None) -> None:
+    """Train; with a `point` the process kills itself there."""
     os.environ.update(environment)
-    train(config(Path(work), Path(model), **options)).finish()
+    run = train(config(Path(work), Path(model), **options))
+    if point is None:
+        run.finish()
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            run_and_stop(run, *point, patch, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def start(work: Path, model: Path, options: dict[str, Any], processes: int = 1) -> list[Any]:
+def start(
+    work: Path, model: Path, options: dict[str, Any], processes: int = 1, stops: dict[int, tuple[str, int]] | None = None
+) -> list[Any]:
+    """Start processes that train together; `stops`: where the process of a rank kills itself."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -146,7 +169,7 @@ def start(work: Path, model: Path, options: dict[str, Any], processes: int = 1) 
     started = []
     for rank in range(processes):
         environment = {"WORLD_SIZE": str(processes), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        process = PROCESSES.Process(target=run_process, args=(str(work), str(model), options, environment))
+        process = PROCESSES.Process(target=run_process, args=(str(work), str(model), options, environment, (stops or {}).get(rank)))
         process.start()
         started.append(process)
     return started
@@ -212,6 +235,38 @@ def test_two_processes_make_the_lora_of_one_and_resume(tmp_path: Path, tiny_flux
     assert same_lora(two, killed)
     with pytest.raises(WorkError, match="processes"):
         train(config(two, tiny_flux, **halves))
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(tmp_path_factory: pytest.TempPathFactory, tiny_flux: Path, whole: Path) -> Path:
+    """The work folder of a training by two processes that nobody stopped."""
+    work = tmp_path_factory.mktemp("two")
+    shutil.copytree(whole / "embeddings", work / "embeddings")
+    finish(start(work, tiny_flux, OPTIONS, 2))
+    return work
+
+
+SOME = {("in a forward pass", 4), ("after a step", 3), ("tensors half written", 2), ("not published yet", 2)}
+
+
+@pytest.mark.parametrize(
+    ("place", "number"), [point if point in SOME else pytest.param(*point, marks=pytest.mark.slow) for point in POINTS]
+)
+def test_two_processes_stopped_anywhere_make_the_same_lora(
+    tmp_path: Path, tiny_flux: Path, whole_of_two: Path, place: str, number: int
+) -> None:
+    """One of the two is killed, the other one with it; the first alone saves, so it is the one that dies while saving."""
+    shutil.copytree(whole_of_two / "embeddings", tmp_path / "embeddings")
+    victim = number % 2 if place in ("in a forward pass", "after a step") else 0
+    processes = start(tmp_path, tiny_flux, OPTIONS, 2, {victim: (place, number)})
+    processes[victim].join(120)
+    assert processes[victim].exitcode == -signal.SIGKILL
+    processes[1 - victim].kill()
+    processes[1 - victim].join(30)
+    finish(start(tmp_path, tiny_flux, OPTIONS, 2))
+    assert same_lora(tmp_path, whole_of_two)
+    losses, kept = ([(row["step"], row["loss"]) for row in rows_of(work)] for work in (tmp_path, whole_of_two))
+    assert losses == kept
 
 
 @pytest.mark.parametrize("launch", ["two-cards", "fsdp"])
