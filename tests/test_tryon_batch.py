@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from triptych import tryon_batch
+from triptych import images, store, tryon_batch
+from triptych.captioners import LocalCaptioner
 from triptych.cli import main
 from triptych.errors import ConfigError, InputError
+from triptych.pocket.measure import held_out_items
 from triptych.stages.tryon import TryonConfig, tryon
 
 PROMPT = "three pictures, one dress <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
@@ -136,3 +143,77 @@ def test_odd_lines_fail_alone(tiny_flux: Path, folder: Path) -> None:
     reasons = {row["id"]: row["reason"] for row in results(folder).values()}
     assert "no name for a file" in reasons["001"] and "4 cells" in reasons["long"] and "--person" in reasons["short"]
     assert not (folder / "up.png").exists()
+
+
+def test_a_batch_killed_at_any_picture_goes_on_to_the_same_pictures(tiny_flux: Path, folder: Path) -> None:
+    """`kill -9` while a picture is half written and between two: nothing torn stands under a final name, nothing is made twice."""
+    write(folder, "front,person,num_images_per_prompt", "red.png,me.jpg,2", "blue.png,me.jpg,2", "red.png,me.jpg,")
+    whole = tryon(options(tiny_flux, folder, out=folder / "whole")).finish()
+    assert whole["made"] == 5
+    names = sorted(path.name for path in (folder / "whole").glob("*.png"))
+    context = multiprocessing.get_context("forkserver")
+    for saves in (1, 2, 5, 6):  # of the 4 masks and, for each picture, its triptych and itself
+        process = context.Process(target=killed_at_save, args=(saves, options(tiny_flux, folder)))
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+        for path in (folder / "out").glob("*.png"):
+            Image.open(path).load()
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*.png") if not path.stem.endswith(("mask", "triptych"))}
+    summary = tryon(options(tiny_flux, folder)).finish()
+    assert summary["failed"] == 0 and summary["kept"] == len(before) > 0 and summary["made"] == 5 - len(before)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert sorted(path.name for path in (folder / "out").glob("*.png")) == names
+    for name in names:
+        one, other = (np.asarray(Image.open(folder / where / name)) for where in ("whole", "out"))
+        assert np.array_equal(one, other), name
+
+
+def killed_at_save(saves: int, config: TryonConfig) -> None:
+    """Run a batch, and die in the midst of the n-th picture file after the masks."""
+    publish, count = store.publish, 0
+
+    @contextlib.contextmanager
+    def publish_or_die(path: Path) -> Iterator[Path]:
+        nonlocal count
+        with publish(path) as part:
+            yield part
+            count += path.suffix == ".png" and "mask" not in path.name
+            if count == saves:
+                os.truncate(part, part.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    store.publish = images.publish = publish_or_die  # type: ignore[assignment]
+    tryon(config).finish()
+
+
+def test_a_captioner_writes_the_prompts_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked once: the journal answers a second time. A prompt that is there is left alone."""
+    item = held_out_items(1, seed=3)[0]
+    for name, image in (("front", item.front), ("back", item.back), ("me", item.worn)):
+        image.save(tmp_path / f"{name}.png")
+    (tmp_path / "p.json").write_text(json.dumps({"polygons": [[[40, 60], [150, 60], [150, 200], [40, 200]]]}))
+    words = ["tryon", "--front", f"{tmp_path}/front.png", "--back", f"{tmp_path}/back.png", "--person", f"{tmp_path}/me.png"]
+    words += ["--polygon", f"{tmp_path}/p.json", "--num-inference-steps", "1", "--out", f"{tmp_path}/new.png", "--json"]
+    assert main(words) == 1
+    assert "--vlm-model" in capsys.readouterr().err
+    assert main([*words, "--vlm-model", "pocket"]) == 0
+    prompt = json.loads(capsys.readouterr().out)["prompt"]
+    assert item.garment.type in prompt and item.garment.colour in prompt and "<IMAGE 3>" in prompt
+    assert json.loads(Image.open(tmp_path / "new.png").text["triptych"])["prompt"] == prompt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalCaptioner, "ask", lambda *args: pytest.fail("asked again"))
+        assert main([*words, "--vlm-model", "pocket"]) == 0
+        assert main([*words, "--vlm-model", "pocket", "--prompt", PROMPT]) == 0
+    capsys.readouterr()
+    write(
+        tmp_path,
+        "id,front,back,person,prompt",
+        "own,front.png,back.png,me.png,a b <IMAGE 1> c <IMAGE 2> d <IMAGE 3> e",
+        "x,front.png,back.png,me.png,",
+    )
+    batch = ["tryon", "--batch", f"{tmp_path}/jobs.csv", "--polygon", f"{tmp_path}/p.json", "--vlm-model", "pocket", "--json"]
+    assert main([*batch, "--num-inference-steps", "1", "--out", f"{tmp_path}/out"]) == 0
+    assert json.loads(capsys.readouterr().out)["made"] == 2
+    prompts = [json.loads(Image.open(tmp_path / "out" / f"{name}.png").text["triptych"])["prompt"] for name in ("own", "x")]
+    assert prompts == ["a b <IMAGE 1> c <IMAGE 2> d <IMAGE 3> e", prompt]

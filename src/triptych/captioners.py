@@ -16,13 +16,13 @@ import os
 import random
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, Field, ValidationError
 
 from triptych.errors import ConfigError, ModelError, TriptychError
-from triptych.images import load_image
 from triptych.pocket import captioner_path
 from triptych.store import digest
 
@@ -308,18 +308,18 @@ class Answers:
         self._journal = journal
         self._known = {row["key"]: row for row in journal.rows if row.get("kind") == "answer" and "key" in row}
 
-    def ask(self, captioner: Captioner, picture: Path, sha256: str, prompt: str, max_new_tokens: int) -> str:
-        """The answer about a picture with that hash, from the journal or from the captioner.
+    def ask(self, captioner: Captioner, id: str, picture: Callable[[], Image.Image], sha256: str, prompt: str, max_new_tokens: int) -> str:
+        """The answer about a picture with that hash, from the journal or from the captioner, who alone needs to see it.
 
         Raises:
-            InputError: the picture cannot be opened. AnswerError, ModelError: see `Captioner.ask`.
+            InputError: `picture` cannot open it. AnswerError, ModelError: see `Captioner.ask`.
         """
         key = digest([sha256, prompt, captioner.identity, max_new_tokens])
         row = self._known.get(key)
         if row is None:
-            row = {"kind": "answer", "key": key, "id": picture.stem, "captioner": captioner.identity}
+            row = {"kind": "answer", "key": key, "id": id, "captioner": captioner.identity}
             try:
-                row["answer"] = captioner.ask(load_image(picture), prompt, max_new_tokens)
+                row["answer"] = captioner.ask(picture(), prompt, max_new_tokens)
             except AnswerError as error:
                 row["failure"] = str(error)
             self._journal.append(row)

@@ -145,7 +145,18 @@ class PictureConfig(SamplingConfig):
 
     def settings(self, verb: str, seed: int, photos: Mapping[str, Path | None], sampling: Sampling, layout: PanelLayout) -> dict[str, Any]:
         """Everything that decides the pixels: every setting, the model's recommendations put in, and hashes (not paths) of what went in."""
-        not_pixels = {"lora", "out", "device", "blocks_to_swap", "context_cache_gib", "num_images_per_prompt", "caption", "batch"}
+        not_pixels = {
+            "lora",
+            "out",
+            "device",
+            "blocks_to_swap",
+            "context_cache_gib",
+            "num_images_per_prompt",
+            "caption",
+            "vlm_model",
+            "base_url",
+            "batch",
+        }
         hidden = {*StageConfig.model_fields, *photos, *not_pixels}
         chosen = {k: v for k, v in self.model_dump(mode="json").items() if k not in hidden}
         chosen |= {k: v for k, v in asdict(sampling).items() if k in chosen}

@@ -9,7 +9,7 @@ import io
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import quote
@@ -24,10 +24,11 @@ from triptych.inference import load_models
 from triptych.sampling import MODEL_FIELDS
 from triptych.store import Event, Run, write_text
 from triptych.tryon_job import TryonConfig, check, is_finished, make, prepare
+from triptych.tryon_prompt import PromptWriter
 
 log = logging.getLogger(__name__)
 
-_SHARED = {*StageConfig.model_fields, *MODEL_FIELDS, "batch", "out"}
+_SHARED = {*StageConfig.model_fields, *MODEL_FIELDS, "vlm_model", "base_url", "batch", "out"}
 COLUMNS = sorted({"id", *TryonConfig.model_fields} - _SHARED)
 """What a line may set; the model is the same for all."""
 EVENTS: dict[str, Literal["done", "kept", "rejected"]] = {"made": "done", "kept": "kept", "failed": "rejected"}
@@ -123,6 +124,7 @@ def run_batch(config: TryonConfig) -> Run:
     lines = read_lines(config.batch, config, out)
     load_backbone(config.model, config.device, config.dtype, config.quantize, config.blocks_to_swap)  # no weights yet
     config.layout()
+    writer = PromptWriter(config, out)
     summary: dict[str, Any] = {"made": 0, "kept": 0, "failed": 0, "results": str(out / "results.csv"), "index": str(out / "index.html")}
 
     def work() -> Iterator[Event]:
@@ -139,16 +141,19 @@ def run_batch(config: TryonConfig) -> Run:
             if line.config is None:
                 yield note(number, Result(line.id, None, "failed", reason=line.reason))
                 continue
+            job_config = line.config
             try:
-                ready = {seed: is_finished(line.config, seed) for seed in line.config.seeds}
+                job_config = writer.fill(job_config)
+                lines[number] = replace(line, config=job_config)
+                ready = {seed: is_finished(job_config, seed) for seed in job_config.seeds}
                 if not all(ready.values()):
-                    prepare(line.config)  # again when its turn comes: here to know all mistakes, and show all masks, beforehand
+                    prepare(job_config)  # again when its turn comes: here to know all mistakes, and show all masks, beforehand
             except Exception as error:
-                for seed in line.config.seeds:
+                for seed in job_config.seeds:
                     yield note(number, Result(line.id, seed, "failed", reason=_reason(error)))
                 continue
             for seed in (seed for seed, done in ready.items() if done):
-                yield note(number, Result(line.id, seed, "kept", line.config.files(seed)[0].name))
+                yield note(number, Result(line.id, seed, "kept", job_config.files(seed)[0].name))
             pending[number] = [seed for seed, done in ready.items() if not done]
         pending = {number: seeds for number, seeds in pending.items() if seeds}
         if pending:

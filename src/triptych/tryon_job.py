@@ -39,6 +39,11 @@ class TryonConfig(PictureConfig):
     "holes", of the same form, is kept."""
     caption: Path | None = None
     """Text file with the prompt, such as the `<id>.txt` that `caption` writes; used if there is no --prompt."""
+    vlm_model: str | None = None
+    """Who writes the prompt from the three photos, if there is no --prompt and no --caption: names as for `caption`, such as pocket
+    or gpt-4.1-mini."""
+    base_url: str | None = None
+    """Address of an OpenAI-compatible server for --vlm-model."""
     crop: Literal["polygon", "none"] = "polygon"
     """What the model sees of the photo: the polygon and its surroundings, in full detail, or (none) all of it, scaled down."""
     crop_margin: float = Field(default=0.5, ge=0, le=100)
@@ -102,7 +107,7 @@ class Job:
 
 
 def check(config: TryonConfig) -> TryonConfig:
-    """The config with its prompt filled in, if everything needed is named; no photo is read.
+    """The config with its prompt filled in (unless a captioner is to write it), if everything needed is named; no photo is read.
 
     Raises:
         InputError: a photo, the polygon, the prompt or the caption is missing, or `out` is no name for a new picture.
@@ -117,9 +122,10 @@ def check(config: TryonConfig) -> TryonConfig:
             config = config.model_copy(update={"prompt": captions.normalise(config.caption.read_text(encoding="utf-8-sig"))})
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The caption {config.caption} cannot be read.", "Check the path given to --caption.") from error
-    if not config.prompt.strip():
+    if not config.prompt.strip() and not config.vlm_model:
         raise InputError(
-            "There is no prompt.", 'Describe all panels: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …", or give a --caption file.'
+            "There is no prompt.",
+            'Describe all panels: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …", give a --caption file, or let a --vlm-model write it.',
         )
     out = config.picture
     if not out.name or out.is_dir() or (config.out and config.out.is_dir()):

@@ -15,7 +15,6 @@ import functools
 import hashlib
 import os
 import shutil
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,15 +24,16 @@ from typing import Any
 
 from pydantic import Field
 
-from triptych.backbones.settings import model_settings, resolve_model
-from triptych.captioners import CAPTION_PROMPT, CHECK_PROMPT, AnswerError, Answers, Captioner, Journal, check_url, load_captioner, quote
-from triptych.captions import lint, normalise, replace_brand
+from triptych.backbones.settings import model_settings
+from triptych.captioners import CHECK_PROMPT, AnswerError, Answers, Captioner, Journal, check_url, load_captioner, quote
+from triptych.captions import normalise
 from triptych.config import StageConfig
+from triptych.describe import linter, usable_caption
 from triptych.errors import ConfigError, InputError, ModelError, TriptychError, WorkError
+from triptych.images import load_image
 from triptych.store import Event, Run, StageFolder, held, read_jsonl, sha256_file, write_json, write_jsonl, write_text
 
 WARNINGS_SHOWN = 20
-WORDS_PER_TOKEN = 0.6  # English under the T5 tokenizer, cautiously; only used when that tokenizer is not on this machine
 
 
 class CaptionConfig(StageConfig):
@@ -115,7 +115,7 @@ def caption(config: CaptionConfig) -> Run:
         raise ConfigError("fail_path is the folder of the triptychs.", "Choose another folder, or leave fail_path out.")
     check_url(config.base_url)
     jobs = _jobs(folder.path)
-    problems = _linter(config)
+    problems = linter(config.model, _limit(config), config.brands)
 
     @functools.cache
     def captioner() -> Captioner:
@@ -203,31 +203,6 @@ def _limit(config: CaptionConfig) -> int:
     return config.max_caption_tokens or model_settings(config.model).max_sequence_length
 
 
-def _linter(config: CaptionConfig) -> Callable[[str, int], list[str]]:
-    """`captions.lint` with the brands and the length limit of this run."""
-    limit = _limit(config)
-
-    @functools.cache
-    def counter() -> Callable[[str], int] | None:
-        from transformers import AutoTokenizer
-
-        try:
-            name = resolve_model(config.model)
-            tokenizer = AutoTokenizer.from_pretrained(name, subfolder="tokenizer_2", local_files_only=True, trust_remote_code=False)
-        except Exception:  # not on this machine, in whatever way: words are counted instead
-            return None
-        return lambda text: len(tokenizer(text).input_ids)
-
-    lock = threading.Lock()  # tokenizers must not be used by several threads at once
-
-    def problems(text: str, panels: int) -> list[str]:
-        with lock:
-            max_words = None if counter() else int(limit * WORDS_PER_TOKEN)
-            return lint(text, panels, brands=config.brands, token_counter=counter(), max_tokens=limit, max_words=max_words)
-
-    return problems
-
-
 def _state(job: Job, ours: dict[str, Any] | None) -> tuple[str, str]:
     """(asked | kept | brought, who wrote the caption): what is to be done about a triptych. `ours`: its journal row."""
     if not job.text_file.exists():
@@ -263,27 +238,19 @@ def _describe(
     if len(job.roles) != 3:
         raise Rejected("caption", f"the captioner knows three panels, this picture has {len(job.roles)}: bring {job.text_file.name}")
     sha256 = sha256_file(job.picture)
-    ask = functools.partial(answers.ask, captioner, job.picture, sha256)
+    ask = functools.partial(answers.ask, captioner, job.id, lambda: load_image(job.picture), sha256)
     try:
         if config.do_check:
             check_order(ask(CHECK_PROMPT, config.max_new_tokens), job.roles)
     except (AnswerError, InputError) as error:
         raise Rejected("check", str(error)) from error
-    prompt, found = CAPTION_PROMPT, [""]
-    for attempt in range(config.retries + 1):
-        try:
-            text = replace_brand(ask(prompt, config.max_new_tokens), config.brands)
-            found = problems(text, len(job.roles))
-            if not found:
-                return sha256, text
-        except AnswerError as error:
-            found = [str(error)]
-        except InputError as error:
-            raise Rejected("caption", str(error)) from error
-        # our own words only: nothing of an answer is ever part of a question
-        words = max(10, min(200, int(_limit(config) * WORDS_PER_TOKEN)) >> attempt)
-        prompt = f"{CAPTION_PROMPT} Try {attempt + 2}: the last answer was no use ({'; '.join(found)}). At most {words} words."
-    raise Rejected("caption", f"no usable caption in {config.retries + 1} tries: {'; '.join(found)}")
+    try:
+        ask_caption = functools.partial(ask, max_new_tokens=config.max_new_tokens)
+        return sha256, usable_caption(
+            ask_caption, lambda text: problems(text, len(job.roles)), config.brands, _limit(config), config.retries
+        )
+    except (AnswerError, InputError) as error:
+        raise Rejected("caption", str(error)) from error
 
 
 def check_order(answer: str, roles: list[str]) -> None:

@@ -14,6 +14,7 @@ from triptych.inference import load_models
 from triptych.store import Event, Run
 from triptych.tryon_batch import run_batch
 from triptych.tryon_job import TryonConfig, check, make, prepare
+from triptych.tryon_prompt import PromptWriter
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def tryon(config: TryonConfig) -> Run:
     if config.batch:
         return run_batch(config)
     config = check(config)
+    config = PromptWriter(config, config.picture.parent).fill(config)
     job = prepare(config)
     for warning in job.warnings:
         log.warning(warning)
@@ -38,7 +40,7 @@ def tryon(config: TryonConfig) -> Run:
     models = load_models(**config.model_source() | {"context_cache_gib": kept}, prompts=[config.prompt])
     size = list(job.person.image.size)
     summary: dict[str, Any] = {"images": [], "mask": str(config.preview), "size": size}
-    summary |= {"feather": config.feather, "strength": config.strength, "warnings": job.warnings}
+    summary |= {"prompt": config.prompt, "feather": config.feather, "strength": config.strength, "warnings": job.warnings}
 
     def work() -> Iterator[Event]:
         thumbs: list[tuple[Image.Image | None, str]] = []
