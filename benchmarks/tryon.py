@@ -28,7 +28,8 @@ from PIL import Image
 from flux_like import FULL, PROMPT, QUICK, Size, as_diffusers_has_it, flux_like
 from triptych.backbones.flux import pack
 from triptych.clean_context import ContextCache
-from triptych.inference import Sampling, try_on
+from triptych.dressing import Person, try_on
+from triptych.inference import Sampling
 from triptych.panels import PanelLayout, concatenate
 
 PERSONS = 8
@@ -96,13 +97,11 @@ class Bench:
         ).images[0]
 
     def ours(self, sampling: Sampling, share: float, persons: int = 1, cache_gib: float = 0.0) -> list[Image.Image]:
-        """`try_on` of `persons` people, the whole photo in the panel; the canvases."""
+        """`try_on` of `persons` people in one batch, the whole photo in the panel; the canvases."""
         self.models.contexts = ContextCache(int(cache_gib * 2**30))
-        mask, made = polygon(self.size, share), []
-        for number in range(persons):
-            about = (self.models, self.front, self.back, person(self.size, number), mask, PROMPT, self.layout, [0], sampling)
-            made.append(try_on(*about, feather=0)[0].canvas)
-        return made
+        people = [Person(person(self.size, number), polygon(self.size, share), PROMPT, [number]) for number in range(persons)]
+        made = try_on(self.models, self.front, self.back, people, self.layout, sampling, feather=0)
+        return [result.canvas for results in made for result in results]
 
 
 @dataclass(frozen=True)

@@ -300,7 +300,7 @@ def test_compiled_models_meet_few_sizes(tiny: Path) -> None:
     for rows in (2, 3, 5):
         active = np.zeros_like(allowed)
         active[:rows, 8:10] = True
-        active = torch.from_numpy(tokens.round_up(active, allowed, 8))
+        active = torch.from_numpy(tokens.rounded_up(active[None], allowed, 8)[0])
         shown.append(torch.randn(1, 16, 12, 24, generator=generator))
         with torch.no_grad():
             windows.append(kept_window(backbone, transformer, shown[-1], active, empty, True, room=int(active.sum()) + 24))

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from triptych.clean_context import ContextCache, kept_window, product_tokens, read_window
-from triptych.inference import Models, Sampling, load_models, try_on
+from triptych.dressing import Person, try_on
+from triptych.inference import Models, Sampling, load_models
 from triptych.panels import PanelLayout
 from triptych.stages.tryon import TryonConfig, tryon
 
@@ -36,7 +37,7 @@ def dress(models: Models, cache: ContextCache, person: int, seeds: list[int], sa
     models.contexts = cache
     mask = np.zeros((48, 32), dtype=np.float32)
     mask[10:40, 4:14] = 1
-    made = try_on(models, picture(1), picture(back), picture(person), mask, "p", LAYOUT, seeds, sampling, feather=0)
+    (made,) = try_on(models, picture(1), picture(back), [Person(picture(person), mask, "p", seeds)], LAYOUT, sampling, feather=0)
     return [np.asarray(one.image) for one in made]
 
 

@@ -61,6 +61,9 @@ def test_a_try_on_is_made_again_pixel_for_pixel(tiny_flux: Path, photos: Path, t
         "device",
         "caption",
         "batch",
+        "batch_size",
+        "vlm_model",
+        "base_url",
         "context_cache_gib",
         "blocks_to_swap",
     }

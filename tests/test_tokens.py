@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from triptych import masks, tokens
-from triptych.inference import Sampling, load_models, try_on
+from triptych.dressing import Person, try_on
+from triptych.inference import Sampling, load_models
 from triptych.panels import PanelLayout
 
 
@@ -23,7 +24,7 @@ def test_rounding_up_adds_the_nearest_allowed_tokens(seed: int, multiple: int, s
     allowed[:, 8:] = True
     active = allowed & (random.random(allowed.shape) < share)
     before = active.copy()
-    rounded = tokens.round_up(active, allowed, multiple)
+    rounded = tokens.rounded_up(active[None], allowed, multiple)[0]
     assert np.array_equal(active, before)
     assert not (active & ~rounded).any() and not (rounded & ~allowed).any()
     if active.any():
@@ -100,7 +101,7 @@ def test_left_out_tokens_are_not_read(tiny: Path) -> None:
     made = {}
     for drop, bucket in ((False, 1), (True, 1), (False, 5)):
         sampling = Sampling(2, context="clean", drop_background=drop, token_bucket=bucket)
-        made[drop, bucket] = try_on(models, front, front, person, mask, "p", layout, [0], sampling, feather=0)[0]
+        made[drop, bucket] = try_on(models, front, front, [Person(person, mask, "p", [0])], layout, sampling, feather=0)[0][0]
     total = 3 * left_out.shape[0] * (layout.width // 16)
     alone = int(tokens.background_tokens(front, 16).sum())
     active = total - seen[0]

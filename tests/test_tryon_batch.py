@@ -114,6 +114,31 @@ def test_lines_of_one_product_follow_each_other_and_a_stopped_batch_goes_on(tiny
     assert np.array_equal(np.asarray(Image.open(alone)), np.asarray(Image.open(folder / "out" / "001.png")))
 
 
+def test_lines_are_sampled_together_and_what_is_wrong_fails_alone(tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, "front,person,seed,strength", *["red.png,me.jpg,0,", "blue.png,me.jpg,1,", "red.png,me.jpg,2,", "red.png,me.jpg,3,0.5"])
+    tryon(options(tiny_flux, folder, out=folder / "alone")).finish()
+    sizes: list[int] = []
+    make = tryon_batch.make
+
+    def counted(jobs, models):
+        sizes.append(len(jobs))
+        if any(job.config.picture.stem == "003" for job, _ in jobs):
+            raise MemoryError("too much for one")
+        return make(jobs, models)
+
+    monkeypatch.setattr(tryon_batch, "make", counted)
+    summary = tryon(options(tiny_flux, folder, batch_size=8)).finish()
+    assert sizes == [2, 1, 1, 1, 1], "001 and 003 together, then each alone; 004 has another strength; 002 is another product"
+    assert (summary["made"], summary["failed"]) == (3, 1)
+    assert "too much" in results(folder)["003", "2"]["reason"]
+    monkeypatch.setattr(tryon_batch, "make", make)
+    summary = tryon(options(tiny_flux, folder, batch_size=8)).finish()
+    assert (summary["made"], summary["kept"]) == (1, 3), "the batch size is no setting of the picture"
+    for name in ("001", "002", "003", "004"):
+        one, other = (np.asarray(Image.open(folder / where / f"{name}.png"), int) for where in ("alone", "out"))
+        assert np.abs(one - other).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("lines", "error", "words"),
     [

@@ -10,9 +10,10 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageDraw
 
 from triptych import masks
+from triptych.dressing import Person, try_on
 from triptych.errors import InputError, ModelError
 from triptych.images import load_image, read_settings
-from triptych.inference import Sampling, load_models, try_on
+from triptych.inference import Sampling, load_models
 from triptych.panels import PanelLayout, fit, split
 from triptych.rough import garment_mask, rough_edit
 from triptych.stages.tryon import TryonConfig, tryon
@@ -94,7 +95,8 @@ def test_the_panel_shows_the_polygon_and_its_surroundings(tiny_flux: Path, input
     layout = PanelLayout(32, 48)
 
     def run(margin: float | None, start: Image.Image | None = None):
-        (result,) = try_on(models, front, front, person, [CORNERS], PROMPT, layout, [1], Sampling(2), 4, crop_margin=margin, start=start)
+        who = Person(person, [CORNERS], PROMPT, [1], start=start)
+        ((result,),) = try_on(models, front, front, [who], layout, Sampling(2), 4, crop_margin=margin)
         return result, np.asarray(split(result.known, layout)[2])
 
     whole, shown = run(None)

@@ -18,7 +18,8 @@ _HOMES = {
     "PanelLayout": "triptych.panels",
     "PolygonMaskAnnotator": "triptych.notebook",
     "generate_triptych": "triptych.inference",
-    "try_on": "triptych.inference",
+    "Person": "triptych.dressing",
+    "try_on": "triptych.dressing",
     **{stage.name: stage.module for stage in STAGES},
     **{stage.config: stage.module for stage in STAGES},
 }

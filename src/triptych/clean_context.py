@@ -120,18 +120,19 @@ def kept_window(
 ) -> Window:
     """`read_window` for sampling: nothing that was read before is read again, and there is room for `room` tokens of each step.
 
+    active: as in `Window`, of all canvases alike or each one's own.
     Equal canvases of a batch are read once; with a `cache`, canvases that were read in earlier calls are not read at all.
     """
     cache = ContextCache(0) if cache is None else cache
-    groups = _groups(active, within, first)
-    if not groups:
+    rows_active = active if active.ndim == 3 else active.expand(len(clean_BCHW), -1, -1)
+    if not _groups(rows_active[0], within, first):
         return Window(active)
     read: dict[str, Context] = {}
     rows: list[list[Context]] = []
     with nullcontext() if with_lora else lora_switched_off(transformer), torch.no_grad():
-        for clean_CHW in clean_BCHW:
+        for clean_CHW, own in zip(clean_BCHW, rows_active, strict=True):
             key, row = "", list[Context]()
-            for known in groups:
+            for known in _groups(own, within, first):
                 # One canvas and no cache: nothing could be found again, and a plan's tensors have no data to hash.
                 key = _key(key, clean_CHW, known, with_lora) if cache.limit_bytes or len(clean_BCHW) > 1 else f"{key}+"
 

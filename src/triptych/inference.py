@@ -1,11 +1,10 @@
-"""Panels in, pictures out, in memory: mode (a) `generate_triptych`, mode (b) `try_on`. No files, no config.
+"""Panels in, pictures out, in memory: sampling, and mode (a), `generate_triptych`; mode (b) is in `dressing`. No files, no config.
 
 Legend: B batch, C channels, H and W latent rows and columns of the whole canvas.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -18,16 +17,15 @@ from diffusers import FirstBlockCacheConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from triptych import flow, masks, tokens
+from triptych import flow, tokens
 from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import Quantize
 from triptych.clean_context import ContextCache, ContextReading, kept_window, product_tokens
 from triptych.embeddings import stack_text
 from triptych.errors import ModelError
-from triptych.images import from_srgb, to_srgb
 from triptych.lora import load_lora
-from triptych.panels import Box, PanelLayout, concatenate, place, split
+from triptych.panels import PanelLayout, concatenate
 
 OnStep = Callable[[int, int], None]
 
@@ -152,7 +150,7 @@ def sample_latents(
     Args:
         latent_shape: (C, H, W) of the canvas.
         text: embeddings of B prompts. negative: of the empty prompt, B times; for guidance and clean context.
-        known_BCHW: clean latents of the edited canvas. repaint_mask: (H, W), 1 = repaint. Both or neither.
+        known_BCHW: clean latents of the edited canvas. repaint_mask: (H, W), or (B, H, W), 1 = repaint. Both or neither.
             The run starts from the known canvas noised to `strength`, and whatever is not repainted is put back after
             every step (diffusers' inpainting pipelines compute the same).
         left_out: (rows, columns) bool on the token grid; clean context: known tokens that nothing attends to.
@@ -188,16 +186,17 @@ def sample_latents(
     clamp = None
     if known_BCHW is not None:
         assert repaint_mask is not None
-        clamp = flow.Clamp(known_BCHW.to(noise), noise, repaint_mask.to(noise))
+        clamp = flow.Clamp(known_BCHW.to(noise), noise, repaint_mask.to(noise).unsqueeze(-3))
         if sampling.context == "clean":
             assert negative is not None
             worn = layout.mask(layout.roles[-1:], stride)
-            active = active_tokens(repaint_mask, layout, stride)
-            active = torch.from_numpy(tokens.round_up(active.numpy(), worn, sampling.token_bucket)).to(backbone.device)
+            sets = active_tokens(repaint_mask, layout, stride).numpy()
+            sets = tokens.rounded_up(sets.reshape(-1, *sets.shape[-2:]), worn, sampling.token_bucket).reshape(sets.shape)
+            active = torch.from_numpy(sets).to(backbone.device)
             first = product_tokens(layout, stride).to(backbone.device) if sampling.context_reading == "products" else None
             within = None if left_out is None else ~left_out.to(backbone.device)
             words = max(states.shape[1] for one in (text, negative) for states in one.values() if states.ndim == 3)
-            room = int(active.sum()) + words
+            room = int(active.sum()) // (len(active) if active.ndim == 3 else 1) + words
             about = (backbone, transformer, clamp.known_BCHW, active, negative, sampling.context_lora)
             window = kept_window(*about, within, first, room=room, cache=contexts)
             if sampling.context_guidance_scale != 1.0:
@@ -228,10 +227,10 @@ def _steps_cached(transformer: Any, threshold: float) -> Iterator[None]:
 
 
 def active_tokens(repaint_mask: Tensor, layout: PanelLayout, stride: int) -> Tensor:
-    """(rows, columns) bool on the token grid: tokens with any latent to repaint. repaint_mask: (H, W), 1 = repaint."""
+    """(rows, columns) bool on the token grid: tokens with any latent to repaint. repaint_mask: (H, W), 1 = repaint; or a batch of both."""
     rows, columns = layout.size[1] // stride, layout.size[0] // stride
-    cells = repaint_mask.reshape(rows, repaint_mask.shape[-2] // rows, columns, repaint_mask.shape[-1] // columns)
-    return cells.amax((1, 3)) > 0
+    *batch, height, width = repaint_mask.shape
+    return repaint_mask.reshape(*batch, rows, height // rows, columns, width // columns).amax((-3, -1)) > 0
 
 
 def generate_triptych(
@@ -263,8 +262,8 @@ def generate_triptych(
         known, _ = models.autoencoder.encode(to_pixels(canvases))
         mask = torch.from_numpy(layout.mask(unknown, unit)).float()
     # Batched canvases share one set of tokens, so what is left out of one is left out of all: only if each has it as background.
-    left_out = _left_out(canvases, layout, models, sampling) if given[0] else None
-    about_known = known, mask, on_step, left_out, models.contexts
+    without = left_out(canvases, layout, models, sampling) if given[0] else None
+    about_known = known, mask, on_step, without, models.contexts
     latents = sample_latents(models.backbone, models.transformer, layout, shape, text, negative, seeds, sampling, *about_known)
     made = to_images(models.autoencoder.decode(latents))
     for canvas, image in zip(canvases, made, strict=True):
@@ -279,113 +278,10 @@ def _panel(given: Mapping[str, Image.Image], role: str, layout: PanelLayout) -> 
     return given.get(role) or next(iter(given.values()), None) or Image.new("RGB", (layout.width, layout.height), (127, 127, 127))
 
 
-def _left_out(canvases: Sequence[Image.Image], layout: PanelLayout, models: Models, sampling: Sampling) -> Tensor | None:
+def left_out(canvases: Sequence[Image.Image], layout: PanelLayout, models: Models, sampling: Sampling) -> Tensor | None:
     """The tokens of product panels that show background on every canvas, if they are to be left out."""
     if not sampling.drop_background:
         return None
     stride = models.backbone.settings.stride
     sets = [tokens.background_of(canvas, layout, layout.roles[:-1], stride) for canvas in canvases]
     return torch.from_numpy(np.logical_and.reduce(sets))
-
-
-def _with_products_alone(known_BCHW: Tensor, canvas: Image.Image, layout: PanelLayout, models: Models) -> Tensor:
-    """The latents of a canvas, those of its product panels as if the first of them stood in place of the person too.
-
-    The autoencoder's group norms look at the whole canvas: product latents change with the person beside them, and what is kept
-    of a product would be good for one person only. `generate` shows the model products on just such a canvas.
-    """
-    alone = canvas.copy()
-    alone.paste(canvas.crop(layout.box(layout.roles[0])), layout.box(layout.roles[-1])[:2])
-    key = hashlib.sha256(f"latents {layout} ".encode() + alone.tobytes()).hexdigest()
-    products = models.contexts.get(key, lambda: models.autoencoder.encode(to_pixels([alone]))[0])
-    worn = torch.from_numpy(layout.mask(layout.roles[-1:], models.autoencoder.stride)).to(known_BCHW.device)
-    return torch.where(worn, known_BCHW, products)
-
-
-@dataclass(frozen=True)
-class TryOnResult:
-    """One re-dressed photo. `image` has the size of the person photo; where `mask` (H, W) in [0, 1] is 0 it is that
-    photo, bit for bit. `canvas` is the model's own triptych, `known` what it started from; `box` is the part of the photo that
-    its worn panel shows."""
-
-    image: Image.Image
-    mask: np.ndarray
-    canvas: Image.Image
-    known: Image.Image
-    box: Box
-
-
-def try_on(
-    models: Models,
-    front: Image.Image,
-    back: Image.Image,
-    person: Image.Image,
-    polygons: masks.Polygons | np.ndarray,
-    prompt: str,
-    layout: PanelLayout,
-    seeds: Sequence[int],
-    sampling: Sampling,
-    feather: int = 8,
-    icc_profile: bytes | None = None,
-    on_step: OnStep | None = None,
-    *,
-    crop_margin: float | None = None,
-    start: Image.Image | None = None,
-) -> list[TryOnResult]:
-    """Mode (b): this person wearing that garment. SDEdit inside the polygons, everything else clamped.
-
-    Args:
-        person: the photo. polygons: what is repainted, in pixels of `person`; or a mask (H, W) as `masks.repaint_mask` makes it.
-        feather: width in pixels of the soft edge around the polygons; beyond it every pixel is the photo's own.
-        icc_profile: colour space of `person`; the model sees sRGB, the result is in the photo's own space again.
-        crop_margin: give the worn panel to the polygons and this much around them (see `masks.crop_box`); None: the whole photo.
-        start: `person` with a rough edit, of the same size; what the model starts from. The result is put back into `person`.
-
-    Raises:
-        InputError: polygons that are empty or lie outside the photo.
-    """
-    person = person.convert("RGB")
-    hard = polygons if isinstance(polygons, np.ndarray) else masks.polygon_mask(polygons, person.size)
-    mask = masks.feather(hard, feather)
-    crop = Box(0, 0, *person.size) if crop_margin is None else masks.crop_box(mask, layout.width / layout.height, crop_margin)
-    photo = person.crop(crop)
-    at = place(photo.size, layout.width, layout.height)
-    inside = tokens.fit_mask(mask, crop, layout.width, layout.height)
-    unit = models.autoencoder.stride
-    repaint = np.zeros((layout.size[1] // unit, layout.size[0] // unit), dtype=np.float32)
-    box = layout.box("worn", unit)
-    repaint[box.top : box.bottom, box.left : box.right] = tokens.latent_mask(inside, unit)
-
-    shown = photo if start is None else start.convert("RGB").crop(crop)
-    pictures = {"front": front, "back": back, "worn": to_srgb(shown, icc_profile)}
-    canvas = concatenate([pictures[role] for role in layout.roles], layout)
-    known, _ = models.autoencoder.encode(to_pixels([canvas]))
-    if sampling.context == "clean" and sampling.context_reading == "products":
-        known = _with_products_alone(known, canvas, layout, models)
-    count = len(seeds)
-    text = models.text([prompt] * count)
-    negative = models.text([""] * count) if sampling.needs_empty_prompt else None
-    latents = sample_latents(
-        models.backbone,
-        models.transformer,
-        layout,
-        known.shape[1:],
-        text,
-        negative,
-        seeds,
-        sampling,
-        known.expand(count, -1, -1, -1),
-        torch.from_numpy(repaint),
-        on_step,
-        _left_out([canvas], layout, models, sampling),
-        models.contexts,
-    )
-    results = []
-    for made in to_images(models.autoencoder.decode(latents)):
-        panel = split(made, layout)[layout.roles.index("worn")]
-        repainted = panel.crop((at.left, at.top, at.left + at.width, at.top + at.height))
-        repainted = from_srgb(repainted.resize(photo.size, Image.Resampling.LANCZOS), icc_profile)
-        image = person.copy()
-        image.paste(masks.composite(photo, repainted, mask[crop.top : crop.bottom, crop.left : crop.right]), crop[:2])
-        results.append(TryOnResult(image, mask, made, canvas, crop))
-    return results

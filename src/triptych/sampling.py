@@ -156,6 +156,7 @@ class PictureConfig(SamplingConfig):
             "vlm_model",
             "base_url",
             "batch",
+            "batch_size",
         }
         hidden = {*StageConfig.model_fields, *photos, *not_pixels}
         chosen = {k: v for k, v in self.model_dump(mode="json").items() if k not in hidden}

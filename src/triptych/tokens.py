@@ -45,16 +45,25 @@ def latent_mask(mask: np.ndarray, stride: int) -> np.ndarray:
     return np.asarray((mask > 0).reshape(height // stride, stride, width // stride, stride).any(axis=(1, 3)))
 
 
-def round_up(active: np.ndarray, allowed: np.ndarray, multiple: int) -> np.ndarray:
-    """The active tokens and as many of their neighbours that their number is a multiple of `multiple`.
+def rounded_up(sets: np.ndarray, allowed: np.ndarray, multiple: int) -> np.ndarray:
+    """The active tokens of each sample (B, rows, columns) and as many of their neighbours that all have equally many, a multiple.
 
-    Compiled models and batches then meet few different sizes. Neighbours are taken ring by ring, within a ring in reading order. Only
-    `allowed` ones are taken; if they run out, all of them are. Nothing changes where nothing is active.
+    Batches need that, and compiled models then meet few different sizes. Only `allowed` neighbours are taken: if there are too few,
+    all of them.
+    """
+    assert multiple > 0
+    most = int(sets.sum((1, 2)).max())
+    return np.stack([grown_to(one, allowed, -(-most // multiple) * multiple) for one in sets])
+
+
+def grown_to(active: np.ndarray, allowed: np.ndarray, count: int) -> np.ndarray:
+    """The active tokens and as many of their `allowed` neighbours that they are `count`, or fewer if there are no more of them.
+
+    Neighbours are taken ring by ring, within a ring in reading order. Nothing changes where nothing is active.
     """
     assert active.shape == allowed.shape
-    assert multiple > 0
     chosen = active.copy()
-    missing = -int(chosen.sum()) % multiple
+    missing = max(0, count - int(chosen.sum()))
     while missing and chosen.any():
         ring = (masks.grow(chosen.astype(np.uint8), 1) > 0) & allowed & ~chosen
         if not ring.any():  # allowed tokens may lie apart from the active ones

@@ -8,7 +8,7 @@ import html
 import io
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,12 +23,12 @@ from triptych.images import load_image
 from triptych.inference import load_models
 from triptych.sampling import MODEL_FIELDS
 from triptych.store import Event, Run, write_text
-from triptych.tryon_job import TryonConfig, check, is_finished, make, prepare
+from triptych.tryon_job import Job, TryonConfig, alike, check, is_finished, make, prepare
 from triptych.tryon_prompt import PromptWriter
 
 log = logging.getLogger(__name__)
 
-_SHARED = {*StageConfig.model_fields, *MODEL_FIELDS, "vlm_model", "base_url", "batch", "out"}
+_SHARED = {*StageConfig.model_fields, *MODEL_FIELDS, "vlm_model", "base_url", "batch", "batch_size", "out"}
 COLUMNS = sorted({"id", *TryonConfig.model_fields} - _SHARED)
 """What a line may set; the model is the same for all."""
 EVENTS: dict[str, Literal["done", "kept", "rejected"]] = {"made": "done", "kept": "kept", "failed": "rejected"}
@@ -159,23 +159,63 @@ def run_batch(config: TryonConfig) -> Run:
         if pending:
             prompts = [cast(TryonConfig, lines[number].config).prompt for number in pending]
             models = load_models(**config.model_source(), prompts=prompts)
-        for number in _by_product(lines, pending):
-            line = lines[number]
-            job_config = cast(TryonConfig, line.config)
-            job = None
-            for seed in pending[number]:
-                try:
-                    job = job or prepare(job_config)
-                    make(job, models, seed)
-                    if job.sampling.context == "clean":
-                        summary["context_cache"] = models.contexts.summary()
-                    result = Result(line.id, seed, "made", job_config.files(seed)[0].name, " ".join(job.warnings))
-                except Exception as error:
-                    result = Result(line.id, seed, "failed", reason=_reason(error))
-                yield note(number, result)
+        prepared: dict[int, Job] = {}
+        for batch in _batches(lines, pending, config.batch_size):
+            for result in _made(lines, batch, prepared, lambda jobs: make(jobs, models)):
+                yield note(*result)
+            if models.contexts.limit_bytes and models.contexts.misses:
+                summary["context_cache"] = models.contexts.summary()
         write_text(out / "index.html", _page(lines, results, out))
 
     return Run("tryon", sum(len(line.config.seeds) if line.config else 1 for line in lines), work(), summary)
+
+
+def _batches(lines: Sequence[Line], pending: Mapping[int, Sequence[int]], size: int) -> list[list[tuple[int, int]]]:
+    """(line, seed) of the pictures to make, up to `size` together if they can be sampled at once; products one after another."""
+    batches: list[list[tuple[int, int]]] = []
+    for number in _by_product(lines, pending):
+        for seed in pending[number]:
+            last = batches[-1] if batches else []
+            if last and len(last) < size and _alike(lines[last[0][0]]) == _alike(lines[number]):
+                last.append((number, seed))
+            else:
+                batches.append([(number, seed)])
+    return batches
+
+
+def _alike(line: Line) -> Any:
+    return alike(cast(TryonConfig, line.config))
+
+
+def _made(
+    lines: Sequence[Line],
+    batch: Sequence[tuple[int, int]],
+    prepared: dict[int, Job],
+    run: Callable[[list[tuple[Job, Sequence[int]]]], object],
+) -> Iterator[tuple[int, Result]]:
+    """(line, result) of each picture of a batch. What cannot be made together is tried one by one: only what is wrong fails.
+
+    prepared: the jobs of the batch before, which may go on in this one; then those of this batch.
+    """
+    seeds: dict[int, list[int]] = {}
+    for number, seed in batch:
+        seeds.setdefault(number, []).append(seed)
+    try:
+        jobs = {number: prepared.get(number) or prepare(cast(TryonConfig, lines[number].config)) for number in seeds}
+        prepared.clear()
+        prepared.update(jobs)
+        run([(jobs[number], of_job) for number, of_job in seeds.items()])
+    except Exception as error:
+        if len(batch) > 1:
+            for one in batch:
+                yield from _made(lines, [one], prepared, run)
+            return
+        ((number, seed),) = batch
+        yield number, Result(lines[number].id, seed, "failed", reason=_reason(error))
+        return
+    for number, seed in batch:
+        job = jobs[number]
+        yield number, Result(lines[number].id, seed, "made", job.config.files(seed)[0].name, " ".join(job.warnings))
 
 
 def _by_product(lines: Sequence[Line], numbers: Mapping[int, Any]) -> list[int]:

@@ -115,12 +115,29 @@ def _side_by_side(rows: Sequence[Sequence[Tensor]], dim: int, room: int) -> Tens
 class Window:
     """Clean context: which tokens are run, and what they may attend to beside each other and the text.
 
-    active: (rows, columns) bool on the token grid of the canvas. context: what `Backbone.read` returned, or several of them
-    `joined`; None leaves the active tokens alone with the text.
+    active: (rows, columns) bool on the token grid of the canvas; or (B, rows, columns), each sample's own, equally many in each.
+    context: what `Backbone.read` returned, or several of them `joined`; None leaves the active tokens alone with the text.
     """
 
     active: Tensor
     context: Context | None = None
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Numbers of the active tokens, (1, K) or (B, K)."""
+        rows = self.active.reshape(-1, self.active.shape[-2] * self.active.shape[-1])
+        return rows.nonzero()[:, 1].view(len(rows), int(rows[0].sum()))
+
+    def take(self, tokens_BND: Tensor) -> Tensor:
+        """The active ones of a canvas's tokens, (B, K, D)."""
+        places = self.places.to(tokens_BND.device)[..., None]
+        return tokens_BND.gather(1, places.expand(len(tokens_BND), -1, tokens_BND.shape[2]))
+
+    def put(self, made_BKD: Tensor) -> Tensor:
+        """A canvas's tokens (B, N, D): the active ones as given, the others 0."""
+        places = self.places.to(made_BKD.device)[..., None].expand_as(made_BKD)
+        count = self.active.shape[-2] * self.active.shape[-1]
+        return made_BKD.new_zeros(len(made_BKD), count, made_BKD.shape[2]).scatter(1, places, made_BKD)
 
 
 class TextEncoder(ABC):

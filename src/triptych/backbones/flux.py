@@ -102,17 +102,16 @@ class Flux(Backbone):
         states, pooled = text["prompt_embeds"], text["pooled_prompt_embeds"]
         if window is None:
             return unpack(self._forward(transformer, tokens, ids, t_B, states, pooled, guidance_scale), h, w).float()
-        active = window.active.flatten()
         attend = {} if window.context is None else {"before": window.context}
-        made = self._forward(transformer, tokens[:, active], ids[active], t_B, states, pooled, guidance_scale, attend)
-        return unpack(torch.zeros_like(tokens).index_copy(1, active.nonzero().squeeze(1), made.to(tokens.dtype)), h, w).float()
+        about = window.take(tokens), ids[window.places], t_B, states, pooled, guidance_scale, attend
+        return unpack(window.put(self._forward(transformer, *about)), h, w).float()
 
     def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
         b, _, h, w = clean_BCHW.shape
-        context, where = Context(sequence_dim=1), known.flatten()
+        context, window = Context(sequence_dim=1), Window(known)
         states = empty["prompt_embeds"][:, :0].expand(b, -1, -1)
         pooled = empty["pooled_prompt_embeds"].expand(b, -1)
-        tokens, ids = pack(clean_BCHW)[:, where], position_ids(h, w, clean_BCHW.device)[where]
+        tokens, ids = window.take(pack(clean_BCHW)), position_ids(h, w, clean_BCHW.device)[window.places]
         install(transformer)
         self._forward(reader(transformer), tokens, ids, torch.zeros(b), states, pooled, 1.0, {"context": context, "before": before})
         return context
@@ -128,9 +127,14 @@ class Flux(Backbone):
         guidance_scale: float | None,
         attend: dict[str, Any] | None = None,
     ) -> Tensor:
-        """The stock forward: tokens (B, N, 4C) and their position ids (N, 3) in, velocity tokens out."""
+        """The stock forward: tokens (B, N, 4C) and their position ids, (N, 3) or (1 or B, N, 3), in, velocity tokens out."""
         install(transformer)
         b, device = len(tokens_BND), tokens_BND.device
+        words = torch.zeros(states.shape[1], 3, device=device)
+        if ids.ndim == 3 and len(ids) == 1:
+            ids = ids[0]
+        elif ids.ndim == 3:  # the stock forward knows one list of places: `rotate` cuts it up by sample again
+            ids, words = torch.cat([words.expand(b, -1, -1), ids], dim=1).flatten(0, 1), words[:0]
         guidance = None
         if transformer.config.guidance_embeds:  # type: ignore[union-attr]
             assert guidance_scale is not None
@@ -141,7 +145,7 @@ class Flux(Backbone):
             guidance=guidance,
             pooled_projections=pooled.to(self.dtype),
             encoder_hidden_states=states.to(self.dtype),
-            txt_ids=torch.zeros(states.shape[1], 3, device=device),
+            txt_ids=words,
             img_ids=ids,
             joint_attention_kwargs=attend,
             return_dict=False,

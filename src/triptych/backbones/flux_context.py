@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxSingleTransformerBlock
 from torch import Tensor, nn
 
@@ -100,12 +99,19 @@ def reader(transformer: Any) -> Any:
 
 
 def rotate(states_BSHD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """diffusers' `apply_rotary_emb`, as one product of complex numbers: it reads and writes memory once instead of six times."""
-    if torch.compiler.is_compiling():  # which fuses the stock form, and knows no complex numbers
-        return apply_rotary_emb(states_BSHD, rotary, sequence_dim=1)
-    cos, sin = (part[:, None, ::2].to(states_BSHD.device) for part in rotary)  # each number of (S, D) stands there twice
-    pairs = torch.view_as_complex(states_BSHD.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(states_BSHD.dtype)
+    """diffusers' `apply_rotary_emb`, as one product of complex numbers: it reads and writes memory once instead of six times.
+
+    rotary: cosines and sines (S, D); or (B·S, D), where each sample has places of its own.
+    """
+    # each number stands there twice
+    cos, sin = (part[:, ::2].unflatten(0, (-1, states_BSHD.shape[1])).unsqueeze(2).to(states_BSHD.device) for part in rotary)
+    pairs = states_BSHD.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # which fuses the plain form, and knows no complex numbers
+        real, imaginary = pairs.unbind(-1)
+        turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
+    return turned.flatten(-2).to(states_BSHD.dtype)
 
 
 def install(transformer: Any) -> None:

@@ -114,12 +114,10 @@ class SD3(Backbone):
                 pooled_projections=pooled,
                 return_dict=False,
             )[0].float()
-        active = window.active.flatten()
         attend = {} if window.context is None else {"before": window.context}
-        made = self._run_tokens(transformer, latents_BCHW, active, t_B, states, pooled, attend)
-        tokens = made.new_zeros(len(made), len(active), made.shape[2]).index_copy(1, active.nonzero().squeeze(1), made)
+        made = self._run_tokens(transformer, latents_BCHW, window, t_B, states, pooled, attend)
         h, w = latents_BCHW.shape[2:]
-        return unpatch(tokens, h, w, transformer.config.patch_size).float()  # type: ignore[union-attr,arg-type]
+        return unpatch(window.put(made), h, w, transformer.config.patch_size).float()  # type: ignore[union-attr,arg-type]
 
     def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
         self._check_size(transformer, clean_BCHW)
@@ -128,18 +126,18 @@ class SD3(Backbone):
         context = Context(sequence_dim=2)
         states = empty["prompt_embeds"][:, :0].expand(b, -1, -1).to(self.dtype)
         pooled = empty["pooled_prompt_embeds"].expand(b, -1).to(self.dtype)
-        self._run_tokens(transformer, clean_BCHW, known.flatten(), torch.zeros(b), states, pooled, {"context": context, "before": before})
+        self._run_tokens(transformer, clean_BCHW, Window(known), torch.zeros(b), states, pooled, {"context": context, "before": before})
         return context
 
     def _run_tokens(
-        self, transformer: Any, latents_BCHW: Tensor, where: Tensor, t_B: Tensor, states: Tensor, pooled: Tensor, attend: dict[str, Any]
+        self, transformer: Any, latents_BCHW: Tensor, window: Window, t_B: Tensor, states: Tensor, pooled: Tensor, attend: dict[str, Any]
     ) -> Tensor:
         """SD3Transformer2DModel.forward for some of the canvas's tokens, each at its own place: velocity tokens (B, S, P·P·C).
 
         The stock forward cannot do it: it embeds positions by cropping a table to the whole canvas, and puts a whole canvas
-        together at its end. Everything between is called as it calls it. where: (N,) bool.
+        together at its end. Everything between is called as it calls it.
         """
-        hidden = transformer.pos_embed(latents_BCHW.to(self.dtype))[:, where]
+        hidden = window.take(transformer.pos_embed(latents_BCHW.to(self.dtype)))
         time = transformer.time_text_embed(t_B.to(hidden.device) * 1000, pooled)
         states = transformer.context_embedder(states)
         recompute = torch.is_grad_enabled() and transformer.gradient_checkpointing

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms
 
-from triptych.inference import Models, Sampling, generate_triptych, to_images, to_pixels, try_on
+from triptych.dressing import Person, try_on
+from triptych.inference import Models, Sampling, generate_triptych, to_images, to_pixels
 from triptych.panels import PanelLayout, concatenate, split
 from triptych.pocket.oracle import judge, shown
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import Rendered, render
-from triptych.pocket.world import Garment, Scene, World, sample_garment
+from triptych.pocket.world import Garment, Scene, sample_garment, sample_printed, sample_scene
 
 SCALE = 4
 """A shop's photos are four times the size of a pocket panel."""
@@ -52,10 +53,16 @@ class Item:
         return next(garment for garment in drawn if garment.colour != self.garment.colour)
 
 
-def held_out_items(count: int, seed: int = 0, world: World | None = None) -> list[Item]:
-    """Items of held-out garments on held-out people."""
+def held_out_items(count: int, seed: int = 0, *, back_prints: bool = False) -> list[Item]:
+    """Items of held-out garments on held-out people; `back_prints`: only printed garments, on people seen from behind."""
     rng = random.Random(f"held out {seed}")
-    return [Item(*sample_triptych(rng, world, held_out=True), rng.getrandbits(30)) for _ in range(count)]
+    items = []
+    for _ in range(count):
+        garment, (front, back, worn) = sample_triptych(rng, held_out=True)
+        if back_prints:
+            garment, worn = sample_printed(rng, held_out=True), sample_scene(rng, "worn", held_out=True, facing="behind")
+        items.append(Item(garment, (front, back, worn), rng.getrandbits(30)))
+    return items
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,13 @@ class Share:
 
 
 def verdicts(panels: Sequence[Image.Image], items: Sequence[Item]) -> dict[str, list[bool]]:
-    """By attribute, whether each worn panel shows what it should; `both`: colour and pattern."""
+    """By attribute, whether each worn panel shows what it should; `both`: colour and pattern; `print`: the right one or rightly none."""
     seen = judge(panels, [item.garment.type for item in items])
     untold = judge(panels)
     truth = [shown(item.garment, item.scenes[2]) for item in items]
-    hits = {name: [getattr(one, name) == true[name] for one, true in zip(seen, truth, strict=True)] for name in ("colour", "pattern")}
+    hits = {
+        name: [getattr(one, name) == true[name] for one, true in zip(seen, truth, strict=True)] for name in ("colour", "pattern", "print")
+    }
     hits["type"] = [one.type == true["type"] for one, true in zip(untold, truth, strict=True)]
     hits["both"] = [a and b for a, b in zip(hits["colour"], hits["pattern"], strict=True)]
     hits["person"] = [one.person for one in untold]
@@ -176,8 +185,8 @@ def dressed(models: Models, sampling: Sampling, items: Sequence[Item], seed: int
     for number, item in enumerate(items):
         before = item.view(2, item.other())
         polygon = outline(np.asarray(before.mask) > 127, margin=6)
-        arguments = (item.front, item.back, before.image, [polygon], item.prompt, layout, [seed + number], sampling, feather)
-        (result,) = try_on(models, *arguments)
+        person = Person(before.image, [polygon], item.prompt, [seed + number])
+        ((result,),) = try_on(models, item.front, item.back, [person], layout, sampling, feather)
         panels.append(result.image)
         moved = np.abs(np.asarray(result.image).astype(int) - np.asarray(before.image))
         outside = max(outside, int(moved[result.mask == 0].max(initial=0)))

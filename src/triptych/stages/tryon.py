@@ -45,7 +45,7 @@ def tryon(config: TryonConfig) -> Run:
     def work() -> Iterator[Event]:
         thumbs: list[tuple[Image.Image | None, str]] = []
         for seed in config.seeds:
-            image = make(job, models, seed).image
+            image = make([(job, [seed])], models)[0].image
             path, _ = config.files(seed)
             image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
             thumbs.append((image, f"seed {seed}"))

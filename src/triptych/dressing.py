@@ -1,0 +1,155 @@
+"""Mode (b), in memory: given people wear the garment of two product photos. No files, no config."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from triptych import masks, tokens
+from triptych.images import from_srgb, to_srgb
+from triptych.inference import Models, OnStep, Sampling, left_out, sample_latents, to_images, to_pixels
+from triptych.panels import Box, PanelLayout, concatenate, place, split
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who is dressed.
+
+    photo: as it is. polygons: what is repainted, in pixels of `photo`; or a mask (H, W) as `masks.repaint_mask` makes it.
+    prompt: of the whole triptych. seeds: one picture each. icc_profile: colour space of `photo`; the model sees sRGB, the result is in
+    the photo's own space again. start: `photo` with a rough edit, of the same size; what the model starts from. The result is put
+    back into `photo`.
+    """
+
+    photo: Image.Image
+    polygons: masks.Polygons | np.ndarray
+    prompt: str
+    seeds: Sequence[int]
+    icc_profile: bytes | None = None
+    start: Image.Image | None = None
+
+
+@dataclass(frozen=True)
+class TryOnResult:
+    """One re-dressed photo. `image` has the size of the person photo; where `mask` (H, W) in [0, 1] is 0 it is that
+    photo, bit for bit. `canvas` is the model's own triptych, `known` what it started from; `box` is the part of the photo that
+    its worn panel shows."""
+
+    image: Image.Image
+    mask: np.ndarray
+    canvas: Image.Image
+    known: Image.Image
+    box: Box
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """A person before sampling: photo and soft mask (H, W), the part `box` of it that the panel shows, the triptych to start from, and
+    what is repainted of the triptych's latents."""
+
+    person: Person
+    photo: Image.Image
+    mask: np.ndarray
+    box: Box
+    canvas: Image.Image
+    repaint: np.ndarray
+
+
+def try_on(
+    models: Models,
+    front: Image.Image,
+    back: Image.Image,
+    persons: Sequence[Person],
+    layout: PanelLayout,
+    sampling: Sampling,
+    feather: int = 8,
+    on_step: OnStep | None = None,
+    *,
+    crop_margin: float | None = None,
+) -> list[list[TryOnResult]]:
+    """These people wearing that garment, all pictures in one batch: for each person one result a seed.
+
+    SDEdit inside the polygons, everything else clamped. With clean context everybody gets as many active tokens as the one who needs
+    most: tokens next to the polygon are run too, then put back.
+
+    Args:
+        feather: width in pixels of the soft edge around the polygons; beyond it every pixel is the photo's own.
+        crop_margin: give the worn panel to the polygons and this much around them (see `masks.crop_box`); None: the whole photo.
+
+    Raises:
+        InputError: polygons that are empty or lie outside the photo.
+    """
+    unit = models.autoencoder.stride
+    fittings = [_fit(front, back, person, layout, unit, feather, crop_margin) for person in persons]
+    latents, _ = models.autoencoder.encode(to_pixels([one.canvas for one in fittings]))
+    if sampling.context == "clean" and sampling.context_reading == "products":
+        pairs = zip(latents, fittings, strict=True)
+        latents = torch.cat([_with_products_alone(one[None], fitting.canvas, layout, models) for one, fitting in pairs])
+    rows = [number for number, person in enumerate(persons) for _ in person.seeds]
+    prompts = [persons[number].prompt for number in rows]
+    made = sample_latents(
+        models.backbone,
+        models.transformer,
+        layout,
+        latents.shape[1:],
+        models.text(prompts),
+        models.text([""] * len(rows)) if sampling.needs_empty_prompt else None,
+        [seed for person in persons for seed in person.seeds],
+        sampling,
+        latents[rows],
+        torch.from_numpy(np.stack([fittings[number].repaint for number in rows]) if len(persons) > 1 else fittings[0].repaint),
+        on_step,
+        left_out([one.canvas for one in fittings], layout, models, sampling),
+        models.contexts,
+    )
+    results: list[list[TryOnResult]] = [[] for _ in persons]
+    for number, canvas in zip(rows, to_images(models.autoencoder.decode(made)), strict=True):
+        results[number].append(_put_back(fittings[number], canvas, layout))
+    return results
+
+
+def _fit(
+    front: Image.Image, back: Image.Image, person: Person, layout: PanelLayout, unit: int, feather: int, crop_margin: float | None
+) -> _Fitting:
+    photo = person.photo.convert("RGB")
+    hard = person.polygons if isinstance(person.polygons, np.ndarray) else masks.polygon_mask(person.polygons, photo.size)
+    mask = masks.feather(hard, feather)
+    box = Box(0, 0, *photo.size) if crop_margin is None else masks.crop_box(mask, layout.width / layout.height, crop_margin)
+    repaint = np.zeros((layout.size[1] // unit, layout.size[0] // unit), dtype=np.float32)
+    left, top, right, bottom = layout.box("worn", unit)
+    repaint[top:bottom, left:right] = tokens.latent_mask(tokens.fit_mask(mask, box, layout.width, layout.height), unit)
+    shown = (photo if person.start is None else person.start.convert("RGB")).crop(box)
+    pictures = {"front": front, "back": back, "worn": to_srgb(shown, person.icc_profile)}
+    return _Fitting(person, photo, mask, box, concatenate([pictures[role] for role in layout.roles], layout), repaint)
+
+
+def _put_back(fitting: _Fitting, canvas: Image.Image, layout: PanelLayout) -> TryOnResult:
+    """What was made, scaled to the photo and blended into it along the mask."""
+    box, photo = fitting.box, fitting.photo.crop(fitting.box)
+    at = place(photo.size, layout.width, layout.height)
+    panel = split(canvas, layout)[layout.roles.index("worn")]
+    repainted = panel.crop((at.left, at.top, at.left + at.width, at.top + at.height))
+    repainted = from_srgb(repainted.resize(photo.size, Image.Resampling.LANCZOS), fitting.person.icc_profile)
+    image = fitting.photo.copy()
+    image.paste(masks.composite(photo, repainted, fitting.mask[box.top : box.bottom, box.left : box.right]), box[:2])
+    return TryOnResult(image, fitting.mask, canvas, fitting.canvas, box)
+
+
+def _with_products_alone(known_BCHW: Tensor, canvas: Image.Image, layout: PanelLayout, models: Models) -> Tensor:
+    """The latents of a canvas, those of its product panels as if the first of them stood in place of the person too.
+
+    The autoencoder's group norms look at the whole canvas: product latents change with the person beside them, and what is kept
+    of a product would be good for one person only. `generate` shows the model products on just such a canvas.
+    """
+    alone = canvas.copy()
+    alone.paste(canvas.crop(layout.box(layout.roles[0])), layout.box(layout.roles[-1])[:2])
+    key = hashlib.sha256(f"latents {layout} ".encode() + alone.tobytes()).hexdigest()
+    products = models.contexts.get(key, lambda: models.autoencoder.encode(to_pixels([alone]))[0])
+    worn = torch.from_numpy(layout.mask(layout.roles[-1:], models.autoencoder.stride)).to(known_BCHW.device)
+    return torch.where(worn, known_BCHW, products)
