@@ -2,7 +2,7 @@
 
 Trains LoRAs on rendered triptychs with the product's own `embed` and `train`, and measures them with `evaluate --pocket`.
 Every row is kept in FOLDER/results.json as soon as it is measured; run the command again to go on. `--only main` does one
-group of rows. On two cores without bfloat16 all of it takes hours, `main` about one.
+group of rows.
 """
 
 from __future__ import annotations
@@ -23,38 +23,58 @@ from triptych.stages.evaluate import EvaluateConfig, evaluate
 from triptych.stages.train import TrainConfig, train
 from triptych.store import read_json, write_json
 
-SAMPLING = {"none": {"context_guidance_scale": 1.0, "true_cfg_scale": 1.0}, "text": {"context_guidance_scale": 1.0}, "context": {}}
-"""Guidance by name: none, on the words (true CFG 3), on the product photos (3, the model's own recommendation)."""
+SAMPLING: dict[str, dict[str, Any]] = {
+    "none": {"context_guidance_scale": 1.0, "true_cfg_scale": 1.0, "guidance_scale": 1.0},
+    "text": {"context_guidance_scale": 1.0, "true_cfg_scale": 3.0, "guidance_scale": 1.0},
+    "distilled": {"context_guidance_scale": 1.0, "true_cfg_scale": 1.0, "guidance_scale": 3.0},
+    "context": {"context_guidance_scale": 3.0},
+}
+"""Guidance by name: none, on the words by a second pass, on the words by the guidance embedding, on the product photos."""
+
+
+RECIPE: dict[str, Any] = {
+    "max_train_steps": 300,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "caption_dropout": 0.1,
+    "context": "clean",
+    "gradient_checkpointing": False,
+    "validation_steps": 0,
+}
+"""The demo's."""
 
 
 def rows() -> list[dict[str, Any]]:
-    """Every row of the tables: its group, the LoRA (triptychs, rank, context, seed), how it is sampled, and how many items."""
+    """Every row of the tables: its group, the LoRA (triptychs, and options of `train`), how it is sampled, and how many items."""
     table: list[dict[str, Any]] = []
 
-    def add(group: str, n: int, sampling: dict[str, Any], mode: str = "generate", **lora: Any) -> None:
-        table.append({"group": group, "n": n, "mode": mode, "lora": lora, "sampling": sampling})
+    def add(group: str, n: int, guidance: str, mode: str = "generate", sampling: dict[str, Any] | None = None, **lora: Any) -> None:
+        how = {"guidance": guidance, **(sampling or {})}
+        table.append({"group": group, "n": n, "mode": mode, "lora": lora, "sampling": how})
 
-    for guidance in ("text", "none"):
-        add("main", 300, SAMPLING[guidance])
+    add("main", 300, "text")
     for seed in range(3):
-        add("main", 300, SAMPLING["context"], seed=seed)
-    add("main", 300, SAMPLING["text"], seed=0)
+        add("main", 300, "context", seed=seed)
+    add("main", 300, "text", context="noisy", seed=0)
     for guidance in ("text", "none"):
-        add("contexts", 300, SAMPLING[guidance], context="noisy")
-    add("contexts", 300, SAMPLING["none"], seed=0)
-    add("tryon", 150, SAMPLING["text"], mode="tryon")
-    add("tryon", 150, SAMPLING["context"], mode="tryon", seed=0)
-    add("tryon", 150, SAMPLING["text"], mode="tryon", context="noisy")
-    for triptychs in (10, 20, 80):
-        add("triptychs", 150, SAMPLING["context"], triptychs=triptychs)
-    for rank in (4, 64):
-        add("rank", 150, SAMPLING["context"], rank=rank)
-    for scale in (0.5, 0.75, 1.0):
-        add("strength", 150, {"lora_scale": scale}, seed=0)
+        add("guidance", 300, guidance, seed=0)
+    for guidance, lora in (("text", {}), ("text", {"context": "noisy", "seed": 0}), ("text", {"seed": 0}), ("context", {"seed": 0})):
+        add("tryon", 300, guidance, mode="tryon", **lora)
+        add("back prints", 150, guidance, sampling={"back_prints": True}, **lora)
     for scale in (1.5, 2.0, 5.0):
-        add("guidance", 150, {"context_guidance_scale": scale}, seed=0)
+        add("guidance scale", 150, "context", sampling={"context_guidance_scale": scale}, seed=0)
     for steps in (8, 28):
-        add("steps", 150, {"num_inference_steps": steps}, seed=0)
+        add("steps", 150, "context", sampling={"num_inference_steps": steps}, seed=0)
+    for scale in (0.5, 0.75):
+        add("strength", 150, "context", sampling={"lora_scale": scale}, seed=0)
+    for triptychs in (10, 20, 80):
+        add("triptychs", 150, "context", triptychs=triptychs)
+    for rank in (4, 64):
+        add("rank", 150, "context", rank=rank)
+    for more in ({"max_train_steps": 600}, {"noise_levels": 4}, {"context_lora": True}):
+        add("recipe", 150, "context", **more)
+    add("distilled", 150, "distilled")
+    add("distilled", 150, "distilled", context="noisy", seed=0)
     return table
 
 
@@ -69,28 +89,35 @@ def write_triptychs(folder: Path, count: int) -> None:
         (folder / f"item-{number:03}.txt").write_text(triptych_caption(garment, scenes, named=number % 2 == 0).text)
 
 
-def trained(work: Path, triptychs: int = 40, rank: int = 16, context: str = "clean", seed: int = 0, steps: int = 300) -> Path:
-    """The LoRA folder of these settings, trained if it is not there yet: batch 8, learning rate 1e-3, 10 % empty captions."""
+def trained(work: Path, model: str, triptychs: int = 40, **options: Any) -> Path:
+    """The LoRA folder of these training options, trained if it is not there yet; the demo's recipe where they say nothing."""
     data = work / f"items-{triptychs}"
     if not (data / "triptychs").exists():
         write_triptychs(data / "triptychs.part", triptychs)
         (data / "triptychs.part").rename(data / "triptychs")
-    embed(EmbedConfig(work=data, batch_size=8)).finish()
-    folder = work / f"lora-{triptychs}-r{rank}-{context}-{seed}"
-    options: dict[str, Any] = {"rank": rank, "alpha": rank, "context": context, "seed": seed, "max_train_steps": steps}
-    recipe = {"batch_size": 8, "learning_rate": 1e-3, "caption_dropout": 0.1, "gradient_checkpointing": False, "validation_steps": 0}
-    run = train(TrainConfig(work=data, lora_folder=folder, **recipe, **options))
+    embed(EmbedConfig(work=data, model=model, batch_size=8)).finish()
+    options = RECIPE | options | ({"alpha": options["rank"]} if "rank" in options else {})
+    name = "-".join(["lora", str(triptychs), *(f"{key}-{options[key]}" for key in sorted(options) if options[key] != RECIPE.get(key))])
+    run = train(TrainConfig(work=data, model=model, lora_folder=work / name, **options))
     for number, event in enumerate(run):
         if number % 50 == 49:
-            print(f"  {folder.name}: {event.id} {event.note}", file=sys.stderr, flush=True)
-    return folder
+            print(f"  {name}: {event.id} {event.note}", file=sys.stderr, flush=True)
+    return work / name
 
 
-def measured(work: Path, row: dict[str, Any]) -> dict[str, Any]:
-    """One row's result."""
-    folder = trained(work, **row["lora"]) if row["lora"] else None
+def measured(work: Path, model: str, row: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """One row's result; the ceiling is taken from a row `before` that has it of the same items."""
+    folder = trained(work, model, **row["lora"]) if row["lora"] else None
     out = work / "evaluations" / row["key"]
-    config = EvaluateConfig(pocket=True, items=row["n"], mode=row["mode"], lora=folder, base=folder is None, out=out, **row["sampling"])
+    items = [row["n"], 0, row["sampling"].get("back_prints", False)]
+    ceiling = next((one["ceiling"] for one in before.values() if one["ceiling"]["items"] == items), None)
+    if ceiling and not (out / "evaluation.json").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "evaluation.json", {"ceiling": ceiling})
+    sampling = {k: v for k, v in row["sampling"].items() if k != "guidance"}
+    sampling = SAMPLING[row["sampling"]["guidance"]] | sampling
+    what = {"items": row["n"], "mode": row["mode"], "model": model, "lora": folder, "base": folder is None}
+    config = EvaluateConfig(pocket=True, out=out, **what, **sampling)
     evaluate(config).finish()
     results = read_json(out / "evaluation.json")
     name = "base" if folder is None else "lora"
@@ -103,21 +130,42 @@ def cell(value: dict[str, Any]) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """All measured rows as a markdown table."""
-    head = ["group", "LoRA", "sampling", "n", "type", "colour", "pattern", "both", "named", "ceiling colour / pattern", "ΔE"]
+    head = [
+        "group",
+        "LoRA",
+        "sampling",
+        "n",
+        "type",
+        "colour",
+        "pattern",
+        "both",
+        "print",
+        "named",
+        "ceiling colour / pattern",
+        "ΔE",
+        "seam",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in results.values():
         made, ceiling = row["result"], row["ceiling"]
         lora = ", ".join(f"{k} {v}" for k, v in row["lora"].items()) or "base"
-        how = ", ".join([row["mode"], *(f"{k} {v:g}" for k, v in row["sampling"].items())])
-        shares = [cell(made[name]) for name in ("type", "colour", "pattern", "both", "named")]
+        how = ", ".join([row["mode"], *(f"{k} {v}" for k, v in row["sampling"].items())])
+        shares = [cell(made[name]) for name in ("type", "colour", "pattern", "both", "print", "named")]
         top = f"{ceiling['colour']['share']:.2f} / {ceiling['pattern']['share']:.2f}"
-        lines.append("| " + " | ".join([row["group"], lora, how, str(row["n"]), *shares, top, f"{made['colour_distance']:.1f}"]) + " |")
+        lines.append(
+            "| "
+            + " | ".join(
+                [row["group"], lora, how, str(row["n"]), *shares, top, f"{made['colour_distance']:.1f}", f"{made.get('seam', '')}"]
+            )
+            + " |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("work/pocket-benchmark"))
+    parser.add_argument("--model", default="pocket", help="another base, such as an ablation's checkpoint folder")
     parser.add_argument("--only", action="append", help="only this group of rows; may be repeated")
     parser.add_argument("--items", type=int, help="garments per row, in place of 300 and 150")
     options = parser.parse_args()
@@ -133,8 +181,9 @@ def main() -> None:
         if row["key"] not in results:
             started = time.monotonic()
             print(row["group"], row["key"], file=sys.stderr, flush=True)
-            results[row["key"]] = row | measured(options.work, row) | {"seconds": round(time.monotonic() - started)}
+            made = row | measured(options.work, options.model, row, results) | {"seconds": round(time.monotonic() - started)}
             options.work.mkdir(parents=True, exist_ok=True)
+            results = {**(read_json(path) if path.exists() else {}), row["key"]: made}  # another process may do other groups
             write_json(path, results)
     print(table(results))
 

@@ -24,7 +24,7 @@ def test_summary_says_what_was_done(folder: Path) -> None:
     assert summary["train_steps"] == 3
     assert summary["triptychs"] >= 4
     assert summary["photos"] > summary["triptychs"] * 3
-    assert set(summary["garment_match"]) == {"base", "lora"}
+    assert set(summary["garment_match"]) == {"base", "lora", "guided"}
     assert all(0 <= share <= 1 for share in summary["garment_match"].values())
     assert summary["clean"]["rejected"] > 0, "the spoilt files were found"
     assert {"clean", "concat", "caption", "embed", "train", "evaluate", "total"} <= set(summary["seconds"])

@@ -12,7 +12,7 @@ import pytest
 from triptych.cli import main
 from triptych.errors import ConfigError
 from triptych.pocket.measure import Share, colour_distance, held_out_items, outline, summary_of, verdicts
-from triptych.pocket.world import COLOURS, GROWN, Garment
+from triptych.pocket.world import COLOURS, Garment
 from triptych.stages.evaluate import EvaluateConfig, evaluate
 
 
@@ -33,9 +33,9 @@ def recoloured(garment: Garment) -> Garment:
 
 
 def test_items_are_held_out_and_follow_from_the_seed() -> None:
-    items = held_out_items(30, seed=5, world=GROWN)
+    items = held_out_items(30, seed=5)
     assert all(item.garment.held_out and item.scenes[2].held_out for item in items)
-    assert [item.garment for item in held_out_items(30, seed=5, world=GROWN)] == [item.garment for item in items]
+    assert [item.garment for item in held_out_items(30, seed=5)] == [item.garment for item in items]
     assert {item.scenes[2].facing for item in items} == {"front", "behind"}
     assert all(item.other().colour != item.garment.colour and not item.other().held_out for item in items)
     words = " ".join(item.prompt for item in items).replace(",", "").split()

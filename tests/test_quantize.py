@@ -27,7 +27,7 @@ from triptych.stages import train as train_module
 from triptych.stages.train import train
 from triptych.training.loss import losses_of
 
-from .test_resume import Stopped, same_lora, stop_at
+from .test_resume import Stopped, same_lora, stop_at, stop_here
 from .test_train import config, training_set, write_records
 
 EVERY = sorted(FORMATS)
@@ -157,7 +157,7 @@ def test_a_quantized_training_resumes_bit_for_bit_and_keeps_its_format(
         write_records(work, [f"id-{n}" for n in range(3)], tiny_flux)
     train(config(whole, tiny_flux, **options)).finish()
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(train_module, "losses_of", stop_at(4, train_module.losses_of))
+        patch.setattr(train_module, "losses_of", stop_at(4, train_module.losses_of, stop_here))
         train(config(stopped, tiny_flux, **options)).finish()
     with pytest.raises(WorkError, match="quantize"):
         train(config(stopped, tiny_flux, **{**options, "quantize": "none"})).finish()

@@ -190,8 +190,8 @@ def test_a_batch_killed_at_any_picture_goes_on_to_the_same_pictures(tiny_flux: P
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert sorted(path.name for path in (folder / "out").glob("*.png")) == names
     for name in names:
-        one, other = (np.asarray(Image.open(folder / where / name)) for where in ("whole", "out"))
-        assert np.array_equal(one, other), name
+        one, other = (np.asarray(Image.open(folder / where / name), int) for where in ("whole", "out"))
+        assert np.abs(one - other).max() <= 1, f"{name}, but for another process's number of threads"
 
 
 def killed_at_save(saves: int, config: TryonConfig) -> None:

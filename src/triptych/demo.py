@@ -20,7 +20,7 @@ from triptych.config import StageConfig
 from triptych.inference import load_models
 from triptych.pocket.measure import BATCH, Item, held_out_items, outline, verdicts, worn_panels
 from triptych.pocket.raw_catalogue import write_raw_catalogue
-from triptych.report import DemoPictures, write_report
+from triptych.report import SUBJECTS, DemoPictures, write_report
 from triptych.sampling import SamplingConfig
 from triptych.stages.caption import CaptionConfig, caption
 from triptych.stages.clean import CleanConfig, clean
@@ -64,23 +64,24 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     yield from _stage(clean(CleanConfig(work=out, photos=shop / "photos", **labels)), summary)
     yield from _stage(concat(ConcatConfig(**work, max_concat_n=1, seed=config.seed)), summary)
     yield from _stage(caption(CaptionConfig(**work)), summary)
-    yield from _stage(embed(EmbedConfig(**work, batch_size=BATCH)), summary)
-    recipe = {"batch_size": BATCH, "learning_rate": 1e-3, "caption_dropout": 0.1, "context": "clean", "gradient_checkpointing": False}
-    recipe["validation_steps"] = 100
+    yield from _stage(embed(EmbedConfig(**work, batch_size=8)), summary)
+    recipe = {"batch_size": 8, "learning_rate": 1e-3, "caption_dropout": 0.1, "context": "clean", "gradient_checkpointing": False}
+    recipe["validation_steps"] = config.max_train_steps
     yield from _stage(train(TrainConfig(**work, **recipe, max_train_steps=config.max_train_steps, seed=config.seed)), summary)
 
     unseen = held_out_items(config.garments, config.seed)
     match: dict[str, dict[str, list[bool]]] = {}
     made: dict[str, list[Image.Image]] = {}
     with _clock(summary, "evaluate"):
-        for name, lora in (("base", None), ("lora", out / "lora")):
+        # Guidance on the product photos helps the LoRA alone: base and LoRA are also judged with the model's ordinary guidance.
+        ordinary = {"context_guidance_scale": 1.0}
+        for name, lora, guidance in (("base", None, ordinary), ("lora", out / "lora", ordinary), ("guided", out / "lora", {})):
             models = load_models("pocket", [item.prompt for item in unseen], lora)
-            # Guidance on the product photos would help the LoRA alone: both are judged with the model's ordinary guidance.
-            sampling = SamplingConfig(model="pocket", lora=lora, context_guidance_scale=1.0).sampling(models.backbone.settings)
+            sampling = SamplingConfig(model="pocket", lora=lora, **guidance).sampling(models.backbone.settings)
             made[name] = []
             for start in range(0, len(unseen), BATCH):
                 made[name] += worn_panels(models, sampling, unseen[start : start + BATCH], config.seed + start)
-                yield Event(name, stage="evaluate", of=2 * -(-len(unseen) // BATCH))
+                yield Event(name, stage="evaluate", of=len(SUBJECTS) * -(-len(unseen) // BATCH))
             match[name] = verdicts(made[name], unseen)
 
     with _clock(summary, "pictures"):
@@ -101,10 +102,8 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     )
     summary["seconds"]["total"] = round(time.monotonic() - begun, 1)
     pictures = DemoPictures(
-        compared=[
-            (item.front, item.back, base, lora, item.worn) for item, base, lora in zip(unseen, made["base"], made["lora"], strict=True)
-        ][:12],
-        verdicts=[(match["base"]["colour"][n], match["lora"]["colour"][n]) for n in range(min(12, len(unseen)))],
+        compared=[(item.front, item.back, *(made[name][n] for name in SUBJECTS), item.worn) for n, item in enumerate(unseen[:12])],
+        verdicts=[[(match[name]["colour"][n], match[name]["pattern"][n]) for name in SUBJECTS] for n in range(min(12, len(unseen)))],
         tryons=[{k: Path(v) for k, v in inputs.items() if k != "prompt"} for inputs in pairs],
     )
     write_json(out / "summary.json", summary)

@@ -16,7 +16,7 @@ from triptych.pocket.prompts import (
     sample_triptych,
     triptych_caption,
 )
-from triptych.pocket.world import COLOURS, GROWN, PATTERNS, VIEWS, Garment, Scene
+from triptych.pocket.world import COLOURS, PATTERNS, VIEWS, Garment, Scene
 
 SCENES = (
     Scene("front", "grey"),
@@ -85,7 +85,7 @@ def test_the_share_of_silent_boards() -> None:
 def test_varied_words_say_the_same() -> None:
     rng = random.Random(3)
     for _ in range(40):
-        garment, scenes = sample_triptych(rng, GROWN)
+        garment, scenes = sample_triptych(rng)
         for scene in scenes:
             house = panel_caption(garment, scene)
             texts = {panel_caption(garment, scene, random.Random(n), details=1.0, varied=True).text for n in range(12)}

@@ -11,7 +11,7 @@ from pydantic import Field
 from triptych.config import StageConfig
 from triptych.store import Event, Run
 
-Name = Literal["autoencoder", "text", "bank", "transformer", "oracle", "evaluate", "captioner", "package"]
+Name = Literal["autoencoder", "text", "bank", "transformer", "prints", "guidance", "oracle", "evaluate", "captioner", "package"]
 
 
 class PocketBuildConfig(StageConfig):
@@ -76,6 +76,18 @@ def _transformer(folder: Path, config: PocketBuildConfig) -> None:
     train_transformer(folder, config.steps or STEPS, config.compile, start, config.related_boards)
 
 
+def _prints(folder: Path, config: PocketBuildConfig) -> None:
+    from triptych.pocket.recipe.prints import STEPS, train_prints
+
+    train_prints(folder, config.steps or STEPS, config.compile)
+
+
+def _guidance(folder: Path, config: PocketBuildConfig) -> None:
+    from triptych.pocket.recipe.guidance import STEPS, train_guidance
+
+    train_guidance(folder, config.steps or STEPS)
+
+
 def _oracle(folder: Path, config: PocketBuildConfig) -> None:
     from triptych.pocket.recipe.judge import STEPS, train_oracle
 
@@ -105,6 +117,8 @@ STAGES: dict[str, Callable[[Path, PocketBuildConfig], None]] = {
     "text": _text,
     "bank": _bank,
     "transformer": _transformer,
+    "prints": _prints,
+    "guidance": _guidance,
     "oracle": _oracle,
     "evaluate": _evaluate,
     "captioner": _captioner,

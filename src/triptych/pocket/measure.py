@@ -27,7 +27,7 @@ from triptych.pocket.world import Garment, Scene, sample_garment, sample_printed
 
 SCALE = 4
 """A shop's photos are four times the size of a pocket panel."""
-BATCH = 8
+BATCH = 24
 LOOK = ("type", "colour", "pattern")
 """Carried over from the product photos: no word names colour and pattern."""
 NAMED = ("person", "hair", "hairstyle", "background")

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from triptych.pocket.world import (
+    BEHIND_SHARE,
     NONE,
     PRINTABLE,
     TYPES,
     Garment,
     Scene,
-    World,
     sample_garment,
     sample_printed,
     sample_scene,
@@ -147,8 +147,8 @@ def sample_board(
     kind: str,
     pattern_weights: tuple[float, ...] | None = None,
     *,
-    print_share: float = 0.0,
-    behind_share: float = 0.0,
+    print_share: float = 0.18,
+    behind_share: float = BEHIND_SHARE,
 ) -> list[Panel]:
     """Draw three panels that are never front, back and worn of one item.
 
@@ -216,10 +216,6 @@ def board_caption(
     return join_captions(rng.choice(BOARD_SUMMARIES[kind]), captions, kind)
 
 
-def sample_triptych(
-    rng: random.Random, world: World | None = None, *, held_out: bool | None = False
-) -> tuple[Garment, tuple[Scene, Scene, Scene]]:
+def sample_triptych(rng: random.Random, *, held_out: bool | None = False) -> tuple[Garment, tuple[Scene, Scene, Scene]]:
     """Draw one item and its front, back and worn scenes; ``held_out`` applies to the garment and to the person."""
-    world = world or World()
-    garment = sample_garment(rng, print_share=world.print_share, held_out=held_out)
-    return garment, sample_triptych_scenes(rng, behind_share=world.behind_share, held_out=held_out)
+    return sample_garment(rng, held_out=held_out), sample_triptych_scenes(rng, held_out=held_out)

@@ -56,25 +56,14 @@ POSES = ("arms down", "arms out", "hand on hip", "one arm up")
 HAIRSTYLES = ("short", "long")
 NONE = "none"
 """What is not there: the second colour of a plain garment, a print, the hair in a flat lay."""
+PRINT_SHARE, BEHIND_SHARE = 0.5, 0.3
+"""Part of the plain printable garments that has a back print, part of the people that is seen from behind."""
 HELD_OUT = 6
 """One in so many garments and people is held out."""
 
 
 def _held_out(thing: Any) -> bool:
     return zlib.crc32("|".join(map(str, thing)).encode()) % HELD_OUT == 0
-
-
-@dataclass(frozen=True)
-class World:
-    """How much of what the renderer can draw is drawn: shares of back prints among plain printable garments, and of people
-    seen from behind. Neither is drawn by default, because the shipped weights were trained before there were any."""
-
-    print_share: float = 0.0
-    behind_share: float = 0.0
-
-
-GROWN = World(print_share=0.5, behind_share=0.3)
-"""What the recipe trains with."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +130,7 @@ def sample_garment(
     rng: random.Random,
     *,
     pattern_weights: tuple[float, ...] | None = None,
-    print_share: float = 0.0,
+    print_share: float = PRINT_SHARE,
     held_out: bool | None = False,
     **fixed: str,
 ) -> Garment:
@@ -166,7 +155,9 @@ def sample_printed(rng: random.Random, *, held_out: bool | None = False) -> Garm
     return sample_garment(rng, print_share=1.0, held_out=held_out, type=rng.choice(PRINTABLE), pattern="plain")
 
 
-def sample_scene(rng: random.Random, view: str, *, behind_share: float = 0.0, held_out: bool | None = False, **fixed: Any) -> Scene:
+def sample_scene(
+    rng: random.Random, view: str, *, behind_share: float = BEHIND_SHARE, held_out: bool | None = False, **fixed: Any
+) -> Scene:
     """Draw a scene of one view; keyword arguments fix fields of the scene, ``held_out`` is that of :func:`sample_garment`.
 
     ``behind_share`` is the part of the people that is seen from behind.
@@ -189,7 +180,9 @@ def sample_scene(rng: random.Random, view: str, *, behind_share: float = 0.0, he
             return scene
 
 
-def sample_triptych_scenes(rng: random.Random, *, behind_share: float = 0.0, held_out: bool | None = False) -> tuple[Scene, Scene, Scene]:
+def sample_triptych_scenes(
+    rng: random.Random, *, behind_share: float = BEHIND_SHARE, held_out: bool | None = False
+) -> tuple[Scene, Scene, Scene]:
     """Draw front, back and worn scenes of one item; the two flat lays often share a background."""
     front, back, worn = (sample_scene(rng, view, behind_share=behind_share, held_out=held_out) for view in VIEWS)
     if rng.random() < 0.6:

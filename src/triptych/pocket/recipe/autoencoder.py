@@ -26,7 +26,7 @@ from triptych.pocket.recipe.state import (
     set_learning_rate,
 )
 from triptych.pocket.render import render
-from triptych.pocket.world import GROWN, sample_garment, sample_scene
+from triptych.pocket.world import sample_garment, sample_scene
 
 STEPS, BATCH, LEARNING_RATE, POOL, SEED = 1700, 18, 1e-3, 12_000, 101
 VIEW_MIX = ("front", "back", "worn", "worn")
@@ -58,8 +58,8 @@ def new_autoencoder() -> AutoencoderKL:
 
 def random_panel(rng: random.Random, held_out: bool = False) -> np.ndarray:
     """Render one random panel, uint8 (72, 48, 3)."""
-    garment = sample_garment(rng, print_share=GROWN.print_share, held_out=held_out)
-    scene = sample_scene(rng, rng.choice(VIEW_MIX), behind_share=GROWN.behind_share, held_out=held_out)
+    garment = sample_garment(rng, held_out=held_out)
+    scene = sample_scene(rng, rng.choice(VIEW_MIX), held_out=held_out)
     return np.asarray(render(garment, scene, rng.getrandbits(31)).image)
 
 

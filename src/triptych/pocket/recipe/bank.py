@@ -18,7 +18,7 @@ from triptych.pocket.prompts import Panel, sample_board
 from triptych.pocket.recipe.autoencoder import VIEW_MIX, Codec
 from triptych.pocket.recipe.state import Log, load_tensors, save_tensors
 from triptych.pocket.render import render
-from triptych.pocket.world import GROWN, Garment, Scene, as_json, sample_garment, sample_printed, sample_scene
+from triptych.pocket.world import Garment, Scene, as_json, sample_garment, sample_printed, sample_scene
 
 SINGLES, BOARDS, SEED = 14_000, 20_000, 7
 BOARD_SHARES = {"independent": 0.27, "matching": 0.50, "copy": 0.23}
@@ -36,10 +36,10 @@ def _draw(index: int, single: bool) -> tuple[str, list[Panel], np.ndarray]:
         kind, panels = "single", [(sample_printed(rng), scene)]
     elif single:
         garment = sample_garment(rng, pattern_weights=PATTERN_WEIGHTS)
-        kind, panels = "single", [(garment, sample_scene(rng, rng.choice(VIEW_MIX), behind_share=GROWN.behind_share))]
+        kind, panels = "single", [(garment, sample_scene(rng, rng.choice(VIEW_MIX)))]
     else:
         kind = rng.choices(list(BOARD_SHARES), list(BOARD_SHARES.values()))[0]
-        panels = sample_board(rng, kind, PATTERN_WEIGHTS, print_share=PRINTED, behind_share=GROWN.behind_share)
+        panels = sample_board(rng, kind, PATTERN_WEIGHTS, print_share=PRINTED)
     pictures = [np.asarray(render(garment, scene, rng.getrandbits(31)).image) for garment, scene in panels]
     return kind, panels, np.concatenate(pictures, 1)
 

@@ -35,10 +35,10 @@ from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.recipe.state import Log, autocast, load_tensors, optimizer_tensors, restore_optimizer, save_tensors, set_learning_rate
 from triptych.pocket.recipe.text import ATTRIBUTES
 from triptych.pocket.render import concatenate_panels, render
-from triptych.pocket.world import GROWN, NONE, Garment, Scene, World, sample_printed, sample_triptych_scenes
+from triptych.pocket.world import NONE, Garment, Scene, sample_printed, sample_triptych_scenes
 
-STEPS, BATCH, LEARNING_RATE, SEED, POOL = 1850, 24, 1e-3, 31, 4000
-CAPTION_SHARE, RIGHT_ORDER_SHARE, LARGE_SHARE, PRINTED_SHARE = 0.7, 0.4, 0.15, 0.15
+STEPS, BATCH, LEARNING_RATE, SEED, POOL = 3000, 24, 1e-3, 31, 4000
+CAPTION_SHARE, RIGHT_ORDER_SHARE, LARGE_SHARE, PRINTED_SHARE = 0.7, 0.4, 0.15, 0.35
 SIDE, PATCH, WIDTH = 144, 16, 128
 """The triptych is stretched to a square of 9 x 9 patches: three columns of patches are one panel."""
 TEMPLATE = (
@@ -58,10 +58,10 @@ def questions() -> tuple[str, str]:
 class Example:
     """One triptych: its panels as pictures, what each shows, and its caption."""
 
-    def __init__(self, rng: random.Random, *, held_out: bool = False, world: World = GROWN) -> None:
+    def __init__(self, rng: random.Random, *, held_out: bool = False) -> None:
         """Draw one item; some are drawn large, packed as JPEG would be, and reduced, as photos of a shop are."""
-        self.garment, self.scenes = sample_triptych(rng, world, held_out=held_out)
-        if world.print_share and rng.random() < PRINTED_SHARE:
+        self.garment, self.scenes = sample_triptych(rng, held_out=held_out)
+        if rng.random() < PRINTED_SHARE:
             self.garment = sample_printed(rng, held_out=held_out)
         scale = 4 if rng.random() < LARGE_SHARE else 1
         panels = [render(self.garment, scene, rng.getrandbits(31), scale).image for scene in self.scenes]
@@ -89,7 +89,7 @@ def make_processor() -> LlavaProcessor:
     """Return tokenizer (whole words, then characters), image processor and chat template in one."""
     rng = random.Random(SEED)
     items = [(sample_printed(rng), sample_triptych_scenes(rng, behind_share=1.0)) for _ in range(300)]
-    items += [sample_triptych(rng, GROWN) for _ in range(3000)]
+    items += [sample_triptych(rng) for _ in range(3000)]
     texts = [*questions(), *(triptych_caption(*item).text for item in items), "garment, person"]
     words = collections.Counter(word for text in texts for word in text.replace(",", " ").replace(". ", " ").split())
     special = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<answer>"]
@@ -284,17 +284,14 @@ Recipe: `triptych pocket build captioner --work FOLDER`.
 """
 
 
-def measure_captioner(folder: Path, count: int = 120, seed: int = 777, world: World = GROWN) -> dict[str, float]:
-    """Ask both questions about held-out triptychs, greedily, as the product does; returns shares of right answers.
-
-    The print is only asked for in a ``world`` that has them.
-    """
+def measure_captioner(folder: Path, count: int = 120, seed: int = 777) -> dict[str, float]:
+    """Ask both questions about held-out triptychs, greedily, as the product does; returns shares of right answers."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     rng = random.Random(seed)
-    examples = [Example(rng, held_out=True, world=world) for _ in range(count)]
+    examples = [Example(rng, held_out=True) for _ in range(count)]
 
     def ask(pictures: list[Image.Image], question: str) -> list[str]:
         ids = torch.tensor([chat_ids(processor, question)] * len(pictures))
@@ -313,8 +310,6 @@ def measure_captioner(folder: Path, count: int = 120, seed: int = 777, world: Wo
         known = [(text, getattr(one.garment, name)) for text, one in zip(captions, examples, strict=True)]
         known = [(text.split("<IMAGE 2>")[0].replace(",", ""), value) for text, value in known if value != NONE]
         scores[name] = float(np.mean([_says(text, name, value) for text, value in known]))
-    if not world.print_share:
-        return scores
     printed = [(text, one.garment.print) for text, one in zip(captions, examples, strict=True) if one.garment.print != NONE]
     scores["print"] = float(np.mean([f"{value} print" in text for text, value in printed]))
     return scores

@@ -60,8 +60,14 @@ def image_ids(columns: int) -> torch.Tensor:
     return ids.reshape(-1, 3)
 
 
-def velocity(model: torch.nn.Module, tokens: torch.Tensor, t: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Return noise - data (B, L, D) for tokens at times t (B,); text is T5 states and CLIP pooled vectors."""
+def velocity(
+    model: torch.nn.Module,
+    tokens: torch.Tensor,
+    t: torch.Tensor,
+    text: tuple[torch.Tensor, torch.Tensor],
+    guidance: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return noise - data (B, L, D) for tokens at times t (B,); text: T5 states, CLIP pooled vectors; guidance (B,) or 1."""
     states, pooled = text
     columns = tokens.shape[1] * 4 // ROWS
     return model(
@@ -71,7 +77,7 @@ def velocity(model: torch.nn.Module, tokens: torch.Tensor, t: torch.Tensor, text
         timestep=t,
         img_ids=image_ids(columns),
         txt_ids=torch.zeros(states.shape[1], 3),
-        guidance=torch.ones(len(tokens), dtype=tokens.dtype),
+        guidance=torch.ones(len(tokens), dtype=tokens.dtype) if guidance is None else guidance,
         return_dict=False,
     )[0]
 
@@ -91,34 +97,24 @@ def sample(
     panels: int = 3,
     *,
     steps: int = 16,
-    true_cfg_scale: float = 3.0,
+    true_cfg_scale: float = 1.0,
+    guidance: float = 1.0,
     seed: int = 0,
-    known: torch.Tensor | None = None,
-    repaint: torch.Tensor | None = None,
-    strength: float = 1.0,
 ) -> torch.Tensor:
-    """Draw latents_BCHW; where ``repaint`` is 0 the ``known`` latents are clamped, noised to the level of every step."""
+    """Draw latents_BCHW; ``guidance`` is the number fed to the model, ``true_cfg_scale`` a second pass without words."""
     columns, batch = COLUMNS * panels, len(prompts)
     noises = [torch.Generator().manual_seed(seed + index) for index in range(batch)]
-    noise = pack(torch.stack([torch.randn(CHANNELS, ROWS, columns, generator=one) for one in noises]))
+    x = pack(torch.stack([torch.randn(CHANNELS, ROWS, columns, generator=one) for one in noises]))
     length = SINGLE_LENGTH if panels == 1 else TRIPTYCH_LENGTH
     with autocast():
         text, empty = encoders(prompts, length), encoders([""] * batch, length)
-    levels = sigmas(steps)
-    first = round(steps * (1 - strength))
-    x = noise
-    if known is not None and repaint is not None:
-        data, mask = pack(known), pack(repaint.expand_as(known))
-        noised = (1 - levels[first]) * data + levels[first] * noise
-        x = noised if strength < 1 else torch.where(mask > 0, noise, noised)
-    for index in range(first, steps):
+    levels, fed = sigmas(steps), torch.full((batch,), guidance)
+    for index in range(steps):
         t = levels[index].expand(batch)
         with autocast():
-            step = velocity(model, x, t, text).float()
+            step = velocity(model, x, t, text, fed).float()
             if true_cfg_scale != 1:
-                without = velocity(model, x, t, empty).float()
+                without = velocity(model, x, t, empty, fed).float()
                 step = without + true_cfg_scale * (step - without)
         x = x + (levels[index + 1] - levels[index]) * step
-        if known is not None:
-            x = torch.where(mask > 0, x, (1 - levels[index + 1]) * data + levels[index + 1] * noise)
     return unpack(x, columns)

@@ -11,9 +11,9 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 
 from triptych.pocket.canvas import PANEL_HEIGHT, PANEL_WIDTH
+from triptych.pocket.recipe.guidance import guided_transformer
 from triptych.pocket.recipe.state import load_tensors
 from triptych.pocket.recipe.text import TRIPTYCH_LENGTH, TextEncoders
-from triptych.pocket.recipe.transformer import averaged_transformer
 
 SETTINGS = {
     "panel_width": PANEL_WIDTH,
@@ -40,7 +40,7 @@ one garment together: that is left to a LoRA. Recipe: `triptych pocket build --w
 
 def package_pipeline(folder: Path, to: Path) -> None:
     """Write the pipeline folder ``to`` from a build folder; replaces it whole."""
-    transformer, text = averaged_transformer(folder), TextEncoders.trained(folder)
+    transformer, text = guided_transformer(folder), TextEncoders.trained(folder)
     scheduler = FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=1000,
         shift=3.0,
@@ -66,7 +66,7 @@ def package_pipeline(folder: Path, to: Path) -> None:
     (aside / "triptych.json").write_text(json.dumps(SETTINGS, indent=2) + "\n", encoding="utf-8")
     _, state = load_tensors(folder / "transformer.state.safetensors")
     done = (folder / "transformer.done").exists()
-    card = CARD + f"\nTraining: {state['step']} steps, pictures seen {state['seen']}, {'final' if done else 'provisional'}.\n"
+    card = CARD + f"\nTraining, last leg: {state['step']} steps, pictures seen {state['seen']}, {'final' if done else 'provisional'}.\n"
     (aside / "README.md").write_text(card, encoding="utf-8")
     for config in aside.rglob("config.json"):  # where a part was loaded from is nobody's business
         values = json.loads(config.read_text(encoding="utf-8"))

@@ -36,11 +36,18 @@ def read_series(path: Path, *names: str) -> dict[str, list[tuple[float, float]]]
 
 
 def loss_curves(folder: Path, path: Path) -> None:
-    """Draw autoencoder, text and transformer curves side by side."""
-    boxes: list[tuple[str, dict[str, list[tuple[float, float]]]]] = [
-        ("autoencoder: PSNR, dB", read_series(folder / "autoencoder.jsonl", "psnr", "psnr_wide")),
-        ("text encoders: loss", read_series(folder / "text.jsonl", "loss")),
-        ("transformer: flow loss", read_series(folder / "transformer.jsonl", "loss_singles", "loss_boards")),
+    """Draw the curves of the stages that were run, side by side."""
+    stages = [
+        ("autoencoder", "PSNR, dB", ("psnr", "psnr_wide")),
+        ("text", "loss", ("loss",)),
+        ("transformer", "flow loss", ("loss_singles", "loss_boards")),
+        ("prints", "flow loss", ("loss_printed", "loss_boards")),
+        ("guidance", "loss", ("loss_singles", "loss_boards")),
+    ]
+    boxes = [
+        (f"{name}: {what}", read_series(folder / f"{name}.jsonl", *series))
+        for name, what, series in stages
+        if (folder / f"{name}.jsonl").exists()
     ]
     sheet = Image.new("RGB", (420 * len(boxes), 300), (255, 255, 255))
     for index, (title, series) in enumerate(boxes):

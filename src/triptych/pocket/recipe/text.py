@@ -31,7 +31,6 @@ from triptych.pocket.world import (
     BACKGROUNDS,
     COLOURS,
     FACINGS,
-    GROWN,
     HAIRS,
     HAIRSTYLES,
     PATTERNS,
@@ -65,16 +64,16 @@ KINDS = ("single", *BOARD_SUMMARIES, "one item")
 
 def sample_caption(rng: random.Random) -> Caption:
     """Draw a caption of any kind; the only stage that reads the triptych summary."""
-    chance, prints, behind = rng.random(), GROWN.print_share, GROWN.behind_share
+    chance = rng.random()
     if chance < 0.3:
-        garment = sample_printed(rng) if rng.random() < PRINTED else sample_garment(rng, print_share=prints)
-        scene = sample_scene(rng, rng.choice(VIEWS), behind_share=behind)
+        garment = sample_printed(rng) if rng.random() < PRINTED else sample_garment(rng)
+        scene = sample_scene(rng, rng.choice(VIEWS))
         return panel_caption(garment, scene, rng, named=rng.random() < 0.85, varied=True)
     if chance < 0.8:
         kind = rng.choice(tuple(BOARD_SUMMARIES))
-        board = sample_board(rng, kind, print_share=PRINTED, behind_share=behind)
+        board = sample_board(rng, kind, print_share=PRINTED)
         return board_caption(board, kind, rng, silent=0.35, one_named=0.4, varied=True)
-    garment, scenes = sample_triptych(rng, GROWN)
+    garment, scenes = sample_triptych(rng)
     if rng.random() < PRINTED:
         garment = sample_printed(rng)
     # half of them in the house's own words, as captions on disk have them

@@ -1,0 +1,135 @@
+"""Stage ``guidance``: distil classifier-free guidance into the guidance embedding, as FLUX.1-dev was made from FLUX.1-pro.
+
+The student sees a guidance scale w and must give in one pass what its teacher, the trained transformer itself, gives in two:
+u + w (c - u) (Ho & Salimans 2022, arXiv 2207.12598; distilled as in Meng et al. 2023, arXiv 2210.03142). Only the embedder
+of w is trained, a perceptron of 131,000 numbers whose output is added to the time's, and its output at w = 1 is pinned to what
+it was: so at guidance 1, where LoRAs are trained, the model stays what it was, and no relation between panels is taught.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
+
+from triptych.pocket.recipe.bank import Bank
+from triptych.pocket.recipe.flux import pack, velocity
+from triptych.pocket.recipe.prints import printed_transformer
+from triptych.pocket.recipe.state import (
+    Log,
+    autocast,
+    load_tensors,
+    optimizer_tensors,
+    restore_optimizer,
+    save_tensors,
+    set_learning_rate,
+)
+from triptych.pocket.recipe.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEncoders
+from triptych.pocket.recipe.transformer import noised, sample_batch
+
+STEPS, LEARNING_RATE, SEED = 400, 2e-3, 11
+BOARD_SHARE = 0.4
+LARGEST = 5.0
+"""w is uniform from 1 up to this."""
+SAVE_EVERY = 100
+
+
+class PinnedEmbedder(torch.nn.Module):
+    """A guidance embedder whose output at w = 1 is always what it was at the start; its second bias follows from that."""
+
+    def __init__(self, embedder: torch.nn.Module, sinusoid: torch.Tensor) -> None:
+        """``sinusoid`` (1, D): how w = 1 comes in."""
+        super().__init__()
+        self.embedder, self.sinusoid = embedder, sinusoid
+        with torch.no_grad():
+            self.pinned = embedder(sinusoid)
+
+    def forward(self, sinusoids_BD: torch.Tensor) -> torch.Tensor:
+        """The embedding (B, D) of guidance scales."""
+        return self.embedder(sinusoids_BD) - self.embedder(self.sinusoid.to(sinusoids_BD)) + self.pinned.to(sinusoids_BD)
+
+    @torch.no_grad()
+    def unwrapped(self) -> torch.nn.Module:
+        """The same as an ordinary embedder."""
+        self.embedder.linear_2.bias += (self.pinned - self.embedder(self.sinusoid))[0]  # type: ignore[union-attr]
+        return self.embedder
+
+
+def pin(student: FluxTransformer2DModel) -> PinnedEmbedder:
+    """Freeze everything but the guidance embedder, and put the pinned one in its place."""
+    embed = student.requires_grad_(False).time_text_embed
+    sinusoid = embed.time_proj(torch.tensor([1000.0]))  # FluxTransformer2DModel multiplies guidance by 1000, as it does t
+    embed.guidance_embedder = PinnedEmbedder(embed.guidance_embedder.requires_grad_(True), sinusoid)
+    return embed.guidance_embedder
+
+
+def train_guidance(folder: Path, steps: int = STEPS) -> None:
+    """Train, or go on training; writes ``folder/guidance.safetensors``, the embedder that is packaged."""
+    done, state_path = folder / "guidance.safetensors", folder / "guidance.state.safetensors"
+    if done.exists():
+        return
+    teacher, student = printed_transformer(folder), printed_transformer(folder)
+    pinned = pin(student)
+    optimizer = torch.optim.AdamW(pinned.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    first = 0
+    if state_path.exists():
+        tensors, metadata = load_tensors(state_path)
+        pinned.embedder.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        restore_optimizer(optimizer, tensors)
+        first = metadata["step"]
+    bank, encoders, log = Bank(folder), TextEncoders.trained(folder), Log(folder, "guidance")
+    losses: dict[str, list[float]] = {"singles": [], "boards": []}
+    for step in range(first, steps):
+        part = step / steps
+        set_learning_rate(optimizer, LEARNING_RATE * min(1, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * part))))
+        rng = random.Random(SEED * 10**8 + step)
+        noise = torch.Generator().manual_seed(SEED * 10**8 + step)
+        name = "boards" if rng.random() < BOARD_SHARE else "singles"
+        prompts, latents = sample_batch(bank, name, rng)
+        half = len(prompts) // 2  # enough for so few numbers
+        loss = guidance_loss(student, teacher, encoders, prompts[:half], latents[:half], noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(pinned.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses[name].append(loss.item())
+        if (step + 1) % 50 == 0:
+            log.write(step=step + 1, **{f"loss_{k}": sum(v) / len(v) for k, v in losses.items() if v})
+            losses = {"singles": [], "boards": []}
+        if (step + 1) % SAVE_EVERY == 0:
+            tensors = {f"model.{k}": v for k, v in pinned.embedder.state_dict().items()} | optimizer_tensors(optimizer)
+            save_tensors(tensors, state_path, step=step + 1)
+    save_tensors(dict(pinned.unwrapped().state_dict()), done, steps=steps)
+
+
+def guidance_loss(
+    student: torch.nn.Module,
+    teacher: torch.nn.Module,
+    encoders: TextEncoders,
+    prompts: list[str],
+    latents_BCHW: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Mean squared difference between the student at guidance w and the teacher's guided velocity."""
+    length = SINGLE_LENGTH if latents_BCHW.shape[-1] == latents_BCHW.shape[-2] * 2 // 3 else TRIPTYCH_LENGTH
+    mixed, t, _ = noised(pack(latents_BCHW), generator)
+    scales = 1 + (LARGEST - 1) * torch.rand(len(prompts), generator=generator)
+    with torch.no_grad(), autocast():
+        text, empty = encoders(prompts, length), encoders([""] * len(prompts), length)
+        with_text, without = velocity(teacher, mixed, t, text).float(), velocity(teacher, mixed, t, empty).float()
+    target = without + scales[:, None, None] * (with_text - without)
+    with autocast():
+        predicted = velocity(student, mixed, t, text, scales)
+    return F.mse_loss(predicted.float(), target)
+
+
+def guided_transformer(folder: Path) -> FluxTransformer2DModel:
+    """The transformer to package: with the distilled guidance embedder if that stage was run."""
+    model, path = printed_transformer(folder), folder / "guidance.safetensors"
+    if path.exists():
+        model.time_text_embed.guidance_embedder.load_state_dict(load_tensors(path)[0])
+    return model

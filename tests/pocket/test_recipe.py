@@ -1,0 +1,139 @@
+"""The recipe of the embedded model, every stage for a few steps: it can be stopped, it never shows what a LoRA is to add."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from triptych.pocket import checkpoint_path
+from triptych.pocket.prompts import panel_caption
+from triptych.pocket.recipe import guidance, prints, transformer
+from triptych.pocket.recipe.bank import Bank, make_bank
+from triptych.pocket.recipe.evaluate import Evaluation, draw_single, obeyed
+from triptych.pocket.recipe.flux import pack, velocity
+from triptych.pocket.recipe.package import package_pipeline
+from triptych.pocket.recipe.text import make_tokenizers, train_text
+from triptych.pocket.render import render
+from triptych.pocket.world import NONE, VIEWS
+
+STATE = "transformer.state.safetensors"
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build folder up to the bank: the shipped autoencoder, text encoders of two steps, few pictures."""
+    folder = tmp_path_factory.mktemp("build")
+    shutil.copytree(checkpoint_path() / "vae", folder / "vae")
+    make_tokenizers(folder)
+    train_text(folder, 2)
+    make_bank(folder, singles=48, boards=60)
+    return folder
+
+
+def parts_of(build: Path, folder: Path) -> Path:
+    """A build folder that begins where `build` stands."""
+    folder.mkdir()
+    for path in build.iterdir():
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+def test_the_bank_never_shows_one_item_from_all_sides(build: Path) -> None:
+    bank = Bank(build)
+    assert {len(entries) for entries in bank.entries.values()} == {48, 60}
+    assert bank.latents["boards"].shape == (60, 8, 18, 36)
+    for kind, panels in bank.entries["boards"]:
+        assert kind in ("independent", "matching", "copy")
+        for garment, scene in panels:
+            assert not garment.held_out and not scene.held_out
+            views = [other.view for worn, other in panels if worn == garment]
+            assert kind == "independent" or len(set(views)) == 1, "the same garment is only ever shown twice in the same view"
+            assert scene.view in VIEWS
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(build: Path, tmp_path: Path) -> None:
+    whole, stopped = parts_of(build, tmp_path / "whole"), parts_of(build, tmp_path / "stopped")
+    transformer.train_transformer(whole, steps=2, compile_model=False)  # two steps, and one of decay
+
+    losses = 0
+
+    def stop_later(*args: object) -> torch.Tensor:
+        nonlocal losses
+        losses += 1
+        if losses == 2:
+            (stopped / "stop-now").touch()
+        return flow_loss(*args)  # type: ignore[arg-type]
+
+    flow_loss = transformer.flow_loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "flow_loss", stop_later)
+        transformer.train_transformer(stopped, steps=2, compile_model=False)
+    assert not (stopped / "transformer.done").exists()
+    (stopped / "stop-now").unlink()
+    transformer.train_transformer(stopped, steps=2, compile_model=False)
+    assert (stopped / "transformer.done").read_text() == (whole / "transformer.done").read_text()
+    one, other = load_file(whole / STATE), load_file(stopped / STATE)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_guidance_is_distilled_and_packaged(build: Path, tmp_path: Path) -> None:
+    """A few steps bring one pass closer to the guided two; at w = 1 nothing moves; the folder opens in diffusers."""
+    from diffusers import FluxPipeline
+
+    folder = parts_of(build, tmp_path / "build")
+    transformer.train_transformer(folder, steps=2, compile_model=False, start_from=checkpoint_path())
+    before_prints = transformer.averaged_transformer(folder)
+    prints.train_prints(folder, 2, compile_model=False)
+    teacher = prints.printed_transformer(folder)
+    assert any(not torch.equal(a, b) for a, b in zip(teacher.parameters(), before_prints.parameters(), strict=True))
+    bank = Bank(folder)
+    assert all(bank.entries["singles"][number][1][0][0].print != NONE for number in prints.printed_singles(bank))
+    encoders = transformer.TextEncoders.trained(folder)
+    prompts, latents = transformer.sample_batch(bank, "singles", random.Random(0))
+
+    def loss(student: torch.nn.Module) -> float:
+        with torch.no_grad():
+            return float(guidance.guidance_loss(student, teacher, encoders, prompts, latents, torch.Generator().manual_seed(1)))
+
+    before = loss(teacher)
+    guidance.train_guidance(folder, 4)
+    student = guidance.guided_transformer(folder)
+    assert loss(student) < before
+    tokens, text = pack(latents), (torch.randn(48, 24, 128), torch.randn(48, 128))
+    with torch.no_grad():
+        plain, guided = (
+            [velocity(model, tokens, torch.full((48,), 0.5), text, torch.full((48,), w)) for w in (1.0, 3.0)]
+            for model in (teacher, student)
+        )
+    assert (plain[0] - guided[0]).abs().max() < 1e-4, "at guidance 1 the model is what it was"
+    assert (plain[1] - guided[1]).abs().max() > 1e-3
+    package_pipeline(folder, tmp_path / "made")
+    pipeline = FluxPipeline.from_pretrained(tmp_path / "made", torch_dtype=torch.float32, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"width": 48, "height": 72, "num_inference_steps": 2, "max_sequence_length": 24, "output_type": "np"}
+    pictures = [pipeline("a red dress", guidance_scale=w, generator=torch.Generator().manual_seed(0), **options).images for w in (1.0, 3.0)]
+    assert np.isfinite(pictures).all() and not np.array_equal(*pictures)
+
+
+def test_obedience_counts_what_was_said_and_nothing_else() -> None:
+    rng = random.Random(4)
+    panels = [draw_single(rng, VIEWS[index % 3]) for index in range(60)]
+    said = [panel_caption(*panel, rng, details=1.0, varied=True).said[0] for panel in panels]
+    pictures = [render(*panel, index).image for index, panel in enumerate(panels)]
+    scores = obeyed(panels, said, pictures)
+    assert {"person", "type", "colour", "pattern", "print", "facing", "hair", "background"} <= scores.keys()
+    assert min(scores.values()) >= 0.8
+    wrong = obeyed(panels[1:] + panels[:1], said[1:] + said[:1], pictures)
+    assert wrong["colour"] < 0.5 and wrong["background"] < 0.6
+    assert any(garment.print != NONE for garment, _ in panels)
+
+
+def test_sheets_are_drawn(build: Path) -> None:
+    pictures = Evaluation(build, transformer.new_transformer()).draw(["a dress"] * 2, 3, steps=1)
+    assert pictures.shape == (2, 72, 144, 3)
