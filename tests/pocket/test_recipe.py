@@ -121,6 +121,12 @@ def test_guidance_is_distilled_and_packaged(build: Path, tmp_path: Path) -> None
     assert np.isfinite(pictures).all() and not np.array_equal(*pictures)
 
 
+def test_prints_are_learned_in_two_parts() -> None:
+    rates = [prints.part_of(step, prints.STEPS)[1] for step in range(prints.STEPS)]
+    assert max(rates[:550]) == pytest.approx(7e-4, rel=0.05) and max(rates[550:]) == pytest.approx(5e-4, rel=0.1)
+    assert rates[549] < 3e-5 and rates[769] < 3e-5 and rates[550] < 2e-5
+
+
 def test_obedience_counts_what_was_said_and_nothing_else() -> None:
     rng = random.Random(4)
     panels = [draw_single(rng, VIEWS[index % 3]) for index in range(60)]

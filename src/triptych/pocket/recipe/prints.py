@@ -30,10 +30,19 @@ from triptych.pocket.recipe.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEnco
 from triptych.pocket.recipe.transformer import ATTENTION, BATCH, averaged_transformer, flow_loss, sample_batch
 from triptych.pocket.world import NONE
 
-STEPS, LEARNING_RATE, SEED = 550, 7e-4, 77
+STEPS, SEED = 770, 77
+FIRST_PART, LEARNING_RATES, WARMUP = 550, (7e-4, 5e-4), 40
+"""Two cosines, each with a warm-up of its own; the moving average begins anew with each."""
 SINGLES_SHARE, PRINTED_SHARE = 0.6, 0.85
 """Part of the batches that are single pictures, and part of those that show a print."""
 EMA, SAVE_EVERY = 0.98, 100
+
+
+def part_of(step: int, steps: int) -> tuple[int, float]:
+    """Return how many steps were made of this part, and the learning rate."""
+    begin, end, peak = (0, min(steps, FIRST_PART), LEARNING_RATES[0]) if step < FIRST_PART else (FIRST_PART, steps, LEARNING_RATES[1])
+    done = step - begin
+    return done, peak * min(1, (done + 1) / WARMUP) * (0.02 + 0.49 * (1 + math.cos(math.pi * done / (end - begin))))
 
 
 def printed_singles(bank: Bank) -> list[int]:
@@ -56,15 +65,15 @@ def sample_printed_batch(bank: Bank, printed: list[int], rng: random.Random) -> 
 
 def train_prints(folder: Path, steps: int = STEPS, compile_model: bool = True) -> None:
     """Train, or go on training, from the averaged transformer; writes ``folder/prints.safetensors``."""
-    done, state_path = folder / "prints.safetensors", folder / "prints.state.safetensors"
-    if done.exists():
+    result, state_path = folder / "prints.safetensors", folder / "prints.state.safetensors"
+    if result.exists():
         return
     model = averaged_transformer(folder).train().requires_grad_(True)
     model.set_attention_backend(ATTENTION)
     compiled: Any = torch.compile(model, dynamic=False) if compile_model else model
     parameters = dict(model.named_parameters())
     average = {name: value.detach().clone() for name, value in parameters.items()}
-    optimizer = torch.optim.AdamW(parameters.values(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(parameters.values(), LEARNING_RATES[0], betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     first = 0
     if state_path.exists():
         tensors, metadata = load_tensors(state_path)
@@ -76,8 +85,8 @@ def train_prints(folder: Path, steps: int = STEPS, compile_model: bool = True) -
     printed = printed_singles(bank)
     losses: dict[str, list[float]] = {"printed": [], "boards": []}
     for step in range(first, steps):
-        cosine = 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps))
-        set_learning_rate(optimizer, LEARNING_RATE * min(1, (step + 1) / 40) * cosine)
+        done, learning_rate = part_of(step, steps)
+        set_learning_rate(optimizer, learning_rate)
         rng = random.Random(SEED * 10**8 + step)
         noise = torch.Generator().manual_seed(SEED * 10**8 + step)
         name = "printed" if rng.random() < SINGLES_SHARE else "boards"
@@ -91,7 +100,7 @@ def train_prints(folder: Path, steps: int = STEPS, compile_model: bool = True) -
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for key, value in parameters.items():
-                average[key].lerp_(value, 1 - EMA if step > 40 else 1.0)
+                average[key].lerp_(value, 1 - EMA if done > WARMUP else 1.0)
         losses[name].append(loss.item())
         if (step + 1) % 50 == 0:
             log.write(step=step + 1, **{f"loss_{k}": sum(v) / len(v) for k, v in losses.items() if v})
@@ -99,7 +108,7 @@ def train_prints(folder: Path, steps: int = STEPS, compile_model: bool = True) -
         if (step + 1) % SAVE_EVERY == 0:
             tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in average.items()}
             save_tensors(tensors | optimizer_tensors(optimizer), state_path, step=step + 1)
-    save_tensors(average, done, steps=steps)
+    save_tensors(average, result, steps=steps)
 
 
 def printed_transformer(folder: Path) -> FluxTransformer2DModel:
