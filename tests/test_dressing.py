@@ -59,3 +59,15 @@ def test_the_words_are_each_persons_own(tiny: Path) -> None:
     two = [PEOPLE[0], dataclasses.replace(PEOPLE[0], prompt="another")]
     (one,), (other,) = try_on(models, picture(1), picture(2), two, LAYOUT, Sampling(2, context="clean"), feather=0)
     assert (np.asarray(one.image) != np.asarray(other.image)).any()
+
+
+def test_known_panels_are_encoded_once_and_never_decoded(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = load_models(str(tiny), ["p0"], device="cpu", dtype="fp32")
+    widths: dict[str, list[int]] = {"encode": [], "decode": []}
+    for name, seen in widths.items():
+        real = getattr(models.autoencoder, name)
+        monkeypatch.setattr(models.autoencoder, name, lambda x, real=real, seen=seen: seen.append(x.shape[-1]) or real(x))
+    ((result,),) = try_on(models, picture(1), picture(2), PEOPLE[:1], LAYOUT, Sampling(2), feather=0)
+    assert widths == {"encode": [LAYOUT.size[0]], "decode": [LAYOUT.width // models.autoencoder.stride]}
+    for number, role in ((1, "front"), (2, "back")):
+        assert np.array_equal(np.asarray(result.canvas.crop(LAYOUT.box(role))), np.asarray(picture(number)))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from triptych import masks, tokens
 from triptych.images import from_srgb, to_srgb
-from triptych.inference import Models, OnStep, Sampling, left_out, sample_latents, to_images, to_pixels
-from triptych.panels import Box, PanelLayout, concatenate, place, split
+from triptych.inference import Models, OnStep, Sampling, decoded_panel, left_out, sample_latents, to_pixels
+from triptych.panels import Box, PanelLayout, concatenate, place
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Person:
 @dataclass(frozen=True)
 class TryOnResult:
     """One re-dressed photo. `image` has the size of the person photo; where `mask` (H, W) in [0, 1] is 0 it is that
-    photo, bit for bit. `canvas` is the model's own triptych, `known` what it started from; `box` is the part of the photo that
-    its worn panel shows."""
+    photo, bit for bit. `canvas` is the triptych with the worn panel as the model made it, `known` what it started from; `box` is
+    the part of the photo that its worn panel shows."""
 
     image: Image.Image
     mask: np.ndarray
@@ -109,8 +109,8 @@ def try_on(
         models.contexts,
     )
     results: list[list[TryOnResult]] = [[] for _ in persons]
-    for number, canvas in zip(rows, to_images(models.autoencoder.decode(made)), strict=True):
-        results[number].append(_put_back(fittings[number], canvas, layout))
+    for number, panel in zip(rows, decoded_panel(models, made, layout, "worn"), strict=True):
+        results[number].append(_put_back(fittings[number], panel, layout))
     return results
 
 
@@ -129,11 +129,12 @@ def _fit(
     return _Fitting(person, photo, mask, box, concatenate([pictures[role] for role in layout.roles], layout), repaint)
 
 
-def _put_back(fitting: _Fitting, canvas: Image.Image, layout: PanelLayout) -> TryOnResult:
-    """What was made, scaled to the photo and blended into it along the mask."""
+def _put_back(fitting: _Fitting, panel: Image.Image, layout: PanelLayout) -> TryOnResult:
+    """The worn panel that was made, scaled to the photo and blended into it along the mask."""
     box, photo = fitting.box, fitting.photo.crop(fitting.box)
     at = place(photo.size, layout.width, layout.height)
-    panel = split(canvas, layout)[layout.roles.index("worn")]
+    canvas = fitting.canvas.copy()
+    canvas.paste(panel, layout.box("worn")[:2])
     repainted = panel.crop((at.left, at.top, at.left + at.width, at.top + at.height))
     repainted = from_srgb(repainted.resize(photo.size, Image.Resampling.LANCZOS), fitting.person.icc_profile)
     image = fitting.photo.copy()

@@ -265,11 +265,18 @@ def generate_triptych(
     without = left_out(canvases, layout, models, sampling) if given[0] else None
     about_known = known, mask, on_step, without, models.contexts
     latents = sample_latents(models.backbone, models.transformer, layout, shape, text, negative, seeds, sampling, *about_known)
-    made = to_images(models.autoencoder.decode(latents))
-    for canvas, image in zip(canvases, made, strict=True):
-        for role in unknown:
-            canvas.paste(image.crop(layout.box(role)), layout.box(role)[:2])
+    if not given[0]:
+        return to_images(models.autoencoder.decode(latents))
+    for role in unknown:
+        for canvas, panel in zip(canvases, decoded_panel(models, latents, layout, role), strict=True):
+            canvas.paste(panel, layout.box(role)[:2])
     return canvases
+
+
+def decoded_panel(models: Models, latents_BCHW: Tensor, layout: PanelLayout, role: str) -> list[Image.Image]:
+    """One panel of each canvas, decoded alone: a third of the work, and no colour of a known panel runs in at its edge."""
+    left, top, right, bottom = layout.box(role, models.autoencoder.stride)
+    return to_images(models.autoencoder.decode(latents_BCHW[:, :, top:bottom, left:right]))
 
 
 def _panel(given: Mapping[str, Image.Image], role: str, layout: PanelLayout) -> Image.Image:

@@ -6,12 +6,12 @@ Weights, LoRA, moving average and optimizer state are counted from shapes; activ
     embed      the text encoders and one caption; or, if more, the autoencoder in float32 and a batch of canvases
     train      transformer, LoRA, moving average, optimizer state, and one forward and backward pass; or, if more, the same with
                the autoencoder in place of the pass, while validation pictures are made
-    generate   the text encoders and one caption; or transformer, LoRA and autoencoder, and a denoising step or the decoding
+    generate   the text encoders and one caption; or transformer, LoRA and autoencoder, and a denoising step, the encoding or the decoding
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -139,7 +139,10 @@ def sampling_memory(
     held = held_weights(shapes, machine, config.quantize, config.blocks_to_swap)
     text = _text_memory(shapes, length, machine)
     steps = sampling_run(shapes, sampling, layout, length, machine.dtype, known, rank)
-    picture = autoencoding(shapes, layout, 1, machine.dtype, decode=True)
+    made = replace(layout, roles=layout.roles[-1:], columns=1) if known else layout
+    pictures = {"decoding the picture": autoencoding(shapes, made, 1, machine.dtype, decode=True)}
+    if known:
+        pictures["encoding the photos"] = autoencoding(shapes, layout, 1, machine.dtype, decode=False)
     size = machine.dtype.itemsize
     standing = {
         _weights_row(config.quantize): held.device,
@@ -147,10 +150,10 @@ def sampling_memory(
         "autoencoder": float(size * shapes.parameters["vae"]),
     }
     denoising = Memory("denoising step", {**standing, "activations": steps.peak + held.dequantised, **_overhead(machine)})
-    decoding = Memory("decoding the picture", {**standing, "activations": float(picture.peak), **_overhead(machine)})
-    worst = max(text, denoising, decoding, key=lambda memory: memory.total)
+    coding = [Memory(name, {**standing, "activations": float(one.peak), **_overhead(machine)}) for name, one in pictures.items()]
+    worst = max(text, denoising, *coding, key=lambda memory: memory.total)
     turns = sampling.num_inference_steps * (2 if sampling.needs_empty_prompt and sampling.context == "noisy" else 1)
-    flops = text.flops + steps.flops + picture.flops
+    flops = text.flops + steps.flops + sum(one.flops for one in pictures.values())
     return Memory(worst.moment, worst.rows, max(_ram(machine, held.ram), text.ram), flops, held.swapped * turns)
 
 
