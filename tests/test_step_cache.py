@@ -1,8 +1,9 @@
-"""diffusers' FirstBlockCache under our sampling: fewer blocks run, it ends with the run, and families without it say so."""
+"""Fewer passes: diffusers' FirstBlockCache under our sampling, which ends with the run, and guidance that stops early."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,16 @@ def test_steps_are_saved_and_the_next_run_is_as_before(tiny_flux: Path, context:
     assert (full - saved).abs().max() > 1e-6
     again, all_of_them = run(models, Sampling(8, true_cfg_scale=guidance, context=context))
     assert all_of_them == passes and torch.equal(full, again)
+
+
+@pytest.mark.parametrize("guidance", [{"true_cfg_scale": 2.0}, {"context": "clean", "context_guidance_scale": 2.0}])
+def test_guidance_that_stops_early_saves_the_second_pass_of_the_later_steps(tiny_flux: Path, guidance: dict[str, Any]) -> None:
+    models = load_models(str(tiny_flux), ["p"], device="cpu", dtype="fp32")
+    made = {stop: run(models, Sampling(8, guidance_scale=1.0, guidance_stop=stop, **guidance)) for stop in (1.0, 0.5, 0.0)}
+    assert [passes for _, passes in made.values()] == [16, 12, 8]
+    off, _ = run(models, Sampling(8, guidance_scale=1.0, context=guidance.get("context", "noisy")))
+    assert torch.equal(made[0.0][0], off)
+    assert (made[0.5][0] - off).abs().max() > 1e-6 and (made[0.5][0] - made[1.0][0]).abs().max() > 1e-6
 
 
 def test_a_family_without_it_says_so(tiny_sd3: Path) -> None:

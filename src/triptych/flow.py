@@ -114,11 +114,17 @@ def sample(
     return latents_BCHW
 
 
-def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): u + scale·(c − u)."""
+def guided(conditional: Velocity, unconditional: Velocity, scale: float, until: float = 0.0) -> Velocity:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): u + scale·(c − u).
+
+    At noise levels t ≤ `until` it is off, and the unconditional pass does not run (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+    """
 
     def velocity(latents_BCHW: Tensor, t: float) -> Tensor:
+        wanted = conditional(latents_BCHW, t)
+        if t <= until:
+            return wanted
         negative = unconditional(latents_BCHW, t)
-        return negative + scale * (conditional(latents_BCHW, t) - negative)
+        return negative + scale * (wanted - negative)
 
     return velocity

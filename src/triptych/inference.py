@@ -5,6 +5,7 @@ Legend: B batch, C channels, H and W latent rows and columns of the whole canvas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -59,6 +60,8 @@ class Sampling:
     context_guidance_scale: float = 1.0
     """Clean context: extrapolate away from a pass without words and without product panels; 1 is off. It takes the place
     of both other guidances: the model is then fed 1, what the LoRA saw in training."""
+    guidance_stop: float = 1.0
+    """Part of the steps after which guidance that takes a second pass is off."""
 
     @property
     def needs_empty_prompt(self) -> bool:
@@ -169,6 +172,7 @@ def sample_latents(
     sides = (layout.width, layout.height) if sampling.time_shift == "panel" else layout.size
     count = (sides[0] // stride) * (sides[1] // stride)
     levels = flow.from_strength(backbone.sigmas(sampling.num_inference_steps, count), sampling.strength)
+    until = levels[math.ceil(sampling.guidance_stop * (len(levels) - 1))]
 
     window = without_products = None
     fed = sampling.guidance_scale
@@ -205,10 +209,10 @@ def sample_latents(
                 without_products = kept_window(*about, kept, first, room=room, cache=contexts)
     velocity = velocity_with(text, window)
     if without_products is not None and negative is not None:
-        velocity = flow.guided(velocity, velocity_with(negative, without_products), sampling.context_guidance_scale)
+        velocity = flow.guided(velocity, velocity_with(negative, without_products), sampling.context_guidance_scale, until)
     elif sampling.true_cfg_scale != 1.0:
         assert negative is not None
-        velocity = flow.guided(velocity, velocity_with(negative, window), sampling.true_cfg_scale)
+        velocity = flow.guided(velocity, velocity_with(negative, window), sampling.true_cfg_scale, until)
     start = noise if clamp is None else clamp.start(levels[0])
     with _steps_cached(transformer, sampling.step_cache):
         return flow.sample(velocity, start, levels, clamp, on_step)

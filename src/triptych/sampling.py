@@ -60,6 +60,9 @@ class SamplingConfig(StageConfig):
     """Threshold of diffusers' FirstBlockCache (FLUX only; 0 is off): steps that change less reuse the one before. An approximation."""
     context_guidance_scale: float | None = Field(default=None, ge=0)
     """Clean context only: guidance on the product photos, in place of the two others (1 is off); by default what the model recommends."""
+    guidance_stop: float = Field(default=1.0, ge=0, le=1)
+    """Part of the steps after which guidance that runs a second pass (true_cfg_scale, context_guidance_scale) is left off: 0.5 saves a
+    quarter of all passes."""
     panel_width: int | None = Field(default=None, ge=8)
     """Panel width in pixels; by default the LoRA's, else what the model recommends."""
     panel_height: int | None = Field(default=None, ge=8)
@@ -128,6 +131,7 @@ class SamplingConfig(StageConfig):
             token_bucket=self.token_bucket,
             step_cache=self.step_cache,
             context_guidance_scale=choose(self.context_guidance_scale, settings.context_guidance_scale),
+            guidance_stop=self.guidance_stop,
         )
 
 
