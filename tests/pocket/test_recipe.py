@@ -18,6 +18,7 @@ from triptych.pocket.recipe.bank import Bank, make_bank
 from triptych.pocket.recipe.evaluate import Evaluation, draw_single, obeyed
 from triptych.pocket.recipe.flux import pack, velocity
 from triptych.pocket.recipe.package import package_pipeline
+from triptych.pocket.recipe.state import train_steps
 from triptych.pocket.recipe.text import make_tokenizers, train_text
 from triptych.pocket.render import render
 from triptych.pocket.world import NONE, VIEWS
@@ -143,3 +144,24 @@ def test_obedience_counts_what_was_said_and_nothing_else() -> None:
 def test_sheets_are_drawn(build: Path) -> None:
     pictures = Evaluation(build, transformer.new_transformer()).draw(["a dress"] * 2, 3, steps=1)
     assert pictures.shape == (2, 72, 144, 3)
+
+
+def test_a_stage_that_was_stopped_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    def train(folder: Path, stop: int | None = None) -> dict[str, torch.Tensor]:
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        module, calls = torch.nn.Linear(4, 3), []
+
+        def loss_of(rng: random.Random, noise: torch.Generator) -> tuple[str, torch.Tensor]:
+            calls.append(1)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            return "a", (module(torch.randn(2, 4, generator=noise)) * rng.random()).square().mean()
+
+        return train_steps(folder, "s", module, 9, 3, lambda n: 0.1 / (n + 1), loss_of, weight_decay=0.1, ema=lambda n: 0.5, save_every=2)
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", stop=6)
+    again = train(tmp_path / "stopped")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)

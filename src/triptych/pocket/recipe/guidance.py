@@ -19,15 +19,7 @@ from diffusers import FluxTransformer2DModel
 from triptych.pocket.recipe.bank import Bank
 from triptych.pocket.recipe.flux import pack, velocity
 from triptych.pocket.recipe.prints import printed_transformer
-from triptych.pocket.recipe.state import (
-    Log,
-    autocast,
-    load_tensors,
-    optimizer_tensors,
-    restore_optimizer,
-    save_tensors,
-    set_learning_rate,
-)
+from triptych.pocket.recipe.state import autocast, load_tensors, save_tensors, train_steps
 from triptych.pocket.recipe.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEncoders
 from triptych.pocket.recipe.transformer import noised, sample_batch
 
@@ -69,40 +61,23 @@ def pin(student: FluxTransformer2DModel) -> PinnedEmbedder:
 
 def train_guidance(folder: Path, steps: int = STEPS) -> None:
     """Train, or go on training; writes ``folder/guidance.safetensors``, the embedder that is packaged."""
-    done, state_path = folder / "guidance.safetensors", folder / "guidance.state.safetensors"
+    done = folder / "guidance.safetensors"
     if done.exists():
         return
     teacher, student = printed_transformer(folder), printed_transformer(folder)
     pinned = pin(student)
-    optimizer = torch.optim.AdamW(pinned.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    first = 0
-    if state_path.exists():
-        tensors, metadata = load_tensors(state_path)
-        pinned.embedder.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        restore_optimizer(optimizer, tensors)
-        first = metadata["step"]
-    bank, encoders, log = Bank(folder), TextEncoders.trained(folder), Log(folder, "guidance")
-    losses: dict[str, list[float]] = {"singles": [], "boards": []}
-    for step in range(first, steps):
-        part = step / steps
-        set_learning_rate(optimizer, LEARNING_RATE * min(1, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * part))))
-        rng = random.Random(SEED * 10**8 + step)
-        noise = torch.Generator().manual_seed(SEED * 10**8 + step)
+    bank, encoders = Bank(folder), TextEncoders.trained(folder)
+
+    def loss_of(rng: random.Random, noise: torch.Generator) -> tuple[str, torch.Tensor]:
         name = "boards" if rng.random() < BOARD_SHARE else "singles"
         prompts, latents = sample_batch(bank, name, rng)
         half = len(prompts) // 2  # enough for so few numbers
-        loss = guidance_loss(student, teacher, encoders, prompts[:half], latents[:half], noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(pinned.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses[name].append(loss.item())
-        if (step + 1) % 50 == 0:
-            log.write(step=step + 1, **{f"loss_{k}": sum(v) / len(v) for k, v in losses.items() if v})
-            losses = {"singles": [], "boards": []}
-        if (step + 1) % SAVE_EVERY == 0:
-            tensors = {f"model.{k}": v for k, v in pinned.embedder.state_dict().items()} | optimizer_tensors(optimizer)
-            save_tensors(tensors, state_path, step=step + 1)
+        return name, guidance_loss(student, teacher, encoders, prompts[:half], latents[:half], noise)
+
+    def rate(step: int) -> float:
+        return LEARNING_RATE * min(1, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+
+    train_steps(folder, "guidance", pinned.embedder, steps, SEED, rate, loss_of, weight_decay=0.0, save_every=SAVE_EVERY)
     save_tensors(dict(pinned.unwrapped().state_dict()), done, steps=steps)
 
 

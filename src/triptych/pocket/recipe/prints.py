@@ -17,15 +17,7 @@ from diffusers import FluxTransformer2DModel
 from triptych.pocket.prompts import panel_caption
 from triptych.pocket.recipe.bank import Bank
 from triptych.pocket.recipe.flux import new_transformer
-from triptych.pocket.recipe.state import (
-    Log,
-    autocast,
-    load_tensors,
-    optimizer_tensors,
-    restore_optimizer,
-    save_tensors,
-    set_learning_rate,
-)
+from triptych.pocket.recipe.state import autocast, load_tensors, save_tensors, train_steps
 from triptych.pocket.recipe.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEncoders
 from triptych.pocket.recipe.transformer import ATTENTION, BATCH, averaged_transformer, flow_loss, sample_batch
 from triptych.pocket.world import NONE
@@ -65,49 +57,29 @@ def sample_printed_batch(bank: Bank, printed: list[int], rng: random.Random) -> 
 
 def train_prints(folder: Path, steps: int = STEPS, compile_model: bool = True) -> None:
     """Train, or go on training, from the averaged transformer; writes ``folder/prints.safetensors``."""
-    result, state_path = folder / "prints.safetensors", folder / "prints.state.safetensors"
+    result = folder / "prints.safetensors"
     if result.exists():
         return
     model = averaged_transformer(folder).train().requires_grad_(True)
     model.set_attention_backend(ATTENTION)
     compiled: Any = torch.compile(model, dynamic=False) if compile_model else model
-    parameters = dict(model.named_parameters())
-    average = {name: value.detach().clone() for name, value in parameters.items()}
-    optimizer = torch.optim.AdamW(parameters.values(), LEARNING_RATES[0], betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    first = 0
-    if state_path.exists():
-        tensors, metadata = load_tensors(state_path)
-        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        average = {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
-        restore_optimizer(optimizer, tensors)
-        first = metadata["step"]
-    bank, encoders, log = Bank(folder), TextEncoders.trained(folder), Log(folder, "prints")
+    bank, encoders = Bank(folder), TextEncoders.trained(folder)
     printed = printed_singles(bank)
-    losses: dict[str, list[float]] = {"printed": [], "boards": []}
-    for step in range(first, steps):
-        done, learning_rate = part_of(step, steps)
-        set_learning_rate(optimizer, learning_rate)
-        rng = random.Random(SEED * 10**8 + step)
-        noise = torch.Generator().manual_seed(SEED * 10**8 + step)
+
+    def loss_of(rng: random.Random, noise: torch.Generator) -> tuple[str, torch.Tensor]:
         name = "printed" if rng.random() < SINGLES_SHARE else "boards"
         prompts, latents = sample_printed_batch(bank, printed, rng) if name == "printed" else sample_batch(bank, "boards", rng)
         with torch.no_grad(), autocast():
             text = encoders(prompts, SINGLE_LENGTH if name == "printed" else TRIPTYCH_LENGTH)
-        loss = flow_loss(compiled, latents, text, noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for key, value in parameters.items():
-                average[key].lerp_(value, 1 - EMA if done > WARMUP else 1.0)
-        losses[name].append(loss.item())
-        if (step + 1) % 50 == 0:
-            log.write(step=step + 1, **{f"loss_{k}": sum(v) / len(v) for k, v in losses.items() if v})
-            losses = {"printed": [], "boards": []}
-        if (step + 1) % SAVE_EVERY == 0:
-            tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in average.items()}
-            save_tensors(tensors | optimizer_tensors(optimizer), state_path, step=step + 1)
+        return name, flow_loss(compiled, latents, text, noise)
+
+    def rate(step: int) -> float:
+        return part_of(step, steps)[1]
+
+    def ema(step: int) -> float:
+        return EMA if part_of(step, steps)[0] > WARMUP else 0.0
+
+    average = train_steps(folder, "prints", model, steps, SEED, rate, loss_of, weight_decay=0.01, ema=ema, save_every=SAVE_EVERY)
     save_tensors(average, result, steps=steps)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +75,53 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Set one learning rate for all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def train_steps(
+    folder: Path,
+    stage: str,
+    module: torch.nn.Module,
+    steps: int,
+    seed: int,
+    rate: Callable[[int], float],
+    loss_of: Callable[[random.Random, torch.Generator], tuple[str, torch.Tensor]],
+    *,
+    weight_decay: float,
+    ema: Callable[[int], float] = lambda step: 0.0,
+    log_every: int = 50,
+    save_every: int = 100,
+) -> dict[str, torch.Tensor]:
+    """Train a module for so many steps, or go on where ``<stage>.state.safetensors`` was written; returns its moving average.
+
+    rate: learning rate of a step. loss_of: what kind of batch it was, and the loss, of that step's random numbers.
+    ema: how much of the average a step keeps; 0 makes it the parameters themselves.
+    """
+    state_path, parameters = folder / f"{stage}.state.safetensors", dict(module.named_parameters())
+    optimizer = torch.optim.AdamW(parameters.values(), rate(0), betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    average = {name: value.detach().clone() for name, value in parameters.items()}
+    first = 0
+    if state_path.exists():
+        tensors, metadata = load_tensors(state_path)
+        module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        average = {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
+        restore_optimizer(optimizer, tensors)
+        first = metadata["step"]
+    log, losses = Log(folder, stage), dict[str, list[float]]()
+    for step in range(first, steps):
+        set_learning_rate(optimizer, rate(step))
+        name, loss = loss_of(random.Random(seed * 10**8 + step), torch.Generator().manual_seed(seed * 10**8 + step))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for key, value in parameters.items():
+                average[key].lerp_(value, 1 - ema(step))
+        losses.setdefault(name, []).append(loss.item())
+        if (step + 1) % log_every == 0:
+            log.write(step=step + 1, **{f"loss_{k}": sum(v) / len(v) for k, v in losses.items()})
+            losses.clear()
+        if (step + 1) % save_every == 0:
+            tensors = {f"model.{k}": v for k, v in module.state_dict().items()} | {f"ema.{k}": v for k, v in average.items()}
+            save_tensors(tensors | optimizer_tensors(optimizer), state_path, step=step + 1)
+    return average
