@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from triptych import masks, tokens
 from triptych.dressing import Person, try_on
 from triptych.inference import Sampling, load_models
-from triptych.panels import PanelLayout
+from triptych.panels import Box, PanelLayout
 
 
 @given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0.05, 0.95))
@@ -111,3 +111,13 @@ def test_left_out_tokens_are_not_read(tiny: Path) -> None:
     for result in made.values():
         outside = np.asarray(result.mask) == 0
         assert np.array_equal(np.asarray(result.image)[outside], np.asarray(person)[outside])
+
+
+def test_a_mask_on_the_grid_takes_no_cell_beside_it() -> None:
+    """Photos as large as the panel, or an exact multiple, are not blurred over the edge: more active tokens would be run for nothing."""
+    cells = np.zeros((12, 8), dtype=np.float32)
+    cells[3:9, 2:5] = 1
+    for scale in (1, 2, 5):
+        mask = np.kron(cells, np.ones((8 * scale, 8 * scale), np.float32))
+        box = Box(0, 0, mask.shape[1], mask.shape[0])
+        assert np.array_equal(tokens.latent_mask(tokens.fit_mask(mask, box, 64, 96), 8), cells > 0)

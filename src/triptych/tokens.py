@@ -27,11 +27,21 @@ def fit_mask(mask: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
     """
     part = np.ascontiguousarray(mask[box.top : box.bottom, box.left : box.right])
     left, top, w, h = place((part.shape[1], part.shape[0]), width, height)
-    # One source pixel wider first: a box filter may leave out a pixel whose centre lies right between two panel pixels.
-    scaled = Image.fromarray(masks.grow(part, 1)).resize((w, h), Image.Resampling.BOX)
+    scaled = np.asarray(Image.fromarray(part).resize((w, h), Image.Resampling.BOX))
+    # The filter may leave out a pixel whose centre lies right between two panel pixels.
+    scaled = np.maximum(scaled, _touched(part > 0, h, w) / np.float32(255))
     panel = np.zeros((height, width), dtype=np.float32)
-    panel[top : top + h, left : left + w] = np.asarray(masks.mask_image(np.clip(np.asarray(scaled), 0, 1)), np.float32) / np.float32(255)
+    panel[top : top + h, left : left + w] = np.asarray(masks.mask_image(np.clip(scaled, 0, 1)), np.float32) / np.float32(255)
     return panel
+
+
+def _touched(part: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(height, width) bool: pixels of the scaled picture that any True pixel of `part` (bool) falls on, be it by a corner."""
+    for size in (height, width):  # rows, then, turned over, columns
+        counts = np.concatenate([np.zeros((1, part.shape[1]), np.int32), np.cumsum(part, axis=0, dtype=np.int32)])
+        steps = np.arange(size)
+        part = (counts[-(-(steps + 1) * len(part) // size)] > counts[steps * len(part) // size]).T
+    return part
 
 
 def latent_mask(mask: np.ndarray, stride: int) -> np.ndarray:
