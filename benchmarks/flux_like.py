@@ -81,9 +81,9 @@ def as_diffusers_has_it(transformer: FluxTransformer2DModel) -> None:
     transformer.set_attn_processor(FluxAttnProcessor())
 
 
-def matmul_peak(side: int = 2048, times: int = 3) -> float:
-    """GFLOP/s of a square matrix product in float32: the fastest of a few."""
-    a, b = torch.randn(side, side), torch.randn(side, side)
+def matmul_peak(side: int = 2048, times: int = 3, dtype: torch.dtype = torch.float32) -> float:
+    """GFLOP/s of a square matrix product: the fastest of a few."""
+    a, b = torch.randn(side, side, dtype=dtype), torch.randn(side, side, dtype=dtype)
     torch.mm(a, b)
     seconds = []
     for _ in range(times):
