@@ -31,7 +31,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "none": {"context_guidance_scale": 1.0, "true_cfg_scale": 1.0, "guidance_scale": 1.0},
     "text": {"context_guidance_scale": 1.0, "true_cfg_scale": 3.0, "guidance_scale": 1.0},
     "distilled": {"context_guidance_scale": 1.0, "true_cfg_scale": 1.0, "guidance_scale": 3.0},
-    "context": {"context_guidance_scale": 3.0},
+    "context": {"context_guidance_scale": 5.0},
 }
 """Guidance by name: none, on the words by a second pass, on the words by the guidance embedding, on the product photos."""
 
@@ -78,11 +78,12 @@ def rows() -> list[dict[str, Any]]:
         add("recipe", 300, "context", **LONG, seed=seed)
     for scale in (0.5, 0.75):
         add("strength", 150, "context", sampling={"lora_scale": scale}, seed=0)
-    for steps in (8, 28):
+    for steps in (16, 28):
         add("steps", 150, "context", sampling={"num_inference_steps": steps}, seed=0)
+        add("steps", 150, "text", sampling={"num_inference_steps": steps})
     for guidance in ("text", "none"):
         add("guidance", 150, guidance, seed=0)
-    for scale in (2.0, 5.0):
+    for scale in (2.0, 3.0):
         add("guidance scale", 150, "context", sampling={"context_guidance_scale": scale}, seed=0)
     for stop in (0.25, 0.5):
         add("guidance stop", 150, "context", sampling={"guidance_stop": stop}, seed=0)

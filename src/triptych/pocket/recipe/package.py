@@ -21,8 +21,8 @@ SETTINGS = {
     "max_sequence_length": TRIPTYCH_LENGTH,
     "guidance_scale": 1.0,
     "true_cfg_scale": 3.0,
-    "context_guidance_scale": 3.0,
-    "num_inference_steps": 16,
+    "context_guidance_scale": 5.0,
+    "num_inference_steps": 8,
 }
 CARD = """---
 license: apache-2.0
