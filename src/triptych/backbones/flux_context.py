@@ -14,10 +14,10 @@ import copy
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxSingleTransformerBlock
 from torch import Tensor, nn
 
+from triptych.backbones.attention import attention
 from triptych.backbones.base import Context
 
 
@@ -53,7 +53,7 @@ class ContextAttention(FluxAttnProcessor):
             context.kept[self] = key, value
         if before is not None:
             key, value = before.join(self, key, value)
-        states = dispatch_attention_fn(query, key, value, backend=self._attention_backend).flatten(2, 3).to(query.dtype)
+        states = attention(query, key, value, self._attention_backend).flatten(2, 3).to(query.dtype)
         if encoder_hidden_states is None:
             return states
         image = attn.to_out[1](attn.to_out[0](states[:, text:].contiguous()))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
 from triptych import flow
+from triptych.backbones.attention import attention
 from triptych.backbones.autoencoder import KLAutoencoder
 from triptych.backbones.base import Backbone, Context, Text, TextEncoder, Window
 from triptych.errors import ModelError
@@ -191,7 +192,7 @@ class ContextAttention(JointAttnProcessor2_0):
             context.kept[self] = key, value
         if before is not None:
             key, value = before.join(self, key, value)
-        states = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2).to(query.dtype)
+        states = attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)).flatten(2).to(query.dtype)
         image_states = attn.to_out[1](attn.to_out[0](states[:, :image]))
         if encoder_hidden_states is None:
             return image_states
