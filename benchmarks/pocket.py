@@ -14,14 +14,17 @@ import random
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from PIL import Image, ImageChops, ImageFilter
 
 from triptych.backbones.settings import resolve_model
 from triptych.panels import PanelLayout, concatenate
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import render
-from triptych.pocket.world import sample_printed, sample_scene
+from triptych.pocket.world import NONE, sample_printed, sample_scene
 from triptych.stages.embed import EmbedConfig, embed
 from triptych.stages.evaluate import EvaluateConfig, evaluate
 from triptych.stages.train import TrainConfig, train
@@ -67,6 +70,7 @@ def rows() -> list[dict[str, Any]]:
     add("noisy", 300, "text", **NOISY)
     for guidance, lora in (("text", {}), ("text", NOISY), ("text", {"seed": 0}), ("context", {"seed": 0})):
         add("tryon", 300, guidance, mode="tryon", **lora)
+    add("tryon", 300, "context", mode="tryon", sampling={"guidance_stop": 0.5}, seed=0)
     for triptychs in (10, 20, 40, 80):
         add("triptychs", 150, "context", triptychs=triptychs, **SHORT)
     for rank in (4, 64):
@@ -87,6 +91,8 @@ def rows() -> list[dict[str, Any]]:
         add("guidance stop", 150, "context", sampling={"guidance_stop": stop}, seed=0)
     for guidance, lora in (("text", {}), ("context", {"seed": 0}), ("context", {"triptychs": 80, "printed": 0.5})):
         add("back prints", 150, guidance, sampling={"back_prints": True}, **lora)
+    for how in ({}, {"context_guidance_scale": 3.0}, {"guidance_stop": 0.5}):
+        add("tryon sampling", 150, "context", mode="tryon", sampling=how, seed=0)
     for shift in ("panel", "canvas"):
         add("time shift", 150, "text", sampling={"time_shift": shift}, **NOISY)
         add("time shift", 150, "context", sampling={"time_shift": shift}, seed=0)
@@ -95,30 +101,48 @@ def rows() -> list[dict[str, Any]]:
 
 
 def write_triptychs(folder: Path, count: int, printed: float = 0.0) -> None:
-    """Rendered triptychs with truthful captions, half of which name the look; held-out garments are not among them.
+    """Rendered triptychs with truthful captions, half of which name the look (of printed ones a quarter); held-out garments are not
+    among them.
 
     printed: part of them that is a garment with a back print, worn by a person seen from behind; otherwise about one in fifty is.
+    Each of these has a loss mask, `masks/<id>.png`: of the worn panel, the print and what is close to it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
+    (folder / "triptychs").mkdir(exist_ok=True)
     layout, rng = PanelLayout(48, 72), random.Random(3)
     for number in range(count):
         garment, scenes = sample_triptych(rng)
-        if number < count * printed:
+        chosen = number < count * printed
+        if chosen:
             garment, scenes = sample_printed(rng), (*scenes[:2], sample_scene(rng, "worn", facing="behind"))
-        panels = [render(garment, scene, rng.getrandbits(30)).image for scene in scenes]
-        concatenate(panels, layout).save(folder / f"item-{number:03}.png")
-        (folder / f"item-{number:03}.txt").write_text(triptych_caption(garment, scenes, named=number % 2 == 0).text)
+        seeds = [rng.getrandbits(30) for _ in scenes]
+        panels = [render(garment, scene, seed).image for scene, seed in zip(scenes, seeds, strict=True)]
+        concatenate(panels, layout).save(folder / "triptychs" / f"item-{number:03}.png")
+        named = number % (4 if chosen else 2) == 0
+        (folder / "triptychs" / f"item-{number:03}.txt").write_text(triptych_caption(garment, scenes, named=named).text)
+        if chosen:
+            plain = render(replace(garment, print=NONE), scenes[2], seeds[2]).image
+            moved = ImageChops.difference(panels[2], plain).convert("L").point(lambda value: 255 * (value > 8))
+            mask = Image.new("L", layout.size)
+            mask.paste(moved.filter(ImageFilter.MaxFilter(9)), layout.box("worn")[:2])
+            mask.save(folder / "masks" / f"item-{number:03}.png")
 
 
-def trained(work: Path, model: str, triptychs: int = 40, printed: float = 0.0, **options: Any) -> Path:
-    """The LoRA folder of these training options, trained if it is not there yet; `RECIPE` where they say nothing."""
+def trained(work: Path, model: str, triptychs: int = 40, printed: float = 0.0, masks: bool = False, **options: Any) -> Path:
+    """The LoRA folder of these training options, trained if it is not there yet; `RECIPE` where they say nothing.
+
+    masks: learn printed garments by the loss masks of `write_triptychs`.
+    """
     data = work / (f"items-{triptychs}" + (f"-printed-{printed}" if printed else ""))
-    if not (data / "triptychs").exists():
-        write_triptychs(data / "triptychs.part", triptychs, printed)
-        (data / "triptychs.part").rename(data / "triptychs")
+    if not data.exists():
+        part = work / f"{data.name}.part"
+        write_triptychs(part, triptychs, printed)
+        part.rename(data)
+    options |= {"loss_masks": data / "masks"} if masks else {}
     embed(EmbedConfig(work=data, model=model, batch_size=8)).finish()
     options = RECIPE | options | ({"alpha": options["rank"]} if "rank" in options else {})
-    name = "-".join(["lora", data.name, *(f"{key}-{options[key]}" for key in sorted(options) if options[key] != RECIPE.get(key))])
+    own = {key: options[key] for key in sorted(options) if options[key] != RECIPE.get(key) and key != "loss_masks"}
+    name = "-".join(["lora", data.name, *(["masks"] if masks else []), *(f"{key}-{value}" for key, value in own.items())])
     run = train(TrainConfig(work=data, model=model, lora_folder=work / name, **options))
     for number, event in enumerate(run):
         if number % 50 == 49:

@@ -91,7 +91,8 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
         for number, inputs in enumerate(pairs):
             for name, lora in (("base", None), ("lora", out / "lora")):
                 options = {**inputs, "lora": lora, "seed": config.seed + number, "out": out / "tryon" / f"{number}-{name}.png"}
-                yield from tryon(TryonConfig(work=out, crop="none", strength=0.95, feather=4, **options)).nested()
+                stop = 0.5 if lora else 1.0  # guidance on the photos in the first half: as right inside, and a better seam
+                yield from tryon(TryonConfig(work=out, crop="none", strength=0.95, feather=4, guidance_stop=stop, **options)).nested()
 
     summary.update(
         photos=summary["clean"]["photos"],
