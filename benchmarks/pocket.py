@@ -43,6 +43,7 @@ RECIPE: dict[str, Any] = {
     "max_train_steps": 450,
     "batch_size": 8,
     "learning_rate": 3e-3,
+    "shift": 3.0,
     "caption_dropout": 0.1,
     "context": "clean",
     "context_lora": True,
@@ -51,9 +52,11 @@ RECIPE: dict[str, Any] = {
 }
 NOISY: dict[str, Any] = {"context": "noisy", "context_lora": False, "seed": 0}
 """The paper's way: nothing is shown clean, so there is no reading to adapt."""
-SHORT: dict[str, Any] = {"batch_size": 4, "noise_levels": 2}
-"""Half as many triptychs to a step, each at two noise levels: two thirds of the time."""
+SHORT: dict[str, Any] = {"batch_size": 4, "noise_levels": 2, "shift": None}
+"""Half as many triptychs to a step, each at two noise levels: two thirds of the time; and noise levels shifted as the model is."""
 LONG: dict[str, Any] = SHORT | {"max_train_steps": 1000}
+PRINTS: dict[str, Any] = SHORT | {"shift": 3.0, "printed": 0.5, "masks": True, "rank": 64}
+"""Half of the triptychs are printed garments worn from behind, of which the print alone is learned."""
 
 
 def rows() -> list[dict[str, Any]]:
@@ -78,6 +81,7 @@ def rows() -> list[dict[str, Any]]:
     add("recipe", 150, "context", context_lora=False, **SHORT)
     for triptychs in (40, 80):
         add("recipe", 300, "context", triptychs=triptychs, **LONG, seed=0)
+    add("recipe", 300, "context", shift=None, seed=1)
     for scale in (0.5, 0.75, 1.0):
         add("strength", 150, "context", sampling={"lora_scale": scale}, seed=0)
     for steps in (16, 28):
@@ -89,8 +93,11 @@ def rows() -> list[dict[str, Any]]:
         add("guidance scale", 150, "context", sampling={"context_guidance_scale": scale}, seed=0)
     for stop in (0.25, 0.5):
         add("guidance stop", 150, "context", sampling={"guidance_stop": stop}, seed=0)
-    for guidance, lora in (("text", {}), ("context", {"seed": 0}), ("context", {"triptychs": 80, "printed": 0.5})):
+    few, many = PRINTS | {"triptychs": 80, "max_train_steps": 1000}, PRINTS | {"triptychs": 320, "max_train_steps": 3000}
+    for guidance, lora in (("text", {}), ("context", {"seed": 0}), ("context", few), ("context", many)):
         add("back prints", 150, guidance, sampling={"back_prints": True}, **lora)
+    add("back prints", 150, "context", mode="tryon", sampling={"back_prints": True}, **many)
+    add("back prints", 300, "context", **many)
     for how in ({}, {"context_guidance_scale": 3.0}, {"guidance_stop": 0.5}):
         add("tryon sampling", 150, "context", mode="tryon", sampling=how, seed=0)
     for shift in ("panel", "canvas"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -40,3 +43,13 @@ def test_try_on_beside_diffusers_pipeline(tmp_path: Path) -> None:
 def test_the_pockets_table(tmp_path: Path) -> None:
     """Its help alone: training and measuring LoRAs takes hours."""
     assert "--only" in run("pocket.py", "--help")
+
+
+def test_loss_masks_show_the_print_and_little_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    importlib.import_module("pocket").write_triptychs(tmp_path, 4, printed=0.5)
+    masks = sorted((tmp_path / "masks").iterdir())
+    assert [mask.name for mask in masks] == ["item-000.png", "item-001.png"]
+    for mask in masks:
+        white = np.asarray(Image.open(mask)) > 0
+        assert not white[:, :96].any() and 0.02 < white[:, 96:].mean() < 0.35

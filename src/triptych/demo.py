@@ -65,7 +65,7 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     yield from _stage(concat(ConcatConfig(**work, max_concat_n=1, seed=config.seed)), summary)
     yield from _stage(caption(CaptionConfig(**work)), summary)
     yield from _stage(embed(EmbedConfig(**work, batch_size=8)), summary)
-    recipe: dict[str, Any] = {"batch_size": 4, "noise_levels": 2, "learning_rate": 3e-3, "caption_dropout": 0.1}
+    recipe: dict[str, Any] = {"batch_size": 4, "noise_levels": 2, "learning_rate": 3e-3, "shift": 3.0, "caption_dropout": 0.1}
     recipe |= {"context": "clean", "context_lora": True, "gradient_checkpointing": False}
     recipe["validation_steps"] = config.max_train_steps
     yield from _stage(train(TrainConfig(**work, **recipe, max_train_steps=config.max_train_steps, seed=config.seed)), summary)
