@@ -37,7 +37,7 @@ class DemoConfig(StageConfig):
     """Folder for the report, the pictures and the work folders, if not WORK; by default demo."""
     items: int = Field(default=40, ge=8, le=150)
     """Items in the rendered shop."""
-    max_train_steps: int = Field(default=300, ge=1)
+    max_train_steps: int = Field(default=400, ge=1)
     """Training steps of the LoRA."""
     garments: int = Field(default=48, ge=24, le=500)
     """Unseen garments that base and LoRA are judged on."""
@@ -91,8 +91,7 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
         for number, inputs in enumerate(pairs):
             for name, lora in (("base", None), ("lora", out / "lora")):
                 options = {**inputs, "lora": lora, "seed": config.seed + number, "out": out / "tryon" / f"{number}-{name}.png"}
-                stop = 0.5 if lora else 1.0  # guidance on the photos in the first half: as right inside, and a better seam
-                yield from tryon(TryonConfig(work=out, crop="none", strength=0.95, feather=4, guidance_stop=stop, **options)).nested()
+                yield from tryon(TryonConfig(work=out, crop="none", strength=0.95, feather=4, **options)).nested()
 
     summary.update(
         photos=summary["clean"]["photos"],

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
+from scipy import ndimage
 
 from triptych import masks
 from triptych.errors import InputError
@@ -32,10 +33,9 @@ def garment_mask(product: Image.Image, near: int = _NEAR) -> np.ndarray:
     pixels = np.asarray(product.convert("RGB")).astype(np.int16)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     plain = np.abs(pixels - np.median(border, axis=0)).max(axis=2) <= near
-    # One ring of background around everything, so that one fill reaches every part of the border.
-    ground = Image.fromarray(np.pad(plain, 1, constant_values=True).astype(np.uint8)).copy()  # the array cannot be drawn on
-    ImageDraw.floodfill(ground, (0, 0), 2)
-    garment = np.asarray(ground)[1:-1, 1:-1] != 2
+    # One ring of background around everything, so that one area reaches every part of the border.
+    areas, _ = ndimage.label(np.pad(plain, 1, constant_values=True))
+    garment = areas[1:-1, 1:-1] != areas[0, 0]
     if garment.mean() < 0.01:
         raise InputError(
             "The garment cannot be told from the background of its front photo.",
