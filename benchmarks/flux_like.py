@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from triptych.backbones.linear import Linear, install
 from triptych.backbones.registry import load_backbone
 from triptych.inference import Models
 
@@ -73,12 +76,19 @@ def flux_like(size: Size, dtype: torch.dtype, folder: Path) -> Models:
     texts = {}
     for name in (PROMPT, ""):
         texts[name] = {"prompt_embeds": torch.randn(size.words, dim), "pooled_prompt_embeds": torch.randn(dim)}
-    return Models(backbone, transformer.to(dtype).eval().requires_grad_(False), backbone.load_autoencoder(), texts)
+    install(transformer.to(dtype).eval().requires_grad_(False))  # as Backbone.load_transformer leaves it
+    return Models(backbone, transformer, backbone.load_autoencoder(), texts)
 
 
-def as_diffusers_has_it(transformer: FluxTransformer2DModel) -> None:
-    """Take triptych's attention processors out again: the model as a user of diffusers alone has it."""
-    transformer.set_attn_processor(FluxAttnProcessor())
+def as_diffusers_has_it(transformer: nn.Module) -> FluxTransformer2DModel:
+    """The same weights, no copies, in a model without triptych's attention and linear layers: what a user of diffusers alone has."""
+    shared = {id(one): one for one in (*transformer.parameters(), *transformer.buffers())}
+    stock: FluxTransformer2DModel = copy.deepcopy(transformer, shared)
+    stock.set_attn_processor(FluxAttnProcessor())
+    for module in stock.modules():
+        if type(module) is Linear:
+            module.__class__ = nn.Linear
+    return stock
 
 
 def matmul_peak(side: int = 2048, times: int = 3, dtype: torch.dtype = torch.float32) -> float:

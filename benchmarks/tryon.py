@@ -73,14 +73,13 @@ class Bench:
         backbone = self.models.backbone
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(backbone.scheduler_config)
         vae = self.models.autoencoder.vae  # type: ignore[attr-defined]
-        self.pipeline = FluxInpaintPipeline(scheduler, vae, None, None, None, None, self.models.transformer)
+        self.pipeline = FluxInpaintPipeline(scheduler, vae, None, None, None, None, as_diffusers_has_it(self.models.transformer))
         self.pipeline.set_progress_bar_config(disable=True)
         self.front, self.back = product(size, 0), product(size, 1)
         self.words = self.models.text([PROMPT])
 
     def stock(self, steps: int, share: float, output_type: str = "pil") -> Any:
         """What a user of diffusers writes: the canvas, a mask, strength 1. One picture; or its packed latents (1, N, 64)."""
-        as_diffusers_has_it(self.models.transformer)  # type: ignore[arg-type]
         canvas = concatenate([self.front, self.back, person(self.size, 0)], self.layout)
         white = Image.new("L", canvas.size)
         white.paste(Image.fromarray((polygon(self.size, share) * 255).astype(np.uint8)), self.layout.box("worn")[:2])

@@ -21,6 +21,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from triptych.backbones import linear
 from triptych.backbones.offload import place
 from triptych.backbones.quantize import load_quantized
 from triptych.backbones.settings import ModelSettings, Quantize, model_settings, resolve_model
@@ -226,6 +227,8 @@ class Backbone(ABC):
                 transformer: nn.Module = self.transformer_class.from_pretrained(self.model, subfolder="transformer", **load)
             else:
                 transformer = load_quantized(self.transformer_class, self.model, self.quantize, self.device, self.dtype)
+            if self.device.type == "cpu":
+                linear.install(transformer)
             return place(transformer.eval().requires_grad_(False), self.device, self.blocks_to_swap)
 
     @abstractmethod
