@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from triptych.backbones.linear import Linear, install
+from triptych.backbones.cpu import GELU, Linear, ProjectedGELU, install
 from triptych.backbones.registry import load_backbone
 from triptych.inference import Models
 
@@ -81,13 +81,13 @@ def flux_like(size: Size, dtype: torch.dtype, folder: Path) -> Models:
 
 
 def as_diffusers_has_it(transformer: nn.Module) -> FluxTransformer2DModel:
-    """The same weights, no copies, in a model without triptych's attention and linear layers: what a user of diffusers alone has."""
+    """The same weights, no copies, in a model without triptych's layers: what a user of diffusers alone has."""
     shared = {id(one): one for one in (*transformer.parameters(), *transformer.buffers())}
     stock: FluxTransformer2DModel = copy.deepcopy(transformer, shared)
     stock.set_attn_processor(FluxAttnProcessor())
     for module in stock.modules():
-        if type(module) is Linear:
-            module.__class__ = nn.Linear
+        if type(module) in (Linear, GELU, ProjectedGELU):
+            module.__class__ = type(module).__base__
     return stock
 
 

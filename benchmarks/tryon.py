@@ -27,7 +27,9 @@ from PIL import Image
 
 from flux_like import FULL, PROMPT, QUICK, Size, as_diffusers_has_it, flux_like, matmul_peak
 from triptych.backbones.attention import attention
+from triptych.backbones.cpu import linear
 from triptych.backbones.flux import pack, unpack
+from triptych.backbones.modulation import Steps
 from triptych.clean_context import ContextCache
 from triptych.dressing import Person, try_on
 from triptych.inference import Sampling, decoded_panel
@@ -177,9 +179,9 @@ def best(run: Callable[[], Any], seconds: float) -> float:
 def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float]:
     """Of a step's time, how much its matrix products and its attention take alone, at the speed measured for them here.
 
-    The products are timed with `torch.mm` in their own shapes, one weight after another as in a step, so that none is in the cache;
-    attention with the function that the model calls, in its own shape. Whatever else a step does (norms, activations, rotary
-    embedding, copies, Python) is what is missing to 1.
+    Both are timed with the functions that the model calls, in their own shapes, the products with one weight after another as in
+    a step, so that none is in the cache. Whatever else a step does (norms, activations, rotary embedding, copies, Python) is what
+    is missing to 1. Beside it, the step's speed as a share of a square product's: by `torch.mm`, and by the model's own function.
     """
     from triptych.backbones.base import Window
     from triptych.clean_context import kept_window
@@ -200,12 +202,14 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
         windows = [kept_window(backbone, transformer, latents, active, empty, True, room=queries)]
     else:
         queries = keys
-    step = best(lambda: backbone.velocity(transformer, latents, t, bench.words, 3.5, windows[0]), seconds)
+    levels = backbone.sigmas(8, keys)[:-1]
+    steps = Steps(transformer, levels, backbone.conditioning(transformer, torch.tensor(levels), bench.words, 3.5))
+    step = best(lambda: backbone.velocity(steps.at(levels[4]), latents, t, bench.words, 3.5, windows[0]), seconds)
 
     def product(rows: int, inside: int, outside: int) -> float:
         a, many = torch.randn(rows, inside, dtype=dtype), 1 + BEYOND_CACHE // (inside * outside * dtype.itemsize)
-        weights = [torch.randn(outside, inside, dtype=dtype).T for _ in range(many)]
-        return best(lambda: [torch.mm(a, weight) for weight in weights], seconds / 8) / many
+        weights = [torch.randn(outside, inside, dtype=dtype) for _ in range(many)]
+        return best(lambda: [linear(a, weight) for weight in weights], seconds / 8) / many
 
     text, image = size.words, queries - size.words
     double = sum(4 * product(n, dim, dim) + product(n, dim, 4 * dim) + product(n, 4 * dim, dim) for n in (text, image))
@@ -213,6 +217,8 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
     q, k, v = (torch.randn(1, n, size.heads, 64, dtype=dtype) for n in (queries, keys, keys))
     products = size.double * double + size.single * single
     attend = (size.double + size.single) * best(lambda: attention(q, k, v), seconds / 8)
+    square = torch.randn(2048, 2048, dtype=dtype)
+    own_peak = 2 * 2048**3 / best(lambda: linear(square, square), seconds / 8)
     flops = (size.double + size.single) * 24 * dim * dim * queries
     attention_flops = (size.double + size.single) * 4 * dim * queries * keys
     return {
@@ -221,6 +227,7 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
         "attention_s": attend,
         "share": (products + attend) / step,
         "of_square_peak": (flops + attention_flops) / step / 1e9 / matmul_peak(dtype=dtype),
+        "of_own_square_peak": (flops + attention_flops) / step / own_peak,
         "matmul_gflops": flops / products / 1e9,
         "queries": queries,
         "keys": keys,
@@ -250,9 +257,10 @@ def scaling(size: Size, dtype: torch.dtype, seconds: float) -> list[dict[str, An
             active = torch.zeros(rows, columns * (known + 1), dtype=torch.bool)
             active[:, columns * known :] = torch.from_numpy(part > 0)
             room, t = int(active.sum()) + size.words, torch.tensor([0.5])
-            full = best(lambda: backbone.velocity(transformer, latents, t, words, 3.5), 0)  # noqa: B023
+            steps = Steps(transformer, [0.5], backbone.conditioning(transformer, t, words, 3.5))
+            full = best(lambda: backbone.velocity(steps.at(0.5), latents, t, words, 3.5), 0)  # noqa: B023
             read, window = timed(lambda: kept_window(backbone, transformer, latents, active, empty, True, room=room))  # noqa: B023
-            step = best(lambda: backbone.velocity(transformer, latents, t, words, 3.5, window), seconds)  # noqa: B023
+            step = best(lambda: backbone.velocity(steps.at(0.5), latents, t, words, 3.5, window), seconds)  # noqa: B023
             context = window.context
             held = context.nbytes * (active.numel() - int(active.sum())) / (active.numel() - int(active.sum()) + room) if context else 0
             row = {"kind": kind, "share": round(float(part.mean()), 3), "known_panels": known, "panel": f"{width}x{height}"}
@@ -282,7 +290,8 @@ def table(results: dict[str, Any]) -> str:
             f"Of a step ({name}; {peak['queries']} queries, {peak['keys']} keys) {peak['share']:.0%} is matrix products and attention",
         ]
         lines[-1] += f" at their own measured speed ({peak['matmul_gflops']:.0f} GFLOP/s for the products)."
-        lines[-1] += f" Of the speed of a product of 2048 × 2048 it is {peak['of_square_peak']:.0%}."
+        lines[-1] += f" Its speed is {peak['of_square_peak']:.0%} of torch.mm's for 2048 × 2048,"
+        lines[-1] += f" and {peak['of_own_square_peak']:.0%} of that product's by the function that the model calls."
     if results.get("scaling"):
         lines += ["", "| active | known panels | panel | full step | read once | step | x at 8 | x at 28 | held |", "|" + "---|" * 9]
         for r in results["scaling"]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from triptych import flow, tokens
 from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window
+from triptych.backbones.modulation import Steps
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import Quantize
 from triptych.clean_context import ContextCache, ContextReading, kept_window, product_tokens
@@ -179,11 +180,14 @@ def sample_latents(
 
     def velocity_with(embeddings: Text, window: Window | None = None) -> flow.Velocity:
         branch = "cond" if embeddings is text else "uncond"
+        steps = None
+        if not sampling.step_cache:  # which looks at the blocks themselves
+            steps = Steps(transformer, levels[:-1], backbone.conditioning(transformer, torch.tensor(levels[:-1]), embeddings, fed))
 
         def velocity(latents_BCHW: Tensor, t: float) -> Tensor:
             times = torch.full((len(latents_BCHW),), t, device=latents_BCHW.device)
-            with transformer.cache_context(branch) if sampling.step_cache else nullcontext():  # type: ignore[operator]
-                return backbone.velocity(transformer, latents_BCHW, times, embeddings, fed, window)
+            with transformer.cache_context(branch) if steps is None else nullcontext():  # type: ignore[operator]
+                return backbone.velocity(transformer if steps is None else steps.at(t), latents_BCHW, times, embeddings, fed, window)
 
         return velocity
 

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
-from triptych.backbones.linear import AVAILABLE, linear
+from triptych.backbones.cpu import AVAILABLE, linear
 
 FEW, MOST = 1 << 17, 1 << 26
 """Scores (queries × keys) of a head below which PyTorch's kernel is as fast; and the most that are held at once: 128 or 256 MiB."""
@@ -25,7 +25,7 @@ def attention(query_BSHD: Tensor, key_BSHD: Tensor, value_BSHD: Tensor, backend:
     """softmax(q·kᵀ / √D)·v, (B, S, H, D) (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
     PyTorch's kernel for the CPU computes bfloat16 no faster than float32, a fifth of what its matrix products reach, and its
-    float32 by MKL (see `linear`). Two products and an exponential are 2.5 to 3 and 1.8 times as fast for 1,424 tokens. In
+    float32 by MKL (see `cpu`). Two products and an exponential are 2.5 to 3 and 1.8 times as fast for 1,424 tokens. In
     bfloat16 scores and weights are then rounded, which adds about as much as the rounding of queries and keys did before.
     """
     states = query_BSHD, key_BSHD, value_BSHD

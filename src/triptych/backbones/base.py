@@ -21,7 +21,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from triptych.backbones import linear
+from triptych.backbones import cpu
 from triptych.backbones.offload import place
 from triptych.backbones.quantize import load_quantized
 from triptych.backbones.settings import ModelSettings, Quantize, model_settings, resolve_model
@@ -228,7 +228,7 @@ class Backbone(ABC):
             else:
                 transformer = load_quantized(self.transformer_class, self.model, self.quantize, self.device, self.dtype)
             if self.device.type == "cpu":
-                linear.install(transformer)
+                cpu.install(transformer)
             return place(transformer.eval().requires_grad_(False), self.device, self.blocks_to_swap)
 
     @abstractmethod
@@ -251,6 +251,10 @@ class Backbone(ABC):
         Raises:
             ModelError: a canvas that is too large for the model.
         """
+
+    @abstractmethod
+    def conditioning(self, transformer: nn.Module, t_T: Tensor, text: Text, guidance_scale: float | None) -> Tensor:
+        """What `velocity` would have the transformer make of each of these times, the pooled text and guidance: (T, B, D)."""
 
     @abstractmethod
     def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:

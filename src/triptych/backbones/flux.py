@@ -106,6 +106,15 @@ class Flux(Backbone):
         about = window.take(tokens), ids[window.places], t_B, states, pooled, guidance_scale, attend
         return unpack(window.put(self._forward(transformer, *about)), h, w).float()
 
+    def conditioning(self, transformer: Any, t_T: Tensor, text: Text, guidance_scale: float | None) -> Tensor:
+        pooled = text["pooled_prompt_embeds"].to(self.dtype)
+        about = [t_T.to(pooled).repeat_interleave(len(pooled)) * 1000]
+        if transformer.config.guidance_embeds:
+            assert guidance_scale is not None
+            about.append(torch.full_like(about[0], guidance_scale) * 1000)
+        made: Tensor = transformer.time_text_embed(*about, pooled.repeat(len(t_T), 1))
+        return made.unflatten(0, (len(t_T), len(pooled)))
+
     def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
         b, _, h, w = clean_BCHW.shape
         context, window = Context(sequence_dim=1), Window(known)

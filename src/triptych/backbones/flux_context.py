@@ -10,7 +10,6 @@ Legend: B batch, S sequence, H heads, D head width.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from triptych.backbones.attention import attention
 from triptych.backbones.base import Context
+from triptych.backbones.modulation import untouched, with_children
 
 
 class ContextAttention(FluxAttnProcessor):
@@ -89,13 +89,9 @@ def reader(transformer: Any) -> Any:
     swapped or sharded, and come when it is called; or somebody watches its calls) runs whole.
     """
     *others, last = transformer.single_transformer_blocks
-    hooks = last._forward_hooks or last._forward_pre_hooks
-    own = getattr(last.forward, "__func__", None) is FluxSingleTransformerBlock.forward
-    if type(last) is not FluxSingleTransformerBlock or not own or hooks:
+    if type(last) is not FluxSingleTransformerBlock or not untouched(last):
         return transformer
-    shown = copy.copy(transformer)
-    shown._modules = {**transformer._modules, "single_transformer_blocks": nn.ModuleList([*others, KeysOnly(last)])}
-    return shown
+    return with_children(transformer, single_transformer_blocks=nn.ModuleList([*others, KeysOnly(last)]))
 
 
 def rotate(states_BSHD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

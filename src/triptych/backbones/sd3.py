@@ -120,6 +120,12 @@ class SD3(Backbone):
         h, w = latents_BCHW.shape[2:]
         return unpatch(window.put(made), h, w, transformer.config.patch_size).float()  # type: ignore[union-attr,arg-type]
 
+    def conditioning(self, transformer: Any, t_T: Tensor, text: Text, guidance_scale: float | None) -> Tensor:
+        pooled = text["pooled_prompt_embeds"].to(self.dtype)
+        times = t_T.to(pooled.device).repeat_interleave(len(pooled)) * 1000
+        made: Tensor = transformer.time_text_embed(times, pooled.repeat(len(t_T), 1))
+        return made.unflatten(0, (len(t_T), len(pooled)))
+
     def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
         self._check_size(transformer, clean_BCHW)
         install(transformer)

@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN: PyTorch's results and gradients, by whichever library computes them."""
+"""Layers that are quicker on a CPU: PyTorch's results and gradients, by whichever library computes them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from triptych.backbones import linear as module
-from triptych.backbones.linear import Linear, install, linear
+from triptych.backbones import cpu as module
+from triptych.backbones.cpu import GELU, Linear, ProjectedGELU, gelu, install, linear
 from triptych.backbones.registry import load_backbone
 
 operator = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="a PyTorch without oneDNN")
@@ -98,7 +98,8 @@ def test_install_changes_no_weight_and_no_name(tiny_flux: Path) -> None:
     loaded = load_backbone(str(tiny_flux), "cpu", "fp32").load_transformer()
     kinds = {type(one) for one in loaded.modules() if isinstance(one, nn.Linear)}
     assert kinds == {Linear}
-    model = nn.Sequential(nn.Linear(128, 128), nn.GELU(), nn.Linear(128, 128))
+    assert {GELU, ProjectedGELU} < {type(one) for one in loaded.modules()}
+    model = nn.Sequential(nn.Linear(128, 128), nn.GELU("tanh"), nn.Linear(128, 128))
     before = model.state_dict()
     input_ = drawn(300, 128)
     expected = model(input_)
@@ -107,12 +108,25 @@ def test_install_changes_no_weight_and_no_name(tiny_flux: Path) -> None:
     torch.testing.assert_close(model(input_), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_subclass_of_linear_stays_what_it_is() -> None:
+def test_another_layer_stays_what_it_is() -> None:
     class Own(nn.Linear):
         pass
 
-    (kept,) = install(nn.Sequential(Own(2, 2))).children()
-    assert type(kept) is Own
+    kept = install(nn.Sequential(Own(2, 2), nn.GELU()))
+    assert [type(one) for one in kept] == [Own, nn.GELU]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_is_pytorchs(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-30, 30, 5001), torch.tensor([float("inf"), 0.0, -0.0])]).to(dtype)
+    truth = nn.functional.gelu(x.double(), approximate="tanh")
+    ours, theirs = gelu(x), nn.functional.gelu(x, approximate="tanh")
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours, theirs, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
+    assert (ours - truth)[x.isfinite()].abs().max() <= (theirs - truth)[x.isfinite()].abs().max() + 1e-6
+    learned = x[:9].clone().requires_grad_()
+    gelu(learned).sum().backward()
+    assert learned.grad is not None
 
 
 @operator
