@@ -202,7 +202,7 @@ def embed_twice(work: Path) -> dict[str, float]:
     sys.path.insert(0, str(Path(__file__).parent))
     from pocket import write_triptychs
 
-    write_triptychs(work / "triptychs", 40)
+    write_triptychs(work, 40)
     seconds = []
     for _ in range(4):
         begun = time.perf_counter()

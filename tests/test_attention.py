@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from torch import Tensor
+from diffusers.models.embeddings import apply_rotary_emb, get_1d_rotary_pos_embed
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from triptych.backbones import attention as module
 from triptych.backbones.attention import attention
+from triptych.backbones.flux_context import table_of, turned
 
 
 def inputs(batch: int, queries: int, keys: int) -> list[Tensor]:
@@ -75,3 +77,22 @@ def test_what_is_differentiated_or_small_is_left_to_diffusers(monkeypatch: pytes
     assert states[0].grad is not None
     for other in (rounded(inputs(1, 50, 200)), inputs(1, 50, 200)):
         assert torch.equal(attention(*other), dispatch_attention_fn(*other))
+
+
+@pytest.mark.parametrize("samples", [1, 3])  # places of all samples alike, or of each its own
+def test_queries_are_normed_and_turned_as_diffusers_does(samples: int) -> None:
+    norm = nn.RMSNorm(64, eps=1e-6)
+    nn.init.normal_(norm.weight)
+    query = inputs(3, 40, 1)[0]
+    rotary = get_1d_rotary_pos_embed(64, torch.randint(0, 90, (samples * 40,)), repeat_interleave_real=True, use_real=True)
+    table = table_of(rotary, 40, query.device)
+    own = [tuple(part.view(samples, 40, 64)[number % samples] for part in rotary) for number in range(3)]
+    truth = torch.cat([apply_rotary_emb(norm(one[None]), places, sequence_dim=1) for one, places in zip(query, own, strict=True)])
+    with torch.no_grad():
+        torch.testing.assert_close(turned(norm, query, table), truth, rtol=1e-5, atol=1e-5)
+        rough = turned(norm.bfloat16(), query.bfloat16(), table)
+        assert rough.dtype == torch.bfloat16 and (rough - truth).square().mean().sqrt() < 5e-3 * truth.square().mean().sqrt()
+    norm = norm.float()
+    learned = query.clone().requires_grad_()
+    turned(norm, learned, table).sum().backward()
+    assert learned.grad is not None

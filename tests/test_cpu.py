@@ -71,6 +71,17 @@ def test_results_and_gradients_are_pytorchs(monkeypatch: pytest.MonkeyPatch, nam
 
 
 @operator
+def test_results_in_bfloat16_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = counted(monkeypatch)
+    for input_ in INPUTS.values():
+        given = input_.bfloat16(), drawn(128, 96).bfloat16(), drawn(128).bfloat16()
+        truth = nn.functional.linear(*(one.double() for one in given))
+        ours, theirs = ((one.double() - truth).abs().max() for one in (linear(*given), nn.functional.linear(*given)))
+        assert ours <= 1.5 * theirs
+    assert len(made) == len(INPUTS)
+
+
+@operator
 def test_a_frozen_weight_has_no_gradient_and_keeps_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
     made = counted(monkeypatch)
     input_, weight = drawn(200, 128).requires_grad_(), drawn(128, 128)
@@ -85,7 +96,8 @@ def test_a_frozen_weight_has_no_gradient_and_keeps_no_input(monkeypatch: pytest.
 def test_what_onednn_is_not_for_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_product", None)
     large, weight = drawn(300, 128), drawn(128, 128)
-    for one, other in ((drawn(3, 128), weight), (large.bfloat16(), weight.bfloat16()), (large.double(), weight.double())):
+    learned = weight.bfloat16().requires_grad_()
+    for one, other in ((drawn(3, 128), weight), (large.bfloat16(), learned), (large.double(), weight.double())):
         assert torch.equal(linear(one, other), nn.functional.linear(one, other))
     assert linear(large.to("meta"), weight.to("meta")).shape == (300, 128)
     with torch.autocast("cpu", torch.bfloat16):

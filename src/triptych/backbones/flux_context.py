@@ -40,15 +40,15 @@ class ContextAttention(FluxAttnProcessor):
         def heads(states: Tensor) -> Tensor:
             return states.unflatten(-1, (-1, attn.head_dim))
 
-        query, key = attn.norm_q(heads(attn.to_q(hidden_states))), attn.norm_k(heads(attn.to_k(hidden_states)))
+        text = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        table = table_of(image_rotary_emb, text + hidden_states.shape[1], hidden_states.device)
+        query = turned(attn.norm_q, heads(attn.to_q(hidden_states)), table[:, text:])
+        key = turned(attn.norm_k, heads(attn.to_k(hidden_states)), table[:, text:])
         value = heads(attn.to_v(hidden_states))
-        text = 0
         if encoder_hidden_states is not None:
-            text = encoder_hidden_states.shape[1]
-            query = torch.cat([attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states))), query], dim=1)
-            key = torch.cat([attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states))), key], dim=1)
+            query = torch.cat([turned(attn.norm_added_q, heads(attn.add_q_proj(encoder_hidden_states)), table[:, :text]), query], dim=1)
+            key = torch.cat([turned(attn.norm_added_k, heads(attn.add_k_proj(encoder_hidden_states)), table[:, :text]), key], dim=1)
             value = torch.cat([heads(attn.add_v_proj(encoder_hidden_states)), value], dim=1)
-        query, key = rotate(query, image_rotary_emb), rotate(key, image_rotary_emb)
         if context is not None:
             context.kept[self] = key, value
         if before is not None:
@@ -78,7 +78,8 @@ class KeysOnly(nn.Module):
         attn, context = self.block.attn, joint_attention_kwargs["context"]
         states, _ = self.block.norm(torch.cat([encoder_hidden_states, hidden_states], dim=1), emb=temb)
         key, value = (states_of(states).unflatten(-1, (-1, attn.head_dim)) for states_of in (attn.to_k, attn.to_v))
-        context.kept[attn.processor] = rotate(attn.norm_k(key), image_rotary_emb), value
+        table = table_of(image_rotary_emb, states.shape[1], states.device)
+        context.kept[attn.processor] = turned(attn.norm_k, key, table), value
         return encoder_hidden_states, hidden_states
 
 
@@ -94,20 +95,37 @@ def reader(transformer: Any) -> Any:
     return with_children(transformer, single_transformer_blocks=nn.ModuleList([*others, KeysOnly(last)]))
 
 
-def rotate(states_BSHD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """diffusers' `apply_rotary_emb`, as one product of complex numbers: it reads and writes memory once instead of six times.
+def table_of(rotary: tuple[Tensor, Tensor], count: int, device: torch.device) -> Tensor:
+    """Cosines and sines of each place, (1 or B, S, 1, D/2, 2), of the model's: two of (S, D), each number twice; or of (B·S, D)
+    where each sample has places of its own."""
+    return torch.stack([part[:, ::2].unflatten(0, (-1, count)).unsqueeze(2).to(device) for part in rotary], dim=-1)
 
-    rotary: cosines and sines (S, D); or (B·S, D), where each sample has places of its own.
+
+def turned(norm: nn.Module, states_BSHD: Tensor, table: Tensor) -> Tensor:
+    """Normed queries or keys, turned by their places (see `rotate`).
+
+    PyTorch's norm for the CPU goes over memory seven times, in bfloat16 with a rounding before the rotation; this four times.
     """
-    # each number stands there twice
-    cos, sin = (part[:, ::2].unflatten(0, (-1, states_BSHD.shape[1])).unsqueeze(2).to(states_BSHD.device) for part in rotary)
+    learns = torch.is_grad_enabled() and states_BSHD.requires_grad
+    plain = type(norm) is nn.RMSNorm and norm.weight is not None and norm.eps is not None
+    if not plain or learns or states_BSHD.device.type != "cpu" or torch.compiler.is_compiling():
+        return rotate(norm(states_BSHD), table)
+    states = states_BSHD.float()
+    squares = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square() / states.shape[-1]
+    normed = (states * (squares + norm.eps).rsqrt()).mul_(norm.weight.float())
+    return rotate(normed, table).to(states_BSHD.dtype)
+
+
+def rotate(states_BSHD: Tensor, table: Tensor) -> Tensor:
+    """diffusers' `apply_rotary_emb` (Su et al. 2021, arXiv 2104.09864, eq. 34), as one product of complex numbers: it reads and
+    writes memory once instead of six times."""
     pairs = states_BSHD.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # which fuses the plain form, and knows no complex numbers
-        real, imaginary = pairs.unbind(-1)
-        turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+        (real, imaginary), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
+        made = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
     else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
-    return turned.flatten(-2).to(states_BSHD.dtype)
+        made = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table))
+    return made.flatten(-2).to(states_BSHD.dtype)
 
 
 def install(transformer: Any) -> None:
