@@ -1,6 +1,6 @@
 """What PyTorch leaves slow on a CPU, and diffusers' models consist of: linear layers in float32, and GELU.
 
-PyTorch hands float32 products on a CPU to MKL, which on processors that are not Intel's computes with half of AVX-512's width:
+PyTorch hands float32 products on a CPU to MKL, which on processors that are not Intel's computes as if there were AVX2 only:
 2.2 times slower than oneDNN on an AMD Zen 5. oneDNN is a part of PyTorch too, computes its products in bfloat16, and in float32
 is reached by the operator that `torch.compile` puts into its programs. GELU spends its time in the hyperbolic tangent; the
 sigmoid, which says the same, takes half of it. (Attention has a file of its own.)
