@@ -104,7 +104,7 @@ def table_of(rotary: tuple[Tensor, Tensor], count: int, device: torch.device) ->
 def turned(norm: nn.Module, states_BSHD: Tensor, table: Tensor) -> Tensor:
     """Normed queries or keys, turned by their places (see `rotate`).
 
-    PyTorch's norm for the CPU goes over memory seven times, in bfloat16 with a rounding before the rotation; this four times.
+    PyTorch's norm for the CPU is made of single operations, and in bfloat16 rounds before the rotation: this goes over memory less.
     """
     learns = torch.is_grad_enabled() and states_BSHD.requires_grad
     plain = type(norm) is nn.RMSNorm and norm.weight is not None and norm.eps is not None
