@@ -22,7 +22,7 @@ def run(script: str, *words: str) -> str:
 
 
 def test_a_training_step_beside_diffusers_script(tmp_path: Path) -> None:
-    table = run("train.py", "--quick", "--rounds", "1", "--no-embed", "--out", str(tmp_path / "train.json"))
+    table = run("train.py", "--quick", "--rounds", "1", "--out", str(tmp_path / "train.json"))
     results = json.loads((tmp_path / "train.json").read_text())
     assert table.count("\n| ") >= 6 and "| noisy |" in table
     assert results["loss_difference"] < 1e-5, "both minimise the same loss"
