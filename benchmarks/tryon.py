@@ -29,7 +29,6 @@ from flux_like import FULL, PROMPT, QUICK, Size, as_diffusers_has_it, flux_like,
 from triptych.backbones.attention import attention
 from triptych.backbones.cpu import linear
 from triptych.backbones.flux import pack, unpack
-from triptych.backbones.modulation import Steps
 from triptych.clean_context import ContextCache
 from triptych.dressing import Person, try_on
 from triptych.inference import Sampling, decoded_panel
@@ -203,7 +202,7 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
     else:
         queries = keys
     levels = backbone.sigmas(8, keys)[:-1]
-    steps = Steps(transformer, levels, backbone.conditioning(transformer, torch.tensor(levels), bench.words, 3.5))
+    steps = backbone.steps(transformer, levels, bench.words, 3.5)
     step = best(lambda: backbone.velocity(steps.at(levels[4]), latents, t, bench.words, 3.5, windows[0]), seconds)
 
     def product(rows: int, inside: int, outside: int) -> float:
@@ -257,7 +256,7 @@ def scaling(size: Size, dtype: torch.dtype, seconds: float) -> list[dict[str, An
             active = torch.zeros(rows, columns * (known + 1), dtype=torch.bool)
             active[:, columns * known :] = torch.from_numpy(part > 0)
             room, t = int(active.sum()) + size.words, torch.tensor([0.5])
-            steps = Steps(transformer, [0.5], backbone.conditioning(transformer, t, words, 3.5))
+            steps = backbone.steps(transformer, [0.5], words, 3.5)
             full = best(lambda: backbone.velocity(steps.at(0.5), latents, t, words, 3.5), 0)  # noqa: B023
             read, window = timed(lambda: kept_window(backbone, transformer, latents, active, empty, True, room=room))  # noqa: B023
             step = best(lambda: backbone.velocity(steps.at(0.5), latents, t, words, 3.5, window), seconds)  # noqa: B023

@@ -29,7 +29,7 @@ def parts(tiny: Path) -> tuple[Backbone, nn.Module]:
 
 def steps_of(backbone: Backbone, transformer: nn.Module, words: dict[str, Tensor]) -> Steps:
     with torch.no_grad():
-        return Steps(transformer, TIMES, backbone.conditioning(transformer, torch.tensor(TIMES), words, 3.5))
+        return backbone.steps(transformer, TIMES, words, 3.5)
 
 
 def compare(backbone: Backbone, transformer: nn.Module, words: dict[str, Tensor], windowed: bool = False) -> None:

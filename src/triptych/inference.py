@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from triptych import flow, tokens
 from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window
-from triptych.backbones.modulation import Steps
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import Quantize
 from triptych.clean_context import ContextCache, ContextReading, kept_window, product_tokens
@@ -180,9 +179,8 @@ def sample_latents(
 
     def velocity_with(embeddings: Text, window: Window | None = None) -> flow.Velocity:
         branch = "cond" if embeddings is text else "uncond"
-        steps = None
-        if not sampling.step_cache:  # which looks at the blocks themselves
-            steps = Steps(transformer, levels[:-1], backbone.conditioning(transformer, torch.tensor(levels[:-1]), embeddings, fed))
+        # A step cache looks at the blocks themselves.
+        steps = None if sampling.step_cache else backbone.steps(transformer, levels[:-1], embeddings, fed)
 
         def velocity(latents_BCHW: Tensor, t: float) -> Tensor:
             times = torch.full((len(latents_BCHW),), t, device=latents_BCHW.device)

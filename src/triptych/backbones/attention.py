@@ -12,7 +12,7 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
-from triptych.backbones.cpu import AVAILABLE, linear
+from triptych.backbones.cpu import AVAILABLE, linear, only_computes
 
 FEW, MOST = 1 << 17, 1 << 26
 """Scores (queries × keys) of a head below which PyTorch's kernel is as fast; and the most that are held at once: 128 or 256 MiB."""
@@ -29,10 +29,9 @@ def attention(query_BSHD: Tensor, key_BSHD: Tensor, value_BSHD: Tensor, backend:
     bfloat16 scores and weights are then rounded, which adds about as much as the rounding of queries and keys did before.
     """
     states = query_BSHD, key_BSHD, value_BSHD
-    wants_gradient = torch.is_grad_enabled() and any(one.requires_grad for one in states)
     quick = query_BSHD.dtype == torch.bfloat16 or (query_BSHD.dtype == torch.float32 and AVAILABLE)
-    by_products = quick and query_BSHD.device.type == "cpu" and query_BSHD.shape[1] * key_BSHD.shape[1] >= FEW
-    if backend is not None or not by_products or wants_gradient or torch.compiler.is_compiling():
+    by_products = quick and query_BSHD.shape[1] * key_BSHD.shape[1] >= FEW
+    if backend is not None or not by_products or not only_computes(*states):
         return dispatch_attention_fn(query_BSHD, key_BSHD, value_BSHD, backend=backend)
     made = torch.empty_like(query_BSHD)
     for query, key, value, out in zip(*states, made, strict=True):

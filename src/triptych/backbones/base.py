@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from triptych.backbones import cpu
+from triptych.backbones.modulation import Steps
 from triptych.backbones.offload import place
 from triptych.backbones.quantize import load_quantized
 from triptych.backbones.settings import ModelSettings, Quantize, model_settings, resolve_model
@@ -251,6 +252,10 @@ class Backbone(ABC):
         Raises:
             ModelError: a canvas that is too large for the model.
         """
+
+    def steps(self, transformer: nn.Module, times: Sequence[float], text: Text, guidance_scale: float | None) -> Steps:
+        """The transformer for each step of a run over these times, with what follows from time, text and guidance computed."""
+        return Steps(transformer, times, self.conditioning(transformer, torch.tensor(times), text, guidance_scale))
 
     @abstractmethod
     def conditioning(self, transformer: nn.Module, t_T: Tensor, text: Text, guidance_scale: float | None) -> Tensor:

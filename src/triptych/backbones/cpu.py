@@ -22,18 +22,29 @@ FEW = 1 << 21
 """Multiplications of a product below which MKL is as fast."""
 
 
+def only_computes(*inputs: Tensor | None) -> bool:
+    """Whether something is computed on a CPU as it is written: nothing will be differentiated, no program is being compiled."""
+    on_cpu = all(one is None or one.device.type == "cpu" for one in inputs)
+    return on_cpu and not learns(*inputs) and not torch.compiler.is_compiling()
+
+
+def learns(*inputs: Tensor | None) -> bool:
+    """Whether gradients of what is computed will be asked for."""
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs)
+
+
 def linear(input_SI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """torch.nn.functional.linear, differentiable as that is, quicker where this file's first lines apply."""
-    learns = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (input_SI, weight_OI, bias_O))
-    if not _by_onednn(input_SI, weight_OI, learns):
+    differentiable = learns(input_SI, weight_OI, bias_O)
+    if not _by_onednn(input_SI, weight_OI, differentiable):
         return nn.functional.linear(input_SI, weight_OI, bias_O)
-    made: Tensor = _Linear.apply(input_SI, weight_OI, bias_O) if learns else _product(input_SI, weight_OI, bias_O)
+    made: Tensor = _Linear.apply(input_SI, weight_OI, bias_O) if differentiable else _product(input_SI, weight_OI, bias_O)
     return made
 
 
-def _by_onednn(input_SI: Tensor, weight_OI: Tensor, learns: bool) -> bool:
+def _by_onednn(input_SI: Tensor, weight_OI: Tensor, differentiable: bool) -> bool:
     dtype = input_SI.dtype
-    pays = dtype == torch.float32 or (dtype == torch.bfloat16 and not learns)  # whose other way to oneDNN is 2 % longer
+    pays = dtype == torch.float32 or (dtype == torch.bfloat16 and not differentiable)  # whose other way to oneDNN is 2 % longer
     fits = input_SI.device.type == "cpu" and dtype == weight_OI.dtype and input_SI.numel() * len(weight_OI) >= FEW
     return AVAILABLE and pays and fits and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
@@ -65,8 +76,7 @@ class _Linear(torch.autograd.Function):
 def gelu(input_S: Tensor) -> Tensor:
     """x·Φ(x) by the hyperbolic tangent (Hendrycks & Gimpel 2016, arXiv 1606.08415): x·(1 + tanh z)/2 = x·sigmoid(2z) with
     z = √(2/π)·(x + 0.044715·x³)."""
-    learns = torch.is_grad_enabled() and input_S.requires_grad
-    if input_S.device.type != "cpu" or input_S.dtype not in (torch.float32, torch.bfloat16) or learns or torch.compiler.is_compiling():
+    if input_S.dtype not in (torch.float32, torch.bfloat16) or not only_computes(input_S):
         return nn.functional.gelu(input_S, approximate="tanh")
     x, scale = input_S.float(), 2 * math.sqrt(2 / math.pi)
     return torch.addcmul(torch.tensor(scale), x, x, value=0.044715 * scale).mul_(x).sigmoid_().mul_(x).to(input_S.dtype)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from triptych.backbones.attention import attention
 from triptych.backbones.base import Context
+from triptych.backbones.cpu import only_computes
 from triptych.backbones.modulation import untouched, with_children
 
 
@@ -106,9 +107,7 @@ def turned(norm: nn.Module, states_BSHD: Tensor, table: Tensor) -> Tensor:
 
     PyTorch's norm for the CPU is made of single operations, and in bfloat16 rounds before the rotation: this goes over memory less.
     """
-    learns = torch.is_grad_enabled() and states_BSHD.requires_grad
-    plain = type(norm) is nn.RMSNorm and norm.weight is not None and norm.eps is not None
-    if not plain or learns or states_BSHD.device.type != "cpu" or torch.compiler.is_compiling():
+    if type(norm) is not nn.RMSNorm or not norm.elementwise_affine or norm.eps is None or not only_computes(states_BSHD, norm.weight):
         return rotate(norm(states_BSHD), table)
     states = states_BSHD.float()
     squares = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square() / states.shape[-1]
