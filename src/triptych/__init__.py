@@ -7,6 +7,8 @@ Names are loaded when first used, so importing the package costs nothing.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 from triptych.stages import STAGES
@@ -24,6 +26,20 @@ _HOMES = {
     **{stage.config: stage.module for stage in STAGES},
 }
 __all__ = ["__version__", *sorted(_HOMES)]
+
+
+class _Package(ModuleType):
+    """The package, on which a public name is never the module of the same name.
+
+    Importing `triptych.demo` binds that module to the package, over the function; the module stays in `sys.modules`.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -321,7 +321,7 @@ class Answers:
             try:
                 row["answer"] = captioner.ask(picture(), prompt, max_new_tokens)
             except AnswerError as error:
-                row["failure"] = str(error)
+                row["failure"] = error.message
             self._journal.append(row)
             self._known[key] = row
         if "failure" in row:

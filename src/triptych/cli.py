@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             app.command(home)
         return app(words, exit_on_error=False, print_error=True) or 0
     except TriptychError as error:
-        return _explain(show, str(error), error.hint)
+        return _explain(show, error.message, error.hint)
     except CycloptsError:
         return 2
     except RuntimeError as error:

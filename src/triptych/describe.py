@@ -58,7 +58,7 @@ def usable_caption(ask: Callable[[str], str], problems: Callable[[str], list[str
             if not found:
                 return text
         except AnswerError as error:
-            found = [str(error)]
+            found = [error.message]
         # our own words only: nothing of an answer is ever part of a question
         words = max(10, min(200, int(limit * WORDS_PER_TOKEN)) >> attempt)
         prompt = f"{CAPTION_PROMPT} Try {attempt + 2}: the last answer was no use ({'; '.join(found)}). At most {words} words."

@@ -5,11 +5,15 @@ A programmer's mistake is an `assert` or an ordinary exception; only these class
 
 
 class TriptychError(Exception):
-    """A mistake the user can mend. `str(error)` is one sentence, `error.hint` says what to try."""
+    """A mistake the user can mend. `message` is one sentence, `hint` says what to try, `str(error)` is both."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
-        self.hint = hint
+        self.message, self.hint = message, hint
+
+    def __str__(self) -> str:
+        """The sentence and the hint: a notebook and a log file show nothing else."""
+        return f"{self.message} {self.hint}".rstrip()
 
 
 class ConfigError(TriptychError):
@@ -26,3 +30,8 @@ class ModelError(TriptychError):
 
 class WorkError(TriptychError):
     """A work folder that is locked, was made with another config, or lacks what an earlier stage writes."""
+
+
+def sentence_of(error: BaseException) -> str:
+    """The sentence of an error without its hint, for a longer sentence or a row that names a reason."""
+    return error.message if isinstance(error, TriptychError) else str(error)

@@ -203,7 +203,7 @@ def open_lora(path: Path, transformer_only: bool = False) -> LoraFile:
         scales = {layer.name: _scale(layer, adapter) for layer in layers}
         state = to_diffusers(layers, scales)
     except ModelError as error:
-        raise ModelError(f"{file} {error}.", error.hint) from error
+        raise ModelError(f"{file} {error.message}.", error.hint) from error
     return LoraFile(file, layers, scales, state, about, metadata, len(tensors) - len(kept))
 
 

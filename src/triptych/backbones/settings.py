@@ -104,7 +104,7 @@ def model_settings(model: str) -> ModelSettings:
     try:
         family = model_class(model)
     except ModelError as error:
-        log.warning("%s Its panels are taken to be FLUX.1-dev's.", error)
+        log.warning("%s Its panels are taken to be FLUX.1-dev's.", error.message)
         family = ""
     settings = replace(ModelSettings(), **FAMILY_SETTINGS.get(family, {}))
     try:

@@ -243,14 +243,14 @@ def _describe(
         if config.do_check:
             check_order(ask(CHECK_PROMPT, config.max_new_tokens), job.roles)
     except (AnswerError, InputError) as error:
-        raise Rejected("check", str(error)) from error
+        raise Rejected("check", error.message) from error
     try:
         ask_caption = functools.partial(ask, max_new_tokens=config.max_new_tokens)
         return sha256, usable_caption(
             ask_caption, lambda text: problems(text, len(job.roles)), config.brands, _limit(config), config.retries
         )
     except (AnswerError, InputError) as error:
-        raise Rejected("caption", str(error)) from error
+        raise Rejected("caption", error.message) from error
 
 
 def check_order(answer: str, roles: list[str]) -> None:

@@ -115,11 +115,11 @@ def concat(config: ConcatConfig) -> Run:
                     try:
                         canvas = concatenate([panel(triple.photos[role]) for role in layout.roles], layout)
                     except TriptychError as error:
-                        reason = str(getattr(error, "reason", error))
-                        later.append({"item": triple.item, "id": triple.id, "reason": str(error)})
+                        reason = str(getattr(error, "reason", error.message))
+                        later.append({"item": triple.item, "id": triple.id, "reason": error.message})
                         summary["rejected"] += 1
                         summary["reasons"][reason] = summary["reasons"].get(reason, 0) + 1
-                        yield Event(triple.id, "rejected", str(error))
+                        yield Event(triple.id, "rejected", error.message)
                         continue
                     save_png(canvas, target, text={CHUNK: json.dumps(origin)})
                     made.add(triple.id)

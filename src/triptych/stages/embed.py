@@ -16,7 +16,7 @@ from triptych.backbones.base import Autoencoder, Backbone, Text
 from triptych.backbones.registry import load_backbone
 from triptych.config import StageConfig
 from triptych.embeddings import EMPTY, INDEX, EmbeddingRecord, read_about, save_record, save_text, text_path
-from triptych.errors import InputError, TriptychError, WorkError
+from triptych.errors import InputError, TriptychError, WorkError, sentence_of
 from triptych.images import load_image
 from triptych.inference import encode_texts, to_pixels
 from triptych.panels import PanelLayout
@@ -84,7 +84,7 @@ def find_sources(folder: Path, stride: int) -> tuple[list[Source], list[dict[str
                 raise InputError(f"{width}×{height} px is no row of three equal panels")
             sources.append(Source(picture.stem, picture, caption, layout.check(stride), sha256_file(picture)))
         except (TriptychError, OSError, ValueError, KeyError, TypeError) as error:
-            rejects.append({"id": picture.stem, "reason": str(error)})
+            rejects.append({"id": picture.stem, "reason": sentence_of(error)})
     return sources, rejects
 
 
@@ -154,7 +154,7 @@ def _embed(backbone: Backbone, folder: Path, todo: list[Source], length: int, ba
                 try:
                     images[source] = load_image(source.image)
                 except TriptychError as error:
-                    yield Event(source.id, "rejected", str(error))
+                    yield Event(source.id, "rejected", error.message)
             if images:
                 yield from _save_records(autoencoder, backbone, images, texts, folder)
 
