@@ -350,7 +350,7 @@ SQUARE = [[1, 1], [5, 1], [5, 5]]
         ("", "not JSON"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("\x00\xff", "not JSON"),
+        ("\x00\xff", "not UTF-8"),
         ("[]", "has no 'polygons'"),
         (json.dumps([SQUARE]), "has no 'polygons'"),
         ('{"polygons": []}', "holds no polygon"),
@@ -372,7 +372,7 @@ SQUARE = [[1, 1], [5, 1], [5, 5]]
         ('{"polygons": [[[1, 1], [5, 1], [1' + "0" * 9000 + ", 1]]]}", "not JSON"),
         (json.dumps({"polygons": [[[1, 1]] * 100_001]}), "more than 100000"),
         (json.dumps({"polygons": [SQUARE] * 40_000}), "more than 100000"),
-        ('{"polygons": [[[1, 1], [5, 1], [5, 5]]]}' + " " * (16 << 20), "too large"),
+        ('{"polygons": [[[1, 1], [5, 1], [5, 5]]]}' + " " * (16 << 20), "larger than 16 MB"),
     ],
 )
 def test_a_broken_file_is_a_sentence_with_a_hint(tmp_path: Path, text: str, message: str) -> None:

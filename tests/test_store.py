@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from triptych.errors import WorkError
-from triptych.store import Event, Run, StageFolder, digest, publish, read_jsonl, write_json, write_text
+from triptych.errors import InputError, WorkError
+from triptych.store import Event, Run, StageFolder, digest, publish, read_jsonl, read_text, sha256_file, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -75,3 +75,44 @@ def test_nested_events_carry_the_inner_run(tmp_path: Path) -> None:
     assert [(event.stage, event.of) for event in inner.nested()] == [("inner", 2)] * 2
     write_json(tmp_path / "a.json", {"x": Path("p")})
     assert os.stat(tmp_path / "a.json").st_mode & 0o777 == 0o644
+
+
+def test_a_users_text_file_is_read_without_its_mark(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n")
+    assert read_text(file, 13, "The file") == "a\nb\nc\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words", "help"),
+    [
+        ("gone.txt", None, "does not exist", "Look here"),
+        (".", None, "it is a folder", "Look here"),
+        ("a\0b", None, "is no path", "Look here"),
+        ("a\ud800b", None, "is no path", "Look here"),
+        ("/dev/zero", None, "not a regular file", "pipe or device"),
+        ("fifo", None, "not a regular file", "pipe or device"),
+        ("long.txt", b"12345678901", "larger than", "right file"),
+        ("cp1252.txt", b"It\x92s", "not UTF-8", "save it as UTF-8"),
+        ("utf16.txt", "text".encode("utf-16"), "not UTF-8", "save it as UTF-8"),
+        ("utf16be.txt", "text".encode("utf-16-be"), "NUL", "save it as UTF-8"),
+    ],
+)
+def test_what_is_no_small_text_file_is_refused(tmp_path: Path, name: str, content: bytes | None, words: str, help: str) -> None:
+    path = tmp_path / name
+    if name == "fifo":
+        os.mkfifo(path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        read_text(path, 10, "The file", hint="Look here")
+    assert help in caught.value.hint
+
+
+def test_a_hash_is_taken_of_files_only(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="regular file"):
+        sha256_file(Path("/dev/zero"))
+    (tmp_path / "large").write_bytes(b"123")
+    with pytest.raises(InputError, match="too large"):
+        sha256_file(tmp_path / "large", 2)
+    assert sha256_file(tmp_path / "large", 3).startswith("a665a459")

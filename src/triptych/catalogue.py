@@ -18,7 +18,7 @@ from pathlib import Path
 
 from triptych.errors import InputError, WorkError
 from triptych.images import SUFFIXES
-from triptych.store import read_jsonl, write_jsonl
+from triptych.store import read_jsonl, read_text, write_jsonl
 
 PHOTOS, OVERRIDES = "photos.jsonl", "overrides.txt"
 LABELS = ("human", "garment", "unsure", "rejected")
@@ -172,16 +172,16 @@ def side_hint(name: str) -> str | None:
     return {"f": "front", "b": "back", "1": "front", "2": "back"}.get(last)
 
 
+MAX_OVERRIDE_BYTES = 16 << 20
+
+
 def read_overrides(path: Path) -> dict[str, str]:
     """{path from the photo folder, with "/": word of `OVERRIDE_LABELS`}; of two lines about one photo the later wins.
 
     Raises:
         InputError: unreadable file, or a line without a known label at its end.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The override file {path} cannot be read: {error}.", "Write it as UTF-8 text.") from error
+    lines = read_text(path, MAX_OVERRIDE_BYTES, "The override file").splitlines()
     overrides: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):

@@ -14,7 +14,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from triptych.errors import ConfigError
+from triptych.errors import ConfigError, InputError
+from triptych.text_files import read_text
+
+MAX_BYTES = 1 << 20
+"""Largest config file that is read; one with every setting has some 5 KB."""
 
 
 class StageConfig(BaseModel):
@@ -93,9 +97,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: missing file, YAML that does not parse (with its line), or something other than a mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The config file {path} cannot be read: {error}.", "Check the path given to --config.") from error
+        text = read_text(path, MAX_BYTES, "The config file", hint="Check the path given to --config.")
+    except InputError as error:
+        raise ConfigError(error.args[0], error.hint) from error
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from triptych.errors import InputError
-from triptych.store import publish
+from triptych.store import publish, sha256_file
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused from their header: 64 megapixels take 192 MB as RGB."""
@@ -99,6 +99,16 @@ def check_header(path: Path) -> tuple[int, int]:
     """
     with _open(Path(path)) as image:
         return image.size
+
+
+def sha256_photo(path: Path) -> str:
+    """sha256 (hex) of a photo's file; its header is looked at first, so nothing that is no photo is read to its end.
+
+    Raises:
+        BadImage: as `check_header`.
+    """
+    check_header(path)
+    return sha256_file(path)
 
 
 SETTINGS = "triptych"

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from triptych.errors import InputError
 from triptych.panels import Box
-from triptych.store import write_json
+from triptych.store import read_text, write_json
 
 Polygons = list[list[tuple[float, float]]]
 """Several polygons mean their union; each is the list of its corners (x, y), closed by itself."""
@@ -85,12 +85,9 @@ def read_holes(path: Path) -> Polygons:
 
 def _read(path: Path, size: tuple[int, int] | None) -> dict[str, Any]:
     """The mapping in a polygon file; only 'polygons' being there and the size are checked."""
+    text = read_text(path, MAX_BYTES, "The polygon file", hint="Check the path given to --polygon.")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is too large for a polygon file.", _FORMAT)
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"The polygon file {path} cannot be read: {error.strerror}.", "Check the path given to --polygon.") from error
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON.", _FORMAT) from error
     if not isinstance(data, dict) or "polygons" not in data:

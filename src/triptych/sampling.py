@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from triptych import masks
 from triptych.backbones.settings import ModelSettings, Quantize, model_settings
 from triptych.config import StageConfig
 from triptych.errors import ModelError
-from triptych.images import SETTINGS
+from triptych.images import SETTINGS, sha256_photo
 from triptych.inference import Models, Sampling
 from triptych.lora import lora_file, read_lora
 from triptych.panels import PanelLayout
@@ -167,7 +168,11 @@ class PictureConfig(SamplingConfig):
         chosen |= {k: v for k, v in asdict(sampling).items() if k in chosen}
         chosen |= {"panel_width": layout.width, "panel_height": layout.height, "seed": seed}
         chosen["model"] = Path(self.model).name if Path(self.model).exists() else self.model
-        sources = {name: sha256_file(path) for name, path in photos.items() if path is not None}
+        sources = {
+            name: sha256_file(path, masks.MAX_BYTES) if name == "polygon" else sha256_photo(path)
+            for name, path in photos.items()
+            if path is not None
+        }
         if self.lora is not None:
             sources["lora"] = sha256_file(lora_file(self.lora))
         return {"verb": verb, **chosen, "sha256": sources}

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from triptych.errors import WorkError
+from triptych.errors import InputError, WorkError
+from triptych.text_files import read_text as read_text
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,11 @@ class Run:
 
     Errors in the config or the inputs are raised when the stage is called, before the first event. `summary` grows as
     the work goes on and is complete after the last event. `text`, where a stage sets it by then, says the same for people.
+    `failed` counts the units of work that came to nothing through a mistake; a command whose run has any ends with exit code 1.
     """
 
     text = ""
+    failed = 0
 
     def __init__(self, name: str, total: int, events: Iterator[Event], summary: dict[str, Any]) -> None:
         self.name, self.total, self.summary, self._events = name, total, summary, events
@@ -145,7 +149,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Path, limit_bytes: int | None = None) -> str:
+    """sha256 (hex) of a file.
+
+    Raises:
+        InputError: a device, pipe or folder, or a file larger than `limit_bytes`. OSError: it cannot be read.
+    """
+    about = Path(path).stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise InputError(f"{path} is not a regular file.", "Give the path of a file; a pipe or device is not read.")
+    if limit_bytes is not None and about.st_size > limit_bytes:
+        raise InputError(f"{path} is too large: {about.st_size} bytes, at most {limit_bytes}.", "Is it the right file?")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

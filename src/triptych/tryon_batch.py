@@ -22,7 +22,7 @@ from triptych.errors import InputError, TriptychError
 from triptych.images import load_image
 from triptych.inference import load_models
 from triptych.sampling import MODEL_FIELDS
-from triptych.store import Event, Run, write_text
+from triptych.store import Event, Run, read_text, write_text
 from triptych.tryon_job import Job, TryonConfig, alike, check, is_finished, make, prepare
 from triptych.tryon_prompt import PromptWriter
 
@@ -33,6 +33,7 @@ COLUMNS = sorted({"id", *TryonConfig.model_fields} - _SHARED)
 """What a line may set; the model is the same for all."""
 EVENTS: dict[str, Literal["done", "kept", "rejected"]] = {"made": "done", "kept": "kept", "failed": "rejected"}
 MAX_LINES = 100_000
+MAX_BYTES = 64 << 20
 THUMB = 240  # pixels
 
 
@@ -62,10 +63,11 @@ def read_lines(path: Path, base: TryonConfig, out: Path) -> list[Line]:
     Raises:
         InputError: not such a file, or two lines that would write the same picture. A mistake in one line only fails that line.
     """
+    text = read_text(path, MAX_BYTES, "The batch file", hint="Check the path given to --batch.")
     try:
-        rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
+        rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         header, *body = [row for row in rows if any(cell.strip() for cell in row)] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise InputError(f"The batch file {path} cannot be read: {error}.", "Give a CSV file, saved as UTF-8, with commas.") from error
     header = [name.strip().lower().removeprefix("--").replace("-", "_") for name in header]
     for name in header:

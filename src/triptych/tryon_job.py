@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from triptych.inference import Models, Sampling
 from triptych.panels import PanelLayout
 from triptych.rough import Rough, rough_edit
 from triptych.sampling import PictureConfig, text_chunks
+from triptych.text_files import CAPTION_BYTES, read_text
 
 SUFFIXES = {".png"} | JPEG_SUFFIXES
 """Endings of the pictures it can write."""
@@ -123,10 +124,8 @@ def check(config: TryonConfig) -> TryonConfig:
                 f"The option --{name} is missing.", "tryon needs --front, --person and --polygon (and --back if there is one)."
             )
     if not config.prompt.strip() and config.caption:
-        try:
-            config = config.model_copy(update={"prompt": captions.normalise(config.caption.read_text(encoding="utf-8-sig"))})
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The caption {config.caption} cannot be read.", "Check the path given to --caption.") from error
+        text = read_text(config.caption, CAPTION_BYTES, "The caption", hint="Check the path given to --caption.")
+        config = config.model_copy(update={"prompt": captions.normalise(text)})
     if not config.prompt.strip() and not config.vlm_model:
         raise InputError(
             "There is no prompt.",
@@ -160,11 +159,18 @@ def prepare(config: TryonConfig) -> Job:
     back = load_image(config.back) if config.back else front
     start = None if config.rough == "none" else rough_edit(person.image, front, mask, config.rough, person.icc_profile)
     sampling = config.sampling(model_settings(config.model), config.strength)
-    warnings = [f"The prompt: {problem}." for problem in captions.lint(config.prompt, len(layout.roles))]
+    warnings = []
     if masks.edge_ratio(person.image, mask) > masks.HUGGING:
         warnings.append("The polygon follows an outline in the photo, whose shape may show in the result: use --expand hull or --grow.")
     _save_preview(start or person.image, masks.feather(mask, config.feather), config.preview)
-    return Job(config, front, back, person, start, mask, layout, sampling, warnings)
+    job = Job(config, front, back, person, start, mask, layout, sampling, warnings)
+    return with_prompt(job, config.prompt) if config.prompt.strip() else job
+
+
+def with_prompt(job: Job, prompt: str) -> Job:
+    """The job with that prompt, and a warning for whatever the linter finds in it."""
+    found = [f"The prompt: {problem}." for problem in captions.lint(prompt, len(job.layout.roles))]
+    return replace(job, config=job.config.model_copy(update={"prompt": prompt}), warnings=[*found, *job.warnings])
 
 
 def _save_preview(image: Image.Image, mask: np.ndarray, path: Path) -> None:

@@ -10,9 +10,9 @@ from PIL import Image
 from triptych.backbones.settings import model_settings
 from triptych.captioners import Answers, Captioner, Journal, load_captioner
 from triptych.describe import linter, usable_caption
-from triptych.images import load_image
+from triptych.images import load_image, sha256_photo
 from triptych.panels import concatenate
-from triptych.store import digest, sha256_file
+from triptych.store import digest
 from triptych.tryon_job import TryonConfig
 
 RETRIES, MAX_NEW_TOKENS = 2, 600
@@ -48,7 +48,7 @@ class PromptWriter:
             return concatenate([load_image(photos[role]) for role in layout.roles], layout)
 
         problems = linter(config.model, limit)
-        sha256 = digest([layout.to_dict(), *(sha256_file(photos[role]) for role in layout.roles)])
+        sha256 = digest([layout.to_dict(), *(sha256_photo(photos[role]) for role in layout.roles)])
         ask = functools.partial(self._answers.ask, self._captioner, config.picture.stem, picture, sha256)
         prompt = usable_caption(
             functools.partial(ask, max_new_tokens=MAX_NEW_TOKENS), lambda text: problems(text, len(layout.roles)), (), limit, RETRIES

@@ -31,7 +31,8 @@ from triptych.config import StageConfig
 from triptych.describe import linter, usable_caption
 from triptych.errors import ConfigError, InputError, ModelError, TriptychError, WorkError
 from triptych.images import load_image
-from triptych.store import Event, Run, StageFolder, held, read_jsonl, sha256_file, write_json, write_jsonl, write_text
+from triptych.store import Event, Run, StageFolder, held, read_jsonl, read_text, sha256_file, write_json, write_jsonl, write_text
+from triptych.text_files import CAPTION_BYTES
 
 WARNINGS_SHOWN = 20
 
@@ -182,10 +183,7 @@ def _brought(captions: Path | None, jobs: list[Job]) -> dict[str, str]:
         files = [captions / f"{name}.txt" for name in (job.id, job.row.get("item")) if name and "/" not in name]
         file = next((file for file in files if file.is_file()), None)
         if file and not job.text_file.exists():
-            try:
-                found[job.id] = file.read_text(encoding="utf-8-sig")
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"The caption {file} cannot be read: {error}.", "Save it as UTF-8 text.") from error
+            found[job.id] = read_text(file, CAPTION_BYTES, "The caption")
     return found
 
 
@@ -217,9 +215,9 @@ def _state(job: Job, ours: dict[str, Any] | None) -> tuple[str, str]:
 def _warn(job: Job, problems: Callable[[str, int], list[str]], summary: dict[str, Any]) -> str:
     """What is wrong with a caption that is there already; it is used all the same."""
     try:
-        found = problems(job.text_file.read_text(encoding="utf-8"), len(job.roles))
-    except UnicodeDecodeError:
-        found = ["it is not UTF-8"]
+        found = problems(read_text(job.text_file, CAPTION_BYTES, "The caption"), len(job.roles))
+    except InputError as error:
+        found = [str(error)]
     note = "; ".join(found)
     if note:
         summary["captions_with_warnings"] += 1

@@ -20,7 +20,8 @@ from triptych.errors import InputError, TriptychError, WorkError, sentence_of
 from triptych.images import load_image
 from triptych.inference import encode_texts, to_pixels
 from triptych.panels import PanelLayout
-from triptych.store import Event, Run, StageFolder, held, read_jsonl, sha256_file, write_json, write_jsonl
+from triptych.store import Event, Run, StageFolder, held, read_jsonl, read_text, sha256_file, write_json, write_jsonl
+from triptych.text_files import CAPTION_BYTES
 
 CHUNK = 256  # captions in memory at once; a T5 embedding of FLUX.1-dev has 4 MB
 
@@ -73,7 +74,7 @@ def find_sources(folder: Path, stride: int) -> tuple[list[Source], list[dict[str
         try:
             if not text.is_file():
                 raise InputError(f"no caption: {text.name} is missing")
-            caption = text.read_text(encoding="utf-8").strip()
+            caption = read_text(text, CAPTION_BYTES, "The caption").strip()
             if not caption:
                 raise InputError(f"{text.name} is empty")
             with Image.open(picture) as image:

@@ -13,7 +13,7 @@ from triptych.images import contact_sheet, save_png
 from triptych.inference import load_models
 from triptych.store import Event, Run
 from triptych.tryon_batch import run_batch
-from triptych.tryon_job import TryonConfig, check, make, prepare
+from triptych.tryon_job import TryonConfig, check, make, prepare, with_prompt
 from triptych.tryon_prompt import PromptWriter
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,10 @@ def tryon(config: TryonConfig) -> Run:
     if config.batch:
         return run_batch(config)
     config = check(config)
-    config = PromptWriter(config, config.picture.parent).fill(config)
-    job = prepare(config)
+    job = prepare(config)  # before a captioner is asked: it may cost money
+    if not config.prompt.strip():
+        config = PromptWriter(config, config.picture.parent).fill(config)
+        job = with_prompt(job, config.prompt)
     for warning in job.warnings:
         log.warning(warning)
     kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # one picture has no use for it
