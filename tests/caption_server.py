@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from triptych.captioners import CHECK_PROMPT
 from triptych.panels import PanelLayout
+from triptych.questions import CHECK_PROMPT
 from triptych.stages.caption import CaptionConfig, caption
 from triptych.store import read_jsonl
 

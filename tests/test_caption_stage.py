@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from tests.caption_server import HOSTILE, KEY, ORDER, Call, Desk, Reply, Server, good, serve, write_model
-from triptych.captioners import CAPTION_PROMPT, CHECK_PROMPT, Journal
+from triptych.answers import Journal
 from triptych.captions import lint
 from triptych.errors import ConfigError, WorkError
+from triptych.questions import CAPTION_PROMPT, CHECK_PROMPT
 from triptych.stages.caption import caption
 from triptych.store import read_json
 

@@ -11,9 +11,12 @@ import pytest
 from PIL import Image
 
 from tests.caption_server import HOSTILE, KEY, ORDER, Call, Desk, Reply, Server, good, serve, write_model
-from triptych.captioners import CAPTION_PROMPT, CHECK_PROMPT, AnswerError, Journal, load_captioner, quote, retry_after
+from triptych.answers import Journal
+from triptych.captioners import load_captioner
 from triptych.captions import Caption
 from triptych.errors import ConfigError, ModelError
+from triptych.questions import CAPTION_PROMPT, CHECK_PROMPT, AnswerError, quote
+from triptych.server_replies import retry_after
 from triptych.stages.caption import caption
 from triptych.store import read_jsonl
 

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from triptych.backbones.settings import resolve_model
-from triptych.captioners import CAPTION_PROMPT, AnswerError
 from triptych.captions import lint, replace_brand
+from triptych.questions import CAPTION_PROMPT, AnswerError
 
 WORDS_PER_TOKEN = 0.6  # English under the T5 tokenizer, cautiously
 

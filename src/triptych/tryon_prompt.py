@@ -7,11 +7,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from triptych.answers import Answers, Journal
 from triptych.backbones.settings import model_settings
-from triptych.captioners import Answers, Captioner, Journal, load_captioner
+from triptych.captioners import load_captioner
 from triptych.describe import linter, usable_caption
 from triptych.images import load_image, sha256_photo
 from triptych.panels import concatenate
+from triptych.questions import Captioner
 from triptych.store import digest
 from triptych.tryon_job import TryonConfig
 

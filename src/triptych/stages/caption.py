@@ -24,13 +24,16 @@ from typing import Any
 
 from pydantic import Field
 
+from triptych.answers import Answers, Journal
 from triptych.backbones.settings import model_settings
-from triptych.captioners import CHECK_PROMPT, AnswerError, Answers, Captioner, Journal, check_url, load_captioner, quote
+from triptych.captioners import load_captioner
 from triptych.captions import normalise
 from triptych.config import StageConfig
 from triptych.describe import linter, usable_caption
 from triptych.errors import ConfigError, InputError, ModelError, TriptychError, WorkError
 from triptych.images import load_image
+from triptych.questions import CHECK_PROMPT, AnswerError, Captioner, quote
+from triptych.server_replies import check_url
 from triptych.store import Event, Run, StageFolder, held, read_jsonl, read_text, sha256_file, write_json, write_jsonl, write_text
 from triptych.text_files import CAPTION_BYTES
 
