@@ -103,9 +103,9 @@ def run_and_stop(run: Run, place: str, number: int, patch: pytest.MonkeyPatch, s
     elif place == "no hash yet":
         patch.setattr(checkpoints, "write_json", stop_at(number, checkpoints.write_json, stop))
     elif place == "not published yet":
-        patch.setattr(Path, "rename", stop_at(number, Path.rename, stop))
+        patch.setattr(checkpoints, "rename", stop_at(number, checkpoints.rename, stop))
     elif place == "not pruned yet":
-        patch.setattr(checkpoints, "_sync", stop_at(2 * number, checkpoints._sync, stop))
+        patch.setattr(checkpoints, "_prune", stop_at(number, checkpoints._prune, stop))
     for done, _ in enumerate(run, 1):
         if place == "after a step" and done == number:
             run._events.close()

@@ -2,16 +2,88 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import stat
 import subprocess
 import sys
 import threading
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from triptych.errors import InputError, WorkError
 from triptych.store import Event, Run, StageFolder, digest, publish, read_jsonl, read_text, sha256_file, write_json, write_text
+
+# A file system as network and FUSE drives have them: by the name of the call, what it answers.
+ODD = {
+    "fsync of folders": ("fsync", errno.EINVAL),
+    "chmod": ("chmod", errno.EPERM),
+    "locks": ("flock", errno.ENOTSUP),
+    "locks unknown": ("flock", errno.ENOSYS),
+}
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+@pytest.mark.parametrize("write", [lambda path: save_file({"a": torch.ones(2)}, path), lambda path: path.write_bytes(b"a")])
+def test_files_get_the_permissions_that_the_umask_gives(tmp_path: Path, umask: int, write: Callable[[Path], object]) -> None:
+    before = os.umask(umask)
+    try:
+        for _ in range(2):  # a new file, and one in place of an old one
+            with publish(tmp_path / "a.safetensors") as temporary:
+                write(temporary)
+            assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o666 & ~umask
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("call", ODD)
+def test_odd_file_systems_are_written_to(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, number = ODD[call]
+    module = fcntl if name == "flock" else os
+    real = getattr(module, name)
+
+    def refuse(target, *more, **named):
+        if name == "fsync" and not stat.S_ISDIR(os.fstat(target).st_mode):
+            return real(target, *more, **named)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module, name, refuse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with StageFolder(tmp_path / "s", "stage", {}).open() as folder, publish(folder / "a.safetensors") as temporary:
+            save_file({"a": torch.ones(2)}, temporary)
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") == ["a.safetensors", "stage.manifest.json"]
+
+
+def test_a_drive_that_cannot_rename_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(WorkError, match="cannot rename"):
+        write_text(tmp_path / "a.txt", "new")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", ["save_file({'a': torch.zeros(100_000)}, t)", "t.write_bytes(bytes(400_000))"])
+def test_a_full_disk_is_a_sentence_for_every_writer(tmp_path: Path, write: str) -> None:
+    """A limit on the size of files is what a test can have of a full disk; safetensors answers both in its own way."""
+    code = (
+        "import resource, sys, torch; from pathlib import Path; from safetensors.torch import save_file\n"
+        "from triptych.store import publish; from triptych.errors import WorkError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"try:\n    with publish(Path(sys.argv[1])) as t: {write}\n"
+        "except WorkError as error: print(error, error.hint)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.safetensors")], timeout=60, capture_output=True, text=True)
+    assert "disk is full" in done.stdout and "a.safetensors" in done.stdout and "Make room" in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -32,6 +104,10 @@ def test_a_killed_write_is_invisible_to_whoever_lists_the_folder(tmp_path: Path)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], timeout=60)
     assert done.returncode == -9
     assert list(tmp_path.glob("*.png")) == []
+    with publish(tmp_path / "b.png") as at_work:  # what the killed one left goes, what is being written stays
+        write_text(tmp_path / "c.txt", "x")
+        at_work.write_bytes(b"b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.png", "c.txt"]
 
 
 def test_many_writers_in_one_folder(tmp_path: Path) -> None:
@@ -51,9 +127,18 @@ def test_a_folder_refuses_other_settings_and_a_second_writer(tmp_path: Path) -> 
             pass
         with pytest.raises(WorkError, match="rank"):
             StageFolder(tmp_path / "s", "stage", {"rank": 8})
-    with StageFolder(tmp_path / "s", "stage", {"rank": 8}, begun=False).open():
+    with StageFolder(tmp_path / "s", "stage", {"rank": 8}, begun=lambda: False).open():
         pass
     StageFolder(tmp_path / "s", "stage", {"rank": 8})
+
+
+def test_settings_are_compared_again_when_the_folder_is_held(tmp_path: Path) -> None:
+    first, second = (StageFolder(tmp_path, "stage", {"seed": seed}) for seed in (0, 1))
+    with first.open():
+        pass
+    with pytest.raises(WorkError, match="seed"), second.open():
+        pass
+    assert '"seed": 0' in (tmp_path / "stage.manifest.json").read_text()
 
 
 def test_a_torn_last_line_is_left_out_and_a_damaged_one_is_named(tmp_path: Path) -> None:
@@ -74,7 +159,6 @@ def test_nested_events_carry_the_inner_run(tmp_path: Path) -> None:
     inner = Run("inner", 2, iter([Event("x"), Event("y")]), {})
     assert [(event.stage, event.of) for event in inner.nested()] == [("inner", 2)] * 2
     write_json(tmp_path / "a.json", {"x": Path("p")})
-    assert os.stat(tmp_path / "a.json").st_mode & 0o777 == 0o644
 
 
 def test_a_users_text_file_is_read_without_its_mark(tmp_path: Path) -> None:

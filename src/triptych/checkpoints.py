@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from triptych.store import read_json, sha256_file, write_json
+from triptych.store import publish, read_json, rename, sha256_file, write_json
 
 log = logging.getLogger(__name__)
 STATE, ABOUT = "state.safetensors", "state.json"
@@ -30,15 +29,22 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], numb
         shutil.rmtree(unfinished)
     target, part = folder / f"step-{step:08d}", folder / f".part-{step}"
     part.mkdir()
-    metadata = {"numbers": json.dumps(dict(numbers))}
-    # Some optimizers share a tensor between parameters; safetensors wants every tensor to itself.
-    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    save_file(own, part / STATE, metadata)
-    _sync(part / STATE)
-    write_json(part / ABOUT, {"step": step, "sha256": sha256_file(part / STATE)})
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
-    _sync(folder)
+    try:
+        metadata = {"numbers": json.dumps(dict(numbers))}
+        # Some optimizers share a tensor between parameters; safetensors wants every tensor to itself.
+        own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        with publish(part / STATE) as state:
+            save_file(own, state, metadata)
+        write_json(part / ABOUT, {"step": step, "sha256": sha256_file(part / STATE)})
+        shutil.rmtree(target, ignore_errors=True)
+        rename(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    _prune(folder, target, keep)
+
+
+def _prune(folder: Path, target: Path, keep: int) -> None:
+    """Delete what `save_checkpoint` says, seen from the checkpoint just published."""
     standing = sorted(folder.glob("step-*"))
     place = standing.index(target)
     for old in [*standing[: max(0, place + 1 - keep)], *standing[place + 1 :]]:
@@ -61,12 +67,3 @@ def load_newest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, float]]
     if found:
         log.warning("No checkpoint in %s is whole; starting from the beginning.", folder)
     return None
-
-
-def _sync(path: Path) -> None:
-    """Until what was written to a file, or renamed in a folder, would survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

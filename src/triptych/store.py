@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
+import re
+import secrets
+import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +21,8 @@ from filelock import FileLock, Timeout
 
 from triptych.errors import InputError, WorkError
 from triptych.text_files import read_text as read_text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,35 +73,148 @@ class Run:
 def publish(path: Path) -> Iterator[Path]:
     """Write a file aside, then let it appear whole under its final name (fsync, rename, fsync of the folder).
 
-    The yielded temporary path has the suffix of `path` and lies in a hidden folder beside it, where nobody who lists
-    `*.png` finds it after a kill. After an exception nothing is left behind.
+    The yielded temporary path has the name of `path` and lies in a hidden folder of its own beside it, where nobody who
+    lists `*.png` finds it after a kill. The file gets the permissions that the user's umask gives to new files. After an
+    exception nothing is left behind; what a killed writer left goes when the next file in the same folder is written.
+
+    Raises:
+        WorkError: the disk is full (of any writer, safetensors' too), or the file system cannot rename a file.
     """
-    aside = path.parent / ".part"
-    while True:
+    with _place_aside(path.parent) as aside, explained(path):
+        temporary = aside / path.name
+        mode = _create(temporary)
+        yield temporary
+        sync(temporary)
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors puts a file of its own there, private to the user
+            with contextlib.suppress(OSError):  # file systems without permissions
+                temporary.chmod(mode)
+        rename(temporary, path)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder, over an existing file of that name, so that it survives a power cut.
+
+    Raises:
+        WorkError: the file system cannot do that.
+    """
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+        hint = "Use a --work folder on a local disk, and copy the result from there."
+        raise WorkError(f"The file system of {target.parent} cannot rename a file ({error.strerror}).", hint) from error
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk, as far as its file system knows how to: many network drives do not for folders."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
         try:
-            aside.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=aside, suffix=path.suffix)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED | {errno.EACCES, errno.EBADF}:
+            raise
+
+
+# What file systems answer to a call that they do not know.
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EPERM, errno.EXDEV}
+_FULL = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "The disk quota is used up",
+    errno.EFBIG: "The disk is full for a file of this size",
+}
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Say in a sentence that there was no room to write `path`, whichever library noticed.
+
+    Raises:
+        WorkError: the disk is full, or a limit for files or users is reached. OSError: what else the disk answered.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _errno_of_safetensors(error)
+        if number in _FULL:
+            hint = "Make room there, or use another --work folder; the same command then goes on from what is whole."
+            raise WorkError(f"{_FULL[number]}: {path} could not be written.", hint) from error
+        if number is not None and not isinstance(error, OSError):
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+
+
+def _errno_of_safetensors(error: Exception) -> int | None:
+    """safetensors wraps what the system answered into words: `I/O error: No space left on device (os error 28)`."""
+    code = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(code[1]) if code else None
+
+
+def _create(path: Path) -> int:
+    """An empty new file; its permissions, which follow the umask."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _place_aside(folder: Path) -> Iterator[Path]:
+    """A new folder `folder/.part/<random>`, locked while it is in use, so that those of killed writers can be told and removed."""
+    parts = folder / ".part"
+    while True:
+        place, handle = parts / secrets.token_hex(8), -1
+        try:
+            parts.mkdir(parents=True, exist_ok=True)
+            place.mkdir()
+            handle = os.open(place, os.O_RDONLY)
+            _lock(handle, wait=True)
+            place.stat()
             break
         except (FileNotFoundError, FileExistsError):  # another writer was done just now and removed the empty folder
-            if any(folder.exists() and not folder.is_dir() for folder in (aside, path.parent)):
+            if handle >= 0:
+                os.close(handle)
+            if any(folder.exists() and not folder.is_dir() for folder in (parts, folder)):
                 raise
-    os.close(handle)
-    temporary = Path(name)
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sweep(folder)
+        yield place
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+        shutil.rmtree(place, ignore_errors=True)
         with contextlib.suppress(OSError):  # another writer's file may still be in there
-            aside.rmdir()
+            parts.rmdir()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in `folder`; what belongs to a writer at work stays."""
+    parts = folder / ".part"
+    for left in list(parts.iterdir()) if parts.is_dir() else []:
+        with contextlib.suppress(OSError):
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                if _lock(handle, wait=False):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(handle)
+    with contextlib.suppress(OSError):
+        parts.rmdir()
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Lock an open file or folder until it is closed; False where another holds it, or the file system has no locks."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -173,14 +292,18 @@ class StageFolder:
     """A folder that one stage fills: it remembers the config it was made with and admits one writer at a time.
 
     `identity` holds just the settings that change the result. Opened again with another identity the folder refuses,
-    so that results of two configs never mix; unless `begun` is False, which says that there is no result yet.
+    so that results of two configs never mix; unless `begun()` is False, which says that there is no result yet. Both are
+    looked at when the stage is called, and once more when it holds the folder: another run may have begun in between.
     """
 
-    def __init__(self, path: Path, stage: str, identity: Mapping[str, Any], *, begun: bool = True) -> None:
+    def __init__(self, path: Path, stage: str, identity: Mapping[str, Any], *, begun: Callable[[], bool] = lambda: True) -> None:
         self.path, self.stage, self._begun = Path(path), stage, begun
         self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity), default=str))
         self._manifest = self.path / f"{stage}.manifest.json"
-        if begun and self._manifest.exists():
+        self._check()
+
+    def _check(self) -> None:
+        if self._begun() and self._manifest.exists():
             before = read_json(self._manifest).get("identity", {})
             if before != self.identity:
                 changed = sorted(k for k in {*before, *self.identity} if before.get(k) != self.identity.get(k))
@@ -202,8 +325,14 @@ class StageFolder:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise WorkError(f"Another run is writing to {self.path}.", "Wait for it to end, or use another --work folder.") from error
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NOT_SUPPORTED:
+                raise
+            log.warning("The file system of %s has no locks: let only one run write there at a time.", self.path)
         try:
-            if not self._begun or not self._manifest.exists():
+            self._check()
+            sweep(self.path)
+            if not self._begun() or not self._manifest.exists():
                 write_json(self._manifest, {"stage": self.stage, "identity": self.identity})
             yield self.path
         finally:

@@ -55,8 +55,8 @@ def train(config: TrainConfig) -> Run:
         steps = steps_of_epochs(config.epochs, len(data.ids), config.batch_size * _passes(config))
         config = config.model_copy(update={"max_train_steps": steps, "epochs": None})
     made_with = {"model": fingerprint(config.model, ["transformer"]), "data": data.fingerprint, "processes": distributed.world_size()}
-    begun = any((config.train_folder / "checkpoints").glob("step-*")) or (config.train_folder / FILE_NAME).exists()
-    folder = StageFolder(config.train_folder, "train", {**settings_that_matter(config), **made_with}, begun=begun)
+    identity = {**settings_that_matter(config), **made_with}
+    folder = StageFolder(config.train_folder, "train", identity, begun=lambda: _begun(config.train_folder))
     if (config.train_folder / FILE_NAME).exists() and not (config.train_folder / "train.jsonl").exists():
         raise WorkError(f"There is a LoRA in {config.train_folder} that was not trained here.", "Choose another --lora-folder.")
     summary: dict[str, Any] = {
@@ -83,6 +83,11 @@ def train(config: TrainConfig) -> Run:
 
     events = held(folder, work) if distributed.rank() == 0 else work()
     return Run("train", config.max_train_steps, events, summary)
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a training has left something in the folder that another one must not go on from."""
+    return any((folder / "checkpoints").glob("step-*")) or (folder / FILE_NAME).exists()
 
 
 def _steps(config: TrainConfig, backbone: Backbone, data: TrainingSet, folder: Path, summary: dict[str, Any]) -> Iterator[Event]:
