@@ -151,3 +151,23 @@ def test_the_shipped_configs_are_valid(path: Path) -> None:
     for stage in PIPELINE:
         _, model = stage.load()
         validated(model, section(data, stage.name, model), stage.name)
+
+
+@pytest.mark.parametrize(
+    ("verb", "values"),
+    [
+        ("generate", {"prompt": "p", "num_images_per_prompt": 2}),
+        ("tryon", {"prompt": "p", "num_images_per_prompt": 2, "front": "f.png", "person": "f.png", "polygon": "p.json"}),
+        ("train", {"num_validation_images": 2}),
+        ("evaluate", {"pocket": True, "items": 2}),
+        ("demo", {"garments": 24}),
+    ],
+)
+def test_seeds_have_64_bits_up_to_the_last(verb: str, values: dict) -> None:
+    """ComfyUI's largest seed is the largest there is; a second picture from there on is refused at the call."""
+    function, model = next(stage for stage in STAGES if stage.name == verb).load()
+    with pytest.raises(ConfigError, match="64 bits"):
+        function(model(**values, seed=2**64 - 1))
+    for seed in (2**64, -1):
+        with pytest.raises(ConfigError, match="seed"):
+            validated(model, {"seed": seed}, verb)

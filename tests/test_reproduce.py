@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from triptych.cli import main
-from triptych.errors import ConfigError, InputError
+from triptych.config import StageConfig
+from triptych.errors import InputError
 from triptych.images import read_settings, save_png
-from triptych.reproduce import ReproduceConfig, reproduce
+from triptych.reproduce import ReproduceConfig, differences, reproduce
+from triptych.sampling import PICTURE_SETTINGS
+from triptych.stages import STAGES
 from triptych.stages.generate import GenerateConfig, generate
 from triptych.stages.tryon import TryonConfig, tryon
 
@@ -50,25 +55,8 @@ def test_a_try_on_is_made_again_pixel_for_pixel(tiny_flux: Path, photos: Path, t
     tryon(options(tiny_flux, photos, out)).finish()
     about = read_settings(out)
     assert about is not None
-    ignored = {
-        "work",
-        "catalogue",
-        "triptychs",
-        "embeddings",
-        "lora_folder",
-        "lora",
-        "out",
-        "device",
-        "caption",
-        "batch",
-        "batch_size",
-        "vlm_model",
-        "base_url",
-        "context_cache_gib",
-        "blocks_to_swap",
-    }
-    ignored |= {"front", "back", "person", "polygon", "num_images_per_prompt"}
-    assert set(about) - {"verb", "sha256", "made_on"} == set(TryonConfig.model_fields) - ignored, "every setting is in the picture"
+    assert set(about) - OURS == PICTURE_SETTINGS, "every setting is in the picture"
+    assert about["made_on"]["threads"] == torch.get_num_threads()
     assert about["guidance_scale"] == 3.5 and about["panel_height"] == 48, "recommendations of the model are written out"
     shutil.move(photos / "front.png", photos / "renamed.png")
     summary = reproduce(ReproduceConfig(image=out, photos=[photos], model=str(tiny_flux), device="cpu", work=tmp_path)).finish()
@@ -107,15 +95,124 @@ def test_what_cannot_be_reproduced_is_named(tiny_flux: Path, photos: Path, tmp_p
         reproduce(ReproduceConfig(image=photos / "front.png", photos=[photos], **again))
     with pytest.raises(InputError, match="only lies beside"):
         reproduce(ReproduceConfig(image=tmp_path / "out-triptych.png", photos=[photos], **again))
-    about = read_settings(out)
-    assert about is not None
-    for change, error in (({"strength": "much"}, ConfigError), ({"no_such": 1}, ConfigError), ({"sha256": []}, InputError)):
-        save_png(Image.new("RGB", (8, 8)), tmp_path / "odd.png", text={"triptych": json.dumps({**about, **change})})
-        with pytest.raises(error):
-            reproduce(ReproduceConfig(image=tmp_path / "odd.png", photos=[photos], **again))
     for broken in ("[" * 100_000, "[]", "null", "{"):
         save_png(Image.new("RGB", (8, 8)), tmp_path / "odd.png", text={"triptych": broken})
         assert read_settings(tmp_path / "odd.png") is None
+
+
+# --- A picture comes from anybody -----------------------------------------------------------------------------------------
+
+HASH = "0" * 64
+FOREIGN: dict[str, dict[str, Any]] = {
+    "tryon": {
+        "verb": "tryon",
+        "sha256": dict.fromkeys(("front", "person", "polygon"), HASH),
+        "made_on": {},
+        "prompt": PROMPT,
+        "model": "pocket",
+    },
+    "generate": {"verb": "generate", "sha256": {}, "made_on": {}, "prompt": PROMPT, "model": "pocket"},
+}
+OURS = {"verb", "sha256", "made_on", "part"}
+EVERY_KEY = sorted({key for stage in STAGES for key in stage.load()[1].model_fields} | {"config", "__class__", "photos", "image", ""})
+
+
+def foreign(path: Path, about: dict[str, Any]) -> ReproduceConfig:
+    """A picture that says `about`, to be reproduced without any photo."""
+    save_png(Image.new("RGB", (8, 8)), path / "evil.png", text={"triptych": json.dumps(about)})
+    return ReproduceConfig(image=path / "evil.png", photos=[path], work=path / "w")
+
+
+@pytest.mark.parametrize("verb", ["tryon", "generate"])
+def test_every_other_key_of_every_config_is_refused(verb: str, tmp_path: Path) -> None:
+    allowed = PICTURE_SETTINGS & set({"tryon": TryonConfig, "generate": GenerateConfig}[verb].model_fields)
+    refused = [key for key in EVERY_KEY if key not in allowed | OURS]
+    assert len(refused) > 60
+    for key in refused:
+        with pytest.raises(InputError, match="no picture of triptych's has"):
+            reproduce(foreign(tmp_path, {**FOREIGN[verb], key: "evil.png"}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": ""},
+        {"prompt": " \n"},
+        {"prompt": "a\0b"},
+        {"prompt": "a\ud800b"},
+        {"prompt": "x" * 100_000},
+        {"prompt": ["a"]},
+        {"prompt": None},
+        {"strength": "0.5"},
+        {"strength": float("nan")},
+        {"lora_scale": float("inf")},
+        {"lora_scale": 1e30},
+        {"guidance_scale": 1e30},
+        {"drop_background": 1},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"seed": True},
+        {"num_inference_steps": 10**9},
+        {"num_inference_steps": 3.0},
+        {"panel_width": 800_000},
+        {"panel_width": 8192, "panel_height": 8192},
+        {"feather": 10**9},
+        {"crop": "none;rm"},
+        {"quantize": "../x"},
+        {"dtype": "fp64"},
+        {"model": "attacker/model"},
+        {"model": "/home/x/model"},
+        {"model": "../model"},
+        {"model": ""},
+        {"verb": "train"},
+        {"verb": ["tryon"]},
+        {"sha256": {"front": "x.png"}},
+        {"sha256": {"front": HASH}},
+        {"sha256": {**FOREIGN["tryon"]["sha256"], "caption": HASH}},
+        {"sha256": []},
+        {"made_on": []},
+        {"made_on": {"device": "\x1b[31m"}},
+        {"made_on": {"path": "/"}},
+        {"made_on": {"threads": "many"}},
+        {"part": "mask"},
+    ],
+    ids=lambda change: ascii(change)[:40],
+)
+def test_a_picture_with_an_impossible_setting_is_refused_in_a_sentence(change: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        reproduce(foreign(tmp_path, {**FOREIGN["tryon"], **change}))
+    if "panel_height" not in change:  # whose canvas is looked at after the inputs
+        assert "evil.png" in caught.value.message and "not among the files" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_foreign_picture_reaches_no_server_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attack of the report: a captioner's address and local paths in place of hashes; nothing is opened but the picture."""
+    (tmp_path / "secret.txt").write_text("secret line")
+    monkeypatch.setenv("OPENAI_API_KEY", "canary")
+    paths = {name: str(tmp_path / "evil.png") for name in ("front", "person", "polygon")}
+    bare = {"verb": "tryon", "sha256": {}, "made_on": {}, "prompt": ""}
+    for extra in ({"vlm_model": "x", "base_url": "http://127.0.0.1:9/v1"}, {"caption": str(tmp_path / "secret.txt")}, {"batch": "b.csv"}):
+        with pytest.raises(InputError, match="no picture of triptych's has"):
+            reproduce(foreign(tmp_path, {**bare, **paths, **extra}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.png", "secret.txt"]
+
+
+def test_the_settings_a_picture_may_carry_are_the_ones_it_is_given() -> None:
+    """A new option of tryon or generate has to be entered in `PICTURE_SETTINGS`, or here as one that changes no pixel."""
+    no_pixels = {*StageConfig.model_fields, "lora", "out", "device", "caption", "batch", "batch_size", "vlm_model", "base_url"}
+    no_pixels |= {"context_cache_gib", "blocks_to_swap", "front", "back", "person", "polygon", "num_images_per_prompt"}
+    for kind in (TryonConfig, GenerateConfig):
+        assert set(kind.model_fields) - PICTURE_SETTINGS == no_pixels & set(kind.model_fields)
+    for name in PICTURE_SETTINGS:
+        assert "Path" not in str(TryonConfig.model_fields[name].annotation), "a picture never says which file to open"
+
+
+def test_threads_are_recorded_and_named_when_pixels_differ() -> None:
+    before = {"device": "cpu", "dtype": "float32", "torch": "2.10", "threads": 2}
+    assert differences(before, {**before, "threads": 1}) == ["threads: 2 then, 1 now"]
+    assert differences({"device": "cpu"}, {"device": "cpu", "threads": 4}) == ["threads: not recorded then, 4 now"]
+    assert len(differences(before, before)) == 1
 
 
 def test_pictures_say_that_a_model_made_them(tiny_flux: Path, photos: Path, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def doubtful(features: np.ndarray, labels: list[str], *, seed: int = 0) -> list[
     from sklearn.model_selection import StratifiedKFold
 
     human = _is_human(labels)
-    folds = StratifiedKFold(min(10, int(human.sum()), int((~human).sum())), shuffle=True, random_state=seed)
+    folds = StratifiedKFold(min(10, int(human.sum()), int((~human).sum())), shuffle=True, random_state=seed % 2**32)
     wrong: list[int] = []
     for train, test in folds.split(features, human):
         margins = _machine(None).fit(features[train], human[train]).decision_function(features[test])

@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from triptych.errors import ConfigError, InputError
 from triptych.text_files import read_text
@@ -21,10 +21,27 @@ MAX_BYTES = 1 << 20
 """Largest config file that is read; one with every setting has some 5 KB."""
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+"""A seed, as PyTorch's generators take it. What counts on from one is checked by `seeds_from`."""
+
+
+def seeds_from(first: int, count: int) -> list[int]:
+    """The seeds of `count` pictures, counting up.
+
+    Raises:
+        ConfigError: the last one has more than 64 bits.
+    """
+    if first + count > 2**64:
+        raise ConfigError(
+            f"{count} pictures from seed {first} on need seeds of more than 64 bits.", f"The largest seed is {2**64 - count}."
+        )
+    return list(range(first, first + count))
+
+
 class StageConfig(BaseModel):
     """What every verb takes. Folders left empty lie under `work`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     work: Path = Path("work")
     """Work folder; every stage keeps its results in a folder of its own below it."""

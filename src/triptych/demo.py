@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import Field
 
 from triptych import masks
-from triptych.config import StageConfig
+from triptych.config import Seed, StageConfig, seeds_from
 from triptych.inference import load_models
 from triptych.pocket.measure import BATCH, Item, held_out_items, outline, verdicts, worn_panels
 from triptych.pocket.raw_catalogue import write_raw_catalogue
@@ -41,12 +41,13 @@ class DemoConfig(StageConfig):
     """Training steps of the LoRA."""
     garments: int = Field(default=48, ge=24, le=500)
     """Unseen garments that base and LoRA are judged on."""
-    seed: int = 0
+    seed: Seed = 0
     """Everything random follows from it."""
 
 
 def demo(config: DemoConfig) -> Run:
     """Write `report.html` and `summary.json` to `out`; what an earlier run finished is kept."""
+    seeds_from(config.seed, config.garments)
     out = config.out or (config.work if "work" in config.model_fields_set else Path("demo"))
     summary: dict[str, Any] = {"report": str(out / "report.html"), "seconds": {}}
     return Run("demo", 0, _story(config, out, summary), summary)

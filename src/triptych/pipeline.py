@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from triptych.config import StageConfig, section, validated
+from triptych.config import Seed, StageConfig, section, validated
 from triptych.errors import ConfigError
 from triptych.stages import STAGES
 from triptych.store import Event, Run
@@ -17,7 +17,7 @@ PIPELINE = tuple(stage for stage in STAGES if stage.in_run)
 class RunConfig(StageConfig):
     model: str | None = None
     """Model for every stage; wins over the config file."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed for every stage; wins over the config file."""
 
 

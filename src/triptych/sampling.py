@@ -14,9 +14,9 @@ from pydantic import Field
 
 from triptych import masks
 from triptych.backbones.settings import ModelSettings, Quantize, model_settings
-from triptych.config import StageConfig
-from triptych.errors import ModelError
-from triptych.images import SETTINGS, sha256_photo
+from triptych.config import Seed, StageConfig, seeds_from
+from triptych.errors import InputError, ModelError
+from triptych.images import MAX_PIXELS, SETTINGS, sha256_photo
 from triptych.inference import Models, Sampling
 from triptych.lora import lora_file, read_lora
 from triptych.panels import PanelLayout
@@ -29,20 +29,59 @@ MODEL_FIELDS = ("model", "lora", "lora_scale", "device", "dtype", "quantize", "b
 """The settings that decide what is loaded, and not what is made with it."""
 
 
+PICTURE_SETTINGS = frozenset(
+    {
+        "model",
+        "lora_scale",
+        "num_inference_steps",
+        "guidance_scale",
+        "true_cfg_scale",
+        "time_shift",
+        "context",
+        "context_reading",
+        "drop_background",
+        "token_bucket",
+        "step_cache",
+        "context_guidance_scale",
+        "guidance_stop",
+        "panel_width",
+        "panel_height",
+        "seed",
+        "dtype",
+        "quantize",
+        "prompt",
+        # tryon alone
+        "crop",
+        "crop_margin",
+        "expand",
+        "grow",
+        "feather",
+        "rough",
+        "strength",
+    }
+)
+"""The settings that decide pixels. A picture carries these, and `reproduce` takes these alone out of one. No path, no address and
+no captioner may ever stand here: a picture comes from anybody."""
+MAX_PANEL = 8192
+"""Largest side of a panel in pixels; a whole canvas has at most `images.MAX_PIXELS`."""
+MAX_PROMPT = 20_000
+"""Characters of the longest prompt: some ten times what any text encoder here reads."""
+
+
 class SamplingConfig(StageConfig):
     """How to sample: model, LoRA, and the settings that change a picture."""
 
     lora: Path | None = None
     """LoRA file, or a folder that holds one. Without it the base model is used."""
-    lora_scale: float = 1.0
+    lora_scale: float = Field(default=1.0, ge=-100, le=100)
     """Strength of the LoRA."""
     model: str = "pocket"
     """`pocket`, a diffusers folder, or a hub id such as black-forest-labs/FLUX.1-dev."""
     num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
     """Denoising steps; by default what the model recommends."""
-    guidance_scale: float | None = Field(default=None, ge=0)
+    guidance_scale: float | None = Field(default=None, ge=0, le=1000)
     """Distilled guidance fed to the model, for models that take it; by default what the model recommends."""
-    true_cfg_scale: float | None = Field(default=None, ge=0)
+    true_cfg_scale: float | None = Field(default=None, ge=0, le=1000)
     """Classifier-free guidance on the empty prompt (1 is off); by default what the model recommends."""
     time_shift: Literal["panel", "canvas"] = "panel"
     """Which tokens the time shift counts, if the model's depends on them: of one panel, or of the whole canvas as diffusers does."""
@@ -55,20 +94,20 @@ class SamplingConfig(StageConfig):
     """Clean context only: leave out the plain background of the product photos. Faster; an approximation."""
     token_bucket: int = Field(default=1, ge=1, le=4096)
     """Clean context only: the number of tokens that are run is rounded up to a multiple of this; compiled models then meet few sizes."""
-    context_cache_gib: float = Field(default=4.0, ge=0)
+    context_cache_gib: float = Field(default=4.0, ge=0, le=1e6)
     """Clean context only: GiB of memory, on the device, for what was read of known panels, from one picture to the next."""
     step_cache: float = Field(default=0.0, ge=0, le=1)
     """Threshold of diffusers' FirstBlockCache (FLUX only; 0 is off): steps that change less reuse the one before. An approximation."""
-    context_guidance_scale: float | None = Field(default=None, ge=0)
+    context_guidance_scale: float | None = Field(default=None, ge=0, le=1000)
     """Clean context only: guidance on the product photos, in place of the two others (1 is off); by default what the model recommends."""
     guidance_stop: float = Field(default=1.0, ge=0, le=1)
     """Part of the steps after which guidance that runs a second pass (true_cfg_scale, context_guidance_scale) is left off: 0.5 saves a
     quarter of all passes."""
-    panel_width: int | None = Field(default=None, ge=8)
+    panel_width: int | None = Field(default=None, ge=8, le=MAX_PANEL)
     """Panel width in pixels; by default the LoRA's, else what the model recommends."""
-    panel_height: int | None = Field(default=None, ge=8)
+    panel_height: int | None = Field(default=None, ge=8, le=MAX_PANEL)
     """Panel height in pixels; likewise."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the first picture; the next ones count up."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 …"""
@@ -93,9 +132,14 @@ class SamplingConfig(StageConfig):
         settings = model_settings(self.model)
         stored = read_lora(self.lora)[1].get("layout") if self.lora else None
         base = PanelLayout.from_dict(stored) if stored else PanelLayout(settings.panel_width, settings.panel_height)
-        return PanelLayout(self.panel_width or base.width, self.panel_height or base.height, base.roles, base.columns).check(
-            settings.stride
-        )
+        layout = PanelLayout(self.panel_width or base.width, self.panel_height or base.height, base.roles, base.columns)
+        width, height = layout.size
+        if width * height > MAX_PIXELS:
+            limit = f"at most {MAX_PIXELS / 1e6:g} megapixels"
+            raise InputError(
+                f"Panels of {layout.width}×{layout.height} px make a canvas of {width}×{height} px; {limit}.", "Make them smaller."
+            )
+        return layout.check(settings.stride)
 
     def sampling(self, settings: ModelSettings, strength: float = 1.0, trained: Mapping[str, Any] | None = None) -> Sampling:
         """The settings asked for, else those of the LoRA and of the model. `trained` is what the LoRA says about itself, by
@@ -139,32 +183,19 @@ class SamplingConfig(StageConfig):
 class PictureConfig(SamplingConfig):
     """What every verb that makes pictures from a prompt takes."""
 
-    prompt: str = ""
+    prompt: str = Field(default="", max_length=MAX_PROMPT)
     """The caption of the whole triptych: a summary, then <IMAGE 1> …, <IMAGE 2> …, <IMAGE 3> …"""
     num_images_per_prompt: int = Field(default=1, ge=1, le=64)
     """How many pictures to make."""
 
     @property
     def seeds(self) -> list[int]:
-        return list(range(self.seed, self.seed + self.num_images_per_prompt))
+        """One for each picture. Raises ConfigError if they go beyond 64 bits."""
+        return seeds_from(self.seed, self.num_images_per_prompt)
 
     def settings(self, verb: str, seed: int, photos: Mapping[str, Path | None], sampling: Sampling, layout: PanelLayout) -> dict[str, Any]:
         """Everything that decides the pixels: every setting, the model's recommendations put in, and hashes (not paths) of what went in."""
-        not_pixels = {
-            "lora",
-            "out",
-            "device",
-            "blocks_to_swap",
-            "context_cache_gib",
-            "num_images_per_prompt",
-            "caption",
-            "vlm_model",
-            "base_url",
-            "batch",
-            "batch_size",
-        }
-        hidden = {*StageConfig.model_fields, *photos, *not_pixels}
-        chosen = {k: v for k, v in self.model_dump(mode="json").items() if k not in hidden}
+        chosen = {k: v for k, v in self.model_dump(mode="json").items() if k in PICTURE_SETTINGS}
         chosen |= {k: v for k, v in asdict(sampling).items() if k in chosen}
         chosen |= {"panel_width": layout.width, "panel_height": layout.height, "seed": seed}
         chosen["model"] = Path(self.model).name if Path(self.model).exists() else self.model
@@ -180,6 +211,12 @@ class PictureConfig(SamplingConfig):
 
 def text_chunks(settings: Mapping[str, Any], models: Models, part: str = "") -> dict[str, str]:
     """Text chunks for a PNG: the settings and what they ran on. `part` marks a file that lies beside the picture proper."""
-    ran_on = {"device": str(models.backbone.device), "dtype": str(models.backbone.dtype).removeprefix("torch."), "torch": torch.__version__}
-    about = {**settings, "made_on": ran_on} | ({"part": part} if part else {})
+    about = {**settings, "made_on": ran_on(models)} | ({"part": part} if part else {})
     return {"Software": "triptych", SETTINGS: json.dumps(about, sort_keys=True)}
+
+
+def ran_on(models: Models) -> dict[str, Any]:
+    """What pixels also hang on: device, precision, version of torch, and, on a CPU, the threads that share a sum."""
+    device, dtype = str(models.backbone.device), str(models.backbone.dtype).removeprefix("torch.")
+    threads = {"threads": torch.get_num_threads()} if models.backbone.device.type == "cpu" else {}
+    return {"device": device, "dtype": dtype, "torch": str(torch.__version__), **threads}

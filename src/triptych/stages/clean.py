@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import Field
 
 from triptych.catalogue import OVERRIDE_LABELS, OVERRIDES, PHOTOS, Photo, natural, read_overrides, refusal, scan, write_photos
-from triptych.config import StageConfig
+from triptych.config import Seed, StageConfig
 from triptych.errors import InputError
 from triptych.images import BadImage, Cell, check_header, contact_sheet, load_image, save_png
 from triptych.store import Event, Run, StageFolder, digest, held, publish, sha256_file
@@ -52,7 +52,7 @@ class CleanConfig(StageConfig):
     """Photos with a side shorter than this many pixels are rejected."""
     overrides: Path | None = None
     """Text file of lines 'item1/photo.jpg human' that win over the classifier; WORK/catalogue/overrides.txt if it exists."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the cross-check that looks for examples in the wrong folder."""
 
 

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from triptych.backbones.settings import model_settings
 from triptych.catalogue import PHOTOS, Photo, read_photos, side_hint
-from triptych.config import StageConfig
+from triptych.config import Seed, StageConfig
 from triptych.errors import InputError, TriptychError, WorkError
 from triptych.images import contact_sheet, load_image, save_png
 from triptych.panels import PanelLayout, concatenate, fit
@@ -43,7 +43,7 @@ class ConcatConfig(StageConfig):
     """Pixels; by default what the model recommends."""
     panel_height: int | None = Field(default=None, ge=16, le=8192)
     """Pixels; by default what the model recommends."""
-    seed: int = 0
+    seed: Seed = 0
     """Chooses among the worn photos of an item that has more than max_concat_n."""
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from triptych.config import StageConfig
+from triptych.config import StageConfig, seeds_from
 from triptych.errors import ConfigError
 from triptych.images import save_png
 from triptych.inference import load_models
@@ -49,6 +49,7 @@ def evaluate(config: EvaluateConfig) -> Run:
     subjects = [("base", config.model_copy(update={"lora": None, "context": "auto"}))] if config.base or config.lora is None else []
     if config.lora is not None:
         subjects.append(("lora", config))
+    seeds_from(config.seed, config.items)
     items = held_out_items(config.items, config.seed, back_prints=config.back_prints)
     summary: dict[str, Any] = {"items": len(items), "results": str(out / "evaluation.json")}
     per_mode = {"generate": -(-len(items) // BATCH), "tryon": -(-len(items) // BATCH)}

@@ -19,6 +19,7 @@ from torch import nn
 from triptych import flow
 from triptych.backbones.base import Backbone, fingerprint
 from triptych.backbones.registry import load_backbone
+from triptych.config import seeds_from
 from triptych.embeddings import EmbeddingFolder
 from triptych.errors import WorkError
 from triptych.images import save_png
@@ -42,6 +43,7 @@ def train(config: TrainConfig) -> Run:
         other or the data, or an optimizer that is not installed. InputError: loss masks that cannot be used. WorkError: no
         embeddings; or the folder holds a training with other settings; or, in the midst of it, a loss that is no longer a number.
     """
+    seeds_from(config.seed, max(1, config.num_validation_images))
     device = distributed.own_device(config.device)
     backbone = load_backbone(config.model, device, config.dtype, config.quantize, config.blocks_to_swap)
     records = EmbeddingFolder(config.embedding_folder / backbone.name)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from triptych.backbones.settings import Quantize
-from triptych.config import StageConfig
+from triptych.config import Seed, StageConfig
 from triptych.errors import ConfigError
 
 
@@ -72,7 +72,7 @@ class TrainConfig(StageConfig):
     """Guidance fed to a guidance-distilled model in training (others take no notice of it); 1 for FLUX.1-dev."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: a third more time, several times less memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Everything random follows from it."""
     checkpointing_steps: int = Field(default=250, ge=1)
     """Save the whole training state every so many steps. Run the same command again to resume."""
