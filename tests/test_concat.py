@@ -51,7 +51,7 @@ class Shop:
         return concat(self.config(**options)).finish()
 
     def config(self, **options: object) -> ConcatConfig:
-        return ConcatConfig(work=self.root / "work", **{"panel_width": 32, "panel_height": 48} | options)
+        return ConcatConfig(work=self.root / "work", **{"model": "pocket", "panel_width": 32, "panel_height": 48} | options)
 
     @property
     def folder(self) -> Path:
@@ -307,10 +307,10 @@ def test_one_lock_one_identity(shop: Shop) -> None:
 
 def test_no_catalogue(tmp_path: Path) -> None:
     with pytest.raises(WorkError):
-        concat(ConcatConfig(work=tmp_path))
+        concat(ConcatConfig(work=tmp_path, model="pocket"))
     write_photos(tmp_path / "catalogue" / "photos.jsonl", [])
     with pytest.raises(WorkError, match="no items"):
-        concat(ConcatConfig(work=tmp_path))
+        concat(ConcatConfig(work=tmp_path, model="pocket"))
 
 
 def test_configs_import_no_torch() -> None:

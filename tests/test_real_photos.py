@@ -28,6 +28,7 @@ def work(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = folder / "triptych.yaml"
     config.write_text(f"""
 work: {folder / "work"}
+model: pocket
 clean:
   photos: {photos / "catalogue"}
   human: {photos / "labels" / "human"}
@@ -81,7 +82,20 @@ def test_try_on_leaves_everything_outside_the_polygon_bit_identical(work: Path, 
         "--prompt",
         CAPTION.format(kind="jacket"),
     ]
-    words += ["--lora", str(work / "lora"), "--num-inference-steps", "4", "--strength", "0.8", "--seed", "3", "--out", str(out)]
+    words += [
+        "--model",
+        "pocket",
+        "--lora",
+        str(work / "lora"),
+        "--num-inference-steps",
+        "4",
+        "--strength",
+        "0.8",
+        "--seed",
+        "3",
+        "--out",
+        str(out),
+    ]
     assert main(words) == 0
     after = np.asarray(Image.open(out))
     assert after.shape == before.shape, "the photo keeps its size"

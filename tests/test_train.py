@@ -182,7 +182,7 @@ def test_alpha_in_a_files_metadata_is_heeded(tmp_path: Path, tiny_flux: Path) ->
 def test_embeddings_of_another_model_are_refused(tmp_path: Path, tiny_flux: Path) -> None:
     write_records(tmp_path, ["id-1"], tiny_flux)
     with pytest.raises(WorkError, match="another model"):
-        train(TrainConfig(work=tmp_path))
+        train(TrainConfig(work=tmp_path, model="pocket"))
 
 
 def test_settings_may_change_as_long_as_nothing_is_trained(tmp_path: Path, tiny_flux: Path) -> None:

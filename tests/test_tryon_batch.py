@@ -220,6 +220,7 @@ def test_a_captioner_writes_the_prompts_that_are_missing(tmp_path: Path, capsys:
     (tmp_path / "p.json").write_text(json.dumps({"polygons": [[[40, 60], [150, 60], [150, 200], [40, 200]]]}))
     words = ["tryon", "--front", f"{tmp_path}/front.png", "--back", f"{tmp_path}/back.png", "--person", f"{tmp_path}/me.png"]
     words += ["--polygon", f"{tmp_path}/p.json", "--num-inference-steps", "1", "--out", f"{tmp_path}/new.png", "--json"]
+    words += (model := ["--model", "pocket"])
     assert main(words) == 1
     assert "--vlm-model" in capsys.readouterr().err
     assert main([*words, "--vlm-model", "pocket"]) == 0
@@ -237,7 +238,7 @@ def test_a_captioner_writes_the_prompts_that_are_missing(tmp_path: Path, capsys:
         "own,front.png,back.png,me.png,a b <IMAGE 1> c <IMAGE 2> d <IMAGE 3> e",
         "x,front.png,back.png,me.png,",
     )
-    batch = ["tryon", "--batch", f"{tmp_path}/jobs.csv", "--polygon", f"{tmp_path}/p.json", "--vlm-model", "pocket", "--json"]
+    batch = ["tryon", "--batch", f"{tmp_path}/jobs.csv", "--polygon", f"{tmp_path}/p.json", *model, "--vlm-model", "pocket", "--json"]
     assert main([*batch, "--num-inference-steps", "1", "--out", f"{tmp_path}/out"]) == 0
     assert json.loads(capsys.readouterr().out)["made"] == 2
     prompts = [json.loads(Image.open(tmp_path / "out" / f"{name}.png").text["triptych"])["prompt"] for name in ("own", "x")]

@@ -16,7 +16,14 @@ from triptych.questions import Captioner
 from triptych.server_captioner import ServerCaptioner
 
 
-def load_captioner(vlm_model: str = "pocket", base_url: str | None = None, *, timeout: float = 120.0, attempts: int = 5) -> Captioner:
+def no_captioner() -> ModelError:
+    """The refusal of an empty name."""
+    hint = "Give --vlm-model, or `vlm_model:` under `caption:` in the config: a model on a server such as gpt-4.1-mini, or the folder "
+    hint += "of a transformers model; --vlm-model pocket only describes rendered clothes. With captions of your own none is needed."
+    return ModelError("No captioner is given.", hint)
+
+
+def load_captioner(vlm_model: str, base_url: str | None = None, *, timeout: float = 120.0, attempts: int = 5) -> Captioner:
     """The captioner that a name stands for. The first rule that fits decides:
 
     1. `pocket`: the embedded model.
@@ -30,8 +37,10 @@ def load_captioner(vlm_model: str = "pocket", base_url: str | None = None, *, ti
 
     Raises:
         ConfigError: name and `base_url` do not go together.
-        ModelError: the model cannot be loaded, or no key is set for OpenAI's server. A server is not contacted yet.
+        ModelError: no name; the model cannot be loaded, or no key is set for OpenAI's server. A server is not contacted yet.
     """
+    if not vlm_model.strip():
+        raise no_captioner()
     if base_url is not None and (vlm_model == "pocket" or vlm_model.startswith("local:")):
         raise ConfigError(f"base_url is given, but vlm_model is {vlm_model}.", "Give vlm_model the name of a model on that server.")
     base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
@@ -42,5 +51,6 @@ def load_captioner(vlm_model: str = "pocket", base_url: str | None = None, *, ti
     if base_url is None and Path(vlm_model).is_dir():
         return LocalCaptioner(vlm_model)
     if base_url is None and vlm_model.startswith((".", "/", "~")):
-        raise ModelError(f"There is no folder {vlm_model} with a captioner in it.", "Give a folder saved by transformers, or 'pocket'.")
+        hint = "Give a folder saved by transformers, or the name of a model on a server."
+        raise ModelError(f"There is no folder {vlm_model} with a captioner in it.", hint)
     return ServerCaptioner(vlm_model, base_url, timeout=timeout, attempts=attempts)

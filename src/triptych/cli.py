@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from triptych import __version__
-from triptych.config import load_config, section, validated
+from triptych.config import StageConfig, load_config, section, validated
 from triptych.errors import TriptychError
 from triptych.stages import GROUPS, STAGES, Stage
 from triptych.store import Run
@@ -122,6 +122,9 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
             Print one JSON object to stdout, everything else to stderr.
         """
         options = options or model()
+        if stage.ask and not json and show.is_terminal and sys.stdin.isatty():
+            function(options)  # mistakes first, questions after
+            options = _answered(stage, options, show)
         run = function(options, data) if stage.whole_config else function(options)
         show.quiet = not _FIRST
         summary = follow(run, show)
@@ -133,6 +136,20 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
 
     command.__annotations__["options"] = Annotated[model | None, Parameter(name="*")]
     return command
+
+
+def _answered(stage: Stage, options: StageConfig, show: Console) -> StageConfig:
+    """The options, with what a person at the terminal says to the fields of `stage.ask` that are still empty."""
+    answers = {}
+    for field in stage.ask:
+        if not getattr(options, field):
+            about = " ".join((type(options).model_fields[field].description or "").split())
+            show.print(_plain(about), highlight=False)
+            try:
+                answers[field] = show.input(f"[bold]{field}:[/] ").strip()
+            except EOFError:
+                break
+    return validated(type(options), {**options.model_dump(exclude_unset=True), **answers}, stage.name)
 
 
 def _nested(path: Sequence[str], values: dict[str, Any]) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def load_config(paths: Iterable[Path], verbs: Iterable[str]) -> dict[str, Any]:
 
 
 def section(data: Mapping[str, Any], verb: str, model: type[BaseModel]) -> dict[str, Any]:
-    """The keys of one verb: its section, and the shared keys it knows.
+    """The keys of one verb: its section, and the shared keys it knows. A key without a value (`model:`) is as if left out.
 
     Raises:
         ConfigError: a key the verb does not have.
@@ -198,7 +198,7 @@ def section(data: Mapping[str, Any], verb: str, model: type[BaseModel]) -> dict[
         if key not in known:
             raise unknown_key(key, known, f"section '{verb}'")
     shared = {k: v for k, v in data.items() if k in known and not isinstance(v, dict)}
-    return {**shared, **own}
+    return {key: value for given in (shared, own) for key, value in given.items() if value is not None}
 
 
 def validated(model: type[StageConfig], values: Mapping[str, Any], verb: str) -> StageConfig:

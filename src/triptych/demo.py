@@ -64,7 +64,7 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     labels = {"human": shop / "labels" / "human", "garment": shop / "labels" / "garment"}
     yield from _stage(clean(CleanConfig(work=out, photos=shop / "photos", **labels)), summary)
     yield from _stage(concat(ConcatConfig(**work, max_concat_n=1, seed=config.seed)), summary)
-    yield from _stage(caption(CaptionConfig(**work)), summary)
+    yield from _stage(caption(CaptionConfig(**work, vlm_model="pocket")), summary)
     yield from _stage(embed(EmbedConfig(**work, batch_size=8)), summary)
     recipe: dict[str, Any] = {"batch_size": 4, "noise_levels": 2, "learning_rate": 3e-3, "shift": 3.0, "caption_dropout": 0.1}
     recipe |= {"context": "clean", "context_lora": True, "gradient_checkpointing": False}
@@ -92,7 +92,7 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
         for number, inputs in enumerate(pairs):
             for name, lora in (("base", None), ("lora", out / "lora")):
                 options = {**inputs, "lora": lora, "seed": config.seed + number, "out": out / "tryon" / f"{number}-{name}.png"}
-                yield from tryon(TryonConfig(work=out, crop="none", strength=0.95, feather=4, **options)).nested()
+                yield from tryon(TryonConfig(work=out, model="pocket", crop="none", strength=0.95, feather=4, **options)).nested()
 
     summary.update(
         photos=summary["clean"]["photos"],
@@ -136,7 +136,7 @@ def _generate_pictures(out: Path, items: list[Item], seed: int) -> Run:
             item.front.save(folder / f"{number}-front.png")
             item.back.save(folder / f"{number}-back.png")
             options = {"front": folder / f"{number}-front.png", "back": folder / f"{number}-back.png", "prompt": item.prompt}
-            yield from generate(GenerateConfig(work=out, out=folder / str(number), lora=out / "lora", seed=seed, **options))
+            yield from generate(GenerateConfig(work=out, model="pocket", out=folder / str(number), lora=out / "lora", seed=seed, **options))
 
     return Run("generate", len(items), work(), {})
 

@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from triptych.backbones.settings import resolve_model
 from triptych.config import Seed, StageConfig, section, validated
 from triptych.errors import ConfigError
 from triptych.stages import STAGES
+from triptych.stages.caption import check_captioner
 from triptych.store import Event, Run
 
 PIPELINE = tuple(stage for stage in STAGES if stage.in_run)
@@ -30,6 +32,7 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
 
     Raises:
         ConfigError: no config, an unknown key, or a value that a stage refuses. All sections are read before any work.
+        ModelError: no model for a stage, a path that holds none, or no captioner.
     """
     if not data:
         raise ConfigError("`triptych run` needs a config.", "Make one with `triptych init --photos FOLDER`, then give it with --config.")
@@ -39,6 +42,7 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
         _, model = stage.load()
         given = {name: value for name, value in shared.items() if name in model.model_fields}
         configs[stage.name] = validated(model, {**section(data, stage.name, model), **given}, stage.name)
+    _check_models(configs)
     summary: dict[str, Any] = {"seconds": {}}
 
     def work() -> Iterator[Event]:
@@ -52,3 +56,11 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
 
     # How many events the later stages will have is not known before the earlier ones have run.
     return Run("run", 0, work(), summary)
+
+
+def _check_models(configs: Mapping[str, Any]) -> None:
+    """Every stage's model and the captioner are named: `clean` is hours of work that the next stage must not refuse."""
+    for config in configs.values():
+        if hasattr(config, "model"):
+            resolve_model(config.model)
+    check_captioner(configs["caption"])

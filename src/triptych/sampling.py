@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from triptych import masks
-from triptych.backbones.settings import ModelSettings, Quantize, model_settings
+from triptych.backbones.settings import ModelSettings, Quantize, model_settings, no_model
 from triptych.config import Seed, StageConfig, seeds_from
 from triptych.errors import InputError, ModelError
 from triptych.images import MAX_PIXELS, SETTINGS, sha256_photo
@@ -75,8 +75,8 @@ class SamplingConfig(StageConfig):
     """LoRA file, or a folder that holds one. Without it the base model is used."""
     lora_scale: float = Field(default=1.0, ge=-100, le=100)
     """Strength of the LoRA."""
-    model: str = "pocket"
-    """`pocket`, a diffusers folder, or a hub id such as black-forest-labs/FLUX.1-dev."""
+    model: str = ""
+    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows rendered clothes."""
     num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
     """Denoising steps; by default what the model recommends."""
     guidance_scale: float | None = Field(default=None, ge=0, le=1000)
@@ -122,6 +122,11 @@ class SamplingConfig(StageConfig):
     def model_source(self) -> dict[str, Any]:
         """The settings that `load_models` takes."""
         return {name: getattr(self, name) for name in MODEL_FIELDS}
+
+    def check_model(self) -> None:
+        """Raises ModelError if no model is named. What a LoRA's file names as its base is a hint, never the choice."""
+        if not self.model.strip():
+            raise no_model(read_lora(self.lora)[1].get("base_model") if self.lora else None)
 
     def layout(self) -> PanelLayout:
         """The panels asked for, else those the LoRA was trained on, else the model's own.

@@ -36,7 +36,7 @@ class ServerCaptioner:
         if base_url is None and not key:
             raise ModelError(
                 f"'{model}' would be a model of OpenAI's server, and OPENAI_API_KEY is not set.",
-                "Set it, give base_url for another server, write local:NAME for a transformers model, or use 'pocket'.",
+                "Set it, give base_url for another server, or write local:NAME for a transformers model.",
             )
         self._key, self._attempts, self._timeout = key, attempts, timeout
         self._client = openai.OpenAI(api_key=key or "none", base_url=check_url(base_url), max_retries=0, timeout=timeout)

@@ -120,6 +120,7 @@ def run_batch(config: TryonConfig) -> Run:
         InputError: the file cannot be used at all. ModelError: model or LoRA cannot be used.
     """
     assert config.batch
+    config.check_model()
     out = config.out or config.work / "tryon"
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file.", "With --batch, give a folder with --out.")

@@ -43,8 +43,8 @@ class TryonConfig(PictureConfig):
     caption: Path | None = None
     """Text file with the prompt, such as the `<id>.txt` that `caption` writes; used if there is no --prompt."""
     vlm_model: str | None = None
-    """Who writes the prompt from the three photos, if there is no --prompt and no --caption: names as for `caption`, such as pocket
-    or gpt-4.1-mini."""
+    """Who writes the prompt from the three photos, if there is no --prompt and no --caption: names as for `caption`, such as
+    gpt-4.1-mini."""
     base_url: str | None = None
     """Address of an OpenAI-compatible server for --vlm-model."""
     crop: Literal["polygon", "none"] = "polygon"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -51,12 +52,23 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
 """What a family recommends where it differs from the defaults above (FLUX.1-dev's), by the pipeline class of model_index.json."""
 
 
+def no_model(trained_on: object = None) -> ModelError:
+    """The refusal of an empty model. `trained_on`: what a LoRA's file names as its base, if it is a name worth repeating."""
+    hint = "Give --model black-forest-labs/FLUX.1-dev (gated, non-commercial), or put `model:` into the config; "
+    hint += "--model pocket only draws rendered clothes."
+    if trained_on == "pocket" or (isinstance(trained_on, str) and re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", trained_on, re.A)):
+        hint = f"The LoRA says that it was trained on {trained_on}: give that with --model, or put `model:` into the config."
+    return ModelError("No model is given.", hint)
+
+
 def resolve_model(model: str) -> str:
     """`pocket` as the folder of the embedded checkpoint; anything else (a folder, a hub id) as it is.
 
     Raises:
-        ModelError: something that looks like a path but is no diffusers folder.
+        ModelError: no name at all, or something that looks like a path but is no diffusers folder.
     """
+    if not model.strip():
+        raise no_model()
     if model == "pocket":
         return str(checkpoint_path())
     path = Path(model)
@@ -64,7 +76,7 @@ def resolve_model(model: str) -> str:
         if not (path / "model_index.json").is_file():
             raise ModelError(
                 f"{model} is no diffusers model folder: it has no model_index.json.",
-                "Give 'pocket', a folder saved by diffusers, or a hub id such as black-forest-labs/FLUX.1-dev.",
+                "Give a folder saved by diffusers, or a hub id such as black-forest-labs/FLUX.1-dev.",
             )
         return str(path)
     return model
@@ -86,7 +98,7 @@ def model_class(model: str) -> str:
     except Exception as error:  # the hub client raises a dozen unrelated kinds
         raise ModelError(
             f"The model {model} cannot be opened: {(str(error) or repr(error)).splitlines()[0][:200]}.",
-            "Check the name and the network; gated models need `hf auth login` and their licence accepted. 'pocket' needs neither.",
+            "Check the name and the network; gated models need `hf auth login` and their licence accepted.",
         ) from error
 
 

@@ -27,6 +27,8 @@ class Stage:
     in_run: bool = False
     positional: tuple[str, ...] = ()
     """Fields that may be given without their option's name, in this order, right after the verb."""
+    ask: tuple[str, ...] = ()
+    """Fields that the command line asks for at a terminal when nobody gave them; an empty answer leaves them empty."""
     whole_config: bool = False
     """The function also gets the loaded config files, shared keys and all sections, and hands them to other stages itself."""
 
@@ -47,6 +49,7 @@ STAGES: tuple[Stage, ...] = (
         "InitConfig",
         "Look at a folder of photos and write a config to start from.",
         "triptych init --photos photos --human examples/human --garment examples/garment",
+        ask=("model", "vlm_model"),
     ),
     Stage(
         "clean",
@@ -61,7 +64,7 @@ STAGES: tuple[Stage, ...] = (
         "triptych.stages.concat",
         "ConcatConfig",
         "Put front, back and worn photo side by side.",
-        "triptych concat --work work --max-concat-n 3",
+        "triptych concat --config triptych.yaml --max-concat-n 3",
         in_run=True,
     ),
     Stage(
@@ -69,7 +72,7 @@ STAGES: tuple[Stage, ...] = (
         "triptych.stages.caption",
         "CaptionConfig",
         "Check the order of the panels and describe them.",
-        "triptych caption --work work --vlm-model gpt-4.1-mini --brands Acme",
+        "triptych caption --config triptych.yaml --vlm-model gpt-4.1-mini --brands Acme",
         in_run=True,
     ),
     Stage(
@@ -85,7 +88,7 @@ STAGES: tuple[Stage, ...] = (
         "triptych.stages.train",
         "TrainConfig",
         "Train an In-Context LoRA.",
-        "triptych train --work work --max-train-steps 2000 --checkpointing-steps 250",
+        "triptych train --config triptych.yaml --max-train-steps 2000 --checkpointing-steps 250",
         in_run=True,
     ),
     Stage(
@@ -93,14 +96,14 @@ STAGES: tuple[Stage, ...] = (
         "triptych.stages.generate",
         "GenerateConfig",
         "Make triptychs from a prompt or from two product photos.",
-        'triptych generate --front front.jpg --back back.jpg --lora work/lora --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …"',
+        'triptych generate --config triptych.yaml --front front.jpg --back back.jpg --lora work/lora --prompt "… <IMAGE 1> …"',
     ),
     Stage(
         "tryon",
         "triptych.stages.tryon",
         "TryonConfig",
         "Dress a given person: only the polygon is regenerated.",
-        'triptych tryon --front front.jpg --back back.jpg --person me.jpg --polygon me.json --lora work/lora --prompt "…" --out new.png',
+        'triptych tryon --config triptych.yaml --front f.jpg --back b.jpg --person me.jpg --polygon me.json --lora work/lora --prompt "…"',
     ),
     Stage(
         "evaluate",

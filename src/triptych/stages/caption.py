@@ -26,7 +26,7 @@ from pydantic import Field
 
 from triptych.answers import Answers, Journal
 from triptych.backbones.settings import model_settings
-from triptych.captioners import load_captioner
+from triptych.captioners import load_captioner, no_captioner
 from triptych.captions import normalise
 from triptych.config import StageConfig
 from triptych.describe import linter, usable_caption
@@ -41,9 +41,9 @@ WARNINGS_SHOWN = 20
 
 
 class CaptionConfig(StageConfig):
-    vlm_model: str = "pocket"
-    """Who looks at the triptychs: `pocket` (embedded), the folder of a transformers model, `local:NAME` for one of the hub,
-    or any other name for a model on a server, such as gpt-4.1-mini. The server's key is read from OPENAI_API_KEY."""
+    vlm_model: str = ""
+    """Who looks at the triptychs: a model on a server such as gpt-4.1-mini (its key is read from OPENAI_API_KEY), the folder
+    of a transformers model, `local:NAME` for one of the hub, or `pocket`, which only knows rendered clothes."""
     base_url: str | None = None
     """Address of an OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama …), such as http://127.0.0.1:8000/v1; with it
     vlm_model is the name of a model on that server. Without it, OpenAI's own."""
@@ -56,7 +56,7 @@ class CaptionConfig(StageConfig):
     beside the triptychs, and no model is asked for those."""
     brands: list[str] = []
     """Names of brands and makers; every caption says Brand in angle brackets instead."""
-    model: str = "pocket"
+    model: str = ""
     """The diffusion model to be trained; its text encoder limits how long a caption may be."""
     max_caption_tokens: int | None = Field(default=None, ge=8, le=512)
     """Longest caption in T5 tokens; by default what the model reads."""
@@ -173,6 +173,17 @@ def caption(config: CaptionConfig) -> Run:
             _write_metadata(folder.path, jobs, by)
 
     return Run("caption", len(jobs), held(folder, work), summary)
+
+
+def check_captioner(config: CaptionConfig) -> None:
+    """Refuse, before any triptych exists, a run that will have to ask about some and has nobody to ask.
+
+    Raises:
+        ModelError: no captioner, no folder with captions, and no caption there yet.
+    """
+    own = config.captions is not None or any(config.triptych_folder.glob("*.txt"))
+    if not own and not config.vlm_model.strip():
+        raise no_captioner()
 
 
 def _brought(captions: Path | None, jobs: list[Job]) -> dict[str, str]:

@@ -35,7 +35,7 @@ SHEET_SIZE = 48
 
 
 class ConcatConfig(StageConfig):
-    model: str = "pocket"
+    model: str = ""
     """The diffusion model to be trained; it recommends the panel size and sets the grid that seams fall on."""
     max_concat_n: int = Field(default=3, ge=1)
     """At most so many worn photos of an item, each in a triptych of its own."""

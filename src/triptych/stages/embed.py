@@ -27,8 +27,8 @@ CHUNK = 256  # captions in memory at once; a T5 embedding of FLUX.1-dev has 4 MB
 
 
 class EmbedConfig(StageConfig):
-    model: str = "pocket"
-    """`pocket`, a diffusers folder, or a hub id such as black-forest-labs/FLUX.1-dev."""
+    model: str = ""
+    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows rendered clothes."""
     max_sequence_length: int | None = Field(default=None, ge=1, le=512)
     """T5 tokens kept of a caption; by default what the model recommends. Longer captions are cut, and counted in the summary."""
     batch_size: int = Field(default=4, ge=1)

@@ -19,6 +19,8 @@ from triptych.store import Event, Run, digest, read_json, sha256_file, write_jso
 
 
 class EvaluateConfig(SamplingConfig):
+    model: str = "pocket"
+    """`pocket`, or another model that has learned the rendered world."""
     pocket: bool = False
     """Measure on held-out garments and people of the rendered world, with a judge that knows the truth."""
     items: int = Field(default=300, ge=2, le=5000)

@@ -29,12 +29,13 @@ def generate(config: GenerateConfig) -> Run:
     """Write triptychs, and their panels one by one, to `out`.
 
     Raises:
-        InputError: no prompt, or a photo that cannot be read. ModelError: model or LoRA cannot be loaded.
+        InputError: no prompt, or a photo that cannot be read. ModelError: no model, or model or LoRA cannot be loaded.
     """
     if not config.prompt.strip():
         raise InputError("There is no prompt.", 'Say what to make: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …".')
     if config.back and not config.front:
         raise InputError("A back view without a front view.", "Give --front as well; one photo alone is given as --front.")
+    config.check_model()
     layout = config.layout()
     products = None
     if config.front:

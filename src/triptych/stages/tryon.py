@@ -27,11 +27,12 @@ def tryon(config: TryonConfig) -> Run:
     Several seeds also get a contact sheet. With `batch`, see `run_batch`.
 
     Raises:
-        InputError: a photo or polygon that is missing or cannot be used. ModelError: model or LoRA cannot be loaded.
+        InputError: a photo or polygon that is missing or cannot be used. ModelError: no model, or model or LoRA cannot be loaded.
     """
     if config.batch:
         return run_batch(config)
     config = check(config)
+    config.check_model()
     job = prepare(config)  # before a captioner is asked: it may cost money
     if not config.prompt.strip():
         config = PromptWriter(config, config.picture.parent).fill(config)

@@ -14,8 +14,8 @@ from triptych.errors import ConfigError
 
 
 class TrainConfig(StageConfig):
-    model: str = "pocket"
-    """`pocket`, a diffusers folder, or a hub id such as black-forest-labs/FLUX.1-dev."""
+    model: str = ""
+    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows rendered clothes."""
     max_train_steps: int = Field(default=1000, ge=1)
     """Optimizer steps in all."""
     epochs: float | None = Field(default=None, gt=0)
