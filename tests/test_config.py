@@ -156,9 +156,9 @@ def test_the_shipped_configs_are_valid(path: Path) -> None:
 @pytest.mark.parametrize(
     ("verb", "values"),
     [
-        ("generate", {"prompt": "p", "num_images_per_prompt": 2}),
-        ("tryon", {"prompt": "p", "num_images_per_prompt": 2, "front": "f.png", "person": "f.png", "polygon": "p.json"}),
-        ("train", {"num_validation_images": 2}),
+        ("generate", {"model": "pocket", "prompt": "p", "num_images_per_prompt": 2}),
+        ("tryon", {"model": "pocket", "prompt": "p", "num_images_per_prompt": 2, "front": "f.png", "person": "f.png", "polygon": "p.json"}),
+        ("train", {"model": "pocket", "num_validation_images": 2}),
         ("evaluate", {"pocket": True, "items": 2}),
         ("demo", {"garments": 24}),
     ],
