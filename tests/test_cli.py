@@ -89,3 +89,16 @@ def test_options_win_over_the_config_file(tmp_path: Path, capsys: pytest.Capture
     config.write_text("init:\n  photoes: x\n")
     assert main(["init", "-c", str(config)]) == 1
     assert "Did you mean 'photos'" in capsys.readouterr().err
+
+
+def test_the_help_of_no_verb_imports_torch() -> None:
+    """One process for all verbs: what the first imports, the others need not."""
+    code = (
+        "import sys; from triptych.cli import main\n"
+        f"for words in {[stage.words for stage in STAGES]}:\n"
+        "    assert main([*words, '--help']) == 0\n"
+        "    heavy = {'torch', 'transformers', 'diffusers', 'peft', 'sklearn', 'openai', 'bitsandbytes'} & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

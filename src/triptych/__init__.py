@@ -23,7 +23,7 @@ _HOMES = {
     "Person": "triptych.dressing",
     "try_on": "triptych.dressing",
     **{stage.name: stage.module for stage in STAGES},
-    **{stage.config: stage.module for stage in STAGES},
+    **{stage.config: stage.config_module for stage in STAGES},
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 

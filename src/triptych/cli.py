@@ -99,7 +99,7 @@ def _not_loaded() -> None:
 
 def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any:
     """The command of one stage: its config's fields as options, filled from --config files first."""
-    function, model = stage.load()
+    model = stage.config_class()
     files = [Path(after) for word, after in zip(words, words[1:], strict=False) if word in ("-c", "--config")]
     for word in words:
         if word.startswith("--config="):
@@ -122,6 +122,7 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
             Print one JSON object to stdout, everything else to stderr.
         """
         options = options or model()
+        function, _ = stage.load()
         if stage.ask and not json and show.is_terminal and sys.stdin.isatty():
             function(options)  # mistakes first, questions after
             options = _answered(stage, options, show)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
 
 from triptych import masks
-from triptych.config import Seed, StageConfig, seeds_from
+from triptych.config import seeds_from
+from triptych.demo_config import DemoConfig
 from triptych.inference import load_models
 from triptych.pocket.measure import BATCH, Item, held_out_items, outline, verdicts, worn_panels
 from triptych.pocket.raw_catalogue import write_raw_catalogue
@@ -30,19 +30,6 @@ from triptych.stages.generate import GenerateConfig, generate
 from triptych.stages.train import TrainConfig, train
 from triptych.stages.tryon import TryonConfig, tryon
 from triptych.store import Event, Run, write_json
-
-
-class DemoConfig(StageConfig):
-    out: Path | None = None
-    """Folder for the report, the pictures and the work folders, if not WORK; by default demo."""
-    items: int = Field(default=40, ge=8, le=150)
-    """Items in the rendered shop."""
-    max_train_steps: int = Field(default=400, ge=1)
-    """Training steps of the LoRA."""
-    garments: int = Field(default=48, ge=24, le=500)
-    """Unseen garments that base and LoRA are judged on."""
-    seed: Seed = 0
-    """Everything random follows from it."""
 
 
 def demo(config: DemoConfig) -> Run:

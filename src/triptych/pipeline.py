@@ -39,7 +39,7 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
     shared = {name: getattr(config, name) for name in config.model_fields_set if getattr(config, name) is not None}
     configs = {}
     for stage in PIPELINE:
-        _, model = stage.load()
+        model = stage.config_class()
         given = {name: value for name, value in shared.items() if name in model.model_fields}
         configs[stage.name] = validated(model, {**section(data, stage.name, model), **given}, stage.name)
     _check_models(configs)

@@ -16,10 +16,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from triptych import masks
-from triptych.config import StageConfig, validated
+from triptych.config import validated
 from triptych.errors import InputError
 from triptych.images import check_header, load_original, read_settings
 from triptych.planning.shapes import known_models
+from triptych.reproduce_config import ReproduceConfig
 from triptych.sampling import PICTURE_SETTINGS, PictureConfig
 from triptych.stages.generate import GenerateConfig, generate
 from triptych.stages.tryon import TryonConfig, tryon
@@ -31,19 +32,6 @@ INPUTS = {"tryon": {*WORDS}, "generate": {"front", "back", "lora"}}
 NEEDED = {"tryon": ("front", "person", "polygon"), "generate": ()}
 MADE_ON = ("device", "dtype", "torch", "threads")
 _AS_WRITTEN = "Give a picture as tryon or generate wrote it, never edited."
-
-
-class ReproduceConfig(StageConfig):
-    image: Path | None = None
-    """The picture to make again, as `tryon` or `generate` wrote it."""
-    photos: list[Path] = []
-    """Files and folders among which its inputs lie: photos, polygon and LoRA, under any name."""
-    model: str | None = None
-    """The base model. Needed if the picture names a folder, or a model on the hub that is not well known: a picture only knows its name."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 … Pixels are identical only on a device of the kind the picture was made on."""
-    out: Path | None = None
-    """Where to write it: tryon, a file, if not NAME-again beside the picture; generate, a folder, if not WORK/reproduced."""
 
 
 def reproduce(config: ReproduceConfig) -> Run:

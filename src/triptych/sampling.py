@@ -7,9 +7,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
 
 from triptych import masks
@@ -17,10 +16,11 @@ from triptych.backbones.settings import ModelSettings, Quantize, model_settings,
 from triptych.config import Seed, StageConfig, seeds_from
 from triptych.errors import InputError, ModelError
 from triptych.images import MAX_PIXELS, SETTINGS, sha256_photo
-from triptych.inference import Models, Sampling
-from triptych.lora import lora_file, read_lora
 from triptych.panels import PanelLayout
 from triptych.store import sha256_file
+
+if TYPE_CHECKING:  # they import torch, which `--help` can do without
+    from triptych.inference import Models, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class SamplingConfig(StageConfig):
             InputError: panels that do not fall on the model's grid. ModelError: a LoRA that cannot be read.
         """
         settings = model_settings(self.model)
-        stored = read_lora(self.lora)[1].get("layout") if self.lora else None
+        stored = _trained(self.lora).get("layout")
         base = PanelLayout.from_dict(stored) if stored else PanelLayout(settings.panel_width, settings.panel_height)
         layout = PanelLayout(self.panel_width or base.width, self.panel_height or base.height, base.roles, base.columns)
         width, height = layout.size
@@ -160,7 +160,7 @@ class SamplingConfig(StageConfig):
         if self.guidance_scale is not None and settings.guidance_scale is None:
             raise ModelError(f"{self.model} takes no distilled guidance.", "Give --true-cfg-scale; diffusers calls it guidance_scale here.")
         if trained is None:
-            trained = read_lora(self.lora)[1] if self.lora else {}
+            trained = _trained(self.lora)
         context = trained.get("context", "noisy") if self.context == "auto" else self.context
         if context == "clean" and trained.get("context") != "clean":
             log.warning("Clean context without a LoRA trained for it is an approximation; expect worse pictures.")
@@ -168,6 +168,8 @@ class SamplingConfig(StageConfig):
         reading = recorded if self.context_reading == "auto" else self.context_reading
         if context == trained.get("context") == "clean" and reading != recorded:
             log.warning("The LoRA was trained with the context reading '%s'; '%s' is an approximation.", recorded, reading)
+        from triptych.inference import Sampling
+
         return Sampling(
             num_inference_steps=self.num_inference_steps or settings.num_inference_steps,
             guidance_scale=settings.guidance_scale if self.guidance_scale is None else self.guidance_scale,
@@ -183,6 +185,15 @@ class SamplingConfig(StageConfig):
             context_guidance_scale=choose(self.context_guidance_scale, settings.context_guidance_scale),
             guidance_stop=self.guidance_stop,
         )
+
+
+def _trained(lora: Path | None) -> Mapping[str, Any]:
+    """What a LoRA file says about its training; nothing without one."""
+    if lora is None:
+        return {}
+    from triptych.lora import read_lora
+
+    return read_lora(lora)[1]
 
 
 class PictureConfig(SamplingConfig):
@@ -210,6 +221,8 @@ class PictureConfig(SamplingConfig):
             if path is not None
         }
         if self.lora is not None:
+            from triptych.lora import lora_file
+
             sources["lora"] = sha256_file(lora_file(self.lora))
         return {"verb": verb, **chosen, "sha256": sources}
 
@@ -222,6 +235,8 @@ def text_chunks(settings: Mapping[str, Any], models: Models, part: str = "") -> 
 
 def ran_on(models: Models) -> dict[str, Any]:
     """What pixels also hang on: device, precision, version of torch, and, on a CPU, the threads that share a sum."""
+    import torch
+
     device, dtype = str(models.backbone.device), str(models.backbone.dtype).removeprefix("torch.")
     threads = {"threads": torch.get_num_threads()} if models.backbone.device.type == "cpu" else {}
     return {"device": device, "dtype": dtype, "torch": str(torch.__version__), **threads}

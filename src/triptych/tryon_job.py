@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -16,14 +16,16 @@ from pydantic import Field
 
 from triptych import captions, masks, xmp
 from triptych.backbones.settings import model_settings
-from triptych.dressing import Person, TryOnResult, try_on
 from triptych.errors import InputError
 from triptych.images import JPEG_SUFFIXES, SETTINGS, OriginalPhoto, load_image, load_original, read_settings, save_jpeg, save_png
-from triptych.inference import Models, Sampling
 from triptych.panels import PanelLayout
 from triptych.rough import Rough, rough_edit
 from triptych.sampling import PictureConfig, text_chunks
 from triptych.text_files import CAPTION_BYTES, read_text
+
+if TYPE_CHECKING:  # they import torch, which `--help` can do without
+    from triptych.dressing import TryOnResult
+    from triptych.inference import Models, Sampling
 
 SUFFIXES = {".png"} | JPEG_SUFFIXES
 """Endings of the pictures it can write."""
@@ -202,6 +204,8 @@ def is_finished(config: TryonConfig, seed: int) -> bool:
 
 def make(jobs: Sequence[tuple[Job, Sequence[int]]], models: Models) -> list[TryOnResult]:
     """Sample the given seeds of one or several jobs in one batch, and write the pictures; jobs of a batch are alike (see `alike`)."""
+    from triptych.dressing import Person, try_on
+
     first = jobs[0][0]
     assert all(alike(job.config) == alike(first.config) for job, _ in jobs)
     persons = [Person(job.person.image, job.mask, job.config.prompt, list(seeds), job.person.icc_profile, job.start) for job, seeds in jobs]

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """A verb: the function `name` and the config class `config`, both in `module` (imported when first used).
+    """A verb: the function `name` in `module`, and the config class `config` in `config_module`, which imports no torch.
 
-    A name of two words is a verb of a group; its function has `_` between them.
+    Both are imported when first used. A name of two words is a verb of a group; its function has `_` between them.
     """
 
     name: str
@@ -25,6 +25,8 @@ class Stage:
     help: str
     example: str
     in_run: bool = False
+    config_home: str = ""
+    """The module of the config class, if it is not `module`."""
     positional: tuple[str, ...] = ()
     """Fields that may be given without their option's name, in this order, right after the verb."""
     ask: tuple[str, ...] = ()
@@ -37,9 +39,17 @@ class Stage:
         """What is typed: `lora_convert` is `triptych lora convert`."""
         return self.name.split("_")
 
+    @property
+    def config_module(self) -> str:
+        return self.config_home or self.module
+
+    def config_class(self) -> type[StageConfig]:
+        """Enough for `--help` and to check settings: imports no torch."""
+        found: type[StageConfig] = getattr(importlib.import_module(self.config_module), self.config)
+        return found
+
     def load(self) -> tuple[Callable[..., Run], type[StageConfig]]:
-        module = importlib.import_module(self.module)
-        return getattr(module, self.name), getattr(module, self.config)
+        return getattr(importlib.import_module(self.module), self.name), self.config_class()
 
 
 STAGES: tuple[Stage, ...] = (
@@ -90,6 +100,7 @@ STAGES: tuple[Stage, ...] = (
         "Train an In-Context LoRA.",
         "triptych train --config triptych.yaml --max-train-steps 2000 --checkpointing-steps 250",
         in_run=True,
+        config_home="triptych.training.config",
     ),
     Stage(
         "generate",
@@ -104,6 +115,7 @@ STAGES: tuple[Stage, ...] = (
         "TryonConfig",
         "Dress a given person: only the polygon is regenerated.",
         'triptych tryon --config triptych.yaml --front f.jpg --back b.jpg --person me.jpg --polygon me.json --lora work/lora --prompt "…"',
+        config_home="triptych.tryon_job",
     ),
     Stage(
         "evaluate",
@@ -119,6 +131,7 @@ STAGES: tuple[Stage, ...] = (
         "Make a picture again from the settings it carries, pixel for pixel.",
         "triptych reproduce out.png --photos photos --photos work/lora",
         positional=("image",),
+        config_home="triptych.reproduce_config",
     ),
     Stage(
         "run",
@@ -135,6 +148,7 @@ STAGES: tuple[Stage, ...] = (
         "Say what memory, disk and time a config needs, before anything is downloaded.",
         "triptych plan --config triptych.yaml --card rtx-4090",
         whole_config=True,
+        config_home="triptych.stages.plan_config",
     ),
     Stage(
         "demo",
@@ -142,6 +156,7 @@ STAGES: tuple[Stage, ...] = (
         "DemoConfig",
         "Everything on the embedded model, with a report.",
         "triptych demo --out demo",
+        config_home="triptych.demo_config",
     ),
     Stage(
         "lora_convert",
@@ -150,6 +165,7 @@ STAGES: tuple[Stage, ...] = (
         "Write a LoRA of any known format in the names diffusers, ComfyUI or kohya read.",
         "triptych lora convert theirs.safetensors ours.safetensors --to diffusers",
         positional=("lora", "out"),
+        config_home="triptych.stages.lora_config",
     ),
     Stage(
         "lora_inspect",
@@ -158,6 +174,7 @@ STAGES: tuple[Stage, ...] = (
         "Say what is in a LoRA file: its format, layers, ranks, strengths and metadata.",
         "triptych lora inspect work/lora",
         positional=("lora",),
+        config_home="triptych.stages.lora_config",
     ),
     Stage(
         "pocket_build",

@@ -6,22 +6,20 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from PIL import Image
 from pydantic import Field
 
-from triptych.backbones.base import Autoencoder, Backbone, Text
-from triptych.backbones.registry import load_backbone
 from triptych.config import StageConfig
-from triptych.embeddings import EMPTY, INDEX, EmbeddingRecord, read_about, save_record, save_text, text_path
 from triptych.errors import InputError, TriptychError, WorkError, sentence_of
 from triptych.images import load_image
-from triptych.inference import encode_texts, to_pixels
 from triptych.panels import PanelLayout
 from triptych.store import Event, Run, StageFolder, held, read_jsonl, read_text, sha256_file, write_json, write_jsonl
 from triptych.text_files import CAPTION_BYTES
+
+if TYPE_CHECKING:  # it imports torch, which `--help` can do without
+    from triptych.backbones.base import Autoencoder, Backbone, Text
 
 CHUNK = 256  # captions in memory at once; a T5 embedding of FLUX.1-dev has 4 MB
 
@@ -95,6 +93,10 @@ def embed(config: EmbedConfig) -> Run:
     Raises:
         ModelError: the model cannot be opened. WorkError: no triptychs, or embeddings of another model in the folder.
     """
+    from triptych.backbones.registry import load_backbone
+    from triptych.embeddings import EMPTY, INDEX, read_about, save_text, text_path
+    from triptych.inference import encode_texts
+
     backbone = load_backbone(config.model, config.device, config.dtype)
     sources, rejects = find_sources(config.triptych_folder, backbone.settings.stride)
     length = config.max_sequence_length or backbone.settings.max_sequence_length
@@ -139,6 +141,11 @@ def embed(config: EmbedConfig) -> Run:
 
 def _embed(backbone: Backbone, folder: Path, todo: list[Source], length: int, batch_size: int, summary: dict[str, Any]) -> Iterator[Event]:
     """Text first, then latents, so that only one of the encoders is in memory at a time."""
+    import torch
+
+    from triptych.embeddings import EMPTY, save_text
+    from triptych.inference import encode_texts
+
     encoder = backbone.load_text_encoder()
     texts = encode_texts(encoder, [source.caption for source in todo], length)
     summary["captions_cut"] += sum(encoder.count_tokens(caption) > length for caption in {source.caption for source in todo})
@@ -163,6 +170,9 @@ def _embed(backbone: Backbone, folder: Path, todo: list[Source], length: int, ba
 def _save_records(
     autoencoder: Autoencoder, backbone: Backbone, images: dict[Source, Image.Image], texts: dict[str, Text], folder: Path
 ) -> Iterator[Event]:
+    from triptych.embeddings import EmbeddingRecord, save_record
+    from triptych.inference import to_pixels
+
     mean, std = autoencoder.encode(to_pixels(list(images.values())))
     for row, source in enumerate(images):
         record = EmbeddingRecord(

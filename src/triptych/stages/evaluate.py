@@ -11,9 +11,6 @@ from pydantic import Field
 from triptych.config import StageConfig, seeds_from
 from triptych.errors import ConfigError
 from triptych.images import save_png
-from triptych.inference import load_models
-from triptych.lora import lora_file
-from triptych.pocket.measure import BATCH, colour_distance, dressed, held_out_items, round_trips, sheet, summary_of, verdicts, worn_panels
 from triptych.sampling import SamplingConfig
 from triptych.store import Event, Run, digest, read_json, sha256_file, write_json
 
@@ -46,6 +43,20 @@ def evaluate(config: EvaluateConfig) -> Run:
     if not config.pocket:
         hint = "Give --pocket; of photos no truth is known, look at the sheets of `triptych tryon --batch` instead."
         raise ConfigError("evaluate measures on the rendered world only.", hint)
+    # Not above: they import torch, which `--help` can do without.
+    from triptych.inference import load_models
+    from triptych.pocket.measure import (
+        BATCH,
+        colour_distance,
+        dressed,
+        held_out_items,
+        round_trips,
+        sheet,
+        summary_of,
+        verdicts,
+        worn_panels,
+    )
+
     out = config.out or config.work / "evaluation"
     modes = ("generate", "tryon") if config.mode == "both" else (config.mode,)
     subjects = [("base", config.model_copy(update={"lora": None, "context": "auto"}))] if config.base or config.lora is None else []
@@ -60,9 +71,11 @@ def evaluate(config: EvaluateConfig) -> Run:
         path = out / "evaluation.json"
         results: dict[str, Any] = read_json(path) if path.exists() else {}
         made: dict[str, dict[str, Any]] = {mode: {} for mode in modes}
+        measured = {"ceiling"}
         for name, one in subjects:
             models = None
             for mode in modes:
+                measured.add(f"{mode}/{name}")
                 key = digest(_settings(one, mode))
                 if results.get(f"{mode}/{name}", {}).get("settings") == key:
                     yield from (Event(name, "kept", mode) for _ in range(per_mode[mode]))
@@ -91,26 +104,28 @@ def evaluate(config: EvaluateConfig) -> Run:
         for mode, columns in made.items():
             if columns:
                 save_png(sheet(items, {**columns, "truth": [item.worn for item in items]}), out / f"{mode}.png")
-        summary.update(_readable(results, modes))
+        summary.update(_readable({name: row for name, row in results.items() if name in measured}))
 
     return Run("evaluate", sum(per_mode[mode] for mode in modes) * len(subjects), work(), summary)
 
 
 def _settings(config: EvaluateConfig, mode: str) -> dict[str, Any]:
     """What a measurement follows from."""
-    free = {*StageConfig.model_fields, "mode", "base", "out", "lora", "device", "blocks_to_swap"}
+    free = {*StageConfig.model_fields, "mode", "base", "out", "lora", "device", "blocks_to_swap", "context_cache_gib"}
     free |= set() if mode == "tryon" else {"strength"}
     settings: dict[str, Any] = {k: v for k, v in config.model_dump(mode="json").items() if k not in free}
     if config.lora is not None:
+        from triptych.lora import lora_file
+
         settings["lora"] = sha256_file(lora_file(config.lora))
     return settings
 
 
-def _readable(results: dict[str, Any], modes: tuple[str, ...]) -> dict[str, Any]:
+def _readable(results: dict[str, Any]) -> dict[str, Any]:
     """Shares by mode and model for the summary: `0.97 (0.94-0.98)`."""
 
     def words(row: dict[str, Any]) -> dict[str, Any]:
         shares = {k: f"{v['share']:.2f} ({v['low']:.2f}-{v['high']:.2f})" for k, v in row.items() if isinstance(v, dict)}
         return shares | {k: row[k] for k in ("colour_distance", "outside", "seam") if k in row}
 
-    return {name: words(row) for name, row in results.items() if name == "ceiling" or name.split("/")[0] in modes}
+    return {name: words(row) for name, row in results.items()}

@@ -10,7 +10,6 @@ from triptych import xmp
 from triptych.backbones.settings import model_settings
 from triptych.errors import InputError
 from triptych.images import load_image, save_png
-from triptych.inference import generate_triptych, load_models
 from triptych.panels import split
 from triptych.sampling import PictureConfig, text_chunks
 from triptych.store import Event, Run, digest
@@ -31,6 +30,8 @@ def generate(config: GenerateConfig) -> Run:
     Raises:
         InputError: no prompt, or a photo that cannot be read. ModelError: no model, or model or LoRA cannot be loaded.
     """
+    from triptych.inference import generate_triptych, load_models  # not above: they import torch, which `--help` can do without
+
     if not config.prompt.strip():
         raise InputError("There is no prompt.", 'Say what to make: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …".')
     if config.back and not config.front:

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from triptych.config import StageConfig
 from triptych.errors import InputError, ModelError
 from triptych.lora import FAMILIES, LoraFile, open_lora, write_lora
 from triptych.lora_formats import SIDES, pattern_of
+from triptych.stages.lora_config import LoraConvertConfig, LoraInspectConfig
 from triptych.store import Event, Run, sha256_file
-
-
-class LoraConvertConfig(StageConfig):
-    lora: Path | None = None
-    """LoRA file to read, or a folder that holds one; docs/lora.md lists the formats."""
-    out: Path | None = None
-    """File to write, ending in .safetensors; an existing one is never overwritten."""
-    to: Literal["diffusers", "comfyui", "kohya"] = "diffusers"
-    """Names to write: diffusers (ComfyUI reads them too); for FLUX.1 also native names for ComfyUI, or kohya's."""
-    transformer_only: bool = False
-    """Leave out what the file holds for text encoders; without it such a file is refused."""
-
-
-class LoraInspectConfig(StageConfig):
-    lora: Path | None = None
-    """LoRA file, or a folder that holds one."""
 
 
 def lora_convert(config: LoraConvertConfig) -> Run:

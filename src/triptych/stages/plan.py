@@ -6,10 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import Field
-
 from triptych.backbones.registry import DTYPES
-from triptych.config import StageConfig, section, validated
+from triptych.config import section, validated
 from triptych.panels import PanelLayout
 from triptych.planning import advice
 from triptych.planning.cards import Card, find_card
@@ -18,20 +16,12 @@ from triptych.planning.memory import Machine, Memory, embed_memory, sampling_mem
 from triptych.planning.report import in_gib, text_of, verdict
 from triptych.planning.shapes import ModelShapes, model_shapes
 from triptych.stages import STAGES
+from triptych.stages.plan_config import PlanConfig
 from triptych.store import Event, Run
 from triptych.training.data import steps_of_epochs
 
 USUAL_TRIPTYCHS = 50
 """Assumed where none lie in the work folder yet: In-Context LoRAs are trained on 20 to 100 (arXiv 2410.23775)."""
-
-
-class PlanConfig(StageConfig):
-    card: str = "auto"
-    """The card to plan for, e.g. rtx-4090 or a100-80gb; an unknown name lists them. auto: the one of this machine, or cpu."""
-    model: str | None = None
-    """Model for every stage; wins over the config file. Hub ids of FLUX.1 and SD3.5 need no network, a folder only its configs."""
-    num_triptychs: int | None = Field(default=None, ge=1)
-    """Triptychs to embed and to train on; by default those in the work folder, or 50."""
 
 
 def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
@@ -173,7 +163,7 @@ class _Sampling(_Stage):
 
 def _config(name: str, data: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     """The config of another verb, as it would run with these files and `plan`'s own options."""
-    (model,) = (stage.load()[1] for stage in STAGES if stage.name == name)
+    (model,) = (stage.config_class() for stage in STAGES if stage.name == name)
     return validated(model, {**section(data, name, model), **given}, name)
 
 
