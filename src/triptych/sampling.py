@@ -126,7 +126,7 @@ class SamplingConfig(StageConfig):
     def check_model(self) -> None:
         """Raises ModelError if no model is named. What a LoRA's file names as its base is a hint, never the choice."""
         if not self.model.strip():
-            raise no_model(read_lora(self.lora)[1].get("base_model") if self.lora else None)
+            raise no_model(_trained(self.lora).get("base_model"))
 
     def layout(self) -> PanelLayout:
         """The panels asked for, else those the LoRA was trained on, else the model's own.
