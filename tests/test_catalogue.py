@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from triptych.catalogue import Photo, natural, read_overrides, read_photos, refusal, scan, side_hint, write_photos
+from triptych.catalogue import Photo, read_overrides, read_photos, write_photos
 from triptych.errors import InputError, WorkError
+from triptych.photo_folders import natural, refusal, scan
+from triptych.views import view_hint
 
 
 def touch(root: Path, *names: str) -> None:
@@ -36,8 +38,8 @@ def test_natural_order(tmp_path: Path) -> None:
 def test_items_are_the_topmost_folders_with_photos(tmp_path: Path) -> None:
     touch(tmp_path, "coats/readme.txt", "coats/item1/front.jpg", "coats/item1/details/sleeve.jpg", "item2/x.png", "loose.jpg")
     assert listed(tmp_path) == [
+        ("", "coats/readme.txt"),
         ("", "loose.jpg"),
-        ("coats", "coats/readme.txt"),
         ("coats__item1", "coats/item1/details/sleeve.jpg"),
         ("coats__item1", "coats/item1/front.jpg"),
         ("item2", "item2/x.png"),
@@ -67,7 +69,7 @@ def test_refusals(tmp_path: Path) -> None:
     (root / "loop").symlink_to(root)
     os.mkfifo(root / "item/pipe.jpg")
     Path(os.fsdecode(os.fsencode(root / "item") + b"/\xff.jpg")).write_bytes(b"x")
-    reasons = {path.relative_to(root).as_posix(): refusal(root, path) for _, path in scan(root)}
+    reasons = {path.relative_to(root).as_posix(): refusal(root, item, path) for item, path in scan(root)}
     assert reasons.pop(os.fsdecode(b"item/\xff.jpg")) == "its name is not valid UTF-8"
     assert reasons == {
         "item/a.jpg": None,
@@ -88,7 +90,7 @@ def test_a_photo_folder_may_itself_be_a_link(tmp_path: Path) -> None:
     touch(tmp_path, "real/item/a.jpg")
     (tmp_path / "link").symlink_to("real")
     [(item, path)] = scan(tmp_path / "link")
-    assert (item, refusal(tmp_path / "link", path)) == ("item", None)
+    assert (item, refusal(tmp_path / "link", item, path)) == ("item", None)
 
 
 def test_missing_folder(tmp_path: Path) -> None:
@@ -151,8 +153,8 @@ def test_other_files_are_refused(line: str, tmp_path: Path) -> None:
         ("", None),
     ],
 )
-def test_side_hint(name: str, side: str | None) -> None:
-    assert side_hint(name) == side
+def test_view_hint(name: str, side: str | None) -> None:
+    assert view_hint(name) == side
 
 
 def test_overrides(tmp_path: Path) -> None:

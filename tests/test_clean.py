@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from triptych import features
-from triptych.catalogue import Photo, natural, read_photos
+from triptych import catalogue_sheet, features
+from triptych.catalogue import Photo, read_photos
 from triptych.classifier import Classifier, load_classifier, train_classifier
 from triptych.errors import InputError, ModelError, WorkError
+from triptych.feature_cache import FeatureCache
 from triptych.features import Extractor, load_extractor
 from triptych.images import load_image
+from triptych.photo_folders import natural
 from triptych.stages import clean as module
-from triptych.stages.clean import CleanConfig, FeatureCache, clean
+from triptych.stages.clean import CleanConfig, clean
 from triptych.store import sha256_file
 
 REAL = Path(os.environ.get("TRIPTYCH_PHOTOS", Path(__file__).parents[1] / ".." / "shared" / "photos"))
@@ -109,12 +111,12 @@ def test_second_run_computes_only_what_is_new(shop: CleanConfig, counting: Count
 
 
 def test_stopped_run_keeps_its_features(shop: CleanConfig, counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "BATCH", 3)
     events = iter(clean(shop))
     next(events)
     events.close()
     assert not (shop.catalogue_folder / "photos.jsonl").exists()
-    assert counting.seen == 10 + 4
+    assert counting.seen == 10 + 3
     clean(shop).finish()
     assert counting.seen == 22
 
@@ -146,7 +148,7 @@ def test_bad_files_are_rejected_with_reasons(shop: CleanConfig, counting: Counti
     assert {Path(row.path).name: row.reason for row in rows if row.label == "rejected"} == {
         "front.png": "duplicate of copy.png",
         "cut.png": "truncated or damaged",
-        "notes.txt": "not an image (or its header is damaged)",
+        "notes.txt": "text: not a photo",
         "empty.jpg": "the file is empty",
         "blank.png": "blank: one colour all over",
         "small.png": "too small: 20×90 px",
@@ -204,7 +206,7 @@ def test_mistakes_are_told_at_the_call(shop: CleanConfig, tmp_path: Path) -> Non
     fails("no files", photos=tmp_path / "nothing")
     fails("no photos", human=tmp_path / "void")
     fails("only 2 photos", garment=tmp_path / "few")
-    fails("same photo", garment=tmp_path / "human")
+    fails("same folder", garment=tmp_path / "human")
     assert not shop.work.exists()
 
 
@@ -215,9 +217,9 @@ def test_unknown_features(shop: CleanConfig) -> None:
 
 
 def test_sheet_of_a_large_catalogue_shows_the_trouble(shop: CleanConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "SHEET", 5)
+    monkeypatch.setattr(catalogue_sheet, "SHEET", 5)
     rows = [Photo(f"item{n // 3}", "gone.png", "", "unsure" if n == 8 else "human", 0.5) for n in range(30)]
-    assert module._draw_sheet(rows, tmp_path / "sheet.png") == 5
+    assert catalogue_sheet.draw_sheet(rows, tmp_path / "sheet.png") == 5
     assert Image.open(tmp_path / "sheet.png").width == 5 * 144
 
 

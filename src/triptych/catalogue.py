@@ -1,4 +1,4 @@
-"""The catalogue of photos: which files there are, which item each belongs to, and the verdict about every one.
+"""The catalogue of photos: the item each belongs to, and the verdict about every one.
 
 `photos.jsonl` has one row per file under the photo folder, rejected ones with their reason. `overrides.txt` is the
 user's word, which wins over the classifier:
@@ -10,20 +10,24 @@ user's word, which wins over the classifier:
 
 from __future__ import annotations
 
-import os
+import json
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from triptych.errors import InputError, WorkError
-from triptych.images import SUFFIXES
+from triptych.photo_folders import COPY_LINKS, LEAVES, writable
 from triptych.store import read_jsonl, read_text, write_jsonl
 
 PHOTOS, OVERRIDES = "photos.jsonl", "overrides.txt"
 LABELS = ("human", "garment", "unsure", "rejected")
 OVERRIDE_LABELS = {"human": "human", "garment": "garment", "front": "garment", "back": "garment", "rejected": "rejected"}
 """Words of the override file, and the label of the catalogue that each gives."""
+MIXED = "its item seems to hold several garments"
+"""Reason of the garment photos of such an item; they are labelled unsure."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Photo:
         sha256: hex digest of the file's bytes; "" for what was refused unread.
         label: one of `LABELS`.
         score: confidence in [0, 1] that it shows a human; None where the classifier was not asked.
-        reason: why it is rejected, or who said so if not the classifier (`override: back`, `example`); else "".
+        reason: why it is rejected or (`MIXED`) unsure, or who said so if not the classifier (`override: back`, `example`); else "".
     """
 
     item: str
@@ -61,134 +65,96 @@ def read_photos(path: Path) -> list[Photo]:
     Raises:
         WorkError: the file is missing, damaged, or not one of these.
     """
+    if not path.exists():
+        raise WorkError(f"There is no catalogue in {path.parent}.", "Run `triptych clean` first, with the same --work.")
     try:
         return [Photo(**row) for row in read_jsonl(path)]
     except (TypeError, AssertionError) as error:
         raise WorkError(f"{path} does not hold a catalogue of photos: {error}.", "Run 'triptych clean' again.") from error
 
 
-# --- Scanning -----------------------------------------------------------------------------------------------------------
+def reject_reasons(photos: Iterable[Photo]) -> list[tuple[str, int]]:
+    """(reason, count) of the rejected photos, the most frequent first."""
+    return Counter(short_reason(photo.reason) for photo in photos if photo.label == "rejected").most_common()
 
 
-def scan(photos_dir: Path, skip: Iterable[Path] = ()) -> list[tuple[str, Path]]:
-    """Every file below a photo folder as (item, path), items and names in natural order (2 before 10).
-
-    An item is the topmost folder that holds photos: all that lies deeper belongs to it. Folders above it (categories)
-    become part of its name: `coats/item1` → `coats__item1`. Files directly in the photo folder have the item "".
-    What `refusal` refuses is listed too; hidden folders and links to folders are listed as one entry and not entered.
-    Folders in `skip` (work folder, examples) are left out.
-
-    Raises:
-        InputError: the folder is missing, is no folder or cannot be read; or two item folders have the same item name.
-    """
-    root = Path(photos_dir)
-    if not root.is_dir():
-        raise InputError(f"The photo folder {root} does not exist or is not a folder.", "Give --photos a folder with one folder per item.")
-    left_out = {folder.resolve() for folder in skip}
-    found: list[tuple[str, Path]] = []
-    items: dict[Path, str] = {}  # folder → the item that it and all below it belong to
-    owners: dict[str, Path] = {}
-    closed: list[Path] = []
-    for name, folders, files in os.walk(root, onerror=lambda error: closed.append(Path(error.filename))):
-        folder = Path(name)
-        own = items.get(folder)
-        if own is None and folder != root:
-            own = writable("__".join(folder.relative_to(root).parts))
-            if any(Path(file).suffix.lower() in SUFFIXES and not file.startswith(".") for file in files):
-                if owners.setdefault(own, folder) != folder:
-                    raise InputError(f"{owners[own]} and {folder} would both be item '{own}'.", "Rename one of them.")
-                items[folder] = own
-        entries = [folder / file for file in files]
-        for sub in list(folders):
-            below = folder / sub
-            if below.is_symlink() or sub.startswith("."):
-                folders.remove(sub)
-                entries.append(below)
-            elif below.resolve() in left_out:
-                folders.remove(sub)
-            elif folder in items:
-                items[below] = items[folder]
-        found += [(own or "", entry) for entry in entries]
-    if root in closed:
-        raise InputError(f"The photo folder {root} may not be read.", "Check who may read it.")
-    found += [(items.get(folder.parent, ""), folder) for folder in closed]
-    return sorted(found, key=lambda entry: (natural(entry[0]), natural(str(entry[1]))))
+def short_reason(reason: str) -> str:
+    """A reason without what differs from photo to photo."""
+    return re.split(r": | of ", reason)[0]
 
 
-def refusal(photos_dir: Path, path: Path) -> str | None:
-    """Why an entry found by `scan` is no photo whatever it contains; None if it deserves to be opened.
-
-    Links are followed only as far as they stay inside the photo folder.
-    """
-    inside = path.relative_to(photos_dir)
-    if any(part.startswith(".") for part in inside.parts):
-        return "hidden file"
-    if writable(str(inside)) != str(inside):
-        return "its name is not valid UTF-8"
-    if path.is_symlink():
-        target = path.resolve()
-        if not target.is_relative_to(Path(photos_dir).resolve()):
-            return "link that leaves the photo folder"
-        if not target.exists():
-            return "broken link"
-        if target.is_dir():
-            return "link to a folder"
-    if path.is_dir():
-        return "folder that cannot be read"
-    if not path.is_file():
-        return "not a regular file"
-    return "not in an item folder" if len(inside.parts) == 1 else None
+def why_nothing_usable(photos: Iterable[Photo]) -> tuple[str, str]:
+    """A sentence that says why a catalogue has no usable photo, and a hint what to do."""
+    return nothing_usable(Counter(photo.reason for photo in photos if photo.label == "rejected"))
 
 
-def natural(text: str) -> tuple[list[tuple[str, int]], str]:
-    """Sort key that counts: `item2` before `item10`."""
-    pieces = [*re.split(r"(\d+)", text.casefold()), ""]
-    return [(word, int(number or 0)) for word, number in zip(pieces[::2], pieces[1::2], strict=True)], text
+def nothing_usable(reasons: Counter[str]) -> tuple[str, str]:
+    """The same, from the reasons of all files."""
+    if not reasons:
+        return "There is no photo in the catalogue.", "Give `triptych clean` folders with photos."
+    if reasons[LEAVES] == reasons.total():
+        return f"All {reasons.total()} photos are links that leave the photo folder, and such links are not followed.", COPY_LINKS
+    listed = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))
+    hint = COPY_LINKS if reasons[LEAVES] else "Mend that, then run the same command again."
+    return f"No photo is usable: {listed}.", hint
 
 
-def writable(text: str) -> str:
-    """The text as UTF-8 can hold it: bytes of a file name that are not UTF-8 become "?"."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-# --- What file names and the user say -----------------------------------------------------------------------------------
-
-_FRONT = frozenset({"front", "frontside", "frontview", "vorne", "vorderseite", "devant", "avant", "frente", "main", "正面"})
-_BACK = frozenset({"back", "backside", "backview", "rear", "hinten", "rückseite", "rueckseite", "dos", "arriere", "espalda", "背面"})
-
-
-def side_hint(name: str) -> str | None:
-    """Which side of a garment a file name says it shows: "front", "back" or None.
-
-    Whole words count first (`coat_front.jpg`, `BackView-2.png`), then a last word `f` or `b`, then a last number 1 or 2
-    (`coat 1.jpg`); `backpack.jpg` and `IMG_2081.jpg` say nothing, nor does a name that says both.
-    """
-    stem = re.sub(r"([a-z])([A-Z])", r"\1 \2", Path(name).stem)
-    words = re.findall(r"[^\W\d_]+|\d+", stem.lower())
-    front, back = not _FRONT.isdisjoint(words), not _BACK.isdisjoint(words)
-    if front or back:
-        return None if front and back else "front" if front else "back"
-    last = words[-1].lstrip("0") if words else ""
-    return {"f": "front", "b": "back", "1": "front", "2": "back"}.get(last)
-
+# --- What the user says -------------------------------------------------------------------------------------------------
 
 MAX_OVERRIDE_BYTES = 16 << 20
 
 
 def read_overrides(path: Path) -> dict[str, str]:
-    """{path from the photo folder, with "/": word of `OVERRIDE_LABELS`}; of two lines about one photo the later wins.
+    """{path from the photo folder as it is written: word of `OVERRIDE_LABELS`}; of two lines about one photo the later wins.
+
+    A name may hold anything but a line break; with one, or with spaces at its ends, it is written as a JSON string.
 
     Raises:
         InputError: unreadable file, or a line without a known label at its end.
     """
-    lines = read_text(path, MAX_OVERRIDE_BYTES, "The override file").splitlines()
+    text = read_text(path, MAX_OVERRIDE_BYTES, "The override file")
     overrides: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would cut names at U+2028
+        line = line.strip()
+        if not line or line.startswith("#"):
             continue
-        name, _, word = line.strip().replace("\t", " ").rpartition(" ")
-        if word.lower() not in OVERRIDE_LABELS or not name.strip():
+        name, word = _override(line)
+        if word not in OVERRIDE_LABELS or not name:
             known = ", ".join(OVERRIDE_LABELS)
             raise InputError(f"{path} line {number} does not end in a label.", f"Write 'item1/photo.jpg human'; labels: {known}.")
-        overrides[name.strip().replace("\\", "/")] = word.lower()
+        overrides[name] = word
     return overrides
+
+
+def _override(line: str) -> tuple[str, str]:
+    """(name, label) of a line: the label is its last word."""
+    *names, word = line.rsplit(maxsplit=1)
+    name = names[0] if names else ""
+    if name.startswith('"') and name.endswith('"'):
+        try:
+            quoted = json.loads(name)
+            name = quoted if isinstance(quoted, str) else name
+        except (ValueError, RecursionError):
+            pass  # a name that happens to stand in quotes
+    return name, word.lower()
+
+
+def match_overrides(overrides: Mapping[str, str], names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """({name of a photo: word}, lines that mean no photo). Names are paths from the photo folder with "/".
+
+    The exact name counts first. Windows' backslashes are understood, and so are letters with accents that are written as
+    one character here and as two in the name of the file.
+    """
+    known = list(names)
+    exact = set(known)
+    near = {unicodedata.normalize("NFC", name): name for name in known}
+    matched, missed = dict[str, str](), list[str]()
+    for written, word in overrides.items():
+        candidates = (written, written.replace("\\", "/").removeprefix("./"))
+        name = next((one for one in candidates if one in exact), None)
+        name = name or next((near[nfc] for one in candidates if (nfc := unicodedata.normalize("NFC", one)) in near), None)
+        if name is None:
+            missed.append(written)
+        else:
+            matched[name] = word
+    return matched, sorted(missed)

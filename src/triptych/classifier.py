@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from triptych.errors import InputError, WorkError
-from triptych.store import publish
+from triptych.store import parse_json, publish
 
 PENALTY = 10.0  # C; anything from 0.3 to 100 measured the same: the examples are separable
 SLOPE = 2.2  # score = 1 / (1 + exp(-SLOPE · margin)): 0.9 at the support vectors, where the margin is 1
@@ -88,8 +88,8 @@ def load_classifier(path: Path) -> Classifier:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get("triptych", "{}"))
-            if about.get("format") != _FORMAT:
+            about = parse_json((file.metadata() or {}).get("triptych", "{}"))
+            if not isinstance(about, dict) or about.get("format") != _FORMAT:
                 raise ValueError("it is not a classifier")
             support, dual = file.get_tensor("support"), file.get_tensor("dual")
         if support.ndim != 2 or dual.shape != support.shape[:1] or not np.isfinite(support).all() or not np.isfinite(dual).all():

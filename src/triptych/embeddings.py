@@ -20,7 +20,7 @@ from torch import Tensor
 
 from triptych.errors import WorkError
 from triptych.panels import PanelLayout
-from triptych.store import publish, read_json
+from triptych.store import parse_json, publish, read_json
 
 EMPTY = "_empty_prompt"
 """Name of the record-like file that holds the text embeddings of the empty prompt, for caption dropout and guidance."""
@@ -89,8 +89,8 @@ def read_about(path: Path) -> dict[str, Any] | None:
     """What a record or a text file says it was made from, without reading its tensors; None if the file is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(json.loads((file.metadata() or {})["triptych"]))
-    except (OSError, SafetensorError, KeyError, ValueError):
+            return dict(parse_json((file.metadata() or {})["triptych"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 
@@ -120,7 +120,7 @@ def load_record(path: Path) -> EmbeddingRecord:
 def _load(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("triptych", "{}"))
+            about = parse_json((file.metadata() or {}).get("triptych", "{}"))
             return {key: file.get_tensor(key) for key in file.keys()}, about
     except (OSError, SafetensorError, ValueError) as error:
         raise WorkError(f"{path} cannot be read: {error}.", "Delete it and run `triptych embed` again.") from error

@@ -6,27 +6,30 @@ damage is a `BadImage` with a reason. Sizes are (width, height) in pixels.
 
 from __future__ import annotations
 
+import functools
 import io
-import json
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
 from triptych.errors import InputError
-from triptych.store import publish, sha256_file
+from triptych.photo_kinds import EXPORT, RAW_SUFFIXES, look
+from triptych.store import parse_json, publish, sha256_file
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused from their header: 64 megapixels take 192 MB as RGB."""
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif"})
-"""What photos are called. Only folders are judged by it; a file is judged by its content."""
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif"} | RAW_SUFFIXES
+)
+"""What photos are called, also those that have to be exported first. Only folders are judged by it, files by their content."""
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
 _HINT = "Readable are JPEG, PNG, WebP, AVIF, TIFF, BMP and GIF; open the photo in an image editor and save it again."
 _GPS, _XMP, _ORIENTATION = 0x8825, 0x02BC, 0x0112
@@ -124,8 +127,8 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     with _open(Path(path)) as image:
         value = image.info.get("comment" if image.format == "JPEG" else SETTINGS)
     try:
-        data = json.loads(value) if isinstance(value, str | bytes) else None
-    except (ValueError, RecursionError):
+        data = parse_json(value) if isinstance(value, str | bytes) else None
+    except ValueError:
         return None
     return data if isinstance(data, dict) else None
 
@@ -182,13 +185,23 @@ def _open(path: Path) -> Image.Image:
     if path.stat().st_size == 0:
         raise BadImage(path, "the file is empty", "Copy the photo again.")
     try:
+        with path.open("rb") as file:
+            foreign, page = look(file, path.suffix, heif=_reads_heif())
+        if foreign is not None:
+            raise BadImage(path, foreign.reason, foreign.hint)
         with warnings.catch_warnings(action="ignore"):
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(path, formats=(*FORMATS, "HEIF") if _reads_heif() else FORMATS)
+            if page:
+                image.seek(page)
+    except BadImage:
+        raise
     except Image.DecompressionBombError as error:
         raise _too_large(path, "far over") from error
     except PermissionError as error:
         raise BadImage(path, "it may not be read", "Check who may read the file.") from error
     except Exception as error:  # damaged headers make the parsers raise almost anything
+        if path.suffix.lower() in (".avif", ".avifs") and not features.check("avif"):
+            raise BadImage(path, "AVIF: this Pillow cannot read it, export as JPEG", EXPORT) from error
         raise BadImage(path, "not an image (or its header is damaged)") from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
@@ -196,6 +209,17 @@ def _open(path: Path) -> Image.Image:
     if min(image.size) < 1:
         raise BadImage(path, "it has no pixels")
     return image
+
+
+@functools.cache
+def _reads_heif() -> bool:
+    """Whether the package pillow-heif is installed; Pillow then reads HEIC."""
+    try:
+        from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
 
 
 def _too_large(path: Path, what: str) -> BadImage:
@@ -215,39 +239,69 @@ def _decode(path: Path, longest: int | None) -> Image.Image:
             raise BadImage(path, "truncated or damaged") from error
         try:
             with warnings.catch_warnings(action="ignore"):
-                upright = ImageOps.exif_transpose(image)
+                ImageOps.exif_transpose(image, in_place=True)  # a copy would double the memory
         except Exception:  # an EXIF block nobody can parse says nothing about orientation
-            upright = image.copy()
-    upright.format = kind
-    return upright
+            pass
+    image.format = kind
+    return image
 
 
 def _flat(image: Image.Image) -> Image.Image:
     """Any mode → L, RGB or CMYK of 8 bits, opaque; in the file's own colour space, `info` kept."""
     info = dict(image.info)
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
+    if image.mode in _DEEP:
         image = _eight_bit(image)
     if image.has_transparency_data:
-        grey = image.mode in ("LA", "La", "L", "1")
-        alpha = image.convert("RGBA")
-        image = Image.new("RGBA", image.size, "white")
-        image.alpha_composite(alpha)
-        image = image.convert("L" if grey else "RGB")
+        image = _in_strips(image, "L" if image.mode in ("LA", "La", "L", "1") else "RGB", _on_white)
     elif image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     image.info = info
     return image
 
 
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_STRIP = 4_000_000  # pixels worked on at a time, so that 64 megapixels of floats take no gigabytes beside the picture
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(upper edge, the picture from there down for some rows), over the whole picture."""
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
+
+
+def _in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert` applied to a few rows at a time; `mode` is that of its results."""
+    whole = Image.new(mode, image.size)
+    for top, strip in _strips(image):
+        strip.info = image.info  # a transparent colour is told there
+        whole.paste(convert(strip), (0, top))
+    return whole
+
+
+def _on_white(strip: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", strip.size, "white")
+    white.alpha_composite(strip.convert("RGBA"))
+    return white.convert("L" if strip.mode in ("LA", "La", "L", "1") else "RGB")
+
+
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Deep grey → L. Pillow's own conversion cuts everything over 255 off, which turns 16-bit photos white."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
-    top = float(values.max(initial=0.0))
+
+    def finite(strip: Image.Image) -> np.ndarray:
+        values = np.asarray(strip)
+        return np.nan_to_num(values, posinf=0.0, neginf=0.0) if image.mode == "F" else values
+
+    def scaled(strip: Image.Image) -> Image.Image:
+        values = finite(strip) * (scale if image.mode == "F" else np.float64(scale))
+        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+    top = max(float(finite(strip).max(initial=0)) for _, strip in _strips(image))
     if image.mode == "F":
         scale = 255.0 if top <= 1.0 else 1.0 if top <= 255.0 else 1 / 257
     else:
         scale = 1 / 257 if image.mode != "I" or top > 255 else 1.0
-    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+    return _in_strips(image, "L", scaled)
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -302,58 +356,3 @@ def _clean_exif(image: Image.Image) -> bytes | None:
             return exif.tobytes() if len(exif) else None
     except Exception:  # damaged EXIF is left out rather than passed on
         return None
-
-
-# --- Contact sheet ------------------------------------------------------------------------------------------------------
-
-
-class Cell(NamedTuple):
-    """One picture of a contact sheet (None: unreadable), the lines below it, its frame's colour, and the ground's."""
-
-    image: Image.Image | None
-    label: str
-    colour: str = "#9a9a9a"
-    ground: str = "#ffffff"
-
-
-def contact_sheet(cells: Sequence[tuple[Image.Image | None, str] | Cell], columns: int = 8, thumb: int = 128) -> Image.Image:
-    """A grid of labelled thumbnails in reading order.
-
-    `thumb` is the side in pixels of the square a thumbnail is fitted into; labels may have several lines, and lines
-    that are too long end in "…".
-    """
-    styled = [Cell(*cell) for cell in cells]
-    size = max(9, thumb // 11)
-    font = ImageFont.load_default(size)
-    lines = max((cell.label.count("\n") + 1 for cell in styled), default=1)
-    pad, line = 8, round(size * 1.3)
-    width, height = thumb + 2 * pad, thumb + 3 * pad + lines * line
-    columns = max(1, min(columns, len(styled)))
-    sheet = Image.new("RGB", (columns * width, max(1, -(-len(styled) // columns)) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, cell in enumerate(styled):
-        left, top = index % columns * width, index // columns * height
-        draw.rectangle((left, top, left + width - 1, top + height - 1), fill=cell.ground)
-        if cell.image is None:
-            small = Image.new("RGB", (thumb, thumb), "#d8d8d8")
-            ImageDraw.Draw(small).text((thumb / 2, thumb / 2), "unreadable", "#606060", font, anchor="mm")
-        else:
-            small = cell.image.convert("RGB")
-            small.thumbnail((thumb, thumb), Image.Resampling.LANCZOS)
-        x, y = left + pad + (thumb - small.width) // 2, top + pad + (thumb - small.height) // 2
-        draw.rectangle((x - 3, y - 3, x + small.width + 2, y + small.height + 2), fill=cell.colour)
-        sheet.paste(small, (x, y))
-        for number, text in enumerate(cell.label.split("\n")):
-            text = _shorten(text, font, thumb + pad)
-            draw.text((left + width / 2, top + thumb + 2 * pad + number * line), text, "#202020", font, anchor="ma")
-    return sheet
-
-
-def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, cut so that it is at most `width` pixels wide. Control characters become spaces."""
-    text = "".join(character if character.isprintable() else " " for character in text)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"

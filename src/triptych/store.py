@@ -234,6 +234,24 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
+MAX_JSON = 64_000_000
+"""Characters of JSON that are parsed; what triptych writes is shorter."""
+
+
+def parse_json(text: str | bytes, limit: int = MAX_JSON) -> Any:
+    """JSON that may come from anybody.
+
+    Raises:
+        ValueError: it is no JSON, longer than `limit`, or nested deeper than Python can follow.
+    """
+    if len(text) > limit:
+        raise ValueError(f"it is longer than {limit} characters")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
     """Parsed JSON of a file.
 
@@ -241,7 +259,7 @@ def read_json(path: Path) -> Any:
         WorkError: the file is missing or does not parse.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WorkError(f"{path} cannot be read: {error}.", "Run the stage that writes it again.") from error
 
@@ -261,7 +279,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            row = parse_json(line)
+            if not isinstance(row, dict):
+                raise ValueError("it is no object")
+            rows.append(row)
         except ValueError as error:
             if any(rest.strip() for rest in lines[number:]):
                 raise WorkError(f"{path} is damaged at line {number}.", "Run the stage that writes it again.") from error
@@ -294,23 +315,30 @@ class StageFolder:
     `identity` holds just the settings that change the result. Opened again with another identity the folder refuses,
     so that results of two configs never mix; unless `begun()` is False, which says that there is no result yet. Both are
     looked at when the stage is called, and once more when it holds the folder: another run may have begun in between.
+    `retired` are settings that older versions counted and that count no more; `hint` says what to do about another identity.
     """
 
-    def __init__(self, path: Path, stage: str, identity: Mapping[str, Any], *, begun: Callable[[], bool] = lambda: True) -> None:
-        self.path, self.stage, self._begun = Path(path), stage, begun
+    def __init__(
+        self,
+        path: Path,
+        stage: str,
+        identity: Mapping[str, Any],
+        *,
+        begun: Callable[[], bool] = lambda: True,
+        retired: Iterable[str] = (),
+        hint: str = "Put the old settings back, delete the folder to start afresh, or use another one (train: --lora-folder).",
+    ) -> None:
+        self.path, self.stage, self._begun, self._retired, self._hint = Path(path), stage, begun, frozenset(retired), hint
         self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity), default=str))
         self._manifest = self.path / f"{stage}.manifest.json"
         self._check()
 
     def _check(self) -> None:
         if self._begun() and self._manifest.exists():
-            before = read_json(self._manifest).get("identity", {})
+            before = {k: v for k, v in read_json(self._manifest).get("identity", {}).items() if k not in self._retired}
             if before != self.identity:
                 changed = sorted(k for k in {*before, *self.identity} if before.get(k) != self.identity.get(k))
-                raise WorkError(
-                    f"{self.path} was made with other settings ({', '.join(changed)}).",
-                    "Put the old settings back, delete the folder to start afresh, or use another one (train: --lora-folder).",
-                )
+                raise WorkError(f"{self.path} was made with other settings ({', '.join(changed)}).", self._hint)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Path]:

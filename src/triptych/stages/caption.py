@@ -32,6 +32,7 @@ from triptych.config import StageConfig
 from triptych.describe import linter, usable_caption
 from triptych.errors import ConfigError, InputError, ModelError, TriptychError, WorkError
 from triptych.images import load_image
+from triptych.pairing import earlier_pictures
 from triptych.questions import CHECK_PROMPT, AnswerError, Captioner, quote
 from triptych.server_replies import check_url
 from triptych.store import Event, Run, StageFolder, held, read_jsonl, read_text, sha256_file, write_json, write_jsonl, write_text
@@ -221,8 +222,8 @@ def _state(job: Job, ours: dict[str, Any] | None) -> tuple[str, str]:
         return "asked", ""
     if ours is None or sha256_file(job.text_file) != ours["text_sha256"]:
         return "brought", "user"
-    if sha256_file(job.picture) != ours["image_sha256"]:
-        return "asked", ""  # our caption describes an earlier picture
+    if ours["image_sha256"] not in (sha256_file(job.picture), *earlier_pictures(job.picture)):
+        return "asked", ""  # our caption describes a picture of other photos
     return "kept", str(ours["captioner"])
 
 

@@ -6,32 +6,42 @@ photos not seen before: features are kept in the catalogue by the sha256 of the 
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
 from pydantic import Field
 
-from triptych.catalogue import OVERRIDE_LABELS, OVERRIDES, PHOTOS, Photo, natural, read_overrides, refusal, scan, write_photos
+from triptych.catalogue import (
+    MIXED,
+    OVERRIDE_LABELS,
+    OVERRIDES,
+    PHOTOS,
+    Photo,
+    match_overrides,
+    read_overrides,
+    reject_reasons,
+    why_nothing_usable,
+    write_photos,
+)
+from triptych.catalogue_sheet import draw_sheet
 from triptych.config import Seed, StageConfig
+from triptych.copies import find_copies
 from triptych.errors import InputError
-from triptych.images import BadImage, Cell, check_header, contact_sheet, load_image, save_png
-from triptych.store import Event, Run, StageFolder, digest, held, publish, sha256_file
+from triptych.feature_cache import FeatureCache
+from triptych.features import DEFAULT
+from triptych.images import BadImage, sha256_photo
+from triptych.photo_folders import COPY_LINKS, LEAVES, STRAY, check_examples, find_photos, is_managed, natural, refusal
+from triptych.store import Event, Run, StageFolder, held
+from triptych.views import count_guessed, mixed_items
 
 if TYPE_CHECKING:
     from triptych.features import Extractor
 
 BATCH = 16  # photos decoded at a time
-LONGEST = 512  # px; features need 384
-SAVE_EVERY = 512  # photos between two writings of the feature cache
-SHEET = 240  # photos on the contact sheet
-COLOURS = {"human": "#2f7fd6", "garment": "#3aa35b", "unsure": "#f0a020", "rejected": "#d43c3c"}
 
 
 class CleanConfig(StageConfig):
@@ -69,11 +79,9 @@ def clean(config: CleanConfig) -> Run:
         WorkError: another run is writing the catalogue.
     """
     photos = _given(config.photos, "photos", "raw photos, one folder per item")
+    check_examples(config.human, config.garment, photos)
     examples = _examples(config)
-    asides = [folder for folder in (config.work, config.catalogue_folder, config.human, config.garment) if folder is not None]
-    found = scan(photos, skip=[folder for folder in asides if folder.resolve() != photos.resolve()])
-    if not found:
-        raise InputError(f"There are no files in {photos}.", "Give --photos a folder that holds one folder of photos per item.")
+    found = find_photos(photos, [config.work, config.catalogue_folder, config.human, config.garment])
     overrides = _overrides(config)
     from triptych.features import load_extractor
 
@@ -81,7 +89,13 @@ def clean(config: CleanConfig) -> Run:
     folder = StageFolder(config.catalogue_folder, "clean", {"stage": "clean"})
     summary: dict[str, Any] = {}
     work = partial(_work, config, photos, found, examples, overrides, extractor, summary)
-    return Run("clean", len(found), held(folder, work), summary)
+
+    def counted() -> Iterator[Event]:
+        yield from work()
+        run.failed = 0 if summary["human"] or summary["garment"] or summary["unsure"] else summary["rejected"]
+
+    run = Run("clean", len(found), held(folder, counted), summary)
+    return run
 
 
 def _work(
@@ -97,77 +111,138 @@ def _work(
 
     folder = config.catalogue_folder
     cache = FeatureCache(folder / "features.safetensors", extractor)
+    names = {path: path.relative_to(photos).as_posix() for _, path in found}
+    said, missed = match_overrides(overrides, names.values())
     rows: list[Photo] = []
-    first: dict[tuple[str, str], Path] = {}  # (item, sha256) → the first photo with these bytes
     try:
         bad: dict[str, str] = {}
-        for start in range(0, len(examples), BATCH):
-            bad |= cache.fill({key: path for key, (path, _) in list(examples.items())[start : start + BATCH]}, 1)
+        for batch in _batches(list(examples), BATCH):
+            bad |= cache.fill({key: examples[key][0] for key in batch}, 1)
         good = [key for key in examples if key not in bad]
         known, labels = cache.rows(good), [examples[key][1] for key in good]
         classifier = train_classifier(known, labels, extractor=extractor.identity, unsure=config.unsure)
         classifier.save(folder / "classifier.safetensors")
         suspects = [str(examples[good[index]][0]) for index in doubtful(known, labels, seed=config.seed)]
 
-        for start in range(0, len(found), BATCH):
-            part = found[start : start + BATCH]
-            reasons = {path: refusal(photos, path) for _, path in part}
-            keys: dict[Path, str] = {}
-            for item, path in part:
-                if reasons[path] is None:
-                    try:
-                        keys[path] = sha256_file(path)
-                    except OSError:
-                        reasons[path] = "it may not be read"
-                        continue
-                    original = first.setdefault((item, keys[path]), path)
-                    if original != path:
-                        reasons[path] = f"duplicate of {original.name}"
-            wanted = {keys[path]: path for _, path in part if reasons[path] is None}
+        for part in _whole_items(found, BATCH):
+            keys, reasons = _looked_at(photos, part, names, said)
+            wanted = {key: path for path, key in keys.items()}
             fresh = {key for key in wanted if key not in cache}
-            broken = cache.fill(wanted, config.min_side)
+            broken: dict[str, str] = {}
+            for batch in _batches(list(wanted), BATCH):
+                broken |= cache.fill({key: wanted[key] for key in batch}, config.min_side)
             usable = [key for key in wanted if key not in broken]
             decided, scores = classifier.decide(cache.rows(usable))
             verdicts = {key: (label, float(score)) for key, label, score in zip(usable, decided, scores, strict=True)}
+            reasons |= {path: broken[key] for path, key in keys.items() if key in broken}
+            reasons |= _copies(part, keys, reasons, cache, names, said)
 
+            judged: list[Photo] = []
             for item, path in part:
-                name, key = path.relative_to(photos).as_posix(), keys.get(path, "")
-                reason = reasons[path] or broken.get(key)
-                said = overrides.get(name)
-                if reason is not None:
-                    row = Photo(item, str(path), key, "rejected", None, reason)
+                name, key = names[path], keys.get(path, "")
+                if path in reasons:
+                    row = Photo(item, str(path), key, "rejected", None, reasons[path])
                 else:
                     label, score = verdicts[key]
                     row = Photo(item, str(path), key, label, round(score, 4))
-                    if said is not None:
-                        row = Photo(item, str(path), key, OVERRIDE_LABELS[said], row.score, f"override: {said}")
+                    if name in said:
+                        row = Photo(item, str(path), key, OVERRIDE_LABELS[said[name]], row.score, f"override: {said[name]}")
                     elif key in examples:
                         row = Photo(item, str(path), key, examples[key][1], row.score, "example")
+                judged.append(row)
+            mixed = mixed_items(judged, cache.rows if extractor.name == DEFAULT else None)
+            for row, (_, path) in zip(judged, part, strict=True):
+                if row.item in mixed and row.label == "garment":
+                    row = replace(row, label="unsure", reason=MIXED)
                 rows.append(row)
                 if row.label == "rejected":
-                    yield Event(name, "rejected", row.reason)
+                    yield Event(names[path], "rejected", row.reason)
                 else:
                     note = f"{row.label} ({row.reason})" if row.reason else row.label
-                    yield Event(name, "done" if key in fresh else "kept", note)
+                    yield Event(names[path], "done" if keys[path] in fresh else "kept", note)
     finally:
         cache.save()
     write_photos(folder / PHOTOS, rows)
-    shown = _draw_sheet(rows, folder / "contact_sheet.png")
-    names = {path.relative_to(photos).as_posix() for _, path in found}
+    sheet = folder / "contact_sheet.png"
+    shown = draw_sheet(rows, sheet)
     summary.update(_count(rows))
-    summary["overrides_without_photo"] = sorted(set(overrides) - names)
+    summary["overrides_without_photo"] = missed
     summary["examples"] = dict(Counter(labels))
     summary["examples_unreadable"] = [f"{examples[key][0]}: {reason}" for key, reason in bad.items()]
     summary["examples_doubtful"] = suspects
     summary["catalogue"] = str(folder / PHOTOS)
-    summary["contact_sheet"] = f"{folder / 'contact_sheet.png'} ({shown} of {len(rows)} photos)"
+    summary["contact_sheet"] = f"{sheet} ({shown} of {len(rows)} photos; {sheet.with_suffix('.txt').name} names them)"
+    summary["next"] = _advice(rows, config)
+
+
+def _batches(keys: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
+
+
+def _whole_items(found: list[tuple[str, Path]], least: int) -> Iterator[list[tuple[str, Path]]]:
+    """Parts of at least so many photos that cut no item: a photo's copies are looked for in its item."""
+    part: list[tuple[str, Path]] = []
+    for item, path in found:
+        if len(part) >= least and item != part[-1][0]:
+            yield part
+            part = []
+        part.append((item, path))
+    if part:
+        yield part
+
+
+def _looked_at(
+    photos: Path, part: list[tuple[str, Path]], names: dict[Path, str], said: dict[str, str]
+) -> tuple[dict[Path, str], dict[Path, str]]:
+    """({path: sha256} of what may be a photo, {path: reason} of what is none or has the bytes of another of its item)."""
+    keys, reasons = dict[Path, str](), dict[Path, str]()
+    first: dict[tuple[str, str], Path] = {}
+    for item, path in sorted(part, key=lambda entry: names[entry[1]] not in said):  # of equal files the one the user names stays
+        refused = refusal(photos, item, path)
+        if refused is None:
+            try:
+                keys[path] = sha256_photo(path)
+            except BadImage as error:
+                refused = error.reason
+            except OSError:
+                refused = "it may not be read"
+        if refused is not None:
+            reasons[path] = refused
+            continue
+        original = first.setdefault((item, keys[path]), path)
+        if original != path:
+            reasons[path] = f"duplicate of {original.name}"
+    return keys, reasons
+
+
+def _copies(
+    part: list[tuple[str, Path]],
+    keys: dict[Path, str],
+    reasons: dict[Path, str],
+    cache: FeatureCache,
+    names: dict[Path, str],
+    said: dict[str, str],
+) -> dict[Path, str]:
+    """{path: reason} of the photos that are smaller copies of another one of their item."""
+    items: dict[str, list[Path]] = {}
+    for item, path in part:
+        if path in keys and path not in reasons:
+            items.setdefault(item, []).append(path)
+    found: dict[Path, str] = {}
+    for paths in items.values():
+        seen = [cache.seen(keys[path], path.name, first=said.get(names[path], "rejected") != "rejected") for path in paths]
+        for index, original in find_copies(seen).items():
+            smaller = "smaller copy" if seen[index].area < seen[original].area else "copy"
+            found[paths[index]] = f"{smaller} of {paths[original].name}"
+    return found
 
 
 # --- Inputs -------------------------------------------------------------------------------------------------------------
 
 
 def _given(folder: Path | None, option: str, what: str) -> Path:
-    if folder is None:
+    if folder is None or not str(folder).strip():
         raise InputError(f"No folder given for --{option}.", f"Give a folder of {what}.")
     if not folder.is_dir():
         raise InputError(f"The folder {folder} given for --{option} does not exist or is not a folder.", f"Give a folder of {what}.")
@@ -182,13 +257,17 @@ def _examples(config: CleanConfig) -> dict[str, tuple[Path, str]]:
     for option in ("human", "garment"):
         folder = _given(getattr(config, option), option, f"photos that show {'a person' if option == 'human' else 'a garment alone'}")
         count = 0
+        refused: Counter[str] = Counter()
         for path in sorted(folder.rglob("*"), key=lambda path: natural(str(path))):
-            if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+            if path.is_dir() or any(part.startswith(".") or is_managed(part) for part in path.relative_to(folder).parts):
                 continue
             try:
-                check_header(path)
-                key = sha256_file(path)
-            except (BadImage, OSError):
+                key = sha256_photo(path)
+            except BadImage as error:
+                refused[error.reason] += 1
+                continue
+            except OSError:
+                refused["it may not be read"] += 1
                 continue
             if examples.get(key, (path, option))[1] != option:
                 other = examples[key][0]
@@ -198,76 +277,14 @@ def _examples(config: CleanConfig) -> dict[str, tuple[Path, str]]:
         if count < MIN_EXAMPLES:
             what = "no photos" if count == 0 else f"only {count} photos"
             hint = f"At least {MIN_EXAMPLES} are needed; a few dozen make a good classifier."
-            raise InputError(f"There are {what} in {folder} given for --{option}.", hint)
+            others = f" ({'; '.join(f'{n} × {reason}' for reason, n in refused.most_common(3))})" if refused else ""
+            raise InputError(f"There are {what} in {folder} given for --{option}{others}.", hint)
     return examples
 
 
 def _overrides(config: CleanConfig) -> dict[str, str]:
     path = config.overrides or config.catalogue_folder / OVERRIDES
     return read_overrides(path) if config.overrides is not None or path.exists() else {}
-
-
-# --- Features, kept by content ------------------------------------------------------------------------------------------
-
-
-class FeatureCache:
-    """{sha256 of a photo: feature vector}, kept in one safetensors file. Made by another extractor, it starts empty."""
-
-    def __init__(self, path: Path, extractor: Extractor) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        self._path, self._extractor, self._new = path, extractor, 0
-        self._vectors: dict[str, np.ndarray] = {}
-        if path.exists():
-            try:
-                with safe_open(path, framework="numpy") as file:
-                    about = json.loads((file.metadata() or {}).get("triptych", "{}"))
-                    if about.get("extractor") == extractor.identity:
-                        vectors_ND = file.get_tensor("features")
-                        assert vectors_ND.shape[1] == extractor.dimensions and np.isfinite(vectors_ND).all()
-                        self._vectors = dict(zip(about["sha256"], vectors_ND, strict=True))
-            except (SafetensorError, OSError, ValueError, KeyError, AssertionError):
-                self._vectors = {}  # a damaged cache costs time, nothing else
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._vectors
-
-    def rows(self, keys: Iterable[str]) -> np.ndarray:
-        """(N, D) float32 features of photos that are in the cache."""
-        vectors = [self._vectors[key] for key in keys]
-        return np.stack(vectors) if vectors else np.zeros((0, self._extractor.dimensions), np.float32)
-
-    def fill(self, wanted: dict[str, Path], min_side: int) -> dict[str, str]:
-        """Compute what is missing of {sha256: path}; {sha256: reason} of photos that cannot be used."""
-        bad: dict[str, str] = {}
-        images: dict[str, Image.Image] = {}
-        for key, path in wanted.items():
-            try:
-                width, height = check_header(path)
-                if min(width, height) < min_side:
-                    raise BadImage(path, f"too small: {width}×{height} px")
-                if key not in self:
-                    image = load_image(path, longest=LONGEST)
-                    if np.ptp(np.asarray(image), axis=(0, 1)).max() == 0:
-                        raise BadImage(path, "blank: one colour all over")
-                    images[key] = image
-            except BadImage as error:
-                bad[key] = error.reason
-        if images:
-            self._vectors.update(zip(images, self._extractor.features(list(images.values())), strict=True))
-            self._new += len(images)
-            if self._new >= SAVE_EVERY:
-                self.save()
-        return bad
-
-    def save(self) -> None:
-        from safetensors.numpy import save_file
-
-        if self._new:
-            about = {"extractor": self._extractor.identity, "sha256": list(self._vectors)}
-            with publish(self._path) as temporary:
-                save_file({"features": self.rows(self._vectors)}, temporary, metadata={"triptych": json.dumps(about)})
-            self._new = 0
 
 
 # --- Report -------------------------------------------------------------------------------------------------------------
@@ -279,11 +296,10 @@ def _count(rows: list[Photo]) -> dict[str, Any]:
     for row in rows:
         if row.item:
             items.setdefault(row.item, set()).add(row.label)
-    reasons = Counter(row.reason.split(":")[0].split(" of ")[0] for row in rows if row.label == "rejected")
     return {
         "photos": len(rows),
         **{label: labels[label] for label in ("human", "garment", "unsure", "rejected")},
-        "reasons": dict(reasons.most_common()),
+        "reasons": dict(reject_reasons(rows)),
         "overridden": sum(row.reason.startswith("override") for row in rows),
         "items": len(items),
         "items_without_human": [item for item, seen in items.items() if "human" not in seen],
@@ -291,41 +307,25 @@ def _count(rows: list[Photo]) -> dict[str, Any]:
     }
 
 
-def _draw_sheet(rows: list[Photo], path: Path) -> int:
-    """Draw the contact sheet, unless it shows the same already; how many photos are on it.
-
-    Of large catalogues it shows the items that need a look: first those with unsure or rejected photos, then the rest.
-    """
-    items: dict[str, list[Photo]] = {}
-    for row in rows:
-        items.setdefault(row.item, []).append(row)
-    chosen: set[str] = set()
-    room = SHEET
-    for item in sorted(items, key=lambda item: all(row.label in ("human", "garment") for row in items[item])):
-        if room > 0:
-            items[item] = items[item][:room]
-            room -= len(items[item])
-            chosen.add(item)
-    groups = [photos for item, photos in items.items() if item in chosen]
-    shown = digest([[row.__dict__ for row in photos] for photos in groups])
-    if path.exists():
-        try:
-            with Image.open(path, formats=("PNG",)) as before:
-                if before.info.get("catalogue") == shown:
-                    return sum(map(len, groups))
-        except (OSError, SyntaxError, ValueError):
-            pass
-    cells = []
-    for index, photos in enumerate(groups):
-        for row in photos:
-            image = None
-            if row.sha256:
-                with contextlib.suppress(BadImage):
-                    image = load_image(Path(row.path), longest=256)
-            verdict = row.reason or row.label
-            if row.score is not None and not row.reason and row.label != "unsure":
-                verdict += f" {100 * (1 - row.score if row.label == 'garment' else row.score):.0f} %"
-            label = "\n".join((row.item or "(no item)", Path(row.path).name, verdict))
-            cells.append(Cell(image, label, COLOURS[row.label], "#ffffff" if index % 2 else "#eef0f3"))
-    save_png(contact_sheet(cells), path, text={"catalogue": shown})
-    return len(cells)
+def _advice(rows: list[Photo], config: CleanConfig) -> str:
+    """What the user should do next, in a few sentences."""
+    advice: list[str] = []
+    if not any(row.label in ("human", "garment", "unsure") for row in rows):
+        advice += why_nothing_usable(rows)
+    elif links := sum(row.reason == LEAVES for row in rows):
+        advice.append(f"{links} photos are links out of {config.photos}, which are not followed. {COPY_LINKS}")
+    if mixed := list(dict.fromkeys(row.item for row in rows if row.reason == MIXED)):
+        advice.append(
+            f"{len(mixed)} items seem to hold several garments each ({', '.join(mixed[:3])}): give every garment a folder of its own,"
+            " or name the front and the back of such an item as below."
+        )
+    if any(row.reason == STRAY for row in rows):
+        advice.append("Photos beside folders of items belong to none of them: move them into the item's folder if they matter.")
+    guessed = count_guessed(rows)
+    if guessed or mixed:
+        advice.append(
+            f"Which photo is front and which back is a guess in {guessed} items: look at the contact sheet. To say it, write"
+            f" 'item1/a.jpg front' and 'item1/b.jpg back' into {config.overrides or config.catalogue_folder / OVERRIDES} and run"
+            " the same command again."
+        )
+    return " ".join(advice) or "Look at the contact sheet, then run `triptych concat`."

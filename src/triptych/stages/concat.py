@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import functools
 import json
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +20,18 @@ from PIL import Image
 from pydantic import Field
 
 from triptych.backbones.settings import model_settings
-from triptych.catalogue import PHOTOS, Photo, read_photos, side_hint
+from triptych.catalogue import OVERRIDES, PHOTOS, Photo, read_photos, why_nothing_usable
 from triptych.config import Seed, StageConfig
+from triptych.contact_sheets import contact_sheet, drawable, plain
 from triptych.errors import InputError, TriptychError, WorkError
-from triptych.images import contact_sheet, load_image, save_png
+from triptych.images import load_image, save_png
+from triptych.pairing import CHUNK, EARLIER, Triple, earlier_pictures, made_from, plan
 from triptych.panels import PanelLayout, concatenate, fit
-from triptych.store import Event, Run, StageFolder, digest, held, publish, read_jsonl, sha256_file, write_jsonl
+from triptych.photo_folders import COPY_LINKS
+from triptych.store import Event, Run, StageFolder, held, publish, read_jsonl, sha256_file, write_jsonl
 
-CHUNK = "triptych"
 SHEET_SIZE = 48
+MOST_EARLIER = 20  # sizes of panels that a picture remembers
 
 
 class ConcatConfig(StageConfig):
@@ -47,37 +47,15 @@ class ConcatConfig(StageConfig):
     """Chooses among the worn photos of an item that has more than max_concat_n."""
 
 
-@dataclass(frozen=True)
-class Triple:
-    """The photos of one triptych. Front and back are the same photo when there is only one."""
-
-    id: str
-    item: str
-    front: Photo
-    back: Photo
-    worn: Photo
-
-    @property
-    def photos(self) -> dict[str, Photo]:
-        return {"front": self.front, "back": self.back, "worn": self.worn}
-
-    def origin(self, layout: PanelLayout) -> dict[str, Any]:
-        """What the canvas is made from: equal origins, equal pixels."""
-        hashes = {f"{role}_sha256": photo.sha256 for role, photo in self.photos.items()}
-        return {"id": self.id, "item": self.item, **hashes, "layout": layout.to_dict()}
-
-    def row(self) -> dict[str, Any]:
-        return {"id": self.id, "item": self.item} | {role: photo.path for role, photo in self.photos.items()}
-
-
 def concat(config: ConcatConfig) -> Run:
     """Write one triptych for every chosen worn photo of every item that `clean` found both kinds of photos of.
 
-    A triptych that is there and was made from the same photos is kept, and so is one that was edited by hand. A file
-    whose photos have left the catalogue is reported as stale and left alone.
+    A triptych that is there and was made from the same photos is kept, and so is one that was edited by hand. Other panel
+    sizes make the pictures anew and keep their captions. A file whose photos have left the catalogue is reported as stale
+    and left alone.
 
     Raises:
-        WorkError: no catalogue, or triptychs of other settings in the folder. ModelError: no such model.
+        WorkError: no catalogue, no usable photo in it, or triptychs of other settings in the folder. ModelError: no such model.
         InputError: a panel size that does not fall on the model's grid.
     """
     settings = model_settings(config.model)
@@ -86,12 +64,20 @@ def concat(config: ConcatConfig) -> Run:
     triples, rejects, spares = plan(photos, config.max_concat_n, config.seed)
     if not triples and not rejects:
         raise WorkError(f"The catalogue in {config.catalogue_folder} has no items.", "Run `triptych clean` on folders with photos first.")
-    identity = {"layout": layout.to_dict(), "max_concat_n": config.max_concat_n, "seed": config.seed}
-    folder = StageFolder(config.triptych_folder, "concat", identity)
+    if not any(photo.label in ("human", "garment", "unsure") for photo in photos):
+        message, hint = why_nothing_usable(photos)
+        raise WorkError(message, f"{hint} Then run `triptych clean` again." if hint == COPY_LINKS else hint)
+    identity = {"max_concat_n": config.max_concat_n, "seed": config.seed}
+    keep = (
+        f"Put the old settings back, or choose another --triptychs folder; `caption --captions {config.triptych_folder}` brings"
+        " the captions there."
+    )
+    folder = StageFolder(config.triptych_folder, "concat", identity, retired=("layout",), hint=keep)
     summary: dict[str, Any] = {"items": len({photo.item for photo in photos if photo.item}), "triptychs": 0, "made": 0, "kept": 0}
     summary |= {"rejected": len(rejects), "reasons": dict(Counter(reject["reason"] for reject in rejects)), "failed_before": 0}
     summary |= {"spare_photos": len(spares), "stale": [], "panel": f"{layout.width}x{layout.height}", "folder": str(folder.path)}
     summary["sheet"] = str(config.work / "triptychs_sheet.jpg")
+    summary |= {"made_anew_for_other_panels": 0, "guessed_sides": len({triple.item for triple in triples if triple.guessed})}
 
     def work() -> Iterator[Event]:
         write_jsonl(config.catalogue_folder / "pairs.jsonl", (triple.row() for triple in triples))
@@ -105,7 +91,8 @@ def concat(config: ConcatConfig) -> Run:
             for triple in triples:
                 target = folder.path / f"{triple.id}.png"
                 origin = triple.origin(layout)
-                if _is_current(target, origin):
+                before = made_from(target)
+                if before == {} or (before and _origin(before) == origin):  # {}: somebody drew or edited it
                     summary["kept"] += 1
                     yield Event(triple.id, "kept")
                 elif not target.exists() and _sources(origin) in failed:
@@ -121,8 +108,12 @@ def concat(config: ConcatConfig) -> Run:
                         summary["reasons"][reason] = summary["reasons"].get(reason, 0) + 1
                         yield Event(triple.id, "rejected", error.message)
                         continue
+                    if before and _sources(before) == _sources(origin):  # other panels of the same photos: captions stay right
+                        origin |= {EARLIER: [*earlier_pictures(target), sha256_file(target)][-MOST_EARLIER:]}
+                        summary["made_anew_for_other_panels"] += 1
+                    else:
+                        made.add(triple.id)
                     save_png(canvas, target, text={CHUNK: json.dumps(origin)})
-                    made.add(triple.id)
                     summary["made"] += 1
                     yield Event(triple.id)
         finally:
@@ -132,86 +123,27 @@ def concat(config: ConcatConfig) -> Run:
         summary["triptychs"] = len(rows)
         planned = {triple.id for triple in triples}
         summary["stale"] = [row["id"] for row in rows if "item" in row and row["id"] not in planned]
-        _write_sheet(Path(summary["sheet"]), folder.path, rows, anew=bool(made))
+        guessed = {triple.id for triple in triples if triple.guessed}
+        _write_sheet(Path(summary["sheet"]), folder.path, rows, guessed, anew=bool(summary["made"]))
+        summary["next"] = _advice(config, summary)
+        run.failed = 0 if rows or summary["failed_before"] else summary["rejected"]
 
-    return Run("concat", len(triples) + len(rejects), held(folder, work), summary)
-
-
-def plan(photos: Iterable[Photo], max_concat_n: int, seed: int) -> tuple[list[Triple], list[dict[str, Any]], list[dict[str, Any]]]:
-    """(triptychs, items that give none with the reason, photos that are not needed with the reason), item by item.
-
-    What becomes of an item depends on its own photos alone.
-    """
-    items: dict[str, list[Photo]] = {}
-    for photo in photos:
-        if photo.item:
-            items.setdefault(photo.item, []).append(photo)
-    triples: list[Triple] = []
-    rejects, spares = list[dict[str, Any]](), list[dict[str, Any]]()
-    for item, all_photos in items.items():
-        human, garment = _distinct(all_photos, "human", spares), _distinct(all_photos, "garment", spares)
-        if not human or not garment:
-            lacks = "no photo of a person wearing it" if garment else "no photo of the garment alone" if human else "no usable photo"
-            unsure = sum(photo.label == "unsure" for photo in all_photos)
-            rejects.append({"item": item, "reason": lacks, "photos": len(all_photos), "unsure": unsure})
-            spares += [_spare(photo, f"its item has {lacks}") for photo in human + garment]
-            continue
-        front, back = choose_sides(garment)
-        chosen = choose_worn(human, item, max_concat_n, seed)
-        spares += [_spare(photo, "another photo is the front or back") for photo in garment if photo not in (front, back)]
-        spares += [_spare(photo, f"the item has more than {max_concat_n} worn photos") for photo in human if photo not in chosen]
-        triples += [Triple(triptych_id(item, worn.sha256), item, front, back, worn) for worn in chosen]
-    return triples, rejects, spares
+    run = Run("concat", len(triples) + len(rejects), held(folder, work), summary)
+    return run
 
 
-def _distinct(photos: Iterable[Photo], label: str, spares: list[dict[str, Any]]) -> list[Photo]:
-    """The photos with a label, each file content once; the second copies go to `spares`."""
-    first: dict[str, Photo] = {}
-    for photo in photos:
-        if photo.label == label and first.setdefault(photo.sha256, photo) is not photo:
-            spares.append(_spare(photo, f"the same file as {first[photo.sha256].path}"))
-    return list(first.values())
-
-
-def _spare(photo: Photo, reason: str) -> dict[str, Any]:
-    return {"item": photo.item, "path": photo.path, "reason": reason, "spare": True}
-
-
-def choose_sides(garment: Sequence[Photo]) -> tuple[Photo, Photo]:
-    """(front, back) among the garment photos of one item: the user's override first, then file names, then order.
-
-    A single photo is both.
-    """
-    assert garment
-    said = {photo: photo.reason.removeprefix("override: ") for photo in garment if photo.reason in ("override: front", "override: back")}
-
-    def best(side: str, among: Sequence[Photo]) -> Photo:
-        def rank(photo: Photo) -> int:
-            if photo in said:
-                return 0 if said[photo] == side else 4
-            return {side: 1, None: 2}.get(side_hint(photo.path), 3)
-
-        return min(among, key=rank)  # the first of equals
-
-    front = best("front", garment)
-    rest = [photo for photo in garment if photo is not front]
-    return front, best("back", rest) if rest else front
-
-
-def choose_worn(human: Sequence[Photo], item: str, at_most: int, seed: int) -> list[Photo]:
-    """At most so many of the worn photos of an item, in their order.
-
-    The choice hangs on seed, item and photo only: adding an item, or a photo that is not chosen, changes nothing.
-    """
-    chosen = sorted(human, key=lambda photo: digest([seed, item, photo.sha256]))[:at_most]
-    return [photo for photo in human if photo in chosen]
-
-
-def triptych_id(item: str, worn_sha256: str) -> str:
-    """A file name for any item name: what ASCII it has, and 12 hex digits that tell items and worn photos apart."""
-    ascii_only = unicodedata.normalize("NFKD", item).encode("ascii", "ignore").decode()
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_only).strip("-._")[:48] or "item"
-    return f"{readable}-{digest([item, worn_sha256])[:12]}"
+def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
+    """What the user should do next."""
+    if not summary["triptychs"]:
+        rejects = config.triptych_folder / "concat.rejects.jsonl"
+        return f"No triptych could be made; {rejects} says why for every item. `triptych clean` has drawn what it sees in each photo."
+    advice = "Look at the sheet"
+    if summary["guessed_sides"]:
+        advice += (
+            f": in {summary['guessed_sides']} items front and back are a guess. To swap two, write 'item1/a.jpg front' and"
+            f" 'item1/b.jpg back' into {config.catalogue_folder / OVERRIDES}, then run `triptych clean` and `triptych concat` again"
+        )
+    return advice + "; then run `triptych caption`."
 
 
 def _panel(layout: PanelLayout, photo: Photo) -> Image.Image:
@@ -227,14 +159,8 @@ def _panel(layout: PanelLayout, photo: Photo) -> Image.Image:
     return fit(image, layout.width, layout.height)
 
 
-def _is_current(target: Path, origin: dict[str, Any]) -> bool:
-    """Whether a file was made from just this, or is a picture without our text chunk: somebody's own work."""
-    try:
-        with Image.open(target, formats=["PNG"]) as image:
-            text = image.info.get(CHUNK)
-        return text is None or json.loads(text) == origin
-    except (OSError, ValueError, SyntaxError):  # SyntaxError is Pillow's word for a damaged PNG
-        return False
+def _origin(before: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in before.items() if key != EARLIER}
 
 
 def _sources(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -260,20 +186,37 @@ def _rows(folder: Path, triples: Iterable[Triple], made: set[str], layout: Panel
             row = {key: value for key, value in row.items() if key not in ("text", "caption_by")}  # of an earlier picture
         if triple := planned.get(picture.stem):
             row |= triple.row() | triple.origin(layout)
+            row["layout"] = _drawn_layout(picture, layout, before.get(picture.stem, {}))
         rows.append({"file_name": picture.name, "id": picture.stem} | row)
     return rows
 
 
-def _write_sheet(path: Path, folder: Path, rows: Sequence[dict[str, Any]], *, anew: bool) -> None:
+def _drawn_layout(picture: Path, layout: PanelLayout, before: dict[str, Any]) -> dict[str, Any]:
+    """The layout that a picture has: an edited one, or one that a stopped run has not come to, keeps the earlier one."""
+    told = ((made_from(picture) or {}).get("layout"), before.get("layout"))
+    try:
+        with Image.open(picture, formats=["PNG"]) as image:
+            size = image.size
+        for data in (layout.to_dict(), *told):
+            if isinstance(data, dict) and PanelLayout.from_dict(data).size == size:
+                return PanelLayout.from_dict(data).to_dict()
+    except Exception:  # a damaged picture, or a damaged row
+        pass
+    return layout.to_dict()
+
+
+def _write_sheet(path: Path, folder: Path, rows: Sequence[dict[str, Any]], guessed: set[str], *, anew: bool) -> None:
     """Thumbnails of the first triptychs; outside their folder, where it would count as one of them."""
     if not rows or (path.exists() and not anew):
         return
     shown = [row for row in rows if "item" in row][:SHEET_SIZE] or list(rows[:SHEET_SIZE])
     cells: list[tuple[Image.Image | None, str]] = []
     for row in shown:
+        name = str(row.get("item") or row["id"])
+        label = plain(name if drawable(name, 240) else row["id"]) + ("\nfront and back: a guess" if row["id"] in guessed else "")
         try:
-            cells.append((load_image(folder / row["file_name"], longest=480), row.get("item") or row["id"]))
+            cells.append((load_image(folder / row["file_name"], longest=480), label))
         except InputError:
-            cells.append((None, row["id"]))
+            cells.append((None, label))
     with publish(path) as temporary:
         contact_sheet(cells, columns=4, thumb=240).save(temporary, quality=88)

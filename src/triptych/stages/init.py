@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from triptych.backbones.settings import resolve_model
+from triptych.catalogue import nothing_usable, short_reason
 from triptych.config import StageConfig
 from triptych.errors import InputError
+from triptych.images import BadImage, check_header
+from triptych.photo_folders import check_examples, find_photos, is_photo_name, real, refusal
 from triptych.store import Event, Run, write_text
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
 HUMAN_NAMES, GARMENT_NAMES = ("human", "person", "model", "worn"), ("garment", "object", "product", "cloth")
 
 MODEL_COMMENT = "a hub id such as black-forest-labs/FLUX.1-dev (gated, non-commercial), or a diffusers folder"
@@ -41,42 +45,67 @@ def init(config: InitConfig) -> Run:
     Raises:
         InputError: no photos there, or the config file exists already. ModelError: a model that is a path and no diffusers folder.
     """
-    if config.photos is None or not config.photos.is_dir():
-        raise InputError(f"The photo folder {config.photos or ''} is missing.", "Give --photos FOLDER with one folder of photos per item.")
+    photos = config.photos
+    if photos is None or not str(photos).strip():
+        raise InputError("No folder of photos is given.", "Give --photos FOLDER with one folder of photos per item.")
     if config.out.exists():
         raise InputError(f"{config.out} exists already.", "Give another name with --out, or delete it.")
-    items = {folder: _count(folder) for folder in sorted(config.photos.iterdir()) if folder.is_dir()}
-    photos = sum(items.values())
-    if not photos:
-        raise InputError(f"{config.photos} has no item folders with photos in them.", "Put each item's photos in a folder of its own.")
-    human = config.human or _beside(config.photos, HUMAN_NAMES)
-    garment = config.garment or _beside(config.photos, GARMENT_NAMES)
+    human = config.human or _beside(photos, HUMAN_NAMES)
+    garment = config.garment or _beside(photos, GARMENT_NAMES, apart_from=human)
+    check_examples(human, garment, photos)
+    found = find_photos(photos, [config.work, config.catalogue_folder, human, garment])
+    if all(_reason(photos, *entry) for entry in found):
+        raise InputError(*nothing_usable(Counter(_reason(photos, *entry) or "" for entry in found)))
     if config.model:
         resolve_model(config.model)
-    summary: dict[str, Any] = {"config": str(config.out), "items": len(items), "photos": photos, "human": human, "garment": garment}
     missing = {"model": config.model, "clean.human": human, "clean.garment": garment, "caption.vlm_model": config.vlm_model}
-    summary["fill_in"] = [key for key, value in missing.items() if not value]
+    summary: dict[str, Any] = {"config": str(config.out), "items": 0, "photos": 0, "human": human, "garment": garment}
+    summary |= {"fill_in": [key for key, value in missing.items() if not value], "rejected": 0, "reasons": {}}
 
     def work() -> Iterator[Event]:
-        write_text(config.out, _yaml(config, human, garment, len(items), photos))
+        items: set[str] = set()
+        reasons: Counter[str] = Counter()
+        for item, path in found:
+            reason = _reason(photos, item, path)
+            if reason is None:
+                items.add(item)
+                summary["photos"] += 1
+                yield Event(path.relative_to(photos).as_posix())
+            else:
+                reasons[short_reason(reason)] += 1
+                yield Event(path.relative_to(photos).as_posix(), "rejected", reason)
+        summary.update(items=len(items), rejected=reasons.total(), reasons=dict(reasons.most_common()))
+        write_text(config.out, _yaml(config, human, garment, len(items), summary["photos"]))
         yield Event(str(config.out))
 
-    return Run("init", 1, work(), summary)
+    return Run("init", len(found) + 1, work(), summary)
 
 
-def _count(folder: Path) -> int:
-    return sum(file.suffix.lower() in SUFFIXES for file in folder.iterdir() if file.is_file())
+def _reason(photos: Path, item: str, path: Path) -> str | None:
+    """Why a file is no photo, as `clean` says it; `clean` finds more when it decodes the picture."""
+    try:
+        refused = refusal(photos, item, path)
+        if refused is None:
+            check_header(path)
+        return refused
+    except BadImage as error:
+        return error.reason
 
 
-def _beside(photos: Path, names: tuple[str, ...]) -> Path | None:
+def _beside(photos: Path, names: tuple[str, ...], apart_from: Path | None = None) -> Path | None:
     """A folder beside the photos, or one level below a folder beside them, whose name begins with one of `names`."""
-    parent = photos.resolve().parent
-    near = [
-        folder
-        for folder in sorted([*parent.iterdir(), *parent.glob("*/*")])
-        if folder.is_dir() and photos.resolve() not in [folder, *folder.parents]
-    ]
-    return next((folder for folder in near if folder.name.lower().startswith(names) and _count(folder)), None)
+    own = real(photos)
+    taken = [own] if apart_from is None else [own, real(apart_from)]
+    for pattern in ("*", "*/*"):
+        for folder in sorted(own.parent.glob(pattern)):
+            named = folder.name.lower().startswith(names) and os.path.isdir(folder)
+            if named and not any(one.is_relative_to(folder) or folder.is_relative_to(one) for one in taken) and _holds_photos(folder):
+                return folder
+    return None
+
+
+def _holds_photos(folder: Path) -> bool:
+    return any(is_photo_name(file) for _, _, files in os.walk(folder) for file in files)
 
 
 def _yaml(config: InitConfig, human: Path | None, garment: Path | None, items: int, photos: int) -> str:

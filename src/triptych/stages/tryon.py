@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image
 
 from triptych import xmp
-from triptych.images import contact_sheet, save_png
+from triptych.contact_sheets import contact_sheet
+from triptych.images import save_png
 from triptych.inference import load_models
 from triptych.store import Event, Run
 from triptych.tryon_batch import run_batch
