@@ -11,6 +11,7 @@ from PIL import Image
 
 from triptych.clean_context import ContextCache
 from triptych.dressing import Person, try_on
+from triptych.errors import InputError
 from triptych.inference import Sampling, load_models
 from triptych.panels import PanelLayout
 
@@ -71,3 +72,22 @@ def test_known_panels_are_encoded_once_and_never_decoded(tiny: Path, monkeypatch
     assert widths == {"encode": [LAYOUT.size[0]], "decode": [LAYOUT.width // models.autoencoder.stride]}
     for number, role in ((1, "front"), (2, "back")):
         assert np.array_equal(np.asarray(result.canvas.crop(LAYOUT.box(role))), np.asarray(picture(number)))
+
+
+def test_a_person_may_be_given_by_polygons_or_by_a_mask_of_any_kind(tiny_flux: Path) -> None:
+    """The way of the notebook, `annotator.get_mask()` with 0 and 255, in the second place or by name: the polygon's own picture."""
+    models = load_models(str(tiny_flux), ["p"], device="cpu", dtype="fp32")
+    white = np.zeros((64, 48), dtype=np.uint8)
+    white[17:47, 17:31] = 255
+    outline = [[(17, 17), (31, 17), (31, 47), (17, 47)]]
+    people = [Person(picture(10), outline, "p"), Person(picture(10), white, "p"), Person(picture(10), mask=white > 0, prompt="p")]
+    pictures = [np.asarray(try_on(models, picture(1), picture(2), [one], LAYOUT, Sampling(1), feather=0)[0][0].image) for one in people]
+    assert (pictures[0] != np.asarray(picture(10)))[17:47, 17:31].any(axis=-1).mean() > 0.9
+    assert all(np.array_equal(pictures[0], other) for other in pictures[1:])
+    for wrong, words in (
+        (Person(picture(10), prompt="p"), "polygons or a mask"),
+        (Person(picture(10), outline, "p", mask=white), "one of the two"),
+        (Person(picture(10), [[(0.2, 0.3), (0.6, 0.3), (0.6, 0.8)]], "p"), "fractions"),
+    ):
+        with pytest.raises(InputError, match=words):
+            try_on(models, picture(1), picture(2), [wrong], LAYOUT, Sampling(1))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from triptych import masks, tokens
 from triptych.errors import InputError
-from triptych.masks import Polygons
 from triptych.panels import Box, fit, place
+from triptych.polygons import Polygons, check_units, read_holes, read_polygons, write_polygons
 
 WIDTH, HEIGHT = 48, 64
 
@@ -320,12 +322,12 @@ def test_a_polygon_along_a_silhouette_hugs_and_a_free_one_does_not() -> None:
 def test_holes_are_read_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps({"polygons": [BLOCK], "holes": [HOLE]}))
-    assert masks.read_holes(path) == [HOLE]
-    masks.write_polygons(path, [BLOCK])
-    assert masks.read_holes(path) == []
+    assert read_holes(path) == [HOLE]
+    write_polygons(path, [BLOCK])
+    assert read_holes(path) == []
     path.write_text(json.dumps({"polygons": [BLOCK], "holes": [[1, 2]]}))
-    with pytest.raises(InputError, match="'holes': polygon 1 has fewer than 3"):
-        masks.read_holes(path)
+    with pytest.raises(InputError, match="'holes': hole 1 has fewer than 3"):
+        read_holes(path)
 
 
 # --- files and mistakes -----------------------------------------------------------------------------------------------
@@ -335,10 +337,10 @@ def test_holes_are_read_from_the_file(tmp_path: Path) -> None:
 @settings(max_examples=30, deadline=None)
 def test_files_round_trip(tmp_path_factory: pytest.TempPathFactory, polygons: Polygons) -> None:
     path = tmp_path_factory.mktemp("p") / "polygon.json"
-    masks.write_polygons(path, polygons, (WIDTH, HEIGHT))
-    assert masks.read_polygons(path, (WIDTH, HEIGHT)) == polygons == masks.read_polygons(path)
+    write_polygons(path, polygons, (WIDTH, HEIGHT))
+    assert read_polygons(path, (WIDTH, HEIGHT)) == polygons == read_polygons(path)
     with pytest.raises(InputError, match="drawn on a photo of"):
-        masks.read_polygons(path, (WIDTH, HEIGHT + 1))
+        read_polygons(path, (WIDTH, HEIGHT + 1))
 
 
 SQUARE = [[1, 1], [5, 1], [5, 5]]
@@ -371,15 +373,25 @@ SQUARE = [[1, 1], [5, 1], [5, 5]]
         ('{"polygons": [[[1, 1], [5, 1], [1' + "0" * 400 + ", 1]]]}", "corner 3 of polygon 1 is not finite"),
         ('{"polygons": [[[1, 1], [5, 1], [1' + "0" * 9000 + ", 1]]]}", "not JSON"),
         (json.dumps({"polygons": [[[1, 1]] * 100_001]}), "more than 100000"),
-        (json.dumps({"polygons": [SQUARE] * 40_000}), "more than 100000"),
-        ('{"polygons": [[[1, 1], [5, 1], [5, 5]]]}' + " " * (16 << 20), "larger than 16 MB"),
+        (json.dumps({"polygons": [SQUARE] * 2_001}), "more than 2000 polygons"),
+        (json.dumps({"polygons": SQUARE}), "one list too high"),
+        (json.dumps({"polygons": [[1.5, 1, 5, 1, 5, 5]]}), "corner 1 of polygon 1 is not a pair"),
+        (json.dumps({"polygons": [SQUARE], "hole": [SQUARE]}), "key 'hole'"),
+        (json.dumps({"polygons": [SQUARE], "size": [[[1]]]}), "'size' that is no"),
+        (json.dumps({"polygons": [SQUARE], "size": "10x10"}), "'size' that is no"),
+        (json.dumps({"polygons": [SQUARE], "holes": [SQUARE, [[1, 2], [3, 4], [5, "6"]]]}), "corner 3 of hole 2"),
+        (json.dumps({"version": "5", "shapes": [{"points": SQUARE}]}), "has no 'polygons'.*LabelMe"),
+        (json.dumps({"images": [], "annotations": []}), "has no 'polygons'.*COCO"),
+        (json.dumps([{"id": 1, "segmentation": [[1, 2, 3]]}]), "has no 'polygons'.*COCO"),
+        (json.dumps({"type": "FeatureCollection", "features": []}), "has no 'polygons'.*GeoJSON"),
+        ('{"polygons": [[[1, 1], [5, 1], [5, 5]]]}' + " " * (8 << 20), "larger than 8 MB"),
     ],
 )
 def test_a_broken_file_is_a_sentence_with_a_hint(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "polygon.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=message) as caught:
-        masks.read_polygons(path)
+        read_polygons(path)
     assert caught.value.hint
     assert str(path) in str(caught.value)
 
@@ -387,7 +399,7 @@ def test_a_broken_file_is_a_sentence_with_a_hint(tmp_path: Path, text: str, mess
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.json", tmp_path):
         with pytest.raises(InputError, match="cannot be read") as caught:
-            masks.read_polygons(path)
+            read_polygons(path)
         assert caught.value.hint
 
 
@@ -410,3 +422,114 @@ def test_polygons_without_area_are_refused() -> None:
 
 def test_a_polygon_larger_than_the_photo_is_cut_to_it() -> None:
     assert (masks.polygon_mask([[(-1e6, -1e6), (1e6, -1e6), (1e6, 1e6), (-1e6, 1e6)]], (WIDTH, HEIGHT)) == 1).all()
+
+
+CORNERS = np.array([(0.2, 0.3), (0.6, 0.3), (0.6, 0.8)])
+
+
+@pytest.mark.parametrize(
+    ("corners", "size", "sized", "words"),
+    [
+        (CORNERS, (768, 1024), True, "fractions"),
+        (2 * CORNERS - 1, (768, 1024), False, "fractions"),
+        (100 * CORNERS, (768, 1024), False, "percent"),
+        (100 * CORNERS, (768, 1024), True, None),  # the file says that they are pixels
+        (100 * CORNERS, (120, 160), False, None),  # a small photo
+        (CORNERS[:, ::-1] * (1024, 768), (768, 1024), False, "exchanged"),
+        (CORNERS * (768, 1024), (768, 1024), False, None),
+        (CORNERS * (768, 1024), (384, 512), False, "beyond the photo"),
+        (1000 * CORNERS, (4000, 6000), False, "thousandths"),
+        (1000 * CORNERS, (4000, 6000), True, None),
+        (CORNERS * (768, 1024) - (170, 0), (768, 1024), False, None),  # a little beyond the edge is how one draws
+    ],
+)
+def test_corners_in_other_units_are_noticed(corners: np.ndarray, size: tuple[int, int], sized: bool, words: str | None) -> None:
+    outlines = [[(float(x), float(y)) for x, y in corners]]
+    refused = words in ("fractions", "percent", "exchanged")
+    if refused:
+        with pytest.raises(InputError, match=words) as caught:
+            check_units(outlines, size, sized=sized)
+        assert caught.value.hint
+    else:
+        said = check_units(outlines, size, sized=sized)
+        assert [words in one for one in said] == [True] if words else said == []
+
+
+@pytest.mark.parametrize(
+    "outlines",
+    [
+        [[(i % 192, 0 if i % 2 else 288) for i in range(100_000)]],
+        [[(x, 0), (x + 9, 0), (x + 9, 288), (x, 288)] for x in range(2_000)],
+    ],
+    ids=["zigzag", "many"],
+)
+def test_outlines_that_would_take_minutes_are_refused_at_once(outlines: Polygons) -> None:
+    began = time.process_time()
+    with pytest.raises(InputError, match="too often"):
+        masks.polygon_mask(outlines, (192, 288))
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("reach", [12, 287], ids=["traced", "spikes"])
+def test_an_outline_with_many_corners_takes_a_second(reach: int) -> None:
+    """As many corners as may be, traced around a mask, and as many crossings as may be."""
+    count = 100_000 if reach == 12 else 1_200
+    outline = [(192 * i / count, 0 if i % 2 else reach / 4) for i in range(count)]
+    began = time.process_time()
+    assert masks.polygon_mask([outline], (192, 288)).any()
+    assert time.process_time() - began < 3
+
+
+def test_a_hole_outside_is_called_a_hole() -> None:
+    with pytest.raises(InputError, match="Hole 1 lies outside"):
+        masks.repaint_mask([[(1, 1), (9, 1), (9, 9)]], (WIDTH, HEIGHT), holes=[[(200, 1), (209, 1), (209, 9)]])
+
+
+WHITE = np.zeros((HEIGHT, WIDTH), bool)
+WHITE[5:20, 7:30] = True
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        WHITE,
+        WHITE.astype(np.uint8) * 255,
+        WHITE.astype(np.uint8),
+        WHITE.astype(np.int64) * 255,
+        WHITE.astype(np.uint16) * 65535,
+        WHITE.astype(np.float64),
+        WHITE[:, :, None].astype(np.float32),
+        WHITE[None].astype(np.float16),
+        np.dstack([WHITE] * 3),
+        Image.fromarray(WHITE),
+        Image.fromarray(WHITE.astype(np.uint8) * 255),
+        Image.fromarray(np.dstack([WHITE.astype(np.uint8) * 255] * 3)),
+        Image.fromarray(WHITE.astype(np.uint8) * 255).convert("RGBA"),
+        torch.from_numpy(WHITE),
+    ],
+    ids=lambda mask: f"{type(mask).__name__}-{getattr(mask, 'dtype', getattr(mask, 'mode', ''))}-{getattr(mask, 'shape', '')}",
+)
+def test_a_mask_means_the_same_in_every_form(mask: Any) -> None:
+    assert np.array_equal(masks.as_mask(mask, (WIDTH, HEIGHT)), WHITE.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (WHITE[:, :-1], "photo 64 high and 48 wide"),
+        (WHITE.T, "exchanged"),
+        (np.dstack([WHITE] * 4), "photo 64 high"),
+        (np.zeros_like(WHITE), "black"),
+        (WHITE.astype(np.float32) / 255, "nowhere whiter"),
+        (WHITE.astype(np.float32) * 255, "from 0 to 255"),
+        (WHITE.astype(np.float32) - 1, "from -1 to 0"),
+        (np.where(WHITE, np.nan, 0), "nan"),
+        (np.full((HEIGHT, WIDTH), "x"), "not understood"),
+        (Image.new("RGBA", (WIDTH, HEIGHT), (255, 255, 255, 9)), "transparent"),
+        (None, "photo 64 high"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "mask",
+)
+def test_what_is_no_mask_is_a_sentence(mask: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        masks.as_mask(mask, (WIDTH, HEIGHT))

@@ -23,6 +23,7 @@ import triptych
 from triptych import masks, notebook
 from triptych.errors import InputError, TriptychError
 from triptych.notebook import PolygonMaskAnnotator
+from triptych.polygons import read_polygons
 from triptych.store import Run
 
 pytest.importorskip("anywidget")
@@ -51,11 +52,11 @@ def test_what_the_browser_sets_becomes_the_mask(annotator: PolygonMaskAnnotator)
 def test_a_saved_polygon_is_what_tryon_reads(annotator: PolygonMaskAnnotator, tmp_path: Path) -> None:
     annotator.widget.set_state({"polygons": TRIANGLE})
     path = annotator.save(tmp_path / "sub" / "polygon.json")
-    assert masks.read_polygons(path, (100, 120)) == annotator.polygons
-    again = PolygonMaskAnnotator(annotator.image, masks.read_polygons(path))
+    assert read_polygons(path, (100, 120)) == annotator.polygons
+    again = PolygonMaskAnnotator(annotator.image, read_polygons(path))
     assert (again.get_mask() == annotator.get_mask()).all()
     with pytest.raises(InputError, match="drawn on a photo of"):
-        masks.read_polygons(path, (50, 60))
+        read_polygons(path, (50, 60))
 
 
 def test_nothing_drawn_is_a_sentence(annotator: PolygonMaskAnnotator, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def stand_in(config: Any) -> Run:
         assert isinstance(config, triptych.TryonConfig)
-        masks.polygon_mask(masks.read_polygons(config.polygon, (60, 80)), (60, 80))
+        masks.polygon_mask(read_polygons(config.polygon, (60, 80)), (60, 80))
         shutil.copy(config.person, config.out)
         return Run("tryon", 0, iter(()), {"images": [str(config.out)]})
 

@@ -13,6 +13,7 @@ from PIL import Image
 from triptych import masks
 from triptych.cli import main
 from triptych.pocket import checkpoint_path
+from triptych.polygons import read_polygons
 
 pytestmark = pytest.mark.photos
 CAPTION = "three pictures of a <Brand> item <IMAGE 1> the front of a {kind} <IMAGE 2> the back of the {kind} <IMAGE 3> a person in it"
@@ -99,7 +100,7 @@ def test_try_on_leaves_everything_outside_the_polygon_bit_identical(work: Path, 
     assert main(words) == 0
     after = np.asarray(Image.open(out))
     assert after.shape == before.shape, "the photo keeps its size"
-    inside = masks.polygon_mask(masks.read_polygons(polygon), (width, height))
+    inside = masks.polygon_mask(read_polygons(polygon), (width, height))
     outside = masks.grow(inside, 8) == 0
     assert np.array_equal(after[outside], before[outside])
     assert (after[inside == 1] != before[inside == 1]).any(axis=-1).mean() > 0.9

@@ -14,6 +14,7 @@ from triptych.errors import InputError, ModelError
 from triptych.images import from_srgb, to_srgb
 from triptych.inference import Sampling, generate_triptych, load_models
 from triptych.panels import PanelLayout, fit, split
+from triptych.polygons import read_polygons
 from triptych.stages.generate import GenerateConfig, generate
 from triptych.stages.tryon import TryonConfig, tryon
 
@@ -54,7 +55,7 @@ def test_outside_the_feathered_polygon_every_pixel_is_the_photos_own(tiny: Path,
     tryon(options(tiny, inputs, tmp_path, feather=6)).finish()
     before, after = (np.asarray(Image.open(path).convert("RGB")) for path in (inputs["person"], tmp_path / "out.png"))
     assert before.shape == after.shape
-    polygons = masks.read_polygons(inputs["polygon"])
+    polygons = read_polygons(inputs["polygon"])
     inside = masks.polygon_mask(polygons, (211, 307))
     outside = masks.grow(inside, 6) == 0
     assert np.array_equal(before[outside], after[outside])

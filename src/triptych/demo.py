@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from triptych import masks
 from triptych.config import seeds_from
 from triptych.demo_config import DemoConfig
 from triptych.inference import load_models
 from triptych.pocket.measure import BATCH, Item, held_out_items, outline, verdicts, worn_panels
 from triptych.pocket.raw_catalogue import write_raw_catalogue
+from triptych.polygons import write_polygons
 from triptych.report import SUBJECTS, DemoPictures, write_report
 from triptych.sampling import SamplingConfig
 from triptych.stages.caption import CaptionConfig, caption
@@ -136,5 +136,5 @@ def _tryon_inputs(folder: Path, number: int, item: Item) -> dict[str, Any]:
     for name, image in (("front", item.front), ("back", item.back), ("person", worn.image)):
         image.save(paths[name])
     polygon = folder / f"{number}-polygon.json"
-    masks.write_polygons(polygon, [outline(np.asarray(worn.mask) > 127, margin=6)])
+    write_polygons(polygon, [outline(np.asarray(worn.mask) > 127, margin=6)])
     return {**paths, "polygon": polygon, "prompt": item.prompt}

@@ -12,27 +12,54 @@ from PIL import Image
 from torch import Tensor
 
 from triptych import masks, tokens
+from triptych.errors import InputError
 from triptych.images import from_srgb, to_srgb
 from triptych.inference import Models, OnStep, Sampling, decoded_panel, left_out, sample_latents, to_pixels
 from triptych.panels import Box, PanelLayout, concatenate, place
+from triptych.polygons import Polygons, check_polygons, check_units
 
 
 @dataclass(frozen=True)
 class Person:
     """Who is dressed.
 
-    photo: as it is. polygons: what is repainted, in pixels of `photo`; or a mask (H, W) as `masks.repaint_mask` makes it.
-    prompt: of the whole triptych. seeds: one picture each. icc_profile: colour space of `photo`; the model sees sRGB, the result is in
-    the photo's own space again. start: `photo` with a rough edit, of the same size; what the model starts from. The result is put
-    back into `photo`.
+    photo: as it is. polygons: what is repainted, in pixels of `photo`. mask: the same as a mask of the photo's size, white = repaint:
+    (H, W) of bool, of uint8 0 and 255, or of floats in [0, 1], or a picture; it may also stand in the place of the polygons. prompt: of the
+    whole triptych. seeds: one picture each. icc_profile: colour space of `photo`; the model sees sRGB, the result is in the photo's own
+    space again. start: `photo` with a rough edit, of the same size; what the model starts from. The result is put back into `photo`.
     """
 
     photo: Image.Image
-    polygons: masks.Polygons | np.ndarray
-    prompt: str
-    seeds: Sequence[int]
+    polygons: Polygons | np.ndarray | Image.Image | None = None
+    prompt: str = ""
+    seeds: Sequence[int] = (0,)
     icc_profile: bytes | None = None
     start: Image.Image | None = None
+    mask: np.ndarray | Image.Image | None = None
+
+    def repainted(self) -> np.ndarray:
+        """(H, W) float32 in [0, 1] of the photo's size, 1 = repaint.
+
+        Raises:
+            InputError: neither polygons nor a mask, both, or one that cannot be used.
+        """
+        size = self.photo.size
+        given = [one for one in (self.polygons, self.mask) if one is not None]
+        if len(given) != 1:
+            raise InputError(
+                "A person needs polygons or a mask, one of the two.", "Give Person(photo, polygons=…) or Person(photo, mask=…)."
+            )
+        if self.mask is not None or isinstance(self.polygons, Image.Image) or _is_array_of_pixels(self.polygons):
+            return masks.as_mask(given[0], size)
+        outlines = check_polygons(self.polygons)
+        check_units(outlines, size)
+        return masks.polygon_mask(outlines, size)
+
+
+def _is_array_of_pixels(value: object) -> bool:
+    """A mask of any library; an array (N, corners, 2) holds polygons."""
+    shape: tuple[int, ...] = getattr(value, "shape", ())
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] != 2)
 
 
 @dataclass(frozen=True)
@@ -118,8 +145,7 @@ def _fit(
     front: Image.Image, back: Image.Image, person: Person, layout: PanelLayout, unit: int, feather: int, crop_margin: float | None
 ) -> _Fitting:
     photo = person.photo.convert("RGB")
-    hard = person.polygons if isinstance(person.polygons, np.ndarray) else masks.polygon_mask(person.polygons, photo.size)
-    mask = masks.feather(hard, feather)
+    mask = masks.feather(person.repainted(), feather)
     box = Box(0, 0, *photo.size) if crop_margin is None else masks.crop_box(mask, layout.width / layout.height, crop_margin)
     repaint = np.zeros((layout.size[1] // unit, layout.size[0] // unit), dtype=np.float32)
     left, top, right, bottom = layout.box("worn", unit)

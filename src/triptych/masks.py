@@ -1,4 +1,4 @@
-"""Where the photo is repainted: polygon ↔ mask. White (1) = repaint, black (0) = keep.
+"""Where the photo is repainted: polygon → mask. White (1) = repaint, black (0) = keep.
 
 A mask is (H, W) float32 in [0, 1] whose values are multiples of 1/255, so that it is the same in memory and in a PNG.
 Polygon corners are (x, y) in pixels of the photo; (0, 0) is the outer corner of the top left pixel, so pixel (column x, row y)
@@ -7,11 +7,7 @@ covers [x, x + 1) × [y, y + 1). Distances are in pixels, along rows and columns
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
-from numbers import Real
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,103 +15,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from triptych.errors import InputError
 from triptych.panels import Box
-from triptych.store import read_text, write_json
+from triptych.polygons import Polygons, check_polygons
 
-Polygons = list[list[tuple[float, float]]]
-"""Several polygons mean their union; each is the list of its corners (x, y), closed by itself."""
-
-MAX_POINTS = 100_000  # a hand-drawn outline has tens; the limits keep a broken file from eating the machine
-MAX_BYTES = 16 << 20
-MAX_COORDINATE = 1e6
-_FORMAT = 'A polygon file looks like {"polygons": [[[x, y], [x, y], [x, y]]]}, in pixels of the photo.'
-
-
-def check_polygons(value: Any, name: str = "The polygon") -> Polygons:
-    """`value` as `Polygons`, if it is a non-empty sequence of polygons of at least three (x, y) pairs of finite numbers.
-
-    Raises:
-        InputError: it is not; the sentence begins with `name` and says which polygon and corner is wrong.
-    """
-    if not _is_list(value) or len(value) == 0:
-        raise InputError(f"{name} holds no polygon.", "Draw at least one outline around what is to be repainted.")
-    polygons: Polygons = []
-    points = 0
-    for number, corners in enumerate(value, 1):
-        if not _is_list(corners) or len(corners) < 3:
-            raise InputError(f"{name}: polygon {number} has fewer than 3 corners.", _FORMAT)
-        points += len(corners)
-        if points > MAX_POINTS:
-            raise InputError(f"{name} has more than {MAX_POINTS} corners.", "Simplify the outline; a few dozen corners are plenty.")
-        polygons.append([])
-        for index, corner in enumerate(corners, 1):
-            if not _is_list(corner) or len(corner) != 2 or not all(isinstance(v, Real) and not isinstance(v, bool) for v in corner):
-                raise InputError(f"{name}: corner {index} of polygon {number} is not a pair of numbers.", _FORMAT)
-            # Compared before the conversion: float() of a huge int overflows. NaN fails every comparison.
-            if not all(-MAX_COORDINATE <= v <= MAX_COORDINATE for v in corner):
-                raise InputError(f"{name}: corner {index} of polygon {number} is not finite or far outside any photo.", _FORMAT)
-            polygons[-1].append((float(corner[0]), float(corner[1])))
-    return polygons
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
-
-
-def read_polygons(path: Path, size: tuple[int, int] | None = None) -> Polygons:
-    """The polygons of a JSON file as `write_polygons` writes it: `{"polygons": [[[x, y], …], …]}`.
-
-    Args:
-        size: (width, height) of the photo it is for. If the file says what it was drawn on, the two must agree.
-
-    Raises:
-        InputError: missing or unreadable file, not JSON, not this format, or drawn on a photo of another size.
-    """
-    return check_polygons(_read(Path(path), size)["polygons"], str(path))
-
-
-def read_holes(path: Path) -> Polygons:
-    """What a polygon file says is kept inside its polygons, `{"polygons": […], "holes": [[[x, y], …], …]}`; [] if it names none.
-
-    Raises:
-        InputError: as `read_polygons`.
-    """
-    holes = _read(Path(path), None).get("holes")
-    return check_polygons(holes, f"{path}, 'holes'") if holes else []
-
-
-def _read(path: Path, size: tuple[int, int] | None) -> dict[str, Any]:
-    """The mapping in a polygon file; only 'polygons' being there and the size are checked."""
-    text = read_text(path, MAX_BYTES, "The polygon file", hint="Check the path given to --polygon.")
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON.", _FORMAT) from error
-    if not isinstance(data, dict) or "polygons" not in data:
-        raise InputError(f"{path} has no 'polygons'.", _FORMAT)
-    if data["polygons"] == []:
-        raise InputError(f"{path} holds no polygon.", "Draw at least one outline around what is to be repainted.")
-    drawn_on = data.get("size")
-    if size is not None and drawn_on is not None and drawn_on != list(size):
-        raise InputError(
-            f"{path} was drawn on a photo of {drawn_on} px, this one has {list(size)} px.",
-            "Draw it on the photo that is to be repainted, or delete 'size' from the file if you are sure.",
-        )
-    return data
-
-
-def to_dict(polygons: Polygons, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """What a polygon file holds; `size` (width, height) of the photo lets a reader notice the wrong photo."""
-    data: dict[str, Any] = {"polygons": [[[x, y] for x, y in corners] for corners in polygons]}
-    return data | ({"size": list(size)} if size else {})
-
-
-def write_polygons(path: Path, polygons: Polygons, size: tuple[int, int] | None = None) -> None:
-    """Write a polygon file that `read_polygons` and `triptych tryon --polygon` read.
-
-    Raises:
-        InputError: see `check_polygons`.
-    """
-    write_json(Path(path), to_dict(check_polygons(polygons), size))
+MAX_CROSSINGS = 3_000_000  # of outlines with scan lines; an outline around a person in a photo of 24 megapixels makes 100,000
 
 
 # --- polygon → mask ---------------------------------------------------------------------------------------------------
@@ -124,28 +26,33 @@ _LINES = 8  # scan lines per pixel row
 _STEPS = 256  # positions per pixel along a scan line; powers of two keep every float32 sum below exact
 
 
-def polygon_mask(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
+def polygon_mask(polygons: Polygons, size: tuple[int, int], noun: str = "polygon") -> np.ndarray:
     """How much of every pixel the union of `polygons` covers: (H, W) float32 in [0, 1], rounded up to n/255.
 
     Everything an outline encloses counts, also where it crosses itself (non-zero winding). Parts outside the photo are
     cut off. Coverage is exact along a row and sampled on eight lines down a pixel.
 
     Args:
-        size: (width, height) of the photo in pixels.
+        size: (width, height) of the photo in pixels. noun: what a sentence about one of them calls it.
 
     Raises:
-        InputError: no polygon, malformed ones (see `check_polygons`), one that lies wholly outside, or one without area.
+        InputError: no polygon, malformed ones (see `check_polygons`), one that lies wholly outside, one without area, or
+            outlines that run up and down the photo so often that filling them would take minutes.
     """
     width, height = size
+    outlines = [np.asarray(corners) for corners in check_polygons(polygons)]
+    if sum(int(_count_crossings(corners, height).sum()) for corners in outlines) > MAX_CROSSINGS:
+        raise InputError(f"The {noun}s run up and down the photo too often to be filled.", "Simplify them; a few dozen corners are plenty.")
     spans: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for number, corners in enumerate(check_polygons(polygons), 1):
-        lines, xs, signs = _boundaries(*_crossings(np.asarray(corners), height))
+    for number, corners in enumerate(outlines, 1):
+        lines, xs, signs = _boundaries(*_crossings(corners, height))
         xs = np.clip(xs, 0, width * _STEPS)
         if (signs * xs).sum() == 0:  # minus the area left inside the photo
-            x, y = np.asarray(corners).T
+            x, y = corners.T
+            one = f"{noun.capitalize()} {number}"
             if x.max() <= 0 or y.max() <= 0 or x.min() >= width or y.min() >= height:
-                raise InputError(f"Polygon {number} lies outside the photo of {width}×{height} px.", "Was it drawn on another photo?")
-            raise InputError(f"Polygon {number} encloses no part of the photo of {width}×{height} px.", "Draw it larger.")
+                raise InputError(f"{one} lies outside the photo of {width}×{height} px.", "Was it drawn on another photo?")
+            raise InputError(f"{one} encloses no part of the photo of {width}×{height} px.", "Draw it larger.")
         spans.append((lines, xs, signs))
     lines, xs, signs = _boundaries(*(np.concatenate(parts) for parts in zip(*spans, strict=True)))
     pixel, part = np.divmod(xs, _STEPS)
@@ -158,19 +65,30 @@ def polygon_mask(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
     return _from_bytes(_to_bytes(steps[:, :width]))
 
 
+def _edges(corners: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The edges (N, 2, 2) of an outline (N, 2), and the first scan line each crosses and the one behind its last."""
+    edges = np.stack([corners, np.roll(corners, -1, axis=0)], axis=1)
+    ends = np.sort(edges[:, :, 1], axis=1)
+    # Scan line n lies at y = (n + 0.5) / _LINES; an edge owns its upper end but not its lower, so none counts twice.
+    first, last = np.clip(np.ceil(ends * _LINES - 0.5), 0, height * _LINES).astype(int).T
+    return edges, first, last
+
+
+def _count_crossings(corners: np.ndarray, height: int) -> np.ndarray:
+    """How many scan lines each edge crosses."""
+    _, first, last = _edges(corners, height)
+    return np.asarray(last - first)
+
+
 def _crossings(corners: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where the outline (N, 2) crosses the scan lines: line, x in 1/_STEPS pixels, and +1 downwards or -1 upwards."""
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0, int))]
-    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        top, bottom = min(y0, y1), max(y0, y1)
-        # Scan line n lies at y = (n + 0.5) / _LINES; an edge owns its upper end but not its lower, so none counts twice.
-        first, last = (min(max(math.ceil(y * _LINES - 0.5), 0), height * _LINES) for y in (top, bottom))
-        if first < last:
-            lines = np.arange(first, last)
-            x = x0 + ((lines + 0.5) / _LINES - y0) * ((x1 - x0) / (y1 - y0))
-            found.append((lines, np.rint(x * _STEPS).astype(int), np.full(len(lines), 1 if y1 > y0 else -1)))
-    lines, xs, signs = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return lines, xs, signs
+    edges, first, last = _edges(corners, height)
+    count = last - first
+    edge = np.repeat(np.arange(len(edges)), count)
+    lines = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+    (x0, y0), (x1, y1) = (edges[edge, end].T for end in (0, 1))
+    x = x0 + ((lines + 0.5) / _LINES - y0) * ((x1 - x0) / (y1 - y0))
+    return lines, np.rint(x * _STEPS).astype(int), np.where(y1 > y0, 1, -1)
 
 
 def _boundaries(lines: np.ndarray, xs: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -196,6 +114,45 @@ def _from_bytes(mask: np.ndarray) -> np.ndarray:
     return values
 
 
+_MASK_VALUES = "Give 0 and 255 as uint8, False and True, or floats from 0 to 1; white is repainted."
+
+
+def as_mask(value: Any, size: tuple[int, int]) -> np.ndarray:
+    """A mask from anywhere as this module's: (H, W) float32 in [0, 1], white = repaint.
+
+    Args:
+        value: bool; uint8 of 0 and 255, or of 0 and 1; floats in [0, 1]; a picture without transparency. (H, W); further sides
+            of length 1, and three equal channels, do no harm. size: (width, height) of the photo.
+
+    Raises:
+        InputError: another shape or range, or a mask that repaints nothing.
+    """
+    if isinstance(value, Image.Image):
+        if value.has_transparency_data and value.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+            raise InputError("The mask is transparent in places: is alpha the mask, or colour?", "Give one of the two, as grey values.")
+        value = value if value.mode in ("1", "L") or value.mode[0] in "IF" else value.convert("L")
+    array = np.asarray(value)
+    if array.ndim == 3 and array.shape[2] == 3 and (array == array[:, :, :1]).all():
+        array = array[:, :, 0]
+    array = array.reshape([side for side in array.shape if side != 1]) if array.ndim > 2 else array
+    width, height = size
+    if array.shape != (height, width):
+        turned = " Its sides are exchanged: an array is (height, width)." if array.shape == (width, height) else ""
+        raise InputError(f"The mask is {array.shape}, the photo {height} high and {width} wide.", f"Give one value a pixel.{turned}")
+    if array.dtype.kind not in "buif":
+        raise InputError(f"A mask of {array.dtype} is not understood.", _MASK_VALUES)
+    low, high = float(array.min()), float(array.max())
+    if high == 0 and low == 0:
+        raise InputError("The mask is black: nothing would be repainted.", "White is repainted.")
+    top = 1.0 if array.dtype.kind in "bf" or high <= 1 else 65535.0 if array.dtype.kind == "u" and array.itemsize == 2 else 255.0
+    if not (low >= 0 and high <= top * (1 + 1e-3)):  # NaN fails too
+        raise InputError(f"The mask has values from {low:g} to {high:g}.", _MASK_VALUES)
+    mask = np.clip(array.astype(np.float32) / np.float32(top), 0, 1)
+    if mask.max() < 0.5:
+        raise InputError(f"The mask is nowhere whiter than {mask.max():.3g}: next to nothing would be repainted.", _MASK_VALUES)
+    return _from_bytes(_to_bytes(mask))
+
+
 def mask_image(mask: np.ndarray) -> Image.Image:
     """The mask as a greyscale picture, white = repaint; nothing is lost."""
     return Image.fromarray(_to_bytes(mask))
@@ -214,7 +171,7 @@ def repaint_mask(
     outlines = [_hull(corners) for corners in check_polygons(polygons)] if expand == "hull" else polygons
     mask = grow(polygon_mask(outlines, size), grow_by)
     if holes:
-        mask = _from_bytes(np.minimum(_to_bytes(mask), 255 - _to_bytes(polygon_mask(holes, size))))
+        mask = _from_bytes(np.minimum(_to_bytes(mask), 255 - _to_bytes(polygon_mask(holes, size, "hole"))))
         if not mask.any():
             raise InputError("The holes cover all polygons: nothing would be repainted.", "Make the holes smaller.")
     return mask

@@ -15,6 +15,7 @@ from PIL import Image
 from triptych import masks
 from triptych.errors import InputError, TriptychError
 from triptych.images import load_image
+from triptych.polygons import Polygons, check_polygons, to_dict, write_polygons
 
 PREVIEW = 1600  # longest side in pixels of what the browser gets; a camera photo would be tens of megabytes
 
@@ -29,7 +30,7 @@ class PolygonMaskAnnotator:
     Works in Jupyter, Colab, VS Code and marimo. Only closed outlines count; several mean their union.
     """
 
-    def __init__(self, image: Image.Image | np.ndarray | str | Path, polygons: masks.Polygons | None = None) -> None:
+    def __init__(self, image: Image.Image | np.ndarray | str | Path, polygons: Polygons | None = None) -> None:
         """
         Args:
             image: the person photo: a path (turned upright by its EXIF tag, as `triptych tryon` does), a PIL image, or
@@ -46,14 +47,14 @@ class PolygonMaskAnnotator:
             self.polygons = polygons
 
     @property
-    def polygons(self) -> masks.Polygons:
+    def polygons(self) -> Polygons:
         """The closed outlines, corners (x, y) in pixels of the photo. Setting them redraws the canvas."""
         drawn = self.widget.polygons
-        return masks.check_polygons(drawn) if drawn else []
+        return check_polygons(drawn) if drawn else []
 
     @polygons.setter
-    def polygons(self, polygons: masks.Polygons) -> None:
-        self.widget.polygons = masks.to_dict(masks.check_polygons(polygons))["polygons"] if polygons else []
+    def polygons(self, polygons: Polygons) -> None:
+        self.widget.polygons = to_dict(check_polygons(polygons))["polygons"] if polygons else []
 
     def show(self) -> None:
         """Show the canvas below the notebook cell."""
@@ -91,7 +92,7 @@ class PolygonMaskAnnotator:
             InputError: see `get_mask`; an outline that could not be used is not saved.
         """
         self.get_mask()
-        masks.write_polygons(Path(path), self.polygons, self.image.size)
+        write_polygons(Path(path), self.polygons, self.image.size)
         return Path(path)
 
     def clear(self) -> None:

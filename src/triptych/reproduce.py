@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from triptych import masks
+from triptych import polygons
 from triptych.config import validated
 from triptych.errors import InputError
 from triptych.images import check_header, load_original, read_settings
@@ -167,7 +167,7 @@ def _may_be_one(path: Path, hashes: Iterable[str]) -> bool:
     """Whether a file can be an input at all, from its first bytes: films and archives are not worth hashing."""
     if not path.is_file():
         return False
-    if "polygon" in hashes and path.stat().st_size <= masks.MAX_BYTES:
+    if "polygon" in hashes and path.stat().st_size <= polygons.MAX_BYTES:
         return True
     with open(path, "rb") as file:
         start = file.read(9)

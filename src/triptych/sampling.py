@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from triptych import masks
+from triptych import polygons
 from triptych.backbones.settings import ModelSettings, Quantize, model_settings, no_model
 from triptych.config import Seed, StageConfig, seeds_from
 from triptych.errors import InputError, ModelError
@@ -216,7 +216,7 @@ class PictureConfig(SamplingConfig):
         chosen |= {"panel_width": layout.width, "panel_height": layout.height, "seed": seed}
         chosen["model"] = Path(self.model).name if Path(self.model).exists() else self.model
         sources = {
-            name: sha256_file(path, masks.MAX_BYTES) if name == "polygon" else sha256_photo(path)
+            name: sha256_file(path, polygons.MAX_BYTES) if name == "polygon" else sha256_photo(path)
             for name, path in photos.items()
             if path is not None
         }

@@ -19,6 +19,7 @@ from triptych.backbones.settings import model_settings
 from triptych.errors import InputError
 from triptych.images import JPEG_SUFFIXES, SETTINGS, OriginalPhoto, load_image, load_original, read_settings, save_jpeg, save_png
 from triptych.panels import PanelLayout
+from triptych.polygons import check_units, read_outlines
 from triptych.rough import Rough, rough_edit
 from triptych.sampling import PictureConfig, text_chunks
 from triptych.text_files import CAPTION_BYTES, read_text
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # they import torch, which `--help` can do without
 
 SUFFIXES = {".png"} | JPEG_SUFFIXES
 """Endings of the pictures it can write."""
+SMALL = 64  # pixels: 8 × 8, less than the model sees as one token
 PREVIEW_SIDE = 1600  # pixels; enough to judge a mask by
 
 
@@ -155,13 +157,15 @@ def prepare(config: TryonConfig) -> Job:
     layout = config.layout()
     person = load_original(config.person)
     size = person.image.size
-    polygons, holes = masks.read_polygons(config.polygon, size), masks.read_holes(config.polygon)
+    polygons, holes, sized = read_outlines(config.polygon, size)
+    warnings = check_units([*polygons, *holes], size, str(config.polygon), sized=sized)
     mask = masks.repaint_mask(polygons, size, holes=holes, grow_by=config.grow, expand=config.expand)
     front = load_image(config.front)
     back = load_image(config.back) if config.back else front
     start = None if config.rough == "none" else rough_edit(person.image, front, mask, config.rough, person.icc_profile)
     sampling = config.sampling(model_settings(config.model), config.strength)
-    warnings = []
+    if (covered := int((mask > 0).sum())) < SMALL:
+        warnings.append(f"The polygon covers only {covered} pixels of the photo.")
     if masks.edge_ratio(person.image, mask) > masks.HUGGING:
         warnings.append("The polygon follows an outline in the photo, whose shape may show in the result: use --expand hull or --grow.")
     _save_preview(start or person.image, masks.feather(mask, config.feather), config.preview)
