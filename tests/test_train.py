@@ -250,6 +250,9 @@ def test_read_lora_of_a_work_folder(tmp_path: Path, tiny_flux: Path) -> None:
     assert about["context"] == "noisy"
     assert about["base_model"] == tiny_flux.name, "a folder's place on this machine stays on this machine"
     assert about["recipe"]["rank"] == 4
+    assert about["cpu_threads"] == torch.get_num_threads()
+    assert not {"context_lora", "context_reading"} & about.keys(), "nothing that was not done"
+    assert not {"context_dropout", "noise_levels"} & about["recipe"].keys()
     assert about["recipe"]["learning_rate"] == 1e-3
     more = tmp_path / "more"
     write_records(more, ["id-1", "id-2"], tiny_flux)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -383,11 +384,11 @@ def test_a_new_checkpoint_is_kept_and_damaged_later_ones_are_not(tmp_path: Path,
 def test_no_checkpoint_is_deleted_before_the_new_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, 1, {"x": torch.zeros(1)}, {}, keep=1)
 
-    def no_space(self: Path, target: Path) -> None:
+    def no_space(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "rename", no_space)
-    with pytest.raises(OSError):
+    monkeypatch.setattr(os, "replace", no_space)
+    with pytest.raises(WorkError, match="disk is full"):
         save_checkpoint(tmp_path, 2, {"x": torch.ones(1)}, {}, keep=1)
     found = load_newest(tmp_path)
     assert found is not None and found[0] == 1
@@ -462,7 +463,10 @@ def test_every_optimizers_state_survives_a_checkpoint(
         ({"panel_weights": {"side": 1.0}}, "'side: 1' has no meaning"),
         ({"panel_weights": {"worn": -1.0}}, "'worn: -1' has no meaning"),
         ({"panel_weights": {"worn": 0.0}, "context": "clean"}, "weight 0"),
-        ({"noise_levels": 4}, "noisy context nothing is read"),
+        ({"noise_levels": 4}, "--noise-levels does nothing with noisy context"),
+        ({"context_lora": True}, "--context-lora does nothing with noisy context"),
+        ({"context_reading": "products"}, "--context-reading does nothing with noisy context"),
+        ({"context_dropout": 0.0}, "--context-dropout does nothing with noisy context"),
         ({"shard_base": True, "quantize": "int8"}, "neither quantised nor swapped"),
         ({"early_stopping_patience": 2, "num_validation_triptychs": 1}, "nothing is validated"),
         ({"optimizer": "prodigy", "learning_rate": 1e-4}, "0.0001 would learn nothing"),

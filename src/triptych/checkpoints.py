@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,10 +19,18 @@ log = logging.getLogger(__name__)
 STATE, ABOUT = "state.safetensors", "state.json"
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, float], keep: int) -> None:
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, float],
+    keep: int,
+    add: Callable[[Path], None] = lambda part: None,
+) -> None:
     """Publish `folder/step-<step>` by one rename; only then delete all but the `keep` newest up to it.
 
-    Checkpoints of later steps are deleted too: they are damaged ones that the training has gone back behind.
+    Checkpoints of later steps are deleted too: they are damaged ones that the training has gone back behind. `add` puts
+    further files into the checkpoint before it is published.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".part-*"):
@@ -35,6 +43,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], numb
         own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         with publish(part / STATE) as state:
             save_file(own, state, metadata)
+        add(part)
         write_json(part / ABOUT, {"step": step, "sha256": sha256_file(part / STATE)})
         shutil.rmtree(target, ignore_errors=True)
         rename(part, target)
@@ -51,9 +60,16 @@ def _prune(folder: Path, target: Path, keep: int) -> None:
         shutil.rmtree(old)
 
 
-def load_newest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, float]] | None:
-    """Step, tensors and numbers of the newest checkpoint that is whole; damaged ones are passed over with a warning."""
-    found = sorted(folder.glob("step-*"), reverse=True)
+def steps_saved(folder: Path) -> list[int]:
+    """The steps that have a checkpoint in `folder`, in order."""
+    names = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def load_newest(folder: Path, at_most: int | None = None) -> tuple[int, dict[str, Tensor], dict[str, float]] | None:
+    """Step, tensors and numbers of the newest checkpoint that is whole, of those up to step `at_most`; damaged ones are
+    passed over with a warning."""
+    found = [folder / f"step-{step:08d}" for step in reversed(steps_saved(folder)) if at_most is None or step <= at_most]
     for path in found:
         try:
             about = read_json(path / ABOUT)

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from triptych import __version__
 from triptych.config import StageConfig, load_config, section, validated
 from triptych.errors import TriptychError
+from triptych.signals import ending_at_once
 from triptych.stages import GROUPS, STAGES, Stage
 from triptych.store import Run
 
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             home.command(command, name=verb, help=f"{stage.help}\n\nExample: `{stage.example}`", sort_key=order)
         for home in groups.values():
             app.command(home)
-        return app(words, exit_on_error=False, print_error=True) or 0
+        with ending_at_once():
+            return app(words, exit_on_error=False, print_error=True) or 0
     except TriptychError as error:
         return _explain(show, error.message, error.hint)
     except CycloptsError:
@@ -69,9 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _explain(show, "The device has too little memory for this.", "Lower --batch-size or the panel size, or use a larger card.")
     except OSError as error:
         return _explain(show, str(error), "Check that the disk has space and that files and folders may be read and written.")
-    except KeyboardInterrupt:
-        show.print("stopped; the same command goes on where this one ended")
-        return 130
+    except KeyboardInterrupt as error:
+        said = getattr(error, "message", "") or "stopped; what was finished is kept, and the same command does the rest"
+        show.print(_plain(said), highlight=False, soft_wrap=True)
+        return getattr(error, "exit_code", 130)
 
 
 def _explain(show: Console, message: str, hint: str) -> int:

@@ -156,9 +156,16 @@ def lora_file(path: Path) -> Path:
     Raises:
         ModelError: there is none.
     """
+    if path.name == "state.safetensors" and (path.parent / FILE_NAME).is_file():  # the state of a training: its LoRA lies beside it
+        return path.parent / FILE_NAME
     for candidate in (path, path / FILE_NAME, path / "lora" / FILE_NAME):
         if candidate.is_file():
             return candidate
+    saved = sorted([*path.glob(f"checkpoints/step-*/{FILE_NAME}"), *path.glob(f"lora/checkpoints/step-*/{FILE_NAME}")])
+    if saved:
+        there = ", ".join(str(file.parent) for file in saved)
+        hint = f"Give the LoRA of a checkpoint: {there}; or run the same `triptych train` again to its end."
+        raise ModelError(f"The training in {path} has not come to its end: there is no finished LoRA.", hint)
     raise ModelError(f"There is no LoRA at {path}.", f"Give a .safetensors file or a folder with {FILE_NAME}.")
 
 

@@ -95,10 +95,11 @@ def rename(source: Path, target: Path) -> None:
     """Rename a file or folder, over an existing file of that name, so that it survives a power cut.
 
     Raises:
-        WorkError: the file system cannot do that.
+        WorkError: the file system cannot do that, or is full.
     """
     try:
-        os.replace(source, target)
+        with explained(target):
+            os.replace(source, target)
     except OSError as error:
         if error.errno not in _NOT_SUPPORTED:
             raise
@@ -326,7 +327,7 @@ class StageFolder:
         *,
         begun: Callable[[], bool] = lambda: True,
         retired: Iterable[str] = (),
-        hint: str = "Put the old settings back, delete the folder to start afresh, or use another one (train: --lora-folder).",
+        hint: str = "Put the old settings back, or use another folder: --work, or the one option that names this folder alone.",
     ) -> None:
         self.path, self.stage, self._begun, self._retired, self._hint = Path(path), stage, begun, frozenset(retired), hint
         self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity), default=str))

@@ -7,14 +7,15 @@ makes the same LoRA. The parts of the loop lie in `triptych.training`.
 from __future__ import annotations
 
 import math
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from triptych import flow
 from triptych.backbones.base import Backbone, fingerprint
@@ -23,16 +24,21 @@ from triptych.config import seeds_from
 from triptych.embeddings import EmbeddingFolder
 from triptych.errors import WorkError
 from triptych.images import save_png
-from triptych.lora import FILE_NAME, add_lora, save_lora
-from triptych.store import Event, Run, StageFolder, digest, held, read_jsonl
+from triptych.lora import FILE_NAME, LoraFile, add_lora, save_lora
+from triptych.signals import Request, Stopped, ending_after_this_step
+from triptych.store import Event, Run, StageFolder, held, read_jsonl, sha256_file
 from triptych.training import distributed
+from triptych.training.about import about_lora
 from triptych.training.config import TrainConfig, check, settings_that_matter
+from triptych.training.continuation import begun, check_init_lora, is_done, start_from
 from triptych.training.data import TrainingSet, steps_of_epochs
 from triptych.training.log import TrainLog, duration, mean_loss, peak_memory_gib
 from triptych.training.loss import LossMeter, losses_of
 from triptych.training.optimizer import learning_rate, make_optimizer, optimizer_class
 from triptych.training.state import TrainState
 from triptych.training.validation import validation_loss, validation_pictures
+
+_HINT = "Put the old settings back, or train in another folder with --lora-folder; with --init-lora it starts from the LoRA of this one."
 
 
 def train(config: TrainConfig) -> Run:
@@ -57,10 +63,11 @@ def train(config: TrainConfig) -> Run:
         steps = steps_of_epochs(config.epochs, len(data.ids), config.batch_size * _passes(config))
         config = config.model_copy(update={"max_train_steps": steps, "epochs": None})
     made_with = {"model": fingerprint(config.model, ["transformer"]), "data": data.fingerprint, "processes": distributed.world_size()}
-    identity = {**settings_that_matter(config), **made_with}
-    folder = StageFolder(config.train_folder, "train", identity, begun=lambda: _begun(config.train_folder))
-    if (config.train_folder / FILE_NAME).exists() and not (config.train_folder / "train.jsonl").exists():
-        raise WorkError(f"There is a LoRA in {config.train_folder} that was not trained here.", "Choose another --lora-folder.")
+    init = check_init_lora(config, backbone)
+    identity = {**settings_that_matter(config), **made_with, "init_lora": sha256_file(init.path) if init else None}
+    retired = ("max_train_steps", "epochs")  # they were part of the identity before a training could go on longer
+    folder = StageFolder(config.train_folder, "train", identity, begun=lambda: begun(config.train_folder), retired=retired, hint=_HINT)
+    is_done(config)
     summary: dict[str, Any] = {
         "triptychs": len(data.ids),
         "held_out": len(data.held_out),
@@ -72,14 +79,14 @@ def train(config: TrainConfig) -> Run:
     }
 
     def work() -> Iterator[Event]:
-        if (config.train_folder / FILE_NAME).exists():
+        if is_done(config):
             rows = read_jsonl(folder.path / "train.jsonl")
             summary.update(train_steps=rows[-1]["step"], loss=mean_loss(rows))
             yield Event(f"step {rows[-1]['step']}", "kept", "already trained")
             return
         distributed.join(backbone.device)
         try:
-            yield from _steps(config, backbone, data, folder.path, summary)
+            yield from _steps(config, backbone, data, init, folder.path, summary)
         finally:
             distributed.leave()
 
@@ -87,69 +94,93 @@ def train(config: TrainConfig) -> Run:
     return Run("train", config.max_train_steps, events, summary)
 
 
-def _begun(folder: Path) -> bool:
-    """Whether a training has left something in the folder that another one must not go on from."""
-    return any((folder / "checkpoints").glob("step-*")) or (folder / FILE_NAME).exists()
-
-
-def _steps(config: TrainConfig, backbone: Backbone, data: TrainingSet, folder: Path, summary: dict[str, Any]) -> Iterator[Event]:
+def _steps(
+    config: TrainConfig, backbone: Backbone, data: TrainingSet, init: LoraFile | None, folder: Path, summary: dict[str, Any]
+) -> Iterator[Event]:
     sharded = distributed.wants_sharding(config.shard_base)
     where = replace(backbone, device=torch.device("cpu")) if sharded else backbone  # the whole of it may fit into no card
     transformer = where.load_transformer()
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()  # type: ignore[operator]
     parameters = add_lora(transformer, backbone.lora_targets, config.rank, config.alpha, config.lora_dropout, config.seed)
+    if init is not None:
+        start_from(init, transformer, config)
     if sharded:
         distributed.shard(transformer, parameters, backbone.device)
     patience = config.early_stopping_patience
     state = TrainState(transformer, parameters, make_optimizer(config, parameters), keep_best=bool(patience))
-    state.restore(folder / "checkpoints")
+    state.restore(folder / "checkpoints", config.max_train_steps)
+    state.set_length(config.max_train_steps)
     writes, start, clock = distributed.rank() == 0, state.step, time.monotonic()
     log = TrainLog(folder, (config.logging_dir or folder / "tensorboard") / config.tracker_name, start, writes)
     summary.update(resumed_at=start, train_steps=start, loss=log.mean_loss())
     for step in range(start):
         yield Event(f"step {step + 1}", "kept")
 
-    while state.step < config.max_train_steps and not state.out_of_patience(patience):
-        row, tokens = _accumulate(config, backbone, data, state)
-        if not math.isfinite(row["loss"] + row["grad_norm"]):
-            raise _diverged(config, state, folder, writes)
-        rate = learning_rate(state.step, config)
-        state.update(rate, config.ema_decay)
-        speed = (time.monotonic() - clock) / (state.step - start)
-        row |= {"learning_rate": rate, "seconds_per_step": speed, "tokens_per_second": tokens / speed}
-        row["peak_memory_gib"] = peak_memory_gib(backbone.device)
+    saved = start
 
-        last = state.step == config.max_train_steps
-        if config.validation_steps and (last or state.step % config.validation_steps == 0):
-            with state.averaged():
-                if data.held_out:
-                    row |= validation_loss(config, backbone, transformer, data)
-                if config.num_validation_images and (writes or sharded):  # a sharded model runs on all or not at all
-                    sheet = validation_pictures(config, backbone, transformer, data)
-                    if writes:
-                        save_png(sheet, folder / "samples" / f"step-{state.step:06d}.png")
-        if "validation/loss" in row:
-            loss = distributed.first(row["validation/loss"], backbone.device)
-            if not math.isfinite(loss):
-                raise _diverged(config, state, folder, writes)
-            state.validated(loss)
-            summary["validation_loss"] = loss
-        log.write(state.step, row)
-        summary.update(train_steps=state.step, loss=log.mean_loss())
-        if last or state.step % config.checkpointing_steps == 0:
-            if not state.is_finite():
-                raise _diverged(config, state, folder, writes)
-            if writes:
-                log.flush()
-                state.save(folder / "checkpoints", config.checkpoints_total_limit)
-        left = duration(speed * (config.max_train_steps - state.step))
-        yield Event(f"step {state.step}", note=f"loss {log.mean_loss():.4f}, {speed:.2f} s/step, {left} left")
-    log.close()
-    if writes:
-        save_lora(
-            folder / FILE_NAME, state.best or state.average, config.rank, config.alpha, _about(config, backbone.name, data, state.step)
-        )
+    def save() -> None:
+        """Publish a checkpoint, with the LoRA of this step in it, unless that is done."""
+        nonlocal saved
+        if not state.is_finite():
+            raise _diverged(config, state, folder)
+        if writes and state.step != saved:
+            log.flush()
+            state.save(folder / "checkpoints", config.checkpoints_total_limit, lambda part: save_average(part / FILE_NAME, state.average))
+        saved = state.step
+
+    def save_average(path: Path, tensors: dict[str, Tensor]) -> None:
+        save_lora(path, tensors, config.rank, config.alpha, about_lora(config, backbone.name, data, state, init))
+
+    with ending_after_this_step() as request:
+        while state.step < config.max_train_steps and not state.out_of_patience(patience):
+            if distributed.any_of(request.number is not None, backbone.device):
+                save()
+                distributed.wait(backbone.device)  # a launcher ends all processes as soon as one has ended
+                raise _stopped(request, state.step, start)
+            row, tokens = _accumulate(config, backbone, data, state)
+            if not math.isfinite(row["loss"] + row["grad_norm"]):
+                raise _diverged(config, state, folder, save)
+            rate = learning_rate(state.step, config)
+            state.update(rate, config.ema_decay)
+            speed = (time.monotonic() - clock) / (state.step - start)
+            row |= {"learning_rate": rate, "seconds_per_step": speed, "tokens_per_second": tokens / speed}
+            row["peak_memory_gib"] = peak_memory_gib(backbone.device)
+
+            last = state.step == config.max_train_steps
+            if config.validation_steps and (last or state.step % config.validation_steps == 0):
+                with state.averaged():
+                    if data.held_out:
+                        row |= validation_loss(config, backbone, transformer, data)
+                    if config.num_validation_images and (writes or sharded):  # a sharded model runs on all or not at all
+                        sheet = validation_pictures(config, backbone, transformer, data)
+                        if writes:
+                            save_png(sheet, folder / "samples" / f"step-{state.step:06d}.png")
+            if "validation/loss" in row:
+                loss = distributed.first(row["validation/loss"], backbone.device)
+                if not math.isfinite(loss):
+                    raise _diverged(config, state, folder, save)
+                state.validated(loss)
+                summary["validation_loss"] = loss
+            log.write(state.step, row)
+            summary.update(train_steps=state.step, loss=log.mean_loss())
+            if last or state.step % config.checkpointing_steps == 0:
+                save()
+            left = duration(speed * (config.max_train_steps - state.step))
+            yield Event(f"step {state.step}", note=f"loss {log.mean_loss():.4f}, {speed:.2f} s/step, {left} left")
+        log.close()
+        if writes:
+            save_average(folder / FILE_NAME, state.best or state.average)
+    if request.number is not None:
+        raise Stopped(request.number, "stopped; the training was done, and its LoRA is saved")
+
+
+def _stopped(request: Request, step: int, start: int) -> Stopped:
+    """The end that a signal asked this process or another one for, when all that was done is saved."""
+    where = f"step {step}" if step else "the beginning"
+    done = "is saved" if step > start else "was saved before"
+    message = f"stopped at {where}, which {done}; the same command goes on from there" if step else "stopped before the first step"
+    return Stopped(request.number or signal.SIGTERM, message)
 
 
 def _accumulate(config: TrainConfig, backbone: Backbone, data: TrainingSet, state: TrainState) -> tuple[dict[str, float], int]:
@@ -174,29 +205,12 @@ def _passes(config: TrainConfig) -> int:
     return config.gradient_accumulation_steps * distributed.world_size()
 
 
-def _diverged(config: TrainConfig, state: TrainState, folder: Path, writes: bool) -> WorkError:
+def _diverged(config: TrainConfig, state: TrainState, folder: Path, save: Callable[[], None] | None = None) -> WorkError:
     """The end of a training whose loss or gradient is no number: its last good state is saved, the error says where."""
-    if writes and state.step and state.is_finite():
-        state.save(folder / "checkpoints", config.checkpoints_total_limit)
+    if save is not None and state.step and state.is_finite():
+        save()
     hint = (
         f"The last good state is in {folder / 'checkpoints'}. Lower --learning-rate and start in another --lora-folder; "
         "if the first steps fail already, run `triptych embed` again."
     )
     return WorkError(f"The loss or its gradient is not finite after step {state.step}; nothing of it was saved.", hint)
-
-
-def _about(config: TrainConfig, family: str, data: TrainingSet, steps: int) -> dict[str, Any]:
-    """What the LoRA file says about itself. A folder's place on this machine is nobody else's business."""
-    recipe = {k: v for k, v in settings_that_matter(config).items() if k not in {"model", "context", "context_lora", "context_reading"}}
-    return {
-        "family": family,
-        "base_model": Path(config.model).resolve().name if Path(config.model).exists() else config.model,
-        "layout": data.records[data.ids[0]].layout.to_dict(),
-        "context": config.context,
-        "context_lora": config.context_lora,
-        "context_reading": config.context_reading,
-        "steps": steps,
-        "triptychs": len(data.ids),
-        "recipe": recipe,
-        "data_sha256": digest(sorted((row["image_sha256"], row["caption_sha256"]) for row in data.records.about.values())),
-    }

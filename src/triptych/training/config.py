@@ -17,7 +17,7 @@ class TrainConfig(StageConfig):
     model: str = ""
     """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows rendered clothes."""
     max_train_steps: int = Field(default=1000, ge=1)
-    """Optimizer steps in all."""
+    """Optimizer steps in all. With more of them a finished training goes on, at the learning rate that the new length has there."""
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the triptychs, in place of max_train_steps."""
     batch_size: int = Field(default=4, ge=1)
@@ -35,6 +35,8 @@ class TrainConfig(StageConfig):
     """The optimizer's decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
+    init_lora: Path | None = None
+    """LoRA file or folder to start from, in place of no change at all; also with other triptychs. Needs a --lora-folder of its own."""
     rank: int = Field(default=16, ge=1)
     """Rank of the LoRA."""
     alpha: float = Field(default=16, gt=0)
@@ -109,6 +111,7 @@ _FREE = {
     *StageConfig.model_fields,
     *("checkpointing_steps", "checkpoints_total_limit", "num_validation_images"),
     *("logging_dir", "tracker_name", "device", "gradient_checkpointing", "blocks_to_swap", "shard_base", "loss_masks"),
+    *("max_train_steps", "epochs", "init_lora"),  # init_lora counts by content, too
 }
 
 
@@ -133,9 +136,8 @@ def check(config: TrainConfig, roles: Sequence[str]) -> None:
     learned = roles[-1:] if config.context == "clean" else roles
     if not any(config.panel_weights.get(role, 1.0) for role in learned):
         raise ConfigError("All panels that would be learned have weight 0.", f"Give one of {', '.join(learned)} a --panel-weights above 0.")
-    if config.noise_levels > 1 and config.context != "clean":
-        hint = "Give --context clean, or a larger --batch-size."
-        raise ConfigError("Several noise levels share the reading of clean panels, and with noisy context nothing is read.", hint)
+    if config.context == "noisy":
+        _check_noisy(config)
     if config.early_stopping_patience and not (config.validation_steps and config.num_validation_triptychs):
         hint = "Give --num-validation-triptychs and --validation-steps, or leave --early-stopping-patience at 0."
         raise ConfigError("Stopping early needs a validation loss, and nothing is validated.", hint)
@@ -148,3 +150,12 @@ def check(config: TrainConfig, roles: Sequence[str]) -> None:
     if config.optimizer == "prodigy" and config.learning_rate < 0.1:
         hint = "Give --learning-rate 1."
         raise ConfigError(f"With prodigy the learning rate is a factor, and {config.learning_rate:g} would learn nothing.", hint)
+
+
+def _check_noisy(config: TrainConfig) -> None:
+    """Settings of clean context do nothing under noisy context: a user who changes them means the other one."""
+    for name in ("context_lora", "context_reading", "context_dropout", "noise_levels"):
+        if getattr(config, name) != TrainConfig.model_fields[name].default:
+            option = f"--{name.replace('_', '-')}"
+            hint = f"Give --context clean, or leave out {option}."
+            raise ConfigError(f"{option} does nothing with noisy context: there all panels are noised, and none is read.", hint)

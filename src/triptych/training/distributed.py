@@ -87,5 +87,15 @@ def first(value: float, device: torch.device) -> float:
     return float(tensor.item())
 
 
+def any_of(value: bool, device: torch.device) -> bool:
+    """Whether it is so in any of the processes."""
+    return summed([float(value)], device)[0] > 0
+
+
+def wait(device: torch.device) -> None:
+    """Until all processes are here."""
+    summed([0.0], device)
+
+
 def _exact(values: Sequence[float], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=device)

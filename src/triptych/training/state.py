@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from triptych.checkpoints import load_newest, save_checkpoint
 from triptych.lora import lora_state
 from triptych.training.optimizer import optimizer_state, restore_optimizer
 
+log = logging.getLogger(__name__)
+
 
 class TrainState:
     """The LoRA in `transformer`, its moving average, the optimizer, and the validation losses so far.
 
     step: optimizer steps done. average: the LoRA's moving average by diffusers name. best: the average as it was at the
-    lowest validation loss, kept only if `keep_best`.
+    lowest validation loss, kept only if `keep_best`. lengths: from which step on how many steps there were to be in all;
+    more than one entry after a training went on with another --max-train-steps. threads: of the CPU that trains, 0 on a
+    card: sums depend on them in the last bits.
     """
 
     def __init__(
@@ -30,6 +35,13 @@ class TrainState:
         self.average = _copy_of(lora_state(transformer))
         self.best: dict[str, Tensor] = {}
         self.validation_losses: list[float] = []
+        self.lengths: dict[int, int] = {}
+        self.threads = torch.get_num_threads() if parameters[0].device.type == "cpu" else 0
+
+    def set_length(self, steps: int) -> None:
+        """Take note of how many steps there are to be in all, from here on."""
+        if not self.lengths or self.lengths[max(self.lengths)] != steps:
+            self.lengths[self.step] = steps
 
     def update(self, rate: float, ema_decay: float) -> None:
         """One optimizer step with the gradients at hand; the average follows, faster in the first steps."""
@@ -68,17 +80,24 @@ class TrainState:
         """Whether the LoRA and the optimizer's tensors hold no infinity and no NaN."""
         return all(bool(tensor.isfinite().all()) for tensor in self._parts()[0].values())
 
-    def save(self, folder: Path, keep: int) -> None:
+    def save(self, folder: Path, keep: int, add: Callable[[Path], None] = lambda part: None) -> None:
         """Publish a checkpoint; see `save_checkpoint`."""
         tensors, numbers = self._parts()
-        save_checkpoint(folder, self.step, tensors, numbers, keep)
+        lengths = {f"length.{step}": float(length) for step, length in self.lengths.items()}
+        save_checkpoint(folder, self.step, tensors, {**numbers, **lengths, "threads": self.threads}, keep, add)
 
-    def restore(self, folder: Path) -> None:
-        """Go on from the newest whole checkpoint; from the beginning if there is none."""
-        found = load_newest(folder)
+    def restore(self, folder: Path, at_most: int | None = None) -> None:
+        """Go on from the newest whole checkpoint up to step `at_most`; from the beginning if there is none."""
+        found = load_newest(folder, at_most)
         if found is None:
             return
         self.step, tensors, numbers = found
+        threads = numbers.pop("threads", self.threads)
+        if threads != self.threads:
+            before, now = (f"{int(number)} CPU threads" if number else "a card" for number in (threads, self.threads))
+            log.warning("This training ran on %s before and goes on with %s: the last bits of its LoRA depend on that.", before, now)
+        lengths = {name: numbers.pop(name) for name in list(numbers) if name.startswith("length.")}
+        self.lengths = {int(name.removeprefix("length.")): int(length) for name, length in lengths.items()}
         _copy_into(self.transformer, _below("lora", tensors))
         for name, tensor in _below("ema", tensors).items():
             self.average[name].copy_(tensor)

@@ -1,0 +1,40 @@
+"""What a LoRA file says of its training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from triptych.lora import LoraFile
+from triptych.store import digest, sha256_file
+from triptych.training.config import TrainConfig, settings_that_matter
+from triptych.training.data import TrainingSet
+from triptych.training.state import TrainState
+
+_OF_CLEAN_CONTEXT = ("context_lora", "context_reading", "context_dropout", "noise_levels")
+
+
+def about_lora(config: TrainConfig, family: str, data: TrainingSet, state: TrainState, init: LoraFile | None) -> dict[str, Any]:
+    """What was done, and nothing that was not. A folder's place on this machine is nobody else's business."""
+    recipe = {name: value for name, value in settings_that_matter(config).items() if name not in ("model", "context")}
+    recipe["max_train_steps"] = config.max_train_steps
+    clean = {name: recipe.pop(name) for name in _OF_CLEAN_CONTEXT}
+    about: dict[str, Any] = {
+        "family": family,
+        "base_model": Path(config.model).resolve().name if Path(config.model).exists() else config.model,
+        "layout": data.records[data.ids[0]].layout.to_dict(),
+        "context": config.context,
+        "steps": state.step,
+        "triptychs": len(data.ids),
+        "data_sha256": digest(sorted((row["image_sha256"], row["caption_sha256"]) for row in data.records.about.values())),
+    }
+    if config.context == "clean":
+        about |= {name: clean.pop(name) for name in ("context_lora", "context_reading")}
+        recipe |= clean
+    if len(state.lengths) > 1:
+        about["lengths"] = sorted(state.lengths.items())
+    if state.threads:
+        about["cpu_threads"] = state.threads
+    if init is not None:
+        about["init_lora"] = {"sha256": sha256_file(init.path), "steps": init.about.get("steps")}
+    return about | {"recipe": recipe}
