@@ -1,11 +1,12 @@
 # make demo   install, then everything on the embedded model, with a report in demo/report.html
 # make rehearse-12b   one training step of FLUX.1-dev in full size on the CPU (15 minutes, 10 GB of memory)
+# make mutants   small changes in the code, one by one: do the tests notice? (an hour; goal 80 %)
 # make test   install, then ruff, mypy, import-linter and the tests (under 15 minutes on 2 cores)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow test-browser lint format clean rehearse-12b
+.PHONY: demo test test-slow test-browser lint format clean mutants rehearse-12b
 
 demo: $(READY)
 	$(BIN)/triptych demo --out demo
@@ -18,6 +19,11 @@ test-slow: $(READY)
 
 test-browser: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m browser
+
+mutants: $(READY)
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,mutation]'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
+	$(BIN)/python tests/mutation_score.py
 
 rehearse-12b: $(READY)
 	$(BIN)/python benchmarks/rehearse_12b.py --out work/rehearsal-12b --report docs/rehearsal-12b.md

@@ -106,6 +106,40 @@ def test_reading_with_room_is_reading(models: Models) -> None:
     assert not any(value.requires_grad for pair in roomy.context.kept.values() for value in pair)
 
 
+@pytest.mark.parametrize("change", ["places", "grid", "values", "before", "lora"])
+def test_everything_that_was_read_is_in_the_key(models: Models, change: str) -> None:
+    """Latents of one colour, so that what stands under the known tokens is the same wherever they are."""
+    backbone, transformer, empty = models.backbone, models.transformer, models.text([""])
+    latents = torch.full((1, 16, 6, 12), 0.25)
+    known = torch.zeros(3, 6, dtype=torch.bool)
+    known[0, :2] = True
+    other_latents, other_known, with_lora, first = latents, known, True, None
+    if change == "places":
+        other_known = known.flip(1)
+    elif change == "grid":
+        other_latents, other_known = latents.reshape(1, 16, 12, 6), torch.zeros(6, 3, dtype=torch.bool)
+        other_known[0, :2] = True
+    elif change == "values":
+        other_latents = latents.clone()
+        other_latents[0, 3, 1, 3] = 0.5
+    elif change == "before":
+        first = torch.zeros(3, 6, dtype=torch.bool)
+        first[0, 0] = True
+    elif change == "lora":
+        with_lora = False
+    cache = ContextCache(1 << 30)
+    kept_window(backbone, transformer, latents, ~known, empty, True, room=1, cache=cache)
+    window = kept_window(backbone, transformer, other_latents, ~other_known, empty, with_lora, None, first, room=1, cache=cache)
+    fresh = kept_window(backbone, transformer, other_latents, ~other_known, empty, with_lora, None, first, room=1)
+    assert cache.hits == 0, f"read before with other {change}"
+    assert window.context is not None and fresh.context is not None
+    for kept, made in zip(window.context.kept.values(), fresh.context.kept.values(), strict=True):
+        count = int(other_known.sum())
+        for one, other in zip(kept, made, strict=True):
+            dim = window.context.sequence_dim
+            assert torch.equal(one.narrow(dim, 0, count), other.narrow(dim, 0, count))
+
+
 def test_the_verb_says_how_much_it_keeps(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
     def run(**changes) -> dict:
         config: TryonConfig = options(tiny_flux, inputs, tmp_path, context="clean", num_images_per_prompt=2, **changes)

@@ -46,6 +46,7 @@ def test_reading_order() -> None:
     layout = PanelLayout(10, 20, ("a", "b", "c", "d"), 2)
     assert [layout.box(role)[:2] for role in layout.roles] == [(0, 0), (10, 0), (0, 20), (10, 20)]
     assert layout.size == (20, 40)
+    assert layout.mask(["b"]).nonzero()[1].min() == 10, "in pixels, if no unit is given"
 
 
 def test_layout_survives_json() -> None:
@@ -66,6 +67,7 @@ def test_seams_must_fall_on_the_grid() -> None:
             PanelLayout(*size).check(16)
         width, height = map(int, caught.value.hint.removeprefix("Use ").removesuffix(" instead.").split("×"))
         PanelLayout(width, height).check(16)  # the advice works
+        assert max(abs(width - size[0]), abs(height - size[1])) <= 8, "and is the nearest"
 
 
 @given(sides, sides, st.integers(8, 200), st.integers(8, 200))

@@ -42,6 +42,29 @@ def test_rounding_up_adds_the_nearest_allowed_tokens(seed: int, multiple: int, s
         assert not rounded.any()
 
 
+def test_allowed_tokens_apart_from_the_active_ones_come_last_in_reading_order() -> None:
+    active, allowed = np.zeros((4, 6), bool), np.zeros((4, 6), bool)
+    active[0, 0] = allowed[0, 1] = True
+    allowed[2:, 4:] = True
+    grown = tokens.grown_to(active, allowed, 4)
+    assert np.argwhere(grown).tolist() == [[0, 0], [0, 1], [2, 4], [2, 5]]
+    assert tokens.grown_to(active, allowed, 99).sum() == 6, "no more than there are"
+    assert not tokens.grown_to(np.zeros((4, 6), bool), allowed, 3).any()
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["beside", "above"])
+def test_what_lies_between_two_parts_of_the_garment_stays(turned: bool) -> None:
+    """Two bars of a white garment in front of white: what lies between them may be garment too, what lies outside is not."""
+    pixels = np.full((160, 240, 3), 255, np.uint8)
+    pixels[64:96, 32:48] = pixels[64:96, 176:192] = (40, 60, 90)
+    expected = np.ones((10, 15), bool)
+    expected[3:7, 1:13] = False  # the bars, what lies between them, and one token around
+    if turned:
+        pixels, expected = pixels.transpose(1, 0, 2), expected.T
+    left_out = tokens.background_tokens(Image.fromarray(np.ascontiguousarray(pixels)), 16)
+    assert left_out.dtype == bool and np.array_equal(left_out, expected)
+
+
 def garment_photo(size: tuple[int, int], colour: tuple[int, int, int], ground: tuple[int, int, int]) -> Image.Image:
     image = Image.new("RGB", size, ground)
     width, height = size
