@@ -6,20 +6,15 @@ field is its help text everywhere. The two flat files of the original project ar
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from triptych.errors import ConfigError, InputError
-from triptych.text_files import read_text
-
-MAX_BYTES = 1 << 20
-"""Largest config file that is read; one with every setting has some 5 KB."""
-
+from triptych.config_files import SHARED, Values, load_config, unknown_key
+from triptych.errors import ConfigError
+from triptych.settings_words import allowed, first_mistake, misread, shown
 
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 """A seed, as PyTorch's generators take it. What counts on from one is checked by `seeds_from`."""
@@ -36,6 +31,14 @@ def seeds_from(first: int, count: int) -> list[int]:
             f"{count} pictures from seed {first} on need seeds of more than 64 bits.", f"The largest seed is {2**64 - count}."
         )
     return list(range(first, first + count))
+
+
+def expanded(path: str) -> str:
+    """A path with `~` replaced by the home folder; as it is, where there is no such home."""
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:  # `~nobody`: a folder of this name, or a mistake that is reported when it is opened
+        return path
 
 
 class StageConfig(BaseModel):
@@ -57,8 +60,13 @@ class StageConfig(BaseModel):
     @field_validator("*")
     @classmethod
     def _home(cls, value: Any) -> Any:
-        """`~` in a config file means the home folder, as it does in a shell."""
-        return value.expanduser() if isinstance(value, Path) else value
+        """`~` in a config file means the home folder, as it does in a shell: also in a model's name, if that is a path."""
+        if "\0" in str(value) or (isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value)):
+            raise ValueError("text and names of files without NUL and without half characters")
+        if isinstance(value, str) and value.removeprefix("local:").startswith("~"):
+            kind = "local:" if value.startswith("local:") else ""
+            return kind + expanded(value.removeprefix("local:"))
+        return Path(expanded(str(value))) if isinstance(value, Path) and str(value).startswith("~") else value
 
     @property
     def catalogue_folder(self) -> Path:
@@ -77,116 +85,7 @@ class StageConfig(BaseModel):
         return self.lora_folder or self.work / "lora"
 
 
-# The original's flat keys → (section, key); section "" is the shared top. None: understood, and not needed any more.
-ORIGINAL_KEYS: dict[str, tuple[str, str] | None] = {
-    "training_data_human": ("clean", "human"),
-    "training_data_object": ("clean", "garment"),
-    "all_data": ("clean", "photos"),
-    "paired_data_path": ("", "catalogue"),
-    "concat_data_path": ("", "triptychs"),
-    "max_concat_n": ("concat", "max_concat_n"),
-    "do_check": ("caption", "do_check"),
-    "fail_path": ("caption", "fail_path"),
-    "vlm_model": ("caption", "vlm_model"),
-    "data_path": ("", "triptychs"),
-    "embedded_data_path": ("", "embeddings"),
-    "pretrained_model_name_or_path": ("", "model"),
-    "output_dir": ("", "lora_folder"),
-    "lr_warmup_steps": ("train", "lr_warmup_steps"),
-    "max_train_steps": ("train", "max_train_steps"),
-    "gradient_accumulation_steps": ("train", "gradient_accumulation_steps"),
-    "learning_rate": ("train", "learning_rate"),
-    "batch_size": ("train", "batch_size"),
-    "checkpoints_total_limit": ("train", "checkpoints_total_limit"),
-    "logging_dir": ("train", "logging_dir"),
-    "tracker_name": ("train", "tracker_name"),
-    "upcast_before_saving": None,  # LoRA weights are always kept and saved in 32 bit
-    "vae_config_path": None,  # the autoencoder's constants come with the model
-    "negative_prompt_emb_path": None,  # the empty prompt is embedded beside the captions
-}
-_ORIGINAL_ONLY = set(ORIGINAL_KEYS) - {"max_concat_n", "do_check", "fail_path", "vlm_model"}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file (UTF-8, safe tags only).
-
-    Raises:
-        ConfigError: missing file, YAML that does not parse (with its line), or something other than a mapping.
-    """
-    try:
-        text = read_text(path, MAX_BYTES, "The config file", hint="Check the path given to --config.")
-    except InputError as error:
-        raise ConfigError(error.args[0], error.hint) from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(f"{path} is not valid YAML{where}: {problem}.", "Indent with spaces, write 'key: value'.") from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise ConfigError(f"{path} does not hold 'key: value' pairs.", "Start from the file that `triptych init` writes.")
-    return data
-
-
-def is_original(data: Mapping[str, Any]) -> bool:
-    """True for the original's `data_clean_config.yaml` (flat) and `model_config.yaml` (sections data and model)."""
-    nested = isinstance(data.get("model"), dict) or isinstance(data.get("data"), dict)
-    return nested or bool(_ORIGINAL_ONLY & set(data))
-
-
-def from_original(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The original's config as ours: shared keys at the top, sections by verb.
-
-    Raises:
-        ConfigError: a key that neither of the original's two files has.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat.update(value if isinstance(value, dict) and key in ("data", "model") else {key: value})
-    ours: dict[str, Any] = {}
-    for key, value in flat.items():
-        if key not in ORIGINAL_KEYS:
-            raise unknown_key(key, ORIGINAL_KEYS, "the config")
-        target = ORIGINAL_KEYS[key]
-        if target is not None:
-            section, name = target
-            (ours.setdefault(section, {}) if section else ours)[name] = value
-    return ours
-
-
-def unknown_key(key: str, known: Iterable[str], where: str) -> ConfigError:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    hint = f"Did you mean '{near[0]}'?" if near else "Known keys: " + ", ".join(sorted(known)) + "."
-    return ConfigError(f"Unknown key '{key}' in {where}.", hint)
-
-
-def load_config(paths: Iterable[Path], verbs: Iterable[str]) -> dict[str, Any]:
-    """Config files, later ones winning, as one mapping of shared keys and sections.
-
-    Raises:
-        ConfigError: see `read_yaml`; or an unknown key at the top of a file.
-    """
-    verbs, merged = set(verbs), dict[str, Any]()
-    shared = {"work", "catalogue", "triptychs", "embeddings", "lora_folder", "model", "quantize", "blocks_to_swap", "seed"}
-    for path in paths:
-        data = read_yaml(path)
-        data = from_original(data) if is_original(data) else data
-        for key, value in data.items():
-            if key in verbs:
-                if value is not None and not isinstance(value, dict):
-                    raise ConfigError(f"Section '{key}' of {path} is not a mapping.", f"Write '{key}:' and indent its keys below.")
-                merged.setdefault(key, {}).update(value or {})
-            elif key in shared:
-                merged[key] = value
-            else:
-                raise unknown_key(key, verbs | shared, str(path))
-    return merged
-
-
-def section(data: Mapping[str, Any], verb: str, model: type[BaseModel]) -> dict[str, Any]:
+def section(data: Mapping[str, Any], verb: str, model: type[BaseModel]) -> Values:
     """The keys of one verb: its section, and the shared keys it knows. A key without a value (`model:`) is as if left out.
 
     Raises:
@@ -194,22 +93,39 @@ def section(data: Mapping[str, Any], verb: str, model: type[BaseModel]) -> dict[
     """
     known = set(model.model_fields)
     own = data.get(verb) or {}
+    places = getattr(own, "places", {})
     for key in own:
         if key not in known:
-            raise unknown_key(key, known, f"section '{verb}'")
-    shared = {k: v for k, v in data.items() if k in known and not isinstance(v, dict)}
-    return {key: value for given in (shared, own) for key, value in given.items() if value is not None}
+            raise unknown_key(key, known, f"section '{verb}'", places.get(key, ""))
+    shared = {key: value for key, value in data.items() if key in known and key in SHARED}
+    values = {key: value for given in (shared, own) for key, value in given.items() if value is not None}
+    return Values(values, {**getattr(data, "places", {}), **places})
 
 
 def validated(model: type[StageConfig], values: Mapping[str, Any], verb: str) -> StageConfig:
-    """A config from plain values.
+    """A config from plain values. `Values` know their place in a file, which the sentence then names.
 
     Raises:
-        ConfigError: a value of the wrong kind or range, named with its key.
+        ConfigError: a value of the wrong kind or range: its key, the value, and what the key takes.
     """
+
+    def refused(key: str, value: str, allowed: str) -> ConfigError:
+        place = getattr(values, "places", {}).get(key)
+        where = f" ({place})" if place else ""
+        if key not in model.model_fields:
+            return unknown_key(key, model.model_fields, f"section '{verb}'", place or "")
+        hint = f"See `triptych {verb.replace('_', ' ')} --help`."
+        return ConfigError(f"'{key}' in section '{verb}'{where} is {value}; it takes {allowed}.", hint)
+
     try:
-        return model(**values)
+        config = model(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"'{key}' in section '{verb}': {first['msg']}.", f"See `triptych {verb} --help`.") from error
+        raise refused(*first_mistake(error, model)) from error
+    if isinstance(values, Values):
+        for key, given in values.items():
+            if misread(given, taken := getattr(config, key)):
+                raise refused(key, shown(given), f"{allowed(model.model_fields[key])}, such as {taken:g}")
+    return config
+
+
+__all__ = ["Seed", "StageConfig", "Values", "expanded", "load_config", "section", "seeds_from", "unknown_key", "validated"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from triptych.backbones.settings import resolve_model
@@ -11,7 +12,7 @@ from triptych.config import Seed, StageConfig, section, validated
 from triptych.errors import ConfigError
 from triptych.stages import STAGES
 from triptych.stages.caption import check_captioner
-from triptych.store import Event, Run
+from triptych.store import Event, Run, read_jsonl, write_bytes, write_jsonl
 
 PIPELINE = tuple(stage for stage in STAGES if stage.in_run)
 
@@ -41,7 +42,7 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
     for stage in PIPELINE:
         model = stage.config_class()
         given = {name: value for name, value in shared.items() if name in model.model_fields}
-        configs[stage.name] = validated(model, {**section(data, stage.name, model), **given}, stage.name)
+        configs[stage.name] = validated(model, section(data, stage.name, model).changed(given), stage.name)
     _check_models(configs)
     summary: dict[str, Any] = {"seconds": {}}
 
@@ -53,6 +54,9 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
             yield from inner.nested()
             summary[stage.name] = inner.summary
             summary["seconds"][stage.name] = round(time.monotonic() - start, 2)
+            if stage.name == "caption" and (target := configs["embed"].triptych_folder) != configs["caption"].triptych_folder:
+                summary["copied"] = hand_over(configs["caption"].triptych_folder, target)
+                yield Event(f"{summary['copied']} captioned triptychs copied to {target}", stage="copy", of=1)
 
     # How many events the later stages will have is not known before the earlier ones have run.
     return Run("run", 0, work(), summary)
@@ -64,3 +68,28 @@ def _check_models(configs: Mapping[str, Any]) -> None:
         if hasattr(config, "model"):
             resolve_model(config.model)
     check_captioner(configs["caption"])
+
+
+def hand_over(source: Path, target: Path) -> int:
+    """Copy captioned triptychs to the folder that `embed` reads, if that is another one; how many were new there.
+
+    A file that is newer there is somebody's edit and stays.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    copied, there = set(), set()
+    for text in sorted(source.glob("*.txt")):
+        for file in (text.with_suffix(".png"), text):
+            other = target / file.name
+            if not text.with_suffix(".png").is_file():
+                continue
+            there.add(text.stem)
+            if not other.exists() or other.stat().st_mtime < file.stat().st_mtime:
+                write_bytes(other, file.read_bytes())
+                copied.add(text.stem)
+    rows = {}
+    for folder in (target, source):
+        if (folder / "metadata.jsonl").exists():
+            rows |= {row.get("id"): row for row in read_jsonl(folder / "metadata.jsonl") if folder is target or row.get("id") in there}
+    if copied:
+        write_jsonl(target / "metadata.jsonl", rows.values())
+    return len(copied)

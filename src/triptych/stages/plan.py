@@ -164,7 +164,7 @@ class _Sampling(_Stage):
 def _config(name: str, data: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     """The config of another verb, as it would run with these files and `plan`'s own options."""
     (model,) = (stage.config_class() for stage in STAGES if stage.name == name)
-    return validated(model, {**section(data, name, model), **given}, name)
+    return validated(model, section(data, name, model).changed(given), name)
 
 
 def _layout(config: Any, otherwise: PanelLayout, stride: int) -> PanelLayout:

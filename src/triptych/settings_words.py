@@ -1,0 +1,84 @@
+"""Settings in words: what a field takes, and one sentence for a value that it does not take."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+SHOWN = 40
+"""Characters of a wrong value that are repeated."""
+
+
+def shown(value: Any) -> str:
+    """A value on one line, cut, without what would steer a terminal."""
+    text = value if isinstance(value, str) else "yes" if value is True else "no" if value is False else str(value)
+    text = "".join(c if c.isprintable() else "�" for c in text[: SHOWN + 1])
+    return f"{text[:SHOWN]}…" if len(text) > SHOWN else text if text.strip() and " " not in text else f"'{text}'"
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a field takes: `a whole number from 1 to 64`."""
+    return _allowed(field.annotation, list(field.metadata))
+
+
+def _allowed(kind: Any, metadata: list[Any]) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        for extra in parts[1:]:
+            metadata += extra.metadata if isinstance(extra, FieldInfo) else [extra]
+        return _allowed(parts[0], metadata)
+    if origin in (Union, types.UnionType):
+        kinds = [part for part in parts if part is not type(None)]
+        return " or ".join(_allowed(part, list(metadata)) for part in kinds)
+    if origin is Literal:
+        *first, last = map(str, parts)
+        return f"{', '.join(first)} or {last}" if first else last
+    if origin is list:
+        return f"a list (each {_allowed(parts[0], [])})" if parts else "a list"
+    if kind is bool:
+        return "true or false"
+    names: dict[Any, str] = {int: "a whole number", float: "a number", Path: "a path", str: "text"}
+    return names.get(kind, "another value") + _range(kind, metadata)
+
+
+def _range(kind: Any, metadata: list[Any]) -> str:
+    limits = {name: getattr(each, name) for each in metadata for name in ("ge", "gt", "le", "lt") if hasattr(each, name)}
+    if kind is int:  # a limit that belongs to the range
+        for name, inside, step in (("gt", "ge", 1), ("lt", "le", -1)):
+            if name in limits:
+                limits[inside] = limits.pop(name) + step
+    if {"ge", "le"} <= limits.keys():
+        return f" from {limits['ge']:g} to {limits['le'] if kind is int else format(limits['le'], 'g')}"
+    words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+    return "".join((" and " if number else " ") + f"{words[name]} {limit:g}" for number, (name, limit) in enumerate(limits.items()))
+
+
+def first_mistake(error: ValidationError, model: type[BaseModel]) -> tuple[str, str, str]:
+    """(field, value as shown, what the field takes) of the first value that was refused."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    field = model.model_fields.get(name)
+    if field is None:
+        return name, "", first["msg"]
+    if first["type"] == "value_error":  # a check of our own
+        return name, shown(first["input"]), str(first["ctx"]["error"])
+    return name, shown(first["input"]), allowed(field)
+
+
+def misread(given: Any, taken: Any) -> bool:
+    """Whether a value from a config file was taken for a number that its writer may not mean: `yes` for 1, 010 for 10."""
+    if isinstance(taken, bool) or not isinstance(taken, int | float):
+        return False
+    return isinstance(given, bool) or (isinstance(given, str) and given.lstrip("+-")[:1] == "0" and given.lstrip("+-")[1:2].isdigit())
+
+
+def option(name: str) -> str:
+    """A field as it is typed: `--batch-size`."""
+    return f"--{name.replace('_', '-')}"
+
+
+__all__ = ["allowed", "first_mistake", "misread", "option", "shown"]
