@@ -86,7 +86,7 @@ def hand_over(source: Path, target: Path) -> int:
             if not other.exists() or other.stat().st_mtime < file.stat().st_mtime:
                 write_bytes(other, file.read_bytes())
                 copied.add(text.stem)
-    rows = {}
+    rows: dict[Any, Any] = {}
     for folder in (target, source):
         if (folder / "metadata.jsonl").exists():
             rows |= {row.get("id"): row for row in read_jsonl(folder / "metadata.jsonl") if folder is target or row.get("id") in there}

@@ -59,7 +59,7 @@ class _Reader:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise self._refused(event.start_mark.line + 1, "a second document begins", "Delete the line '---'.")
+                    raise self._refused(_line(event), "a second document begins", "Delete the line '---'.")
                 value = self._node(next(self._events), ())
         return value, self._lines
 
@@ -68,7 +68,7 @@ class _Reader:
         return ConfigError(f"{self._name} is not valid YAML{where}: {problem}.", hint)
 
     def _node(self, event: Any, path: tuple[str, ...]) -> Any:
-        line = event.start_mark.line + 1
+        line = _line(event)
         self._values += 1
         if len(path) > MAX_DEPTH or self._values > MAX_VALUES:
             what = "too deeply nested" if len(path) > MAX_DEPTH else f"more than {MAX_VALUES} values"
@@ -84,7 +84,7 @@ class _Reader:
         return self._plain(event.value, line) if event.style is None else self._checked(event.value, line)
 
     def _list(self, path: tuple[str, ...]) -> list[Any]:
-        values = []
+        values: list[Any] = []
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             values.append(self._node(event, (*path, str(len(values)))))
         return values
@@ -92,7 +92,7 @@ class _Reader:
     def _mapping(self, path: tuple[str, ...]) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
-            line = event.start_mark.line + 1
+            line = _line(event)
             if not isinstance(event, yaml.ScalarEvent):
                 raise self._refused(line, "a key is not a word", "Write 'key: value'.")
             self._node(event, path)  # its tag, anchor and characters
@@ -117,6 +117,10 @@ class _Reader:
         if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
             raise self._refused(line, "a character in it can stand in no text and no file name", "Delete the escape (\\0 or \\u…).")
         return text
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
 
 
 __all__ = ["Lines", "parse"]
