@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from triptych import flow
 from triptych.cli import main
 from triptych.errors import ModelError
-from triptych.lora import FILE_NAME, load_lora, open_lora, read_lora, save_lora
-from triptych.lora_formats import DIFFSYNTH, DIFFUSERS, FORMATS, NATIVE, SPLIT_NATIVE, XLABS, Format, Names, layers_of, to_diffusers
+from triptych.lora import FILE_NAME, load_lora, open_lora, read_about, read_header, read_lora, save_lora
+from triptych.lora_formats import layers_of, to_diffusers
+from triptych.lora_names import DIFFSYNTH, DIFFUSERS, FORMATS, FUSED, NATIVE, SPLIT_NATIVE, XLABS, Format, Names
 
 HIDDEN = 32
 Change = dict[str, Tensor]
@@ -156,6 +157,9 @@ CASES: dict[str, tuple[Names, Callable[[str, str], str], float | None]] = {
     "LyCORIS LoRA": (DIFFUSERS, underscored("lycoris_"), 2.0),
     "XLabs": (XLABS, dotted("", "down", "up"), None),
     "DiffSynth": (DIFFSYNTH, dotted("", "lora_A.default", "lora_B.default"), None),
+    "DiffSynth, its pipeline's prefix left on": (DIFFSYNTH, dotted("pipe.dit.", "lora_A.default", "lora_B.default"), None),
+    "diffusers, projections fused": (FUSED, dotted("transformer.", *PEFT), 2.0),
+    "LyCORIS LoRA, projections fused": (FUSED, underscored("lycoris_"), 8.0),
 }
 
 
@@ -175,7 +179,14 @@ def test_the_cases_cover_every_row_of_the_table_of_formats(base: FluxTransformer
     """Also `diffusion_model.` before XLabs names, which diffusers reads as well."""
     titles = set()
     for names, key, alpha in CASES.values():
-        titles |= {layer.format for layer in open_lora(save(tmp_path, write(base, names, key, alpha=alpha)[0])).layers}
+        file = open_lora(save(tmp_path, write(base, names, key, alpha=alpha)[0]))
+        titles |= {layer.format for layer in file.layers}
+        header = read_header(tmp_path / FILE_NAME)
+        assert all(layer.up.is_meta and layer.down.is_meta for layer in header.layers), "no matrix is read for a header"
+        assert (header.scales, header.family, header.metadata) == (file.scales, file.family, file.metadata)
+        assert [(one.name, one.up.shape, one.alpha) for one in header.layers] == [
+            (one.name, one.up.shape, one.alpha) for one in file.layers
+        ]
     assert titles == {format.title for format in FORMATS}
 
 
@@ -427,6 +438,8 @@ def pair(stem: str, down: Iterable[int] = (2, HIDDEN), up: Iterable[int] = (HIDD
 Q = "transformer.transformer_blocks.0.attn.to_q"
 GOOD = pair(Q)
 NAN = {f"{Q}.lora_A.weight": torch.full((2, HIDDEN), math.nan), f"{Q}.lora_B.weight": torch.ones(HIDDEN, 2)}
+W = torch.ones(HIDDEN, 2)
+SINGLE = pair("transformer.single_transformer_blocks.0.attn.to_q")
 LOKR = {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.ones(2, 2), "lycoris_transformer_blocks_0_attn_to_q.alpha": torch.ones(())}
 
 
@@ -442,6 +455,28 @@ LOKR = {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.ones(2, 2), "lyc
         ({"transformer.x_embedder.hada_w1_a": torch.ones(2, 2)}, "LoHa"),
         (GOOD | {f"{Q}.dora_scale": torch.ones(HIDDEN)}, "DoRA"),  # gap 8
         (GOOD | {f"{Q}.lora_magnitude_vector": torch.ones(HIDDEN)}, "DoRA"),
+        (GOOD | {f"{Q}.magnitude": torch.ones(HIDDEN)}, "DoRA"),  # ai-toolkit's
+        # ai-toolkit's full rank: one matrix a layer
+        ({f"transformer.transformer_blocks.{n}.attn.to_q.lora_A.weight": torch.ones(HIDDEN, HIDDEN) for n in (0, 1)}, "full-rank"),
+        ({"oft_unet_double_blocks_0_img_attn_proj.alpha": torch.zeros(()), "oft_unet_double_blocks_0_img_attn_proj.oft_blocks": W}, "OFT"),
+        ({"lycoris_x_embedder.alpha": torch.zeros(()), "lycoris_x_embedder.oft_blocks": W}, "OFT"),
+        ({"transformer.x_embedder.oft_R.weight": W, "transformer.x_embedder.alpha": torch.ones(())}, "OFT"),
+        ({f"lycoris_x_embedder.{part}.weight": W.clone() for part in ("a1", "a2", "b1", "b2")}, "GLoRA"),
+        (GOOD | {"lycoris_transformer_blocks_0_norm1_norm.w_norm": W}, "biases or norms"),
+        (GOOD | {f"{Q}.diff": W}, "whole weights"),
+        ({f"base_model.model.{Q}.vera_lambda_b": W}, "VeRA"),
+        ({f"{Q}.weight": W}, "whole weights of a model"),
+        ({f"{Q}.qweight": W}, "nunchaku"),
+        (pair("diffusion_model.double_blocks.0.img_attn_proj"), "HunyuanVideo"),  # musubi's convert_lora
+        (pair("lora_unet_double_blocks_0_img_mod_linear", peft=False), "HunyuanVideo"),
+        (pair("lora_unet_layers_0_attention_qkv", peft=False), "Lumina"),
+        (pair("transformer.noise_refiner.0.attn.to_q"), "Lumina"),
+        (pair("diffusion_model.blocks.0.cross_attn.k"), "Wan"),
+        (pair("transformer.transformer_blocks.0.attn1.to_q"), "cross attention"),
+        (GOOD | pair("diffusion_model.distilled_guidance_layer.in_proj"), "Chroma"),
+        (GOOD | {"bundle_emb.token.clip_l": W}, "text encoder"),
+        # what more than a text encoder stands in the way is said first: to leave the encoder out would not help
+        (LOKR | pair("lora_te1_text_model_encoder_layers_0_mlp_fc1", peft=False), "LoKr"),
         # gap 9: FLUX.2 in native names, told by its wider feed-forward, or by layers of its own
         (pair("diffusion_model.single_blocks.0.linear1", up=(9 * HIDDEN, 2)), "FLUX.1"),
         (pair("diffusion_model.double_blocks.0.img_mlp.0", up=(6 * HIDDEN, 2)), "FLUX.1"),
@@ -464,6 +499,11 @@ LOKR = {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.ones(2, 2), "lyc
         (GOOD | {f"{Q}.alpha": torch.tensor(0.0)}, "one number above 0"),
         (GOOD | {f"{Q}.alpha": torch.ones(3)}, "one number above 0"),
         ({k: v * 3e38 for k, v in GOOD.items()} | {f"{Q}.alpha": torch.tensor(3e38)}, "beyond all bounds"),
+        ({k: v * 1e30 for k, v in GOOD.items()}, "beyond all bounds"),
+        ({k: v * 3e6 for k, v in GOOD.items()}, "beyond all bounds"),
+        (GOOD | {f"{Q}.alpha": torch.tensor(1e38)}, "beyond all bounds"),
+        ({k: (v * 60000).half() for k, v in GOOD.items()}, "beyond all bounds"),
+        (pair("transformer.transformer_blocks.0.norm1.linear", up=(9 * HIDDEN, 2)) | SINGLE, "FLUX.1 and of Stable Diffusion 3"),
         ({f"{Q}.lora_A.weight": torch.ones(2, HIDDEN)}, "lacks the up"),
         ({f"{Q}.alpha": torch.ones(())}, "lacks the up"),
         (pair(Q, down=(3, HIDDEN)), "rank 3 going down and 2 going up"),
@@ -502,11 +542,36 @@ def test_what_is_no_lora_for_flux_1_is_refused_in_a_sentence(tmp_path: Path, ten
         ({"triptych": '{"layout": {"width": 1e999, "height": 1, "roles": ["a"], "columns": 1}}'}, "panels"),
         ({"triptych": '{"layout": {"width": 8, "height": 8, "roles": [["a"]], "columns": 1}}'}, "panels"),
         ({"triptych": '{"context": "murky"}'}, "panels"),
+        *(
+            ({"triptych": json.dumps({"layout": {"width": 32, "height": 48, "roles": ["front", "worn"], "columns": 2} | change})}, "panels")
+            for change in (
+                {"width": 10**9, "height": 10**9},
+                {"width": 0},
+                {"width": True},
+                {"width": "32"},
+                {"columns": 3},
+                {"columns": 0},
+                {"columns": 1.0},
+                {"roles": ["../../x", "worn"]},
+                {"roles": ["front\n", "worn"]},
+                {"roles": ["worn", "worn"]},
+                {"roles": []},
+                {"roles": "ab"},
+                {"roles": ["front", 1]},
+                {"roles": [f"r{n}" for n in range(1000)], "columns": 1000},
+            )
+        ),
+        ({"triptych": '{"layout": [1]}'}, "panels"),
+        ({"triptych": '{"family": "../x"}'}, "family"),
+        ({"triptych": '{"base_model": ["x"]}'}, "triptych"),
     ],
 )
 def test_damaged_metadata_is_refused_in_a_sentence(tmp_path: Path, metadata: dict[str, str], words: str) -> None:
+    file = save(tmp_path, GOOD, **metadata)
     with pytest.raises(ModelError, match=words) as caught:
-        read_lora(save(tmp_path, GOOD, **metadata))
+        read_lora(file)
+    with pytest.raises(ModelError, match=words):
+        read_about(file)
     assert len(str(caught.value)) < 400
     assert caught.value.hint
 

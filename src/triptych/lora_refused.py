@@ -48,7 +48,7 @@ _ROWS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r".*(mode_blocks[._]|single_blocks[._]\d+[._]([qkv]_proj|attn_out|mlp_(in|out)))", "is for FLUX 3", READ_MODELS),
         (r".*(double|single)_stream_blocks[._]", "is for HiDream", READ_MODELS),
         (
-            r".*((?<!_)layers[._]\d+[._](attention|attn|feed_forward|adaLN)|(noise|context)_refiner[._])",
+            r"(.*\.|(lora_unet|lycoris|lora_transformer)_)?(layers[._]\d+[._](attention|attn|feed_forward|adaLN)|(noise|context)_refiner[._])",
             "is for Z-Image or Lumina",
             READ_MODELS,
         ),

@@ -68,17 +68,24 @@ class PeftConfig:
         Raises:
             ModelError: the layer has another rank than the config says, or no alpha.
         """
-        name = layer.name.removeprefix("base_model.model.") if layer.name.startswith("base_model.model.") else layer.path
-        try:
-            rank = next((value for _, fits, value in self.ranks if fits(name)), self.rank)
-            alpha = next((value for _, fits, value in self.alphas if fits(name)), self.alpha)
-        except PatternError as error:
-            raise ModelError(f"has patterns in its {self.where} that cannot be followed: one {error}", _EXPORT) from error
+        rank = next(iter(self._fitting(self.ranks, layer)), self.rank)
+        alpha = next(iter(self._fitting(self.alphas, layer)), self.alpha)
         if rank is not None and rank != layer.rank:
             raise ModelError(f"gives {shown(layer.name)} the rank {rank:g} by its {self.where}, and matrices of rank {layer.rank}", _EXPORT)
         if alpha is None:
             raise ModelError(f"has no usable alpha for {shown(layer.name)} in its {self.where}", _AGAIN)
         return alpha / (math.sqrt(layer.rank) if self.rslora else layer.rank)
+
+    def is_ambiguous(self, layer: Layer) -> bool:
+        """Whether two patterns give a layer different numbers. peft saves patterns sorted, so that their order is lost."""
+        return any(len(set(self._fitting(rows, layer))) > 1 for rows in (self.ranks, self.alphas) if len(rows) > 1)
+
+    def _fitting(self, rows: Sequence[tuple[str, Matcher, float]], layer: Layer) -> list[float]:
+        name = layer.name.removeprefix("base_model.model.") if layer.name.startswith("base_model.model.") else layer.path
+        try:
+            return [value for _, fits, value in rows if fits(name)]
+        except PatternError as error:
+            raise ModelError(f"has patterns in its {self.where} that cannot be followed: one {error}", _EXPORT) from error
 
 
 def peft_config(config: Mapping[str, Any], where: str) -> PeftConfig | None:
@@ -218,6 +225,10 @@ def _own_config(metadata: Mapping[str, str]) -> list[PeftConfig]:
 UNKNOWN = (
     "The file does not say how strong it is: peft keeps alpha in adapter_config.json, which is not beside it. It is taken for alpha = rank."
 )
+LOST = (
+    "Several patterns of its peft config give one layer different numbers. The first counts, as in peft; but peft sorts them when it "
+    "saves, so that the training may have meant another."
+)
 SPLIT = (
     "It was trained with split_qkv: kohya's own file gives the fused layers a part of the strength they were trained at, "
     "and they are read as kohya reads them."
@@ -251,6 +262,8 @@ def strengths(layers: Sequence[Layer], metadata: Mapping[str, str], beside: Peft
     warnings = []
     if not (own or peft or plain) and any(layer.name.startswith("base_model.model.") for layer in layers):
         warnings.append(UNKNOWN)
+    if any(config.is_ambiguous(layer) for config in peft for layer in layers):
+        warnings.append(LOST)
     if _says_yes(_network_args(metadata), "split_qkv"):
         warnings.append(SPLIT)
     return scales, warnings

@@ -7,13 +7,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from triptych.errors import InputError, ModelError
-from triptych.lora import FAMILIES, LoraFile, open_lora, write_lora
-from triptych.lora_formats import SIDES, pattern_of
+from triptych.lora import LoraFile, open_lora, write_lora
+from triptych.lora_formats import change_norm
+from triptych.lora_models import hidden_size
+from triptych.lora_names import SIDES, pattern_of
+from triptych.panels import PanelLayout
 from triptych.stages.lora_config import LoraConvertConfig, LoraInspectConfig
 from triptych.store import Event, Run, sha256_file
+
+OURS_ALONE = (
+    "It was trained with clean context, which only triptych samples: in other programs it is of little use. "
+    "For those train with --context noisy."
+)
 
 
 def lora_convert(config: LoraConvertConfig) -> Run:
@@ -29,9 +36,11 @@ def lora_convert(config: LoraConvertConfig) -> Run:
     if config.out.exists():
         raise InputError(f"{config.out} exists already.", "Give another name, or delete it.")
     out, file = config.out, open_lora(config.lora, config.transformer_only)
+    file.refuse_other_models()
     if config.to != "diffusers" and file.family != "flux":
         raise ModelError(f"{file.path} is no LoRA for FLUX.1, and only theirs are written in other names.", "Leave out --to.")
     summary: dict[str, Any] = {"lora": str(out), "from": _formats(file), "to": config.to, "layers": len(file.state) // 2}
+    summary["warnings"] = [*file.warnings, *([OURS_ALONE] if file.about.get("context") == "clean" else [])]
 
     def work() -> Iterator[Event]:
         about = {"family": file.family, **file.about, "converted_from_sha256": sha256_file(file.path)}
@@ -52,7 +61,40 @@ def lora_inspect(config: LoraInspectConfig) -> Run:
         raise InputError("There is no LoRA to look at.", "Say `triptych lora inspect FILE`.")
     file = open_lora(config.lora)
     summary = describe(file)
-    return Run("lora_inspect", 1, iter([Event(file.path.name)]), summary)
+    run = Run("lora_inspect", 1, iter([Event(file.path.name)]), summary)
+    run.text = "\n".join(_lines(file, summary))
+    return run
+
+
+def _lines(file: LoraFile, told: Mapping[str, Any]) -> list[str]:
+    """`describe` for people. `--json` shows all of it, the metadata too."""
+    wide = f", {told['hidden_size']} wide" if told["hidden_size"] else ""
+    change = told["change"]
+    lines = [
+        f"file: {_printable(told['file'])} ({told['bytes'] / 1e6:.1f} MB)",
+        f"format: {told['format']}",
+        f"for: {told['architecture']}{wide}; base model: {told['base_model'][:80]}",
+        f"layers: {sum(told['modules'].values())}",
+        *(f"  {kind}: {count}" for kind, count in told["modules"].items()),
+        *(f"{name}: {_each(told[name])}" for name in ("rank", "alpha", "strength", "dtype")),
+        f"change: {change['median']:.4g} in a layer (median), at most {change['largest']:.4g} at {change['at']}",
+    ]
+    about = file.about
+    if "layout" in about:
+        layout = PanelLayout.from_dict(about["layout"])
+        lines.append(f"panels: {', '.join(layout.roles)}, each {layout.width}×{layout.height} px, {layout.columns} in a row")
+        lines.append(f"context: {about.get('context', 'noisy')}")
+    lines.append(f"metadata: {len(file.metadata)} entries; --json shows them")
+    return [*lines, *(f"warning: {warning}" for warning in told["warnings"])]
+
+
+def _each(counts: Mapping[str, int]) -> str:
+    """`4`, or `4 (12 layers), 8 (2 layers)`, the commonest first."""
+    if len(counts) == 1:
+        return next(iter(counts))
+    first = sorted(counts.items(), key=lambda item: -item[1])
+    more = f", and {len(first) - 5} others" if len(first) > 5 else ""
+    return ", ".join(f"{value} ({count} layers)" for value, count in first[:5]) + more
 
 
 def describe(file: LoraFile) -> dict[str, Any]:
@@ -64,8 +106,8 @@ def describe(file: LoraFile) -> dict[str, Any]:
     return {
         "file": str(file.path),
         "format": _formats(file),
-        "architecture": FAMILIES.get(file.family, _printable(file.family)),
-        "hidden_size": _hidden_size(file.state),
+        "architecture": file.model.title,
+        "hidden_size": hidden_size(file.layers),
         "base_model": _printable(str(base)) if base else "not said",
         "modules": dict(sorted(Counter(_kind(name) for name in names).items())),
         "rank": _counted(layer.rank for layer in file.layers),
@@ -78,14 +120,9 @@ def describe(file: LoraFile) -> dict[str, Any]:
         },
         "dtype": _counted(str(layer.up.dtype).removeprefix("torch.") for layer in file.layers),
         "bytes": file.path.stat().st_size,
+        "warnings": list(file.warnings),
         "metadata": {_printable(key): _printable(value) for key, value in file.metadata.items()},
     }
-
-
-def change_norm(down: Tensor, up: Tensor) -> float:
-    """‖up @ down‖, Frobenius, from two rank × rank products: the whole matrix would be hundreds of times larger."""
-    down, up = down.double(), up.double()
-    return max(0.0, float(((down @ down.T) * (up.T @ up)).sum())) ** 0.5
 
 
 def _printable(text: str) -> str:
@@ -108,11 +145,3 @@ def _kind(name: str) -> str:
     where, part = pattern.split(".#.")
     what = "attention" if part.startswith("attn.") else "modulation" if "norm" in part else "feed-forward"
     return f"{where} {what}"
-
-
-def _hidden_size(state: Mapping[str, Tensor]) -> int | None:
-    for key, tensor in state.items():
-        sides = SIDES.get(pattern_of(key.removesuffix(".lora_A.weight"))[0])
-        if sides and key.endswith(".lora_A.weight"):
-            return int(tensor.shape[1]) // sides[1]
-    return None
