@@ -319,3 +319,12 @@ def test_configs_import_no_torch() -> None:
     heavy = ("torch", "transformers", "openai")
     code = f"import sys, triptych.stages.concat, triptych.stages.caption; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_items_of_any_script_stay_whole_in_the_metadata(shop: Shop) -> None:
+    items = ["红色连衣裙", "蓝色外套", "Жакет", "تنورة", "ワンピース", "x" * 60 + "1", "x" * 60 + "2", "ru\u0308ck", "r\u00fcck"]
+    for item in items:
+        shop.full(item)
+    shop.concat()
+    rows = read_jsonl(shop.folder / "metadata.jsonl")
+    assert sorted(row["item"] for row in rows) == sorted(items) and len({row["id"] for row in rows}) == len(items)

@@ -26,11 +26,15 @@ COLOUR = 24
 """Fields a side of the colours (Cb and Cr)."""
 SIGNATURE = SHAPE * SHAPE + 2 * COLOUR * COLOUR
 """Numbers of 8 bits that a photo is compared by."""
-MOST_DIFFERENT, MOST_DIFFERENT_EQUAL_SIZE = 20.0, 4.0
-"""The largest difference of a field, in levels of 255, of copies of other and of the same size. Cameras make pictures of
-one size, so that two of them have to agree more to be one picture."""
+MOST_DIFFERENT, MOST_BLURRED = 8.0, 20.0
+"""The largest difference of a field beyond the contrast there, in levels of 255, of copies; and of copies that are blurred or
+compressed so much that all fields differ: there it may be `TIMES_MEAN` times the mean difference."""
+TIMES_MEAN = 6.0
+MOST_DIFFERENT_EQUAL_SIZE = 8.0
+"""The largest difference of a field, contrast or not, of copies of one size. Cameras make pictures of one size, so that two
+of them have to agree more to be one picture."""
 MOST_DIFFERENT_MEAN = (6.0, 4.0)
-"""The same as means over all fields: of grey, of colour."""
+"""The largest mean difference of all fields: of grey, of colour."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,18 @@ def same_picture(one: Seen, other: Seen) -> bool:
     slack = 1.01 + 1 / min(*one.size, *other.size)  # sides are rounded to whole pixels
     if not 1 / slack < aspect < slack:
         return False
-    most = MOST_DIFFERENT_EQUAL_SIZE if 0.98 < one.area / other.area < 1.02 else MOST_DIFFERENT
-    for mine, theirs, mean in zip(_fields(one), _fields(other), (MOST_DIFFERENT_MEAN[0], *[MOST_DIFFERENT_MEAN[1]] * 2), strict=True):
+    equal_size = 0.98 < one.area / other.area < 1.02
+    for mine, theirs, most in zip(_fields(one), _fields(other), (*MOST_DIFFERENT_MEAN, MOST_DIFFERENT_MEAN[1]), strict=True):
         difference = np.abs(mine - theirs)
-        excess = difference - np.minimum(_contrast(mine), _contrast(theirs)) / 2
-        if difference.mean() > mean or excess.max() > most:
+        mean = difference.mean()
+        if mean > most:
+            return False
+        if equal_size:
+            if difference.max() > MOST_DIFFERENT_EQUAL_SIZE:
+                return False
+            continue
+        excess = (difference - np.minimum(_contrast(mine), _contrast(theirs)) / 2).max()
+        if excess > max(MOST_DIFFERENT, min(MOST_BLURRED, TIMES_MEAN * mean)):
             return False
     return True
 

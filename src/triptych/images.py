@@ -25,6 +25,8 @@ from triptych.store import parse_json, publish, sha256_file
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused from their header: 64 megapixels take 192 MB as RGB."""
+MAX_BYTES = 1 << 30
+"""Larger files are refused unread: 64 megapixels of 16-bit colours with alpha take half of that."""
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif"} | RAW_SUFFIXES
@@ -189,6 +191,8 @@ def _open(path: Path) -> Image.Image:
             foreign, page = look(file, path.suffix, heif=_reads_heif())
         if foreign is not None:
             raise BadImage(path, foreign.reason, foreign.hint)
+        if path.stat().st_size > MAX_BYTES:
+            raise BadImage(path, f"too large: the file has {path.stat().st_size / (1 << 30):.0f} GB", "Save it again as JPEG.")
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(path, formats=(*FORMATS, "HEIF") if _reads_heif() else FORMATS)
             if page:

@@ -193,8 +193,8 @@ def _numbered_pairs(folder: _Folder) -> bool:
 
 
 def _is_view(folder: _Folder) -> bool:
-    words = re.split(r"[\s_\-.\d]+", folder.path.name.casefold())
-    return folder.path.name.casefold() in VIEW_FOLDERS or all(word in VIEW_FOLDERS or not word for word in words)
+    words = [word for word in re.split(r"[\s_\-.]+", folder.path.name.casefold()) if word]  # `model 2` is an item
+    return "".join(words) in VIEW_FOLDERS or (bool(words) and VIEW_FOLDERS.issuperset(words))
 
 
 def _all(folder: _Folder) -> Iterator[Path]:
