@@ -145,7 +145,7 @@ def trained(work: Path, model: str, triptychs: int = 40, printed: float = 0.0, m
         write_triptychs(part, triptychs, printed)
         part.rename(data)
     options |= {"loss_masks": data / "masks"} if masks else {}
-    embed(EmbedConfig(work=data, model=model, batch_size=8)).finish()
+    embed(EmbedConfig(work=data, model=model, batch_size=8, columns=3)).finish()
     options = RECIPE | options | ({"alpha": options["rank"]} if "rank" in options else {})
     own = {key: options[key] for key in sorted(options) if options[key] != RECIPE.get(key) and key != "loss_masks"}
     name = "-".join(["lora", data.name, *(["masks"] if masks else []), *(f"{key}-{value}" for key, value in own.items())])

@@ -111,6 +111,25 @@ def test_layout_comes_from_the_metadata(tmp_path: Path, tiny_flux: Path) -> None
     assert record.latent_mean_CHW.shape == (16, 12, 8)
 
 
+def test_another_precision_and_another_layout_are_not_the_old_record(tmp_path: Path, tiny_flux: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 1)
+    options = {"work": tmp_path, "model": str(tiny_flux), "device": "cpu"}
+    assert embed(EmbedConfig(**options, dtype="bf16")).finish()["embedded"] == 1
+    file = tmp_path / "embeddings" / "flux" / "item-0.safetensors"
+    rough = load_record(file)
+    assert embed(EmbedConfig(**options, dtype="fp32")).finish()["embedded"] == 1
+    fine = load_record(file)
+    assert not torch.equal(rough.text["prompt_embeds"].float(), fine.text["prompt_embeds"].float())
+    assert (fine.layout_by, fine.item) == ("guess", "")
+    layout = {"width": 96, "height": 16, "roles": ["worn", "front", "back"], "columns": 1}
+    write_jsonl(tmp_path / "triptychs" / "metadata.jsonl", [{"file_name": "item-0.png", "layout": layout, "item": "裙子"}])
+    summary = embed(EmbedConfig(**options, dtype="fp32")).finish()
+    assert (summary["kept"], summary["embedded"], summary["layouts_guessed"]) == (1, 0, 0)
+    told = load_record(file)
+    assert (told.layout.to_dict(), told.layout_by, told.item) == (layout, "metadata", "裙子")
+    assert torch.equal(told.latent_mean_CHW, fine.latent_mean_CHW)
+
+
 def test_long_captions_are_cut_and_counted(tmp_path: Path, tiny_flux: Path) -> None:
     write_triptychs(tmp_path / "triptychs", 2)
     (tmp_path / "triptychs" / "item-0.txt").write_text("<IMAGE 1> " + "dress " * 50)
@@ -138,7 +157,7 @@ def test_one_bad_picture_stops_none_of_the_others(tmp_path: Path, tiny_flux: Pat
     summary = embed(config(tmp_path, tiny_flux)).finish()
     assert (summary["embedded"], summary["rejected"]) == (1, 3)
     reasons = (tmp_path / "embeddings" / "flux" / "embed.rejects.jsonl").read_text()
-    assert "grid" in reasons
+    assert "does not look like three panels" in reasons
     assert '"item-0"' in reasons
     assert EmbeddingFolder(tmp_path / "embeddings" / "flux").ids == ["item-2"]
 

@@ -48,7 +48,7 @@ def test_random_weights_learn_too(tmp_path: Path, tiny: Path, context: str) -> N
 
 def over_fit(work: Path, model: str, context: str, steps: int, learning_rate: float) -> tuple[float, float]:
     """Mean loss of the base model and of a LoRA trained on everything in `work`."""
-    embed(EmbedConfig(work=work, model=model, batch_size=4)).finish()
+    embed(EmbedConfig(work=work, model=model, batch_size=4, columns=3)).finish()
     options: dict[str, Any] = {
         "batch_size": 4,
         "learning_rate": learning_rate,

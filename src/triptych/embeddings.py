@@ -36,7 +36,8 @@ class EmbeddingRecord:
     """Latents and text of one triptych, and the hashes of what they were made from.
 
     latent_mean_CHW, latent_std_CHW: the autoencoder's posterior, in the space the transformer works in.
-    text: the backbone's text tensors, without a batch dimension.
+    text: the backbone's text tensors, without a batch dimension. dtype: in which its encoders computed it. layout_by: who
+    says where the panels are; item: the garment's name; both empty in records of older versions.
     """
 
     id: str
@@ -47,6 +48,9 @@ class EmbeddingRecord:
     image_sha256: str
     caption_sha256: str
     model: str
+    dtype: str = ""
+    layout_by: str = ""
+    item: str = ""
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """One sample of the posterior, (C, H, W)."""
@@ -62,8 +66,9 @@ def text_path(record_path: Path, caption_sha256: str) -> Path:
 def save_record(record: EmbeddingRecord, path: Path) -> None:
     """Write a record, and the text of its caption unless another record with that caption has brought it."""
     text = text_path(path, record.caption_sha256)
-    if (read_about(text) or {}).get("model") != record.model:
-        save_text(record.text, record.model, text)
+    made_by = read_about(text) or {}
+    if (made_by.get("model"), made_by.get("dtype")) != (record.model, record.dtype):
+        save_text(record.text, record.model, text, record.dtype)
     tensors = {"latent_mean": record.latent_mean_CHW, "latent_std": record.latent_std_CHW}
     about: dict[str, object] = {
         "id": record.id,
@@ -71,13 +76,16 @@ def save_record(record: EmbeddingRecord, path: Path) -> None:
         "image_sha256": record.image_sha256,
         "caption_sha256": record.caption_sha256,
         "model": record.model,
+        "dtype": record.dtype,
+        "layout_by": record.layout_by,
+        "item": record.item,
     }
     _save(tensors, about, path)
 
 
-def save_text(text: Mapping[str, Tensor], model: str, path: Path) -> None:
+def save_text(text: Mapping[str, Tensor], model: str, path: Path, dtype: str = "") -> None:
     """Text tensors alone, without a batch dimension."""
-    _save({f"text.{name}": value for name, value in text.items()}, {"model": model}, path)
+    _save({f"text.{name}": value for name, value in text.items()}, {"model": model, "dtype": dtype}, path)
 
 
 def _save(tensors: dict[str, Tensor], about: dict[str, object], path: Path) -> None:
@@ -112,9 +120,12 @@ def load_record(path: Path) -> EmbeddingRecord:
             image_sha256=str(about["image_sha256"]),
             caption_sha256=str(about["caption_sha256"]),
             model=str(about["model"]),
+            dtype=str(about.get("dtype", "")),
+            layout_by=str(about.get("layout_by", "")),
+            item=str(about.get("item", "")),
         )
-    except KeyError as error:
-        raise WorkError(f"{path} is no embedding record: {error} is missing.", "Run `triptych embed` again.") from error
+    except (KeyError, ValueError) as error:
+        raise WorkError(f"{path} is no embedding record ({error}).", "Run `triptych embed` again.") from error
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict]:

@@ -96,6 +96,20 @@ def load_original(path: Path) -> OriginalPhoto:
     return OriginalPhoto(flat, profile, exif, kind)
 
 
+def load_mask(path: Path) -> Image.Image:
+    """A mask as upright picture of mode L: of a picture with transparent parts how opaque it is, else how bright.
+
+    Raises:
+        BadImage: as `load_image`.
+    """
+    decoded = _decode(Path(path), None)
+    if decoded.has_transparency_data:
+        alpha = decoded.convert("RGBA").getchannel("A")
+        if alpha.getextrema()[0] < 255:  # type: ignore[operator]
+            return alpha
+    return _flat(decoded).convert("L")
+
+
 def check_header(path: Path) -> tuple[int, int]:
     """(width, height) as stored, from the header alone.
 

@@ -76,8 +76,35 @@ class PanelLayout:
         return asdict(self) | {"roles": list(self.roles)}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> PanelLayout:
-        return cls(int(data["width"]), int(data["height"]), tuple(data["roles"]), int(data["columns"]))
+    def from_dict(cls, data: Any) -> PanelLayout:
+        """A layout as `to_dict` gives it. It may come from any file: nothing in it is taken on trust.
+
+        Raises:
+            ValueError: no layout: keys that are missing, numbers that are none or out of range, roles that are no
+                different plain words or do not fill the rows.
+        """
+        if not isinstance(data, dict) or not {"width", "height", "roles", "columns"} <= data.keys():
+            raise ValueError("a layout needs width, height, roles and columns")
+        for name in ("width", "height", "columns"):
+            if type(data[name]) is not int or not 0 < data[name] <= MAX_SIDE:
+                raise ValueError(f"the {name} of a layout is a whole number from 1 to {MAX_SIDE}")
+        roles, columns = data["roles"], data["columns"]
+        if not isinstance(roles, list | tuple) or not roles or len(roles) > MAX_PANELS or not all(map(_is_role, roles)):
+            raise ValueError(f"the roles of a layout are 1 to {MAX_PANELS} words without slashes")
+        if len(set(roles)) != len(roles):
+            raise ValueError("the roles of a layout are not all different")
+        if len(roles) % columns:
+            raise ValueError(f"{len(roles)} roles do not fill rows of {columns}")
+        return cls(data["width"], data["height"], tuple(roles), columns)
+
+
+MAX_SIDE, MAX_PANELS = 65_536, 64
+"""Limits for a layout that comes from a file: pixels of a panel's side, and panels."""
+
+
+def _is_role(value: Any) -> bool:
+    """Roles name panels in file names, log entries and tables."""
+    return isinstance(value, str) and 0 < len(value) <= 40 and value.isprintable() and not set(value) & set("/\\:") and value[0] != "."
 
 
 class Placement(NamedTuple):

@@ -316,7 +316,8 @@ class StageFolder:
     `identity` holds just the settings that change the result. Opened again with another identity the folder refuses,
     so that results of two configs never mix; unless `begun()` is False, which says that there is no result yet. Both are
     looked at when the stage is called, and once more when it holds the folder: another run may have begun in between.
-    `retired` are settings that older versions counted and that count no more; `hint` says what to do about another identity.
+    `words` say, by a setting's name, how its value before and its value now differ. `retired` are settings that older
+    versions counted and that count no more; `hint` says what to do about another identity.
     """
 
     def __init__(
@@ -326,9 +327,11 @@ class StageFolder:
         identity: Mapping[str, Any],
         *,
         begun: Callable[[], bool] = lambda: True,
+        words: Mapping[str, Callable[[Any, Any], str]] | None = None,
         retired: Iterable[str] = (),
         hint: str = "Put the old settings back, or use another folder: --work, or the one option that names this folder alone.",
     ) -> None:
+        self._words = words or {}
         self.path, self.stage, self._begun, self._retired, self._hint = Path(path), stage, begun, frozenset(retired), hint
         self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity), default=str))
         self._manifest = self.path / f"{stage}.manifest.json"
@@ -337,9 +340,10 @@ class StageFolder:
     def _check(self) -> None:
         if self._begun() and self._manifest.exists():
             before = {k: v for k, v in read_json(self._manifest).get("identity", {}).items() if k not in self._retired}
-            if before != self.identity:
-                changed = sorted(k for k in {*before, *self.identity} if before.get(k) != self.identity.get(k))
-                raise WorkError(f"{self.path} was made with other settings ({', '.join(changed)}).", self._hint)
+            changed = sorted(k for k in {*before, *self.identity} if before.get(k) != self.identity.get(k))
+            if changed:
+                said = [self._words[k](before.get(k), self.identity.get(k)) if k in self._words else k for k in changed]
+                raise WorkError(f"{self.path} was made with other settings ({', '.join(said)}).", self._hint)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Path]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,11 +11,11 @@ from PIL import Image
 from pydantic import Field
 
 from triptych.config import StageConfig
-from triptych.errors import InputError, TriptychError, WorkError, sentence_of
+from triptych.errors import ConfigError, TriptychError
 from triptych.images import load_image
 from triptych.panels import PanelLayout
-from triptych.store import Event, Run, StageFolder, held, read_jsonl, read_text, sha256_file, write_json, write_jsonl
-from triptych.text_files import CAPTION_BYTES
+from triptych.sources import Source, TriptychFolder, grid_of, reject
+from triptych.store import Event, Run, StageFolder, held, write_json, write_jsonl
 
 if TYPE_CHECKING:  # it imports torch, which `--help` can do without
     from triptych.backbones.base import Autoencoder, Backbone, Text
@@ -35,70 +34,32 @@ class EmbedConfig(StageConfig):
     """auto, cpu, cuda, cuda:1 …"""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the text encoders; the autoencoder always works in float32, where its latents are exact."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One triptych on disk and the hashes that say whether its record is still true."""
-
-    id: str
-    image: Path
-    caption: str
-    layout: PanelLayout
-    image_sha256: str
-
-    @property
-    def caption_sha256(self) -> str:
-        return hashlib.sha256(self.caption.encode()).hexdigest()
-
-
-def find_sources(folder: Path, stride: int) -> tuple[list[Source], list[dict[str, str]]]:
-    """The captioned triptychs in a folder, and the others with the reason why they are left out.
-
-    Any `<id>.png` with `<id>.txt` beside it counts, whoever wrote them. Its layout comes from metadata.jsonl; a picture
-    that is not in there is taken as three panels in a row.
-
-    Raises:
-        WorkError: the folder holds no picture.
-    """
-    pictures = sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
-    if not pictures:
-        raise WorkError(f"There are no triptychs in {folder}.", "Run `triptych concat` first, or put <id>.png and <id>.txt there.")
-    metadata = folder / "metadata.jsonl"
-    layouts = {Path(str(row.get("file_name"))).stem: row.get("layout") for row in (read_jsonl(metadata) if metadata.exists() else [])}
-    sources, rejects = [], []
-    for picture in pictures:
-        text = picture.with_suffix(".txt")
-        try:
-            if not text.is_file():
-                raise InputError(f"no caption: {text.name} is missing")
-            caption = read_text(text, CAPTION_BYTES, "The caption").strip()
-            if not caption:
-                raise InputError(f"{text.name} is empty")
-            with Image.open(picture) as image:
-                width, height = image.size
-            stored = layouts.get(picture.stem)
-            layout = PanelLayout.from_dict(stored) if stored else PanelLayout(max(1, width // 3), height)
-            if layout.size != (width, height):
-                raise InputError(f"{width}×{height} px is no row of three equal panels")
-            sources.append(Source(picture.stem, picture, caption, layout.check(stride), sha256_file(picture)))
-        except (TriptychError, OSError, ValueError, KeyError, TypeError) as error:
-            rejects.append({"id": picture.stem, "reason": sentence_of(error)})
-    return sources, rejects
+    columns: int | None = Field(default=None, ge=1)
+    """Panels in a row, of all pictures that have no layout in metadata.jsonl. Without it, and without --roles, three in a row are
+    guessed where the picture's shape allows it."""
+    roles: list[str] | None = None
+    """What the panels show in reading order, of those pictures; the last one is what is made. Default: front, back, worn."""
 
 
 def embed(config: EmbedConfig) -> Run:
     """Write `<embeddings>/<backbone>/<id>.safetensors` for every captioned triptych; what is up to date is kept.
 
     Raises:
-        ModelError: the model cannot be opened. WorkError: no triptychs, or embeddings of another model in the folder.
+        ModelError: the model cannot be opened. ConfigError: --columns and --roles that make no grid. WorkError: no
+        triptychs, or embeddings of another model in the folder.
     """
     from triptych.backbones.registry import load_backbone
-    from triptych.embeddings import EMPTY, INDEX, read_about, save_text, text_path
+    from triptych.embeddings import EMPTY, INDEX, load_record, read_about, save_record, save_text, text_path
     from triptych.inference import encode_texts
 
     backbone = load_backbone(config.model, config.device, config.dtype)
-    sources, rejects = find_sources(config.triptych_folder, backbone.settings.stride)
+    try:
+        grid = grid_of(config.columns, config.roles)
+    except ValueError as error:
+        raise ConfigError(
+            f"--columns and --roles make no layout: {error}.", "Say for instance --columns 1 --roles front --roles back --roles worn."
+        ) from error
+    sources, rejects = TriptychFolder(config.triptych_folder).sources(backbone.settings.stride, grid)
     length = config.max_sequence_length or backbone.settings.max_sequence_length
     model = backbone.encoder_fingerprint
     folder = StageFolder(config.embedding_folder / backbone.name, "embed", {"model": model, "max_sequence_length": length})
@@ -108,35 +69,52 @@ def embed(config: EmbedConfig) -> Run:
         "kept": 0,
         "rejected": len(rejects),
         "captions_cut": 0,
+        "layouts_guessed": sum(source.layout_by == "guess" for source in sources),
         "folder": str(folder.path),
     }
 
     def work() -> Iterator[Event]:
-        for reject in rejects:
-            yield Event(reject["id"], "rejected", reject["reason"])
+        for row in rejects:
+            yield Event(row["id"], "rejected", row["reason"])
         todo = []
         for source in sources:
             record = folder.path / f"{source.id}.safetensors"
             about, text = read_about(record) or {}, read_about(text_path(record, source.caption_sha256)) or {}
-            fresh = (source.image_sha256, source.caption_sha256) == (about.get("image_sha256"), about.get("caption_sha256"))
-            if fresh and about.get("model") == text.get("model") == model:
+            if _is_fresh(source, about, text, backbone):
+                if any(about.get(name) != value for name, value in _facts(source).items()):
+                    # The latents are those of the whole canvas, whatever its panels are.
+                    old = load_record(record)
+                    save_record(replace(old, layout=source.layout, layout_by=source.layout_by, item=source.item), record)
                 summary["kept"] += 1
                 yield Event(source.id, "kept")
             else:
                 todo.append(source)
         if not todo and read_about(folder.path / f"{EMPTY}.safetensors") is None:
-            save_text(encode_texts(backbone.load_text_encoder(), [], length)[""], model, folder.path / f"{EMPTY}.safetensors")
+            empty = encode_texts(backbone.load_text_encoder(), [], length)[""]
+            save_text(empty, model, folder.path / f"{EMPTY}.safetensors", str(backbone.dtype))
         for start in range(0, len(todo), CHUNK):
             for event in _embed(backbone, folder.path, todo[start : start + CHUNK], length, config.batch_size, summary):
                 if event.status == "rejected":
-                    rejects.append({"id": event.id, "reason": event.note})
+                    source = next(source for source in todo if source.id == event.id)
+                    rejects.append(reject(source.image, source.caption, event.note))
                 summary["embedded" if event.status == "done" else "rejected"] += 1
                 yield event
         write_jsonl(folder.path / "embed.rejects.jsonl", rejects)
-        rejected = {reject["id"] for reject in rejects}
+        rejected = {row["id"] for row in rejects}
         write_json(folder.path / INDEX, [source.id for source in sources if source.id not in rejected])
 
     return Run("embed", len(sources) + len(rejects), held(folder, work), summary)
+
+
+def _is_fresh(source: Source, about: dict[str, Any], text: dict[str, Any], backbone: Backbone) -> bool:
+    """Whether a record and its text were made from this picture and caption, by this model in this precision."""
+    hashes = (source.image_sha256, source.caption_sha256) == (about.get("image_sha256"), about.get("caption_sha256"))
+    made_by = all((row.get("model"), row.get("dtype")) == (backbone.encoder_fingerprint, str(backbone.dtype)) for row in (about, text))
+    return hashes and made_by
+
+
+def _facts(source: Source) -> dict[str, Any]:
+    return {"layout": source.layout.to_dict(), "layout_by": source.layout_by, "item": source.item}
 
 
 def _embed(backbone: Backbone, folder: Path, todo: list[Source], length: int, batch_size: int, summary: dict[str, Any]) -> Iterator[Event]:
@@ -150,7 +128,7 @@ def _embed(backbone: Backbone, folder: Path, todo: list[Source], length: int, ba
     texts = encode_texts(encoder, [source.caption for source in todo], length)
     summary["captions_cut"] += sum(encoder.count_tokens(caption) > length for caption in {source.caption for source in todo})
     del encoder
-    save_text(texts[""], backbone.encoder_fingerprint, folder / f"{EMPTY}.safetensors")
+    save_text(texts[""], backbone.encoder_fingerprint, folder / f"{EMPTY}.safetensors", str(backbone.dtype))
     autoencoder = replace(backbone, dtype=torch.float32).load_autoencoder()
     by_layout: dict[PanelLayout, list[Source]] = {}
     for source in todo:
@@ -184,6 +162,9 @@ def _save_records(
             image_sha256=source.image_sha256,
             caption_sha256=source.caption_sha256,
             model=backbone.encoder_fingerprint,
+            dtype=str(backbone.dtype),
+            layout_by=source.layout_by,
+            item=source.item,
         )
         save_record(record, folder / f"{record.id}.safetensors")
         yield Event(record.id)

@@ -32,6 +32,7 @@ from triptych.training.about import about_lora
 from triptych.training.config import TrainConfig, check, settings_that_matter
 from triptych.training.continuation import begun, check_init_lora, is_done, start_from
 from triptych.training.data import TrainingSet, steps_of_epochs
+from triptych.training.freshness import changes, check_embeddings
 from triptych.training.log import TrainLog, duration, mean_loss, peak_memory_gib
 from triptych.training.loss import LossMeter, losses_of
 from triptych.training.optimizer import learning_rate, make_optimizer, optimizer_class
@@ -58,6 +59,7 @@ def train(config: TrainConfig) -> Run:
         raise WorkError(f"The embeddings in {records.path} were made with another model.", hint)
     check(config, records[records.ids[0]].layout.roles)
     optimizer_class(config.optimizer)
+    check_embeddings(config, records)
     data = TrainingSet(records, config)
     if config.epochs is not None:
         steps = steps_of_epochs(config.epochs, len(data.ids), config.batch_size * _passes(config))
@@ -65,12 +67,18 @@ def train(config: TrainConfig) -> Run:
     made_with = {"model": fingerprint(config.model, ["transformer"]), "data": data.fingerprint, "processes": distributed.world_size()}
     init = check_init_lora(config, backbone)
     identity = {**settings_that_matter(config), **made_with, "init_lora": sha256_file(init.path) if init else None}
-    retired = ("max_train_steps", "epochs")  # they were part of the identity before a training could go on longer
-    folder = StageFolder(config.train_folder, "train", identity, begun=lambda: begun(config.train_folder), retired=retired, hint=_HINT)
+    about_folder: dict[str, Any] = {
+        "begun": lambda: begun(config.train_folder),
+        "words": {"data": changes},
+        "retired": ("max_train_steps", "epochs"),  # they counted before a training could go on longer
+        "hint": _HINT,
+    }
+    folder = StageFolder(config.train_folder, "train", identity, **about_folder)
     is_done(config)
     summary: dict[str, Any] = {
         "triptychs": len(data.ids),
         "held_out": len(data.held_out),
+        **({"loss_masks": len(data.masks.by_id), "loss_masks_unmatched": data.masks.unmatched} if data.masks else {}),
         "train_steps": 0,
         "resumed_at": 0,
         "loss": None,

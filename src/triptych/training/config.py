@@ -55,7 +55,8 @@ class TrainConfig(StageConfig):
     panel_weights: dict[str, float] = {}
     """Weight of each panel's mean loss by role, e.g. {front: 0.5, back: 0.5, worn: 1}; 1 where none is given."""
     loss_masks: Path | None = None
-    """Folder of pictures <id>.png, as large as the triptychs: white is learned, black is not. Without a picture all is."""
+    """Folder of pictures as large as the triptychs, each named as its triptych: white (or opaque) is learned, black (or
+    transparent) is not. A triptych without one is learned whole."""
     context: Literal["noisy", "clean"] = "noisy"
     """noisy: all panels are noised and all are learned, as in the paper. clean: product panels, and in half of the batches
     a part of the worn one, are shown clean and read once; the rest of the worn panel is learned. Sampling is faster that way."""
@@ -133,9 +134,9 @@ def check(config: TrainConfig, roles: Sequence[str]) -> None:
         if role not in roles or not 0 <= weight < float("inf"):
             hint = f"Roles here: {', '.join(roles)}; weights are 0 or more."
             raise ConfigError(f"The panel weight '{role}: {weight:g}' has no meaning.", hint)
-    learned = roles[-1:] if config.context == "clean" else roles
-    if not any(config.panel_weights.get(role, 1.0) for role in learned):
-        raise ConfigError("All panels that would be learned have weight 0.", f"Give one of {', '.join(learned)} a --panel-weights above 0.")
+    if not learned_roles(config, roles):
+        could = ", ".join(roles[-1:] if config.context == "clean" else roles)
+        raise ConfigError("All panels that would be learned have weight 0.", f"Give one of {could} a --panel-weights above 0.")
     if config.context == "noisy":
         _check_noisy(config)
     if config.early_stopping_patience and not (config.validation_steps and config.num_validation_triptychs):
@@ -150,6 +151,11 @@ def check(config: TrainConfig, roles: Sequence[str]) -> None:
     if config.optimizer == "prodigy" and config.learning_rate < 0.1:
         hint = "Give --learning-rate 1."
         raise ConfigError(f"With prodigy the learning rate is a factor, and {config.learning_rate:g} would learn nothing.", hint)
+
+
+def learned_roles(config: TrainConfig, roles: Sequence[str]) -> list[str]:
+    """The panels that count in the loss: the last one alone where the others are shown clean."""
+    return [role for role in (roles[-1:] if config.context == "clean" else roles) if config.panel_weights.get(role, 1.0)]
 
 
 def _check_noisy(config: TrainConfig) -> None:

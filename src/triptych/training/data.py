@@ -8,23 +8,22 @@ Legend: B batch, C channels, H and W latent rows and columns.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych import flow
 from triptych.backbones.base import Backbone, Text
 from triptych.embeddings import EmbeddingFolder, stack_text
-from triptych.errors import ConfigError, InputError
-from triptych.images import load_image
+from triptych.errors import ConfigError
 from triptych.panels import PanelLayout
-from triptych.store import digest, sha256_file
-from triptych.training.config import TrainConfig
+from triptych.sources import item_of
+from triptych.store import digest
+from triptych.training.config import TrainConfig, learned_roles
+from triptych.training.masks import LossMasks
 
 
 @dataclass(frozen=True)
@@ -60,25 +59,35 @@ class TrainingSet:
     def __init__(self, records: EmbeddingFolder, config: TrainConfig) -> None:
         """
         Raises:
-            ConfigError: as many triptychs held out as there are. InputError: a folder of loss masks that is missing.
+            ConfigError: as many triptychs held out as there are. InputError: loss masks that cannot be used.
         """
         self.records, self.config = records, config
-        self.held_out = draw_held_out(records.ids, config.seed, config.num_validation_triptychs)
+        self.held_out = draw_held_out(self.items, config.seed, config.num_validation_triptychs)
         self.ids = [id for id in records.ids if id not in self.held_out]
         if not self.ids:
             hint = "Lower --num-validation-triptychs; all triptychs of an item are held out together."
             raise ConfigError(f"Of {len(records.ids)} triptychs none is left to train on.", hint)
-        if config.loss_masks is not None and not config.loss_masks.is_dir():
-            raise InputError(f"The folder of loss masks {config.loss_masks} is missing.", "Give a folder with <id>.png files.")
-        masks = {id: config.loss_masks / f"{id}.png" for id in records.ids} if config.loss_masks else {}
-        self._masks = {id: path for id, path in masks.items() if path.exists()}
+        self.masks = self._loss_masks() if config.loss_masks else None
+
+    def _loss_masks(self) -> LossMasks:
+        layouts = {id: PanelLayout.from_dict(about["layout"]) for id, about in self.records.about.items()}
+        roles = dict.fromkeys(role for layout in layouts.values() for role in learned_roles(self.config, layout.roles))
+        assert self.config.loss_masks is not None
+        return LossMasks(self.config.loss_masks, layouts, self.items, list(roles))
+
+    @cached_property
+    def items(self) -> dict[str, str]:
+        """By id the item that a triptych shows."""
+        return {id: item_of(id, about.get("item")) for id, about in self.records.about.items()}
 
     @property
-    def fingerprint(self) -> str:
-        """Changes with any picture, caption, model of an embedding or loss mask."""
-        about = {id: (about["image_sha256"], about["caption_sha256"], about["model"]) for id, about in self.records.about.items()}
-        masks = {id: sha256_file(path) for id, path in self._masks.items()}
-        return digest([about, masks] if masks else about)
+    def fingerprint(self) -> dict[str, str]:
+        """By id a digest that changes with its picture, caption, layout, loss mask and what embedded it, and with its being held out."""
+        names = ("image_sha256", "caption_sha256", "model", "dtype", "layout")
+        return {
+            id: digest([*(about.get(name) for name in names), self.masks and self.masks.sha256(id), id in self.held_out])[:16]
+            for id, about in self.records.about.items()
+        }
 
     @cached_property
     def buckets(self) -> list[list[str]]:
@@ -131,7 +140,7 @@ class TrainingSet:
         texts: Sequence[dict[str, Tensor]],
     ) -> Batch:
         layout = self.records[ids[0]].layout
-        learned = [self._learned(id, layout, latents.shape[1:]) for id, latents in zip(ids, clean, strict=True)]
+        learned = [self._learned(id, latents.shape[1:]) for id, latents in zip(ids, clean, strict=True)]
         parts = (torch.stack(list(part)).to(backbone.device) for part in (clean, noise, times, learned))
         clean_BCHW, noise_BCHW, t_B, learned_BHW = parts
         text, empty = (backbone.to_device(stack_text(part)) for part in (texts, [self.records.empty]))
@@ -140,16 +149,10 @@ class TrainingSet:
     def _worn(self, backbone: Backbone, layout: PanelLayout) -> Tensor:
         return torch.from_numpy(layout.mask(layout.roles[-1:], backbone.settings.stride)).to(backbone.device)
 
-    def _learned(self, id: str, layout: PanelLayout, size: Sequence[int]) -> Tensor:
+    def _learned(self, id: str, size: Sequence[int]) -> Tensor:
         """(H, W): the mean of the loss mask's pixels under each latent; 1 without a mask."""
-        if id not in self._masks:
-            return torch.ones(*size)
-        picture = load_image(self._masks[id]).convert("L")
-        if picture.size != layout.size:
-            sizes = ["{}×{}".format(*pair) for pair in (picture.size, layout.size)]
-            raise InputError(f"The loss mask {self._masks[id]} is {sizes[0]} px, its triptych {sizes[1]}.", "Make them of one size.")
-        pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0)
-        return nn.functional.adaptive_avg_pool2d(pixels[None, None], (size[0], size[1]))[0, 0]
+        mask = self.masks.learned(id, size) if self.masks else None
+        return torch.ones(*size) if mask is None else mask
 
 
 def steps_of_epochs(epochs: float, triptychs: int, batch: int) -> int:
@@ -157,11 +160,11 @@ def steps_of_epochs(epochs: float, triptychs: int, batch: int) -> int:
     return max(1, math.ceil(epochs * triptychs / batch))
 
 
-def draw_held_out(ids: Sequence[str], seed: int, count: int) -> list[str]:
-    """At least `count` ids, whole items at a time: `concat` names an item's triptychs alike but for 12 hex digits."""
+def draw_held_out(item_by_id: Mapping[str, str], seed: int, count: int) -> list[str]:
+    """At least `count` ids, whole items at a time."""
     items: dict[str, list[str]] = {}
-    for id in ids:
-        items.setdefault(re.sub(r"-[0-9a-f]{12}$", "", id), []).append(id)
+    for id, item in item_by_id.items():
+        items.setdefault(item, []).append(id)
     chosen: list[str] = []
     for item in sorted(items, key=lambda item: digest([seed, "held out", item])):
         if len(chosen) >= count:

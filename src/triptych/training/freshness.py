@@ -1,0 +1,68 @@
+"""Whether the embeddings are those of the triptychs as they are now: all of them, and none of an older caption or picture."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Any
+
+from triptych.embeddings import EmbeddingFolder
+from triptych.errors import ConfigError, WorkError
+from triptych.sources import PICTURES, TriptychFolder
+from triptych.store import read_jsonl, sha256_file
+from triptych.training.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+def check_embeddings(config: TrainConfig, records: EmbeddingFolder) -> None:
+    """Compare the records with the folder of triptychs; without that folder a warning says that it could not be done.
+
+    Raises:
+        WorkError: captioned triptychs without a record, or records of pictures or captions that have changed or gone.
+        ConfigError: clean context, and triptychs of which nobody has said which panel is the worn one.
+    """
+    guessed = [id for id, about in records.about.items() if about.get("layout_by") == "guess"]
+    if config.context == "clean" and guessed:
+        problem = f"Of {len(guessed)} triptychs ({guessed[0]} …) it was only guessed where the panels are, and clean context hangs on that."
+        raise ConfigError(problem, "Run `triptych embed` again with --columns 3, or write their layouts into metadata.jsonl.")
+    folder = config.triptych_folder
+    if not folder.is_dir() or not any(file.suffix.lower() in PICTURES for file in folder.iterdir()):
+        log.warning("There are no triptychs in %s: nobody can tell whether all are embedded, as they are now.", folder)
+        return
+    captioned = TriptychFolder(folder).captioned()
+    if not captioned.keys() & set(records.ids):
+        log.warning("The triptychs in %s are not those of the embeddings in %s.", folder, records.path)
+        return
+    missing = changed = 0
+    left_out = _left_out(records)
+    for id, (picture, caption) in captioned.items():
+        hashes = sha256_file(picture), hashlib.sha256(caption.encode()).hexdigest()
+        about = records.about.get(id)
+        if about is None:
+            missing += left_out.get(id) != hashes
+        else:
+            changed += hashes != (about["image_sha256"], about["caption_sha256"])
+    gone = len(set(records.ids) - captioned.keys())
+    if missing or changed or gone:
+        counts = ((missing, "not embedded"), (changed, "changed since"), (gone, "gone or without a caption"))
+        said = ", ".join(f"{count} {'is' if count == 1 else 'are'} {what}" for count, what in counts if count)
+        said = said.replace(" is changed", " has changed").replace(" are changed", " have changed")
+        problem = f"The embeddings in {records.path} are not those of the {len(captioned)} captioned triptychs in {folder}: {said}."
+        raise WorkError(problem, "Run `triptych embed` first, with the same --work and --model.")
+
+
+def _left_out(records: EmbeddingFolder) -> dict[str, tuple[Any, Any]]:
+    """By id the hashes of what `embed` looked at and left out."""
+    path = records.path / "embed.rejects.jsonl"
+    rows = read_jsonl(path) if path.exists() else []
+    return {str(row.get("id")): (row.get("image_sha256"), row.get("caption_sha256")) for row in rows}
+
+
+def changes(before: Any, now: dict[str, str]) -> str:
+    """In words, how the triptychs of a training differ from those it began with."""
+    if not isinstance(before, dict):
+        return "other triptychs"
+    both = before.keys() & now.keys()
+    counts = ((len(now.keys() - both), "new"), (len(before.keys() - both), "gone"), (sum(before[id] != now[id] for id in both), "changed"))
+    return "triptychs: " + ", ".join(f"{count} {what}" for count, what in counts if count)
