@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms, ImageDraw
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFilter
 
 from triptych import masks
 from triptych.dressing import Person, try_on
 from triptych.errors import InputError, ModelError
-from triptych.images import load_image, read_settings
+from triptych.images import OriginalPhoto, from_srgb, load_image, read_settings, to_srgb
 from triptych.inference import Sampling, load_models
+from triptych.originals import with_transparency
 from triptych.panels import PanelLayout, fit, split
 from triptych.rough import garment_mask, rough_edit
 from triptych.stages.tryon import TryonConfig, tryon
@@ -147,6 +149,96 @@ def test_a_polygon_around_the_old_garment_gets_a_warning(tiny_flux: Path, inputs
     picture.save(inputs["person"])
     assert "follows an outline" in tryon(options(tiny_flux, inputs, tmp_path)).summary["warnings"][0]
     assert tryon(options(tiny_flux, inputs, tmp_path, grow=12)).summary["warnings"] == []
+
+
+def display_p3() -> bytes:
+    """sRGB's profile with the primaries of Display P3 (SMPTE EG 432-1, adapted to D50) and another name."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    primaries = {b"rXYZ": (0.51512, 0.24120, -0.00105), b"gXYZ": (0.29198, 0.69225, 0.04189), b"bXYZ": (0.15710, 0.06657, 0.78407)}
+    for number in range(struct.unpack(">I", profile[128:132])[0]):
+        tag, offset, _ = struct.unpack(">4sII", profile[132 + 12 * number : 144 + 12 * number])
+        if tag in primaries:
+            profile[offset + 8 : offset + 20] = struct.pack(">3i", *(round(value * 65536) for value in primaries[tag]))
+    return bytes(profile).replace("sRGB".encode("utf-16-be"), "DiP3".encode("utf-16-be")).replace(b"sRGB", b"DiP3")
+
+
+def test_a_photo_in_display_p3_comes_back_in_its_own_colours(tiny_flux: Path) -> None:
+    """The same photo in P3 and in sRGB: what is made is the same to the eye, so other numbers, and the rest is the photo's own."""
+    models = load_models(str(tiny_flux), [PROMPT], device="cpu", dtype="fp32")
+    profile, shirt = display_p3(), Image.new("RGB", (211, 307), (230, 40, 30))
+    wide = Image.new("RGB", (211, 307), (150, 110, 60))
+    plain = to_srgb(wide, profile)
+    assert np.abs(np.asarray(from_srgb(Image.new("RGB", (1, 1), (255, 0, 0)), profile), int)[0, 0] - [234, 51, 35]).max() <= 2, "red in P3"
+
+    def made(photo: Image.Image, icc_profile: bytes | None) -> np.ndarray:
+        start = from_srgb(shirt, icc_profile)
+        who = Person(photo, [CORNERS], PROMPT, [1], icc_profile, start)
+        return np.asarray(try_on(models, shirt, shirt, [who], PanelLayout(32, 48), Sampling(1, strength=0.3), 0)[0][0].image, int)
+
+    there, here = made(wide, profile), made(plain, None)
+    inside = masks.polygon_mask([CORNERS], wide.size) == 1
+    seen = np.asarray(to_srgb(Image.fromarray(there.astype(np.uint8)), profile), int)
+    assert np.abs(seen - here)[inside].mean() < 2
+    assert np.abs(there - here)[inside].mean() > 4
+    assert (there[masks.polygon_mask([CORNERS], wide.size) == 0] == (150, 110, 60)).all()
+
+
+@pytest.mark.parametrize("kind", ["rgba.png", "rgba.webp", "la.png", "palette.png", "trns.png"])
+def test_transparency_outside_the_polygon_is_the_photos_own(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """A person cut out of the background: alpha, and the colours hidden below it, are kept bit for bit; inside all is opaque."""
+    mode, suffix = kind.split(".")
+    colours = Image.open(inputs["person"]).convert("RGB")
+    alpha = Image.new("L", colours.size)
+    ImageDraw.Draw(alpha).ellipse((20, 20, 190, 290), fill=255)
+    alpha = alpha.filter(ImageFilter.BoxBlur(6)) if mode in ("rgba", "la") else alpha
+    cut = Image.merge("RGBA", [*colours.split(), alpha])
+    if mode == "la":
+        cut = Image.merge("LA", [colours.convert("L"), alpha])
+    elif mode == "palette":
+        cut = cut.quantize(32)
+    options_ = {"lossless": True, "exact": True} if suffix == "webp" else {}
+    if mode == "trns":
+        cut, options_ = colours.point(lambda v: v & 0xF0), {"transparency": colours.point(lambda v: v & 0xF0).getpixel((100, 10))}
+    cut.save(tmp_path / kind, **options_)
+    inputs["person"] = tmp_path / kind
+    with Image.open(tmp_path / kind) as photo:
+        before = np.asarray(photo.convert("RGBA"))
+    assert 0 < (before[:, :, 3] < 255).mean() < 1
+    assert tryon(options(tiny_flux, inputs, tmp_path)).finish()["warnings"] == []
+    with Image.open(tmp_path / "out.png") as made:
+        assert made.mode == "RGBA"
+        after = np.asarray(made)
+    soft = masks.feather(masks.polygon_mask([CORNERS], colours.size), 8)
+    assert np.array_equal(before[soft == 0], after[soft == 0])
+    assert (after[:, :, 3][soft == 1] == 255).all() and (after[:, :, 3] >= before[:, :, 3]).all()
+    run = tryon(options(tiny_flux, inputs, tmp_path, out=tmp_path / "out.jpg"))
+    assert "laid on white" in run.summary["warnings"][0]
+
+
+def test_transparency_is_blended_along_the_feather() -> None:
+    """Half transparent red, half repainted with blue: 3/4 opaque, of which blue is two thirds."""
+    red, alpha = Image.new("RGB", (2, 1), (255, 0, 0)), Image.new("L", (2, 1), 128)
+    photo = OriginalPhoto(Image.new("RGB", (2, 1), (255, 127, 127)), None, None, "PNG", alpha, red)
+    edited = Image.new("RGB", (2, 1), (128, 64, 191))  # (1 - .5) · (255, 127, 127) + .5 · (0, 0, 255)
+    made = np.asarray(with_transparency(photo, edited, np.array([[0, 0.5]], np.float32)), int)
+    assert made[0, 0].tolist() == [255, 0, 0, 128]
+    assert np.abs(made[0, 1] - [85, 0, 170, 191]).max() <= 2
+
+
+def test_exif_that_no_jpeg_can_hold_is_left_out_with_a_warning(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "somebody"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0" + b"x" * 70_000
+    photo(tmp_path / "large.png", (211, 307), 3, exif=exif)
+    inputs["person"] = tmp_path / "large.png"
+    run = tryon(options(tiny_flux, inputs, tmp_path, out=tmp_path / "out.jpg"))
+    assert "EXIF of 70" in run.summary["warnings"][0], "known before anything is sampled"
+    run.finish()
+    assert not Image.open(tmp_path / "out.jpg").getexif()
+    assert read_settings(tmp_path / "out.jpg")
+    assert tryon(options(tiny_flux, inputs, tmp_path)).finish()["warnings"] == []
+    with Image.open(tmp_path / "out.png") as made:
+        assert made.getexif()[ExifTags.Base.Artist] == "somebody"
 
 
 # --- The rough edit -----------------------------------------------------------------------------------------------------

@@ -135,3 +135,18 @@ def replace_brand(text: str, brands: Iterable[str]) -> str:
     either = "|".join(r"\s+".join(map(re.escape, name.split())) for name in names)
     pattern = re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)
     return normalise("".join(part if _TOKEN.fullmatch(part) else pattern.sub(BRAND, part) for part in _TOKEN.split(text)))
+
+
+def where_cut(text: str, limit: int, count_tokens: Callable[[str], int]) -> str:
+    """What a text encoder that reads `limit` tokens leaves of a prompt, as a sentence; "" if it reads all of it.
+
+    count_tokens: tokens of a text, end token included.
+    """
+    total = count_tokens(text)
+    if total <= limit:
+        return ""
+    panels = [(int(found[1]), count_tokens(text[: found.end()]) <= limit) for found in _MARKER.finditer(text)]
+    read, lost = [number for number, fits in panels if fits], [number for number, fits in panels if not fits]
+    place = f"the text of panel {read[-1]}" if read else "the summary"
+    beyond = f", and nothing is read of panel {' and '.join(map(str, lost))}" if lost else ""
+    return f"The prompt has {total} tokens, the model reads {limit}: it is cut in {place}{beyond}. Make it shorter."

@@ -1,6 +1,6 @@
 """The command line, made from the stage table. No logic of its own: parse, call the stage, show its progress.
 
-Exit codes: 0 done, 1 a mistake in config or input (one sentence and a hint), 2 wrong usage.
+Exit codes: 0 done, 1 a mistake in config or input (one sentence and a hint) or parts of the work that failed, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
             print(run.text)
         elif _FIRST:
             _print_summary(summary, as_json=json)
-        return 0
+        return 1 if run.failed else 0
 
     command.__annotations__["options"] = Annotated[model | None, Parameter(name="*")]
     return command

@@ -93,8 +93,8 @@ def try_on(
     front: Image.Image,
     back: Image.Image,
     persons: Sequence[Person],
-    layout: PanelLayout,
-    sampling: Sampling,
+    layout: PanelLayout | None = None,
+    sampling: Sampling | None = None,
     feather: int = 8,
     on_step: OnStep | None = None,
     *,
@@ -106,12 +106,18 @@ def try_on(
     most: tokens next to the polygon are run too, then put back.
 
     Args:
+        layout, sampling: by default what the LoRA was trained for, else what the model recommends (`Models.sampling`).
         feather: width in pixels of the soft edge around the polygons; beyond it every pixel is the photo's own.
         crop_margin: give the worn panel to the polygons and this much around them (see `masks.crop_box`); None: the whole photo.
 
     Raises:
-        InputError: polygons that are empty or lie outside the photo.
+        InputError: polygons or a mask that cannot be used, panels that are no garment and who wears it, no prompt, or one the models
+            were loaded without. ModelError: no finite numbers come out.
     """
+    layout, sampling = (layout or models.layout()).check_roles(), sampling or models.sampling()
+    models.warn_of(sampling)
+    if not all(person.prompt.strip() for person in persons):
+        raise InputError("A person has no prompt.", "Say what the whole triptych shows: Person(…, prompt='… <IMAGE 1> …').")
     unit = models.autoencoder.stride
     fittings = [_fit(front, back, person, layout, unit, feather, crop_margin) for person in persons]
     latents, _ = models.autoencoder.encode(to_pixels([one.canvas for one in fittings]))

@@ -50,13 +50,16 @@ class OriginalPhoto:
     """A photo at native size with what is needed to write it back.
 
     `image` is RGB, upright, its numbers those of the file whenever the file holds RGB (no colour conversion; they mean
-    colours of `icc_profile`). `exif` is without GPS, XMP, orientation and thumbnail; TIFFs come without it.
+    colours of `icc_profile`). `exif` is without GPS, XMP, orientation and thumbnail; TIFFs come without it. A photo with
+    transparency has it in `alpha` (mode L), and in `under` its RGB numbers as they are; `image` is then the photo on white.
     """
 
     image: Image.Image
     icc_profile: bytes | None
     exif: bytes | None
     format: str
+    alpha: Image.Image | None = None
+    under: Image.Image | None = None
 
 
 def load_image(path: Path, *, longest: int | None = None) -> Image.Image:
@@ -93,7 +96,23 @@ def load_original(path: Path) -> OriginalPhoto:
     elif flat.mode != "RGB":
         flat, profile = _to_srgb(flat), None
     flat.info = {}
-    return OriginalPhoto(flat, profile, exif, kind)
+    alpha, under = _transparency(decoded)
+    return OriginalPhoto(flat, profile, exif, kind, alpha, under)
+
+
+def _transparency(decoded: Image.Image) -> tuple[Image.Image | None, Image.Image | None]:
+    """Alpha of a photo, and its RGB numbers below that; None for a photo that is opaque throughout."""
+    if not decoded.has_transparency_data:
+        return None, None
+    whole = decoded.convert("RGBA")
+    alpha = whole.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return None, None
+    if decoded.mode not in ("LA", "La", "L", "1"):
+        return alpha, whole.convert("RGB")
+    grey = whole.getchannel("R")
+    grey.info = decoded.info
+    return alpha, _to_srgb(grey)
 
 
 def load_mask(path: Path) -> Image.Image:
@@ -134,14 +153,24 @@ SETTINGS = "triptych"
 """Text chunk of a PNG that holds the settings it was made with, as JSON; a JPEG has them in its comment."""
 
 
+def read_info(path: Path) -> tuple[str, dict[str, Any]]:
+    """The format of a picture, and what Pillow finds in its header: text chunks, comment, XMP. It may come from anybody.
+
+    Raises:
+        BadImage: as `check_header`.
+    """
+    with _open(Path(path)) as image:
+        return str(image.format), {str(key): value for key, value in image.info.items()}
+
+
 def read_settings(path: Path) -> dict[str, Any] | None:
     """The settings that a picture was made with, if it says so. It may come from anybody: they are data to be checked.
 
     Raises:
         BadImage: as `check_header`.
     """
-    with _open(Path(path)) as image:
-        value = image.info.get("comment" if image.format == "JPEG" else SETTINGS)
+    kind, info = read_info(path)
+    value = info.get("comment" if kind == "JPEG" else SETTINGS)
     try:
         data = parse_json(value) if isinstance(value, str | bytes) else None
     except ValueError:

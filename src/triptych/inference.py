@@ -5,6 +5,7 @@ Legend: B batch, C channels, H and W latent rows and columns of the whole canvas
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,11 +23,14 @@ from triptych import flow, tokens
 from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import Quantize
+from triptych.captions import where_cut
 from triptych.clean_context import ContextCache, ContextReading, kept_window, product_tokens
 from triptych.embeddings import stack_text
-from triptych.errors import ModelError
+from triptych.errors import InputError, ModelError
 from triptych.lora import load_lora
 from triptych.panels import PanelLayout, concatenate
+
+log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
 
@@ -79,10 +83,67 @@ class Models:
     """Embeddings by prompt; the empty prompt is among them."""
     contexts: ContextCache = field(default_factory=lambda: ContextCache(0))
     """What was read of known panels with this transformer and its LoRA as they are."""
+    lora: Path | None = None
+    """The LoRA's file or folder, for messages."""
+    trained: Mapping[str, Any] = field(default_factory=dict)
+    """What the LoRA says about its training: layout, context …; empty without one of triptych's."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """By prompt, for those that the text encoder cuts: where."""
 
     def text(self, prompts: Sequence[str]) -> Text:
-        """Embeddings of a batch of the prompts that the models were loaded with."""
+        """Embeddings of a batch of the prompts that the models were loaded with.
+
+        Raises:
+            InputError: another prompt; the text encoder is gone.
+        """
+        for prompt in prompts:
+            if prompt not in self.texts:
+                raise InputError(
+                    f"The models were loaded without the prompt {prompt[:60]!r}.", "Give load_models all prompts that are to be used."
+                )
         return self.backbone.to_device(stack_text([self.texts[prompt] for prompt in prompts]))
+
+    def layout(self) -> PanelLayout:
+        """The panels the LoRA was trained on, else those the model works best with."""
+        stored, own = self.trained.get("layout"), self.backbone.settings
+        return PanelLayout.from_dict(stored) if stored else PanelLayout(own.panel_width, own.panel_height)
+
+    def sampling(self, **changes: Any) -> Sampling:
+        """How to sample as the model and the LoRA recommend it, with `changes`: fields of `Sampling`."""
+        own, trained = self.backbone.settings, self.trained
+        recommended: dict[str, Any] = {
+            "num_inference_steps": own.num_inference_steps,
+            "guidance_scale": own.guidance_scale,
+            "true_cfg_scale": own.true_cfg_scale,
+            "context_guidance_scale": own.context_guidance_scale,
+            "context": trained.get("context", "noisy"),
+            "context_lora": bool(trained.get("context_lora", False)),
+            "context_reading": trained.get("context_reading", "joint"),
+        }
+        return Sampling(**{**recommended, **changes})
+
+    def warn_of(self, sampling: Sampling) -> None:
+        """Say it if known panels are shown otherwise than the LoRA has learned."""
+        for name in ("context", "context_reading", "context_lora") if self.trained.get("context") == "clean" else ():
+            learned, asked = getattr(self.sampling(), name), getattr(sampling, name)
+            if learned != asked:
+                log.warning("The LoRA was trained with %s=%r, not %r; models.sampling() has what it was trained for.", name, learned, asked)
+                return
+
+    def finite(self, values: Tensor) -> Tensor:
+        """`values`, latents or pixels.
+
+        Raises:
+            ModelError: some are not finite numbers, and would become black.
+        """
+        if not torch.isfinite(values).all():
+            if self.lora is not None:
+                raise ModelError(
+                    f"With the LoRA {self.lora} the model makes numbers that are not finite, and no picture.",
+                    "Lower --lora-scale, or use another LoRA.",
+                )
+            raise ModelError("The model makes numbers that are not finite, and no picture.", "Try --dtype fp32, or less guidance.")
+        return values
 
 
 def load_models(
@@ -105,13 +166,17 @@ def load_models(
         ModelError: see `load_backbone` and `load_lora`.
     """
     backbone = load_backbone(model, device, dtype, quantize, blocks_to_swap)
-    texts = encode_texts(backbone.load_text_encoder(), prompts, backbone.settings.max_sequence_length)
+    encoder, limit = backbone.load_text_encoder(), backbone.settings.max_sequence_length
+    texts = encode_texts(encoder, prompts, limit)
+    cut = {prompt: where_cut(prompt, limit, encoder.count_tokens) for prompt in texts}
+    del encoder
     if backbone.device.type == "cuda":
         torch.cuda.empty_cache()
     transformer = backbone.load_transformer()
-    if lora is not None:
-        load_lora(transformer, lora, lora_scale)
-    return Models(backbone, transformer, backbone.load_autoencoder(), texts, ContextCache(int(context_cache_gib * 2**30)))
+    trained = load_lora(transformer, lora, lora_scale) if lora is not None else {}
+    cache = ContextCache(int(context_cache_gib * 2**30))
+    warnings = {prompt: words for prompt, words in cut.items() if words}
+    return Models(backbone, transformer, backbone.load_autoencoder(), texts, cache, lora, trained, warnings)
 
 
 def encode_texts(encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int) -> dict[str, Text]:
@@ -242,19 +307,32 @@ def active_tokens(repaint_mask: Tensor, layout: PanelLayout, stride: int) -> Ten
 def generate_triptych(
     models: Models,
     prompts: Sequence[str],
-    layout: PanelLayout,
-    seeds: Sequence[int],
-    sampling: Sampling,
+    layout: PanelLayout | None = None,
+    seeds: Sequence[int] = (0,),
+    sampling: Sampling | None = None,
     products: Sequence[Mapping[str, Image.Image]] | None = None,
     on_step: OnStep | None = None,
 ) -> list[Image.Image]:
     """Mode (a): canvases for B prompts, one seed each.
 
     Args:
+        layout, sampling: by default what the LoRA was trained for, else what the model recommends.
         products: for each prompt the known panels by role, e.g. {"front": …, "back": …}; the other panels are
             generated beside them and they come back pixel for pixel. None or empty: the whole canvas comes from the prompt.
+
+    Raises:
+        InputError: a prompt the models were loaded without, or products that are no panels of the layout, or all of them.
+        ModelError: no finite numbers come out.
     """
     assert len(prompts) == len(seeds)
+    layout, sampling = layout or models.layout(), sampling or models.sampling()
+    models.warn_of(sampling)
+    for panels in products or ():
+        if {*panels} - {*layout.roles} or {*panels} == {*layout.roles}:
+            raise InputError(
+                f"Photos are given of {', '.join(sorted(panels))}; the panels are {', '.join(layout.roles)}.",
+                "Give photos of some of the panels, not of all; the LoRA says which there are.",
+            )
     text = models.text(prompts)
     negative = models.text([""] * len(prompts)) if sampling.needs_empty_prompt else None
     unit = models.autoencoder.stride
@@ -272,7 +350,7 @@ def generate_triptych(
     about_known = known, mask, on_step, without, models.contexts
     latents = sample_latents(models.backbone, models.transformer, layout, shape, text, negative, seeds, sampling, *about_known)
     if not given[0]:
-        return to_images(models.autoencoder.decode(latents))
+        return to_images(models.finite(models.autoencoder.decode(models.finite(latents))))
     for role in unknown:
         for canvas, panel in zip(canvases, decoded_panel(models, latents, layout, role), strict=True):
             canvas.paste(panel, layout.box(role)[:2])
@@ -280,9 +358,14 @@ def generate_triptych(
 
 
 def decoded_panel(models: Models, latents_BCHW: Tensor, layout: PanelLayout, role: str) -> list[Image.Image]:
-    """One panel of each canvas, decoded alone: a third of the work, and no colour of a known panel runs in at its edge."""
+    """One panel of each canvas, decoded alone: a third of the work, and no colour of a known panel runs in at its edge.
+
+    Raises:
+        ModelError: latents or pixels that are not finite.
+    """
     left, top, right, bottom = layout.box(role, models.autoencoder.stride)
-    return to_images(models.autoencoder.decode(latents_BCHW[:, :, top:bottom, left:right]))
+    latents = models.finite(latents_BCHW[:, :, top:bottom, left:right])
+    return to_images(models.finite(models.autoencoder.decode(latents)))
 
 
 def _panel(given: Mapping[str, Image.Image], role: str, layout: PanelLayout) -> Image.Image:

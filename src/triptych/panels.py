@@ -72,6 +72,18 @@ class PanelLayout:
             )
         return self
 
+    def check_roles(self) -> PanelLayout:
+        """Self, if it shows a garment, from the front or the back or both, and last of all who wears it.
+
+        Raises:
+            InputError: other panels, whose roles it names.
+        """
+        *products, last = self.roles
+        if last != "worn" or not products or not {*products} <= {"front", "back"}:
+            found = ", ".join(ascii(role)[1:-1][:40] for role in self.roles[:9])
+            raise InputError(f"The LoRA's panels are {found}: they are no garment and who wears it.", "Use a LoRA of front, back and worn.")
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"roles": list(self.roles)}
 

@@ -11,12 +11,12 @@ CAPTION_BYTES = 64 << 10
 """Limit for a file with one caption: the longest text encoder here reads 512 tokens, some 3 KB."""
 
 
-def read_text(path: Path, limit_bytes: int, what: str, *, hint: str = "") -> str:
+def read_text(path: Path, limit_bytes: int, what: str, *, hint: str = "", nul: bool = False) -> str:
     """The text of a small file in UTF-8, without a byte-order mark, every line end as `\\n`.
 
     Args:
         limit_bytes: the largest size that is read. what: a noun for the file, as a sentence begins with it: `The batch file`.
-        hint: what to try where the path itself is at fault.
+        hint: what to try where the path itself is at fault. nul: let NUL characters pass, for a reader that names their line.
 
     Raises:
         InputError: missing, not a regular file, too large, not readable, or not UTF-8 text.
@@ -44,7 +44,7 @@ def read_text(path: Path, limit_bytes: int, what: str, *, hint: str = "") -> str
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise refused("it is not UTF-8 text", "Open it in an editor and save it as UTF-8.") from error
-    if "\0" in text:  # UTF-16 without a mark, or no text at all
+    if "\0" in text and not nul:  # UTF-16 without a mark, or no text at all
         raise refused("it holds NUL characters, as text never does", "Open it in an editor and save it as UTF-8.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

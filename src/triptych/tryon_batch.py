@@ -7,7 +7,7 @@ import csv
 import html
 import io
 import logging
-import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,33 +17,19 @@ from urllib.parse import quote
 from PIL import Image
 
 from triptych.backbones.registry import load_backbone
-from triptych.config import StageConfig, unknown_key, validated
-from triptych.errors import InputError, TriptychError
+from triptych.batch_lines import Line, read_lines, shortened
+from triptych.errors import InputError, ModelError, TriptychError
 from triptych.images import load_image
 from triptych.inference import load_models
-from triptych.sampling import MODEL_FIELDS
-from triptych.store import Event, Run, read_text, write_text
-from triptych.tryon_job import Job, TryonConfig, alike, check, is_finished, make, prepare
+from triptych.store import Event, Run, write_text
+from triptych.tryon_job import Job, TryonConfig, alike, is_finished, make, prepare
 from triptych.tryon_prompt import PromptWriter
 
 log = logging.getLogger(__name__)
 
-_SHARED = {*StageConfig.model_fields, *MODEL_FIELDS, "vlm_model", "base_url", "batch", "batch_size", "out"}
-COLUMNS = sorted({"id", *TryonConfig.model_fields} - _SHARED)
-"""What a line may set; the model is the same for all."""
 EVENTS: dict[str, Literal["done", "kept", "rejected"]] = {"made": "done", "kept": "kept", "failed": "rejected"}
-MAX_LINES = 100_000
-MAX_BYTES = 64 << 20
+WRITE_EVERY = 10.0  # seconds between two writes of results.csv
 THUMB = 240  # pixels
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the file: a try-on, or the reason why it is none."""
-
-    id: str
-    config: TryonConfig | None
-    reason: str = ""
 
 
 @dataclass
@@ -57,58 +43,7 @@ class Result:
     reason: str = ""
 
 
-def read_lines(path: Path, base: TryonConfig, out: Path) -> list[Line]:
-    """The try-ons of a CSV file (UTF-8, with a header). Paths in it are relative to its folder, empty cells are as in `base`.
-
-    Raises:
-        InputError: not such a file, or two lines that would write the same picture. A mistake in one line only fails that line.
-    """
-    text = read_text(path, MAX_BYTES, "The batch file", hint="Check the path given to --batch.")
-    try:
-        rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header, *body = [row for row in rows if any(cell.strip() for cell in row)] or [[]]
-    except csv.Error as error:
-        raise InputError(f"The batch file {path} cannot be read: {error}.", "Give a CSV file, saved as UTF-8, with commas.") from error
-    header = [name.strip().lower().removeprefix("--").replace("-", "_") for name in header]
-    for name in header:
-        if name not in COLUMNS:
-            raise unknown_key(name, COLUMNS, str(path))
-    if not body or len(body) > MAX_LINES or len(set(header)) < len(header):
-        raise InputError(f"{path} has no line, more than {MAX_LINES}, or a column twice.", "Write one try-on per line below one header.")
-    lines = [_line(dict(zip(header, row, strict=False)), f"{number:03d}", path, base, out) for number, row in enumerate(body, 1)]
-    lines = [
-        Line(line.id, None, f"it has {len(row)} cells, the header has {len(header)}") if len(row) > len(header) else line
-        for line, row in zip(lines, body, strict=True)
-    ]
-    made: set[Path] = set()
-    inputs: set[Path] = set()
-    for line in lines:
-        if line.config:
-            inputs |= {photo.resolve() for photo in line.config.photos().values() if photo}
-            files = {line.config.preview, *(file for seed in line.config.seeds for file in line.config.files(seed))}
-            if made & files:
-                raise InputError(f"{path}: line {line.id} would write the same picture as one before.", "Give each line an id of its own.")
-            made |= files
-    if inputs & {file.resolve() for file in made}:
-        raise InputError(f"{out} holds photos of the batch that would be overwritten.", "Give another folder with --out.")
-    return lines
-
-
-def _line(cells: Mapping[str, str], number: str, path: Path, base: TryonConfig, out: Path) -> Line:
-    given: dict[str, Any] = {name: cell.strip() for name, cell in cells.items() if cell.strip()}
-    name = given.pop("id", number)
-    if not re.fullmatch(r"\w[\w.-]{0,79}", name):
-        return Line(number, None, "its id is no name for a file: use letters, digits, - and _")
-    if "caption" in given and "prompt" not in given:
-        given["prompt"] = ""
-    for key in ("front", "back", "person", "polygon", "caption"):
-        if key in given:
-            given[key] = path.parent / Path(given[key]).expanduser()
-    values = {**base.model_dump(), **given, "batch": None, "out": out / f"{name}.png"}
-    try:
-        return Line(name, check(cast(TryonConfig, validated(TryonConfig, values, "tryon"))))
-    except TriptychError as error:
-        return Line(name, None, str(error))
+HEADER = [field.name for field in fields(Result)]
 
 
 def run_batch(config: TryonConfig) -> Run:
@@ -117,60 +52,119 @@ def run_batch(config: TryonConfig) -> Run:
     Lines of one product are done one after the other. A picture that is there and was made with the same settings is kept.
 
     Raises:
-        InputError: the file cannot be used at all. ModelError: model or LoRA cannot be used.
+        InputError: the file cannot be used at all, or files that triptych did not write lie in the place of the results.
+        ModelError: model or LoRA cannot be used; or, in the midst of it, the captioner is out of order.
     """
     assert config.batch
     config.check_model()
     out = config.out or config.work / "tryon"
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file.", "With --batch, give a folder with --out.")
+    _check_results(out, config.batch)
     lines = read_lines(config.batch, config, out)
     load_backbone(config.model, config.device, config.dtype, config.quantize, config.blocks_to_swap)  # no weights yet
-    config.layout()
+    config.layout().check_roles()
     writer = PromptWriter(config, out)
     summary: dict[str, Any] = {"made": 0, "kept": 0, "failed": 0, "results": str(out / "results.csv"), "index": str(out / "index.html")}
+    results = Results(out / "results.csv")
+
+    def note(number: int, result: Result) -> Event:
+        results.add(number, result)
+        summary[result.status] += 1
+        run.failed = summary["failed"]
+        return Event(result.picture or result.id, EVENTS[result.status], result.reason)
 
     def work() -> Iterator[Event]:
-        results: dict[tuple[int, int | None], Result] = {}
-
-        def note(number: int, result: Result) -> Event:
-            results[number, result.seed] = result
-            summary[result.status] += 1
-            _write_results(out / "results.csv", [results[key] for key in sorted(results, key=lambda key: (key[0], key[1] or 0))])
-            return Event(result.picture or result.id, EVENTS[result.status], result.reason)
-
         pending: dict[int, list[int]] = {}
         for number, line in enumerate(lines):
             if line.config is None:
                 yield note(number, Result(line.id, None, "failed", reason=line.reason))
                 continue
-            job_config = line.config
             try:
-                job_config = writer.fill(job_config)
-                lines[number] = replace(line, config=job_config)
-                ready = {seed: is_finished(job_config, seed) for seed in job_config.seeds}
-                if not all(ready.values()):
-                    prepare(job_config)  # again when its turn comes: here to know all mistakes, and show all masks, beforehand
+                lines[number], ready = _looked_at(line, writer)
+            except ModelError:  # the captioner is out of order, for every line
+                raise
             except Exception as error:
-                for seed in job_config.seeds:
+                for seed in line.config.seeds:
                     yield note(number, Result(line.id, seed, "failed", reason=_reason(error)))
                 continue
             for seed in (seed for seed, done in ready.items() if done):
-                yield note(number, Result(line.id, seed, "kept", job_config.files(seed)[0].name))
+                yield note(number, Result(line.id, seed, "kept", line.config.files(seed)[0].name))
             pending[number] = [seed for seed, done in ready.items() if not done]
+        writer.close()  # its captioner may hold the memory that the model needs
         pending = {number: seeds for number, seeds in pending.items() if seeds}
         if pending:
-            prompts = [cast(TryonConfig, lines[number].config).prompt for number in pending]
+            prompts = [_prompt(lines[number]) for number in pending]
             models = load_models(**config.model_source(), prompts=prompts)
         prepared: dict[int, Job] = {}
         for batch in _batches(lines, pending, config.batch_size):
-            for result in _made(lines, batch, prepared, lambda jobs: make(jobs, models)):
-                yield note(*result)
+            for number, result in _made(lines, batch, prepared, lambda jobs: make(jobs, models)):
+                if result.status == "made" and (cut := models.warnings.get(_prompt(lines[number]))):
+                    result.reason = f"{result.reason} {cut}".strip()
+                yield note(number, result)
             if models.contexts.limit_bytes and models.contexts.misses:
                 summary["context_cache"] = models.contexts.summary()
-        write_text(out / "index.html", _page(lines, results, out))
+        write_text(out / "index.html", _page(lines, results.rows, out))
 
-    return Run("tryon", sum(len(line.config.seeds) if line.config else 1 for line in lines), work(), summary)
+    def recorded() -> Iterator[Event]:
+        try:
+            yield from work()
+        finally:
+            results.write()
+
+    run = Run("tryon", sum(len(line.config.seeds) if line.config else 1 for line in lines), recorded(), summary)
+    return run
+
+
+def _looked_at(line: Line, writer: PromptWriter) -> tuple[Line, dict[int, bool]]:
+    """A line with its prompt, and by seed whether the picture is there. Raises what is wrong with its inputs."""
+    config = cast(TryonConfig, line.config)
+    if not config.prompt.strip():
+        prepare(config)  # before the captioner is asked: it may cost money
+        config = writer.fill(config)
+    ready = {seed: is_finished(config, seed) for seed in config.seeds}
+    if not all(ready.values()):
+        prepare(config)  # again when its turn comes: here to know all mistakes, and show all masks, beforehand
+    return replace(line, config=config), ready
+
+
+def _prompt(line: Line) -> str:
+    return cast(TryonConfig, line.config).prompt
+
+
+class Results:
+    """results.csv, written at the end and now and then before: after a kill the pictures themselves say what is done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[tuple[int, int | None], Result] = {}
+        self._written = time.monotonic()
+
+    def add(self, number: int, result: Result) -> None:
+        self.rows[number, result.seed] = result
+        if time.monotonic() - self._written > WRITE_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        table = io.StringIO(newline="")
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(HEADER)
+        for key in sorted(self.rows, key=lambda key: (key[0], key[1] or 0)):
+            writer.writerow([getattr(self.rows[key], name) for name in HEADER])
+        write_text(self.path, table.getvalue())
+        self._written = time.monotonic()
+
+
+def _check_results(out: Path, batch: Path) -> None:
+    """Raises InputError if results.csv or index.html in `out` are files that triptych did not write, or the batch file itself."""
+    for name, beginning in (("results.csv", ",".join(HEADER)), ("index.html", _HEAD.split("\n", 1)[0])):
+        path = out / name
+        if not path.exists():
+            continue
+        if path.resolve() == batch.resolve():
+            raise InputError(f"The batch file {batch} would be overwritten by the results.", "Give another folder with --out.")
+        if not path.is_file() or (path.stat().st_size and not path.read_bytes()[: len(beginning)] == beginning.encode()):
+            raise InputError(f"{path} is there already, and triptych did not write it.", "Give another folder with --out.")
 
 
 def _batches(lines: Sequence[Line], pending: Mapping[int, Sequence[int]], size: int) -> list[list[tuple[int, int]]]:
@@ -234,15 +228,7 @@ def _product(line: Line) -> tuple[Path | None, Path | None]:
 def _reason(error: Exception) -> str:
     if not isinstance(error, TriptychError | OSError):
         log.warning("A try-on failed: %s", error, exc_info=error)
-    return " ".join(f"{error}".split()) or type(error).__name__
-
-
-def _write_results(path: Path, results: Sequence[Result]) -> None:
-    table = io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Result)])
-    writer.writerows([result.id, result.seed, result.status, result.picture, result.reason] for result in results)
-    write_text(path, table.getvalue())
+    return shortened(f"{error}") or type(error).__name__
 
 
 # --- index.html -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from triptych import captions, masks, xmp
 from triptych.backbones.settings import model_settings
 from triptych.errors import InputError
 from triptych.images import JPEG_SUFFIXES, SETTINGS, OriginalPhoto, load_image, load_original, read_settings, save_jpeg, save_png
+from triptych.originals import with_transparency, writable_metadata
+from triptych.overwrite import check_overwrites, ends_whole
 from triptych.panels import PanelLayout
 from triptych.polygons import check_units, read_outlines
 from triptych.rough import Rough, rough_edit
@@ -120,7 +123,8 @@ def check(config: TryonConfig) -> TryonConfig:
     """The config with its prompt filled in (unless a captioner is to write it), if everything needed is named; no photo is read.
 
     Raises:
-        InputError: a photo, the polygon, the prompt or the caption is missing, or `out` is no name for a new picture.
+        InputError: a photo, the polygon, the prompt or the caption is missing, or `out` is no name for a new picture; or a file that
+            triptych did not write lies in the place of one it would write.
     """
     for name in ("front", "person", "polygon"):
         if getattr(config, name) is None:
@@ -144,6 +148,7 @@ def check(config: TryonConfig) -> TryonConfig:
     made = [config.preview, config.sheet, *(path for seed in config.seeds for path in config.files(seed))]
     if inputs & {path.resolve() for path in made}:
         raise InputError(f"{out} would overwrite one of the photos given.", "Choose another name with --out.")
+    check_overwrites(made if len(config.seeds) > 1 else [path for path in made if path != config.sheet])
     return config
 
 
@@ -154,8 +159,8 @@ def prepare(config: TryonConfig) -> Job:
         InputError: a photo or polygon that cannot be used.
     """
     assert config.front and config.person and config.polygon
-    layout = config.layout()
-    person = load_original(config.person)
+    layout = config.layout().check_roles()
+    person, left_out = writable_metadata(load_original(config.person), config.picture)
     size = person.image.size
     polygons, holes, sized = read_outlines(config.polygon, size)
     warnings = check_units([*polygons, *holes], size, str(config.polygon), sized=sized)
@@ -164,6 +169,7 @@ def prepare(config: TryonConfig) -> Job:
     back = load_image(config.back) if config.back else front
     start = None if config.rough == "none" else rough_edit(person.image, front, mask, config.rough, person.icc_profile)
     sampling = config.sampling(model_settings(config.model), config.strength)
+    warnings += left_out
     if (covered := int((mask > 0).sum())) < SMALL:
         warnings.append(f"The polygon covers only {covered} pixels of the photo.")
     if masks.edge_ratio(person.image, mask) > masks.HUGGING:
@@ -176,6 +182,8 @@ def prepare(config: TryonConfig) -> Job:
 def with_prompt(job: Job, prompt: str) -> Job:
     """The job with that prompt, and a warning for whatever the linter finds in it."""
     found = [f"The prompt: {problem}." for problem in captions.lint(prompt, len(job.layout.roles))]
+    if job.config.picture.suffix.lower() in JPEG_SUFFIXES and len(json.dumps(prompt)) > 60_000:
+        found.append("The prompt is so long that a JPEG cannot hold the settings, and cannot be reproduced: use a .png.")
     return replace(job, config=job.config.model_copy(update={"prompt": prompt}), warnings=[*found, *job.warnings])
 
 
@@ -201,7 +209,8 @@ def is_finished(config: TryonConfig, seed: int) -> bool:
     path = config.files(seed)[0]
     try:
         before = read_settings(path) or {}
-        return {key: value for key, value in before.items() if key != "made_on"} == settings_of(config, seed)
+        same = {key: value for key, value in before.items() if key != "made_on"} == settings_of(config, seed)
+        return same and ends_whole(path)
     except (InputError, OSError):  # no picture there, or an input that is missing: `prepare` says which
         return False
 
@@ -238,4 +247,5 @@ def _write(job: Job, models: Models, seed: int, result: TryOnResult) -> None:
     if path.suffix.lower() in JPEG_SUFFIXES:
         save_jpeg(result.image, path, comment=text[SETTINGS], icc_profile=person.icc_profile, exif=person.exif, xmp=made)
     else:
-        save_png(result.image, path, text=text, icc_profile=person.icc_profile, exif=person.exif, xmp=made)
+        image = with_transparency(person, result.image, result.mask) if person.alpha else result.image
+        save_png(image, path, text=text, icc_profile=person.icc_profile, exif=person.exif, xmp=made)

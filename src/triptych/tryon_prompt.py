@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import json
 from pathlib import Path
 
 from PIL import Image
@@ -11,6 +13,7 @@ from triptych.answers import Answers, Journal
 from triptych.backbones.settings import model_settings
 from triptych.captioners import load_captioner
 from triptych.describe import linter, usable_caption
+from triptych.errors import InputError
 from triptych.images import load_image, sha256_photo
 from triptych.panels import concatenate
 from triptych.questions import Captioner
@@ -25,8 +28,11 @@ class PromptWriter:
     """Fills in prompts. Answers are kept in a journal in `folder`, so the same photos are never asked about twice."""
 
     def __init__(self, config: TryonConfig, folder: Path) -> None:
-        """Raises ModelError or ConfigError if the captioner cannot be loaded."""
+        """Raises ModelError or ConfigError if the captioner cannot be loaded, InputError if somebody else's file stands in the
+        place of the journal."""
         self._folder = folder
+        if config.vlm_model:
+            _check_journal(folder / JOURNAL)
         self._captioner: Captioner | None = load_captioner(config.vlm_model, config.base_url) if config.vlm_model else None
 
     @functools.cached_property
@@ -56,3 +62,27 @@ class PromptWriter:
             functools.partial(ask, max_new_tokens=MAX_NEW_TOKENS), lambda text: problems(text, len(layout.roles)), (), limit, RETRIES
         )
         return config.model_copy(update={"prompt": prompt})
+
+    def close(self) -> None:
+        """Let go of the captioner: one on this machine holds gigabytes. Nothing more can be asked."""
+        self._captioner = None
+        gc.collect()
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _check_journal(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    try:
+        if not path.is_file():
+            raise ValueError
+        with open(path, "rb") as file:
+            first = file.readline(1 << 20)
+        ours = json.loads(first).get("kind") == "answer"
+    except (ValueError, AttributeError, RecursionError):
+        ours = False
+    if not ours:
+        raise InputError(f"{path} is there already, and triptych did not write it.", "Move it away, or give another place with --out.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,12 @@ from triptych import xmp
 from triptych.backbones.settings import model_settings
 from triptych.errors import InputError
 from triptych.images import load_image, save_png
-from triptych.panels import split
+from triptych.overwrite import check_overwrites
+from triptych.panels import PanelLayout, split
 from triptych.sampling import PictureConfig, text_chunks
 from triptych.store import Event, Run, digest
+
+log = logging.getLogger(__name__)
 
 
 class GenerateConfig(PictureConfig):
@@ -39,28 +44,45 @@ def generate(config: GenerateConfig) -> Run:
     config.check_model()
     layout = config.layout()
     products = None
+    warnings = []
     if config.front:
         front = load_image(config.front)
-        products = {"front": front, "back": load_image(config.back) if config.back else front}
+        both = {"front": front, "back": load_image(config.back) if config.back else front}
+        products = {role: photo for role, photo in both.items() if role in layout.check_roles().roles}
+        if config.back and "back" not in products:
+            warnings.append("The LoRA has no back panel: the back photo is not used.")
     sampling = config.sampling(model_settings(config.model))
+    out, photos = config.out or config.work / "generated", {"front": config.front, "back": config.back}
+    abouts = {seed: config.settings("generate", seed, photos, sampling, layout) for seed in config.seeds}
+    names = {seed: f"{digest(about)[:10]}-{seed}" for seed, about in abouts.items()}
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file.", "Give a folder with --out.")
+    check_overwrites(file for name in names.values() for file in _files(out, name, layout).values())
     kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # one picture has no use for it
     models = load_models(**config.model_source() | {"context_cache_gib": kept}, prompts=[config.prompt])
-    out = config.out or config.work / "generated"
+    warnings += models.warnings.values()
+    for warning in warnings:
+        log.warning(warning)
     summary: dict[str, Any] = {"images": [], "panels": list(layout.size), "num_inference_steps": sampling.num_inference_steps}
+    summary["warnings"] = warnings
 
     def work() -> Iterator[Event]:
-        out.mkdir(parents=True, exist_ok=True)
-        photos = {"front": config.front, "back": config.back}
-        for seed in config.seeds:
+        for seed, name in names.items():
             (canvas,) = generate_triptych(models, [config.prompt], layout, [seed], sampling, [products] if products else None)
-            about = config.settings("generate", seed, photos, sampling, layout)
-            name = f"{digest(about)[:10]}-{seed}"
+            about, files = abouts[seed], _files(out, name, layout)
             for role, panel in zip(layout.roles, split(canvas, layout), strict=True):
                 made = xmp.packet("trainedAlgorithmicMedia") if role not in (products or {}) else None
-                save_png(panel, out / "panels" / f"{name}-{role}.png", text=text_chunks(about, models, role), xmp=made)
+                save_png(panel, files[role], text=text_chunks(about, models, role), xmp=made)
             source: xmp.Source = "compositeWithTrainedAlgorithmicMedia" if products else "trainedAlgorithmicMedia"
-            save_png(canvas, out / f"{name}.png", text=text_chunks(about, models), xmp=xmp.packet(source))
-            summary["images"].append(str(out / f"{name}.png"))
+            save_png(canvas, files["canvas"], text=text_chunks(about, models), xmp=xmp.packet(source))
+            summary["images"].append(str(files["canvas"]))
             yield Event(name)
 
     return Run("generate", len(config.seeds), work(), summary)
+
+
+def _files(out: Path, name: str, layout: PanelLayout) -> dict[str, Path]:
+    """Where a picture goes, `canvas`, and its panels, by role."""
+    # Roles come from a LoRA's file: one that is no plain word is not made part of a path.
+    words = {role: role if re.fullmatch(r"\w{1,40}", role) else f"panel{number}" for number, role in enumerate(layout.roles, 1)}
+    return {"canvas": out / f"{name}.png", **{role: out / "panels" / f"{name}-{word}.png" for role, word in words.items()}}

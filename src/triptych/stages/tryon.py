@@ -42,6 +42,9 @@ def tryon(config: TryonConfig) -> Run:
         log.warning(warning)
     kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # one picture has no use for it
     models = load_models(**config.model_source() | {"context_cache_gib": kept}, prompts=[config.prompt])
+    for warning in models.warnings.values():
+        log.warning(warning)
+        job.warnings.append(warning)
     size = list(job.person.image.size)
     summary: dict[str, Any] = {"images": [], "mask": str(config.preview), "size": size}
     summary |= {"prompt": config.prompt, "feather": config.feather, "strength": config.strength, "warnings": job.warnings}
