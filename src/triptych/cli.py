@@ -1,31 +1,34 @@
 """The command line, made from the stage table. No logic of its own: parse, call the stage, show its progress.
 
-Exit codes: 0 done, 1 a mistake in config or input (one sentence and a hint) or parts of the work that failed, 2 wrong usage.
+Exit codes: 0 done; 1 a mistake in config or input, a line or picture that failed, or nothing made (one sentence and a
+hint); 2 wrong usage; 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Dict
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from triptych import __version__
 from triptych.config import StageConfig, load_config, section, validated
-from triptych.errors import TriptychError
+from triptych.errors import WorkError
+from triptych.outcome import check_made
 from triptych.signals import ending_at_once
 from triptych.stages import GROUPS, STAGES, Stage
 from triptych.store import Run
+from triptych.terminal import faults, hub, quiet, usage
+from triptych.terminal.screen import Screen, Watch
+from triptych.terminal.summary import next_line, text_of
+from triptych.terminal.words import lines, speaks_unicode, strict, tolerate_encodings
 
 _FIRST = os.environ.get("RANK", "0") == "0"
 """Of several processes that do one training, the first one talks."""
@@ -34,58 +37,58 @@ Flags = Annotated[bool, Parameter(negative=())]
 ConfigFiles = Annotated[list[Path] | None, Parameter(name=["--config", "-c"], negative=(), consume_multiple=False)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, screen: Screen | None = None) -> int:
     """Run one command; the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    show = Console(stderr=True)
+    words = _asked_for_help(list(sys.argv[1:] if argv is None else argv))
+    screen = screen or Screen(quiet=not _FIRST)
+    asked = next((stage for stage in STAGES if words[: len(stage.words)] == stage.words), None)
+    try:
+        with ending_at_once():
+            return _run(asked, words, screen)
+    except CycloptsError as error:
+        screen.explain(*usage.mistake(error, asked))
+        return 2
+    except KeyboardInterrupt as error:
+        screen.say(getattr(error, "message", "") or "stopped; what was finished is kept, and the same command does the rest")
+        return int(getattr(error, "exit_code", 130))
+    except BrokenPipeError:  # whoever read our words has gone
+        _let_go_of_pipes()
+        return 141
+    except Exception as error:
+        screen.explain(*(faults.sentence(error) or faults.fault(error, words, quiet.wanted(words))))
+        return 1
+
+
+def _asked_for_help(words: list[str]) -> list[str]:
+    """`triptych help train` is `triptych train --help`."""
+    return [*words[1:], "--help"] if words[:1] == ["help"] else words
+
+
+def _run(asked: Stage | None, words: list[str], screen: Screen) -> int:
     app = App(
         name="triptych",
         version=__version__,
         help="Virtual try-on by In-Context LoRA: from folders of product photos to a trained LoRA and try-on pictures.",
         help_epilogue="`triptych demo --out demo` shows everything without any input. `triptych VERB --help` explains a verb.",
         console=Console(),
-        error_console=show,
+        error_console=screen.console,
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    try:
-        asked = next((stage for stage in STAGES if words[: len(stage.words)] == stage.words), None)
-        words = _named(asked, words) if asked else words
-        groups = {name: App(name=name, help=text, sort_key=len(STAGES)) for name, text in GROUPS.items()}
-        for order, stage in enumerate(STAGES):
-            *group, verb = stage.words
-            home = groups[group[0]] if group else app
-            command = _command(app, stage, words, show) if stage is asked else _not_loaded
-            home.command(command, name=verb, help=f"{stage.help}\n\nExample: `{stage.example}`", sort_key=order)
-        for home in groups.values():
-            app.command(home)
-        with ending_at_once():
-            return app(words, exit_on_error=False, print_error=True) or 0
-    except TriptychError as error:
-        return _explain(show, error.message, error.hint)
-    except CycloptsError:
+    words = _named(asked, words) if asked else words
+    groups = {name: App(name=name, help=text, sort_key=len(STAGES)) for name, text in GROUPS.items()}
+    plain = list(takewhile(lambda word: not word.startswith("-"), words))
+    if asked is None and plain and plain not in [[name] for name in groups]:
+        screen.explain(*usage.unknown_verb(" ".join(plain[:2] if plain[0] in groups else plain[:1])))
         return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        return _explain(show, "The device has too little memory for this.", "Lower --batch-size or the panel size, or use a larger card.")
-    except OSError as error:
-        return _explain(show, str(error), "Check that the disk has space and that files and folders may be read and written.")
-    except KeyboardInterrupt as error:
-        said = getattr(error, "message", "") or "stopped; what was finished is kept, and the same command does the rest"
-        show.print(_plain(said), highlight=False, soft_wrap=True)
-        return getattr(error, "exit_code", 130)
-
-
-def _explain(show: Console, message: str, hint: str) -> int:
-    show.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
-    if hint:
-        show.print(f"[bold]hint:[/] {_plain(hint)}", highlight=False, soft_wrap=True)
-    return 1
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+    for order, stage in enumerate(STAGES):
+        *group, verb = stage.words
+        home = groups[group[0]] if group else app
+        command = _command(stage, words, screen) if stage is asked else _not_loaded
+        home.command(command, name=verb, help=f"{stage.help}\n\nExample: `{stage.example}`", sort_key=order)
+    for home in groups.values():
+        app.command(home)
+    return app(words, exit_on_error=False, print_error=False) or 0
 
 
 def _named(stage: Stage, words: list[str]) -> list[str]:
@@ -100,22 +103,29 @@ def _not_loaded() -> None:
     """Stands in the command list of `triptych --help`; its verb is imported only when it is the one asked for."""
 
 
-def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any:
-    """The command of one stage: its config's fields as options, filled from --config files first."""
-    model = stage.config_class()
-    files = [Path(after) for word, after in zip(words, words[1:], strict=False) if word in ("-c", "--config")]
-    for word in words:
-        if word.startswith("--config="):
+def config_files(words: Sequence[str]) -> list[Path]:
+    """The config files of a command line, in the order in which they stand there, whatever the spelling."""
+    files, rest = [], iter(words)
+    for word in rest:
+        if word in ("-c", "--config"):
+            files += [Path(after) for after in [next(rest, "")] if after]
+        elif word.startswith("--config="):
             files.append(Path(word.removeprefix("--config=")))
         elif word.startswith("-c") and len(word) > 2:
             files.append(Path(word.removeprefix("-c").removeprefix("=")))
+    return files
+
+
+def _command(stage: Stage, words: Sequence[str], screen: Screen) -> Any:
+    """The command of one stage: its config's fields as options; what no option says comes from the --config files."""
+    model = stage.config_class()
+    files = config_files(words)
     data = load_config(files, [other.name for other in STAGES])
     # A verb that gets the whole config hands its shared keys to every stage itself, where a section's own keys win over them.
     values = section({stage.name: data.get(stage.name)} if stage.whole_config else data, stage.name, model)
     validated(model, values, stage.name)
-    app.config = Dict(_nested(stage.words, values), source=", ".join(map(str, files)))
 
-    def command(*, options: Any = None, config: ConfigFiles = None, json: Flags = False) -> int:
+    def command(*, options: Any = None, config: ConfigFiles = None, json: Flags = False, verbose: Flags = False) -> int:
         """
         Parameters
         ----------
@@ -123,74 +133,63 @@ def _command(app: App, stage: Stage, words: Sequence[str], show: Console) -> Any
             YAML file with shared keys and a section per verb; options on the command line win. May be repeated.
         json
             Print one JSON object to stdout, everything else to stderr.
+        verbose
+            Also say what libraries log, and show the traceback of a fault. TRIPTYCH_DEBUG=1 does the same.
         """
-        options = options or model()
+        typed = {name: getattr(options, name) for name in options.model_fields_set} if options is not None else {}
+        given = validated(model, values.changed(typed), stage.name)
+        hub.look(given, data, screen.say)
         function, _ = stage.load()
-        if stage.ask and not json and show.is_terminal and sys.stdin.isatty():
-            function(options)  # mistakes first, questions after
-            options = _answered(stage, options, show)
-        run = function(options, data) if stage.whole_config else function(options)
-        show.quiet = not _FIRST
-        summary = follow(run, show)
-        if run.text and not json:
-            print(run.text)
-        elif _FIRST:
-            _print_summary(summary, as_json=json)
-        return 1 if run.failed else 0
+        if stage.ask and not json and screen.is_terminal and sys.stdin.isatty():
+            function(given)  # mistakes first, questions after
+            given = _answered(stage, given, screen)
+        with screen.watch(stage.words[-1]) as watch:
+            run = function(given, data) if stage.whole_config else function(given)
+            _follow(run, watch)
+        if _FIRST:
+            _print_summary(run, as_json=json)
+        check_made(run.name, run.summary)
+        if run.failed:
+            raise WorkError(f"{run.failed} of {len(run) or run.failed} {'lines ' if getattr(given, 'batch', None) else ''}failed.", "")
+        if not json and _FIRST and (line := next_line(stage.name, run.summary, given, files)):
+            print(line)
+        return 0
 
     command.__annotations__["options"] = Annotated[model | None, Parameter(name="*")]
     return command
 
 
-def _answered(stage: Stage, options: StageConfig, show: Console) -> StageConfig:
+def _answered(stage: Stage, options: StageConfig, screen: Screen) -> StageConfig:
     """The options, with what a person at the terminal says to the fields of `stage.ask` that are still empty."""
     answers = {}
     for field in stage.ask:
         if not getattr(options, field):
-            about = " ".join((type(options).model_fields[field].description or "").split())
-            show.print(_plain(about), highlight=False)
+            screen.say(" ".join((type(options).model_fields[field].description or "").split()))
             try:
-                answers[field] = show.input(f"[bold]{field}:[/] ").strip()
+                answers[field] = screen.console.input(f"[bold]{field}:[/] ").strip()
             except EOFError:
                 break
     return validated(type(options), {**options.model_dump(exclude_unset=True), **answers}, stage.name)
 
 
-def _nested(path: Sequence[str], values: dict[str, Any]) -> dict[str, Any]:
-    return {path[0]: _nested(path[1:], values)} if path else values
+def _follow(run: Run, watch: Watch) -> None:
+    watch.expect(len(run))
+    for event in run:
+        watch.event(event)
 
 
-def follow(run: Run, show: Console) -> dict[str, Any]:
-    """Exhaust a run with a progress bar that shows count, time left and the last note."""
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=show, disable=not show.is_terminal) as progress:
-        tasks: dict[str, TaskID] = {}
-        done: Counter[str] = Counter()
-        for event in run:
-            name, total = event.stage or run.name, event.of or len(run)
-            if name not in tasks:
-                tasks[name] = progress.add_task(name, total=total or None, note="")
-            done[name] += 1
-            progress.update(tasks[name], advance=1, note=f"{event.id} {event.note}".strip()[:60])
-            if not show.is_terminal and (done[name] % max(1, total // 10) == 0 or event.status == "rejected"):
-                words = f"{name} {done[name]}/{total} {event.id} {event.status} {event.note}".rstrip()
-                show.print(_plain(words), highlight=False, soft_wrap=True)
-    return run.summary
-
-
-def _print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
+def _print_summary(run: Run, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(summary, default=str, ensure_ascii=False))
-        return
-    for key, value in summary.items():
-        print(f"{key}: {json.dumps(value, default=str, ensure_ascii=False) if isinstance(value, (dict, list)) else value}")
+        print(json.dumps(strict(run.summary), ensure_ascii=not speaks_unicode(sys.stdout), allow_nan=False))
+    else:
+        print(lines(run.text or text_of(run.summary)))
+
+
+def _let_go_of_pipes() -> None:
+    """Python flushes its streams at the end; into a closed pipe or a full disk that would be one more message."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def entry() -> None:
@@ -200,9 +199,18 @@ def entry() -> None:
     # program makes a small model's step four times slower; not to spin at all costs half as much time again on a quiet machine.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # it tells every process which of its CUDA kernels it did not load
-    sys.exit(main())
+    tolerate_encodings()
+    screen = Screen(quiet=not _FIRST)
+    quiet.settle(screen.say, quiet.wanted(sys.argv))
+    code = main(screen=screen)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            screen.explain(*(faults.sentence(error) or ("The summary could not be written.", "")))
+            code = code or 1
+        _let_go_of_pipes()
+    sys.exit(code)
 
 
-__all__ = ["entry", "follow", "main"]
+__all__ = ["config_files", "entry", "main"]

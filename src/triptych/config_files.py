@@ -144,9 +144,9 @@ def load_config(paths: Iterable[Path], verbs: Iterable[str]) -> Values:
                     where = f"Section '{key}' of {shown_path(path)} is not a mapping"
                     raise ConfigError(f"{where} ({place}).", f"Write '{key}:' and indent its keys below.")
                 section = merged.setdefault(key, Values())
-                given_here = value or Values()
-                for name, given in given_here.items():
-                    section.put(name, given, given_here.places[name])
+                own = value or Values()
+                for name, given in own.items():
+                    section.put(name, given, own.places[name])
             elif key in SHARED:
                 merged.put(key, value, place)
             else:

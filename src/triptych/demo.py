@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
         for number, inputs in enumerate(pairs):
             for name, lora in (("base", None), ("lora", out / "lora")):
                 options = {**inputs, "lora": lora, "seed": config.seed + number, "out": out / "tryon" / f"{number}-{name}.png"}
-                yield from tryon(TryonConfig(work=out, model="pocket", crop="none", strength=0.95, feather=4, **options)).nested()
+                dressed = tryon(TryonConfig(work=out, model="pocket", crop="none", strength=0.95, feather=4, **options))
+                yield from (replace(event, stage="tryon", of=2 * len(pairs)) for event in dressed)
 
     summary.update(
         photos=summary["clean"]["photos"],

@@ -19,7 +19,7 @@ from diffusers import FirstBlockCacheConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from triptych import flow, tokens
+from triptych import flow, progress, tokens
 from triptych.backbones.base import Autoencoder, Backbone, Text, TextEncoder, Window
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import Quantize
@@ -165,6 +165,7 @@ def load_models(
     Raises:
         ModelError: see `load_backbone` and `load_lora`.
     """
+    progress.doing("opening the model")
     backbone = load_backbone(model, device, dtype, quantize, blocks_to_swap)
     encoder, limit = backbone.load_text_encoder(), backbone.settings.max_sequence_length
     texts = encode_texts(encoder, prompts, limit)
@@ -172,6 +173,7 @@ def load_models(
     del encoder
     if backbone.device.type == "cuda":
         torch.cuda.empty_cache()
+    progress.doing("loading the model")
     transformer = backbone.load_transformer()
     trained = load_lora(transformer, lora, lora_scale) if lora is not None else {}
     cache = ContextCache(int(context_cache_gib * 2**30))
@@ -181,7 +183,11 @@ def load_models(
 
 def encode_texts(encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int) -> dict[str, Text]:
     """Embeddings by prompt, each encoded once, alone and without a batch dimension; the empty prompt is always among them."""
-    encoded = {prompt: encoder.encode([prompt], max_sequence_length) for prompt in dict.fromkeys(["", *prompts])}
+    encoded: dict[str, Text] = {}
+    distinct = list(dict.fromkeys(["", *prompts]))
+    for number, prompt in enumerate(distinct):
+        progress.doing("reading prompts", number, len(distinct))
+        encoded[prompt] = encoder.encode([prompt], max_sequence_length)
     return {prompt: {name: value[0].cpu() for name, value in text.items()} for prompt, text in encoded.items()}
 
 
@@ -282,7 +288,13 @@ def sample_latents(
         velocity = flow.guided(velocity, velocity_with(negative, window), sampling.true_cfg_scale, until)
     start = noise if clamp is None else clamp.start(levels[0])
     with _steps_cached(transformer, sampling.step_cache):
-        return flow.sample(velocity, start, levels, clamp, on_step)
+
+        def stepped(done: int, of: int) -> None:
+            progress.step("step", done, of)
+            if on_step is not None:
+                on_step(done, of)
+
+        return flow.sample(velocity, start, levels, clamp, stepped)
 
 
 @contextmanager

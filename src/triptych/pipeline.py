@@ -10,6 +10,7 @@ from typing import Any
 from triptych.backbones.settings import resolve_model
 from triptych.config import Seed, StageConfig, section, validated
 from triptych.errors import ConfigError
+from triptych.outcome import check_made
 from triptych.stages import STAGES
 from triptych.stages.caption import check_captioner
 from triptych.store import Event, Run, read_jsonl, write_bytes, write_jsonl
@@ -53,6 +54,7 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
             inner = function(configs[stage.name])
             yield from inner.nested()
             summary[stage.name] = inner.summary
+            check_made(stage.name, inner.summary)
             summary["seconds"][stage.name] = round(time.monotonic() - start, 2)
             if stage.name == "caption" and (target := configs["embed"].triptych_folder) != configs["caption"].triptych_folder:
                 summary["copied"] = hand_over(configs["caption"].triptych_folder, target)

@@ -53,8 +53,9 @@ def _range(kind: Any, metadata: list[Any]) -> str:
                 limits[inside] = limits.pop(name) + step
     if {"ge", "le"} <= limits.keys():
         return f" from {limits['ge']:g} to {limits['le'] if kind is int else format(limits['le'], 'g')}"
-    words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
-    return "".join((" and " if number else " ") + f"{words[name]} {limit:g}" for number, (name, limit) in enumerate(limits.items()))
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    said = " and ".join(f"{words[name]} {limit:g}" for name, limit in limits.items())
+    return f" of {said}" if said.startswith("at") else f" {said}".rstrip()
 
 
 def first_mistake(error: ValidationError, model: type[BaseModel]) -> tuple[str, str, str]:

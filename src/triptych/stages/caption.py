@@ -24,6 +24,7 @@ from typing import Any
 
 from pydantic import Field
 
+from triptych import progress
 from triptych.answers import Answers, Journal
 from triptych.backbones.settings import model_settings
 from triptych.captioners import load_captioner, no_captioner
@@ -305,7 +306,9 @@ def _in_order(
     if not jobs:
         return
     if not captioner().concurrent:
-        yield from map(one, jobs)
+        for job in jobs:
+            progress.doing("looking at the panels")
+            yield one(job)
         return
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="caption")
     window: deque[Future[tuple[Job, str, str | Rejected]]] = deque()

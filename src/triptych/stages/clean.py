@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from triptych import progress
 from triptych.catalogue import (
     MIXED,
     OVERRIDE_LABELS,
@@ -116,7 +117,8 @@ def _work(
     rows: list[Photo] = []
     try:
         bad: dict[str, str] = {}
-        for batch in _batches(list(examples), BATCH):
+        for number, batch in enumerate(_batches(list(examples), BATCH)):
+            progress.doing("looking at examples", number * BATCH, len(examples))
             bad |= cache.fill({key: examples[key][0] for key in batch}, 1)
         good = [key for key in examples if key not in bad]
         known, labels = cache.rows(good), [examples[key][1] for key in good]
@@ -129,7 +131,8 @@ def _work(
             wanted = {key: path for path, key in keys.items()}
             fresh = {key for key in wanted if key not in cache}
             broken: dict[str, str] = {}
-            for batch in _batches(list(wanted), BATCH):
+            for number, batch in enumerate(_batches(list(wanted), BATCH)):
+                progress.step("looking at photo", number * BATCH + 1, len(wanted))
                 broken |= cache.fill({key: wanted[key] for key in batch}, config.min_side)
             usable = [key for key in wanted if key not in broken]
             decided, scores = classifier.decide(cache.rows(usable))

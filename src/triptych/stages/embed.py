@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 from pydantic import Field
 
+from triptych import progress
 from triptych.config import StageConfig
 from triptych.errors import ConfigError, TriptychError
 from triptych.images import load_image
@@ -124,11 +125,13 @@ def _embed(backbone: Backbone, folder: Path, todo: list[Source], length: int, ba
     from triptych.embeddings import EMPTY, save_text
     from triptych.inference import encode_texts
 
+    progress.doing("loading the text encoder")
     encoder = backbone.load_text_encoder()
     texts = encode_texts(encoder, [source.caption for source in todo], length)
     summary["captions_cut"] += sum(encoder.count_tokens(caption) > length for caption in {source.caption for source in todo})
     del encoder
     save_text(texts[""], backbone.encoder_fingerprint, folder / f"{EMPTY}.safetensors", str(backbone.dtype))
+    progress.doing("encoding pictures")
     autoencoder = replace(backbone, dtype=torch.float32).load_autoencoder()
     by_layout: dict[PanelLayout, list[Source]] = {}
     for source in todo:

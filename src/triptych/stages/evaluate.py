@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from triptych import progress
 from triptych.config import StageConfig, seeds_from
 from triptych.errors import ConfigError
 from triptych.images import save_png
@@ -63,6 +64,7 @@ def evaluate(config: EvaluateConfig) -> Run:
     if config.lora is not None:
         subjects.append(("lora", config))
     seeds_from(config.seed, config.items)
+    progress.doing("drawing garments")
     items = held_out_items(config.items, config.seed, back_prints=config.back_prints)
     summary: dict[str, Any] = {"items": len(items), "results": str(out / "evaluation.json")}
     per_mode = {"generate": -(-len(items) // BATCH), "tryon": -(-len(items) // BATCH)}

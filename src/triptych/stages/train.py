@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from triptych import flow
+from triptych import flow, progress
 from triptych.backbones.base import Backbone, fingerprint
 from triptych.backbones.registry import load_backbone
 from triptych.config import seeds_from
@@ -33,7 +33,7 @@ from triptych.training.config import TrainConfig, check, settings_that_matter
 from triptych.training.continuation import begun, check_init_lora, is_done, start_from
 from triptych.training.data import TrainingSet, steps_of_epochs
 from triptych.training.freshness import changes, check_embeddings
-from triptych.training.log import TrainLog, duration, mean_loss, peak_memory_gib
+from triptych.training.log import TrainLog, mean_loss, peak_memory_gib
 from triptych.training.loss import LossMeter, losses_of
 from triptych.training.optimizer import learning_rate, make_optimizer, optimizer_class
 from triptych.training.state import TrainState
@@ -107,6 +107,7 @@ def _steps(
 ) -> Iterator[Event]:
     sharded = distributed.wants_sharding(config.shard_base)
     where = replace(backbone, device=torch.device("cpu")) if sharded else backbone  # the whole of it may fit into no card
+    progress.doing("loading the model")
     transformer = where.load_transformer()
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -174,8 +175,7 @@ def _steps(
             summary.update(train_steps=state.step, loss=log.mean_loss())
             if last or state.step % config.checkpointing_steps == 0:
                 save()
-            left = duration(speed * (config.max_train_steps - state.step))
-            yield Event(f"step {state.step}", note=f"loss {log.mean_loss():.4f}, {speed:.2f} s/step, {left} left")
+            yield Event(f"step {state.step}", note=f"loss {log.mean_loss():.4f}, {speed:.2f} s/step")
         log.close()
         if writes:
             save_average(folder / FILE_NAME, state.best or state.average)
@@ -202,6 +202,7 @@ def _accumulate(config: TrainConfig, backbone: Backbone, data: TrainingSet, stat
         (losses.sample_B.mean() / passes).backward()
         meter.add(batch, losses)
         tokens += batch.tokens(backbone.settings.stride) * processes
+        progress.step("pass", number + 1, passes)
     state.transformer.eval()
     distributed.sum_gradients(state.parameters)
     norm = float(nn.utils.clip_grad_norm_(state.parameters, config.max_grad_norm))

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from triptych import progress
 from triptych.backbones.base import Backbone
 from triptych.inference import Models, generate_triptych, to_images
 from triptych.panels import split
@@ -25,7 +26,8 @@ def validation_loss(config: TrainConfig, backbone: Backbone, transformer: nn.Mod
     With clean context the whole worn panel is learned, as in `generate` with product photos.
     """
     means = {}
-    for t in LEVELS:
+    for number, t in enumerate(LEVELS):
+        progress.doing("validating", number, len(LEVELS))
         losses = [losses_of(config, backbone, transformer, data.fixed(backbone, id, t)).sample_B for id in data.held_out]
         means[f"validation/t {t:.2f}"] = float(torch.cat(losses).mean())
     return {"validation/loss": sum(means.values()) / len(means), **means}

@@ -1,0 +1,38 @@
+"""Whether a stage made anything: a command that made nothing has not done what it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from triptych.errors import WorkError
+
+# By stage: the counts of which one at least must not be nothing, what they count, and what to look at.
+_MADE: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "clean": (("human", "garment"), "photos", "Look at the reasons above and at the contact sheet; overrides.txt beside it wins."),
+    "concat": (("triptychs",), "items", "Look at the reasons above: an item needs a photo of the garment and one of somebody wearing it."),
+    "caption": (
+        ("captioned", "kept", "brought"),
+        "triptychs",
+        "Look at the reasons above, or bring your own: --captions FOLDER.",
+    ),
+    "embed": (("embedded", "kept"), "triptychs", "Look at the reasons above and in embed.rejects.jsonl."),
+}
+
+
+def check_made(name: str, summary: Mapping[str, Any]) -> None:
+    """Nothing, if the stage made something, or had nothing to count.
+
+    Raises:
+        WorkError: everything was rejected; with the most frequent reason.
+    """
+    counts, noun, hint = _MADE.get(name, ((), "", ""))
+    if not counts or not any(key in summary for key in counts) or any(summary.get(key) for key in counts):
+        return
+    tried = summary.get(noun) or summary.get("rejected") or 0
+    reasons = summary.get("reasons") or {}
+    why = f"; most often: {max(reasons, key=lambda reason: reasons[reason])}" if reasons else ""
+    raise WorkError(f"`{name}` made nothing: of {tried} {noun} none can be used{why}.", hint)
+
+
+__all__ = ["check_made"]

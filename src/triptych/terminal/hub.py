@@ -1,0 +1,65 @@
+"""Whether the Hugging Face hub can be reached, found out once and within seconds, before its client tries for minutes."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+TIMEOUT = 4.0
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def look(config: Any, data: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """If a model's name is one of the hub and the hub cannot be reached, say so once and keep its client offline.
+
+    Models that are on this machine open as ever; another one is then refused at once.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return
+    if any(map(is_hub_id, _names(config, data))) and not reachable():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        say("The Hugging Face hub cannot be reached: only models that are on this machine can be opened.")
+
+
+def _names(config: Any, data: Mapping[str, Any]) -> Iterator[str]:
+    whole = [data, *(section for section in data.values() if isinstance(section, dict))] if type(config).__name__ == "RunConfig" else []
+    for values in (vars(config), *whole):
+        for key in ("model", "vlm_model"):
+            name = str(values.get(key) or "")
+            yield name.removeprefix("local:") if key == "model" or name.startswith("local:") else ""
+
+
+def is_hub_id(name: str) -> bool:
+    return bool(_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def reachable() -> bool:
+    """Whether somebody listens at the hub's address, or at the proxy on the way to it."""
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    proxies = urllib.request.getproxies()
+    if not urllib.request.proxy_bypass(address.hostname or ""):
+        address = urlsplit(proxies.get(address.scheme) or proxies.get("all") or address.geturl())
+    found: list[bool] = []
+
+    def knock() -> None:
+        try:
+            port = address.port or (443 if address.scheme == "https" else 80)
+            socket.create_connection((address.hostname or "", port), timeout=TIMEOUT).close()
+            found.append(True)
+        except (OSError, ValueError):
+            pass
+
+    thread = threading.Thread(target=knock, daemon=True)  # names are looked up for as long as the system pleases
+    thread.start()
+    thread.join(TIMEOUT + 1)
+    return bool(found)
+
+
+__all__ = ["is_hub_id", "look", "reachable"]

@@ -1,0 +1,113 @@
+"""What a command did, for people: short aligned lines, what was rejected first, and the command that follows."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from triptych.terminal.words import duration, number, plain
+
+FIRST = ("rejected", "reasons", "failed", "errors", "warnings")
+"""What a person must not miss comes first."""
+LISTED = 4
+"""Things of a list that are named."""
+
+NEXT: dict[str, str] = {
+    "init": "triptych run --config {config}",
+    "clean": "look at {contact_sheet}, then: triptych concat{same}",
+    "concat": "look at {sheet}, then: triptych caption{same}",
+    "caption": "read a few captions in {folder}, then: triptych embed{same}",
+    "embed": "triptych train{same}",
+    "train": 'triptych generate{same} --lora {lora} --front FRONT.jpg --back BACK.jpg --prompt "…"',
+    "run": 'triptych generate{same} --lora {lora} --front FRONT.jpg --back BACK.jpg --prompt "…"',
+    "demo": "open {report}",
+    "lora_convert": "triptych lora inspect {lora}",
+    "plan": "triptych run{same}",
+}
+"""What usually comes after a verb; a name in braces stands for a value of its summary."""
+
+
+def text_of(summary: Mapping[str, Any], indent: str = "") -> str:
+    """The summary as lines `name  value`; a part of it that is a stage's own summary gets a heading."""
+    plain_rows, parts = list[tuple[str, str]](), list[tuple[str, Mapping[str, Any]]]()
+    for key in sorted(summary, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST)):
+        value = summary[key]
+        if key == "next" and not indent:  # stands in the last line
+            continue
+        if (
+            isinstance(value, Mapping)
+            and not _is_counts(value)
+            and any(isinstance(inner, Mapping | list | str) for inner in value.values())
+        ):
+            parts.append((key, value))
+        elif words := _words(key, value):
+            plain_rows.append((plain(key.replace("_", " ")), words))
+    width = max((len(name) for name, _ in plain_rows), default=0)
+    rows = [f"{indent}{name:{width}}  {words}" for name, words in plain_rows]
+    for name, part in parts:
+        rows += [f"{indent}{plain(name.replace('_', ' '))}", text_of(part, indent + "  ")]
+    return "\n".join(row for row in rows if row.strip())
+
+
+def _is_counts(value: Mapping[str, Any]) -> bool:
+    return all(isinstance(count, int) and not isinstance(count, bool) for count in value.values())
+
+
+def _words(key: str, value: Any) -> str:
+    """A value in words; nothing for what is empty."""
+    if value is None or value == "" or value == [] or value == {}:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return "" if value == 0 and key and key not in FIRST else _number(key, value)
+    if isinstance(value, Mapping):
+        if _is_counts(value):
+            return ", ".join(
+                f"{number(count)} {plain(str(name))}" for name, count in sorted(value.items(), key=lambda item: -item[1]) if count
+            )
+        return ", ".join(f"{plain(str(name))} {_words(key if 'second' in key else str(name), inner)}" for name, inner in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if all(isinstance(each, int) for each in value) and len(value) == 2:
+            return " × ".join(map(str, value))
+        named = ", ".join(_words("", each) for each in value[:LISTED])
+        return named if len(value) <= LISTED else f"{len(value)}: {named}, …"
+    return plain(str(value))
+
+
+def _number(key: str, value: float) -> str:
+    if "second" in key:
+        return duration(value)
+    if key.endswith("bytes") and value >= 1 << 20:
+        return f"{value / 2**30:.2f} GiB" if value >= 1 << 30 else f"{value / 2**20:.1f} MiB"
+    return str(value) if key == "seed" else number(value)
+
+
+def next_line(name: str, summary: Mapping[str, Any], config: Any, files: Sequence[Path]) -> str:
+    """`next: …`, the command that usually follows; nothing where there is none."""
+    if said := summary.get("next"):  # the stage knows better what this summary asks for
+        return f"next: {plain(str(said))}"
+    template = NEXT.get(name)
+    if template is None:
+        return ""
+    same = [f" --config {shlex.quote(str(file))}" for file in files]
+    if not files and "work" in config.model_fields_set:
+        same = [f" --work {shlex.quote(str(config.work))}"]
+    trained = summary.get("train") if isinstance(summary.get("train"), Mapping) else summary
+    values = {"same": "".join(same), "lora": (trained or summary).get("lora"), **{k: v for k, v in summary.items() if k != "lora"}}
+    try:
+        line = template.format_map({key: _path(value) for key, value in values.items()})
+        return plain(f"next: {line}")
+    except KeyError:
+        return ""
+
+
+def _path(value: Any) -> str:
+    """A path without what a summary says about it: `sheet.png (12 of 40 photos)`."""
+    text = str(value)
+    return text.split(" (")[0] if text.endswith(")") else text
+
+
+__all__ = ["next_line", "text_of"]
