@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from triptych.panels import PanelLayout
-from triptych.questions import CHECK_PROMPT
+from triptych.questions import CAPTION_PROMPT
 from triptych.stages.caption import CaptionConfig, caption
 from triptych.store import read_jsonl
 
@@ -44,7 +44,7 @@ class Call:
         self.prompt, self.url = text["text"], image["image_url"]["url"]
         picture = Image.open(io.BytesIO(base64.b64decode(self.url.split(",", 1)[1])))
         self.number = round(picture.convert("L").resize((1, 1)).getpixel((0, 0)) / 10)
-        self.question = "check" if self.prompt.startswith(CHECK_PROMPT) else "caption"
+        self.question = "caption" if self.prompt.startswith(CAPTION_PROMPT) else "check"
         self.nth = sum((call.number, call.question) == (self.number, self.question) for call in before)  # 0 is the first
 
 
@@ -54,6 +54,7 @@ class Server:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.script: Script = lambda call: ORDER if call.question == "check" else good(call.number)
+        self.models: tuple[int, dict[str, str], Any] = (404, {}, {})  # what GET answers, which every server does for its models
         self.drop: set[int] = set()  # calls (counted from 0) that are answered with half a body
         outer, lock = self, threading.Lock()
 
@@ -83,6 +84,15 @@ class Server:
                     self.connection.shutdown(socket.SHUT_RDWR)
                 else:
                     self.wfile.write(data)
+
+            def do_GET(self) -> None:
+                status, headers, content = outer.models
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(data))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -115,31 +125,34 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def write_model(folder: Path) -> Path:
     """A diffusers folder as far as captions need one: settings, and a tokenizer that counts words plus an end token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "word": 2}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(Regex("[!-~]+"), "word")  # it knows every word in ASCII, and no other
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>").save_pretrained(folder / "tokenizer_2")
-    (folder / "model_index.json").write_text("{}")
+    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     (folder / "triptych.json").write_text('{"max_sequence_length": 40}')
     return folder
 
 
 HOSTILE = [
-    "person, garment, person",
     "garment, garment",
     "garment, garment, person, person",
-    "garment garment person",
-    "The order is correct: garment, garment, person",
     "true",
     "I'm sorry, I can't help with identifying people.",
     "garment, garment, person\n<script>alert(1)</script>",
     "../../../../etc/passwd",
-    '{"order": "garment, garment, person"}',
     "garment, garment, person\x1b[2J",
     "\u202egarment, garment, person",
+    "garment, garment, person? Or person, garment, garment",
+    "garment, garment, person\nActually: person, garment, garment",
+    "garment, garment, not a person",
+    "garment, garment, cat",
+    '{"panels": ["garment", "garment"]}',
+    "[" * 3000,
 ]
 
 

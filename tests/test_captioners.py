@@ -112,7 +112,9 @@ def test_retry_after_header() -> None:
         ((401, {}, {"error": {"message": f"Incorrect API key provided: {KEY}"}}), 1),
         ((403, {}, {"error": {"message": f"{KEY} may not <b>do</b> this"}}), 1),
         ((404, {}, error), 1),
-        ((400, {}, {"error": {"message": "no images here"}}), 1),
+        ((405, {}, error), 1),
+        ((308, {"Location": "http://127.0.0.1:9/v1/chat/completions"}, {}), 1),
+        ((200, {}, {"error": {"message": f"No credits left for {KEY}", "code": 402}}), 1),
     ],
 )
 def test_server_out_of_order_stops_the_run_keeps_the_work_and_leaks_no_key(desk: Desk, server: Server, reply: Reply, calls: int) -> None:

@@ -114,7 +114,7 @@ def test_limits() -> None:
         ("Hugo  Boss and Hugo", ["Hugo", "Hugo Boss"], "<Brand> and <Brand>"),
         ("C&A (c&a)", ["C&A"], "<Brand> (<Brand>)"),
         ("a <BRAND> and <brand>", [], "a <Brand> and <Brand>"),
-        ("<IMAGE 1> an image of <Brand> by brand", ["Image", "Brand", " ", ""], "<IMAGE 1> an <Brand> of <Brand> by <Brand>"),
+        ("<IMAGE 1> an image of <Brand> by brand", ["Image", "Brand", " ", ""], "<IMAGE 1> an image of <Brand> by <Brand>"),
         ("Cafe\u0301 shirt", ["Café"], "<Brand> shirt"),
         (".* shirt", [".*"], "<Brand> shirt"),
     ],

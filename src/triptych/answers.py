@@ -7,13 +7,26 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from triptych.questions import AnswerError, Captioner
+from triptych.questions import AnswerError, Captioner, Fault
 from triptych.store import digest
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+def journal_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a journal, as far as they are whole; none if there is no such file."""
+    rows = []
+    for line in (path.read_bytes() if path.is_file() else b"").split(b"\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
 
 
 class Journal:
@@ -21,18 +34,11 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, threading.Lock()
-        self.rows: list[dict[str, Any]] = []
         data = path.read_bytes() if path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
-        for line in whole.split(b"\n"):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                self.rows.append(row)
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(path, whole)
+        self.rows = journal_rows(path)
 
     def append(self, row: dict[str, Any]) -> None:
         with self._lock, open(self.path, "ab") as file:
@@ -44,31 +50,73 @@ class Journal:
             except BaseException:  # a full disk must not leave half a row in the middle
                 os.truncate(self.path, end)
                 raise
+            self.rows.append(row)
 
 
 class Answers:
-    """What captioners have answered before, by (picture, prompt, captioner, length limit); answers of no use included."""
+    """What captioners have answered before, by (picture, prompt, captioner, length limit).
+
+    Answers of no use are in the journal too, for the record; `Dialogue.forget` asks for them anew. What was known about a picture
+    that was brought back (a row of the kind `returned`) is forgotten.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._known = {row["key"]: row for row in journal.rows if row.get("kind") == "answer" and "key" in row}
+        self._known: dict[str, dict[str, Any]] = {}
+        for row in journal.rows:
+            if row.get("kind") == "answer" and isinstance(row.get("key"), str):
+                self._known[row["key"]] = row
+            elif row.get("kind") == "returned":
+                self._known = {key: known for key, known in self._known.items() if known.get("id") != row.get("id")}
+        self._earlier = set(self._known)
 
-    def ask(self, captioner: Captioner, id: str, picture: Callable[[], Image.Image], sha256: str, prompt: str, max_new_tokens: int) -> str:
-        """The answer about a picture with that hash, from the journal or from the captioner, who alone needs to see it.
+    def dialogue(self, captioner: Captioner, id: str, picture: Callable[[], Image.Image], sha256: str, max_new_tokens: int) -> Dialogue:
+        """The questions about one picture. `picture` opens it, if the captioner has to see it; `sha256` names its content."""
+        return Dialogue(self, captioner, id, picture, sha256, max_new_tokens)
 
-        Raises:
-            InputError: `picture` cannot open it. AnswerError, ModelError: see `Captioner.ask`.
-        """
-        key = digest([sha256, prompt, captioner.identity, max_new_tokens])
-        row = self._known.get(key)
+
+class Dialogue:
+    """Called with a question, it answers: from the journal, or from the captioner.
+
+    Raises:
+        InputError: the picture cannot be opened. AnswerError, ModelError: see `Captioner.ask`.
+    """
+
+    def __init__(
+        self, answers: Answers, captioner: Captioner, id: str, picture: Callable[[], Image.Image], sha256: str, max_new_tokens: int
+    ) -> None:
+        self._answers, self._captioner, self._id, self._picture = answers, captioner, id, picture
+        self._sha256, self._max_new_tokens = sha256, max_new_tokens
+        self._replayed: set[str] = set()
+
+    def __call__(self, prompt: str) -> str:
+        known = self._answers._known
+        key = digest([self._sha256, prompt, self._captioner.identity, self._max_new_tokens])
+        row = known.get(key)
+        if row is not None and key in self._answers._earlier:
+            self._replayed.add(key)
         if row is None:
-            row = {"kind": "answer", "key": key, "id": id, "captioner": captioner.identity}
+            row = {"kind": "answer", "key": key, "id": self._id, "captioner": self._captioner.identity}
             try:
-                row["answer"] = captioner.ask(picture(), prompt, max_new_tokens)
+                row["answer"] = self._captioner.ask(self._picture(), prompt, self._max_new_tokens)
             except AnswerError as error:
-                row["failure"] = error.message
-            self._journal.append(row)
-            self._known[key] = row
+                if error.fault == "server":
+                    raise  # that was no answer
+                row |= {"failure": error.message, "hint": error.hint, "fault": error.fault}
+            self._answers._journal.append(row)
+            known[key] = row
         if "failure" in row:
-            raise AnswerError(row["failure"])
-        return str(row["answer"])
+            fault: Fault = row["fault"] if row.get("fault") in get_args(Fault) else "model"
+            raise AnswerError(str(row["failure"]), str(row.get("hint", "")), fault)
+        return str(row.get("answer", ""))
+
+    def forget(self) -> bool:
+        """Forget what an earlier run was answered about this picture; False if nothing of that was used.
+
+        To be called when the answers were of no use: a model, a setting or a server may have been mended since.
+        """
+        for key in self._replayed:
+            self._answers._known.pop(key, None)
+            self._answers._earlier.discard(key)
+        found, self._replayed = bool(self._replayed), set()
+        return found

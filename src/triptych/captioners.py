@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from triptych.errors import ConfigError, ModelError
-from triptych.local_captioner import LocalCaptioner
+from triptych.local_captioner import LocalCaptioner, look_up
 from triptych.pocket import captioner_path
 from triptych.questions import Captioner
 from triptych.server_captioner import ServerCaptioner
@@ -48,9 +48,26 @@ def load_captioner(vlm_model: str, base_url: str | None = None, *, timeout: floa
         return LocalCaptioner(str(captioner_path()))
     if vlm_model.startswith("local:"):
         return LocalCaptioner(vlm_model.removeprefix("local:"))
-    if base_url is None and Path(vlm_model).is_dir():
+    if base_url is None and Path(vlm_model).expanduser().is_dir():
         return LocalCaptioner(vlm_model)
     if base_url is None and vlm_model.startswith((".", "/", "~")):
         hint = "Give a folder saved by transformers, or the name of a model on a server."
         raise ModelError(f"There is no folder {vlm_model} with a captioner in it.", hint)
     return ServerCaptioner(vlm_model, base_url, timeout=timeout, attempts=attempts)
+
+
+def check_captioner(vlm_model: str, base_url: str | None = None, *, timeout: float = 120.0) -> None:
+    """What can be told at once about a captioner, without loading it and without paying: a name, a key, a folder, a server that answers.
+
+    Raises:
+        ConfigError, ModelError: as `load_captioner`, or `Captioner.check`.
+    """
+    server = base_url or os.environ.get("OPENAI_BASE_URL")
+    if base_url is None and vlm_model == "pocket":
+        return
+    if base_url is None and vlm_model.startswith("local:"):
+        look_up(vlm_model.removeprefix("local:"))
+    elif not server and vlm_model.strip() and Path(vlm_model).expanduser().is_dir():
+        look_up(vlm_model)
+    else:
+        load_captioner(vlm_model, base_url, timeout=timeout).check()

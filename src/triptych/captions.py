@@ -9,16 +9,38 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+from triptych.brands import replace_names
 from triptych.errors import InputError
+from triptych.text_files import CAPTION_BYTES, read_text
 
 BRAND = "<Brand>"
 _MARKER = re.compile(r"<IMAGE ([1-9][0-9]?)>")
 _TOKEN = re.compile(r"(<IMAGE [1-9][0-9]?>|<Brand>)")
 _ANY_BRAND = re.compile(r"<brand>", re.IGNORECASE)
 _MARKUP = re.compile(r"<\s*[/!?a-zA-Z]|&#?\w+;|\]\s*\(|https?:|javascript:|data:\w+/", re.IGNORECASE)
+_SPECIAL = re.compile(
+    r"<[|｜]|[|｜]>|</?s>|<(?:pad|unk|eos|bos|mask|end_of_turn|start_of_turn|extra_id_\d+|image|think)>|\[/?(?:INST|EOS|BOS|PAD|CLS|SEP|MASK|UNK)\]",
+    re.IGNORECASE,
+)
+_MARKDOWN = re.compile(r"\*\*|__\w|```|~~~|(?:^|\n|\s)#{1,6}\s+\w|(?:^|\n)\s*[-*•]\s+\S|`[^`]+`")
+_JSON = re.compile(r"^\s*[\[{]\s*[\"'{\[]|\"\w+\"\s*:\s*[\"\[{]")
+_TALK = re.compile(
+    r"""^\W*(?:sure|certainly|of\ course|absolutely|okay|ok|great|understood)\s*[!,.:]
+    | ^\W*(?:here(?:['’]s|\ is|\ are)|below\ is)\b[^.<]{0,120}:
+    | ^\W*(?:i['’]m\ sorry|i\ am\ sorry|i\ can(?:no|['’])t|as\ an\ ai|i(?:['’]d|\ would)\ be\ happy)\b
+    | ^\W*(?:summary|caption|description|answer)\s*:
+    | \blet\ me\ know\ (?:if|whether|how)\b | \bi\ hope\ (?:this|that)\ helps\b
+    | \bfeel\ free\ to\ (?:ask|let)\b | \bwould\ you\ like\ me\ to\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+UNREADABLE = "the text encoder does not know many of its words: write it in English"
+UNKNOWN_SHARE = 0.1
+"""Of a caption's letters: with more of them unknown to the text encoder, it cannot read the caption."""
 
 
 def marker(number: int) -> str:
@@ -29,6 +51,15 @@ def marker(number: int) -> str:
 def normalise(text: str) -> str:
     """The text in Unicode form NFC, every run of whitespace one space, none at the ends."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def read_caption(path: Path, *, hint: str = "") -> str:
+    """The caption in a file, normalised: no byte-order mark, one line, one space between words. `hint`: see `read_text`.
+
+    Raises:
+        InputError: missing, larger than a caption can be, no regular file, or not UTF-8 (UTF-16 and cp1252 are not).
+    """
+    return normalise(read_text(path, CAPTION_BYTES, "The caption", hint=hint).replace("\ufeff", ""))
 
 
 @dataclass(frozen=True)
@@ -86,6 +117,7 @@ def lint(
     token_counter: Callable[[str], int] | None = None,
     max_tokens: int | None = None,
     max_words: int | None = None,
+    unknown_share: Callable[[str], float] | None = None,
 ) -> list[str]:
     """Everything wrong with a caption, one short phrase each; empty when it can be used as it is.
 
@@ -98,6 +130,7 @@ def lint(
         token_counter: counts the text encoder's tokens, end token included.
         max_tokens: what the text encoder reads; needs `token_counter`.
         max_words: a plainer limit.
+        unknown_share: how much of a text's letters the text encoder does not know, 0 to 1; by default those of other scripts.
     """
     problems = _structure(text, panels)
     if not problems and not _MARKER.split(text)[0].strip():
@@ -106,8 +139,19 @@ def lint(
         problems.append(f"a brand name is not written {BRAND}")
     if any(_invisible(character) for character in text):
         problems.append("it has control or invisible characters")
-    if _MARKUP.search(_TOKEN.sub(" ", text)):
+    plain = _TOKEN.sub(" ", text)
+    if _SPECIAL.search(plain):
+        problems.append("it has special tokens of a language model")
+    if _MARKUP.search(plain):
         problems.append("it has markup, links or other angle brackets")
+    if _JSON.search(plain):
+        problems.append("it is JSON, not plain text")
+    elif _MARKDOWN.search(plain):
+        problems.append("it has markdown (asterisks, headings, bullets or backticks)")
+    if _TALK.search(plain):
+        problems.append("it has small talk, which describes nothing")
+    if (unknown_share or foreign_share)(normalise(plain)) > UNKNOWN_SHARE:
+        problems.append(UNREADABLE)
     words = len(text.split())
     if max_words is not None and words > max_words:
         problems.append(f"it is too long: {words} words, at most {max_words}")
@@ -118,23 +162,39 @@ def lint(
     return problems
 
 
+def foreign_share(text: str) -> float:
+    """How much of a text, 0 to 1, is in letters and signs that no text encoder here knows: not Latin, emoji."""
+    signs = [character for character in text if unicodedata.category(character) in {"Ll", "Lu", "Lt", "Lo", "Lm", "So"}]
+    return sum(not unicodedata.name(sign, "").startswith(("LATIN", "DEGREE", "COPYRIGHT", "REGISTERED")) for sign in signs) / max(
+        1, len(signs)
+    )
+
+
 def _invisible(character: str) -> bool:
     """Control, bidirectional and other format characters, surrogates, private use; line ends and tabs are whitespace."""
     return character not in "\n\r\t" and unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 
 def replace_brand(text: str, brands: Iterable[str]) -> str:
-    """The text, normalised, with every name in `brands` (whole words, any case, longest first) as `<Brand>`.
+    """The text, normalised, with every name in `brands` as `<Brand>`; `brands.py` says what counts as one.
 
     Markers are left alone even when a brand is called Image or Brand.
     """
-    names = sorted({normalise(brand) for brand in brands} - {""}, key=lambda name: (-len(name), name))
+    return replaced_brands(text, brands)[0]
+
+
+def replaced_brands(text: str, brands: Iterable[str]) -> tuple[str, Counter[str]]:
+    """`replace_brand`, and how often each name was replaced."""
+    names, counts, before = list(brands), Counter[str](), ""
     text = _ANY_BRAND.sub(BRAND, normalise(text))
-    if not names:
-        return text
-    either = "|".join(r"\s+".join(map(re.escape, name.split())) for name in names)
-    pattern = re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)
-    return normalise("".join(part if _TOKEN.fullmatch(part) else pattern.sub(BRAND, part) for part in _TOKEN.split(text)))
+    while names and before != text:  # a name may come to light beside one that was replaced
+        before, parts = text, []
+        for part in _TOKEN.split(text):
+            replaced, found = (part, Counter[str]()) if _TOKEN.fullmatch(part) else replace_names(part, names, BRAND)
+            parts.append(replaced)
+            counts += found
+        text = normalise("".join(parts))
+    return text, counts
 
 
 def where_cut(text: str, limit: int, count_tokens: Callable[[str], int]) -> str:

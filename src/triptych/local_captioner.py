@@ -7,10 +7,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import ModelError
-from triptych.questions import AnswerError, quote, usable_answer
+from triptych.questions import CUT_OFF_HINT, AnswerError, quote, usable_answer
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+FORM = "It must be an image-text-to-text model in safetensors that needs no code of its own: a folder, or a name of the hub."
+
+
+def look_up(name: str) -> None:
+    """Nothing, if a folder or a model of the hub has what a captioner needs, as far as its smallest file tells.
+
+    Raises:
+        ModelError: it has not, or the hub cannot be reached; said at once, where loading would try for minutes.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+            raise ModelError(f"The captioner {name} cannot be loaded: it lacks config.json or a .safetensors file.", FORM)
+        return
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"The captioner {name} cannot be loaded: there is no such folder.", FORM)
+    try:
+        from huggingface_hub import hf_hub_download
+
+        hf_hub_download(name, "config.json")
+    except Exception as error:  # the hub's client raises a dozen unrelated kinds
+        raise ModelError(f"The captioner {name} cannot be loaded: {_first_line(error)}.", FORM) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return quote(lines[0], 300).rstrip(". ")
 
 
 class LocalCaptioner:
@@ -28,13 +57,14 @@ class LocalCaptioner:
         folder = Path(name).expanduser()
         source = str(folder) if folder.is_dir() else name
         options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": folder.is_dir()}
+        look_up(name)
         try:
             self._processor = AutoProcessor.from_pretrained(source, **options)
             model: Any = AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, dtype="auto", **options)
         except Exception as error:  # transformers raises many kinds for a folder or name that does not fit
             raise ModelError(
-                f"The captioner {name} cannot be loaded: {quote(str(error), 300)}.",
-                "It must be an image-text-to-text model in safetensors that needs no code of its own.",
+                f"The captioner {name} cannot be loaded: {_first_line(error)}.",
+                FORM,
             ) from error
         if not torch.cuda.is_available() and not torch.cpu._is_avx512_bf16_supported():
             model = model.float()  # a processor that has to emulate half precision is a hundred times slower at it
@@ -56,7 +86,7 @@ class LocalCaptioner:
             output_BL = output_BL[:, asked:]
         ends = self._model.generation_config.eos_token_id
         if output_BL[0, -1].item() not in (ends if isinstance(ends, list) else [ends]):
-            raise AnswerError("the answer was cut off by the length limit")
+            raise AnswerError("the answer was cut off by the length limit", CUT_OFF_HINT)
         return usable_answer(self._processor.batch_decode(output_BL, skip_special_tokens=True)[0])
 
     def _inputs(self, image: Image.Image, prompt: str) -> Any:
@@ -65,6 +95,9 @@ class LocalCaptioner:
         chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
         options: dict[str, Any] = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}
         return self._processor.apply_chat_template(chat, **options)
+
+    def check(self) -> None:
+        pass  # it was loaded
 
     def close(self) -> None:
         pass

@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from triptych.captions import read_caption
+from triptych.errors import InputError
 from triptych.store import read_jsonl, write_text
 
 STYLE = """
@@ -133,7 +135,10 @@ def _triptychs(folder: Path, count: int = 6) -> str:
     cards = []
     for path in paths[:count]:
         with Image.open(path) as image:
-            text = html.escape(path.with_suffix(".txt").read_text(encoding="utf-8"))
+            try:
+                text = html.escape(read_caption(path.with_suffix(".txt")))
+            except InputError as error:
+                text = html.escape(str(error))
             cards.append(f"<div class=card>{_image(_larger(image, 480), 480, path.stem)}<p>{text}</p></div>")
     return f"<div class=cards>{''.join(cards)}</div>"
 

@@ -15,10 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from triptych.captions import read_caption
 from triptych.errors import InputError, TriptychError, WorkError
 from triptych.images import BadImage, check_header
 from triptych.panels import PanelLayout
-from triptych.store import read_jsonl, read_text, sha256_file
+from triptych.store import read_jsonl, sha256_file
 from triptych.text_files import CAPTION_BYTES
 
 LayoutBy = Literal["metadata", "option", "guess"]
@@ -117,7 +118,7 @@ class TriptychFolder:
     def _caption(self, picture: Path) -> str:
         text = next((file for file in (picture.with_suffix(".txt"), picture.with_suffix(".TXT")) if file.is_file()), None)
         if text is not None:
-            caption = read_text(text, CAPTION_BYTES, "The caption").strip()
+            caption = read_caption(text)
             if not caption:
                 raise InputError(f"{text.name} is empty")
             return caption

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from triptych import captions, masks, xmp
 from triptych.backbones.settings import model_settings
+from triptych.describe import prompt_problems
 from triptych.errors import InputError
 from triptych.images import JPEG_SUFFIXES, SETTINGS, OriginalPhoto, load_image, load_original, read_settings, save_jpeg, save_png
 from triptych.originals import with_transparency, writable_metadata
@@ -25,7 +26,6 @@ from triptych.panels import PanelLayout
 from triptych.polygons import check_units, read_outlines
 from triptych.rough import Rough, rough_edit
 from triptych.sampling import PictureConfig, text_chunks
-from triptych.text_files import CAPTION_BYTES, read_text
 
 if TYPE_CHECKING:  # they import torch, which `--help` can do without
     from triptych.dressing import TryOnResult
@@ -132,8 +132,7 @@ def check(config: TryonConfig) -> TryonConfig:
                 f"The option --{name} is missing.", "tryon needs --front, --person and --polygon (and --back if there is one)."
             )
     if not config.prompt.strip() and config.caption:
-        text = read_text(config.caption, CAPTION_BYTES, "The caption", hint="Check the path given to --caption.")
-        config = config.model_copy(update={"prompt": captions.normalise(text)})
+        config = config.model_copy(update={"prompt": captions.read_caption(config.caption, hint="Check the path given to --caption.")})
     if not config.prompt.strip() and not config.vlm_model:
         raise InputError(
             "There is no prompt.",
@@ -181,7 +180,7 @@ def prepare(config: TryonConfig) -> Job:
 
 def with_prompt(job: Job, prompt: str) -> Job:
     """The job with that prompt, and a warning for whatever the linter finds in it."""
-    found = [f"The prompt: {problem}." for problem in captions.lint(prompt, len(job.layout.roles))]
+    found = [f"The prompt: {problem}." for problem in prompt_problems(job.config.model, prompt, len(job.layout.roles))]
     if job.config.picture.suffix.lower() in JPEG_SUFFIXES and len(json.dumps(prompt)) > 60_000:
         found.append("The prompt is so long that a JPEG cannot hold the settings, and cannot be reproduced: use a .png.")
     return replace(job, config=job.config.model_copy(update={"prompt": prompt}), warnings=[*found, *job.warnings])

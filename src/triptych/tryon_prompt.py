@@ -16,7 +16,7 @@ from triptych.describe import linter, usable_caption
 from triptych.errors import InputError
 from triptych.images import load_image, sha256_photo
 from triptych.panels import concatenate
-from triptych.questions import Captioner
+from triptych.questions import AnswerError, Captioner
 from triptych.store import digest
 from triptych.tryon_job import TryonConfig
 
@@ -57,11 +57,15 @@ class PromptWriter:
 
         problems = linter(config.model, limit)
         sha256 = digest([layout.to_dict(), *(sha256_photo(photos[role]) for role in layout.roles)])
-        ask = functools.partial(self._answers.ask, self._captioner, config.picture.stem, picture, sha256)
-        prompt = usable_caption(
-            functools.partial(ask, max_new_tokens=MAX_NEW_TOKENS), lambda text: problems(text, len(layout.roles)), (), limit, RETRIES
-        )
-        return config.model_copy(update={"prompt": prompt})
+        ask = self._answers.dialogue(self._captioner, config.picture.stem, picture, sha256, MAX_NEW_TOKENS)
+        panels = len(layout.roles)
+        while True:
+            try:
+                prompt, _ = usable_caption(ask, lambda text: problems(text, panels), (), limit, RETRIES, panels)
+                return config.model_copy(update={"prompt": prompt})
+            except AnswerError:
+                if not ask.forget():  # answers of an earlier run are asked for anew before they count as no use
+                    raise
 
     def close(self) -> None:
         """Let go of the captioner: one on this machine holds gigabytes. Nothing more can be asked."""

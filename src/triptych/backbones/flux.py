@@ -17,6 +17,7 @@ from triptych import flow
 from triptych.backbones.autoencoder import KLAutoencoder
 from triptych.backbones.base import Backbone, Context, Text, TextEncoder, Window
 from triptych.backbones.flux_context import install, reader
+from triptych.backbones.settings import T5_TOKENIZERS
 
 CLIP_TOKENS = 77
 
@@ -44,7 +45,7 @@ class FluxText(TextEncoder):
 
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
         self.clip_tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer")
-        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer_2")
+        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=T5_TOKENIZERS["FluxPipeline"])
         load = {"torch_dtype": dtype, "use_safetensors": True}
         self.clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", **load).to(device).eval()
         self.t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", **load).to(device).eval()

@@ -19,6 +19,7 @@ from triptych import flow
 from triptych.backbones.attention import attention
 from triptych.backbones.autoencoder import KLAutoencoder
 from triptych.backbones.base import Backbone, Context, Text, TextEncoder, Window
+from triptych.backbones.settings import T5_TOKENIZERS
 from triptych.errors import ModelError
 
 CLIP_TOKENS = 77
@@ -37,7 +38,7 @@ class SD3Text(TextEncoder):
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
         load = {"torch_dtype": dtype, "use_safetensors": True}
         self.clip_tokenizers = [AutoTokenizer.from_pretrained(model, subfolder=name) for name in ("tokenizer", "tokenizer_2")]
-        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer_3")
+        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=T5_TOKENIZERS["StableDiffusion3Pipeline"])
         self.clips = [
             CLIPTextModelWithProjection.from_pretrained(model, subfolder=name, **load).to(device).eval()
             for name in ("text_encoder", "text_encoder_2")

@@ -51,6 +51,9 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What a family recommends where it differs from the defaults above (FLUX.1-dev's), by the pipeline class of model_index.json."""
 
+T5_TOKENIZERS = {"FluxPipeline": "tokenizer_2", "StableDiffusion3Pipeline": "tokenizer_3"}
+"""Folder of the tokenizer that `max_sequence_length` counts by, by pipeline class."""
+
 
 def no_model(trained_on: object = None) -> ModelError:
     """The refusal of an empty model. `trained_on`: what a LoRA's file names as its base, if it is a name worth repeating."""

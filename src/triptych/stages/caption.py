@@ -2,44 +2,52 @@
 
     triptychs/<id>.txt        the caption, in the house format of `captions.py`
     triptychs/metadata.jsonl  `text` and `caption_by` are filled in
-    triptychs/caption.jsonl   journal: every answer of the model, every caption written, every triptych rejected
+    triptychs/caption.jsonl   journal: every answer of the model, every caption written or replaced, every triptych that failed or came back
     <fail_path>/              triptychs that failed, each with <id>.reason.json
 
-An answer is in the journal before it is used, so a run that was stopped never asks (and never pays) for it again.
+An answer is in the journal before it is used, so a run that was stopped never asks (and never pays) for it again. Pictures fail for
+what they show; while nothing shows that the model or its server is well, none is moved for a reason that may be theirs.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
-import os
-import shutil
-from collections import deque
-from collections.abc import Callable, Iterator
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from triptych import progress
-from triptych.answers import Answers, Journal
+from triptych import captioners, progress
+from triptych.answers import Answers, Journal, journal_rows
 from triptych.backbones.settings import model_settings
+from triptych.brands import MANY
+from triptych.brought_captions import newer_captions, own_captions, take_caption
+from triptych.caption_jobs import Job, last_captions, read_jobs, state_of, write_metadata
 from triptych.captioners import load_captioner, no_captioner
-from triptych.captions import normalise
+from triptych.captions import UNREADABLE, read_caption
 from triptych.config import StageConfig
-from triptych.describe import linter, usable_caption
-from triptych.errors import ConfigError, InputError, ModelError, TriptychError, WorkError
+from triptych.describe import check_order, linter, usable_caption
+from triptych.errors import ConfigError, InputError, ModelError, WorkError, sentence_of
+from triptych.failed_pictures import COME_BACK, Rejected, bring_back, find_failed, move_away, waiting
 from triptych.images import load_image
-from triptych.pairing import earlier_pictures
-from triptych.questions import CHECK_PROMPT, AnswerError, Captioner, quote
+from triptych.questions import AnswerError, Captioner
 from triptych.server_replies import check_url
-from triptych.store import Event, Run, StageFolder, held, read_jsonl, read_text, sha256_file, write_json, write_jsonl, write_text
-from triptych.text_files import CAPTION_BYTES
+from triptych.store import Event, Run, StageFolder, held, sha256_file, write_text
+
+log = logging.getLogger(__name__)
 
 WARNINGS_SHOWN = 20
+JOURNAL = "caption.jsonl"
+STREAK = 8
+"""So many pictures in a row without one usable answer are not the pictures' fault."""
+
+Described = tuple[str, Counter[str]]
+"""A caption, and how often each brand in it was replaced."""
 
 
 class CaptionConfig(StageConfig):
@@ -53,9 +61,11 @@ class CaptionConfig(StageConfig):
     """Ask first whether the panels are garment, garment, person. Triptychs with a caption of your own are not checked."""
     fail_path: Path | None = None
     """Where triptychs go that failed the check or could not be described, if not to WORK/failed."""
+    retry_failed: bool = False
+    """Bring the pictures back that failed before, and ask about them anew."""
     captions: Path | None = None
     """Folder with captions of your own, named for the triptych (<id>.txt) or for its item (item1.txt); they are copied
-    beside the triptychs, and no model is asked for those."""
+    beside the triptychs, and no model is asked for those. New and changed files win over earlier captions and failed checks."""
     brands: list[str] = []
     """Names of brands and makers; every caption says Brand in angle brackets instead."""
     model: str = ""
@@ -67,7 +77,7 @@ class CaptionConfig(StageConfig):
     retries: int = Field(default=2, ge=0, le=10)
     """How often a caption that cannot be used is asked for again, with the reason."""
     attempts: int = Field(default=5, ge=1, le=20)
-    """How often a busy or failing server is tried before the run stops."""
+    """How often a busy or failing server is tried before the run stops, or, if it fails at one picture only, that picture fails."""
     timeout: float = Field(default=120, gt=0)
     """Seconds a server may take for one answer."""
     concurrency: int = Field(default=4, ge=1, le=64)
@@ -78,172 +88,168 @@ class CaptionConfig(StageConfig):
         return self.fail_path or self.work / "failed"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One triptych and its row in metadata.jsonl (empty for a picture that `concat` did not make)."""
-
-    picture: Path
-    row: dict[str, Any]
-
-    @property
-    def id(self) -> str:
-        return self.picture.stem
-
-    @property
-    def text_file(self) -> Path:
-        return self.picture.with_suffix(".txt")
-
-    @property
-    def roles(self) -> list[str]:
-        return list((self.row.get("layout") or {}).get("roles") or ("front", "back", "worn"))
-
-
-class Rejected(Exception):
-    """A triptych that failed: `step` is check or caption, the message says why."""
-
-    def __init__(self, step: str, reason: str) -> None:
-        super().__init__(reason)
-        self.step = step
-
-
 def caption(config: CaptionConfig) -> Run:
     """Write `<id>.txt` for every triptych that has none; move those that fail the check to `fail_path`.
 
-    Captions that are there already, yours or from an earlier run, are never overwritten and need no captioner; the one
-    exception is a caption of ours whose picture `concat` has made anew. The rest is asked for, check first.
+    Captions that are there already, yours or from an earlier run, need no captioner and are only replaced by newer ones of
+    yours; the one exception is a caption of ours whose picture was made anew from other photos. The rest is asked for, check first.
 
     Raises:
-        WorkError: no triptychs. ModelError: the captioner cannot be loaded; while iterating: its server is down.
-        ConfigError: an address or folder that cannot be meant.
+        WorkError: no triptychs. ModelError: the captioner cannot be loaded or does not answer; while iterating: its server
+        is down, or none of its answers is usable. ConfigError: an address or folder that cannot be meant.
+        InputError: a folder of captions that is missing, or has none for any of these triptychs.
     """
     folder = StageFolder(config.triptych_folder, "caption", {})  # captions of several models may lie side by side
     if config.fail_folder.resolve() == folder.path.resolve():
         raise ConfigError("fail_path is the folder of the triptychs.", "Choose another folder, or leave fail_path out.")
     check_url(config.base_url)
-    jobs = _jobs(folder.path)
-    problems = linter(config.model, _limit(config), config.brands)
+    known = journal_rows(folder.path / JOURNAL)
+    here = read_jobs(folder.path, known)
+    failed, left = find_failed(config.fail_folder, folder.path, known) if config.retry_failed or config.captions else ([], [])
+    own = own_captions(config.captions, folder.path, [*here, *(one.job for one in failed)])
+    returning = [one for one in failed if config.retry_failed or one.job.id in own.texts]
+    there = {job.id for job in here}
+    jobs = sorted([*here, *(one.job for one in returning if one.job.id not in there)], key=lambda job: job.picture)
+    if not jobs:
+        raise _no_triptychs(folder.path, config.fail_folder)
+    limit = config.max_caption_tokens or model_settings(config.model).max_sequence_length
+    problems = linter(config.model, limit, config.brands)
+    ours = last_captions(known)
+    texts = newer_captions(own, jobs, known)
+    summary: dict[str, Any] = {"triptychs": len(jobs), "captioned": 0, "kept": 0, "brought": 0, "rejected": 0, "reasons": {}}
+    summary |= {"returned": len(returning), "not_returned": left if config.retry_failed else []}
+    summary |= {"captions_without_triptych": own.unmatched, "captions_with_warnings": 0, "captions_unreadable": 0, "warnings": []}
+    summary |= {"brands_replaced": {}, "folder": str(folder.path), "fail_path": str(config.fail_folder)}
 
     @functools.cache
     def captioner() -> Captioner:
         return load_captioner(config.vlm_model, config.base_url, timeout=config.timeout, attempts=config.attempts)
 
-    brought = _brought(config.captions, jobs)
-    if not all(job.text_file.exists() or job.id in brought for job in jobs):
-        captioner()
-    summary: dict[str, Any] = {"triptychs": len(jobs), "captioned": 0, "kept": 0, "brought": 0, "rejected": 0, "reasons": {}}
-    summary |= {"captions_with_warnings": 0, "warnings": [], "folder": str(folder.path), "fail_path": str(config.fail_folder)}
+    if any(job.id not in texts and state_of(job, ours.get(job.id))[0] == "asked" for job in jobs):
+        captioner().check()
 
     def work() -> Iterator[Event]:
-        journal = Journal(folder.path / "caption.jsonl")
-        ours = {row["id"]: row for row in journal.rows if row.get("kind") == "caption"}
+        journal = Journal(folder.path / JOURNAL)
         by: dict[str, str] = {}
         todo = []
         try:
-            for id, text in brought.items():
-                write_text(folder.path / f"{id}.txt", text)
+            for one in returning:
+                bring_back(one, journal)
+            for id, text in texts.items():
+                take_caption(folder.path / f"{id}.txt", text, own.texts[id][0], journal)
+            ours = last_captions(journal.rows)
             for job in jobs:
-                state, writer = _state(job, ours.get(job.id))
+                state, writer = state_of(job, ours.get(job.id))
                 if state == "asked":
                     todo.append(job)
                     continue
                 by[job.id] = writer
                 summary[state] += 1
                 yield Event(job.id, "kept", _warn(job, problems, summary))
-            answers = Answers(journal)
-
-            def describe(job: Job) -> tuple[str, str]:
-                return _describe(job, captioner(), answers, config, problems)
-
-            for job, sha256, result in _in_order(describe, todo, captioner, config.concurrency):
-                if _state(job, ours.get(job.id))[0] != "asked":  # the user brought one meanwhile
-                    summary["brought"] += 1
-                    yield Event(job.id, "kept", _warn(job, problems, summary))
-                elif isinstance(result, Rejected):
-                    moved = _move(job, sha256, result, config.fail_folder, journal)
-                    summary["rejected"] += 1
-                    summary["reasons"][result.step] = summary["reasons"].get(result.step, 0) + 1
-                    yield Event(job.id, "rejected", f"{result}; moved to {moved}")
-                else:
-                    # the journal knows the caption first: a file it does not know is the user's own
-                    row = {"kind": "caption", "id": job.id, "image_sha256": sha256, "text_sha256": _sha256(result + "\n")}
-                    journal.append(row | {"captioner": captioner().identity})
-                    write_text(job.text_file, result + "\n")
-                    by[job.id] = captioner().identity
-                    summary["captioned"] += 1
-                    yield Event(job.id)
+            yield from ask(todo, journal, by)
         finally:
-            _write_metadata(folder.path, jobs, by)
+            write_metadata(folder.path, jobs, by)
+        if not summary["captioned"] + summary["kept"] + summary["brought"]:
+            run.failed = summary["rejected"]
 
-    return Run("caption", len(jobs), held(folder, work), summary)
+    def ask(todo: list[Job], journal: Journal, by: dict[str, str]) -> Iterator[Event]:
+        """Check and caption; pictures that may have failed through the captioner stay until it has proved to be well."""
+        answers, ours = Answers(journal), last_captions(journal.rows)
+        waiting: list[tuple[Job, str, Rejected]] = []
+
+        def describe(job: Job) -> tuple[str, Described]:
+            return _describe(job, captioner(), answers, config, problems, limit)
+
+        def fail(job: Job, sha256: str, reason: Rejected) -> Event:
+            moved = move_away(job, sha256, reason, config.fail_folder, journal)
+            summary["rejected"] += 1
+            summary["reasons"][reason.step] = summary["reasons"].get(reason.step, 0) + 1
+            return Event(job.id, "rejected", f"{reason}; moved to {moved}")
+
+        for job, sha256, result in _in_order(describe, _spread(todo), captioner, config.concurrency):
+            if state_of(job, ours.get(job.id))[0] != "asked":  # the user brought one meanwhile
+                summary["brought"] += 1
+                yield Event(job.id, "kept", _warn(job, problems, summary))
+            elif not isinstance(result, Rejected):
+                for one in waiting:
+                    yield fail(*one)
+                waiting.clear()
+                text, replaced = result
+                # the journal knows the caption first: a file it does not know is the user's own
+                row = {"kind": "caption", "id": job.id, "image_sha256": sha256, "text_sha256": _sha256(text + "\n")}
+                journal.append(row | {"captioner": captioner().identity})
+                write_text(job.text_file, text + "\n")
+                by[job.id] = captioner().identity
+                summary["captioned"] += 1
+                _count_brands(job, replaced, summary)
+                yield Event(job.id)
+            elif result.fault == "picture" or (result.fault == "policy" and summary["captioned"]):
+                yield fail(job, sha256, result)
+            else:
+                waiting.append((job, sha256, result))
+                if len(waiting) >= STREAK:
+                    break
+        well = summary["captioned"] or any(row.get("captioner") == captioner().identity for row in ours.values()) if waiting else True
+        if not well or len(waiting) >= STREAK:
+            raise _captioner_at_fault([reason for _, _, reason in waiting], config, bool(summary["captioned"]))
+        for one in waiting:
+            yield fail(*one)
+
+    run = Run("caption", len(jobs), held(folder, work), summary)
+    return run
 
 
 def check_captioner(config: CaptionConfig) -> None:
     """Refuse, before any triptych exists, a run that will have to ask about some and has nobody to ask.
 
+    A server is asked one free question. With captions of your own and no captioner named, none is needed.
+
     Raises:
-        ModelError: no captioner, no folder with captions, and no caption there yet.
+        ModelError, ConfigError: no captioner, no folder with captions, and no caption there yet; or see `captioners.check_captioner`.
     """
     own = config.captions is not None or any(config.triptych_folder.glob("*.txt"))
     if not own and not config.vlm_model.strip():
         raise no_captioner()
+    if config.vlm_model.strip():
+        captioners.check_captioner(config.vlm_model, config.base_url, timeout=config.timeout)
 
 
-def _brought(captions: Path | None, jobs: list[Job]) -> dict[str, str]:
-    """By id the captions of the user's folder for triptychs that have none yet: `<id>.txt` before `<item>.txt`."""
-    if captions is None:
-        return {}
-    if not captions.is_dir():
-        raise InputError(f"The captions folder {captions} is missing.", "Give a folder with <id>.txt or <item>.txt files.")
-    found: dict[str, str] = {}
-    for job in jobs:
-        files = [captions / f"{name}.txt" for name in (job.id, job.row.get("item")) if name and "/" not in name]
-        file = next((file for file in files if file.is_file()), None)
-        if file and not job.text_file.exists():
-            found[job.id] = read_text(file, CAPTION_BYTES, "The caption")
-    return found
-
-
-def _jobs(folder: Path) -> list[Job]:
-    pictures = sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
-    if not pictures:
-        raise WorkError(f"There are no triptychs in {folder}.", "Run `triptych concat` first, or put <id>.png files there.")
-    metadata = folder / "metadata.jsonl"
-    rows = {row.get("file_name"): row for row in (read_jsonl(metadata) if metadata.exists() else [])}
-    return [Job(picture, rows.get(picture.name, {})) for picture in pictures]
-
-
-def _limit(config: CaptionConfig) -> int:
-    """The longest caption in T5 tokens."""
-    return config.max_caption_tokens or model_settings(config.model).max_sequence_length
-
-
-def _state(job: Job, ours: dict[str, Any] | None) -> tuple[str, str]:
-    """(asked | kept | brought, who wrote the caption): what is to be done about a triptych. `ours`: its journal row."""
-    if not job.text_file.exists():
-        return "asked", ""
-    if ours is None or sha256_file(job.text_file) != ours["text_sha256"]:
-        return "brought", "user"
-    if ours["image_sha256"] not in (sha256_file(job.picture), *earlier_pictures(job.picture)):
-        return "asked", ""  # our caption describes a picture of other photos
-    return "kept", str(ours["captioner"])
+def _no_triptychs(folder: Path, fail_folder: Path) -> WorkError:
+    if number := waiting(fail_folder):
+        hint = f"{number} failed before and lie in {fail_folder}: `{COME_BACK}` brings them back."
+        return WorkError(f"There are no triptychs in {folder}.", hint)
+    return WorkError(f"There are no triptychs in {folder}.", "Run `triptych concat` first, or put <id>.png files there.")
 
 
 def _warn(job: Job, problems: Callable[[str, int], list[str]], summary: dict[str, Any]) -> str:
     """What is wrong with a caption that is there already; it is used all the same."""
     try:
-        found = problems(read_text(job.text_file, CAPTION_BYTES, "The caption"), len(job.roles))
+        found = problems(read_caption(job.text_file), len(job.roles))
     except InputError as error:
         found = [str(error)]
     note = "; ".join(found)
     if note:
         summary["captions_with_warnings"] += 1
-        summary["warnings"] += [f"{job.text_file.name}: {note}"] if len(summary["warnings"]) < WARNINGS_SHOWN else []
+        summary["captions_unreadable"] += UNREADABLE in found
+        _add_warning(summary, f"{job.text_file.name}: {note}")
     return note
 
 
+def _add_warning(summary: dict[str, Any], warning: str) -> None:
+    summary["warnings"] += [warning] if len(summary["warnings"]) < WARNINGS_SHOWN else []
+
+
+def _count_brands(job: Job, replaced: Counter[str], summary: dict[str, Any]) -> None:
+    for name, number in replaced.items():
+        summary["brands_replaced"][name] = summary["brands_replaced"].get(name, 0) + number
+        if number > MANY:
+            warning = f"{job.text_file.name}: the brand {name} was replaced {number} times; is it also a common word?"
+            _add_warning(summary, warning)
+
+
 def _describe(
-    job: Job, captioner: Captioner, answers: Answers, config: CaptionConfig, problems: Callable[[str, int], list[str]]
-) -> tuple[str, str]:
+    job: Job, captioner: Captioner, answers: Answers, config: CaptionConfig, problems: Callable[..., list[str]], limit: int
+) -> tuple[str, Described]:
     """(sha256 of the picture, its caption).
 
     Raises:
@@ -252,38 +258,51 @@ def _describe(
     if len(job.roles) != 3:
         raise Rejected("caption", f"the captioner knows three panels, this picture has {len(job.roles)}: bring {job.text_file.name}")
     sha256 = sha256_file(job.picture)
-    ask = functools.partial(answers.ask, captioner, job.id, lambda: load_image(job.picture), sha256)
-    try:
-        if config.do_check:
-            check_order(ask(CHECK_PROMPT, config.max_new_tokens), job.roles)
-    except (AnswerError, InputError) as error:
-        raise Rejected("check", error.message) from error
-    try:
-        ask_caption = functools.partial(ask, max_new_tokens=config.max_new_tokens)
-        return sha256, usable_caption(
-            ask_caption, lambda text: problems(text, len(job.roles)), config.brands, _limit(config), config.retries
-        )
-    except (AnswerError, InputError) as error:
-        raise Rejected("caption", error.message) from error
+    ask = answers.dialogue(captioner, job.id, lambda: load_image(job.picture), sha256, config.max_new_tokens)
+    while True:
+        step = "check"
+        try:
+            if config.do_check:
+                check_order(ask, job.roles)
+            step = "caption"
+            return sha256, usable_caption(ask, functools.partial(problems, panels=3), config.brands, limit, config.retries)
+        except InputError as error:
+            raise Rejected(step, sentence_of(error)) from error
+        except AnswerError as error:
+            if not ask.forget():  # nothing of an earlier run was of use: it may have been mended since
+                raise Rejected(step, error.message, error.fault, error.hint) from error
 
 
-def check_order(answer: str, roles: list[str]) -> None:
-    """Nothing, if the answer says that the panels are what their roles ask for.
+def _captioner_at_fault(reasons: Sequence[Rejected], config: CaptionConfig, worked: bool) -> ModelError:
+    """The end of a run whose captioner is of no use."""
+    reason = Counter(str(reason) for reason in reasons).most_common(1)[0][0]
+    first = next(one for one in reasons if str(one) == reason)
+    which = f"the last {len(reasons)} pictures" if worked else f"any of the {len(reasons)} pictures it was asked about"
+    if len(reasons) == 1 and not worked:
+        which = "the one picture it was asked about"
+    hints = {
+        "policy": "Use another --vlm-model, or bring captions of your own with --captions.",
+        "server": "Check vlm_model and base_url, and that this model can see pictures.",
+        "model": "Use a --vlm-model that sees pictures and follows instructions, or bring captions of your own with --captions.",
+    }
+    return ModelError(
+        f"The captioner {config.vlm_model} gave no usable answer about {which}, so none of them was moved: {reason}.",
+        first.hint or hints.get(first.fault, hints["model"]),
+    )
 
-    Raises:
-        InputError: another order, or an answer that is not exactly one word per panel.
-    """
-    expected = ["person" if role == "worn" else "garment" for role in roles]
-    seen = [word.strip() for word in answer.strip().lower().removesuffix(".").split(",")]
-    if len(seen) != len(expected) or not set(seen) <= {"garment", "person"}:
-        raise InputError(f"the answer to the order check cannot be read: {quote(answer)}")
-    if seen != expected:
-        raise InputError(f"the panels show {', '.join(seen)} instead of {', '.join(expected)}")
+
+def _spread(jobs: list[Job]) -> list[Job]:
+    """The jobs, so that the first few are from all over the set: alike pictures, which lie together, may fail alike."""
+    if len(jobs) <= STREAK:
+        return jobs
+    first, rest = jobs[: STREAK // 2], jobs[STREAK // 2 :]
+    chosen = [rest[(2 * number + 1) * len(rest) // STREAK] for number in range(STREAK // 2)]
+    return [*first, *chosen, *(job for job in rest if job not in chosen)]
 
 
 def _in_order(
-    describe: Callable[[Job], tuple[str, str]], jobs: list[Job], captioner: Callable[[], Captioner], concurrency: int
-) -> Iterator[tuple[Job, str, str | Rejected]]:
+    describe: Callable[[Job], tuple[str, Described]], jobs: list[Job], captioner: Callable[[], Captioner], concurrency: int
+) -> Iterator[tuple[Job, str, Described | Rejected]]:
     """(job, sha256 of its picture, caption or rejection), in the order of `jobs`; servers are asked several at a time.
 
     However this ends, answers under way are waited for, since they are paid for and go into the journal.
@@ -293,7 +312,7 @@ def _in_order(
     """
     trouble: list[ModelError] = []
 
-    def one(job: Job) -> tuple[Job, str, str | Rejected]:
+    def one(job: Job) -> tuple[Job, str, Described | Rejected]:
         try:
             return job, *describe(job)
         except Rejected as reason:
@@ -311,7 +330,7 @@ def _in_order(
             yield one(job)
         return
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="caption")
-    window: deque[Future[tuple[Job, str, str | Rejected]]] = deque()
+    window: deque[Future[tuple[Job, str, Described | Rejected]]] = deque()
     try:
         for job in jobs:
             window.append(pool.submit(one, job))
@@ -322,59 +341,6 @@ def _in_order(
     finally:
         captioner().close()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _move(job: Job, sha256: str, reason: Rejected, fail_folder: Path, journal: Journal) -> Path:
-    """Move a picture to `fail_folder` beside its reason; what lies there is never overwritten, a kill loses nothing."""
-    fail_folder.mkdir(parents=True, exist_ok=True)
-    for number in range(10_000):
-        target = fail_folder / (f"{job.id}-{number}.png" if number else job.picture.name)
-        try:
-            _copy_new(job.picture, target)
-        except FileExistsError:
-            if sha256_file(target) != sha256:
-                continue  # another picture of that name; the same one is a move that was cut short
-        break
-    about = {"id": job.id, "step": reason.step, "reason": str(reason), "image_sha256": sha256}
-    about |= {key: job.row[key] for key in ("item", "front_sha256", "back_sha256", "worn_sha256") if key in job.row}
-    write_json(target.with_name(f"{target.stem}.reason.json"), about)
-    journal.append({"kind": "rejected", "moved_to": str(target)} | about)
-    job.text_file.unlink(missing_ok=True)  # only ever a caption of ours for an earlier picture
-    job.picture.unlink()
-    return target
-
-
-def _copy_new(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy on another disk; FileExistsError when the name is taken."""
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
-            raise
-        with open(source, "rb") as old, open(target, "xb") as new:
-            shutil.copyfileobj(old, new)
-            new.flush()
-            os.fsync(new.fileno())
-
-
-def _write_metadata(folder: Path, jobs: list[Job], by: dict[str, str]) -> None:
-    """metadata.jsonl with one row for every picture in the folder, `text` from the caption beside it."""
-    rows = []
-    for job in jobs:
-        if not job.picture.exists():
-            continue
-        row: dict[str, Any] = {"file_name": job.picture.name, "id": job.id} | {k: v for k, v in job.row.items() if k != "text"}
-        if job.text_file.exists():
-            row["text"] = normalise(job.text_file.read_text(encoding="utf-8", errors="replace"))
-            row["caption_by"] = by.get(job.id, row.get("caption_by", "user"))
-        rows.append(row)
-    metadata = folder / "metadata.jsonl"
-    try:
-        unchanged = metadata.exists() and read_jsonl(metadata) == rows
-    except TriptychError:
-        unchanged = False
-    if not unchanged:
-        write_jsonl(metadata, rows)
 
 
 def _sha256(text: str) -> str:

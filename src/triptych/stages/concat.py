@@ -12,18 +12,20 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from pydantic import Field
 
+from triptych.answers import journal_rows
 from triptych.backbones.settings import model_settings
 from triptych.catalogue import OVERRIDES, PHOTOS, Photo, read_photos, why_nothing_usable
 from triptych.config import Seed, StageConfig
 from triptych.contact_sheets import contact_sheet, drawable, plain
 from triptych.errors import InputError, TriptychError, WorkError
+from triptych.failed_pictures import COME_BACK, still_failed
 from triptych.images import load_image, save_png
 from triptych.pairing import CHUNK, EARLIER, Triple, earlier_pictures, made_from, plan
 from triptych.panels import PanelLayout, concatenate, fit
@@ -97,7 +99,7 @@ def concat(config: ConcatConfig) -> Run:
                     yield Event(triple.id, "kept")
                 elif not target.exists() and _sources(origin) in failed:
                     summary["failed_before"] += 1
-                    yield Event(triple.id, "rejected", "`caption` has rejected it before")
+                    yield Event(triple.id, "rejected", f"`caption` has rejected it before; `{COME_BACK}` brings it back")
                 else:
                     try:
                         canvas = concatenate([panel(triple.photos[role]) for role in layout.roles], layout)
@@ -163,15 +165,13 @@ def _origin(before: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in before.items() if key != EARLIER}
 
 
-def _sources(row: dict[str, Any]) -> tuple[Any, ...]:
+def _sources(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(key) for key in ("id", "front_sha256", "back_sha256", "worn_sha256"))
 
 
 def _failed(folder: Path) -> set[tuple[Any, ...]]:
-    """The sources of triptychs that `caption` has moved away; they come back when their photos are others."""
-    journal = folder / "caption.jsonl"
-    rows = read_jsonl(journal) if journal.exists() else []
-    return {_sources(row) for row in rows if row.get("kind") == "rejected"}
+    """The sources of triptychs that `caption` has moved away; they are made again when their photos are others."""
+    return {_sources(row) for row in still_failed(journal_rows(folder / "caption.jsonl"))}
 
 
 def _rows(folder: Path, triples: Iterable[Triple], made: set[str], layout: PanelLayout) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,15 +12,19 @@ from PIL import Image
 from pydantic import Field
 
 from triptych import progress
+from triptych.captions import UNKNOWN_SHARE
 from triptych.config import StageConfig
 from triptych.errors import ConfigError, TriptychError
 from triptych.images import load_image
 from triptych.panels import PanelLayout
+from triptych.prompt_tokens import prompt_tokenizer
 from triptych.sources import Source, TriptychFolder, grid_of, reject
 from triptych.store import Event, Run, StageFolder, held, write_json, write_jsonl
 
 if TYPE_CHECKING:  # it imports torch, which `--help` can do without
     from triptych.backbones.base import Autoencoder, Backbone, Text
+
+log = logging.getLogger(__name__)
 
 CHUNK = 256  # captions in memory at once; a T5 embedding of FLUX.1-dev has 4 MB
 
@@ -71,6 +76,7 @@ def embed(config: EmbedConfig) -> Run:
         "rejected": len(rejects),
         "captions_cut": 0,
         "layouts_guessed": sum(source.layout_by == "guess" for source in sources),
+        "captions_unreadable": _unreadable(config.model, sources),
         "folder": str(folder.path),
     }
 
@@ -116,6 +122,16 @@ def _is_fresh(source: Source, about: dict[str, Any], text: dict[str, Any], backb
 
 def _facts(source: Source) -> dict[str, Any]:
     return {"layout": source.layout.to_dict(), "layout_by": source.layout_by, "item": source.item}
+
+
+def _unreadable(model: str, sources: Sequence[Source]) -> int:
+    """How many captions the text encoder cannot read, in whose tokens many words are the same unknown one; they are named in a warning."""
+    tokenizer = prompt_tokenizer(model)
+    found = [one.id for one in sources if tokenizer and tokenizer.unknown_share(one.caption) > UNKNOWN_SHARE]
+    if found:
+        names = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
+        log.warning("The text encoder of %s does not know many words of %d captions: write them in English: %s.", model, len(found), names)
+    return len(found)
 
 
 def _embed(backbone: Backbone, folder: Path, todo: list[Source], length: int, batch_size: int, summary: dict[str, Any]) -> Iterator[Event]:

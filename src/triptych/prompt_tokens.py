@@ -1,0 +1,66 @@
+"""How the text encoder of a diffusion model cuts a prompt: its tokenizer alone, without weights, and without the network."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+from triptych.backbones.settings import T5_TOKENIZERS, resolve_model
+
+_MARKS = re.compile(r"<IMAGE [1-9][0-9]?>|<Brand>")
+
+
+class PromptTokenizer:
+    """The tokenizer that `max_sequence_length` counts by. May be used by several threads."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self._lock = tokenizer, threading.Lock()  # tokenizers must not be used by several threads at once
+
+    def count(self, text: str) -> int:
+        """Tokens of a prompt, end token included: what `TextEncoder.count_tokens` says."""
+        with self._lock:
+            return len(self._tokenizer(text).input_ids)
+
+    def unknown_share(self, text: str) -> float:
+        """How many of a text's letters stand in words that the encoder does not know whole, 0 to 1; markers do not count.
+
+        Whole words, because tokenizers make one unknown token of many foreign letters in a row.
+        """
+        words = _MARKS.sub(" ", text).split()
+        unknown = self._tokenizer.unk_token_id
+        if not words or unknown is None:
+            return 0.0
+        with self._lock:
+            rows = self._tokenizer(words, add_special_tokens=False).input_ids
+        lost = sum(len(word) for word, row in zip(words, rows, strict=True) if unknown in row)
+        return lost / sum(map(len, words))
+
+
+_LOADING = threading.Lock()  # transformers must not be imported by two threads at once
+
+
+def prompt_tokenizer(model: str) -> PromptTokenizer | None:
+    """The tokenizer of a model's text encoder; None where it is not on this machine."""
+    with _LOADING:
+        return _load(model)
+
+
+@functools.cache
+def _load(model: str) -> PromptTokenizer | None:
+    from huggingface_hub import try_to_load_from_cache
+    from transformers import AutoTokenizer
+
+    try:
+        name = resolve_model(model)
+        index = Path(name) / "model_index.json"
+        if not index.is_file():
+            index = Path(str(try_to_load_from_cache(name, "model_index.json")))
+        family = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        folder = T5_TOKENIZERS.get(family, "tokenizer_2")
+        return PromptTokenizer(AutoTokenizer.from_pretrained(name, subfolder=folder, local_files_only=True, trust_remote_code=False))
+    except Exception:  # not on this machine, in whatever way
+        return None
