@@ -59,6 +59,7 @@ def test_odd_file_systems_are_written_to(tmp_path: Path, call: str, monkeypatch:
         with StageFolder(tmp_path / "s", "stage", {}).open() as folder, publish(folder / "a.safetensors") as temporary:
             save_file({"a": torch.ones(2)}, temporary)
     assert sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") == ["a.safetensors", "stage.manifest.json"]
+    assert len({stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir() if path.suffix != ".lock"}) == 1
 
 
 def test_a_drive_that_cannot_rename_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from triptych import flow
 from triptych.backbones.base import Backbone, Text
@@ -238,8 +240,13 @@ def test_validation_pictures_come_from_the_sampler(tmp_path: Path, tiny: Path) -
 
     write_records(tmp_path, ["id-1", "id-2"], tiny)
     train(config(tmp_path, tiny, max_train_steps=2, validation_steps=2)).finish()
-    with Image.open(tmp_path / "lora" / "samples" / "step-000002.png") as sheet:
-        assert sheet.size == (96, 48 * 4)
+    sheets = [np.asarray(Image.open(tmp_path / "lora" / "samples" / f"step-{step:06d}.png")) for step in (0, 2)]
+    assert all(sheet.shape == (4 * (18 + 48), 96, 3) for sheet in sheets)
+    rows = [sheet.reshape(4, 66, 96, 3) for sheet in sheets]
+    assert all((row[:18] != 255).any() and (row[:18] == 255).any() for row in rows[1]), "each picture has a label"
+    assert (rows[0][0, 18:] == rows[1][0, 18:]).all() and (rows[0][1, 18:] != rows[1][1, 18:]).any(), "the truth, and what is made"
+    board = EventAccumulator(str(tmp_path / "lora" / "tensorboard" / "triptych")).Reload()
+    assert [event.step for event in board.Images("validation/pictures")] == [0, 2]
 
 
 def test_read_lora_of_a_work_folder(tmp_path: Path, tiny_flux: Path) -> None:

@@ -86,8 +86,13 @@ def publish(path: Path) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors puts a file of its own there, private to the user
-            with contextlib.suppress(OSError):  # file systems without permissions
+            try:
                 temporary.chmod(mode)
+            except OSError:  # file systems that change no permissions: only new files get those of the umask
+                ours = aside / "ours"
+                _create(ours)
+                shutil.copyfile(temporary, ours)
+                os.replace(ours, temporary)
         rename(temporary, path)
 
 

@@ -23,7 +23,6 @@ from triptych.backbones.registry import load_backbone
 from triptych.config import seeds_from
 from triptych.embeddings import EmbeddingFolder
 from triptych.errors import WorkError
-from triptych.images import save_png
 from triptych.lora import FILE_NAME, LoraFile, add_lora, save_lora
 from triptych.signals import Request, Stopped, ending_after_this_step
 from triptych.store import Event, Run, StageFolder, held, read_jsonl, sha256_file
@@ -84,7 +83,10 @@ def train(config: TrainConfig) -> Run:
         "loss": None,
         "validation_loss": None,
         "lora": str(config.train_folder / FILE_NAME),
+        "tensorboard": str(config.logging_dir or config.train_folder / "tensorboard"),
     }
+    if config.validation_steps and config.num_validation_images:
+        summary["samples"] = str(config.train_folder / "samples")
 
     def work() -> Iterator[Event]:
         if is_done(config):
@@ -141,6 +143,16 @@ def _steps(
     def save_average(path: Path, tensors: dict[str, Tensor]) -> None:
         save_lora(path, tensors, config.rank, config.alpha, about_lora(config, backbone.name, data, state, init))
 
+    def validated() -> dict[str, float]:
+        """The averaged LoRA's losses on what is held out; its pictures are kept."""
+        with state.averaged():
+            losses = validation_loss(config, backbone, transformer, data) if data.held_out else {}
+            if config.num_validation_images and (writes or sharded):  # a sharded model runs on all or not at all
+                log.picture(state.step, validation_pictures(config, backbone, transformer, data, state.step))
+        return losses
+
+    if config.validation_steps and start == 0:  # what there is to be better than
+        log.draw(0, validated())
     with ending_after_this_step() as request:
         while state.step < config.max_train_steps and not state.out_of_patience(patience):
             if distributed.any_of(request.number is not None, backbone.device):
@@ -158,13 +170,7 @@ def _steps(
 
             last = state.step == config.max_train_steps
             if config.validation_steps and (last or state.step % config.validation_steps == 0):
-                with state.averaged():
-                    if data.held_out:
-                        row |= validation_loss(config, backbone, transformer, data)
-                    if config.num_validation_images and (writes or sharded):  # a sharded model runs on all or not at all
-                        sheet = validation_pictures(config, backbone, transformer, data)
-                        if writes:
-                            save_png(sheet, folder / "samples" / f"step-{state.step:06d}.png")
+                row |= validated()
             if "validation/loss" in row:
                 loss = distributed.first(row["validation/loss"], backbone.device)
                 if not math.isfinite(loss):

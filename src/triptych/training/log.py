@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
-from triptych.store import read_jsonl, write_jsonl
+from triptych.images import save_png
+from triptych.store import explained, read_jsonl, write_jsonl
 
 
 class TrainLog:
@@ -20,7 +23,7 @@ class TrainLog:
     """
 
     def __init__(self, folder: Path, tensorboard: Path, start: int, writes: bool = True) -> None:
-        path = folder / "train.jsonl"
+        path = self._path = folder / "train.jsonl"
         self._rows = [row for row in (read_jsonl(path) if path.exists() else []) if row["step"] <= start]
         self._writes = writes
         if writes:
@@ -28,17 +31,28 @@ class TrainLog:
 
             write_jsonl(path, self._rows)
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
-            self._board = SummaryWriter(str(tensorboard), purge_step=start + 1)
+            self._board = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a row; in TensorBoard names without a group of their own stand under `train/`."""
+        """Add a row."""
         row = {"step": step, **{name: float(f"{value:.6g}") for name, value in values.items()}}
         self._rows.append(row)
         if self._writes:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-            for name, value in values.items():
-                self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+            with explained(self._path):
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
+            self.draw(step, values)
+
+    def draw(self, step: int, values: Mapping[str, float]) -> None:
+        """Into TensorBoard alone; names without a group of their own stand under `train/`."""
+        for name, value in values.items() if self._writes else ():
+            self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+
+    def picture(self, step: int, sheet: Image.Image) -> None:
+        """Keep the validation pictures of a step, in `samples/` and in TensorBoard."""
+        if self._writes:
+            save_png(sheet, self._path.parent / "samples" / f"step-{step:06d}.png")
+            self._board.add_image("validation/pictures", np.asarray(sheet), step, dataformats="HWC")
 
     def mean_loss(self) -> float | None:
         return mean_loss(self._rows)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import nn
 
 from triptych import progress
 from triptych.backbones.base import Backbone
+from triptych.contact_sheets import plain
+from triptych.fonts import font_for
 from triptych.inference import Models, generate_triptych, to_images
 from triptych.panels import split
 from triptych.sampling import SamplingConfig
@@ -33,8 +35,8 @@ def validation_loss(config: TrainConfig, backbone: Backbone, transformer: nn.Mod
     return {"validation/loss": sum(means.values()) / len(means), **means}
 
 
-def validation_pictures(config: TrainConfig, backbone: Backbone, transformer: nn.Module, data: TrainingSet) -> Image.Image:
-    """Worn panels that `generate` makes from the product panels, each with a fixed seed: truth above, made below.
+def validation_pictures(config: TrainConfig, backbone: Backbone, transformer: nn.Module, data: TrainingSet, step: int) -> Image.Image:
+    """Worn panels that `generate` makes from the product panels, each with a fixed seed: truth above, made below, each with its label.
 
     The true panels come out of the autoencoder; held-out triptychs are shown first.
     """
@@ -43,16 +45,27 @@ def validation_pictures(config: TrainConfig, backbone: Backbone, transformer: nn
     models = Models(backbone, transformer, backbone.load_autoencoder(), texts)
     trained = {"context": config.context, "context_lora": config.context_lora, "context_reading": config.context_reading}
     sampling = SamplingConfig(model=config.model).sampling(backbone.settings, trained=trained)
-    rows = []
+    rows: list[tuple[str, Image.Image]] = []
     for number, id in enumerate(ids):
         record = data.records[id]
         (truth,) = to_images(models.autoencoder.decode(record.latent_mean_CHW[None].to(backbone.device)))
         products = dict(zip(record.layout.roles[:-1], split(truth, record.layout), strict=False))
         with backbone.autocast():
-            rows += [truth, *generate_triptych(models, [id], record.layout, [config.seed + number], sampling, [products])]
-    sheet = Image.new("RGB", (max(image.width for image in rows), sum(image.height for image in rows)))
-    top = 0
-    for image in rows:
-        sheet.paste(image, (0, top))
-        top += image.height
+            (made,) = generate_triptych(models, [id], record.layout, [config.seed + number], sampling, [products])
+        kind = "held out" if id in data.held_out else "trained on"
+        rows += [(f"true, {kind}: {id}", truth), (f"made at step {step}: {id}", made)]
+    return _labelled(rows)
+
+
+def _labelled(rows: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Pictures below each other, each under a line of text."""
+    line = 18
+    sheet = Image.new("RGB", (max(image.width for _, image in rows), sum(image.height + line for _, image in rows)), "white")
+    draw, top = ImageDraw.Draw(sheet), 0
+    for label, image in rows:
+        text = plain(label)
+        if font := font_for(text, line - 6):
+            draw.text((2, top + 1), text, "#202020", font)
+        sheet.paste(image, (0, top + line))
+        top += line + image.height
     return sheet
