@@ -254,6 +254,16 @@ def test_a_fitted_mask_lies_where_the_fitted_photo_shows_it() -> None:
     assert (panel[seen > 0.6] > 0.6).all()
 
 
+def test_a_fitted_mask_is_the_mean_of_what_falls_on_a_pixel_and_at_least_one_step_of_255() -> None:
+    mask = np.zeros((8, 100), np.float32)
+    mask[:4, :50], mask[7, 99] = 1, 0.001
+    panel = tokens.fit_mask(mask, Box(0, 0, 100, 8), 50, 4)
+    assert (panel[:2, :25] == 1).all() and (panel[:2, 25:] == 0).all()
+    assert panel[3, 49] == np.float32(1) / np.float32(255) and panel.sum() == 50 + panel[3, 49]
+    soft = tokens.fit_mask(np.array([[1, 0], [0, 0]], np.float32), Box(0, 0, 2, 2), 1, 1)
+    assert soft[0, 0] == pytest.approx(0.25, abs=0.5 / 255)
+
+
 def test_preview_changes_the_inside_and_keeps_the_size() -> None:
     photo = Image.new("RGB", (300, 400), (40, 90, 160))
     shown = masks.preview(photo, masks.polygon_mask([[(100, 100), (200, 100), (200, 250), (100, 250)]], photo.size))

@@ -42,6 +42,13 @@ def test_rounding_up_adds_the_nearest_allowed_tokens(seed: int, multiple: int, s
         assert not rounded.any()
 
 
+def test_all_samples_of_a_batch_get_as_many_tokens_as_the_largest_needs() -> None:
+    sets = np.zeros((2, 3, 4), bool)
+    sets[0, 0, 0] = sets[1, 1, :3] = True
+    rounded = tokens.rounded_up(sets, np.ones((3, 4), bool), 2)
+    assert rounded.sum((1, 2)).tolist() == [4, 4], "three, rounded up to a multiple of two"
+
+
 def test_allowed_tokens_apart_from_the_active_ones_come_last_in_reading_order() -> None:
     active, allowed = np.zeros((4, 6), bool), np.zeros((4, 6), bool)
     active[0, 0] = allowed[0, 1] = True
