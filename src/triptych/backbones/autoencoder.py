@@ -10,12 +10,14 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from triptych.backbones.base import Autoencoder
+from triptych.backbones.checkpoint import check_autoencoder
 
 
 class KLAutoencoder(Autoencoder):
     """AutoencoderKL with the shift and scale of its config folded in."""
 
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
+        check_autoencoder(AutoencoderKL, model)
         vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
         self.vae = vae.to(device).eval()
         self.stride = 2 ** (len(vae.config.block_out_channels) - 1)

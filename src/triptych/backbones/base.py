@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +17,14 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from triptych.backbones import cpu
+from triptych.backbones.checkpoint import check_encoder, check_transformer, opening
 from triptych.backbones.modulation import Steps
 from triptych.backbones.offload import place
 from triptych.backbones.quantize import load_quantized
 from triptych.backbones.settings import ModelSettings, Quantize, model_settings, resolve_model
-from triptych.errors import ModelError
 
 Text = dict[str, Tensor]
 """Text embeddings of a batch, one tensor per name, batch first. Names are the family's own business."""
@@ -214,16 +212,21 @@ class Backbone(ABC):
 
     def load_text_encoder(self) -> TextEncoder:
         with opening(self.model):
+            for part in self.encoders:
+                if part.startswith("text_encoder"):
+                    check_encoder(self.model, part, self.device)
             return self.text_encoder_class(self.model, self.device, self.dtype)
 
     def load_autoencoder(self) -> Autoencoder:
         with opening(self.model):
+            check_encoder(self.model, "vae", self.device)
             return self.autoencoder_class(self.model, self.device, self.dtype)
 
     def load_transformer(self) -> nn.Module:
         """Frozen, in eval mode, on the device but for the blocks that are swapped."""
         load = {"torch_dtype": self.dtype, "use_safetensors": True}
         with opening(self.model):
+            check_transformer(self.transformer_class, self.model)
             if self.quantize == "none":
                 transformer: nn.Module = self.transformer_class.from_pretrained(self.model, subfolder="transformer", **load)
             else:
@@ -298,17 +301,6 @@ class Backbone(ABC):
 
     def to_device(self, text: Text) -> Text:
         return {key: value.to(self.device, self.dtype) for key, value in text.items()}
-
-
-@contextmanager
-def opening(model: str) -> Iterator[None]:
-    """Whatever goes wrong while parts of a model are loaded, as one `ModelError`."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        words = (str(error) or repr(error)).splitlines()[0][:200]
-        hint = "The folder may be incomplete, the download interrupted, or the memory too small."
-        raise ModelError(f"The model {model} cannot be loaded: {words}", hint) from error
 
 
 def fingerprint(model: str, parts: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 from triptych import flow
 from triptych.backbones.autoencoder import KLAutoencoder
 from triptych.backbones.base import Backbone, Context, Text, TextEncoder, Window
+from triptych.backbones.checkpoint import whole
 from triptych.backbones.flux_context import install, reader
 from triptych.backbones.settings import T5_TOKENIZERS
 
@@ -46,9 +47,11 @@ class FluxText(TextEncoder):
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
         self.clip_tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer")
         self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=T5_TOKENIZERS["FluxPipeline"])
-        load = {"torch_dtype": dtype, "use_safetensors": True}
-        self.clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", **load).to(device).eval()
-        self.t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", **load).to(device).eval()
+        load = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", **load)
+        self.clip = whole(model, "text_encoder", clip).to(device).eval()
+        t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", **load)
+        self.t5 = whole(model, "text_encoder_2", t5).to(device).eval()
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], max_sequence_length: int) -> Text:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -27,12 +26,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from triptych.backbones.checkpoint import WEIGHTS, transformer_folder
 from triptych.backbones.settings import Quantize
 from triptych.errors import ModelError
-
-log = logging.getLogger(__name__)
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class QuantizedLinear(nn.Linear):
@@ -185,7 +181,7 @@ def load_quantized(transformer_class: Any, model: str, quantize: Quantize, devic
     Raises:
         ValueError, OSError: a checkpoint that does not fit its own config, is incomplete, or cannot be read.
     """
-    folder = _transformer_folder(model)
+    folder = transformer_folder(model)
     with torch.device("meta"):
         transformer: nn.Module = transformer_class.from_config(transformer_class.load_config(folder))
     kind, modules = FORMATS[quantize], dict(transformer.named_modules())
@@ -194,8 +190,7 @@ def load_quantized(transformer_class: Any, model: str, quantize: Quantize, devic
         module = modules.get(owner)
         place = getattr(module, leaf, None)
         if module is None or not isinstance(place, Tensor):
-            log.warning("%s of %s is not part of the model and is left out.", name, folder)
-            continue
+            raise ValueError(f"{name} is no part of the model")
         if place.shape != tensor.shape:
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)} instead of {tuple(place.shape)}")
         if leaf == "weight" and is_quantized(owner, module):
@@ -211,15 +206,6 @@ def load_quantized(transformer_class: Any, model: str, quantize: Quantize, devic
     if missing:
         raise ValueError(f"{folder} lacks {len(missing)} tensors, {missing[0]} among them")
     return transformer
-
-
-def _transformer_folder(model: str) -> Path:
-    path = Path(model)
-    if not path.is_dir():
-        from huggingface_hub import snapshot_download
-
-        path = Path(snapshot_download(model, allow_patterns=["transformer/config.json", f"transformer/{Path(WEIGHTS).stem}*.safetensors*"]))
-    return path / "transformer"
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

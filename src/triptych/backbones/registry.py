@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from triptych.backbones.base import Backbone, default_device, default_dtype
 from triptych.backbones.flux import Flux
+from triptych.backbones.model_folder import check_files, no_backbone
 from triptych.backbones.quantize import check_installed
 from triptych.backbones.sd3 import SD3
 from triptych.backbones.settings import Quantize, model_class, resolve_model
@@ -29,7 +32,9 @@ def load_backbone(model: str, device: str = "auto", dtype: str = "auto", quantiz
     """
     name = model_class(model)
     if name not in FAMILIES:
-        raise ModelError(f"{model} is a {name}, which has no backbone here.", f"Known: {', '.join(sorted(FAMILIES))}.")
+        raise no_backbone(model, name, sorted(FAMILIES))
+    for part in ("transformer", *FAMILIES[name].encoders):
+        check_files(model, Path(resolve_model(model)) / part)
     try:
         where = default_device() if device == "auto" else torch.device(device)
         torch.empty(0, device=where)

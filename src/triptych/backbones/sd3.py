@@ -19,6 +19,7 @@ from triptych import flow
 from triptych.backbones.attention import attention
 from triptych.backbones.autoencoder import KLAutoencoder
 from triptych.backbones.base import Backbone, Context, Text, TextEncoder, Window
+from triptych.backbones.checkpoint import whole
 from triptych.backbones.settings import T5_TOKENIZERS
 from triptych.errors import ModelError
 
@@ -36,14 +37,15 @@ class SD3Text(TextEncoder):
     vectors side by side (`pooled_prompt_embeds`, (B, D))."""
 
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
-        load = {"torch_dtype": dtype, "use_safetensors": True}
+        load = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         self.clip_tokenizers = [AutoTokenizer.from_pretrained(model, subfolder=name) for name in ("tokenizer", "tokenizer_2")]
         self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=T5_TOKENIZERS["StableDiffusion3Pipeline"])
         self.clips = [
-            CLIPTextModelWithProjection.from_pretrained(model, subfolder=name, **load).to(device).eval()
+            whole(model, name, CLIPTextModelWithProjection.from_pretrained(model, subfolder=name, **load)).to(device).eval()
             for name in ("text_encoder", "text_encoder_2")
         ]
-        self.t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_3", **load).to(device).eval()
+        t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_3", **load)
+        self.t5 = whole(model, "text_encoder_3", t5).to(device).eval()
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], max_sequence_length: int) -> Text:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from triptych.backbones.model_folder import no_folder
 from triptych.errors import ModelError
 from triptych.pocket import checkpoint_path
 
@@ -77,10 +78,7 @@ def resolve_model(model: str) -> str:
     path = Path(model)
     if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         if not (path / "model_index.json").is_file():
-            raise ModelError(
-                f"{model} is no diffusers model folder: it has no model_index.json.",
-                "Give a folder saved by diffusers, or a hub id such as black-forest-labs/FLUX.1-dev.",
-            )
+            raise no_folder(path)
         return str(path)
     return model
 

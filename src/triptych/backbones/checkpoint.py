@@ -1,0 +1,110 @@
+"""Whether a model's weights are what its configs say, told from the headers of its files before gigabytes are read.
+
+diffusers and transformers only warn of tensors that they do not know and fill missing ones with random numbers: a checkpoint that is
+quantised already then loads, and draws noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from triptych.backbones.model_folder import check_complete, check_quantised, read_config, read_shapes
+from triptych.errors import ModelError
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def transformer_folder(model: str) -> Path:
+    """The transformer's folder of a diffusers folder or hub id; of a hub id it is fetched, as far as it is not here yet."""
+    path = Path(model)
+    if not path.is_dir():
+        from huggingface_hub import snapshot_download
+
+        path = Path(snapshot_download(model, allow_patterns=["transformer/config.json", f"transformer/{Path(WEIGHTS).stem}*.safetensors*"]))
+    return path / "transformer"
+
+
+def shapes_of(transformer_class: Any, folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a transformer's tensors by name, from its config alone."""
+    with torch.device("meta"):
+        transformer = transformer_class.from_config(transformer_class.load_config(folder))
+    return {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
+
+
+def check_transformer(transformer_class: Any, model: str) -> None:
+    """
+    Raises:
+        ModelError: the weights are quantised already, or not those of the model that the config describes.
+    """
+    folder = transformer_folder(model)
+    config = read_config(folder)
+    check_quantised(model, "transformer", config, {})
+    header = read_shapes(folder, Path(WEIGHTS).stem)
+    check_quantised(model, "transformer", config, header)
+    check_complete(model, "transformer", header, shapes_of(transformer_class, folder))
+
+
+def check_encoder(model: str, part: str, device: torch.device) -> None:
+    """Text encoders that bitsandbytes has quantised are loaded as they are, where there is a card for them.
+
+    Raises:
+        ModelError: weights that are quantised and not loaded as such, or cannot be here.
+    """
+    folder = Path(model) / part
+    if not folder.is_dir():  # a hub id
+        return
+    config = read_config(folder)
+    if config.get("quantization_config"):
+        if device.type == "cpu":
+            problem = f"The {part} of {model} is quantised already, and such weights are loaded on a CUDA card only"
+            raise ModelError(f"{problem}; this is the CPU.", "Give a model folder in full precision (bf16), or a card with --device cuda.")
+        return
+    stem = "diffusion_pytorch_model" if part == "vae" else "model"
+    if (folder / f"{stem}.safetensors").is_file() or (folder / f"{stem}.safetensors.index.json").is_file():
+        check_quantised(model, part, config, read_shapes(folder, stem))
+
+
+def check_autoencoder(autoencoder_class: Any, model: str) -> None:
+    """
+    Raises:
+        ModelError: the checkpoint lacks tensors of the model that its config describes.
+    """
+    folder = Path(model) / "vae"
+    if folder.is_dir() and (folder / WEIGHTS).is_file():
+        header = read_shapes(folder, Path(WEIGHTS).stem)
+        expected = shapes_of(autoencoder_class, folder)
+        if not any(name.endswith(".query.weight") for name in header):  # names of old, which diffusers still converts
+            check_complete(model, "vae", {name: about for name, about in header.items() if name in expected}, expected)
+
+
+def whole(model: str, part: str, loaded: tuple[Any, dict[str, Any]]) -> Any:
+    """A part that transformers loaded with `output_loading_info=True`.
+
+    Raises:
+        ModelError: the checkpoint lacks tensors, which transformers has filled with random numbers.
+    """
+    encoder, info = loaded
+    missing = sorted(map(str, info.get("missing_keys") or ()))
+    if missing:
+        count = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(f"The {part} of {model} lacks {missing[0]}{count}: it is incomplete.", "Download the folder again.")
+    return encoder
+
+
+@contextmanager
+def opening(model: str) -> Iterator[None]:
+    """Whatever goes wrong while parts of a model are loaded, as one `ModelError`."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
+        words = (str(error) or repr(error)).strip().splitlines()[0][:200].rstrip(".")
+        hint = "The folder may be incomplete, or its download was interrupted."
+        if isinstance(error, MemoryError) or "memory" in words.lower() or getattr(error, "errno", None) == 12:
+            hint = "The memory is too small: `triptych plan` says what a model needs, and what makes it smaller."
+        raise ModelError(f"The model {model} cannot be loaded: {words}.", hint) from error
