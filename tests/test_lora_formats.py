@@ -563,7 +563,7 @@ def test_what_is_no_lora_for_flux_1_is_refused_in_a_sentence(tmp_path: Path, ten
         ),
         ({"triptych": '{"layout": [1]}'}, "panels"),
         ({"triptych": '{"family": "../x"}'}, "family"),
-        ({"triptych": '{"base_model": ["x"]}'}, "triptych"),
+        ({"triptych": '{"context_lora": "yes"}'}, "triptych"),
     ],
 )
 def test_damaged_metadata_is_refused_in_a_sentence(tmp_path: Path, metadata: dict[str, str], words: str) -> None:

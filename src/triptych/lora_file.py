@@ -278,6 +278,8 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
         raise ModelError("has metadata that describes no panels", hint)
     if "family" in about and about["family"] not in FAMILIES:
         raise ModelError("has metadata that names a model family which is not known here", hint)
-    if not isinstance(about.get("base_model", ""), str) or not isinstance(about.get("context_lora", False), bool):
+    if not isinstance(about.get("base_model", ""), str):  # a name for people: a file without one is as good
+        del about["base_model"]
+    if not isinstance(about.get("context_lora", False), bool):
         raise ModelError("has damaged metadata under 'triptych'", hint)
     return about
