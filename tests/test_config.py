@@ -10,8 +10,9 @@ from triptych import pipeline
 from triptych.cli import main
 from triptych.config import load_config, section
 from triptych.config_files import ORIGINAL_KEYS
-from triptych.errors import ConfigError
+from triptych.errors import ConfigError, ModelError, WorkError
 from triptych.pipeline import PIPELINE, RunConfig, run, validated
+from triptych.planning.advice import in_words
 from triptych.stages import STAGES
 from triptych.store import read_jsonl
 
@@ -205,6 +206,49 @@ def test_a_section_wins_over_shared_keys_and_an_option_over_both(tmp_path: Path,
     assert main(["run", "--config", str(path), "--seed", "7"]) == 1
     assert {"concat": 7} in seen
     assert {"train": 7} in seen
+
+
+def runnable(tmp_path: Path, **more: str) -> Path:
+    keys = {"work": str(tmp_path / "w"), "model": "pocket", **more}
+    text = "".join(f"{key}: {value}\n" for key, value in keys.items())
+    return write(tmp_path, text + "caption: {vlm_model: pocket}\nclean: {photos: nowhere}\n")
+
+
+def test_what_plan_advises_can_be_typed_into_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, dict] = {}
+    monkeypatch.setattr(pipeline, "validated", lambda model, values, verb: given.update({verb: values}) or model(**values))
+    change = {"gradient_checkpointing": True, "batch_size": 1, "gradient_accumulation_steps": 4, "quantize": "nf4"}
+    change |= {"blocks_to_swap": 8, "panel_width": 384, "panel_height": 512}
+    assert main(["run", "--config", str(runnable(tmp_path)), *in_words(change).split()]) == 1, "no photos there"
+    for verb, own in given.items():
+        known = next(stage for stage in STAGES if stage.name == verb).config_class().model_fields
+        assert {key: own[key] for key in change if key in known} == {key: value for key, value in change.items() if key in known}
+    assert given["train"]["quantize"] == "nf4" and given["concat"]["panel_width"] == 384
+
+
+def test_folders_are_tried_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    for folder in ("file", "file/below"):
+        with pytest.raises(WorkError, match=r"cannot be a folder: .*file is a file"):
+            run(RunConfig(), load_config([runnable(tmp_path, embeddings=str(tmp_path / folder))], VERBS))
+    monkeypatch.setattr(pipeline.os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(WorkError, match="cannot be written to"):
+        run(RunConfig(), load_config([runnable(tmp_path)], VERBS))
+
+
+def test_a_model_is_opened_before_any_work(tmp_path: Path) -> None:
+    """Offline, a model of the hub that is not here is refused before `clean` looks at a photo."""
+    data = load_config([runnable(tmp_path, model="nobody/nothing")], VERBS)
+    with pytest.raises(ModelError, match="nobody/nothing cannot be opened"):
+        run(RunConfig(), data)
+
+
+def test_presets_come_with_the_package_and_go_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("12gb", "16gb", "24gb", "80gb"):
+        assert load_config([Path(name)], VERBS)["train"]["rank"] > 0
+    write(tmp_path, "work: mine\n", "12gb")
+    assert load_config([Path("12gb")], VERBS) == {"work": "mine"}, "a file of one's own wins"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

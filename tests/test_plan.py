@@ -305,7 +305,7 @@ def test_clean_context_and_several_noise_levels_are_planned_to_the_end(tiny_flux
 )
 def test_presets_fit_their_cards(preset: str, card: str, capsys: pytest.CaptureFixture[str]) -> None:
     configs = Path(__file__).parents[1] / "configs"
-    words = ["--config", str(configs / "flux-dev.yaml"), "--config", str(configs / "presets" / f"{preset}.yaml")]
+    words = ["--config", str(configs / "flux-dev.yaml"), "--config", preset]
     assert main(["plan", *words, "--card", card, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["verdict"].startswith("It fits on")

@@ -19,6 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from triptych import cli, progress
+from triptych.amounts import duration, number
 from triptych.cli import main
 from triptych.errors import InputError, WorkError
 from triptych.outcome import check_made
@@ -27,7 +28,7 @@ from triptych.store import Event, Run
 from triptych.terminal import faults, hub, quiet, screen
 from triptych.terminal.screen import Row, Screen
 from triptych.terminal.summary import next_line, text_of
-from triptych.terminal.words import duration, number, plain, strict
+from triptych.terminal.words import plain, strict
 
 TRIPTYCH = [sys.executable, "-m", "triptych"]
 

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+import triptych
 from triptych import flow
 from triptych.backbones.registry import load_backbone
 from triptych.checkpoints import load_newest, save_checkpoint
@@ -41,7 +42,7 @@ from triptych.training.state import TrainState
 from .test_resume import same_lora
 from .test_train import LAYOUT, config, training_set, write_records
 
-PRESETS = sorted((Path(__file__).parents[1] / "configs").rglob("*gb.yaml"))
+PRESETS = sorted((Path(triptych.__file__).parent / "presets").glob("*.yaml"))
 
 
 def rows(work: Path) -> list[dict[str, Any]]:
@@ -514,7 +515,7 @@ def test_defaults_are_the_published_recipe() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_are_configs_that_every_stage_accepts(preset: Path) -> None:
-    data = load_config([preset.parents[1] / "flux-dev.yaml", preset], [stage.name for stage in STAGES])
+    data = load_config([Path(__file__).parents[1] / "configs" / "flux-dev.yaml", Path(preset.stem)], [stage.name for stage in STAGES])
     configs: dict[str, Any] = {}
     for stage in PIPELINE:
         _, model = stage.load()

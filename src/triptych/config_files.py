@@ -69,6 +69,7 @@ def read_yaml(path: Path) -> Values:
     Raises:
         ConfigError: missing file, YAML that does not parse (with its line), or something other than a mapping.
     """
+    path = packaged(path)
     try:
         text = read_text(path, MAX_BYTES, "The config file", hint="Check the path given to --config.")
     except InputError as error:
@@ -84,6 +85,12 @@ def read_yaml(path: Path) -> Values:
             value = Values(value, {inner: f"{shown_path(path)}, line {lines[key, inner]}" for inner in value})
         values.put(key, value, f"{shown_path(path)}, line {lines[key,]}")
     return values
+
+
+def packaged(path: Path) -> Path:
+    """The file of a preset that is given by its bare name, such as `12gb`; any other path as it is."""
+    preset = Path(__file__).parent / "presets" / f"{path.name}.yaml"
+    return preset if path.name == str(path) and not path.exists() and preset.is_file() else path
 
 
 def shown_path(path: Path) -> str:

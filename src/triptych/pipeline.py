@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from triptych.backbones.settings import resolve_model
+from pydantic import Field
+
+from triptych.backbones.settings import Quantize, model_class, resolve_model
 from triptych.config import Seed, StageConfig, section, validated
-from triptych.errors import ConfigError
+from triptych.errors import ConfigError, WorkError
 from triptych.outcome import check_made
 from triptych.stages import STAGES
 from triptych.stages.caption import check_captioner
@@ -19,10 +22,26 @@ PIPELINE = tuple(stage for stage in STAGES if stage.in_run)
 
 
 class RunConfig(StageConfig):
+    """What every stage that knows it takes; wins over the config file. The names are those that `plan` advises."""
+
     model: str | None = None
     """Model for every stage; wins over the config file."""
     seed: Seed | None = None
     """Seed for every stage; wins over the config file."""
+    quantize: Quantize | None = None
+    """Weights of the model's blocks: none, nf4, int8 or int8-torchao; wins over the config file."""
+    blocks_to_swap: int | None = Field(default=None, ge=0)
+    """Transformer blocks kept in RAM while they do not run; wins over the config file."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Triptychs at once, in `embed` and `train`; wins over the config file."""
+    gradient_accumulation_steps: int | None = Field(default=None, ge=1)
+    """Batches to one training step; wins over the config file."""
+    gradient_checkpointing: bool | None = None
+    """Compute anew in the backward pass what would take memory; wins over the config file."""
+    panel_width: int | None = Field(default=None, ge=16, le=8192)
+    """Panel width in pixels; wins over the config file."""
+    panel_height: int | None = Field(default=None, ge=16, le=8192)
+    """Panel height in pixels; wins over the config file."""
 
 
 def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
@@ -45,6 +64,7 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
         given = {name: value for name, value in shared.items() if name in model.model_fields}
         configs[stage.name] = validated(model, section(data, stage.name, model).changed(given), stage.name)
     _check_models(configs)
+    _check_folders(configs)
     summary: dict[str, Any] = {"seconds": {}}
 
     def work() -> Iterator[Event]:
@@ -69,7 +89,28 @@ def _check_models(configs: Mapping[str, Any]) -> None:
     for config in configs.values():
         if hasattr(config, "model"):
             resolve_model(config.model)
+    for model in {config.model for config in configs.values() if hasattr(config, "model")}:
+        model_class(model)  # also asks the hub whether it lets us have the model
     check_captioner(configs["caption"])
+
+
+def _check_folders(configs: Mapping[str, Any]) -> None:
+    """Every folder that a stage will write to can be made or written to.
+
+    Raises:
+        WorkError: one that cannot.
+    """
+    first, caption = configs["clean"], configs["caption"]
+    folders = {first.catalogue_folder, configs["train"].train_folder, caption.fail_folder, configs["embed"].embedding_folder}
+    folders |= {config.work for config in configs.values()} | {config.triptych_folder for config in configs.values()}
+    for folder in sorted(folders):
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise WorkError(f"{folder} cannot be a folder: {there} is a file.", "Choose another --work folder.")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise WorkError(
+                f"{folder} cannot be written to: {there} does not allow it.", "Choose another --work folder, or change its rights."
+            )
 
 
 def hand_over(source: Path, target: Path) -> int:

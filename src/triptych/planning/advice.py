@@ -77,10 +77,5 @@ def panels(layout: PanelLayout, stride: int) -> list[Change]:
 
 
 def in_words(change: Mapping[str, Any]) -> str:
-    """As options of the command line; panels, which several verbs share, in plain words."""
-    options = [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in change.items() if "panel" not in name
-    ]
-    if "panel_width" in change:
-        options.append(f"panels of {change['panel_width']}×{change['panel_height']} px")
-    return " ".join(options)
+    """As options of the command line; `triptych run` takes them as they stand here."""
+    return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in change.items())

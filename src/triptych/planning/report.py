@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from triptych.amounts import duration, number
+
 STAGES = {"embed": "triptych", "train": "step", "generate": "picture"}
 """Planned stages in order, and what they do one of at a time."""
+
+TIGHT = 0.95
+"""From this share of the memory on, a plan is tight: its estimate is good to a few per cent, and a desktop takes its share."""
+PRESETS = (("80gb", 79), ("24gb", 23.5), ("16gb", 15.5), ("12gb", 11.5))
+"""Settings that come with the package (`triptych/presets`), and GiB of the cards they are for, the largest first."""
 
 
 def in_gib(size: float) -> float:
@@ -18,6 +25,9 @@ def verdict(plan: Mapping[str, Any]) -> str:
     where = f"{plan['card']} ({plan['memory_gib']:g} GiB)"
     failing = [name for name in STAGES if not plan[name]["fits"]]
     if not failing:
+        name, most = max(((name, plan[name]["total_bytes"]) for name in STAGES), key=lambda pair: pair[1])
+        if most > TIGHT * plan["memory_gib"] * 2**30:
+            return f"It fits on {where}, but it is tight: {name} takes {in_gib(most)} GiB, and the system and other programs need some too."
         return f"It fits on {where}."
     parts = []
     for name in failing:
@@ -26,9 +36,12 @@ def verdict(plan: Mapping[str, Any]) -> str:
         if stage["change_words"] is None:
             parts.append(f"{need}, and nothing planned here makes it fit")
         else:
-            with_change = f"{in_gib(stage['bytes_with_change'])} GiB, {_time(stage['seconds_each_with_change'])} a {STAGES[name]}"
+            tight = ", tight" if stage["bytes_with_change"] > TIGHT * plan["memory_gib"] * 2**30 else ""
+            with_change = f"{in_gib(stage['bytes_with_change'])} GiB{tight}, {duration(stage['seconds_each_with_change'])} a {STAGES[name]}"
             parts.append(f"{need} and would fit with {stage['change_words']} ({with_change})")
-    return f"It does not fit on {where}: {'; '.join(parts)}."
+    preset = next((name for name, gib in PRESETS if plan["memory_gib"] >= gib), None)
+    ready = f" `--config {preset}` has settings for such a card." if preset and plan.get("is_card") else ""
+    return f"It does not fit on {where}: {'; '.join(parts)}.{ready}"
 
 
 def text_of(plan: Mapping[str, Any]) -> str:
@@ -43,15 +56,9 @@ def text_of(plan: Mapping[str, Any]) -> str:
         lines += ["", f"{name}: {in_gib(stage['total_bytes']):.2f} GiB at most ({stage['moment']})"]
         lines += [f"  {in_gib(size):8.2f} GiB  {what}" for what, size in stage["bytes"].items() if size]
         if stage["ram_bytes"]:
-            lines.append(f"  {in_gib(stage['ram_bytes']):8.2f} GiB  of RAM beside")
-        total = f", {_time(stage['seconds'])} for {stage['number']}" if stage["number"] > 1 else ""
-        lines.append(f"  {_time(stage['seconds_each'])} a {unit} ({stage['flops'] / 1e12:.3g} TFLOP){total}")
+            lines.append(f"  {in_gib(stage['ram_bytes']):8.2f} GiB  plus system RAM")
+        total = f", {duration(stage['seconds'])} for {stage['number']}" if stage["number"] > 1 else ""
+        lines.append(f"  {duration(stage['seconds_each'])} a {unit} ({number(float(format(stage['flops'] / 1e12, '.3g')))} TFLOP){total}")
     lines += ["", "disk"]
     lines += [f"  {in_gib(size):8.2f} GiB  {what}" for what, size in plan["disk_bytes"].items()]
     return "\n".join([*lines, "", plan["verdict"]])
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -57,6 +57,7 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
         "model": train.model,
         "card": card.name,
         "memory_gib": in_gib(card.memory),
+        "is_card": card.is_card,
         "parameters": shapes[train.model].parameters,
         "lora_parameters": shapes[train.model].lora_parameters(train.rank),
         "canvas": list(layout.size),

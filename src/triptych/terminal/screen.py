@@ -16,9 +16,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from triptych import progress
+from triptych.amounts import duration
 from triptych.progress import Moment
 from triptych.store import Event
-from triptych.terminal.words import duration, plain
+from triptych.terminal.words import plain
 
 INTERVAL = 30.0
 """Seconds after which a log file gets a line, whatever happens."""

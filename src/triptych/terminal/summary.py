@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from triptych.terminal.words import duration, number, plain
+from triptych.amounts import duration, number
+from triptych.terminal.words import plain
 
 FIRST = ("rejected", "reasons", "failed", "errors", "warnings")
 """What a person must not miss comes first."""
@@ -24,7 +25,6 @@ NEXT: dict[str, str] = {
     "run": 'triptych generate{same} --lora {lora} --front FRONT.jpg --back BACK.jpg --prompt "…"',
     "demo": "open {report}",
     "lora_convert": "triptych lora inspect {lora}",
-    "plan": "triptych run{same}",
 }
 """What usually comes after a verb; a name in braces stands for a value of its summary."""
 
