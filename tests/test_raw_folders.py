@@ -20,8 +20,10 @@ from triptych import features
 from triptych.catalogue import read_photos
 from triptych.cli import main
 from triptych.errors import InputError, WorkError
+from triptych.stages.caption import CaptionConfig, caption
 from triptych.stages.clean import CleanConfig, clean
 from triptych.stages.concat import ConcatConfig, concat
+from triptych.stages.embed import EmbedConfig, embed
 from triptych.stages.init import InitConfig, init
 from triptych.store import read_jsonl
 
@@ -168,6 +170,10 @@ def test_items_without_a_person_are_no_success(shop: CleanConfig, tmp_path: Path
     summary = run.finish()
     assert run.failed == 2 and "concat.rejects.jsonl" in summary["next"]
     assert summary["reasons"] == {"no photo of a person wearing it": 2}
+    with pytest.raises(WorkError, match="2 × no photo of a person wearing it"):
+        caption(CaptionConfig(work=shop.work, model="pocket", vlm_model="pocket"))
+    with pytest.raises(WorkError, match="2 × no photo of a person wearing it"):
+        embed(EmbedConfig(work=shop.work, model="pocket"))
 
 
 # --- Whose photo is it? -------------------------------------------------------------------------------------------------

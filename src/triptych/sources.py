@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triptych.captions import read_caption
-from triptych.errors import InputError, TriptychError, WorkError
+from triptych.concat_rejects import no_triptychs
+from triptych.errors import InputError, TriptychError
 from triptych.images import BadImage, check_header
 from triptych.panels import PanelLayout
 from triptych.store import read_jsonl, sha256_file
@@ -84,7 +85,7 @@ class TriptychFolder:
         if not self.pictures:
             found = f" {self._others[0].name} is no PNG, JPEG or WebP." if self._others else ""
             hint = f"Run `triptych concat` first, or put <id>.png and <id>.txt there.{found}"
-            raise WorkError(f"There are no triptychs in {path}.", hint)
+            raise no_triptychs(path, hint)
 
     @cached_property
     def _rows(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

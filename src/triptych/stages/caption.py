@@ -30,6 +30,7 @@ from triptych.brought_captions import newer_captions, own_captions, take_caption
 from triptych.caption_jobs import Job, last_captions, read_jobs, state_of, write_metadata
 from triptych.captioners import load_captioner, no_captioner
 from triptych.captions import UNREADABLE, read_caption
+from triptych.concat_rejects import no_triptychs
 from triptych.config import StageConfig
 from triptych.describe import check_order, linter, usable_caption
 from triptych.errors import ConfigError, InputError, ModelError, WorkError, sentence_of
@@ -218,7 +219,7 @@ def _no_triptychs(folder: Path, fail_folder: Path) -> WorkError:
     if number := waiting(fail_folder):
         hint = f"{number} failed before and lie in {fail_folder}: `{COME_BACK}` brings them back."
         return WorkError(f"There are no triptychs in {folder}.", hint)
-    return WorkError(f"There are no triptychs in {folder}.", "Run `triptych concat` first, or put <id>.png files there.")
+    return no_triptychs(folder, "Run `triptych concat` first, or put <id>.png files there.")
 
 
 def _warn(job: Job, problems: Callable[[str, int], list[str]], summary: dict[str, Any]) -> str:

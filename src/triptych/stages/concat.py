@@ -22,6 +22,7 @@ from pydantic import Field
 from triptych.answers import journal_rows
 from triptych.backbones.settings import model_settings
 from triptych.catalogue import OVERRIDES, PHOTOS, Photo, read_photos, why_nothing_usable
+from triptych.concat_rejects import REJECTS
 from triptych.config import Seed, StageConfig
 from triptych.contact_sheets import contact_sheet, drawable, plain
 from triptych.errors import InputError, TriptychError, WorkError
@@ -119,7 +120,7 @@ def concat(config: ConcatConfig) -> Run:
                     summary["made"] += 1
                     yield Event(triple.id)
         finally:
-            write_jsonl(folder.path / "concat.rejects.jsonl", [*rejects, *later, *spares])
+            write_jsonl(folder.path / REJECTS, [*rejects, *later, *spares])
             rows = _rows(folder.path, triples, made, layout)
             write_jsonl(folder.path / "metadata.jsonl", rows)
         summary["triptychs"] = len(rows)
@@ -137,7 +138,7 @@ def concat(config: ConcatConfig) -> Run:
 def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
     """What the user should do next."""
     if not summary["triptychs"]:
-        rejects = config.triptych_folder / "concat.rejects.jsonl"
+        rejects = config.triptych_folder / REJECTS
         return f"No triptych could be made; {rejects} says why for every item. `triptych clean` has drawn what it sees in each photo."
     advice = "Look at the sheet"
     if summary["guessed_sides"]:
