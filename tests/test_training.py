@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -365,6 +366,20 @@ def test_a_resumed_run_has_as_many_events_as_it_says(work: Path, tiny_flux: Path
     events = list(train(config(work, tiny_flux)))
     assert [event.status for event in events] == ["kept"] * 4 + ["done"] * 2
     assert events[-1].note.endswith("0 s left")
+
+
+def test_a_full_disk_under_tensorboard_is_a_sentence(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys, time; from pathlib import Path; from triptych.training.log import TrainLog\n"
+        "from triptych.errors import WorkError\n"
+        "log = TrainLog(Path(sys.argv[1]), Path(sys.argv[1]) / 'board', 0)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "try:\n    for step in range(100): log.draw(step, {'loss/worn': 1.0}); time.sleep(0.005)\n    log.flush()\n"
+        "except WorkError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120, capture_output=True, text=True)
+    assert "disk is full" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_durations_are_for_people() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ class TrainLog:
     def __init__(self, folder: Path, tensorboard: Path, start: int, writes: bool = True) -> None:
         path = self._path = folder / "train.jsonl"
         self._rows = [row for row in (read_jsonl(path) if path.exists() else []) if row["step"] <= start]
-        self._writes = writes
+        self._writes, self._tensorboard = writes, tensorboard
         if writes:
             from torch.utils.tensorboard import SummaryWriter
 
+            self._hook, threading.excepthook = threading.excepthook, _quiet_about_tensorboard(threading.excepthook)
             write_jsonl(path, self._rows)
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
             self._board = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)
@@ -45,26 +47,42 @@ class TrainLog:
 
     def draw(self, step: int, values: Mapping[str, float]) -> None:
         """Into TensorBoard alone; names without a group of their own stand under `train/`."""
-        for name, value in values.items() if self._writes else ():
-            self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        if self._writes:
+            with explained(self._tensorboard):
+                for name, value in values.items():
+                    self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
 
     def picture(self, step: int, sheet: Image.Image) -> None:
         """Keep the validation pictures of a step, in `samples/` and in TensorBoard."""
         if self._writes:
             save_png(sheet, self._path.parent / "samples" / f"step-{step:06d}.png")
-            self._board.add_image("validation/pictures", np.asarray(sheet), step, dataformats="HWC")
+            with explained(self._tensorboard):
+                self._board.add_image("validation/pictures", np.asarray(sheet), step, dataformats="HWC")
 
     def mean_loss(self) -> float | None:
         return mean_loss(self._rows)
 
     def flush(self) -> None:
         if self._writes:
-            self._board.flush()
+            with explained(self._tensorboard):
+                self._board.flush()
 
     def close(self) -> None:
         if self._writes:
-            self._board.close()
+            with explained(self._tensorboard):
+                self._board.close()
             self._file.close()
+            threading.excepthook = self._hook
+
+
+def _quiet_about_tensorboard(hook: Callable[[threading.ExceptHookArgs], object]) -> Callable[[threading.ExceptHookArgs], object]:
+    """TensorBoard's writing thread hands its error, a full disk, to the next call; Python would print its traceback as well."""
+
+    def quiet(args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":
+            hook(args)
+
+    return quiet
 
 
 def mean_loss(rows: list[dict[str, Any]]) -> float | None:
