@@ -28,6 +28,7 @@ from triptych.clean_context import ContextCache, ContextReading, kept_window, pr
 from triptych.embeddings import stack_text
 from triptych.errors import InputError, ModelError
 from triptych.lora import load_lora
+from triptych.lora_match import check_lora_fits
 from triptych.panels import PanelLayout, concatenate
 
 log = logging.getLogger(__name__)
@@ -166,6 +167,8 @@ def load_models(
         ModelError: see `load_backbone` and `load_lora`.
     """
     progress.doing("opening the model")
+    if lora is not None and (warning := check_lora_fits(model, lora)):
+        log.warning(warning)
     backbone = load_backbone(model, device, dtype, quantize, blocks_to_swap)
     encoder, limit = backbone.load_text_encoder(), backbone.settings.max_sequence_length
     texts = encode_texts(encoder, prompts, limit)

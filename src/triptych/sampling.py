@@ -7,14 +7,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
-from triptych import polygons
+from triptych import idle_options, polygons
 from triptych.backbones.settings import ModelSettings, Quantize, model_settings, no_model
 from triptych.config import Seed, StageConfig, seeds_from
-from triptych.errors import InputError, ModelError
+from triptych.errors import InputError
 from triptych.images import MAX_PIXELS, SETTINGS, sha256_photo
 from triptych.panels import PanelLayout
 from triptych.store import sha256_file
@@ -119,6 +119,16 @@ class SamplingConfig(StageConfig):
     blocks_to_swap: int = Field(default=0, ge=0)
     """Transformer blocks kept in RAM and moved to the device only while they run: less memory there, more time."""
 
+    @property
+    def shows_products(self) -> bool:
+        """Whether product photos are shown to the model."""
+        return True
+
+    def without_lora(self) -> Self:
+        """The same for the base model alone: what only works with a LoRA is left out."""
+        left_out = {"lora", "lora_scale", "context", *idle_options.CLEAN_ONLY}
+        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set - left_out})
+
     def model_source(self) -> dict[str, Any]:
         """The settings that `load_models` takes."""
         return {name: getattr(self, name) for name in MODEL_FIELDS}
@@ -132,8 +142,12 @@ class SamplingConfig(StageConfig):
         """The panels asked for, else those the LoRA was trained on, else the model's own.
 
         Raises:
-            InputError: panels that do not fall on the model's grid. ModelError: a LoRA that cannot be read.
+            InputError: panels that do not fall on the model's grid. ModelError: a LoRA that cannot be read, or is for another model.
         """
+        if self.lora is not None:  # before panels that are another model's are looked at
+            from triptych.lora_match import check_lora_fits
+
+            check_lora_fits(self.model, self.lora)
         settings = model_settings(self.model)
         stored = _trained(self.lora).get("layout")
         base = PanelLayout.from_dict(stored) if stored else PanelLayout(settings.panel_width, settings.panel_height)
@@ -151,19 +165,23 @@ class SamplingConfig(StageConfig):
         default what its file says.
 
         Raises:
-            ModelError: distilled guidance for a model that takes none; a LoRA that cannot be read.
+            ConfigError: an option that was given and has no effect. ModelError: a LoRA that cannot be read.
         """
 
         def choose(own: float | None, recommended: float) -> float:
             return recommended if own is None else own
 
-        if self.guidance_scale is not None and settings.guidance_scale is None:
-            raise ModelError(f"{self.model} takes no distilled guidance.", "Give --true-cfg-scale; diffusers calls it guidance_scale here.")
         if trained is None:
             trained = _trained(self.lora)
         context = trained.get("context", "noisy") if self.context == "auto" else self.context
         if context == "clean" and trained.get("context") != "clean":
             log.warning("Clean context without a LoRA trained for it is an approximation; expect worse pictures.")
+        if context == "noisy" and trained.get("context") == "clean":
+            log.warning("The LoRA was trained with clean context; with noisy context expect worse pictures.")
+        scale = choose(self.context_guidance_scale, settings.context_guidance_scale)
+        true_cfg_scale = choose(self.true_cfg_scale, settings.true_cfg_scale)
+        run = idle_options.Run(self.model, settings, self.lora is not None, context, scale, true_cfg_scale, self.shows_products)
+        idle_options.check_effects({name: getattr(self, name) for name in self.model_fields_set}, run)
         recorded = trained.get("context_reading", "joint")
         reading = recorded if self.context_reading == "auto" else self.context_reading
         if context == trained.get("context") == "clean" and reading != recorded:
@@ -173,7 +191,7 @@ class SamplingConfig(StageConfig):
         return Sampling(
             num_inference_steps=self.num_inference_steps or settings.num_inference_steps,
             guidance_scale=settings.guidance_scale if self.guidance_scale is None else self.guidance_scale,
-            true_cfg_scale=choose(self.true_cfg_scale, settings.true_cfg_scale),
+            true_cfg_scale=true_cfg_scale,
             strength=strength,
             time_shift=self.time_shift,
             context=context,
@@ -182,7 +200,7 @@ class SamplingConfig(StageConfig):
             drop_background=self.drop_background,
             token_bucket=self.token_bucket,
             step_cache=self.step_cache,
-            context_guidance_scale=choose(self.context_guidance_scale, settings.context_guidance_scale),
+            context_guidance_scale=scale,
             guidance_stop=self.guidance_stop,
         )
 
@@ -191,9 +209,9 @@ def _trained(lora: Path | None) -> Mapping[str, Any]:
     """What a LoRA file says about its training; nothing without one."""
     if lora is None:
         return {}
-    from triptych.lora import read_lora
+    from triptych.lora import read_about
 
-    return read_lora(lora)[1]
+    return read_about(lora)
 
 
 class PictureConfig(SamplingConfig):

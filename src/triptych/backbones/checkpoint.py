@@ -6,7 +6,7 @@ quantised already then loads, and draws noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,10 @@ def transformer_folder(model: str) -> Path:
     return path / "transformer"
 
 
-def shapes_of(transformer_class: Any, folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a transformer's tensors by name, from its config alone."""
+def shapes_of(model_class: Any, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of one of diffusers' models by name, from its config alone."""
     with torch.device("meta"):
-        transformer = transformer_class.from_config(transformer_class.load_config(folder))
+        transformer = model_class.from_config(dict(config))
     return {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
 
 
@@ -47,7 +47,7 @@ def check_transformer(transformer_class: Any, model: str) -> None:
     check_quantised(model, "transformer", config, {})
     header = read_shapes(folder, Path(WEIGHTS).stem)
     check_quantised(model, "transformer", config, header)
-    check_complete(model, "transformer", header, shapes_of(transformer_class, folder))
+    check_complete(model, "transformer", header, shapes_of(transformer_class, transformer_class.load_config(folder)))
 
 
 def check_encoder(model: str, part: str, device: torch.device) -> None:
@@ -78,7 +78,7 @@ def check_autoencoder(autoencoder_class: Any, model: str) -> None:
     folder = Path(model) / "vae"
     if folder.is_dir() and (folder / WEIGHTS).is_file():
         header = read_shapes(folder, Path(WEIGHTS).stem)
-        expected = shapes_of(autoencoder_class, folder)
+        expected = shapes_of(autoencoder_class, autoencoder_class.load_config(folder))
         if not any(name.endswith(".query.weight") for name in header):  # names of old, which diffusers still converts
             check_complete(model, "vae", {name: about for name, about in header.items() if name in expected}, expected)
 

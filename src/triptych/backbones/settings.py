@@ -103,6 +103,22 @@ def model_class(model: str) -> str:
         ) from error
 
 
+def part_config(model: str, file: str) -> dict[str, Any]:
+    """A config in a model's folder, such as `transformer/config.json`; of a hub id fetched. Empty if it is not to be had here."""
+    try:
+        path = Path(resolve_model(model)) / file
+        if not path.is_file():
+            if path.parent.parent.is_dir():
+                return {}
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(model, file))
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except Exception:  # the hub client raises a dozen unrelated kinds; whoever loads the model says what is wrong
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
 def model_settings(model: str) -> ModelSettings:
     """The settings a model recommends; without a `triptych.json`, those of its family.
 

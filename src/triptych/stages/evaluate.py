@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> Run:
 
     out = config.out or config.work / "evaluation"
     modes = ("generate", "tryon") if config.mode == "both" else (config.mode,)
-    subjects = [("base", config.model_copy(update={"lora": None, "context": "auto"}))] if config.base or config.lora is None else []
+    subjects = [("base", config.without_lora())] if config.base or config.lora is None else []
     if config.lora is not None:
         subjects.append(("lora", config))
     seeds_from(config.seed, config.items)

@@ -28,6 +28,10 @@ class GenerateConfig(PictureConfig):
     out: Path | None = None
     """Folder for the pictures, if not WORK/generated."""
 
+    @property
+    def shows_products(self) -> bool:
+        return self.front is not None
+
 
 def generate(config: GenerateConfig) -> Run:
     """Write triptychs, and their panels one by one, to `out`.

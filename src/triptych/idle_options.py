@@ -1,0 +1,89 @@
+"""Options that were given and change nothing: an error with the reason, never silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from triptych.backbones.settings import ModelSettings, part_config
+from triptych.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides whether an option has an effect."""
+
+    model: str
+    settings: ModelSettings
+    has_lora: bool
+    context: str
+    """noisy or clean, as it is sampled."""
+    context_guidance_scale: float
+    true_cfg_scale: float
+    shows_products: bool
+    """Whether product photos are shown to the model."""
+
+    @property
+    def reads_products(self) -> bool:
+        return self.context == "clean" and self.shows_products
+
+    @property
+    def guides_by_products(self) -> bool:
+        return self.reads_products and self.context_guidance_scale != 1
+
+
+_OFF: dict[str, Callable[[ModelSettings], tuple[Any, ...]]] = {
+    "drop_background": lambda _: (False,),
+    "token_bucket": lambda _: (1,),
+    "context_reading": lambda _: ("auto", "joint"),
+    "context_cache_gib": lambda _: (0.0, 4.0),
+    "context_guidance_scale": lambda settings: (None, 1.0, settings.context_guidance_scale),
+    "time_shift": lambda _: ("panel",),
+    "guidance_scale": lambda settings: (None, settings.guidance_scale),
+    "true_cfg_scale": lambda settings: (None, 1.0, settings.true_cfg_scale),
+    "guidance_stop": lambda _: (1.0,),
+    "lora_scale": lambda _: (1.0,),
+}
+"""By option: values that ask for nothing. What a model recommends is among them, because `reproduce` gives every setting."""
+CLEAN_ONLY = ("drop_background", "token_bucket", "context_reading", "context_cache_gib", "context_guidance_scale")
+
+
+def check_effects(given: dict[str, Any], run: Run) -> None:
+    """
+    Args:
+        given: the options that somebody set, with their values.
+
+    Raises:
+        ConfigError: one of them has no effect in this run.
+    """
+    for name, value in given.items():
+        if name in _OFF and value not in _OFF[name](run.settings):
+            reason = _reason(name, run)
+            if reason:
+                why, hint = reason
+                raise ConfigError(f"--{name.replace('_', '-')} {value} has no effect here: {why}.", hint)
+
+
+def _reason(name: str, run: Run) -> tuple[str, str] | None:
+    """Why an option has no effect, and what to do; None if it has one."""
+    if name == "lora_scale" and not run.has_lora:
+        return "there is no LoRA", "Give one with --lora, or leave the option out."
+    if name in CLEAN_ONLY and run.context != "clean":
+        return "it is for clean context, and this is noisy context", "Give a LoRA that was trained with --context clean, or leave it out."
+    if name in CLEAN_ONLY and not run.shows_products:
+        return "it is about product photos, and none is given", "Give one with --front, or leave the option out."
+    if name in ("guidance_scale", "true_cfg_scale") and run.guides_by_products:
+        return "guidance on the product photos takes its place", "Give --context-guidance-scale 1 as well, or leave the option out."
+    if name == "guidance_scale" and not _takes_guidance(run):
+        return f"{run.model} takes no distilled guidance", "Give --true-cfg-scale; diffusers calls it guidance_scale here."
+    if name == "guidance_stop" and not run.guides_by_products and run.true_cfg_scale == 1:
+        return "no guidance runs a second pass", "Give --true-cfg-scale as well, or leave the option out."
+    if name == "time_shift" and part_config(run.model, "scheduler/scheduler_config.json").get("use_dynamic_shifting", True) is False:
+        return f"the time shift of {run.model} is fixed", "Leave the option out."
+    return None
+
+
+def _takes_guidance(run: Run) -> bool:
+    about = part_config(run.model, "transformer/config.json")
+    return run.settings.guidance_scale is not None and about.get("guidance_embeds", True) is not False
