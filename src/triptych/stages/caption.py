@@ -164,6 +164,7 @@ def caption(config: CaptionConfig) -> Run:
         def fail(job: Job, sha256: str, reason: Rejected) -> Event:
             moved = move_away(job, sha256, reason, config.fail_folder, journal)
             summary["rejected"] += 1
+            summary["bring_back_with"] = COME_BACK
             summary["reasons"][reason.step] = summary["reasons"].get(reason.step, 0) + 1
             return Event(job.id, "rejected", f"{reason}; moved to {moved}")
 

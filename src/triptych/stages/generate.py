@@ -10,6 +10,7 @@ from typing import Any
 
 from triptych import xmp
 from triptych.backbones.settings import model_settings
+from triptych.describe import prompt_problems
 from triptych.errors import InputError
 from triptych.images import load_image, save_png
 from triptych.overwrite import check_overwrites
@@ -48,7 +49,7 @@ def generate(config: GenerateConfig) -> Run:
     config.check_model()
     layout = config.layout()
     products = None
-    warnings = []
+    warnings = [f"The prompt: {problem}." for problem in prompt_problems(config.model, config.prompt, len(layout.roles))]
     if config.front:
         front = load_image(config.front)
         both = {"front": front, "back": load_image(config.back) if config.back else front}
