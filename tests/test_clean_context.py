@@ -243,6 +243,7 @@ def test_the_lora_says_what_its_products_attended_to(tiny: Path, tmp_path: Path,
     write_records(tmp_path, ["id-1", "id-2"], tiny)
     options = config(tmp_path, tiny, context="clean", max_train_steps=1, context_reading=reading)
     train(options).finish()
+    caplog.clear()
     chosen = GenerateConfig(model=str(tiny), lora=tmp_path / "lora", prompt="p")
     assert chosen.sampling(ModelSettings()).context_reading == reading
     assert not caplog.records

@@ -20,6 +20,8 @@ _HOMES = {
     "PanelLayout": "triptych.panels",
     "PolygonMaskAnnotator": "triptych.notebook",
     "generate_triptych": "triptych.inference",
+    "load_models": "triptych.inference",
+    "Sampling": "triptych.inference",
     "Person": "triptych.dressing",
     "try_on": "triptych.dressing",
     **{stage.name: stage.module for stage in STAGES},

@@ -71,7 +71,8 @@ def _rows(text: str) -> Iterator[list[str] | str]:
         try:
             row = next(reader, [])
         except csv.Error as error:
-            yield f"line {start + 1} of the file cannot be read: {error}"
+            reason = "a quote is opened and never closed" if "unexpected end" in str(error) else str(error)
+            yield f"line {start + 1} of the file cannot be read: {reason}"
             start += 1
             continue
         start += max(1, reader.line_num)

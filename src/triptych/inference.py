@@ -150,7 +150,7 @@ class Models:
 def load_models(
     model: str,
     prompts: Sequence[str],
-    lora: Path | None = None,
+    lora: Path | str | None = None,
     lora_scale: float = 1.0,
     device: str = "auto",
     dtype: str = "auto",
@@ -167,6 +167,7 @@ def load_models(
         ModelError: see `load_backbone` and `load_lora`.
     """
     progress.doing("opening the model")
+    lora = None if lora is None else Path(lora)
     if lora is not None and (warning := check_lora_fits(model, lora)):
         log.warning(warning)
     backbone = load_backbone(model, device, dtype, quantize, blocks_to_swap)
