@@ -124,7 +124,7 @@ def test_without_anywidget_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     notebook._canvas_class.cache_clear()
     with pytest.raises(TriptychError, match="anywidget") as caught:
         PolygonMaskAnnotator(Image.new("RGB", (8, 8)))
-    assert caught.value.hint == "pip install 'triptych[notebook]'"
+    assert "pip install '.[notebook]'" in caught.value.hint
 
 
 def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

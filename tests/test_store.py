@@ -201,3 +201,9 @@ def test_a_hash_is_taken_of_files_only(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="too large"):
         sha256_file(tmp_path / "large", 2)
     assert sha256_file(tmp_path / "large", 3).startswith("a665a459")
+
+
+def test_a_file_that_is_missing_says_which_verb_writes_it(tmp_path: Path) -> None:
+    for name, verb in (("photos.jsonl", "clean"), ("metadata.jsonl", "concat"), ("caption.jsonl", "caption")):
+        with pytest.raises(WorkError, match=rf"{name} cannot be read: it does not exist\. Run `triptych {verb}` first\."):
+            read_jsonl(tmp_path / name)

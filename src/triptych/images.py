@@ -224,7 +224,7 @@ def _open(path: Path) -> Image.Image:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        raise BadImage(path, "it cannot be found or reached", "Check the path and who may read it.") from error
+        raise BadImage(path, "there is no such file, or it may not be read", "Check the path and who may read it.") from error
     if not stat.S_ISREG(mode):  # a pipe or device would block for ever
         raise BadImage(path, "it is not a regular file", "Give the path of an image file.")
     if path.stat().st_size == 0:

@@ -135,7 +135,9 @@ def _canvas_class() -> Any:
         import anywidget
         import traitlets
     except ImportError as error:
-        raise TriptychError("The polygon canvas needs anywidget, which is not installed.", "pip install 'triptych[notebook]'") from error
+        raise TriptychError(
+            "The polygon canvas needs anywidget, which is not installed.", "In a clone of triptych: pip install '.[notebook]'."
+        ) from error
 
     class PolygonCanvas(anywidget.AnyWidget):  # type: ignore[misc, unused-ignore]
         """What Python and the browser share. `polygons` is set from both sides."""

@@ -258,6 +258,19 @@ def parse_json(text: str | bytes, limit: int = MAX_JSON) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+_WRITERS = {"photos.jsonl": "clean", "metadata.jsonl": "concat", "caption.jsonl": "caption", "train.jsonl": "train"}
+
+
+def _writer(path: Path) -> str:
+    """The verb that writes a file of the work folder."""
+    return _WRITERS.get(path.name, path.name.split(".")[0] if ".manifest." in path.name else "run --config triptych.yaml")
+
+
+def _why(error: Exception) -> str:
+    """An error without the path that the sentence names already."""
+    return "it does not exist" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or str(error).rstrip(".")
+
+
 def read_json(path: Path) -> Any:
     """Parsed JSON of a file.
 
@@ -267,7 +280,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WorkError(f"{path} cannot be read: {error}.", "Run the stage that writes it again.") from error
+        raise WorkError(f"{path} cannot be read: {_why(error)}.", f"Run `triptych {_writer(path)}` again.") from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -279,7 +292,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise WorkError(f"{path} cannot be read: {error}.", "Run the stage that writes it first.") from error
+        raise WorkError(f"{path} cannot be read: {_why(error)}.", f"Run `triptych {_writer(path)}` first.") from error
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -291,7 +304,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             rows.append(row)
         except ValueError as error:
             if any(rest.strip() for rest in lines[number:]):
-                raise WorkError(f"{path} is damaged at line {number}.", "Run the stage that writes it again.") from error
+                raise WorkError(f"{path} is damaged at line {number}.", f"Run `triptych {_writer(path)}` again.") from error
     return rows
 
 

@@ -68,7 +68,7 @@ class TryonConfig(PictureConfig):
     """What the model starts from inside the polygon: the photo (none), the garment's colours (paint), or the garment cut out of its
     front photo (paste)."""
     strength: float = Field(default=0.9, gt=0, le=1)
-    """How much noise the polygon starts from: 1 forgets what was there, 0.5 keeps its shapes and colours."""
+    """How much noise the polygon starts from: 1 forgets what was there, low values keep its shapes and, with most LoRAs, its colours."""
     out: Path | None = None
     """Picture to write, .png or .jpg, if not WORK/tryon.png; several have the seed in their name. In a PNG every pixel beyond the
     feather is the photo's own; a JPEG is encoded after that, at quality 95. With --batch: the folder to write to."""

@@ -41,7 +41,7 @@ class ConcatConfig(StageConfig):
     model: str = ""
     """The diffusion model to be trained; it recommends the panel size and sets the grid that seams fall on."""
     max_concat_n: int = Field(default=3, ge=1)
-    """At most so many worn photos of an item, each in a triptych of its own."""
+    """Maximum worn photos per item; each gives a triptych of its own."""
     panel_width: int | None = Field(default=None, ge=16, le=8192)
     """Pixels; by default what the model recommends."""
     panel_height: int | None = Field(default=None, ge=16, le=8192)

@@ -14,6 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from triptych import progress
+
 
 def autocast() -> torch.autocast:
     """bfloat16 where the processor computes it; elsewhere it would be many times slower than float32."""
@@ -21,7 +23,7 @@ def autocast() -> torch.autocast:
 
 
 class Log:
-    """Appends JSON lines to ``<stage>.jsonl`` and prints them: the loss curves come from here."""
+    """Appends JSON lines to ``<stage>.jsonl`` and tells them to whoever shows progress: the loss curves come from here."""
 
     def __init__(self, folder: Path, stage: str) -> None:
         """Open the log of one stage."""
@@ -35,7 +37,7 @@ class Log:
         text = json.dumps({key: round(v, 5) if isinstance(v, float) else v for key, v in line.items()})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
-        print(text, flush=True)
+        progress.doing(text)
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path, **metadata: Any) -> None:
