@@ -2,11 +2,18 @@
 # make rehearse-12b   one training step of FLUX.1-dev in full size on the CPU (15 minutes, 10 GB of memory)
 # make mutants   small changes in the code, one by one: do the tests notice? (an hour; goal 80 %)
 # make test   install, then ruff, mypy, import-linter and the tests (under 15 minutes on 2 cores)
+# make gpu    what a card can prove in 8 minutes (GPU_BUDGET seconds), with the Python at hand; figures in GPU_OUT
+# make gpu-wheels   the packages for a machine with a card, PyTorch and no network, into build/gpu-wheels
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow test-browser lint format clean mutants rehearse-12b
+GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || command -v python3)
+GPU_BUDGET ?= 480
+GPU_OUT ?= work/gpu
+GPU_WHEELS ?=
+
+.PHONY: demo test test-slow test-browser lint format clean mutants rehearse-12b gpu gpu-wheels
 
 demo: $(READY)
 	$(BIN)/triptych demo --out demo
@@ -27,6 +34,12 @@ mutants: $(READY)
 
 rehearse-12b: $(READY)
 	$(BIN)/python benchmarks/rehearse_12b.py --out work/rehearsal-12b --report docs/rehearsal-12b.md
+
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu.py --budget $(GPU_BUDGET) --out $(GPU_OUT)
+
+gpu-wheels:
+	$(PYTHON) benchmarks/gpu_wheels.py $(GPU_WHEELS)
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks

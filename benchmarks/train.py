@@ -65,24 +65,18 @@ class FixedWindow(TrainingSet):
 
     def draw(self, backbone: Backbone, step: int, number: int, passes: int) -> Batch:
         batch = super().draw(backbone, step, number, passes)
-        return batch if self.active is None else replace(batch, active=self.active, within=None)
+        return batch if self.active is None else replace(batch, active=self.active.to(batch.clean_BCHW.device), within=None)
 
 
 class OurStep:
     """One optimizer step of `triptych train`: forward and backward passes, clipping, AdamW, moving average."""
 
-    def __init__(self, models: Models, work: Path, share: float | None = None, noise_levels: int = 1) -> None:
+    def __init__(self, models: Models, work: Path, share: float | None = None, noise_levels: int = 1, **settings: Any) -> None:
+        """share: of the worn panel that is learned; None: noisy context. settings: more of TrainConfig; the device is the models'."""
         self.backbone = models.backbone
-        self.config = TrainConfig(
-            work=work,
-            model=models.backbone.model,
-            batch_size=1,
-            context="noisy" if share is None else "clean",
-            noise_levels=noise_levels,
-            gradient_checkpointing=False,
-            device="cpu",
-            dtype="fp32",
-        )
+        usual = {"batch_size": 1, "gradient_checkpointing": False, "noise_levels": noise_levels}
+        context = "noisy" if share is None else "clean"
+        self.config = TrainConfig(work=work, model=models.backbone.model, context=context, **(usual | settings))
         self.data = FixedWindow(EmbeddingFolder(work / "embeddings" / self.backbone.name), self.config)
         layout = self.data.records[self.data.ids[0]].layout
         if share is not None:
@@ -101,14 +95,15 @@ class ScriptStep:
     """One iteration of train_dreambooth_lora_flux.py: `cached` with --cache_latents, otherwise the picture is encoded."""
 
     def __init__(self, models: Models, work: Path, cached: bool) -> None:
-        self.cached, self.parameters = cached, lora_of(models)
+        self.cached, self.parameters, self.backbone = cached, lora_of(models), models.backbone
         self.transformer = as_diffusers_has_it(models.transformer)
         self.vae = models.autoencoder.vae  # type: ignore[attr-defined]
         records = EmbeddingFolder(work / "embeddings" / models.backbone.name)
         record = records[records.ids[0]]
-        self.latents = record.latent_mean_CHW[None]
-        self.text = {name: value[None] for name, value in record.text.items()}
-        self.pixels = torch.rand(1, 3, record.layout.size[1], record.layout.size[0]) * 2 - 1
+        kind = {"device": self.backbone.device, "dtype": self.backbone.dtype}
+        self.latents = record.latent_mean_CHW[None].to(**kind)
+        self.text = self.backbone.to_device({name: value[None] for name, value in record.text.items()})
+        self.pixels = (torch.rand(1, 3, record.layout.size[1], record.layout.size[0]) * 2 - 1).to(**kind)
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(models.backbone.scheduler_config)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4)
 
@@ -124,19 +119,21 @@ class ScriptStep:
         if t is None:
             u = compute_density_for_timestep_sampling("none", b, 0.0, 1.0, 1.29)
             t = self.scheduler.timesteps[(u * self.scheduler.config.num_train_timesteps).long()] / 1000
+        t = t.to(model_input)
         sigmas = t.view(-1, 1, 1, 1)
         noisy = (1.0 - sigmas) * model_input + sigmas * noise
         packed = FluxPipeline._pack_latents(noisy, b, c, h, w)
-        predicted = self.transformer(
-            hidden_states=packed,
-            timestep=t,
-            guidance=torch.ones(b),
-            pooled_projections=self.text["pooled_prompt_embeds"],
-            encoder_hidden_states=self.text["prompt_embeds"],
-            txt_ids=torch.zeros(self.text["prompt_embeds"].shape[1], 3),
-            img_ids=ids,
-            return_dict=False,
-        )[0]
+        with self.backbone.autocast():  # as accelerate has it with --mixed_precision bf16
+            predicted = self.transformer(
+                hidden_states=packed,
+                timestep=t,
+                guidance=torch.ones(b, device=t.device),
+                pooled_projections=self.text["pooled_prompt_embeds"],
+                encoder_hidden_states=self.text["prompt_embeds"],
+                txt_ids=torch.zeros(self.text["prompt_embeds"].shape[1], 3, device=t.device),
+                img_ids=ids,
+                return_dict=False,
+            )[0]
         predicted = FluxPipeline._unpack_latents(predicted, h * 8, w * 8, vae_scale_factor=8)
         weighting = compute_loss_weighting_for_sd3("none", sigmas)
         target = noise - model_input
@@ -188,8 +185,9 @@ def same_loss(ours: OurStep, script: ScriptStep) -> float:
     worst = 0.0
     with torch.no_grad():
         for t in (0.2, 0.6, 0.95):
-            level = torch.tensor([t])
-            at = replace(batch, t_B=level, text={name: value[None] for name, value in ours.data.records[ours.data.ids[0]].text.items()})
+            level = torch.tensor([t], device=batch.t_B.device)
+            text = {name: value[None] for name, value in ours.data.records[ours.data.ids[0]].text.items()}
+            at = replace(batch, t_B=level, text=ours.backbone.to_device(text))
             script.text = at.text
             mine = float(losses_of(ours.config, ours.backbone, ours.transformer, at).sample_B.mean())
             theirs = float(script.loss(batch.noise_BCHW, level))

@@ -1,0 +1,193 @@
+"""Is it diffusers' mathematics on the card too? Sampling, training steps, quantised codes; and the CPU's
+results beside the card's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxInpaintPipeline, FluxPipeline
+from torch import Tensor, nn
+
+from flux_like import PROMPT, as_diffusers_has_it
+from gpu_parts.bench import Bench, Figures
+from gpu_parts.model import SMALL, TINY, Random, random_model
+from train import OurStep, ScriptStep, lora_of, write_records
+from triptych.backbones.flux import unpack
+from triptych.backbones.quantize import FORMATS
+from triptych.inference import Models, Sampling, sample_latents
+from triptych.training.loss import losses_of
+
+STEPS = 4
+FLOAT32 = 1e-4
+"""Relative difference in float32 that kernels which add in another order may make."""
+WORSE = 1.5
+"""In bfloat16 both round, each in its own order: ours may be farther from float32 than diffusers' by no
+more than this factor."""
+
+
+def equality(bench: Bench) -> None:
+    """Our sampling and training steps against diffusers' on the same weights; "apart" is relative.
+    bfloat16: the distance to float32."""
+    size = TINY if bench.tiny else SMALL
+    exact = random_model(bench, size, torch.float32)
+    models = exact.models()
+    truth = {kind: _pipeline(models, exact, kind) for kind in KINDS}
+    for kind in KINDS:
+        bench.row(f"{kind}, float32", lambda kind=kind: _same(_ours(models, exact, kind), truth[kind]))
+    rounded = random_model(bench, size, torch.bfloat16)
+    if bench.device.type == "cuda" or bench.tiny:
+        for kind in KINDS:
+            bench.row(f"{kind}, bfloat16", lambda kind=kind: _as_close(rounded, kind))
+    bench.row("training step, float32", lambda: _training(bench, exact))
+    bench.row("training step, bfloat16", lambda: _training(bench, rounded))
+    if bench.card:
+        there = random_model(bench, size, torch.float32, torch.device("cpu"))
+        weights = models.transformer.state_dict()
+        bench.row(
+            "text to image, float32, card and CPU",
+            lambda: _card_and_cpu(there, weights, truth["text to image"]),
+        )
+    for format in FORMATS:
+        bench.row(f"{format}: codes of the card and the CPU", lambda format=format: _codes(bench, format))
+    bench.row("TF32 in the autoencoder's convolutions", lambda: _tf32(models, exact))
+
+
+KINDS = ("text to image", "inpainting", "inpainting at strength 0.6")
+
+
+def _inputs(made: Random, models: Models) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise, known latents (B, C, H, W), and the mask (H, W) of a box in the worn panel."""
+    width, height = (side // 8 for side in made.layout.size)
+    known = torch.randn(1, 16, height, width, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(1, 16, height, width, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(height, width)
+    mask[height // 4 : height * 3 // 4, -width // 4 :] = 1
+    device, dtype = models.backbone.device, models.backbone.dtype
+    return noise.to(device, dtype), known.to(device, dtype), mask
+
+
+def _pipeline(models: Models, made: Random, kind: str) -> Tensor:
+    """Latents of diffusers' pipeline."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(models.backbone.scheduler_config)
+    parts = scheduler, models.autoencoder.vae, None, None, None, None, as_diffusers_has_it(models.transformer)  # type: ignore[attr-defined]
+    noise, known, mask = _inputs(made, models)
+    options: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": 3.5, "output_type": "latent"}
+    options |= {"width": made.layout.size[0], "height": made.layout.size[1], **models.text([PROMPT])}
+    if kind == "text to image":
+        pipe: Any = FluxPipeline(*parts)
+        options["latents"] = FluxPipeline._pack_latents(noise, *noise.shape)
+    else:
+        pipe = FluxInpaintPipeline(*parts)
+        pixels = mask.repeat_interleave(8, 0).repeat_interleave(8, 1)[None, None]
+        options |= {
+            "image": known,
+            "masked_image_latents": known,
+            "mask_image": pixels,
+            "latents": noise,
+            "strength": _strength(kind),
+        }
+        if _strength(kind) < 1:  # the pipeline takes given latents for noised ones
+            del options["latents"]
+            options["generator"] = torch.Generator().manual_seed(0)
+    pipe.set_progress_bar_config(disable=True)
+    return unpack(pipe(**options).images, noise.shape[2], noise.shape[3]).float()
+
+
+def _ours(models: Models, made: Random, kind: str) -> Tensor:
+    noise, known, mask = _inputs(made, models)
+    sampling = Sampling(STEPS, strength=_strength(kind), time_shift="canvas")
+    about = (
+        models.backbone,
+        models.transformer,
+        made.layout,
+        noise.shape[1:],
+        models.text([PROMPT]),
+        None,
+        [0],
+        sampling,
+    )
+    return sample_latents(*about) if kind == "text to image" else sample_latents(*about, known, mask)
+
+
+def _strength(kind: str) -> float:
+    return 0.6 if kind.endswith("0.6") else 1.0
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    other = other.to(one.device)
+    return float((one.float() - other.float()).norm() / other.float().norm())
+
+
+def _same(ours: Tensor, theirs: Tensor, within: float = FLOAT32) -> Figures:
+    apart = _apart(ours, theirs)
+    return {"apart": apart, "equal": apart <= within}
+
+
+def _as_close(rounded: Random, kind: str) -> Figures:
+    """The same bfloat16 weights, computed in bfloat16 by both and in float32 by diffusers."""
+    models = rounded.models()
+    ours, theirs = _ours(models, rounded, kind), _pipeline(models, rounded, kind)
+    backbone = models.backbone
+    full = replace(backbone, dtype=torch.float32)
+    nn.Module.float(models.transformer)  # diffusers' own would warn
+    truth = _pipeline(Models(full, models.transformer, models.autoencoder, models.texts), rounded, kind)
+    apart, stock = _apart(ours, truth), _apart(theirs, truth)
+    return {"apart": apart, "diffusers apart": stock, "equal": apart <= WORSE * stock + FLOAT32}
+
+
+def _training(bench: Bench, made: Random) -> Figures:
+    """Loss and gradients of the LoRA, on the same latents, noise and level."""
+    models = made.models()
+    work = bench.work / f"equality-{made.dtype}".replace("torch.", "")
+    write_records(models, made.size, work)
+    parameters = lora_of(models)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():  # with B = 0 no gradient reaches A
+        for parameter in parameters:
+            parameter += torch.randn(parameter.shape, generator=generator).to(parameter) * 0.02
+    ours, script = OurStep(models, work), ScriptStep(models, work, cached=True)
+    batch = ours.data.draw(ours.backbone, 0, 0, 1)
+    text = {name: value[None] for name, value in ours.data.records[ours.data.ids[0]].text.items()}
+    level = torch.tensor([0.6], device=made.device)
+    batch = replace(batch, t_B=level, text=ours.backbone.to_device(text))
+    mine = losses_of(ours.config, ours.backbone, ours.transformer, batch).sample_B.mean()
+    gradients = _gradients(mine, parameters)
+    script.latents, script.text = batch.clean_BCHW.to(made.dtype), batch.text
+    theirs = script.loss(batch.noise_BCHW.to(made.dtype), level)
+    others = _gradients(theirs, parameters)
+    within = FLOAT32 if made.dtype == torch.float32 else 0.1
+    loss = abs(mine.item() - theirs.item()) / theirs.item()
+    return {**_same(gradients, others, within), "loss apart": loss}
+
+
+def _gradients(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    made = torch.autograd.grad(loss, parameters)
+    return torch.cat([one.float().flatten() for one in made])
+
+
+def _card_and_cpu(there: Random, weights: dict[str, Tensor], truth: Tensor) -> Figures:
+    transformer = there.transformer()
+    transformer.load_state_dict({name: tensor.cpu() for name, tensor in weights.items()})
+    return _same(_ours(there.models(transformer), there, "text to image"), truth.cpu(), 1e-3)
+
+
+def _codes(bench: Bench, format: str) -> Figures:
+    """Equal but for ties that fall to either side."""
+    weight = torch.randn(512, 1024, generator=torch.Generator().manual_seed(3))
+    kind = FORMATS[format]
+    (here, scale), (there, scale_there) = kind.pack(weight), kind.pack(weight.to(bench.device))
+    back = kind.unpack(here, scale, weight.shape, torch.float32)
+    differ = float((here != there.cpu()).float().mean())
+    same = differ < 1e-3 and torch.allclose(scale, scale_there.cpu(), rtol=1e-3)
+    return {"apart": differ, "equal": same, "lost by the format": _apart(back, weight)}
+
+
+def _tf32(models: Models, made: Random) -> Figures:
+    """As PyTorch comes, convolutions may keep 10 bits of mantissa on a card."""
+    pixels = torch.rand(1, 3, made.size.height, made.size.width, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    usual, _ = models.autoencoder.encode(pixels)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        exact, _ = models.autoencoder.encode(pixels)
+    return {"apart": _apart(usual, exact)}
