@@ -60,7 +60,7 @@ def test_exit_codes(
     captured = capsys.readouterr()
     assert captured.out == ""
     if code == 1:
-        lines = [line for line in captured.err.splitlines() if line.strip()]
+        lines = [line for line in captured.err.splitlines() if line.strip() and "loading libraries" not in line]  # on a slow machine
         assert len(lines) == 2, captured.err
         assert lines[0].startswith("error: ")
         assert lines[1].startswith("hint: ")
@@ -97,7 +97,7 @@ def test_the_help_of_no_verb_imports_torch() -> None:
         "import sys; from triptych.cli import main\n"
         f"for words in {[stage.words for stage in STAGES]}:\n"
         "    assert main([*words, '--help']) == 0\n"
-        "    heavy = {'torch', 'transformers', 'diffusers', 'peft', 'sklearn', 'openai', 'bitsandbytes'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'transformers', 'diffusers', 'peft', 'sklearn', 'scipy', 'openai', 'bitsandbytes'} & set(sys.modules)\n"
         "    assert not heavy, (words, heavy)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

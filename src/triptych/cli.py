@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from triptych import __version__
+from triptych import __version__, progress
 from triptych.config import StageConfig, load_config, section, validated
 from triptych.errors import WorkError
 from triptych.outcome import check_made
@@ -139,11 +139,12 @@ def _command(stage: Stage, words: Sequence[str], screen: Screen) -> Any:
         typed = {name: getattr(options, name) for name in options.model_fields_set} if options is not None else {}
         given = validated(model, values.changed(typed), stage.name)
         hub.look(given, data, screen.say)
-        function, _ = stage.load()
         if stage.ask and not json and screen.is_terminal and sys.stdin.isatty():
-            function(given)  # mistakes first, questions after
+            stage.load()[0](given)  # mistakes first, questions after
             given = _answered(stage, given, screen)
         with screen.watch(stage.words[-1]) as watch:
+            progress.doing("loading libraries")
+            function, _ = stage.load()
             run = function(given, data) if stage.whole_config else function(given)
             _follow(run, watch)
         if _FIRST:

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from triptych import masks
 from triptych.errors import InputError
@@ -34,6 +33,8 @@ def garment_mask(product: Image.Image, near: int = _NEAR) -> np.ndarray:
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     plain = np.abs(pixels - np.median(border, axis=0)).max(axis=2) <= near
     # One ring of background around everything, so that one area reaches every part of the border.
+    from scipy import ndimage  # half a second that `--help` can do without
+
     areas, _ = ndimage.label(np.pad(plain, 1, constant_values=True))
     garment = areas[1:-1, 1:-1] != areas[0, 0]
     if garment.mean() < 0.01:
