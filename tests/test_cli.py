@@ -36,6 +36,16 @@ def test_every_verb_explains_work_config_and_json(words: list[str], capsys: pyte
         assert option in out
 
 
+def test_what_a_verb_needs_stands_before_what_all_share(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tryon", "--help"]) == 0
+    out = capsys.readouterr().out
+    order = [
+        out.index(word) for word in ("Options ─", "--front", "Needed.", "Pictures ─", "Model and sampling ─", "Every verb ─", "Folders ─")
+    ]
+    assert order == sorted(order)
+    assert out.index("--work") > order[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

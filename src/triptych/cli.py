@@ -26,6 +26,7 @@ from triptych.signals import ending_at_once
 from triptych.stages import GROUPS, STAGES, Stage
 from triptych.store import Run
 from triptych.terminal import faults, hub, quiet, usage
+from triptych.terminal.help import EVERY_VERB, grouped
 from triptych.terminal.screen import Screen, Watch
 from triptych.terminal.summary import next_line, text_of
 from triptych.terminal.words import lines, speaks_unicode, strict, tolerate_encodings
@@ -33,8 +34,8 @@ from triptych.terminal.words import lines, speaks_unicode, strict, tolerate_enco
 _FIRST = os.environ.get("RANK", "0") == "0"
 """Of several processes that do one training, the first one talks."""
 
-Flags = Annotated[bool, Parameter(negative=())]
-ConfigFiles = Annotated[list[Path] | None, Parameter(name=["--config", "-c"], negative=(), consume_multiple=False)]
+Flags = Annotated[bool, Parameter(negative=(), group=EVERY_VERB)]
+ConfigFiles = Annotated[list[Path] | None, Parameter(name=["--config", "-c"], negative=(), consume_multiple=False, group=EVERY_VERB)]
 
 
 def main(argv: Sequence[str] | None = None, screen: Screen | None = None) -> int:
@@ -156,7 +157,7 @@ def _command(stage: Stage, words: Sequence[str], screen: Screen) -> Any:
             print(line)
         return 0
 
-    command.__annotations__["options"] = Annotated[model | None, Parameter(name="*")]
+    command.__annotations__["options"] = Annotated[grouped(model) | None, Parameter(name="*")]
     return command
 
 

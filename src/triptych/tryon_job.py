@@ -39,14 +39,14 @@ PREVIEW_SIDE = 1600  # pixels; enough to judge a mask by
 
 class TryonConfig(PictureConfig):
     front: Path | None = None
-    """Photo of the garment's front."""
+    """Photo of the garment's front. Needed."""
     back: Path | None = None
     """Photo of its back; without it the front is used twice."""
     person: Path | None = None
-    """Photo of the person; you may have painted a rough edit on it."""
+    """Photo of the person; you may have painted a rough edit on it. Needed."""
     polygon: Path | None = None
     """JSON with {"polygons": [[[x, y], …], …]} in pixels of the person photo: what lies inside is repainted. What lies inside its
-    "holes", of the same form, is kept."""
+    "holes", of the same form, is kept. Needed."""
     caption: Path | None = None
     """Text file with the prompt, such as the `<id>.txt` that `caption` writes; used if there is no --prompt."""
     vlm_model: str | None = None
