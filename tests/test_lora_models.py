@@ -15,6 +15,8 @@ from triptych.backbones.registry import load_backbone
 from triptych.cli import main
 from triptych.errors import ModelError
 from triptych.lora import load_lora, read_header
+from triptych.training.config import TrainConfig
+from triptych.training.continuation import check_init_lora
 
 
 def attention(width: int, *blocks: str, part: str = "attn.to_q") -> dict[str, Tensor]:
@@ -64,6 +66,8 @@ def test_another_model_with_the_same_names_is_named_and_never_applied(
         assert f"is for {title}" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(ModelError, match=title):
         load_lora(nn.Module(), file)
+    with pytest.raises(ModelError, match=title):
+        check_init_lora(TrainConfig(init_lora=file), load_backbone("pocket", "cpu", "fp32"))
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def check_init_lora(config: TrainConfig, backbone: Backbone) -> LoraFile | None:
     if config.init_lora is None:
         return None
     file = open_lora(config.init_lora)
+    file.refuse_other_models()
     names = _modules(file.state)
     ends = tuple("." + target for target in backbone.lora_targets)
     others = [name for name in names if "blocks." not in name or not name.endswith(ends)]
