@@ -48,6 +48,14 @@ def test_without_time_all_say_so(tmp_path: Path) -> None:
     assert {part["state"] for part in results["parts"].values()} == {"skipped: the budget is spent"}
 
 
+def test_a_part_that_cannot_be_loaded_failed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, tmp_path, torch.device("cpu"), tiny=True, end=time.monotonic() + 60)
+    bench.run(Part("absent", 30.0, "no_such_module:measure"))
+    state = bench.results["parts"]["absent"]["state"]
+    assert state.startswith("failed: RuntimeError: cannot be loaded: No module named")
+    assert bench.failures == ["absent"]
+
+
 def broken(bench: Bench) -> None:
     """Rows that go wrong in different ways."""
 

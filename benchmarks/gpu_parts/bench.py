@@ -88,7 +88,10 @@ class Bench:
         signal.signal(signal.SIGALRM, _time_is_up)
         signal.setitimer(signal.ITIMER_REAL, self.left)
         try:
-            measure = part.load()
+            try:
+                measure = part.load()
+            except ImportError as error:  # without this no figure at all: no case for a quiet "skipped"
+                raise RuntimeError(f"cannot be loaded: {error}") from error
             about["title"] = " ".join((measure.__doc__ or "").split())
             measure(self)
             about["state"] = "done"
