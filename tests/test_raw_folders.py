@@ -149,8 +149,11 @@ def test_photos_that_are_all_links_say_how_to_copy_them(
     monkeypatch.chdir(tmp_path)
     assert main(["init", "--photos", "photos", "--out", "c.yaml"]) == 1
     assert "All 6 photos are links" in capsys.readouterr().err
+    words = ["--human", "human", "--garment", "garment", "--work", "work"]
+    assert main(["clean", "--photos", "photos", *words]) == 1
+    assert "cp -rL" in capsys.readouterr().err
     subprocess.run(["cp", "-rL", "photos", "copy"], check=True)
-    assert clean(shop.model_copy(update={"photos": tmp_path / "copy"})).finish()["garment"] == 4
+    assert main(["clean", "--photos", "copy", *words]) == 0
 
 
 def test_no_usable_photo_is_no_success(shop: CleanConfig, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def check_made(name: str, summary: Mapping[str, Any]) -> None:
     tried = summary.get(noun) or summary.get("rejected") or 0
     reasons = summary.get("reasons") or {}
     why = f"; most often: {max(reasons, key=lambda reason: reasons[reason])}" if reasons else ""
-    raise WorkError(f"`{name}` made nothing: of {tried} {noun} none can be used{why}.", hint)
+    raise WorkError(f"`{name}` made nothing: of {tried} {noun} none can be used{why}.", str(summary.get("next") or hint))
 
 
 __all__ = ["check_made"]
