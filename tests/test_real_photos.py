@@ -86,6 +86,7 @@ def test_try_on_leaves_everything_outside_the_polygon_bit_identical(work: Path, 
     words += [
         "--model",
         "pocket",
+        "--anyway",
         "--lora",
         str(work / "lora"),
         "--num-inference-steps",

@@ -201,7 +201,7 @@ def test_a_foreign_picture_reaches_no_server_and_no_file(tmp_path: Path, monkeyp
 def test_the_settings_a_picture_may_carry_are_the_ones_it_is_given() -> None:
     """A new option of tryon or generate has to be entered in `PICTURE_SETTINGS`, or here as one that changes no pixel."""
     no_pixels = {*StageConfig.model_fields, "lora", "out", "device", "caption", "batch", "batch_size", "vlm_model", "base_url"}
-    no_pixels |= {"context_cache_gib", "blocks_to_swap", "front", "back", "person", "polygon", "num_images_per_prompt"}
+    no_pixels |= {"context_cache_gib", "blocks_to_swap", "front", "back", "person", "polygon", "num_images_per_prompt", "anyway"}
     for kind in (TryonConfig, GenerateConfig):
         assert set(kind.model_fields) - PICTURE_SETTINGS == no_pixels & set(kind.model_fields)
     for name in PICTURE_SETTINGS:

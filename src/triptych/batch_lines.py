@@ -15,7 +15,7 @@ from triptych.sampling import MODEL_FIELDS
 from triptych.store import read_text
 from triptych.tryon_job import TryonConfig, check
 
-SHARED = {*StageConfig.model_fields, *MODEL_FIELDS, "vlm_model", "base_url", "batch", "batch_size", "out"}
+SHARED = {*StageConfig.model_fields, *MODEL_FIELDS, "vlm_model", "base_url", "batch", "batch_size", "out", "anyway"}
 """Settings that are the same for all lines."""
 COLUMNS = sorted({"id", *TryonConfig.model_fields} - SHARED)
 """What a line may set."""

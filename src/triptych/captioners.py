@@ -23,6 +23,16 @@ def no_captioner() -> ModelError:
     return ModelError("No captioner is given.", hint)
 
 
+def captioner_folder(vlm_model: str, base_url: str | None = None) -> Path | None:
+    """The folder of a captioner that lies on this machine, `pocket`'s for one; None for all others."""
+    if vlm_model == "pocket":
+        return captioner_path()
+    local = vlm_model.removeprefix("local:")
+    folder = Path(local).expanduser()
+    on_server = local == vlm_model and (base_url or os.environ.get("OPENAI_BASE_URL"))
+    return folder if local.strip() and not on_server and folder.is_dir() else None
+
+
 def load_captioner(vlm_model: str, base_url: str | None = None, *, timeout: float = 120.0, attempts: int = 5) -> Captioner:
     """The captioner that a name stands for. The first rule that fits decides:
 

@@ -14,7 +14,7 @@ from triptych.yaml_text import parse
 
 MAX_BYTES = 1 << 20
 """Largest config file that is read; one with every setting has some 5 KB."""
-SHARED = ("work", "catalogue", "triptychs", "embeddings", "lora_folder", "model", "quantize", "blocks_to_swap", "seed")
+SHARED = ("work", "catalogue", "triptychs", "embeddings", "lora_folder", "model", "quantize", "blocks_to_swap", "seed", "anyway")
 """Keys at the top of a file; every verb that knows one takes it."""
 
 

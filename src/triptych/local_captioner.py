@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import ModelError
+from triptych.known_worlds import known_by
 from triptych.questions import CUT_OFF_HINT, AnswerError, quote, usable_answer
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class LocalCaptioner:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         folder = Path(name).expanduser()
+        self.knows = known_by(folder)
         source = str(folder) if folder.is_dir() else name
         options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": folder.is_dir()}
         look_up(name)

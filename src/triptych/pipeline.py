@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from triptych.backbones.settings import Quantize, model_class, resolve_model
+from triptych.captioners import captioner_folder
 from triptych.config import Seed, StageConfig, section, validated
-from triptych.errors import ConfigError, WorkError
+from triptych.errors import ConfigError, InputError, WorkError
+from triptych.images import load_image
+from triptych.known_worlds import check_pictures, known_by, strangers
 from triptych.outcome import check_made
+from triptych.photo_folders import find_photos
 from triptych.stages import STAGES
 from triptych.stages.caption import check_captioner
 from triptych.store import Event, Run, read_jsonl, write_bytes, write_jsonl
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PHOTOS_LOOKED_AT, LOOKED_AT_SIDE = 8, 576  # how many, and pixels
 
 PIPELINE = tuple(stage for stage in STAGES if stage.in_run)
 
@@ -42,6 +52,8 @@ class RunConfig(StageConfig):
     """Panel width in pixels; wins over the config file."""
     panel_height: int | None = Field(default=None, ge=16, le=8192)
     """Panel height in pixels; wins over the config file."""
+    anyway: bool | None = None
+    """Go on with photographs even if model or captioner say that they have never seen any, as `pocket` does; with a warning."""
 
 
 def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
@@ -53,7 +65,8 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
 
     Raises:
         ConfigError: no config, an unknown key, or a value that a stage refuses. All sections are read before any work.
-        ModelError: no model for a stage, a path that holds none, or no captioner.
+        ModelError: no model for a stage, a path that holds none, or no captioner. InputError: photos of which model or captioner have
+        never seen the like.
     """
     if not data:
         raise ConfigError("`triptych run` needs a config.", "Make one with `triptych init --photos FOLDER`, then give it with --config.")
@@ -64,6 +77,7 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
         given = {name: value for name, value in shared.items() if name in model.model_fields}
         configs[stage.name] = validated(model, section(data, stage.name, model).changed(given), stage.name)
     _check_models(configs)
+    _check_photos(configs)
     _check_folders(configs)
     summary: dict[str, Any] = {"seconds": {}}
 
@@ -92,6 +106,25 @@ def _check_models(configs: Mapping[str, Any]) -> None:
     for model in {config.model for config in configs.values() if hasattr(config, "model")}:
         model_class(model)  # also asks the hub whether it lets us have the model
     check_captioner(configs["caption"])
+
+
+def _check_photos(configs: Mapping[str, Any]) -> None:
+    """Refuse if most of a few photos are strange to model or captioner: `clean` works for hours, and then they would be refused."""
+    cleaning, captioning, embedding = (configs[name] for name in ("clean", "caption", "embed"))
+    model, captioner = Path(resolve_model(embedding.model)), captioner_folder(captioning.vlm_model, captioning.base_url)
+    knows = known_by(model) if model.is_dir() else ""
+    captioner_knows = known_by(captioner) if captioner and captioning.captions is None else ""
+    if not (knows or captioner_knows) or cleaning.photos is None or not cleaning.photos.is_dir():
+        return
+    found = [path for _, path in find_photos(cleaning.photos, [cleaning.human, cleaning.garment, cleaning.work])]
+    shown: list[tuple[str, Image.Image]] = []
+    for path in found[:: max(1, len(found) // PHOTOS_LOOKED_AT)]:
+        with contextlib.suppress(InputError):  # `clean` says what is wrong with it
+            shown.append((f"{path.parent.name}/{path.name}", load_image(path, longest=LOOKED_AT_SIDE)))
+    if 2 * len(strangers(knows, shown)) > len(shown):
+        check_pictures(knows, shown, "model", embedding.model, embedding.anyway)
+    if 2 * len(strangers(captioner_knows, shown)) > len(shown):
+        check_pictures(captioner_knows, shown, "captioner", captioning.vlm_model, captioning.anyway)
 
 
 def _check_folders(configs: Mapping[str, Any]) -> None:

@@ -65,6 +65,8 @@ class Captioner(Protocol):
     """Names the model in caches and records. Holds no secret."""
     concurrent: bool
     """Whether several threads may ask at once."""
+    knows: str
+    """The only world whose pictures it has seen, see `known_worlds.py`; nothing for all."""
 
     def ask(self, image: Image.Image, prompt: str, max_new_tokens: int) -> str:
         """The answer, stripped.

@@ -56,7 +56,7 @@ def reproduce(config: ReproduceConfig) -> Run:
     settings |= {"dtype": {"float32": "fp32", "bfloat16": "bf16"}.get(str(made_on.get("dtype")), "auto"), "device": config.device}
     settings |= _found(_hashes(about["sha256"], verb, config.image), config.photos)
     again = config.image.with_stem(f"{config.image.stem}-again") if verb == "tryon" else config.work / "reproduced"
-    run = stage(validated(kind, {**settings, "work": config.work, "out": config.out or again}, verb))
+    run = stage(validated(kind, {**settings, "anyway": True, "work": config.work, "out": config.out or again}, verb))
     summary: dict[str, Any] = {"made_on": made_on}
 
     def work() -> Iterator[Event]:

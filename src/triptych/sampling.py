@@ -16,10 +16,13 @@ from triptych.backbones.settings import ModelSettings, Quantize, model_settings,
 from triptych.config import Seed, StageConfig, seeds_from
 from triptych.errors import InputError
 from triptych.images import MAX_PIXELS, SETTINGS, sha256_photo
+from triptych.known_worlds import check_pictures
 from triptych.panels import PanelLayout
 from triptych.store import sha256_file
 
-if TYPE_CHECKING:  # they import torch, which `--help` can do without
+if TYPE_CHECKING:  # some import torch, which `--help` can do without
+    from PIL import Image
+
     from triptych.inference import Models, Sampling
 
 log = logging.getLogger(__name__)
@@ -221,11 +224,18 @@ class PictureConfig(SamplingConfig):
     """The caption of the whole triptych: a summary, then <IMAGE 1> …, <IMAGE 2> …, <IMAGE 3> …"""
     num_images_per_prompt: int = Field(default=1, ge=1, le=64)
     """How many pictures to make."""
+    anyway: bool = False
+    """Show the model photographs even if it says that it has never seen any, as `pocket` does; with a warning."""
 
     @property
     def seeds(self) -> list[int]:
         """One for each picture. Raises ConfigError if they go beyond 64 bits."""
         return seeds_from(self.seed, self.num_images_per_prompt)
+
+    def check_known(self, pictures: Mapping[Path, Image.Image]) -> None:
+        """Raises InputError if the model knows a world that a picture, by its file, is not of; with `anyway` only warns."""
+        named = [(path.name, image) for path, image in pictures.items()]
+        check_pictures(model_settings(self.model).knows, named, "model", self.model, self.anyway)
 
     def settings(self, verb: str, seed: int, photos: Mapping[str, Path | None], sampling: Sampling, layout: PanelLayout) -> dict[str, Any]:
         """Everything that decides the pixels: every setting, the model's recommendations put in, and hashes (not paths) of what went in."""

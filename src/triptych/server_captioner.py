@@ -60,6 +60,7 @@ class ServerCaptioner:
     """
 
     concurrent = True
+    knows = ""
 
     def __init__(self, model: str, base_url: str | None = None, *, timeout: float = 120.0, attempts: int = 5) -> None:
         key = os.environ.get("OPENAI_API_KEY", "").strip()

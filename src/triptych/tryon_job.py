@@ -166,6 +166,7 @@ def prepare(config: TryonConfig) -> Job:
     mask = masks.repaint_mask(polygons, size, holes=holes, grow_by=config.grow, expand=config.expand)
     front = load_image(config.front)
     back = load_image(config.back) if config.back else front
+    config.check_known({config.front: front, config.back or config.front: back, config.person: person.image})
     start = None if config.rough == "none" else rough_edit(person.image, front, mask, config.rough, person.icc_profile)
     sampling = config.sampling(model_settings(config.model), config.strength)
     warnings += left_out

@@ -15,6 +15,7 @@ from triptych.captioners import load_captioner
 from triptych.describe import linter, usable_caption
 from triptych.errors import InputError
 from triptych.images import load_image, sha256_photo
+from triptych.known_worlds import check_pictures
 from triptych.panels import concatenate
 from triptych.questions import AnswerError, Captioner
 from triptych.store import digest
@@ -51,6 +52,10 @@ class PromptWriter:
         assert self._captioner and config.front and config.person, "check() was passed"
         layout, limit = config.layout(), model_settings(config.model).max_sequence_length
         photos = {"front": config.front, "back": config.back or config.front, "worn": config.person}
+
+        shown = {path: load_image(path) for path in photos.values()} if self._captioner.knows else {}
+        named = [(path.name, image) for path, image in shown.items()]
+        check_pictures(self._captioner.knows, named, "captioner", str(config.vlm_model), config.anyway)
 
         def picture() -> Image.Image:
             return concatenate([load_image(photos[role]) for role in layout.roles], layout)

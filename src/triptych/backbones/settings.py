@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from triptych.backbones.model_folder import no_folder
 from triptych.errors import ModelError
+from triptych.known_worlds import known_by
 from triptych.pocket import checkpoint_path
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class ModelSettings:
     context_guidance_scale: float = 1.0
     """Guidance on the known panels, for LoRAs trained with clean context; 1 is off."""
     num_inference_steps: int = 28
+    knows: str = ""
+    """The only world whose pictures it has seen, see `known_worlds.py`; nothing for all."""
 
 
 FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
@@ -144,6 +147,7 @@ def model_settings(model: str) -> ModelSettings:
         unknown = set(own) - {field.name for field in fields(ModelSettings)}
         if unknown:
             raise ValueError(f"unknown keys {sorted(unknown)}")
+        known_by(folder)
         return replace(settings, **own)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"The settings of {model} cannot be used: {error}.", f"Mend {file}, or delete it to use the defaults.") from error

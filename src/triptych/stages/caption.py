@@ -11,6 +11,7 @@ what they show; while nothing shows that the model or its server is well, none i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -20,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from pydantic import Field
 
 from triptych import captioners, progress
@@ -36,6 +38,7 @@ from triptych.describe import check_order, linter, usable_caption
 from triptych.errors import ConfigError, InputError, ModelError, WorkError, sentence_of
 from triptych.failed_pictures import COME_BACK, Rejected, bring_back, find_failed, move_away, waiting
 from triptych.images import load_image
+from triptych.known_worlds import check_pictures
 from triptych.questions import AnswerError, Captioner
 from triptych.server_replies import check_url
 from triptych.store import Event, Run, StageFolder, held, sha256_file, write_text
@@ -83,6 +86,8 @@ class CaptionConfig(StageConfig):
     """Seconds a server may take for one answer."""
     concurrency: int = Field(default=4, ge=1, le=64)
     """Questions a server gets at the same time."""
+    anyway: bool = False
+    """Show the captioner photographs even if it says that it has never seen any, as `pocket` does; with a warning."""
 
     @property
     def fail_folder(self) -> Path:
@@ -155,6 +160,8 @@ def caption(config: CaptionConfig) -> Run:
 
     def ask(todo: list[Job], journal: Journal, by: dict[str, str]) -> Iterator[Event]:
         """Check and caption; pictures that may have failed through the captioner stay until it has proved to be well."""
+        if todo and captioner().knows:
+            check_pictures(captioner().knows, _panels(todo), "captioner", config.vlm_model, config.anyway)
         answers, ours = Answers(journal), last_captions(journal.rows)
         waiting: list[tuple[Job, str, Rejected]] = []
 
@@ -199,6 +206,16 @@ def caption(config: CaptionConfig) -> Run:
 
     run = Run("caption", len(jobs), held(folder, work), summary)
     return run
+
+
+def _panels(jobs: list[Job]) -> Iterator[tuple[str, Image.Image]]:
+    """The panels of all triptychs that can be opened, each with its file's name."""
+    for job in jobs:
+        with contextlib.suppress(InputError):  # it is rejected when its turn comes
+            canvas, columns = load_image(job.picture), max(1, len(job.roles))
+            for number in range(columns):
+                box = (number * canvas.width // columns, 0, (number + 1) * canvas.width // columns, canvas.height)
+                yield job.picture.name, canvas.crop(box)
 
 
 def check_captioner(config: CaptionConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,9 +15,10 @@ from pydantic import Field
 from triptych import progress
 from triptych.captions import UNKNOWN_SHARE
 from triptych.config import StageConfig
-from triptych.errors import ConfigError, TriptychError
+from triptych.errors import ConfigError, InputError, TriptychError
 from triptych.images import load_image
-from triptych.panels import PanelLayout
+from triptych.known_worlds import check_pictures
+from triptych.panels import PanelLayout, split
 from triptych.prompt_tokens import prompt_tokenizer
 from triptych.sources import Source, TriptychFolder, grid_of, reject
 from triptych.store import Event, Run, StageFolder, held, write_json, write_jsonl
@@ -45,6 +47,15 @@ class EmbedConfig(StageConfig):
     guessed where the picture's shape allows it."""
     roles: list[str] | None = None
     """What the panels show in reading order, of those pictures; the last one is what is made. Default: front, back, worn."""
+    anyway: bool = False
+    """Show the model photographs even if it says that it has never seen any, as `pocket` does; with a warning."""
+
+
+def _panels(sources: Sequence[Source]) -> Iterator[tuple[str, Image.Image]]:
+    """The panels of all triptychs that can be opened, each with its file's name."""
+    for source in sources:
+        with contextlib.suppress(InputError):  # it is rejected when its turn comes
+            yield from ((source.image.name, panel) for panel in split(load_image(source.image), source.layout))
 
 
 def embed(config: EmbedConfig) -> Run:
@@ -66,6 +77,8 @@ def embed(config: EmbedConfig) -> Run:
             f"--columns and --roles make no layout: {error}.", "Say for instance --columns 1 --roles front --roles back --roles worn."
         ) from error
     sources, rejects = TriptychFolder(config.triptych_folder).sources(backbone.settings.stride, grid)
+    if knows := backbone.settings.knows:
+        check_pictures(knows, _panels(sources), "model", config.model, config.anyway)
     length = config.max_sequence_length or backbone.settings.max_sequence_length
     model = backbone.encoder_fingerprint
     folder = StageFolder(config.embedding_folder / backbone.name, "embed", {"model": model, "max_sequence_length": length})

@@ -53,6 +53,7 @@ def generate(config: GenerateConfig) -> Run:
     if config.front:
         front = load_image(config.front)
         both = {"front": front, "back": load_image(config.back) if config.back else front}
+        config.check_known({config.front: front} | ({config.back: both["back"]} if config.back else {}))
         products = {role: photo for role, photo in both.items() if role in layout.check_roles().roles}
         if config.back and "back" not in products:
             warnings.append("The LoRA has no back panel: the back photo is not used.")

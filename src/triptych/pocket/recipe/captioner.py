@@ -265,6 +265,7 @@ def train_captioner(folder: Path, steps: int = STEPS) -> None:
     model.save_pretrained(part)
     processor.save_pretrained(part)
     (part / "README.md").write_text(CARD, encoding="utf-8")
+    (part / "triptych.json").write_text('{\n  "knows": "rendered"\n}\n', encoding="utf-8")
     for file in part.glob("*.safetensors"):
         file.chmod(0o644)
     part.rename(folder / "captioner")

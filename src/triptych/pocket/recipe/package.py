@@ -23,6 +23,7 @@ SETTINGS = {
     "true_cfg_scale": 3.0,
     "context_guidance_scale": 5.0,
     "num_inference_steps": 8,
+    "knows": "rendered",
 }
 CARD = """---
 license: apache-2.0

@@ -1,0 +1,82 @@
+"""What a model has seen. Most have seen photographs; one that only knows a small world says so in its `triptych.json`:
+
+    {"knows": "rendered"}
+
+It is shown no picture of another world unless the user insists: what it makes of one is of no use.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from triptych.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+log = logging.getLogger(__name__)
+
+WORLDS = ("", "rendered")
+"""What `knows` may say; nothing stands for all pictures."""
+OTHER = {
+    "model": "Give another --model, such as black-forest-labs/FLUX.1-dev; --anyway goes on all the same.",
+    "captioner": "Give another --vlm-model, such as gpt-4.1-mini; --anyway goes on all the same.",
+}
+
+
+def check_pictures(
+    knows: str, pictures: Iterable[tuple[str, Image.Image]], kind: Literal["model", "captioner"], name: str, anyway: bool
+) -> None:
+    """Refuse pictures that a model has never seen the like of; with `anyway`, warn.
+
+    Args:
+        knows: the world it knows, of `WORLDS`. pictures: what to call it, and a picture, or one panel of it.
+        kind, name: what the model is and how it was given.
+
+    Raises:
+        InputError: the first such picture, and how many there are.
+    """
+    strange = strangers(knows, pictures)
+    if not strange:
+        return
+    others = f" (and so do {len(strange) - 1} more)" if len(strange) > 1 else ""
+    who = f"the {Path(name).name} {kind}"
+    message = f"{strange[0]} looks like a photograph{others}, and {who} has only seen drawings."
+    if not anyway:
+        raise InputError(message, OTHER[kind])
+    log.warning("%s Expect nothing of use.", message)
+
+
+def strangers(knows: str, pictures: Iterable[tuple[str, Image.Image]]) -> list[str]:
+    """The names of the pictures that are not of the world a model knows, each once."""
+    if not knows:
+        return []
+    belongs = _judge(knows)
+    return list(dict.fromkeys(called for called, image in pictures if not belongs(image)))
+
+
+def known_by(folder: Path) -> str:
+    """The world that the model in a folder knows, as its `triptych.json` says.
+
+    Raises:
+        ModelError: a file that cannot be read, or names no world.
+    """
+    file = folder / "triptych.json"
+    try:
+        knows = json.loads(file.read_text(encoding="utf-8")).get("knows", "") if file.is_file() else ""
+        if knows not in WORLDS:
+            raise ValueError(f"nothing is known of the world {str(knows)[:40]!r}")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ModelError(f"The settings of {folder} cannot be used: {error}.", f"Mend {file}, or delete it.") from error
+    return str(knows)
+
+
+def _judge(knows: str) -> Callable[[Image.Image], bool]:
+    assert knows == "rendered", knows
+    from triptych.pocket.drawings import is_drawing
+
+    return is_drawing
