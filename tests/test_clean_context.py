@@ -244,7 +244,7 @@ def test_the_lora_says_what_its_products_attended_to(tiny: Path, tmp_path: Path,
     options = config(tmp_path, tiny, context="clean", max_train_steps=1, context_reading=reading)
     train(options).finish()
     caplog.clear()
-    chosen = GenerateConfig(model=str(tiny), lora=tmp_path / "lora", prompt="p")
+    chosen = GenerateConfig(model=str(tiny), lora=tmp_path / "lora", prompt="p", front=tmp_path / "front.png")
     assert chosen.sampling(ModelSettings()).context_reading == reading
     assert not caplog.records
     other = "joint" if reading == "products" else "products"

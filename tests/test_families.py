@@ -50,7 +50,7 @@ def test_embed_train_generate_tryon(
     work, name = tmp_path / "work", load_backbone(str(tiny), "cpu", "fp32").name
     write_triptychs(work / "triptychs", 3)
     common = ("--work", work, "--model", tiny, "--device", "cpu", "--dtype", "fp32")
-    assert run(capsys, "embed", *common)["folder"] == str(work / "embeddings" / name)
+    assert run(capsys, "embed", *common, "--columns", 3)["folder"] == str(work / "embeddings" / name)
     steps = ("--max-train-steps", 2, "--batch-size", 2, "--num-validation-images", 1, "--validation-steps", 2)
     assert run(capsys, "train", *common, *steps, "--context", context)["train_steps"] == 2
     assert open_lora(work).family == name
