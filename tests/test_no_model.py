@@ -148,11 +148,11 @@ def test_init_asks_for_model_and_captioner(shop: Path, monkeypatch: pytest.Monke
     assert "FLUX.1-dev" in shown.getvalue(), "what can be answered stands above the question"
     text = (shop / "asked.yaml").read_text()
     assert '\nmodel: "stabilityai/stable-diffusion-3.5-large"\n' in text and '\n  vlm_model: "gpt-4.1-mini"\n' in text
-    assert "fill_in" not in capsys.readouterr().out
+    assert "fill in" not in capsys.readouterr().out
 
     monkeypatch.setattr("sys.stdin", Terminal("\n"))  # nothing, then the end of the input
     assert main(["init", "--photos", "photos", "--out", "nothing.yaml"]) == 0
-    assert "caption.vlm_model" in capsys.readouterr().out
+    assert "next: fill in model, caption.vlm_model in nothing.yaml, then: triptych run" in capsys.readouterr().out
     monkeypatch.setattr("sys.stdin", Terminal("x/y\nz\n"))
     shown.truncate(0)
     assert main(["init", "--photos", "photos", "--out", "asked.yaml"]) == 1

@@ -78,7 +78,7 @@ def test_a_batch_makes_what_it_can_and_says_what_it_cannot(
     assert len(loads) == 1
     table = results(folder)
     assert list(table) == [("a", "3"), ("a", "4"), ("b", "0"), ("c", "0"), ("d", "0"), ("e", "")]
-    assert "cannot be found" in table["c", "0"]["reason"]
+    assert "there is no such file" in table["c", "0"]["reason"]
     assert "strength" in table["e", ""]["reason"]
     for key, name in {("a", "3"): "a-3.png", ("a", "4"): "a-4.png", ("b", "0"): "b.png", ("d", "0"): "d.png"}.items():
         assert table[key]["picture"] == name
@@ -169,10 +169,10 @@ def test_odd_lines_fail_alone(tiny_flux: Path, folder: Path) -> None:
         "long,red.png,me.jpg,,,,more": "7 cells",
         "short,red.png": "--person",
         '"quote,red.png,me.jpg': "cannot be read",
-        'inside,re"d".png"x,me.jpg': "cannot be found",
+        'inside,re"d".png"x,me.jpg': "there is no such file",
         '"end"x,red.png,me.jpg': "cannot be read",
         f"huge,{'x' * 200_000},me.jpg": "cannot be read",
-        f"name,{'x' * 5_000},me.jpg": "cannot be found",
+        f"name,{'x' * 5_000},me.jpg": "there is no such file",
         "nul,re\0d.png,me.jpg": "NUL",
         "home,~nobody-lives-here/red.png,me.jpg": "home",
         "wide,red.png,me.jpg,80000": "panel_width",

@@ -6,6 +6,7 @@ damage is a `BadImage` with a reason. Sizes are (width, height) in pixels.
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import stat
@@ -224,7 +225,9 @@ def _open(path: Path) -> Image.Image:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        raise BadImage(path, "there is no such file, or it may not be read", "Check the path and who may read it.") from error
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError) or getattr(error, "errno", None) == errno.ENAMETOOLONG
+        reason = "there is no such file" if missing else "it may not be read"
+        raise BadImage(path, reason, "Check the path and who may read it.") from error
     if not stat.S_ISREG(mode):  # a pipe or device would block for ever
         raise BadImage(path, "it is not a regular file", "Give the path of an image file.")
     if path.stat().st_size == 0:

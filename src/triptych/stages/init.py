@@ -61,6 +61,8 @@ def init(config: InitConfig) -> Run:
     missing = {"model": config.model, "clean.human": human, "clean.garment": garment, "caption.vlm_model": config.vlm_model}
     summary: dict[str, Any] = {"config": str(config.out), "items": 0, "photos": 0, "human": human, "garment": garment}
     summary |= {"fill_in": [key for key, value in missing.items() if not value], "rejected": 0, "reasons": {}}
+    if summary["fill_in"]:
+        summary["next"] = f"fill in {', '.join(summary['fill_in'])} in {config.out}, then: triptych run --config {config.out}"
 
     def work() -> Iterator[Event]:
         items: set[str] = set()
