@@ -23,7 +23,7 @@ from triptych import flow
 from triptych.backbones.base import Backbone
 from triptych.backbones.flux import pack, unpack
 from triptych.backbones.registry import load_backbone
-from triptych.errors import ModelError
+from triptych.errors import ConfigError, ModelError
 from triptych.inference import Models, Sampling, load_models, sample_latents, to_images
 from triptych.panels import PanelLayout
 from triptych.stages.generate import GenerateConfig, generate
@@ -178,7 +178,7 @@ def test_panel_shift_leaves_more_steps_for_texture(flux: Backbone) -> None:
 
 def test_what_a_family_lacks_is_said_in_a_sentence(tiny_sd3: Path, tmp_path: Path) -> None:
     config = GenerateConfig(model=str(tiny_sd3), prompt=PROMPT, device="cpu", dtype="fp32", out=tmp_path, num_inference_steps=1)
-    with pytest.raises(ModelError, match="no distilled guidance") as caught:
+    with pytest.raises(ConfigError, match="no distilled guidance") as caught:
         generate(config.model_copy(update={"guidance_scale": 3.5}))
     assert "--true-cfg-scale" in caught.value.hint
     with pytest.raises(ModelError, match="18 × 3 tokens") as caught:
