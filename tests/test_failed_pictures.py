@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from tests.caption_server import KEY, ORDER, Call, Desk, Reply, Server, good, serve, write_model
 from triptych.errors import ModelError, WorkError
 from triptych.stages.caption import caption, check_captioner
+from triptych.store import read_jsonl
 
 
 @pytest.fixture
@@ -234,3 +236,48 @@ def test_address_without_v1_is_said_at_once(desk: Desk, server: Server, body: An
     with pytest.raises(ModelError, match="usually ends in /v1"):
         desk.caption(base_url=server.url.removesuffix("/v1"), concurrency=1, attempts=2)
     assert len(server.calls) <= 2
+
+
+# --- Pictures of other kinds and other people's folders -----------------------------------------------------------------
+
+
+def test_pictures_of_every_ending_are_captioned_fail_and_come_back(desk: Desk, server: Server) -> None:
+    desk.draw(4)
+    for number, name in enumerate(("t1.png", "t2.jpg", "t3.JPEG", "t4.webp"), 1):
+        Image.open(desk.folder / f"t{number}.png").save(
+            desk.folder / "x", {"jpg": "JPEG", "JPEG": "JPEG", "webp": "WEBP"}.get(name[3:], "PNG")
+        )
+        (desk.folder / f"t{number}.png").unlink()
+        (desk.folder / "x").rename(desk.folder / name)
+    Image.new("RGB", (48, 32)).save(desk.folder / "t2.png")  # a second picture of that name
+    Image.new("RGB", (48, 32)).save(desk.folder / "t9.bmp")
+    server.script = lambda call: "person, person, person" if call.question == "check" and call.number in (2, 4) else well(call)
+    run = caption(desk.config())
+    events = {event.id: (event.status, event.note) for event in run}
+    assert (run.summary["captioned"], run.summary["rejected"]) == (2, 2)
+    assert run.summary["left_out"] == ["t2.png: t2.jpg has the same name", "t9.bmp: no PNG, JPEG or WebP"]
+    assert events["t9.bmp"][0] == "rejected" and "stays where it is" in events["t9.bmp"][1]
+    assert sorted(path.name for path in desk.failed.iterdir()) == ["t2.jpg", "t2.reason.json", "t4.reason.json", "t4.webp"]
+    assert {path.name for path in desk.folder.glob("*.*")} >= {"t1.png", "t1.txt", "t2.png", "t3.JPEG", "t3.txt", "t9.bmp"}
+    (desk.folder / "t2.png").unlink()
+    server.script = well
+    summary = desk.caption(retry_failed=True)
+    assert (summary["returned"], summary["captioned"], list(desk.failed.iterdir())) == (2, 2, [])
+    assert (desk.text(2), desk.text(4)) == tuple(good(number).replace("Acme", "<Brand>") + "\n" for number in (2, 4))
+    assert {row["file_name"] for row in desk.rows().values()} == {"t1.png", "t2.jpg", "t3.JPEG", "t4.webp"}
+
+
+def test_captions_in_rows_and_in_capital_endings_are_the_users(desk: Desk, server: Server) -> None:
+    desk.draw(3)
+    (desk.folder / "t2.TXT").write_text(good(22))
+    rows = [{"file_name": "t1.png", "text": f" {good(11)}"}, {"file_name": "t3.png", "text": 3}, {"file_name": "notes.pdf", "text": "mine"}]
+    (desk.folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (desk.folder / "notes.pdf").touch()
+    summary = desk.caption()
+    assert (summary["brought"], summary["captioned"], {call.number for call in server.calls}) == (2, 1, {3})
+    assert (desk.text(1), (desk.folder / "t2.TXT").read_text()) == (good(11) + "\n", good(22))
+    stored = {row["file_name"]: row for row in read_jsonl(desk.folder / "metadata.jsonl")}
+    assert stored["notes.pdf"] == rows[2] and not (desk.folder / "t2.txt").exists()
+    assert [stored[f"t{number}.png"]["caption_by"] == "user" for number in (1, 2, 3)] == [True, True, False]
+    (desk.folder / "t1.txt").unlink()  # and so it can be asked for
+    assert desk.caption()["captioned"] == 1

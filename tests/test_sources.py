@@ -44,7 +44,7 @@ def test_pictures_of_every_usual_ending_are_taken_and_others_are_named(tmp_path:
     (tmp_path / "c.txt").rename(tmp_path / "c.TXT")
     sources, rejects = TriptychFolder(tmp_path).sources(16)
     assert [source.image.name for source in sources] == ["a.jpg", "b.PNG", "c.jpg", "d.JPEG", "e.webp"]
-    assert {row["id"]: row["reason"] for row in rejects} == {"f.bmp": "no PNG, JPEG or WebP", "a": "a.jpg has the same name"}
+    assert {row["id"]: row["reason"] for row in rejects} == {"f.bmp": "no PNG, JPEG or WebP", "a.png": "a.jpg has the same name"}
     only = tmp_path / "only"
     put(only, "x.bmp")
     with pytest.raises(WorkError, match="no triptychs") as caught:
@@ -126,6 +126,25 @@ def test_rows_of_no_picture_here_are_named(tmp_path: Path, row: dict[str, Any]) 
     sources, rejects = TriptychFolder(tmp_path).sources(16)
     assert [(source.id, source.layout_by) for source in sources] == [("a", "guess")], "such a row says nothing of a.png"
     assert len(rejects) == 1 and "metadata.jsonl" in rejects[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    "rows", ['[1, 2]\n{"file_name": "a.png"}\n', '{"file_name": "a.png"}\n"a.png"\n', '{"file_name": "a.png"}\n{oops\n', "7"]
+)
+def test_a_line_that_is_no_object_is_told_wherever_it_stands(tmp_path: Path, rows: str) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_text(rows)
+    with pytest.raises(WorkError, match=r"metadata\.jsonl is damaged at line [12]") as caught:
+        TriptychFolder(tmp_path).sources(16)
+    assert "Mend that line" in caught.value.hint
+
+
+def test_rows_with_a_byte_order_mark_and_half_a_row_at_the_end(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    rows = "\ufeff" + json.dumps({"file_name": "a.png", "layout": GOOD, "item": "x"}) + '\r\n{"file_na'  # an append that was killed
+    (tmp_path / "metadata.jsonl").write_text(rows, encoding="utf-8")
+    ((source,), rejects) = TriptychFolder(tmp_path).sources(16)
+    assert (source.item, source.layout_by, rejects) == ("x", "metadata", [])
 
 
 def test_two_rows_that_differ_and_rows_of_other_kinds_leave_the_picture_out(tmp_path: Path) -> None:

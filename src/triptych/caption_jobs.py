@@ -12,11 +12,13 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.captions import read_caption
+from triptych.captions import normalise, read_caption
 from triptych.errors import InputError, TriptychError
 from triptych.pairing import CHUNK, earlier_pictures
 from triptych.panels import PanelLayout
+from triptych.sources import caption_file, list_pictures
 from triptych.store import read_jsonl, sha256_file, write_jsonl
+from triptych.text_files import CAPTION_BYTES
 
 HASHES = ("front_sha256", "back_sha256", "worn_sha256")
 ROLES = ("front", "back", "worn")
@@ -35,7 +37,13 @@ class Job:
 
     @property
     def text_file(self) -> Path:
-        return self.picture.with_suffix(".txt")
+        return caption_file(self.picture)
+
+    @property
+    def told_caption(self) -> str:
+        """The caption that somebody else's metadata.jsonl has in its field `text`; empty where `caption` has filled it in."""
+        text = self.row.get("text")
+        return normalise(text) if isinstance(text, str) and len(text) <= CAPTION_BYTES and "caption_by" not in self.row else ""
 
     @property
     def roles(self) -> list[str]:
@@ -57,11 +65,10 @@ def read_jobs(folder: Path, journal: Iterable[Mapping[str, Any]]) -> list[Job]:
         WorkError: a metadata.jsonl that is damaged.
     """
     metadata = folder / "metadata.jsonl"
-    rows = {row.get("file_name"): row for row in (read_jsonl(metadata) if metadata.exists() else [])}
+    rows = {str(row.get("file_name")): row for row in (read_jsonl(metadata) if metadata.exists() else [])}
     before = {row.get("id"): checked_row(row.get("row")) for row in journal if row.get("kind") == "rejected"}
-    pictures = sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
     jobs = []
-    for picture in pictures:
+    for picture in list_pictures(folder).taken:
         row = rows.get(picture.name) or {}
         if not row.get("item"):
             row = origin_of(picture) | {key: value for key, value in before.get(picture.stem, {}).items() if key != "layout"} | row
@@ -114,7 +121,10 @@ def state_of(job: Job, ours: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def write_metadata(folder: Path, jobs: Sequence[Job], by: Mapping[str, str]) -> None:
-    """metadata.jsonl with one row for every picture in the folder, `text` from the caption beside it."""
+    """metadata.jsonl with one row for every triptych in the folder, `text` from the caption beside it; rows of other files stay."""
+    metadata = folder / "metadata.jsonl"
+    ours = {job.picture.name for job in jobs}
+    before = read_jsonl(metadata) if metadata.exists() else []
     rows = []
     for job in jobs:
         if not job.picture.exists():
@@ -125,10 +135,10 @@ def write_metadata(folder: Path, jobs: Sequence[Job], by: Mapping[str, str]) -> 
                 row["text"] = read_caption(job.text_file)
             row["caption_by"] = by.get(job.id, row.get("caption_by", "user"))
         rows.append(row)
-    metadata = folder / "metadata.jsonl"
-    try:
-        unchanged = metadata.exists() and read_jsonl(metadata) == rows
-    except TriptychError:
-        unchanged = False
-    if not unchanged:
+    rows += [row for row in before if _is_beside(folder, row.get("file_name")) and row["file_name"] not in ours]
+    if rows != before:
         write_jsonl(metadata, rows)
+
+
+def _is_beside(folder: Path, name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name and "\0" not in name and (folder / name).is_file()

@@ -15,6 +15,7 @@ from typing import Any
 from triptych.answers import Journal
 from triptych.caption_jobs import Job, checked_row, origin_of
 from triptych.errors import TriptychError
+from triptych.sources import PICTURES, list_pictures
 from triptych.store import read_json, sha256_file, write_json
 
 COME_BACK = "triptych caption --retry-failed"
@@ -36,7 +37,7 @@ def move_away(job: Job, sha256: str, reason: Rejected, fail_folder: Path, journa
     """Move a picture to `fail_folder` beside its reason; what lies there is never overwritten, a kill loses nothing."""
     fail_folder.mkdir(parents=True, exist_ok=True)
     for number in range(10_000):
-        target = fail_folder / (f"{job.id}-{number}.png" if number else job.picture.name)
+        target = fail_folder / (f"{job.id}-{number}{job.picture.suffix}" if number else job.picture.name)
         try:
             copy_new(job.picture, target)
         except FileExistsError:
@@ -89,8 +90,9 @@ def find_failed(fail_folder: Path, folder: Path, journal: Sequence[Mapping[str, 
     told = {row.get("image_sha256"): (number, row) for number, row in enumerate(journal) if row.get("kind") == "rejected"}
     latest: dict[str, tuple[int, Failed]] = {}
     left = []
-    for picture in sorted(fail_folder.glob("*.png")) if fail_folder.is_dir() else []:
-        if picture.name.startswith(".") or not picture.is_file():
+    names = {picture.stem: picture for picture in list_pictures(folder).taken}
+    for picture in sorted(fail_folder.glob("*")) if fail_folder.is_dir() else []:
+        if picture.name.startswith(".") or picture.suffix.lower() not in PICTURES or not picture.is_file():
             continue
         sha256 = sha256_file(picture)
         number, known = told.get(sha256, (-1, {}))
@@ -101,7 +103,7 @@ def find_failed(fail_folder: Path, folder: Path, journal: Sequence[Mapping[str, 
         if not isinstance(id, str) or not id or Path(f"{id}.png").name != f"{id}.png" or id.startswith(".") or "\0" in id:
             left.append(f"{picture.name}: no reason of ours lies beside it")
             continue
-        target = folder / f"{id}.png"
+        target = names.get(id, folder / f"{id}{picture.suffix}")
         if target.exists() and sha256_file(target) != sha256:
             left.append(f"{picture.name}: another picture of that name is in {folder}")
             continue

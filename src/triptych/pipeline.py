@@ -19,6 +19,7 @@ from triptych.images import load_image
 from triptych.known_worlds import check_pictures, known_by, strangers
 from triptych.outcome import check_made
 from triptych.photo_folders import find_photos
+from triptych.sources import caption_file, list_pictures
 from triptych.stages import STAGES
 from triptych.stages.caption import check_captioner
 from triptych.store import Event, Run, read_jsonl, write_bytes, write_jsonl
@@ -153,19 +154,20 @@ def hand_over(source: Path, target: Path) -> int:
     """
     target.mkdir(parents=True, exist_ok=True)
     copied, there = set(), set()
-    for text in sorted(source.glob("*.txt")):
-        for file in (text.with_suffix(".png"), text):
+    for picture in list_pictures(source).taken:
+        if not (text := caption_file(picture)).is_file():
+            continue
+        there.add(picture.name)
+        for file in (picture, text):
             other = target / file.name
-            if not text.with_suffix(".png").is_file():
-                continue
-            there.add(text.stem)
             if not other.exists() or other.stat().st_mtime < file.stat().st_mtime:
                 write_bytes(other, file.read_bytes())
-                copied.add(text.stem)
-    rows: dict[Any, Any] = {}
+                copied.add(picture.stem)
+    rows: dict[str, Any] = {}
     for folder in (target, source):
         if (folder / "metadata.jsonl").exists():
-            rows |= {row.get("id"): row for row in read_jsonl(folder / "metadata.jsonl") if folder is target or row.get("id") in there}
+            named = ((str(row.get("file_name") or f"{row.get('id')}.png"), row) for row in read_jsonl(folder / "metadata.jsonl"))
+            rows |= {name: row for name, row in named if folder is target or name in there}
     if copied:
         write_jsonl(target / "metadata.jsonl", rows.values())
     return len(copied)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from triptych.captions import read_caption
 from triptych.errors import InputError
+from triptych.sources import list_pictures
 from triptych.store import read_jsonl, write_text
 
 STYLE = """
@@ -130,7 +131,7 @@ def _cropped(sheet: Path, height: int = 620) -> Image.Image:
 
 
 def _triptychs(folder: Path, count: int = 6) -> str:
-    paths = sorted(path for path in folder.glob("*.png") if path.with_suffix(".txt").exists())
+    paths = [path for path in list_pictures(folder).taken if path.with_suffix(".txt").exists()]
     random.Random(0).shuffle(paths)
     cards = []
     for path in paths[:count]:

@@ -34,6 +34,35 @@ _NARROWEST, _WIDEST = 0.6, 1.4
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """The pictures of a folder that may be triptychs: `taken`, one to an id; `left_out`, the file and why it is not."""
+
+    taken: list[Path]
+    left_out: list[tuple[Path, str]]
+
+
+def list_pictures(folder: Path) -> Pictures:
+    """The triptychs of a folder by name, for every stage that looks for them; nothing if there is no such folder."""
+    taken, left_out = dict[str, Path](), []
+    for file in sorted(folder.glob("*")):
+        ending = file.suffix.lower()
+        if file.name.startswith(".") or ending not in PICTURES | _OTHER_PICTURES or not file.is_file():
+            continue
+        if ending in _OTHER_PICTURES:
+            left_out.append((file, "no PNG, JPEG or WebP"))
+        elif taken.setdefault(file.stem, file) != file:
+            left_out.append((file, f"{taken[file.stem].name} has the same name"))
+    return Pictures(list(taken.values()), left_out)
+
+
+def caption_file(picture: Path) -> Path:
+    """Where the caption of a picture lies or will lie: `<id>.txt`, or `<id>.TXT` if that is there."""
+    return next(
+        (file for file in (picture.with_suffix(".txt"), picture.with_suffix(".TXT")) if file.is_file()), picture.with_suffix(".txt")
+    )
+
+
+@dataclass(frozen=True)
 class Source:
     """One triptych on disk and the hashes that say whether its record is still true."""
 
@@ -79,11 +108,10 @@ class TriptychFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        files = sorted(file for file in path.glob("*") if not file.name.startswith(".") and file.is_file())
-        self.pictures = [file for file in files if file.suffix.lower() in PICTURES]
-        self._others = [file for file in files if file.suffix.lower() in _OTHER_PICTURES]
+        found_here = list_pictures(path)
+        self.pictures, self._left_out = found_here.taken, found_here.left_out
         if not self.pictures:
-            found = f" {self._others[0].name} is no PNG, JPEG or WebP." if self._others else ""
+            found = f" {self._left_out[0][0].name} is no PNG, JPEG or WebP." if self._left_out else ""
             hint = f"Run `triptych concat` first, or put <id>.png and <id>.txt there.{found}"
             raise no_triptychs(path, hint)
 
@@ -111,14 +139,14 @@ class TriptychFolder:
         for picture in self.pictures:
             try:
                 if picture.name not in self._rows[1]:
-                    found.setdefault(picture.stem, (picture, self._caption(picture)))
+                    found[picture.stem] = picture, self._caption(picture)
             except TriptychError:
                 continue
         return found
 
     def _caption(self, picture: Path) -> str:
-        text = next((file for file in (picture.with_suffix(".txt"), picture.with_suffix(".TXT")) if file.is_file()), None)
-        if text is not None:
+        text = caption_file(picture)
+        if text.is_file():
             caption = read_caption(text)
             if not caption:
                 raise InputError(f"{text.name} is empty")
@@ -140,15 +168,12 @@ class TriptychFolder:
         rows, wrong = self._rows
         sources: list[Source] = []
         rejects: list[dict[str, Any]] = [{"id": name, "reason": reason} for name, reason in wrong.items()]
-        rejects += [{"id": file.name, "reason": "no PNG, JPEG or WebP"} for file in self._others]
-        taken: dict[str, str] = {}
+        rejects += [{"id": file.name, "reason": reason} for file, reason in self._left_out]
         for picture in self.pictures:
             caption: str | None = None
             try:
                 if picture.name in wrong:
                     continue
-                if taken.setdefault(picture.stem, picture.name) != picture.name:
-                    raise InputError(f"{taken[picture.stem]} has the same name")
                 caption = self._caption(picture)
                 row = rows.get(picture.name, {})
                 layout, by = _layout(row, check_header(picture), grid)

@@ -284,27 +284,29 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file; an unfinished last line (a killed append) is left out.
+    """The rows of a JSON Lines file; an unfinished last line (a killed append, which never wrote its end) is left out.
 
     Raises:
-        WorkError: the file is missing, or a line other than the last does not parse.
+        WorkError: the file is missing, or a whole line holds no JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise WorkError(f"{path} cannot be read: {_why(error)}.", f"Run `triptych {_writer(path)}` first.") from error
     rows: list[dict[str, Any]] = []
+    hint = f"Mend that line, or run `triptych {_writer(path)}` again."
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = parse_json(line)
-            if not isinstance(row, dict):
-                raise ValueError("it is no object")
-            rows.append(row)
         except ValueError as error:
-            if any(rest.strip() for rest in lines[number:]):
-                raise WorkError(f"{path} is damaged at line {number}.", f"Run `triptych {_writer(path)}` again.") from error
+            if number == len(lines):  # no line end follows
+                break
+            raise WorkError(f"{path} is damaged at line {number}.", hint) from error
+        if not isinstance(row, dict):
+            raise WorkError(f"{path} is damaged at line {number}: it holds no JSON object in braces.", hint)
+        rows.append(row)
     return rows
 
 

@@ -41,6 +41,7 @@ from triptych.images import load_image
 from triptych.known_worlds import check_pictures
 from triptych.questions import AnswerError, Captioner
 from triptych.server_replies import check_url
+from triptych.sources import list_pictures
 from triptych.store import Event, Run, StageFolder, held, sha256_file, write_text
 
 log = logging.getLogger(__name__)
@@ -121,9 +122,12 @@ def caption(config: CaptionConfig) -> Run:
     limit = config.max_caption_tokens or model_settings(config.model).max_sequence_length
     problems = linter(config.model, limit, config.brands)
     ours = last_captions(known)
-    texts = newer_captions(own, jobs, known)
+    told = {job.id: job.told_caption + "\n" for job in jobs if job.told_caption and not job.text_file.exists()}
+    texts = told | newer_captions(own, jobs, known)
+    left_out = list_pictures(folder.path).left_out
     summary: dict[str, Any] = {"triptychs": len(jobs), "captioned": 0, "kept": 0, "brought": 0, "rejected": 0, "reasons": {}}
     summary |= {"returned": len(returning), "not_returned": left if config.retry_failed else []}
+    summary |= {"left_out": [f"{file.name}: {reason}" for file, reason in left_out]}
     summary |= {"captions_without_triptych": own.unmatched, "captions_with_warnings": 0, "captions_unreadable": 0, "warnings": []}
     summary |= {"brands_replaced": {}, "folder": str(folder.path), "fail_path": str(config.fail_folder)}
 
@@ -141,8 +145,10 @@ def caption(config: CaptionConfig) -> Run:
         try:
             for one in returning:
                 bring_back(one, journal)
-            for id, text in texts.items():
-                take_caption(folder.path / f"{id}.txt", text, own.texts[id][0], journal)
+            for file, reason in left_out:
+                yield Event(file.name, "rejected", f"{reason}; it stays where it is")
+            for job in (job for job in jobs if job.id in texts):
+                take_caption(job.text_file, texts[job.id], own.texts[job.id][0] if job.id in own.texts else texts[job.id], journal)
             ours = last_captions(journal.rows)
             for job in jobs:
                 state, writer = state_of(job, ours.get(job.id))
@@ -204,7 +210,7 @@ def caption(config: CaptionConfig) -> Run:
         for one in waiting:
             yield fail(*one)
 
-    run = Run("caption", len(jobs), held(folder, work), summary)
+    run = Run("caption", len(jobs) + len(left_out), held(folder, work), summary)
     return run
 
 

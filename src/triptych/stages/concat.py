@@ -31,6 +31,7 @@ from triptych.images import load_image, save_png
 from triptych.pairing import CHUNK, EARLIER, Triple, earlier_pictures, made_from, plan
 from triptych.panels import PanelLayout, concatenate, fit
 from triptych.photo_folders import COPY_LINKS
+from triptych.sources import list_pictures
 from triptych.store import Event, Run, StageFolder, held, publish, read_jsonl, sha256_file, write_jsonl
 
 SHEET_SIZE = 48
@@ -178,10 +179,10 @@ def _failed(folder: Path) -> set[tuple[Any, ...]]:
 def _rows(folder: Path, triples: Iterable[Triple], made: set[str], layout: PanelLayout) -> list[dict[str, Any]]:
     """A row for every picture in the folder, ours or not: an imagefolder must name them all."""
     metadata = folder / "metadata.jsonl"
-    before = {row.get("id"): row for row in (read_jsonl(metadata) if metadata.exists() else [])}
+    before = {Path(str(row.get("file_name"))).stem: row for row in (read_jsonl(metadata) if metadata.exists() else [])}
     planned = {triple.id: triple for triple in triples}
     rows = []
-    for picture in sorted(path for path in folder.glob("*.png") if not path.name.startswith(".")):
+    for picture in list_pictures(folder).taken:
         row = dict(before.get(picture.stem, {}))
         if picture.stem in made:
             row = {key: value for key, value in row.items() if key not in ("text", "caption_by")}  # of an earlier picture

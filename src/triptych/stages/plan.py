@@ -15,6 +15,7 @@ from triptych.planning.disk import disk_bytes
 from triptych.planning.memory import Machine, Memory, embed_memory, sampling_memory, train_memory
 from triptych.planning.report import in_gib, text_of, verdict
 from triptych.planning.shapes import ModelShapes, model_shapes
+from triptych.sources import list_pictures
 from triptych.stages import STAGES
 from triptych.stages.plan_config import PlanConfig
 from triptych.store import Event, Run
@@ -42,7 +43,7 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
     shapes = {model: model_shapes(model) for model in {embed.model, train.model, generate.model}}
     settings = shapes[train.model].settings
     layout = _layout(concat, PanelLayout(settings.panel_width, settings.panel_height), settings.stride)
-    triptychs = config.num_triptychs or len(list(train.triptych_folder.glob("*.png"))) or USUAL_TRIPTYCHS
+    triptychs = config.num_triptychs or len(list_pictures(train.triptych_folder).taken) or USUAL_TRIPTYCHS
     if train.epochs is not None:
         steps = steps_of_epochs(train.epochs, triptychs, train.batch_size * train.gradient_accumulation_steps)
         train = train.model_copy(update={"max_train_steps": steps, "epochs": None})

@@ -8,7 +8,7 @@ from typing import Any
 
 from triptych.embeddings import EmbeddingFolder
 from triptych.errors import ConfigError, WorkError
-from triptych.sources import PICTURES, TriptychFolder
+from triptych.sources import TriptychFolder, list_pictures
 from triptych.store import read_jsonl, sha256_file
 from triptych.training.config import TrainConfig
 
@@ -27,7 +27,7 @@ def check_embeddings(config: TrainConfig, records: EmbeddingFolder) -> None:
         problem = f"Of {len(guessed)} triptychs ({guessed[0]} …) it was only guessed where the panels are, and clean context hangs on that."
         raise ConfigError(problem, "Run `triptych embed` again with --columns 3, or write their layouts into metadata.jsonl.")
     folder = config.triptych_folder
-    if not folder.is_dir() or not any(file.suffix.lower() in PICTURES for file in folder.iterdir()):
+    if not folder.is_dir() or not list_pictures(folder).taken:
         log.warning("There are no triptychs in %s: nobody can tell whether all are embedded, as they are now.", folder)
         return
     captioned = TriptychFolder(folder).captioned()
