@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from triptych.captioners import load_captioner
 from triptych.captions import Caption
 from triptych.errors import ConfigError, ModelError
 from triptych.questions import CAPTION_PROMPT, CHECK_PROMPT, AnswerError, quote
-from triptych.server_replies import retry_after
+from triptych.server_replies import ReplyError, read_reply, retry_after
 from triptych.stages.caption import caption
 from triptych.store import read_jsonl
 
@@ -316,3 +317,48 @@ def test_local_model_in_pickle_is_refused(local_captioner: Path, tmp_path: Path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n")
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_captioner(str(tmp_path))
+
+
+# --- Replies in other wrappings -----------------------------------------------------------------------------------------
+
+
+def completion(text: str) -> dict[str, object]:
+    return {"choices": [{"index": 0, "message": {"content": text}, "finish_reason": "stop"}]}
+
+
+def streamed(text: str) -> bytes:
+    pieces = [{"choices": [{"delta": {"content": piece}}]} for piece in (text[:9], text[9:])]
+    events = [*map(json.dumps, [*pieces, {"choices": [{"delta": {}, "finish_reason": "stop"}]}, {"choices": [], "usage": {}}]), "[DONE]"]
+    return (": PROCESSING\n\n" + "".join(f"data: {event}\n\n" for event in events)).encode()
+
+
+WRAPPINGS = {
+    "events of a stream": streamed,
+    "a byte-order mark": lambda text: b"\xef\xbb\xbf" + json.dumps(completion(text)).encode(),
+    "line ends that keep it alive": lambda text: b"\n\n  \n" + json.dumps(completion(text)).encode(),
+    "a gateway's envelope": lambda text: json.dumps({"code": 0, "msg": "ok", "data": completion(text)}).encode(),
+    "text as before chat": lambda text: json.dumps({"choices": [{"text": text, "finish_reason": "stop"}]}).encode(),
+    "another encoding": lambda text: json.dumps(completion(text), ensure_ascii=False).encode("cp1252"),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_a_completion_in_another_wrapping_is_read(wrapping: str) -> None:
+    assert read_reply(WRAPPINGS[wrapping]("A café – with “quotes”.")) == "A café – with “quotes”."
+
+
+def test_events_that_are_an_error_or_cut_off_are_said_as_such() -> None:
+    with pytest.raises(ReplyError, match="model crashed"):
+        read_reply(b'data: {"error": {"message": "model crashed"}}\n\n')
+    with pytest.raises(AnswerError, match="cut off"):
+        read_reply(streamed("A").replace(b'"stop"', b'"length"'))
+    with pytest.raises(ReplyError, match=r"no chat completion|no answer"):
+        read_reply(b"data: [DONE]\n\n")
+
+
+def test_too_short_a_context_is_named(desk: Desk, server: Server) -> None:
+    desk.draw(1)
+    server.script = lambda call: (400, {}, {"error": {"message": "This model's maximum context length is 512 tokens."}})
+    with pytest.raises(ModelError, match="maximum context length") as caught:
+        desk.caption()
+    assert "--ctx-size" in caught.value.hint

@@ -13,6 +13,14 @@ from triptych.undress import plain_caption
 
 RIGHT = ["garment", "garment", "person"]
 ORDERS = [
+    "garment，garment，person。",
+    "| Panel | Content |\n|---|---|\n| 1 | garment |\n| 2 | garment |\n| 3 | person |",
+    "| Panel 3 | person | wears it |\n| Panel 1 | garment | front |\n| Panel 2 | garment | back |",
+    "👕 garment, 👕 garment, 🧍‍♀️ person ✅",
+    "$$\\text{garment, garment, person}$$",
+    "Left → garment; middle → garment; right → person",
+    "1 -> garment\n2 -> garment\n3 -> person",
+    "gar\u00adment, garment,\u200b person",
     "garment, garment, person",
     " Garment,garment , PERSON.\n",
     "<think>person, person?</think>\n\ngarment, garment, person",
@@ -78,7 +86,10 @@ def test_order_is_read_in_any_dress(answer: str) -> None:
     assert read_order(wrong) in (["garment"] * 3, None)  # never what it does not say
 
 
-@pytest.mark.parametrize("answer", [*HOSTILE, "", "I think garment, garment, person", "garment (worn by a person), garment, person"])
+@pytest.mark.parametrize(
+    "answer",
+    [*HOSTILE, "", "I think garment, garment, person", "❌ garment, garment, person", "garment (worn by a person), garment, person"],
+)
 def test_what_is_not_plainly_an_order_is_not_read(answer: str) -> None:
     assert read_order(answer) is None
 
@@ -89,6 +100,11 @@ def test_another_order_is_read_as_such() -> None:
 
 HOUSE = "A grey shirt. <IMAGE 1> The front. <IMAGE 2> The back. <IMAGE 3> A man."
 CAPTIONS = [
+    "A grey shirt. **IMAGE 1:** The front. **IMAGE 2:** The back. **IMAGE 3:** A man.",
+    r"A grey shirt. \<IMAGE 1\> The front. \<IMAGE 2\> The back. \<IMAGE 3\> A man.",
+    f"{HOUSE}\n\nNote: I left out identity, as asked.",
+    f"{HOUSE}\n\n(Note that the brand was replaced.)",
+    HOUSE.replace("front", "fr\u00adont 👕").replace("back", "\u200bback"),
     "Sure! Here is the description in the requested form: **Summary:** A grey shirt. **<IMAGE 1>** The front. **<IMAGE 2>** The back. "
     "**<IMAGE 3>** A man.",
     f"```\n{HOUSE}\n```",
@@ -171,3 +187,14 @@ def test_no_answer_breaks_the_readers(answer: str) -> None:
 )
 def test_captions_of_the_users_own_are_warned_about(text: str, problem: str) -> None:
     assert [one for one in lint(text) if problem in one], lint(text)
+
+
+def test_what_stands_for_a_brand_is_the_house_word() -> None:
+    assert plain_caption(HOUSE.replace("shirt", "[Brand] shirt by {brand name}")) == HOUSE.replace("shirt", "<Brand> shirt by <Brand>")
+
+
+def test_signs_that_mean_something_stay() -> None:
+    text = HOUSE.replace("front", 'front, 2" cuffs, 50 % cotton & size < XL, note pockets [sic]')
+    assert plain_caption(text) == text and lint(text) == []
+    panel = "A grey shirt. Image 2: not in order. Image 1: so it stays. Image 3: as it is."
+    assert "<IMAGE" not in plain_caption(panel)

@@ -22,7 +22,7 @@ BRAND = "<Brand>"
 _MARKER = re.compile(r"<IMAGE ([1-9][0-9]?)>")
 _TOKEN = re.compile(r"(<IMAGE [1-9][0-9]?>|<Brand>)")
 _ANY_BRAND = re.compile(r"<brand>", re.IGNORECASE)
-_MARKUP = re.compile(r"<\s*[/!?a-zA-Z]|&#?\w+;|\]\s*\(|https?:|javascript:|data:\w+/", re.IGNORECASE)
+_MARKUP = re.compile(r"<(?:[/!?a-zA-Z]|\s+[/!?a-zA-Z][^<>]*>)|&#?\w+;|\]\s*\(|https?:|javascript:|data:\w+/", re.IGNORECASE)
 _SPECIAL = re.compile(
     r"<[|｜]|[|｜]>|</?s>|<(?:pad|unk|eos|bos|mask|end_of_turn|start_of_turn|extra_id_\d+|image|think)>|\[/?(?:INST|EOS|BOS|PAD|CLS|SEP|MASK|UNK)\]",
     re.IGNORECASE,

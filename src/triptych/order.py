@@ -39,7 +39,17 @@ _DOUBT = re.compile(
     r"|sorry|swapped|reversed|correction|if|unable|except)\b|n't\b|\?"
 )
 _KEYS = ("panels", "panel", "order", "answer", "result", "results", "labels", "output", "response", "words", "types", "classification")
-_SIDES = re.compile(r"^[\s\"'“”‘’`*_.!()\[\]{}|-]+|[\s\"'“”‘’`*_.!()\[\]{}|-]+$")
+_SIDES = re.compile(r"^[\s\"'“”‘’`*_.。!！()（）【】\[\]{}|-]+|[\s\"'“”‘’`*_.。!！()（）【】\[\]{}|-]+$")
+
+
+_DRESS = (
+    (re.compile(r"\$+|\\text\{([^{}]*)\}"), r"\1"),  # LaTeX
+    (
+        re.compile(r"^\|\s*((?:(?:panel|image|position)\s*)?\d)\s*\|([^|\n]*)\|.*$", re.MULTILINE | re.IGNORECASE),
+        r"\1: \2",
+    ),  # a table's row
+    (re.compile(r"\b(\d|left|middle|center|centre|right|first|second|third)(\s+panel)?\s*(?:→|->|=>|⇒)\s*", re.IGNORECASE), r"\1: "),
+)
 
 
 def read_order(answer: str, panels: int = 3) -> list[str] | None:
@@ -52,6 +62,8 @@ def read_order(answer: str, panels: int = 3) -> list[str] | None:
     value = json_in(text)
     if value is not None and (found := _leaves(value)):
         return [str(word) for word in found] if len(found) == panels and all(found) else None
+    for pattern, plain in _DRESS:
+        text = pattern.sub(plain, text)
     text = unicodedata.normalize("NFC", without_markdown(text, numbering=True)).replace("’", "'").replace("\t", " ").lower()
     if any(unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co"} and character != "\n" for character in text) or "<" in text:
         return None

@@ -22,6 +22,7 @@ from triptych.server_replies import (
     V1_HINT,
     ReplyError,
     check_url,
+    hint_of,
     is_loopback,
     is_policy,
     read_reply,
@@ -215,7 +216,7 @@ class ServerCaptioner:
         if status >= 500:
             return _Passing(why, "error", wait)
         if status in _ABOUT_THE_PICTURE:
-            return AnswerError(f"the server refuses the request: {why}", fault="server")
+            return AnswerError(f"the server refuses the request: {why}", hint_of(complaint), fault="server")
         return ModelError(f"The server of {self._model} refuses: {why}.", status_hint(status, wait))
 
     def _is_well(self) -> bool:

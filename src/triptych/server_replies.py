@@ -16,11 +16,15 @@ from triptych.questions import CUT_OFF_HINT, AnswerError, quote, usable_answer
 LONGEST_WAIT = 120.0  # seconds a server may ask us to wait
 LONGEST_BODY = 8 << 20  # bytes of a reply that are read
 
+CONTEXT_HINT = "Raise the server's context length (--max-model-len, --ctx-size, num_ctx), or lower --max-new-tokens."
+_CONTEXT = re.compile(r"context (?:length|size|window)|context_length|too many tokens|exceeds? the (?:max|available|model)|\bn_ctx\b", re.I)
+
 V1_HINT = "Check base_url: it usually ends in /v1, as in http://127.0.0.1:8000/v1."
 
 _POLICY = re.compile(
     r"content[ _-]?(?:policy|filter|management|moderation)|moderation|safety|data_?inspection|inappropriate|responsible_?ai|blocklist"
-    r"|prohibited|recitation|\bspii\b|\bsensitive\b|flagged|refusal|risk[ _-]?control|violat|image_?safety|input_?image_?unsafe|\bnsfw\b",
+    r"|prohibited|recitation|\bspii\b|\bsensitive\b|flagged|refusal|risk[ _-]?control|violat|image_?safety|input_?image_?unsafe|\bnsfw\b"
+    r"|敏感|违规|不安全|不适当",
     re.IGNORECASE,
 )
 _CUT_OFF = {"length", "max_tokens", "max_output_tokens", "model_length", "max_new_tokens", "token_limit"}
@@ -52,7 +56,7 @@ def read_reply(body: bytes, key: str = "") -> str:
         AnswerError: it is a completion, but no use: refused, cut off, or empty. ReplyError: it is no completion.
     """
     try:
-        reply = json.loads(body.decode("utf-8"))
+        reply = _completion_in(_decoded(body))
     except (ValueError, RecursionError):
         html = body.lstrip()[:1] == b"<"
         raise ReplyError("its reply is a web page" if html else "its reply is no chat completion") from None
@@ -76,6 +80,40 @@ def read_reply(body: bytes, key: str = "") -> str:
             raise ReplyError(f"it says: {said}", endpoint=bool(_NO_ENDPOINT.search(said)), status=int(code) if code.isdecimal() else 0)
         raise ReplyError("its reply holds no answer" if choices == [] else "its reply is no chat completion")
     return _answer(choice, message)
+
+
+def _decoded(body: bytes) -> str:
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError:  # servers on Windows
+        return body.decode("cp1252", "replace")
+
+
+def _completion_in(text: str) -> Any:
+    """The JSON of a reply: as it is, put together from the events of a stream nobody asked for, or out of a gateway's wrapping.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON.
+    """
+    if re.match(r"\s*(?::|data:|event:)", text):
+        parts, end = [], None
+        for line in re.findall(r"^data:\s*(\{.*)$", text, re.MULTILINE):
+            event = json.loads(line)
+            choices = event.get("choices")
+            if event.get("error") or not isinstance(choices, list):
+                return event
+            for choice in (one for one in choices[:1] if isinstance(one, dict)):
+                delta = choice.get("delta") or choice.get("message")
+                parts.append(str(delta.get("content") or "") if isinstance(delta, dict) else "")
+                end = choice.get("finish_reason") or end
+        return {"choices": [{"message": {"content": "".join(parts)}, "finish_reason": end}] if parts else []}
+    reply = json.loads(text)
+    inner = reply.get("data") if isinstance(reply, dict) and "choices" not in reply else None
+    reply = inner if isinstance(inner, dict) and "choices" in inner else reply
+    choices = reply.get("choices") if isinstance(reply, dict) else None
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict) and isinstance(choices[0].get("text"), str):
+        choices[0].setdefault("message", {"content": choices[0]["text"]})  # as completions were before chat
+    return reply
 
 
 def _answer(choice: dict[str, Any], message: dict[str, Any]) -> str:
@@ -135,6 +173,11 @@ def refused(said: str, whose: str = "the server") -> AnswerError:
 def is_policy(said: str) -> bool:
     """Whether an error is about the content of the picture, by whichever name a server calls that."""
     return bool(_POLICY.search(said))
+
+
+def hint_of(said: str) -> str:
+    """What to try about a request that a server refuses, if its words say that; empty otherwise."""
+    return CONTEXT_HINT if _CONTEXT.search(said) else ""
 
 
 def words_of(body: Any, key: str = "", limit: int = 200) -> str:

@@ -44,10 +44,17 @@ _CLOSING = re.compile(
       | (?:i'm|i\s+am)\s+(?:happy|glad|here)\b | happy\s+to\s+help | \(?\s*word\s+count\b
       | \(\s*(?:about\s+|approximately\s+|~\s*)?\d+\s+words?\s*\)
       | (?:this|the)\s+(?:above\s+)?(?:description|caption|text)\s+(?:is|has|contains|avoids|follows|adheres|uses)\b
+      | (?:please\s+)?\(?note\b\s*(?:that\b|:) | disclaimer\s*:
       | i(?:'ve|\s+have)?\s+(?:left\s+out|omitted|replaced|avoided|followed|kept)\b
     ).*$""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
+"""Where a word or a line may break: soft hyphen, zero-width space, word joiner, byte-order mark."""
+_NO_OR_WHAT = "[\u274c\u2716\u2717\u2718\u26d4\u2753\u2754\U0001f6ab]"
+_EMOJI = re.compile(f" ?(?!{_NO_OR_WHAT})[\u2600-\u27bf\u2b50\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff][\ufe0f\u200d\u2640\u2642]*")
+"""Small pictures that say nothing, and not those that say no or ask."""
+_PLACEHOLDER = re.compile(r"(?<!\w)[\[{(]\s*brand(?:[ _-]?name)?\s*[\]})]", re.IGNORECASE)
 _LOOSE_MARKER = r"[<\[({{＜【&]\s*(?:lt;)?\s*IMAGE\s*[#_:-]?\s*0?{number}\s*(?:[>\])}}＞】]|&gt;)"
 _CLOSED_MARKER = re.compile(r"<\s*/\s*IMAGE\s*[#_:-]?\s*\d{1,2}\s*>", re.IGNORECASE)
 _NUMBERS = {"first": 1, "front": 1, "left": 1, "second": 2, "back": 2, "middle": 2, "center": 2, "centre": 2} | {
@@ -67,7 +74,7 @@ def bare(answer: str) -> str:
 
     A thought that never ends leaves what stands before it, or else its last paragraph.
     """
-    text = answer.replace("\r\n", "\n").replace("\r", "\n")
+    text = _INVISIBLE.sub("", _EMOJI.sub("", answer)).replace("\r\n", "\n").replace("\r", "\n")
     if _CHANNEL in text:
         text = text.rsplit(_CHANNEL, 1)[1]
     while (begin := _THINK.search(text)) and (end := _THOUGHT_OUT.search(text, begin.end())):
@@ -132,14 +139,24 @@ def plain_caption(answer: str, panels: int = 3) -> str:
         text = caption_in(value, panels) or text
     if "&" in text:
         text = html.unescape(text)
-    text = _CLOSED_MARKER.sub(" ", without_markdown(text))
+    text = re.sub(r"\\([<>\[\]_*&])", r"\1", text)  # as markdown keeps a sign from meaning something
+    text = _PLACEHOLDER.sub("<Brand>", _CLOSED_MARKER.sub(" ", without_markdown(text)))
     for number in range(1, panels + 1):
         if f"<IMAGE {number}>" not in text:
             text = re.sub(_LOOSE_MARKER.format(number=number), f"<IMAGE {number}>", text, flags=re.IGNORECASE)
     if "<IMAGE" not in text:
         text = re.sub(r"^\W*image\s*#?([1-9])\s*[:.–—-]+", r"<IMAGE \1>", text, flags=re.IGNORECASE | re.MULTILINE)
+    if "<IMAGE" not in text:
+        text = _named_markers(text, panels)
     text = re.sub(r"(<IMAGE [1-9]>)\s*[:：–—-]+\s*", r"\1 ", text)
     return _without_talk(_unquoted(text))
+
+
+def _named_markers(text: str, panels: int) -> str:
+    """`Image 1: …` as a marker, wherever it stands, if each of the panels is named so once and in order."""
+    named = re.compile(r"\b(?:image|panel)\s*#?([1-9])\s*[:：]", re.IGNORECASE)
+    numbers = [int(number) for number in named.findall(text)]
+    return named.sub(r"<IMAGE \1>", text) if numbers == list(range(1, panels + 1)) else text
 
 
 def _unquoted(text: str) -> str:
