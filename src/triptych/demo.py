@@ -18,6 +18,7 @@ from PIL import Image
 from triptych.config import seeds_from
 from triptych.demo_config import DemoConfig
 from triptych.inference import load_models
+from triptych.lora import load_lora
 from triptych.pocket.measure import BATCH, Item, held_out_items, outline, verdicts, worn_panels
 from triptych.pocket.raw_catalogue import write_raw_catalogue
 from triptych.polygons import write_polygons
@@ -56,6 +57,7 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     yield from _stage(embed(EmbedConfig(**work, batch_size=8)), summary)
     recipe: dict[str, Any] = {"batch_size": 4, "noise_levels": 2, "learning_rate": 3e-3, "shift": 3.0, "caption_dropout": 0.1}
     recipe |= {"context": "clean", "context_lora": True, "gradient_checkpointing": False}
+    recipe |= {"lr_warmup_steps": 10, "ema_decay": 0.95}  # over fewer steps than usual, as there are fewer
     recipe["validation_steps"] = config.max_train_steps
     yield from _stage(train(TrainConfig(**work, **recipe, max_train_steps=config.max_train_steps, seed=config.seed)), summary)
 
@@ -65,8 +67,10 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     with _clock(summary, "evaluate"):
         # Guidance on the product photos helps the LoRA alone: base and LoRA are also judged with the model's ordinary guidance.
         ordinary = {"context_guidance_scale": 1.0}
+        models = load_models("pocket", [item.prompt for item in unseen])
         for name, lora, guidance in (("base", None, ordinary), ("lora", out / "lora", ordinary), ("guided", out / "lora", {})):
-            models = load_models("pocket", [item.prompt for item in unseen], lora)
+            if name == "lora":
+                load_lora(models.transformer, out / "lora")  # onto the base, which has had its turn
             sampling = SamplingConfig(model="pocket", lora=lora, **guidance).sampling(models.backbone.settings)
             made[name] = []
             for start in range(0, len(unseen), BATCH):

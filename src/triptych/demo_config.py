@@ -14,7 +14,7 @@ class DemoConfig(StageConfig):
     """Folder for the report, the pictures and the work folders, if not WORK; by default demo."""
     items: int = Field(default=40, ge=8, le=150)
     """Items in the rendered shop."""
-    max_train_steps: int = Field(default=400, ge=1)
+    max_train_steps: int = Field(default=210, ge=1)
     """Training steps of the LoRA."""
     garments: int = Field(default=48, ge=24, le=500)
     """Unseen garments that base and LoRA are judged on."""
