@@ -30,6 +30,7 @@ def work(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.write_text(f"""
 work: {folder / "work"}
 model: pocket
+anyway: true
 clean:
   photos: {photos / "catalogue"}
   human: {photos / "labels" / "human"}
