@@ -201,3 +201,38 @@ def test_a_lora_that_does_not_fit_is_refused_before_any_work(tmp_path: Path, tin
         train(config(tmp_path, tiny_sd3, **at))
     with pytest.raises(ModelError, match="no LoRA"):
         train(config(tmp_path, tiny_flux, **{**at, "init_lora": tmp_path / "nowhere"}))
+
+
+def test_a_training_ended_early_keeps_the_rows_of_its_later_checkpoints(tmp_path: Path, tiny_flux: Path) -> None:
+    shorter, longer = tmp_path / "shorter", tmp_path / "longer"
+    for work in (shorter, longer):
+        write_records(work, ["id-1", "id-2"], tiny_flux)
+    run = train(config(shorter, tiny_flux, max_train_steps=8))
+    for event in run:
+        if event.id == "step 7":
+            break
+    run._events.close()  # checkpoints of steps 2, 4 and 6
+    for _ in range(2):  # made, and kept
+        summary = train(config(shorter, tiny_flux, max_train_steps=4)).finish()
+        assert (summary["train_steps"], read_lora(shorter / "lora")[1]["steps"]) == (4, 4)
+        assert summary["loss"] == pytest.approx(sum(row["loss"] for row in rows_of(shorter)[:4]) / 4)
+    assert train(config(shorter, tiny_flux, max_train_steps=8)).finish()["resumed_at"] == 6
+    train(config(longer, tiny_flux, max_train_steps=8)).finish()
+    assert [row["step"] for row in rows_of(shorter)] == list(range(1, 9))
+    assert [row["loss"] for row in rows_of(shorter)] == [row["loss"] for row in rows_of(longer)]
+    assert same_lora(shorter, longer)
+
+
+def test_another_number_of_threads_is_told(tmp_path: Path, tiny_flux: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_records(tmp_path, ["id-1", "id-2"], tiny_flux)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        train(config(tmp_path, tiny_flux, max_train_steps=2)).finish()
+        train(config(tmp_path, tiny_flux, max_train_steps=3)).finish()
+        assert "CPU threads" not in caplog.text
+        torch.set_num_threads(2)
+        train(config(tmp_path, tiny_flux, max_train_steps=4)).finish()
+    finally:
+        torch.set_num_threads(before)
+    assert "ran on 1 CPU threads before and goes on with 2 CPU threads" in caplog.text

@@ -29,7 +29,7 @@ from triptych.store import Event, Run, StageFolder, held, read_jsonl, sha256_fil
 from triptych.training import distributed
 from triptych.training.about import about_lora
 from triptych.training.config import TrainConfig, check, settings_that_matter
-from triptych.training.continuation import begun, check_init_lora, is_done, start_from
+from triptych.training.continuation import begun, check_init_lora, is_done, start_from, steps_of
 from triptych.training.data import TrainingSet, steps_of_epochs
 from triptych.training.freshness import changes, check_embeddings
 from triptych.training.log import TrainLog, mean_loss, peak_memory_gib
@@ -90,9 +90,10 @@ def train(config: TrainConfig) -> Run:
 
     def work() -> Iterator[Event]:
         if is_done(config):
-            rows = read_jsonl(folder.path / "train.jsonl")
-            summary.update(train_steps=rows[-1]["step"], loss=mean_loss(rows))
-            yield Event(f"step {rows[-1]['step']}", "kept", "already trained")
+            done = steps_of(config.train_folder)
+            rows = [row for row in read_jsonl(folder.path / "train.jsonl") if row["step"] <= done]
+            summary.update(train_steps=done, loss=mean_loss(rows))
+            yield Event(f"step {done}", "kept", "already trained")
             return
         distributed.join(backbone.device)
         try:
@@ -123,7 +124,9 @@ def _steps(
     state.restore(folder / "checkpoints", config.max_train_steps)
     state.set_length(config.max_train_steps)
     writes, start, clock = distributed.rank() == 0, state.step, time.monotonic()
-    log = TrainLog(folder, (config.logging_dir or folder / "tensorboard") / config.tracker_name, start, writes)
+    log = TrainLog(
+        folder, (config.logging_dir or folder / "tensorboard") / config.tracker_name, start, writes, start >= config.max_train_steps
+    )
     summary.update(resumed_at=start, train_steps=start, loss=log.mean_loss())
     for step in range(start):
         yield Event(f"step {step + 1}", "kept")

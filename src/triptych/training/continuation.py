@@ -39,7 +39,7 @@ def is_done(config: TrainConfig) -> bool:
     if not (folder / "train.jsonl").exists():
         raise WorkError(f"There is a LoRA in {folder} that was not trained here.", "Choose another --lora-folder.")
     about = read_about(folder / FILE_NAME) or {}
-    done, asked = int(about.get("steps", 0)), about.get("recipe", {}).get("max_train_steps")
+    done, asked = steps_of(folder), about.get("recipe", {}).get("max_train_steps")
     if wanted in (done, asked):
         return True
     if wanted < done:
@@ -48,6 +48,11 @@ def is_done(config: TrainConfig) -> bool:
         hint = f"Give --init-lora {folder} and another --lora-folder: a new training then starts from this LoRA."
         raise WorkError(f"There is no checkpoint in {folder} to go on from.", hint)
     return False
+
+
+def steps_of(folder: Path) -> int:
+    """Of how many steps the LoRA in the folder is."""
+    return int((read_about(folder / FILE_NAME) or {}).get("steps", 0))
 
 
 def _ways(folder: Path, steps: list[int]) -> str:

@@ -20,20 +20,22 @@ from triptych.store import explained, read_jsonl, write_jsonl
 class TrainLog:
     """Rows of numbers by step. Rows after a checkpoint that was lost are dropped when the run resumes there.
 
-    start: steps done already. writes: False keeps rows in memory only, for all processes but the first.
+    start: steps done already. ends_here: no more are to be done; rows of later checkpoints stay, for a training that goes on
+    longer goes on from those. writes: False keeps rows in memory only, for all processes but the first.
     """
 
-    def __init__(self, folder: Path, tensorboard: Path, start: int, writes: bool = True) -> None:
+    def __init__(self, folder: Path, tensorboard: Path, start: int, writes: bool = True, ends_here: bool = False) -> None:
         path = self._path = folder / "train.jsonl"
-        self._rows = [row for row in (read_jsonl(path) if path.exists() else []) if row["step"] <= start]
+        before = read_jsonl(path) if path.exists() else []
+        self._rows = [row for row in before if row["step"] <= start]
         self._writes, self._tensorboard = writes, tensorboard
         if writes:
             from torch.utils.tensorboard import SummaryWriter
 
             self._hook, threading.excepthook = threading.excepthook, _quiet_about_tensorboard(threading.excepthook)
-            write_jsonl(path, self._rows)
+            write_jsonl(path, before if ends_here else self._rows)
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
-            self._board = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)
+            self._board = SummaryWriter(str(tensorboard), purge_step=start + 1 if start and not ends_here else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add a row."""
