@@ -15,7 +15,7 @@ from triptych.caption_jobs import Job
 from triptych.captioners import check_captioner, load_captioner
 from triptych.captions import read_caption
 from triptych.describe import linter
-from triptych.errors import ConfigError, InputError
+from triptych.errors import ConfigError, InputError, ModelError
 from triptych.prompt_tokens import prompt_tokenizer
 
 
@@ -51,6 +51,7 @@ IDS = [job.id for job in JOBS]
         ("item02-2c3d.png.txt", [IDS[1]]),
         ("item02-2c3d.caption", [IDS[1]]),
         ("ITEM02-2C3D.TXT", [IDS[1]]),
+        ("item02-2c3d.txt.txt", [IDS[1]]),  # Windows hides the ending that is there already
         ("item02.TXT", [IDS[1], IDS[2]]),
         ("Item02.txt", [IDS[1], IDS[2]]),
         ("coats__item06.txt", [IDS[0]]),
@@ -90,6 +91,16 @@ def test_what_matches_nothing_is_said_before_anybody_is_asked(desk: Desk, server
     server.script = lambda call: (ORDER, good(2))[call.question == "caption"] if "item99.txt" in caplog.text else "too early"
     summary = desk.caption(captions=folder)
     assert (summary["brought"], summary["captioned"]) == (1, 1) and len(summary["captions_without_triptych"]) == 1
+
+
+def test_files_that_cannot_be_read_as_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "item06.txt").symlink_to("nowhere")
+    (tmp_path / "item02-2c3d.txt").symlink_to("item02-2c3d.txt")
+    os.mkfifo(tmp_path / "IMG_1.txt")
+    (tmp_path / "item99.txt").mkdir()
+    brought = match_captions(tmp_path, JOBS)
+    assert (brought.texts, brought.files) == ({}, 3)
+    assert [line.split(":")[0] for line in brought.unmatched] == ["IMG_1.txt", "item02-2c3d.txt", "item06.txt"]
 
 
 def test_captions_brought_later_win(desk: Desk, server: Server) -> None:
@@ -162,3 +173,23 @@ def test_proxy_that_cannot_be_used_is_named(server: Server, monkeypatch: pytest.
         assert "7890" not in str(caught.value)
     monkeypatch.setenv("NO_PROXY", "example.invalid")
     assert load_captioner("m", "http://example.invalid/v1").identity == "server:http://example.invalid/v1:m"
+
+
+def test_certificates_that_are_missing_are_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    with pytest.raises(ConfigError, match="environment variable SSL_CERT_FILE cannot be read"):
+        load_captioner("m", "https://example.invalid/v1")
+
+
+def test_why_there_is_no_connection_is_said(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="is it http:// instead of https://"):
+        load_captioner("m", server.url.replace("http:", "https:")).check()
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with pytest.raises(ModelError, match="refused: nothing listens") as caught:
+        load_captioner("m", "http://192.0.2.1/v1").check()
+    assert "the proxy in HTTP_PROXY" in caught.value.hint
+    for ending in ("/chat/completions", "/models/"):
+        with pytest.raises(ConfigError, match="one of the server's endpoints") as refused:
+            load_captioner("m", server.url + ending)
+        assert refused.value.hint.endswith(f"{server.url}.")

@@ -319,6 +319,22 @@ def test_local_model_in_pickle_is_refused(local_captioner: Path, tmp_path: Path)
         load_captioner(str(tmp_path))
 
 
+@pytest.mark.parametrize("row", [{"id": ["x"]}, {"id": "t1", "image_sha256": {}}, {"id": "t1", "key": 5}])
+def test_journal_rows_of_other_kinds_are_passed_over(desk: Desk, row: dict[str, object]) -> None:
+    desk.draw(1)
+    kinds = ("answer", "caption", "rejected", "returned", "brought")
+    (desk.folder / "caption.jsonl").write_text("".join(json.dumps({"kind": kind, **row}) + "\n" for kind in kinds))
+    assert desk.caption(retry_failed=True)["captioned"] == 1
+
+
+def test_fail_path_that_is_a_file_is_refused_before_anybody_is_asked(desk: Desk, server: Server) -> None:
+    desk.draw(1)
+    desk.failed.touch()
+    with pytest.raises(ConfigError, match="is no folder"):
+        desk.caption()
+    assert server.calls == []
+
+
 # --- Replies in other wrappings -----------------------------------------------------------------------------------------
 
 

@@ -163,6 +163,14 @@ def test_init_asks_for_model_and_captioner(shop: Path, monkeypatch: pytest.Monke
         assert "x/y" not in (shop / f"{len(given)}.yaml").read_text()
 
 
+def test_init_writes_the_address_of_a_server(shop: Path) -> None:
+    out = shop / "own.yaml"
+    words = ["init", "--photos", str(shop / "photos"), "--vlm-model", "m", "--out", str(out)]
+    assert main([*words, "--base-url", "localhost:8000"]) == 1 and not out.exists()
+    assert main([*words, "--base-url", "http://localhost:8000/v1"]) == 0
+    assert '\n  base_url: "http://localhost:8000/v1"\n' in out.read_text()
+
+
 def test_what_init_leaves_open_is_refused_until_it_is_filled_in(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert init(InitConfig(photos=shop / "photos", out=shop / "t.yaml")).finish()["fill_in"] == ["model", "caption.vlm_model"]
     text = (shop / "t.yaml").read_text()

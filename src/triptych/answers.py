@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+_NAMES = ("kind", "id", "key", "image_sha256", "text_sha256", "source_sha256")
+
+
 def journal_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a journal, as far as they are whole; none if there is no such file."""
+    """The rows of a journal, as far as they are whole and what names things in them is text; none if there is no such file."""
     rows = []
     for line in (path.read_bytes() if path.is_file() else b"").split(b"\n"):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict):
+        if isinstance(row, dict) and all(isinstance(row.get(name, ""), str) for name in _NAMES):
             rows.append(row)
     return rows
 

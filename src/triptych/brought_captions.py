@@ -50,9 +50,14 @@ def match_captions(folder: Path, jobs: Sequence[Job]) -> Brought:
     names = [_names(jobs, level) for level in range(len(_LEVELS))]
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)
-        if any(part.startswith((".", "@", "__MACOSX")) for part in inside.parts) or not file.is_file() or OURS.fullmatch(file.name):
+        if any(part.startswith((".", "@", "__MACOSX")) for part in inside.parts) or OURS.fullmatch(file.name):
             continue
         ending = file.suffix.lower()
+        if not file.is_file():
+            if ending in ENDINGS and (file.is_symlink() or not file.is_dir()):
+                brought.files += 1
+                brought.unmatched.append(f"{inside}: no regular file, or a link to none")
+            continue
         if ending in ENDINGS:
             brought.files += 1
             level, ids, why = _fits(inside, file, names)
@@ -167,7 +172,7 @@ def _names(jobs: Sequence[Job], level: int) -> dict[str, dict[str, list[str]]]:
 def _fits(inside: Path, file: Path, names: Sequence[dict[str, dict[str, list[str]]]]) -> tuple[int, list[str], str]:
     """(level, ids, "") of a file, or (0, [], why it is for no triptych)."""
     stem = inside.name[: -len(inside.suffix)]
-    while stem.lower().endswith(PICTURES):
+    while stem.lower().endswith((*PICTURES, *ENDINGS)):
         stem = stem.rsplit(".", 1)[0]
     whole = "__".join([*inside.parts[:-1], stem])
     for level, named in enumerate(names):

@@ -25,6 +25,7 @@ from triptych.server_replies import (
     hint_of,
     is_loopback,
     is_policy,
+    no_connection,
     read_reply,
     refused,
     retry_after,
@@ -101,7 +102,7 @@ class ServerCaptioner:
             except openai.APITimeoutError:
                 return  # busy with others, perhaps
             except openai.APIConnectionError as error:
-                reason = type(error.__cause__ or error).__name__
+                reason = no_connection(error)
                 continue
             except openai.APIStatusError as error:
                 if error.status_code == 401 or 300 <= error.status_code < 400:
@@ -112,8 +113,8 @@ class ServerCaptioner:
                 return
             return self._look_at_models(body)
         raise ModelError(
-            f"No captioner answers at {self._base_url}: no connection ({reason}).",
-            "Start the server, or check base_url (its host and port).",
+            f"No captioner answers at {self._base_url}: {reason}.",
+            f"Start the server, or check base_url (its host and port){_through(self._base_url)}.",
         )
 
     def _look_at_models(self, body: bytes) -> None:
@@ -172,7 +173,7 @@ class ServerCaptioner:
         except openai.APITimeoutError:
             raise _Passing(f"no reply within {self._timeout:g} s") from None
         except openai.APIConnectionError as error:
-            raise _Passing(f"no connection ({type(error.__cause__ or error).__name__})") from None
+            raise _Passing(no_connection(error)) from None
         except openai.APIStatusError as error:
             raise self._status_error(error, set(options)) from None
         self._answered = True
@@ -259,7 +260,13 @@ def _client(base_url: str, key: str, timeout: float) -> openai.OpenAI:
         http = openai.DefaultHttpxClient(trust_env=not direct, follow_redirects=False)
         return openai.OpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=timeout, http_client=http)
     except Exception as error:  # the client's own kinds, a ValueError or an ImportError, by the proxy's form
-        named = {name: value for name, value in sorted(os.environ.items()) if name.lower() in _PROXIES and value}
+        certificates = [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if not os.path.exists(os.environ.get(name) or ".")]
+        if isinstance(error, OSError) and certificates:
+            raise ConfigError(
+                f"The certificates in the environment variable {' or '.join(certificates)} cannot be read.",
+                "Unset it, or let it name a file of certificates that is there.",
+            ) from None
+        named = _named_proxies()
         odd = [name for name, value in named.items() if "://" in value and not re.match(r"https?://[^\s/]", value)]
         if not named:
             raise ConfigError(f"base_url {base_url} cannot be used ({type(error).__name__}).", V1_HINT) from error
@@ -267,6 +274,17 @@ def _client(base_url: str, key: str, timeout: float) -> openai.OpenAI:
             f"The proxy in the environment variable {' or '.join(odd or named)} cannot be used to reach {host}.",
             "Unset it, set it to an http:// proxy, or name the host in NO_PROXY; a socks5:// proxy needs `pip install socksio`.",
         ) from None
+
+
+def _named_proxies() -> dict[str, str]:
+    return {name: value for name, value in sorted(os.environ.items()) if name.lower() in _PROXIES and value}
+
+
+def _through(base_url: str) -> str:
+    """Which proxy may be in the way to an address, as the end of a sentence."""
+    proxies = [name for name in _named_proxies() if name.lower() != "no_proxy"]
+    direct = is_loopback(base_url) or bool(urllib.request.proxy_bypass(urlsplit(base_url).hostname or ""))
+    return f", and the proxy in {' or '.join(proxies)}" if proxies and not direct else ""
 
 
 def _data_url(image: Image.Image) -> str:

@@ -19,6 +19,15 @@ LONGEST_BODY = 8 << 20  # bytes of a reply that are read
 CONTEXT_HINT = "Raise the server's context length (--max-model-len, --ctx-size, num_ctx), or lower --max-new-tokens."
 _CONTEXT = re.compile(r"context (?:length|size|window)|context_length|too many tokens|exceeds? the (?:max|available|model)|\bn_ctx\b", re.I)
 
+_CONNECTING = (
+    (r"WRONG_VERSION_NUMBER|record layer failure|UNKNOWN_PROTOCOL", "there is no TLS at that port: is it http:// instead of https://?"),
+    (r"CERTIFICATE_VERIFY|certificate verify", "its certificate is not trusted here; SSL_CERT_FILE may name one that is"),
+    (r"Name or service|getaddrinfo|nodename|name resolution|No address associated", "nobody knows that host's name"),
+    (r"refused", "refused: nothing listens at that port"),
+    (r"unreachable|No route to host", "there is no way to that host"),
+    (r"Proxy", "the proxy in the way refuses"),
+)
+
 V1_HINT = "Check base_url: it usually ends in /v1, as in http://127.0.0.1:8000/v1."
 
 _POLICY = re.compile(
@@ -238,7 +247,19 @@ def check_url(url: str | None) -> str | None:
         raise ConfigError(
             "base_url is not a plain http address.", "Write for instance http://127.0.0.1:8000/v1; a key goes into OPENAI_API_KEY."
         )
+    if endpoint := re.search(r"/(?:chat/completions|completions|models|responses)/?$", url):
+        hint = f"Leave {endpoint[0].rstrip('/')} out: {url[: endpoint.start()]}."
+        raise ConfigError("base_url names one of the server's endpoints, not the address below which they are.", hint)
     return url
+
+
+def no_connection(error: BaseException) -> str:
+    """Why there is no connection, in words, from the innermost error that a client's error came from."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    said = str(error)
+    words = next((words for pattern, words in _CONNECTING if re.search(pattern, said, re.IGNORECASE)), type(error).__name__)
+    return f"no connection ({words})"
 
 
 def is_loopback(url: str) -> bool:

@@ -268,6 +268,8 @@ def _writer(path: Path) -> str:
 
 def _why(error: Exception) -> str:
     """An error without the path that the sentence names already."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
     return "it does not exist" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or str(error).rstrip(".")
 
 

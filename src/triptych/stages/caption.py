@@ -109,6 +109,8 @@ def caption(config: CaptionConfig) -> Run:
     folder = StageFolder(config.triptych_folder, "caption", {})  # captions of several models may lie side by side
     if config.fail_folder.resolve() == folder.path.resolve():
         raise ConfigError("fail_path is the folder of the triptychs.", "Choose another folder, or leave fail_path out.")
+    if config.fail_folder.exists() and not config.fail_folder.is_dir():
+        raise ConfigError(f"fail_path {config.fail_folder} is no folder.", "Choose another folder, or leave fail_path out.")
     check_url(config.base_url)
     known = journal_rows(folder.path / JOURNAL)
     here = read_jobs(folder.path, known)

@@ -14,6 +14,7 @@ from triptych.config import StageConfig
 from triptych.errors import InputError
 from triptych.images import BadImage, check_header
 from triptych.photo_folders import check_examples, find_photos, is_photo_name, real, refusal
+from triptych.server_replies import check_url
 from triptych.store import Event, Run, write_text
 
 HUMAN_NAMES, GARMENT_NAMES = ("human", "person", "model", "worn"), ("garment", "object", "product", "cloth")
@@ -35,6 +36,8 @@ class InitConfig(StageConfig):
     vlm_model: str = ""
     """Who describes the triptychs: a model on a server such as gpt-4.1-mini, the folder of a transformers model, or `pocket`, which only
     knows rendered clothes."""
+    base_url: str | None = None
+    """Address of the captioner's server, such as http://127.0.0.1:8000/v1, if it is one of your own."""
     out: Path = Path("triptych.yaml")
     """Config file to write; an existing one is never overwritten."""
 
@@ -44,12 +47,14 @@ def init(config: InitConfig) -> Run:
 
     Raises:
         InputError: no photos there, or the config file exists already. ModelError: a model that is a path and no diffusers folder.
+        ConfigError: a base_url that is no address.
     """
     photos = config.photos
     if photos is None or not str(photos).strip():
         raise InputError("No folder of photos is given.", "Give --photos FOLDER with one folder of photos per item.")
     if config.out.exists():
         raise InputError(f"{config.out} exists already.", "Give another name with --out, or delete it.")
+    check_url(config.base_url)
     human = config.human or _beside(photos, HUMAN_NAMES)
     garment = config.garment or _beside(photos, GARMENT_NAMES, apart_from=human)
     check_examples(human, garment, photos)
@@ -136,6 +141,7 @@ concat:
 caption:
   do_check: true
   vlm_model: {name(config.vlm_model, CAPTIONER_COMMENT)}
+  {f"base_url: {json.dumps(config.base_url)}" if config.base_url else "# base_url: http://127.0.0.1:8000/v1  # for a server of your own"}
   brands: []  # names that become <Brand> in captions
 
 train:
