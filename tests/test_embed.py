@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from PIL import Image
 
-from triptych.embeddings import EMPTY, TEXTS, EmbeddingFolder, load_record
+from triptych.embeddings import EMPTY, INDEX, TEXTS, EmbeddingFolder, load_record
 from triptych.errors import WorkError
 from triptych.stages.embed import EmbedConfig, embed
 from triptych.store import write_jsonl
@@ -175,3 +175,19 @@ def test_the_empty_prompt_is_no_record(tmp_path: Path, tiny_flux: Path) -> None:
     embed(config(tmp_path, tiny_flux)).finish()
     assert (tmp_path / "embeddings" / "flux" / f"{EMPTY}.safetensors").exists()
     assert EmbeddingFolder(tmp_path / "embeddings" / "flux").ids == ["item-0"]
+
+
+@pytest.mark.parametrize("text", ["{oops", '{"item-0": 1}', "[[1], 2]", "null"])
+def test_a_list_of_ids_that_is_none_is_told_and_made_anew(tmp_path: Path, tiny_flux: Path, text: str) -> None:
+    write_triptychs(tmp_path / "triptychs", 1)
+    embed(config(tmp_path, tiny_flux)).finish()
+    folder = tmp_path / "embeddings" / "flux"
+    (folder / INDEX).write_text(text)
+    with pytest.raises(WorkError, match=INDEX) as caught:
+        EmbeddingFolder(folder)
+    assert "`triptych embed` again" in caught.value.hint
+    embed(config(tmp_path, tiny_flux)).finish()
+    assert EmbeddingFolder(folder).ids == ["item-0"]
+    next((folder / TEXTS).iterdir()).unlink()
+    with pytest.raises(WorkError, match="is missing"):
+        load_record(folder / "item-0.safetensors")

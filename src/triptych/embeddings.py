@@ -134,6 +134,8 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict]:
             about = parse_json((file.metadata() or {}).get("triptych", "{}"))
             return {key: file.get_tensor(key) for key in file.keys()}, about
     except (OSError, SafetensorError, ValueError) as error:
+        if not path.exists():
+            raise WorkError(f"{path} is missing.", "Run `triptych embed` again; it makes what is missing.") from error
         raise WorkError(f"{path} cannot be read: {error}.", "Delete it and run `triptych embed` again.") from error
 
 
@@ -160,7 +162,10 @@ class EmbeddingFolder:
     def ids(self) -> list[str]:
         index = self.path / INDEX
         here = {file.stem for file in self.path.glob("*.safetensors") if file.stem != EMPTY and not file.name.startswith(".")}
-        return sorted(here & set(read_json(index)) if index.exists() else here)
+        listed = read_json(index) if index.exists() else sorted(here)
+        if not isinstance(listed, list) or not all(isinstance(id, str) for id in listed):
+            raise WorkError(f"{index} is no list of ids.", "Run `triptych embed` again; it writes that list anew.")
+        return sorted(here & set(listed))
 
     @cached_property
     def about(self) -> dict[str, dict[str, Any]]:

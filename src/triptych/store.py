@@ -263,7 +263,7 @@ _WRITERS = {"photos.jsonl": "clean", "metadata.jsonl": "concat", "caption.jsonl"
 
 def _writer(path: Path) -> str:
     """The verb that writes a file of the work folder."""
-    return _WRITERS.get(path.name, path.name.split(".")[0] if ".manifest." in path.name else "run --config triptych.yaml")
+    return _WRITERS.get(path.name) or (path.name.split(".")[0] if path.name.count(".") > 1 else "run --config triptych.yaml")
 
 
 def _why(error: Exception) -> str:
