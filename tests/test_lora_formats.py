@@ -563,6 +563,8 @@ def test_what_is_no_lora_for_flux_1_is_refused_in_a_sentence(tmp_path: Path, ten
         ),
         ({"triptych": '{"layout": [1]}'}, "panels"),
         ({"triptych": '{"family": "../x"}'}, "family"),
+        ({"triptych": '{"family": ["flux"]}'}, "family"),
+        ({"triptych": '{"family": {}}'}, "family"),
         ({"triptych": '{"context_lora": "yes"}'}, "triptych"),
     ],
 )
@@ -580,6 +582,31 @@ def test_two_strengths_that_disagree_are_refused(tmp_path: Path) -> None:
     file = save(tmp_path, GOOD | {f"{Q}.alpha": torch.tensor(1.0)}, {"r": 2, "lora_alpha": 2})
     with pytest.raises(ModelError, match="two strengths"):
         read_lora(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"<!DOCTYPE html><title>Sign in</title>", "web page"),
+        (b"", "download it again"),
+        ((4000).to_bytes(8, "little") + b'{"a":', "download it again"),
+        (b"PK\x03\x04" + bytes(60), "pickle"),
+    ],
+)
+def test_a_download_that_went_wrong_is_told_by_its_first_bytes(tmp_path: Path, content: bytes, hint: str) -> None:
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        read_about(tmp_path / "a.safetensors")
+    assert hint in caught.value.hint
+
+
+def test_a_lora_one_folder_further_down_is_named(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    save_file(GOOD, tmp_path / "transformer" / "adapter_model.safetensors")
+    with pytest.raises(ModelError) as caught:
+        read_about(tmp_path)
+    assert str(tmp_path / "transformer") in caught.value.hint
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:

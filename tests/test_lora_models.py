@@ -45,6 +45,9 @@ LOOKALIKES = [
     (SMALL, {"ss_base_model_version": "flux2_klein_4b"}, "FLUX.2"),
     (SMALL, {"modelspec.architecture": "Z-Image-Turbo"}, "Z-Image"),
     (SMALL, {"ss_base_model_version": "lumina2"}, "Lumina"),
+    (SMALL, {"modelspec.architecture": "LongCat-Image"}, "LongCat"),
+    (SMALL, {"ss_base_model_version": "ovis-image"}, "Ovis-Image"),
+    (SMALL, {"base_model": "briaai/FIBO"}, "Bria"),
     (SMALL, {"modelspec.architecture": "hunyuan-video"}, "HunyuanVideo"),
     (attention(3072, *double(0, 59)), {}, "Qwen-Image"),
     (attention(3072, *double(0, 19), *single(39)), {}, "HunyuanVideo"),
@@ -130,3 +133,19 @@ def test_a_size_that_no_model_has_is_refused_with_both_names(tmp_path: Path) -> 
     )  # fmt: skip
     with pytest.raises(ModelError, match=r"384×128 weights, which fit neither FLUX\.1 nor Stable Diffusion 3"):
         read_header(tmp_path / "a.safetensors")
+
+
+def test_the_name_of_the_file_it_was_trained_on_is_a_warning(tmp_path: Path) -> None:
+    named = {"ss_sd_model_name": "chroma-unlocked-v50.safetensors", "ss_base_model_version": "flux1"}
+    for number, (metadata, words) in enumerate(
+        [
+            (named, "Chroma"),
+            ({"pretrained_model_name_or_path": "lodestones\\Chroma1-HD"}, "Chroma"),
+            ({"ss_sd_model_name": "flux1-dev.safetensors"}, None),
+            ({"ss_sd_model_name": "/qwen/models/flux1-dev.safetensors"}, None),
+        ]
+    ):
+        save_file(SMALL, tmp_path / f"{number}.safetensors", metadata)
+        header = read_header(tmp_path / f"{number}.safetensors")
+        assert not header.model.other
+        assert [words in warning for warning in header.warnings] == ([True] if words else []), metadata

@@ -264,6 +264,14 @@ def kohya(folder: Path, alpha: float | None, metadata: dict[str, str]) -> Path:
         ({"lora_config": '{"r": 16, "lora_alpha": 4}'}, 0.25),
         ({"lora_adapter_metadata": '{"transformer.lora_alpha": 64}'}, 4.0),
         ({"ss_network_alpha": "8", "lora_alpha": "8.0"}, 0.5),
+        ({"linear_alpha": "8", "linear": "16"}, 0.5),
+        ({"network_alphas": "8"}, 0.5),
+        ({"config": '{"lora_alpha": 8, "r": 16}'}, 0.5),
+        ({"training_config": '{"lora_rank": 16, "lora_alpha": "8"}'}, 0.5),
+        ({"config": '{"network": {"type": "lora", "linear": 16, "linear_alpha": 8}}'}, 0.5),
+        ({"config": '{"alpha": 8, "lr": 1e-4}'}, 1.0),  # of what is not said
+        ({"config": "a remark"}, 1.0),
+        ({"network_alpha": "8", "config": '{"lora_alpha": 4}'}, 0.5),  # said plainly
     ],
 )
 def test_alpha_in_plain_metadata(tmp_path: Path, metadata: dict[str, str], scale: float) -> None:
@@ -281,7 +289,7 @@ def test_alpha_in_plain_metadata(tmp_path: Path, metadata: dict[str, str], scale
         (16.0, {"ss_network_alpha": "1"}, "two strengths"),
         (16.0, {"lora_alpha": "1"}, "two strengths"),
         (None, {"ss_network_alpha": "1", "lora_alpha": "2"}, "more than one alpha"),
-        (None, {"ss_network_alpha": "1", "ss_network_dim": "8"}, "rank 8"),
+        (None, {"ss_network_alpha": "1", "ss_network_dim": "8"}, "rank 8 by its metadata under 'ss_network_alpha' and 'ss_network_dim'"),
         (None, {"lora_alpha": "2", "lora_adapter_metadata": '{"transformer.r": 16, "transformer.lora_alpha": 1}'}, "two strengths"),
         (None, {"lora_alpha": "much"}, "lora_alpha"),
         (None, {"lora_alpha": "nan"}, ""),

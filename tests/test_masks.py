@@ -465,6 +465,13 @@ def test_corners_in_other_units_are_noticed(corners: np.ndarray, size: tuple[int
         assert [words in one for one in said] == [True] if words else said == []
 
 
+def test_one_outline_in_fractions_among_others_is_named() -> None:
+    pixels, fractions = ([(float(x), float(y)) for x, y in corners] for corners in (CORNERS * (768, 1024), CORNERS))
+    with pytest.raises(InputError, match=r"polygon 2 has no corner .* fractions"):
+        check_units([pixels, fractions], (768, 1024), sized=True)
+    assert check_units([pixels, [(0.0, 0.0), (3.0, 0.0), (0.0, 3.0)]], (768, 1024)) == []
+
+
 @pytest.mark.parametrize(
     "outlines",
     [
@@ -516,6 +523,8 @@ WHITE[5:20, 7:30] = True
         Image.fromarray(np.dstack([WHITE.astype(np.uint8) * 255] * 3)),
         Image.fromarray(WHITE.astype(np.uint8) * 255).convert("RGBA"),
         torch.from_numpy(WHITE),
+        torch.from_numpy(WHITE).bfloat16(),
+        torch.from_numpy(WHITE).float()[None, None].requires_grad_(),
     ],
     ids=lambda mask: f"{type(mask).__name__}-{getattr(mask, 'dtype', getattr(mask, 'mode', ''))}-{getattr(mask, 'shape', '')}",
 )
@@ -537,6 +546,7 @@ def test_a_mask_means_the_same_in_every_form(mask: Any) -> None:
         (np.full((HEIGHT, WIDTH), "x"), "not understood"),
         (Image.new("RGBA", (WIDTH, HEIGHT), (255, 255, 255, 9)), "transparent"),
         (None, "photo 64 high"),
+        ([[0, 1], [1]], "no array"),
     ],
     ids=lambda value: value if isinstance(value, str) else "mask",
 )

@@ -97,6 +97,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
 
 
+def test_a_folder_that_can_never_be_made_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        write_text(tmp_path / "link" / "a.txt", "x")
+    write_text(tmp_path / "new" / "folder" / "a.txt", "x")
+
+
 def test_a_killed_write_is_invisible_to_whoever_lists_the_folder(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from triptych.store import publish\n"

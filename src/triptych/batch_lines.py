@@ -45,6 +45,7 @@ def read_lines(path: Path, base: TryonConfig, out: Path) -> list[Line]:
     if isinstance(header, str) or "\0" in "".join(header):
         raise InputError(f"The header of {path} cannot be read.", "Save it as CSV in UTF-8, the names of the columns in its first line.")
     header = [name.strip().lower().removeprefix("--").replace("-", "_") for name in header]
+    header, body = _without_empty_columns(header, body)
     for name in header:
         if name in SHARED:
             raise ConfigError(f"{path} has a column '{name}', which is the same for all lines.", "Give it on the command line instead.")
@@ -59,12 +60,22 @@ def read_lines(path: Path, base: TryonConfig, out: Path) -> list[Line]:
     return _apart([_line(header, row, f"{number:03d}", path, base, out) for number, row in enumerate(body, 1)])
 
 
+def _without_empty_columns(header: list[str], body: list[list[str] | str]) -> tuple[list[str], list[list[str] | str]]:
+    """Header and rows without columns at the end that hold nothing: spreadsheets save those that once held something."""
+    named = max((number for number, name in enumerate(header, 1) if name), default=0)
+    if any(isinstance(row, list) and any(cell.strip() for cell in row[named : len(header)]) for row in body):
+        return header, body
+    return header[:named], [row[:named] + row[len(header) :] if isinstance(row, list) else row for row in body]
+
+
 def _rows(text: str) -> Iterator[list[str] | str]:
     """The rows of a CSV that hold anything; in place of one that cannot be read, why. After such a row the next line counts again."""
     lines = text.split("\n")
-    first = next((line for line in lines if line.strip()), "")
-    delimiter = max(",;\t", key=first.count)
     start = 0
+    if told := re.fullmatch(r"sep=([,;\t])\s*", lines[0], re.IGNORECASE):  # a line that Excel reads
+        start = 1
+    first = next((line for line in lines[start:] if line.strip()), "")
+    delimiter = told[1] if told else max(",;\t", key=first.count)
     while start < len(lines):
         part = lines[start : start + _SPAN]
         reader = csv.reader([f"{line}\n" for line in part[:-1]] + part[-1:], delimiter=delimiter, strict=True)

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from triptych import __version__, progress
 from triptych.config import StageConfig, load_config, section, validated
-from triptych.errors import WorkError
+from triptych.errors import ConfigError, WorkError
 from triptych.outcome import check_made
 from triptych.signals import ending_at_once
 from triptych.stages import GROUPS, STAGES, Stage
@@ -109,12 +109,19 @@ def config_files(words: Sequence[str]) -> list[Path]:
     files, rest = [], iter(words)
     for word in rest:
         if word in ("-c", "--config"):
-            files += [Path(after) for after in [next(rest, "")] if after]
+            files += [_named_file(after) for after in [next(rest, None)] if after is not None]
         elif word.startswith("--config="):
-            files.append(Path(word.removeprefix("--config=")))
+            files.append(_named_file(word.removeprefix("--config=")))
         elif word.startswith("-c") and len(word) > 2:
-            files.append(Path(word.removeprefix("-c").removeprefix("=")))
+            files.append(_named_file(word.removeprefix("-c").removeprefix("=")))
     return files
+
+
+def _named_file(word: str) -> Path:
+    """An empty name is a variable of the shell that is not set: to go on without the config would be another run."""
+    if not word.strip():
+        raise ConfigError("The option --config names no file.", "Give the path of a file, or leave the option out.")
+    return Path(word)
 
 
 def _command(stage: Stage, words: Sequence[str], screen: Screen) -> Any:

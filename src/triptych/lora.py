@@ -97,7 +97,7 @@ def write_lora(
     """
     # Parts of a layer that was fused share their lora_A in memory; safetensors wants every tensor to itself.
     tensors = {key: t.cpu().clone(memory_format=torch.contiguous_format) for key, t in from_diffusers(state, target).items()}
-    kept = {key: value for key, value in (metadata or {}).items() if not key.startswith(_OUTDATED) and not is_about_strength(key)}
+    kept = {key: value for key, value in (metadata or {}).items() if not key.startswith(_OUTDATED) and not is_about_strength(key, value)}
     entries = {**modelspec(about), **kept, "format": "pt", "modelspec.implementation": target}
     if about:
         entries["triptych"] = json.dumps(dict(about), default=str, sort_keys=True)

@@ -54,6 +54,9 @@ def lora_file(path: Path) -> Path:
         hint = "Save it again with peft: save_pretrained(…, safe_serialization=True)."
         raise ModelError(f"The LoRA in {folder} is a pickle file, which is never read.", hint)
     other = sorted(one.name for one in folder.glob("*.safetensors")) if folder.is_dir() else []
+    inner = sorted({file.parent for name in (FILE_NAME, PEFT_NAME) for file in folder.glob(f"*/{name}")})
+    if inner and not other:
+        raise ModelError(f"There is no LoRA in {path} itself.", f"Give the folder that holds one: {', '.join(map(str, inner[:5]))}.")
     hint = f"In it lies {other[0]}: give that file." if len(other) == 1 else f"Give a .safetensors file or a folder with {FILE_NAME}."
     raise ModelError(f"There is no LoRA at {path}.", hint)
 
@@ -177,7 +180,23 @@ def _read(file: Path, *, values: bool) -> tuple[dict[str, Tensor], dict[str, str
                     tensors[key] = torch.empty(about.get_shape(), dtype=_DTYPES.get(about.get_dtype(), torch.uint8), device="meta")
             return tensors, dict(stream.metadata() or {})
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{file} is no safetensors file: {error}.", "LoRA files in pickle formats are not read.") from error
+        raise ModelError(f"{file} is no safetensors file: {error}.", _hint_for(file)) from error
+
+
+def _hint_for(file: Path) -> str:
+    """What to do about a file that is no safetensors file, told by its first bytes."""
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(64)
+    except OSError:
+        return "Check the path and who may read it."
+    if start.startswith(b"version https://git-lfs"):
+        return "It is a pointer of Git LFS, a few lines in the place of the file: run `git lfs pull`."
+    if start.lstrip().startswith(b"<"):
+        return "It is a web page, such as a download that needs a login saves: download the file again."
+    if not start or start[8:9] == b"{":
+        return "It is cut off or damaged: download it again."
+    return "LoRA files in pickle formats are not read."
 
 
 _DTYPES = {
@@ -223,9 +242,16 @@ def _strengths(file: Path, layers: list[Layer], metadata: dict[str, str], config
         return strengths(layers, metadata, _config_of(config))
     scales, warnings = strengths(layers, metadata, None)
     silent = config and all(layer.alpha is None for layer in layers) and set(scales.values()) == {1.0}
-    if silent and strengths(layers, metadata, _config_of(config))[0] != scales:
-        problem = f"does not say how strong it is, and the {PEFT_CONFIG} beside it says another strength than 1"
-        raise ModelError(problem, f"If that config is the file's own, name the file {PEFT_NAME}; if not, move it to another folder.")
+    if silent:
+        hint = f"If that config is the file's own, name the file {PEFT_NAME}; if not, move it to another folder."
+        try:
+            said = strengths(layers, metadata, _config_of(config))[0]
+        except ModelError as error:
+            problem = f"does not say how strong it is, and by the {PEFT_CONFIG} beside it, it {error.message}"
+            raise ModelError(problem, hint) from error
+        if said != scales:
+            problem = f"does not say how strong it is, and the {PEFT_CONFIG} beside it says another strength than 1"
+            raise ModelError(problem, hint)
     return scales, warnings
 
 
@@ -276,7 +302,7 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
     hint = "Save or download the file again."
     if about.get("context", "noisy") not in ("noisy", "clean") or about.get("context_reading", "joint") not in ("joint", "products"):
         raise ModelError("has metadata that describes no panels", hint)
-    if "family" in about and about["family"] not in FAMILIES:
+    if about.get("family", "flux") not in [*FAMILIES]:  # a list: what stands there may be unhashable
         raise ModelError("has metadata that names a model family which is not known here", hint)
     if not isinstance(about.get("base_model", ""), str):  # a name for people: a file without one is as good
         del about["base_model"]

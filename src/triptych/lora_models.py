@@ -37,6 +37,17 @@ _WORDS = tuple(
         (r"pixart", "PixArt"),
         (r"\bsana", "Sana"),
         (r"cog(view|video)", "CogView"),
+        (r"longcat", "LongCat"),
+        (r"\bovis", "Ovis-Image"),
+        (r"\bbria|\bfibo", "Bria"),
+        (r"omnigen", "OmniGen"),
+        (r"cosmos", "Cosmos"),
+        (r"krea[-_ ]?2", "Krea 2"),
+        (r"\bf[-_ ]?lite", "F-Lite"),
+        (r"mochi", "Mochi"),
+        (r"kandinsky", "Kandinsky"),
+        (r"step1x", "Step1X"),
+        (r"\bernie", "ERNIE-Image"),
         (r"kolors", "Kolors"),
         (r"stable[-_ ]?diffusion[-_ ]?v?3|\bsd[-_ ]?v?3", "sd3"),
         (r"stable[-_ ]?diffusion[-_ ]?xl|sd[-_ ]?xl|\bpony|illustrious", "Stable Diffusion XL"),
@@ -46,6 +57,8 @@ _WORDS = tuple(
 )
 # These have layers of other names than a transformer's: a file that could be read is not theirs, whatever its metadata says.
 _CONVOLUTIONAL = {"Stable Diffusion", "Stable Diffusion XL", "Kolors"}
+# Names of files and folders, which say less than a tag: another model in one is a warning.
+_PATHS = ("ss_sd_model_name", "ss_pretrained_model_name_or_path", "pretrained_model_name_or_path", "base_model_path", "model_path")
 _TAGS = ("modelspec.architecture", "ss_base_model_version", "base_model", "base_model_name_or_path")
 
 # Names of base models that are told apart: what a name contains → how the model is called in messages.
@@ -111,17 +124,28 @@ def model_of(layers: Sequence[Layer], about: Mapping[str, Any], metadata: Mappin
     shows = "flux" if single else "sd3" if third else _family_by_width(layers)
     told = [str(about["family"])] if about.get("family") in FAMILIES else []
     words = [metadata.get(key, "") for key in _TAGS]
-    told += [meant for word in (*words, base.rstrip("/").rpartition("/")[2]) if (meant := meaning(word))]
+    told += [meant for word in (*words, _last(base)) if (meant := meaning(word))]
     named = [word for word in told if word not in _CONVOLUTIONAL]
     family = shows or next((word for word in named if word in FAMILIES), "flux")
     odd = [word for word in told if word in _CONVOLUTIONAL or (word in FAMILIES and word != family)]
     warnings = tuple(
         f"Its metadata says {FAMILIES.get(word, word)}, but its layers are those of {FAMILIES[family]}." for word in dict.fromkeys(odd)
     )
+    from_path = [meant for key in _PATHS if (meant := meaning(_last(metadata.get(key, ""))))]
+    warnings += tuple(
+        f"It was trained on a file named after {word}, by its metadata: it may do less or something else on {FAMILIES[family]}."
+        for word in dict.fromkeys(from_path)
+        if word not in FAMILIES and word not in told
+    )
     other = next(iter(named), "") if named and named[0] not in FAMILIES else _lookalike(layers, single)
     if other:
         return Model(family, True, other, True, warnings)
     return Model(family, bool(shows or named), FAMILIES[family], False, warnings)
+
+
+def _last(name: str) -> str:
+    """The last part of a hub id or a path of any system."""
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
 def hidden_size(layers: Sequence[Layer]) -> int | None:

@@ -158,25 +158,38 @@ def json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
 
 _PLAIN = re.compile(
     r"(?:ss_|(?:transformer|diffusion_model|denoiser|dit|model|lora|network|training|config)\.)?"
-    r"(?:(?P<alpha>lora_alpha|network_alpha|alpha)|(?P<rank>lora_rank|lora_dim|network_dim|network_rank|rank|dim|r)"
+    r"(?:(?P<alpha>(?:lora_|network_|linear_|lora_network_)?alphas?)"
+    r"|(?P<rank>linear|network_linear|lora_rank|lora_dim|network_dim|network_rank|rank|dim|r)"
     r"|(?P<rslora>use_rslora|rs_lora|rslora))",
     re.IGNORECASE,
+)
+# JSON that trainers write about themselves. In it `alpha` alone may mean anything.
+_TRAINERS = re.compile(
+    r"(ss_)?(config|(train(ing)?|network|lora)_?(config|args|params|settings)|network|lora|args|hyper_?param(eter)?s)", re.IGNORECASE
 )
 _CONFIGS = ("adapter_config", "peft_config", "lora_config")
 _NOTHING = {"", "none", "null", "dynamic", "nan"}
 
 
-def is_about_strength(key: str) -> bool:
+def is_about_strength(key: str, text: str) -> bool:
     """Whether a metadata entry speaks of ranks or alphas, and stops being true when they are folded into the matrices."""
-    return key in (*_CONFIGS, "lora_adapter_metadata") or _PLAIN.fullmatch(key) is not None or key.startswith("ss_network_")
+    return (
+        key in (*_CONFIGS, "lora_adapter_metadata")
+        or _PLAIN.fullmatch(key) is not None
+        or key.startswith("ss_network_")
+        or bool(_trainers_words({key: text}))
+    )
 
 
 def _plain_config(metadata: Mapping[str, str]) -> PeftConfig | None:
     """Alpha and rank out of plain metadata entries."""
     found: dict[str, dict[float, str]] = {"alpha": {}, "rank": {}}
     rslora = _says_yes(_network_args(metadata), "rs_lora", "use_rslora", "rslora")
-    for key, text in metadata.items():
-        match = _PLAIN.fullmatch(key)
+    entries = dict(metadata)
+    if not any((match := _PLAIN.fullmatch(key)) and match["alpha"] for key in metadata):
+        entries |= _trainers_words(metadata)
+    for key, text in entries.items():
+        match = _PLAIN.fullmatch(key.rpartition(": ")[2])
         if not match or text.strip().lower() in _NOTHING:
             continue
         if match["rslora"]:
@@ -197,7 +210,26 @@ def _plain_config(metadata: Mapping[str, str]) -> PeftConfig | None:
     if rank is not None and not rank.is_integer():
         raise ModelError(f"has no usable rank in its metadata under {shown(found['rank'][rank])}", _AGAIN)
     (alpha,) = found["alpha"]
-    return PeftConfig(f"metadata under {shown(found['alpha'][alpha])}", None if rank is None else int(rank), alpha, rslora, (), ())
+    keys = " and ".join(shown(each) for each in (found["alpha"][alpha], found["rank"].get(rank)) if each)
+    return PeftConfig(f"metadata under {keys}", None if rank is None else int(rank), alpha, rslora, (), ())
+
+
+def _trainers_words(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a trainer's own settings, kept as JSON in the metadata, say of alpha and rank: `config: lora_alpha` → `8`."""
+    found = {}
+    for key in metadata:
+        if key in _CONFIGS or not _TRAINERS.fullmatch(key) or not metadata[key].lstrip().startswith("{"):
+            continue
+        try:
+            about = json_object(metadata, key)
+        except ModelError:  # a remark of a trainer, which may be no JSON
+            continue
+        inner = next((value for name in ("network", "lora") if isinstance(value := about.get(name), dict)), about)
+        for name, value in inner.items():
+            match = _PLAIN.fullmatch(name)
+            if match and isinstance(value, int | float | str) and name != "alpha":
+                found[f"{key}: {name}"] = str(value)
+    return found if any("alpha" in name for name in found) else {}
 
 
 def _network_args(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def as_mask(value: Any, size: tuple[int, int]) -> np.ndarray:
         if value.has_transparency_data and value.convert("RGBA").getchannel("A").getextrema() != (255, 255):
             raise InputError("The mask is transparent in places: is alpha the mask, or colour?", "Give one of the two, as grey values.")
         value = value if value.mode in ("1", "L") or value.mode[0] in "IF" else value.convert("L")
-    array = np.asarray(value)
+    array = _array(value)
     if array.ndim == 3 and array.shape[2] == 3 and (array == array[:, :, :1]).all():
         array = array[:, :, 0]
     array = array.reshape([side for side in array.shape if side != 1]) if array.ndim > 2 else array
@@ -151,6 +151,17 @@ def as_mask(value: Any, size: tuple[int, int]) -> np.ndarray:
     if mask.max() < 0.5:
         raise InputError(f"The mask is nowhere whiter than {mask.max():.3g}: next to nothing would be repainted.", _MASK_VALUES)
     return _from_bytes(_to_bytes(mask))
+
+
+def _array(value: Any) -> np.ndarray:
+    """A picture, list or tensor as an array; tensors come from any device, in any precision, also from within a computation."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError("The mask is no array of numbers.", _MASK_VALUES) from error
 
 
 def mask_image(mask: np.ndarray) -> Image.Image:

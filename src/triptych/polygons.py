@@ -109,8 +109,11 @@ def check_units(polygons: Polygons, size: tuple[int, int], name: str = "The poly
     width, height = size
     reach, short = float(max(np.abs(x).max(), np.abs(y).max())), min(size)
     pixels = f"Corners are pixels of the photo, here of {width}×{height} px"
-    if reach <= 2 and short > 16:
-        raise InputError(f"{name} has no corner beyond {reach:g}: these look like fractions.", f"{pixels}: multiply by them.")
+    for number, corners in enumerate(polygons if short > 16 else [], 1):
+        furthest = max(abs(side) for corner in corners for side in corner)
+        if furthest <= 2:
+            one = f"{name}: polygon {number}" if reach > 2 else name
+            raise InputError(f"{one} has no corner beyond {furthest:g}: these look like fractions.", f"{pixels}: multiply by them.")
     if reach <= 100 and short >= 256 and not sized:
         sure = f'If they are pixels, add "size": [{width}, {height}] to the file.'
         raise InputError(f"{name} has no corner beyond {reach:g}: these look like percent.", f"{pixels}. {sure}")

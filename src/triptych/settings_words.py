@@ -46,6 +46,9 @@ def _allowed(kind: Any, metadata: list[Any]) -> str:
 
 
 def _range(kind: Any, metadata: list[Any]) -> str:
+    longest = next((each.max_length for each in metadata if hasattr(each, "max_length")), None)
+    if longest is not None:
+        return f" of at most {longest} characters"
     limits = {name: getattr(each, name) for each in metadata for name in ("ge", "gt", "le", "lt") if hasattr(each, name)}
     if kind is int:  # a limit that belongs to the range
         for name, inside, step in (("gt", "ge", 1), ("lt", "le", -1)):

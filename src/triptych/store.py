@@ -169,11 +169,15 @@ def _create(path: Path) -> int:
         os.close(handle)
 
 
+_ATTEMPTS = 1000
+"""So often may other writers remove a folder that was just made; where none can be made (a link to nowhere), it ends."""
+
+
 @contextlib.contextmanager
 def _place_aside(folder: Path) -> Iterator[Path]:
     """A new folder `folder/.part/<random>`, locked while it is in use, so that those of killed writers can be told and removed."""
     parts = folder / ".part"
-    while True:
+    for left in range(_ATTEMPTS, 0, -1):
         place, handle = parts / secrets.token_hex(8), -1
         try:
             parts.mkdir(parents=True, exist_ok=True)
@@ -185,7 +189,7 @@ def _place_aside(folder: Path) -> Iterator[Path]:
         except (FileNotFoundError, FileExistsError):  # another writer was done just now and removed the empty folder
             if handle >= 0:
                 os.close(handle)
-            if any(folder.exists() and not folder.is_dir() for folder in (parts, folder)):
+            if left == 1 or any(folder.exists() and not folder.is_dir() for folder in (parts, folder)):
                 raise
     try:
         sweep(folder)

@@ -171,7 +171,7 @@ def prepare(config: TryonConfig) -> Job:
     sampling = config.sampling(model_settings(config.model), config.strength)
     warnings += left_out
     if (covered := int((mask > 0).sum())) < SMALL:
-        warnings.append(f"The polygon covers only {covered} pixels of the photo.")
+        warnings.append(f"The polygon covers only {covered} pixel{'s' * (covered != 1)} of the photo.")
     if masks.edge_ratio(person.image, mask) > masks.HUGGING:
         warnings.append("The polygon follows an outline in the photo, whose shape may show in the result: use --expand hull or --grow.")
     _save_preview(start or person.image, masks.feather(mask, config.feather), config.preview)

@@ -22,6 +22,14 @@ _WORDS |= {word: word.lower() == "true" for word in ("true", "True", "TRUE", "fa
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,19})")
 _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]{0,19})?(\.[0-9]{0,40})?([eE][-+]?[0-9]{1,4})?")
 
+_HINT = "Indent with spaces, write 'key: value'."
+_HINTS = {
+    "mapping values are not allowed here"[:24]: "Put text with a colon and a space in it in 'quotes', and indent keys alike.",
+    "expected escape sequence"[:24]: "Put paths with backslashes in 'single quotes', or write them with /.",
+    "found unknown escape character"[:24]: "Put paths with backslashes in 'single quotes', or write them with /.",
+}
+"""What to do, by the beginning of what PyYAML says."""
+
 Lines = dict[tuple[str, ...], int]
 """The line of each key, by the keys that lead to it."""
 
@@ -48,7 +56,7 @@ class _Reader:
             mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
             line = mark.line + 1 if mark else self._text.count("\n", 0, getattr(error, "position", 0)) + 1
             problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
-            raise self._refused(line, str(problem), "Indent with spaces, write 'key: value'.") from error
+            raise self._refused(line, str(problem), _HINTS.get(str(problem)[:24], _HINT)) from error
         except (ValueError, OverflowError) as error:  # an escape or a version number that is out of range
             raise self._refused(None, "a number in it is out of range", "Write text without \\U escapes.") from error
 

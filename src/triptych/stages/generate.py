@@ -21,6 +21,10 @@ from triptych.store import Event, Run, digest
 log = logging.getLogger(__name__)
 
 
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+"""Endings of a name that is meant for a picture, not a folder."""
+
+
 class GenerateConfig(PictureConfig):
     front: Path | None = None
     """Photo of the garment's front. With a product photo given, only the worn panel is generated."""
@@ -61,8 +65,9 @@ def generate(config: GenerateConfig) -> Run:
     out, photos = config.out or config.work / "generated", {"front": config.front, "back": config.back}
     abouts = {seed: config.settings("generate", seed, photos, sampling, layout) for seed in config.seeds}
     names = {seed: f"{digest(about)[:10]}-{seed}" for seed, about in abouts.items()}
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file.", "Give a folder with --out.")
+    if not out.is_dir() and (out.exists() or out.suffix.lower() in PICTURES):
+        hint = "generate names its pictures itself, triptych and panels: give a folder with --out."
+        raise InputError(f"{out} is {'a file' if out.exists() else 'the name of a picture'}.", hint)
     check_overwrites(file for name in names.values() for file in _files(out, name, layout).values())
     kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # one picture has no use for it
     models = load_models(**config.model_source() | {"context_cache_gib": kept}, prompts=[config.prompt])
