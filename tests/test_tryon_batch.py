@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from triptych import images, store, tryon_batch
+from triptych.batch_lines import read_lines
 from triptych.captioners import LocalCaptioner
 from triptych.cli import main
 from triptych.errors import ConfigError, InputError, ModelError
@@ -341,7 +342,31 @@ def test_results_are_written_now_and_then_and_at_the_end(tiny_flux: Path, folder
     assert len(results(folder)) == 1, "a batch that was stopped has its table too"
 
 
-def test_a_table_of_a_spreadsheet_with_semicolons_is_read(tiny_flux: Path, folder: Path) -> None:
-    write(folder, "front;person;prompt", f'red.png;me.jpg;"{PROMPT}, with a comma"')
-    tryon(options(tiny_flux, folder, prompt="", num_inference_steps=1)).finish()
-    assert json.loads(Image.open(folder / "out" / "001.png").text["triptych"])["prompt"].endswith("with a comma")
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("front;person;prompt", f'red.png;me.jpg;"{PROMPT}, with a comma"'),
+        ("sep=;", "front;person;prompt", f'red.png;me.jpg;"{PROMPT}, with a comma"'),
+        ("front,person,prompt,,", f'red.png,me.jpg,"{PROMPT}, with a comma",,', ",,,,"),
+    ],
+    ids=["semicolons", "Excel's own line", "columns that are empty"],
+)
+def test_a_table_of_a_spreadsheet_is_read(tiny_flux: Path, folder: Path, lines: tuple[str, ...]) -> None:
+    write(folder, *lines)
+    found = read_lines(folder / "jobs.csv", options(tiny_flux, folder, prompt=""), folder / "out")
+    (config,) = [line.config for line in found]
+    assert config and config.prompt.endswith("with a comma")
+
+
+def test_cells_below_no_name_are_refused(tiny_flux: Path, folder: Path) -> None:
+    write(folder, "front,person,", "red.png,me.jpg,what")
+    with pytest.raises(ConfigError, match="Unknown key"):
+        read_lines(folder / "jobs.csv", options(tiny_flux, folder), folder / "out")
+    write(folder, "front,person,", "red.png,me.jpg,,what")
+    (line,) = read_lines(folder / "jobs.csv", options(tiny_flux, folder), folder / "out")
+    assert "4 cells" in line.reason
+
+
+def test_a_batch_makes_no_folder_with_the_name_of_a_picture(tiny_flux: Path, folder: Path) -> None:
+    with pytest.raises(InputError, match="name of a picture"):
+        tryon(options(tiny_flux, folder, out=folder / "new.png"))

@@ -22,7 +22,7 @@ from triptych.errors import InputError, ModelError, TriptychError
 from triptych.images import load_image
 from triptych.inference import load_models
 from triptych.store import Event, Run, write_text
-from triptych.tryon_job import Job, TryonConfig, alike, is_finished, make, prepare
+from triptych.tryon_job import SUFFIXES, Job, TryonConfig, alike, is_finished, make, prepare
 from triptych.tryon_prompt import PromptWriter
 
 log = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ def run_batch(config: TryonConfig) -> Run:
     assert config.batch
     config.check_model()
     out = config.out or config.work / "tryon"
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file.", "With --batch, give a folder with --out.")
+    if not out.is_dir() and (out.exists() or out.suffix.lower() in SUFFIXES):
+        raise InputError(f"{out} is {'a file' if out.exists() else 'the name of a picture'}.", "With --batch, give a folder with --out.")
     _check_results(out, config.batch)
     lines = read_lines(config.batch, config, out)
     load_backbone(config.model, config.device, config.dtype, config.quantize, config.blocks_to_swap)  # no weights yet
