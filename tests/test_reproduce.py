@@ -62,6 +62,9 @@ def test_a_try_on_is_made_again_pixel_for_pixel(tiny_flux: Path, photos: Path, t
     summary = reproduce(ReproduceConfig(image=out, photos=[photos], model=str(tiny_flux), device="cpu", work=tmp_path)).finish()
     assert summary["identical"] is True
     assert Path(summary["image"]).name == name.replace(".", "-again.")
+    other = tmp_path / ("b.jpg" if name.endswith("png") else "b.png")
+    config = ReproduceConfig(image=out, photos=[photos], model=str(tiny_flux), device="cpu", work=tmp_path, out=other)
+    assert reproduce(config).finish()["differs"][0].startswith("format: ")
     tryon(options(tiny_flux, photos, out, front=photos / "renamed.png", seed=8)).finish()
     before, after = (np.asarray(Image.open(path)) for path in (out, summary["image"]))
     assert (before != after).any(), "another seed makes another picture"

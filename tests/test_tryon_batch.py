@@ -364,7 +364,7 @@ def test_cells_below_no_name_are_refused(tiny_flux: Path, folder: Path) -> None:
         read_lines(folder / "jobs.csv", options(tiny_flux, folder), folder / "out")
     write(folder, "front,person,", "red.png,me.jpg,,what")
     (line,) = read_lines(folder / "jobs.csv", options(tiny_flux, folder), folder / "out")
-    assert "4 cells" in line.reason
+    assert "3 cells" in line.reason
 
 
 def test_a_batch_makes_no_folder_with_the_name_of_a_picture(tiny_flux: Path, folder: Path) -> None:

@@ -210,7 +210,7 @@ def _plain_config(metadata: Mapping[str, str]) -> PeftConfig | None:
     if rank is not None and not rank.is_integer():
         raise ModelError(f"has no usable rank in its metadata under {shown(found['rank'][rank])}", _AGAIN)
     (alpha,) = found["alpha"]
-    keys = " and ".join(shown(each) for each in (found["alpha"][alpha], found["rank"].get(rank)) if each)
+    keys = " and ".join(shown(key) for key in (found["alpha"][alpha], *found["rank"].values()))
     return PeftConfig(f"metadata under {keys}", None if rank is None else int(rank), alpha, rslora, (), ())
 
 

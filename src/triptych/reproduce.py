@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from triptych import polygons
 from triptych.config import validated
 from triptych.errors import InputError
-from triptych.images import check_header, load_original, read_settings
+from triptych.images import JPEG_SUFFIXES, check_header, load_original, read_settings
 from triptych.planning.shapes import known_models
 from triptych.reproduce_config import ReproduceConfig
 from triptych.sampling import PICTURE_SETTINGS, PictureConfig
@@ -68,8 +68,14 @@ def reproduce(config: ReproduceConfig) -> Run:
         if not summary["identical"]:
             now = (read_settings(Path(made)) or {}).get("made_on", {})
             summary["differs"] = differences(made_on, now)
+            if (then := _format(config.image)) != _format(Path(made)):  # a JPEG changes pixels when it is written
+                summary["differs"].insert(0, f"format: {then} then, {_format(Path(made))} now")
 
     return Run("reproduce", len(run), work(), summary)
+
+
+def _format(path: Path) -> str:
+    return "JPEG" if path.suffix.lower() in JPEG_SUFFIXES else "PNG"
 
 
 def picture_settings(about: Mapping[str, Any], kind: type[PictureConfig], image: Path) -> dict[str, Any]:
