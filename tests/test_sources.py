@@ -229,9 +229,12 @@ def test_without_the_triptychs_a_warning_says_what_cannot_be_told(work: Path, ti
     assert "nobody can tell whether all are embedded" in caplog.text
 
 
-def test_clean_context_does_not_hang_on_a_guess(work: Path, tiny_flux: Path) -> None:
+def test_clean_context_does_not_hang_on_a_guess(work: Path, tiny_flux: Path, caplog: pytest.LogCaptureFixture) -> None:
+    embedded(work, tiny_flux)
+    assert "guessed" not in caplog.text
     (work / "triptychs" / "metadata.jsonl").unlink()
     embedded(work, tiny_flux)
+    assert "Of 4 of 4 pictures (item-0.png …) it is only guessed that they are three panels in a row" in caplog.text
     train(config(work, tiny_flux))
     with pytest.raises(ConfigError, match="only guessed") as caught:
         train(config(work, tiny_flux, context="clean"))

@@ -93,6 +93,15 @@ def embed(config: EmbedConfig) -> Run:
         "folder": str(folder.path),
     }
 
+    if guessed := [source.image.name for source in sources if source.layout_by == "guess"]:
+        log.warning(
+            "Of %d of %d pictures (%s …) it is only guessed that they are three panels in a row; pairs and wide photos look alike. "
+            "Say it with --columns 3, or in metadata.jsonl.",
+            len(guessed),
+            len(sources),
+            guessed[0],
+        )
+
     def work() -> Iterator[Event]:
         for row in rejects:
             yield Event(row["id"], "rejected", row["reason"])
