@@ -14,6 +14,7 @@ from torch import Tensor
 
 from triptych.backbones import checkpoint
 from triptych.backbones.registry import load_backbone
+from triptych.backbones.settings import model_settings
 from triptych.errors import ModelError
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -192,3 +193,16 @@ def test_the_memory_is_blamed_only_where_it_may_be_at_fault() -> None:
         with pytest.raises(ModelError) as caught, checkpoint.opening("m"):
             raise error
         assert ("memory is too small" in caught.value.hint) == blamed
+
+
+@pytest.mark.parametrize(
+    "own", ['{"panel_width": "x"}', '{"panel_height": 0}', '{"guidance_scale": [1]}', '{"num_inference_steps": 1.5}', "[1]"]
+)
+def test_settings_of_a_folder_that_no_model_has_are_a_sentence(tiny_flux: Path, tmp_path: Path, own: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_flux, folder)
+    (folder / "triptych.json").write_text(own)
+    with pytest.raises(ModelError, match="settings of"):
+        model_settings(str(folder))
+    (folder / "triptych.json").write_text('{"guidance_scale": null, "panel_width": 64}')
+    assert model_settings(str(folder)).panel_width == 64

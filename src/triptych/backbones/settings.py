@@ -122,6 +122,19 @@ def part_config(model: str, file: str) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
+def _check_setting(name: str, value: Any) -> None:
+    """Raises ValueError for a value that no model recommends: a folder, and so its settings, come from anybody."""
+    usual = getattr(ModelSettings(), name)
+    if isinstance(usual, str):
+        good = isinstance(value, str)
+    elif isinstance(usual, int):
+        good = type(value) is int and 1 <= value <= 8192
+    else:
+        good = (value is None and name == "guidance_scale") or (type(value) in (int, float) and 0 <= value <= 1000)
+    if not good:
+        raise ValueError(f"{name} is {str(value)[:40]!a}")
+
+
 def model_settings(model: str) -> ModelSettings:
     """The settings a model recommends; without a `triptych.json`, those of its family.
 
@@ -147,6 +160,8 @@ def model_settings(model: str) -> ModelSettings:
         unknown = set(own) - {field.name for field in fields(ModelSettings)}
         if unknown:
             raise ValueError(f"unknown keys {sorted(unknown)}")
+        for name, value in own.items():
+            _check_setting(name, value)
         known_by(folder)
         return replace(settings, **own)
     except (OSError, ValueError, TypeError, KeyError) as error:
