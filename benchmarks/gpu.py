@@ -58,7 +58,6 @@ def measure(options: argparse.Namespace, work: Path, end: float, wheels: list[st
     from gpu_parts import PARTS
     from gpu_parts.bench import Bench, Part
 
-    logging.getLogger("triptych").setLevel(logging.ERROR)
     if not options.tiny and not torch.cuda.is_available():
         print("PyTorch sees no card here. --tiny runs every part on the CPU.", file=sys.stderr)
         return 1
@@ -78,4 +77,5 @@ def measure(options: argparse.Namespace, work: Path, end: float, wheels: list[st
 
 
 if __name__ == "__main__":
+    logging.getLogger("triptych").setLevel(logging.ERROR)  # its warnings would stand between the rows
     sys.exit(main())
