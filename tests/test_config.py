@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych import pipeline
+from triptych import overwrite, pipeline
 from triptych.cli import main
 from triptych.config import load_config, section
 from triptych.config_files import ORIGINAL_KEYS
@@ -234,7 +234,7 @@ def test_folders_are_tried_before_any_work(tmp_path: Path, monkeypatch: pytest.M
     for folder in ("file", "file/below"):
         with pytest.raises(WorkError, match=r"cannot be a folder: .*file is a file"):
             run(RunConfig(), load_config([runnable(tmp_path, embeddings=str(tmp_path / folder))], VERBS))
-    monkeypatch.setattr(pipeline.os, "access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr(overwrite.os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(WorkError, match="cannot be written to"):
         run(RunConfig(), load_config([runnable(tmp_path)], VERBS))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.errors import InputError
+from triptych.errors import InputError, WorkError
 from triptych.images import SETTINGS, save_jpeg, save_png
 from triptych.overwrite import is_ours
 from triptych.reproduce import reproduce
@@ -88,3 +88,17 @@ def test_generate_keeps_a_file_of_the_users_in_its_place(tiny_flux: Path, tmp_pa
         with pytest.raises(InputError, match="did not write it"):
             generate(config)
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize("verb", ["tryon", "generate"])
+def test_a_folder_that_cannot_be_is_told_before_a_model_is_loaded(
+    config: TryonConfig, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triptych.backbones.base.Backbone.load_transformer", lambda self: pytest.fail("too late"))
+    out = tmp_path / "own.png" / "sub"
+    with pytest.raises(WorkError, match=r"cannot be a folder: .*own.png is a file") as caught:
+        if verb == "tryon":
+            tryon(config.model_copy(update={"out": out / "new.png"}))
+        else:
+            generate(GenerateConfig(prompt=PROMPT, model=config.model, device="cpu", dtype="fp32", out=out))
+    assert "--out" in caught.value.hint

@@ -1,17 +1,42 @@
-"""Which files may be replaced: those that triptych wrote, told by what stands in them. All others are the user's own."""
+"""What may be written, found out before any work: folders that allow it, and in place of files that triptych wrote itself.
+
+Whose a file is, is told by what stands in it. All that triptych did not write is the user's own.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from triptych import xmp
-from triptych.errors import InputError
+from triptych.errors import InputError, WorkError
 from triptych.images import read_info, read_settings
 
 
+def check_writable(folder: Path, option: str) -> None:
+    """See that a folder can be written to, or made.
+
+    Raises:
+        WorkError: it cannot, since a file is in the way or its rights forbid it.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise WorkError(f"{folder} cannot be a folder: {there} is a file.", f"Give another folder with {option}.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        hint = f"Give another folder with {option}, or change its rights."
+        raise WorkError(f"{folder} cannot be written to: {there} does not allow it.", hint)
+
+
 def check_overwrites(paths: Iterable[Path], option: str = "--out") -> None:
-    """Raises InputError for the first picture to be written in whose place lies a file that triptych did not write."""
+    """See that pictures can be written, each to a new file or in place of one that triptych wrote.
+
+    Raises:
+        InputError: a file that triptych did not write lies there. WorkError: a folder that cannot be written to.
+    """
+    paths = list(paths)
+    for folder in {path.parent: None for path in paths}:
+        check_writable(folder, option)
     for path in paths:
         if (path.exists() or path.is_symlink()) and not is_ours(path):
             raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,10 +13,11 @@ from pydantic import Field
 from triptych.backbones.settings import Quantize, model_class, resolve_model
 from triptych.captioners import captioner_folder
 from triptych.config import Seed, StageConfig, section, validated
-from triptych.errors import ConfigError, InputError, WorkError
+from triptych.errors import ConfigError, InputError
 from triptych.images import load_image
 from triptych.known_worlds import check_pictures, known_by, strangers
 from triptych.outcome import check_made
+from triptych.overwrite import check_writable
 from triptych.photo_folders import find_photos
 from triptych.sources import caption_file, list_pictures
 from triptych.stages import STAGES
@@ -138,13 +138,7 @@ def _check_folders(configs: Mapping[str, Any]) -> None:
     folders = {first.catalogue_folder, configs["train"].train_folder, caption.fail_folder, configs["embed"].embedding_folder}
     folders |= {config.work for config in configs.values()} | {config.triptych_folder for config in configs.values()}
     for folder in sorted(folders):
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        if not there.is_dir():
-            raise WorkError(f"{folder} cannot be a folder: {there} is a file.", "Choose another --work folder.")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise WorkError(
-                f"{folder} cannot be written to: {there} does not allow it.", "Choose another --work folder, or change its rights."
-            )
+        check_writable(folder, "--work")
 
 
 def hand_over(source: Path, target: Path) -> int:
