@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.catalogue import Photo, match_overrides, read_overrides, read_photos, write_photos
+from triptych.catalogue import Photo, match_overrides, override_name, read_overrides, read_photos, write_photos
 from triptych.errors import InputError, WorkError
 
 
@@ -60,6 +60,22 @@ def test_overrides_understand_windows_and_macs(tmp_path: Path) -> None:
     matched, missed = match_overrides(read_overrides(tmp_path / "o.txt"), names)
     assert matched == dict(zip(names, ["human", "back", "front"], strict=True))
     assert missed == ["item1\\x.jpg"]
+
+
+@pytest.mark.parametrize("front", ["photos/", "shop/photos/", "{tmp}/shop/photos/", "./shop/photos/", "shop\\photos\\"])
+def test_overrides_take_the_paths_that_are_shown(front: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = front.format(tmp=tmp_path) + "item1/a.jpg"
+    assert match_overrides({line: "back", "else/item1/a.jpg": "front"}, ["item1/a.jpg"], Path("shop/photos")) == (
+        {"item1/a.jpg": "back"},
+        ["else/item1/a.jpg"],
+    )
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_the_listing_spells_a_photo_as_overrides_takes_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / "o.txt").write_text(f"{override_name(tmp_path / name, tmp_path)} back\n", encoding="utf-8")
+    assert match_overrides(read_overrides(tmp_path / "o.txt"), [name], tmp_path) == ({name: "back"}, [])
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, "[1]", '{"a": 1' + "0" * 5000 + "}"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,12 +166,15 @@ def test_bad_files_are_rejected_with_reasons(shop: CleanConfig, counting: Counti
     assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "photos").rglob("*")} == before
 
 
-def test_overrides_win(shop: CleanConfig, counting: Counting, tmp_path: Path) -> None:
+def test_overrides_win(shop: CleanConfig, counting: Counting, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shop.catalogue_folder.mkdir(parents=True)
     (shop.catalogue_folder / "overrides.txt").write_text(
         "item0/front.png human\nitem0/back.png back\nitem1/worn.png rejected\nitem7/x.png human\n"
     )
     summary = clean(shop).finish()
+    assert "item7/x.png" in caplog.text
+    listing = (shop.catalogue_folder / "contact_sheet.txt").read_text().splitlines()
+    assert [line.split("\t")[1] for line in listing[1:4]] == ["item0/back.png", "item0/front.png", "item0/worn.png"]
     assert labels(shop) | {"item0/front.png": "human", "item0/back.png": "garment", "item1/worn.png": "rejected"} == labels(shop)
     assert summary["overridden"] == 3
     assert summary["overrides_without_photo"] == ["item7/x.png"]
@@ -204,6 +208,10 @@ def test_mistakes_are_told_at_the_call(shop: CleanConfig, tmp_path: Path) -> Non
         fails(f"--{option}", **{option: None})
         fails(f"--{option}", **{option: tmp_path / "missing"})
     fails("no files", photos=tmp_path / "nothing")
+    for option in ("human", "garment"):
+        shutil.copytree(tmp_path / option, tmp_path / "only" / option)
+    inside = {option: tmp_path / "only" / option for option in ("human", "garment")}
+    fails("besides .*human, .*garment, which are left out", photos=tmp_path / "only", **inside)
     fails("no photos", human=tmp_path / "void")
     fails("only 2 photos", garment=tmp_path / "few")
     fails("same folder", garment=tmp_path / "human")
@@ -218,8 +226,8 @@ def test_unknown_features(shop: CleanConfig) -> None:
 
 def test_sheet_of_a_large_catalogue_shows_the_trouble(shop: CleanConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(catalogue_sheet, "SHEET", 5)
-    rows = [Photo(f"item{n // 3}", "gone.png", "", "unsure" if n == 8 else "human", 0.5) for n in range(30)]
-    assert catalogue_sheet.draw_sheet(rows, tmp_path / "sheet.png") == 5
+    rows = [Photo(f"item{n // 3}", str(tmp_path / "gone.png"), "", "unsure" if n == 8 else "human", 0.5) for n in range(30)]
+    assert catalogue_sheet.draw_sheet(rows, tmp_path / "sheet.png", tmp_path) == 5
     assert Image.open(tmp_path / "sheet.png").width == 5 * 144
 
 

@@ -11,6 +11,7 @@ user's word, which wins over the classifier:
 from __future__ import annotations
 
 import json
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -139,18 +140,21 @@ def _override(line: str) -> tuple[str, str]:
     return name, word.lower()
 
 
-def match_overrides(overrides: Mapping[str, str], names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+def match_overrides(overrides: Mapping[str, str], names: Iterable[str], photos: Path = Path(".")) -> tuple[dict[str, str], list[str]]:
     """({name of a photo: word}, lines that mean no photo). Names are paths from the photo folder with "/".
 
     The exact name counts first. Windows' backslashes are understood, and so are letters with accents that are written as
-    one character here and as two in the name of the file.
+    one character here and as two in the name of the file; and the path of `photos`, or that folder's name, in front.
     """
+    fronts = _fronts(photos)
     known = list(names)
     exact = set(known)
     near = {unicodedata.normalize("NFC", name): name for name in known}
     matched, missed = dict[str, str](), list[str]()
     for written, word in overrides.items():
-        candidates = (written, written.replace("\\", "/").removeprefix("./"))
+        slashed = written.replace("\\", "/").removeprefix("./")
+        below = [one.removeprefix(front) for one in (written, slashed) for front in fronts if one.startswith(front)]
+        candidates = [written, slashed, *below]
         name = next((one for one in candidates if one in exact), None)
         name = name or next((near[nfc] for one in candidates if (nfc := unicodedata.normalize("NFC", one)) in near), None)
         if name is None:
@@ -158,3 +162,20 @@ def match_overrides(overrides: Mapping[str, str], names: Iterable[str]) -> tuple
         else:
             matched[name] = word
     return matched, sorted(missed)
+
+
+def _fronts(photos: Path) -> list[str]:
+    """What may stand before the path from the photo folder: its path as given or in full, or its name."""
+    whole = Path(os.path.abspath(photos))
+    folders = (photos.as_posix(), whole.as_posix(), Path(os.path.realpath(photos)).as_posix(), whole.name)
+    return [f"{folder.rstrip('/')}/" for folder in dict.fromkeys(folders) if folder]
+
+
+def override_name(path: Path, photos: Path) -> str:
+    """A photo's name as a line of `overrides.txt` takes it."""
+    name = writable(path.relative_to(photos).as_posix())
+    odd = name != name.strip() or not name.isprintable() or name[0] in '"#'
+    if not odd:
+        return name
+    readable = json.dumps(name, ensure_ascii=False)
+    return readable if readable.isprintable() else json.dumps(name)

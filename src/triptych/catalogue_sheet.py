@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from triptych.catalogue import Photo
+from triptych.catalogue import Photo, override_name
 from triptych.contact_sheets import Cell, contact_sheet, drawable, plain
 from triptych.images import BadImage, load_image, save_png
 from triptych.store import digest, write_text
@@ -16,15 +16,15 @@ from triptych.views import choose_sides
 
 SHEET = 240  # photos on the contact sheet
 COLOURS = {"human": "#2f7fd6", "garment": "#3aa35b", "unsure": "#f0a020", "rejected": "#d43c3c"}
-_FORMAT = 2  # of the sheet's layout: an older sheet is drawn anew
+_FORMAT = 3  # of the sheet's layout: an older sheet is drawn anew
 
 
-def draw_sheet(rows: list[Photo], path: Path) -> int:
+def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path) -> int:
     """Draw the contact sheet, unless it shows the same already; how many photos are on it.
 
-    Every photo has a number. A text file of the sheet's name lists number, path and verdict, for names that are too long
-    or in a script that no font here has. Of large catalogues the sheet shows the items that need a look: first those with
-    unsure or rejected photos, then the rest.
+    Every photo has a number. A text file of the sheet's name lists number, path from the photo folder (as `overrides.txt`
+    takes it) and verdict, for names that are too long or in a script that no font here has. Of large catalogues the sheet
+    shows the items that need a look: first those with unsure or rejected photos, then the rest.
     """
     items: dict[str, list[Photo]] = {}
     for row in rows:
@@ -41,7 +41,7 @@ def draw_sheet(rows: list[Photo], path: Path) -> int:
     shown = digest([_FORMAT, [[{**row.__dict__, "side": sides.get(row)} for row in photos] for photos in groups]])
     listing = path.with_suffix(".txt")
     if not (listing.exists() and _shows(path, shown)):
-        _draw(groups, sides, path, listing, shown)
+        _draw(groups, sides, path, listing, shown, photos_dir)
     return sum(map(len, groups))
 
 
@@ -68,7 +68,7 @@ def _shows(path: Path, shown: str) -> bool:
         return False
 
 
-def _draw(groups: list[list[Photo]], sides: dict[Photo, str], path: Path, listing: Path, shown: str) -> None:
+def _draw(groups: list[list[Photo]], sides: dict[Photo, str], path: Path, listing: Path, shown: str, photos_dir: Path) -> None:
     cells: list[Cell] = []
     lines = ["number\tpath\tverdict"]
     for index, photos in enumerate(groups):
@@ -84,7 +84,8 @@ def _draw(groups: list[list[Photo]], sides: dict[Photo, str], path: Path, listin
             item, name = row.item or "(no item)", Path(row.path).name
             label = [f"{number} {item}" if drawable(item) else f"{number} (see {listing.name})", name if drawable(name) else "", verdict]
             cells.append(Cell(image, "\n".join(map(plain, [*label, sides.get(row, "")])), COLOURS[row.label], _ground(index)))
-            lines.append("\t".join((number, plain(row.path), "; ".join(filter(None, (plain(verdict), sides.get(row, "")))))))
+            told = "; ".join(filter(None, (plain(verdict), sides.get(row, ""))))
+            lines.append("\t".join((number, plain(override_name(Path(row.path), photos_dir)), told)))
     write_text(listing, "\n".join(lines) + "\n")
     save_png(contact_sheet(cells), path, text={"catalogue": shown})
 

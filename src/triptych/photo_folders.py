@@ -97,6 +97,12 @@ def find_photos(photos_dir: Path, asides: Iterable[Path | None]) -> list[tuple[s
     given = [folder for folder in asides if folder is not None]
     found = scan(photos_dir, skip=[folder for folder in given if real(folder) != real(photos_dir)])
     if not found:
+        inside = [folder for folder in given if real(folder) != real(photos_dir) and real(folder).is_relative_to(real(photos_dir))]
+        if there := [str(folder) for folder in inside if any(folder.rglob("*"))]:
+            left_out = (
+                f"There are no photos in {photos_dir} besides {', '.join(there)}, which are left out: examples, or triptych's own files."
+            )
+            raise InputError(left_out, "Give --photos a folder that holds one folder of photos per item.")
         raise InputError(f"There are no files in {photos_dir}.", "Give --photos a folder that holds one folder of photos per item.")
     return found
 

@@ -6,6 +6,7 @@ photos not seen before: features are kept in the catalogue by the sha256 of the 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,6 +42,8 @@ from triptych.views import count_guessed, mixed_items
 
 if TYPE_CHECKING:
     from triptych.features import Extractor
+
+log = logging.getLogger(__name__)
 
 BATCH = 16  # photos decoded at a time
 
@@ -113,7 +116,9 @@ def _work(
     folder = config.catalogue_folder
     cache = FeatureCache(folder / "features.safetensors", extractor)
     names = {path: path.relative_to(photos).as_posix() for _, path in found}
-    said, missed = match_overrides(overrides, names.values())
+    said, missed = match_overrides(overrides, names.values(), photos)
+    if missed:
+        log.warning("No photo is meant by %d lines of %s: %s.", len(missed), _override_file(config), ", ".join(missed[:5]))
     rows: list[Photo] = []
     try:
         bad: dict[str, str] = {}
@@ -167,7 +172,7 @@ def _work(
         cache.save()
     write_photos(folder / PHOTOS, rows)
     sheet = folder / "contact_sheet.png"
-    shown = draw_sheet(rows, sheet)
+    shown = draw_sheet(rows, sheet, photos)
     summary.update(_count(rows))
     summary["overrides_without_photo"] = missed
     summary["examples"] = dict(Counter(labels))
@@ -285,8 +290,12 @@ def _examples(config: CleanConfig) -> dict[str, tuple[Path, str]]:
     return examples
 
 
+def _override_file(config: CleanConfig) -> Path:
+    return config.overrides or config.catalogue_folder / OVERRIDES
+
+
 def _overrides(config: CleanConfig) -> dict[str, str]:
-    path = config.overrides or config.catalogue_folder / OVERRIDES
+    path = _override_file(config)
     return read_overrides(path) if config.overrides is not None or path.exists() else {}
 
 
@@ -328,7 +337,7 @@ def _advice(rows: list[Photo], config: CleanConfig) -> str:
     if guessed or mixed:
         advice.append(
             f"Which photo is front and which back is a guess in {guessed} items: look at the contact sheet. To say it, write"
-            f" 'item1/a.jpg front' and 'item1/b.jpg back' into {config.overrides or config.catalogue_folder / OVERRIDES} and run"
+            f" 'item1/a.jpg front' and 'item1/b.jpg back' into {_override_file(config)} and run"
             " the same command again."
         )
     return " ".join(advice) or "Look at the contact sheet, then run `triptych concat`."
