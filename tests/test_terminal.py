@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from triptych import cli, progress
+from triptych import cli, commands, progress
 from triptych.amounts import duration, number
 from triptych.cli import main
 from triptych.errors import InputError, WorkError
@@ -26,6 +27,7 @@ from triptych.outcome import check_made
 from triptych.stages import init as init_stage
 from triptych.store import Event, Run
 from triptych.terminal import faults, hub, quiet, screen
+from triptych.terminal.same_options import same_options
 from triptych.terminal.screen import Row, Screen
 from triptych.terminal.summary import next_line, text_of
 from triptych.terminal.words import plain, strict
@@ -364,13 +366,34 @@ def test_numbers_are_for_people(value: float, words: str) -> None:
 
 def test_the_command_that_follows_is_named(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(init_words(shop)) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"next: triptych run --config {shop / 't.yaml'}"
-    config = cli.STAGES[1].config_class()(work="my work")
-    line = next_line("clean", {"contact_sheet": "w/sheet.png (3 of 9 photos)"}, config, [])
-    assert line == "next: look at w/sheet.png, then: triptych concat --work 'my work'"
-    assert next_line("run", {"train": {"lora": "w/l"}}, config, [Path("a.yaml")]).startswith(
-        "next: triptych generate --config a.yaml --lora w/l "
-    )
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f", then: triptych run --config {shop / 't.yaml'}")
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "said"),
+    [
+        (["my a.yaml"], {}, "triptych generate --config 'my a.yaml' --model MODEL --lora 'w w/l' --front FRONT.jpg"),
+        ([], {"work": ".", "model": "pocket", "rank": 4}, "triptych generate --work . --model pocket --lora 'w w/l' --front FRONT.jpg"),
+    ],
+)
+def test_a_printed_command_can_be_typed(files: list[str], given: dict[str, Any], said: str) -> None:
+    with commands.speaking() as speak:
+        speak(same_options([Path(file) for file in files], {}, given))
+        assert next_line("run", {"train": {"lora": "w w/l"}}).startswith(f"next: {said}")
+        retry = commands.typed("lies there: `triptych caption --retry-failed` brings it back; `triptych train --help`")
+        assert commands.typed(retry) == retry  # completed once
+        start = "--config 'my a.yaml'" if files else "--work . --model pocket"
+        assert f"`triptych caption {start} --vlm-model VLM_MODEL --retry-failed`" in retry and "`triptych train --help`" in retry
+
+
+def test_a_config_that_lies_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/triptych.yaml").write_text("model: pocket")
+    assert main(["concat", "--work", "w"]) == 1
+    assert "w/triptych.yaml lies here: add --config w/triptych.yaml" in capsys.readouterr().err
+    assert main(["concat"]) == 1
+    assert "lies here" not in capsys.readouterr().err
 
 
 def test_json_is_strict() -> None:

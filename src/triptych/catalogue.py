@@ -92,7 +92,7 @@ def why_nothing_usable(photos: Iterable[Photo]) -> tuple[str, str]:
 def nothing_usable(reasons: Counter[str]) -> tuple[str, str]:
     """The same, from the reasons of all files."""
     if not reasons:
-        return "There is no photo in the catalogue.", "Give `triptych clean` folders with photos."
+        return "There is no photo in the catalogue.", "Give `clean` folders with photos."
     if reasons[LEAVES] == reasons.total():
         return f"All {reasons.total()} photos are links that leave the photo folder, and such links are not followed.", COPY_LINKS
     listed = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))

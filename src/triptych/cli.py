@@ -10,15 +10,15 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Callable, Sequence
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from triptych import __version__, progress
+from triptych import __version__, commands, progress
 from triptych.config import StageConfig, load_config, section, validated
 from triptych.errors import ConfigError, WorkError
 from triptych.outcome import check_made
@@ -27,6 +27,7 @@ from triptych.stages import GROUPS, STAGES, Stage
 from triptych.store import Run
 from triptych.terminal import faults, hub, quiet, usage
 from triptych.terminal.help import EVERY_VERB, grouped
+from triptych.terminal.same_options import forgotten_config, same_options
 from triptych.terminal.screen import Screen, Watch
 from triptych.terminal.summary import next_line, text_of
 from triptych.terminal.words import lines, speaks_unicode, strict, tolerate_encodings
@@ -35,6 +36,7 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 """Of several processes that do one training, the first one talks."""
 
 Flags = Annotated[bool, Parameter(negative=(), group=EVERY_VERB)]
+Speak = Callable[[commands.Same], None]
 ConfigFiles = Annotated[list[Path] | None, Parameter(name=["--config", "-c"], negative=(), consume_multiple=False, group=EVERY_VERB)]
 
 
@@ -42,10 +44,16 @@ def main(argv: Sequence[str] | None = None, screen: Screen | None = None) -> int
     """Run one command; the exit code."""
     words = _asked_for_help(list(sys.argv[1:] if argv is None else argv))
     screen = screen or Screen(quiet=not _FIRST)
+    with commands.speaking() as speak:
+        return _explained(words, screen, speak)
+
+
+def _explained(words: list[str], screen: Screen, speak: Speak) -> int:
+    """The exit code of a command; whatever ends it is said in a sentence."""
     asked = next((stage for stage in STAGES if words[: len(stage.words)] == stage.words), None)
     try:
         with ending_at_once():
-            return _run(asked, words, screen)
+            return _run(asked, words, screen, speak)
     except CycloptsError as error:
         screen.explain(*usage.mistake(error, asked))
         return 2
@@ -56,8 +64,23 @@ def main(argv: Sequence[str] | None = None, screen: Screen | None = None) -> int
         _let_go_of_pipes()
         return 141
     except Exception as error:
-        screen.explain(*(faults.sentence(error) or faults.fault(error, words, quiet.wanted(words))))
+        message, hint = faults.sentence(error) or faults.fault(error, words, quiet.wanted(words))
+        forgotten = forgotten_config(error, asked.name, _work(words)) if asked and not _has_config(words) else ""
+        screen.explain(message, forgotten or hint)
         return 1
+
+
+def _has_config(words: Sequence[str]) -> bool:
+    with contextlib.suppress(ConfigError):
+        return bool(config_files(words))
+    return True
+
+
+def _work(words: Sequence[str]) -> Path:
+    """The work folder of a command line that was refused."""
+    after = [word for option, word in pairwise(words) if option == "--work"]
+    after += [word.removeprefix("--work=") for word in words if word.startswith("--work=")]
+    return Path(after[-1] if after else "work")
 
 
 def _asked_for_help(words: list[str]) -> list[str]:
@@ -65,7 +88,7 @@ def _asked_for_help(words: list[str]) -> list[str]:
     return [*words[1:], "--help"] if words[:1] == ["help"] else words
 
 
-def _run(asked: Stage | None, words: list[str], screen: Screen) -> int:
+def _run(asked: Stage | None, words: list[str], screen: Screen, speak: Speak) -> int:
     app = App(
         name="triptych",
         version=__version__,
@@ -85,7 +108,7 @@ def _run(asked: Stage | None, words: list[str], screen: Screen) -> int:
     for order, stage in enumerate(STAGES):
         *group, verb = stage.words
         home = groups[group[0]] if group else app
-        command = _command(stage, words, screen) if stage is asked else _not_loaded
+        command = _command(stage, words, screen, speak) if stage is asked else _not_loaded
         home.command(command, name=verb, help=f"{stage.help}\n\nExample: `{stage.example}`", sort_key=order)
     for home in groups.values():
         app.command(home)
@@ -124,11 +147,12 @@ def _named_file(word: str) -> Path:
     return Path(word)
 
 
-def _command(stage: Stage, words: Sequence[str], screen: Screen) -> Any:
+def _command(stage: Stage, words: Sequence[str], screen: Screen, speak: Speak) -> Any:
     """The command of one stage: its config's fields as options; what no option says comes from the --config files."""
     model = stage.config_class()
     files = config_files(words)
     data = load_config(files, [other.name for other in STAGES])
+    speak(same_options(files, data, {}))
     # A verb that gets the whole config hands its shared keys to every stage itself, where a section's own keys win over them.
     values = section({stage.name: data.get(stage.name)} if stage.whole_config else data, stage.name, model)
     validated(model, values, stage.name)
@@ -145,6 +169,7 @@ def _command(stage: Stage, words: Sequence[str], screen: Screen) -> Any:
             Also say what libraries log, and show the traceback of a fault. TRIPTYCH_DEBUG=1 does the same.
         """
         typed = {name: getattr(options, name) for name in options.model_fields_set} if options is not None else {}
+        speak(same_options(files, data, typed))
         given = validated(model, values.changed(typed), stage.name)
         hub.look(given, data, screen.say)
         if stage.ask and not json and screen.is_terminal and sys.stdin.isatty():
@@ -160,7 +185,7 @@ def _command(stage: Stage, words: Sequence[str], screen: Screen) -> Any:
         check_made(run.name, run.summary)
         if run.failed:
             raise WorkError(f"{run.failed} of {len(run) or run.failed} {'lines ' if getattr(given, 'batch', None) else ''}failed.", "")
-        if not json and _FIRST and (line := next_line(stage.name, run.summary, given, files)):
+        if not json and _FIRST and (line := next_line(stage.name, run.summary)):
             print(line)
         return 0
 
@@ -189,9 +214,12 @@ def _follow(run: Run, watch: Watch) -> None:
 
 def _print_summary(run: Run, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(strict(run.summary), ensure_ascii=not speaks_unicode(sys.stdout), allow_nan=False))
+        summary = strict(run.summary)
+        if "next" in summary:
+            summary["next"] = commands.typed(str(summary["next"]))
+        print(json.dumps(summary, ensure_ascii=not speaks_unicode(sys.stdout), allow_nan=False))
     else:
-        print(lines(run.text or text_of(run.summary)))
+        print(lines(commands.typed(run.text) if run.text else text_of(run.summary)))
 
 
 def _let_go_of_pipes() -> None:

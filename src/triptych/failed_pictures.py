@@ -14,6 +14,7 @@ from typing import Any
 
 from triptych.answers import Journal
 from triptych.caption_jobs import Job, checked_row, origin_of
+from triptych.commands import typed
 from triptych.errors import TriptychError
 from triptych.sources import PICTURES, list_pictures
 from triptych.store import read_json, sha256_file, write_json
@@ -44,7 +45,8 @@ def move_away(job: Job, sha256: str, reason: Rejected, fail_folder: Path, journa
             if sha256_file(target) != sha256:
                 continue  # another picture of that name; the same one is a move that was cut short
         break
-    about: dict[str, Any] = {"id": job.id, "step": reason.step, "reason": str(reason), "image_sha256": sha256, "come_back": COME_BACK}
+    about: dict[str, Any] = {"id": job.id, "step": reason.step, "reason": str(reason), "image_sha256": sha256}
+    about["come_back"] = typed(COME_BACK)
     about |= {key: job.row[key] for key in ("item", "front_sha256", "back_sha256", "worn_sha256") if key in job.row}
     about["row"] = checked_row(job.row)
     write_json(target.with_name(f"{target.stem}.reason.json"), about)

@@ -32,6 +32,7 @@ from triptych.brought_captions import newer_captions, own_captions, take_caption
 from triptych.caption_jobs import Job, last_captions, read_jobs, state_of, write_metadata
 from triptych.captioners import load_captioner, no_captioner
 from triptych.captions import UNREADABLE, read_caption
+from triptych.commands import typed
 from triptych.concat_rejects import no_triptychs
 from triptych.config import StageConfig
 from triptych.describe import check_order, linter, usable_caption
@@ -179,7 +180,7 @@ def caption(config: CaptionConfig) -> Run:
         def fail(job: Job, sha256: str, reason: Rejected) -> Event:
             moved = move_away(job, sha256, reason, config.fail_folder, journal)
             summary["rejected"] += 1
-            summary["bring_back_with"] = COME_BACK
+            summary["bring_back_with"] = typed(COME_BACK)
             summary["reasons"][reason.step] = summary["reasons"].get(reason.step, 0) + 1
             return Event(job.id, "rejected", f"{reason}; moved to {moved}")
 

@@ -140,7 +140,7 @@ def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
     """What the user should do next."""
     if not summary["triptychs"]:
         rejects = config.triptych_folder / REJECTS
-        return f"No triptych could be made; {rejects} says why for every item. `triptych clean` has drawn what it sees in each photo."
+        return f"No triptych could be made; {rejects} says why for every item. `clean` has drawn what it sees in each photo."
     advice = "Look at the sheet"
     if summary["guessed_sides"]:
         advice += (

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from triptych import progress
 from triptych.amounts import duration
+from triptych.commands import typed
 from triptych.progress import Moment
 from triptych.store import Event
 from triptych.terminal.words import plain
@@ -114,7 +115,7 @@ class Screen:
         with self._lock:
             self._last = time.monotonic()
             try:
-                self.console.print(Text(plain(text), style), soft_wrap=True)
+                self.console.print(Text(plain(typed(text)), style), soft_wrap=True)
             except BrokenPipeError:
                 raise
             except OSError:
@@ -125,7 +126,7 @@ class Screen:
         for word, text, style in (("error:", message, "bold red"), ("hint:", hint, "bold")):
             if text:
                 with self._lock, contextlib.suppress(OSError):
-                    self.console.print(Text.assemble((word, style), " ", plain(text)), soft_wrap=True)
+                    self.console.print(Text.assemble((word, style), " ", plain(typed(text))), soft_wrap=True)
 
     @contextlib.contextmanager
     def watch(self, name: str) -> Iterator[Watch]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from triptych.amounts import duration, number
+from triptych.commands import typed
 from triptych.terminal.words import plain
 
 FIRST = ("rejected", "reasons", "failed", "errors", "warnings")
@@ -17,12 +17,12 @@ LISTED = 4
 
 NEXT: dict[str, str] = {
     "init": "triptych run --config {config}",
-    "clean": "look at {contact_sheet}, then: triptych concat{same}",
-    "concat": "look at {sheet}, then: triptych caption{same}",
-    "caption": "read a few captions in {folder}, then: triptych embed{same}",
-    "embed": "triptych train{same}",
-    "train": 'triptych generate{same} --lora {lora} --front FRONT.jpg --back BACK.jpg --prompt "…"',
-    "run": 'triptych generate{same} --lora {lora} --front FRONT.jpg --back BACK.jpg --prompt "…"',
+    "clean": "look at {contact_sheet}, then: triptych concat",
+    "concat": "look at {sheet}, then: triptych caption",
+    "caption": "read a few captions in {folder}, then: triptych embed",
+    "embed": "triptych train",
+    "train": 'triptych generate --lora {lora} --front FRONT.jpg --back BACK.jpg --prompt "…"',
+    "run": 'triptych generate --lora {lora} --front FRONT.jpg --back BACK.jpg --prompt "…"',
     "demo": "open {report}",
     "lora_convert": "triptych lora inspect {lora}",
 }
@@ -74,7 +74,7 @@ def _words(key: str, value: Any) -> str:
             return " × ".join(map(str, value))
         named = ", ".join(_words("", each) for each in value[:LISTED])
         return named if len(value) <= LISTED else f"{len(value)}: {named}, …"
-    return plain(str(value))
+    return plain(typed(str(value)))
 
 
 def _number(key: str, value: float) -> str:
@@ -85,21 +85,19 @@ def _number(key: str, value: float) -> str:
     return str(value) if key == "seed" else number(value)
 
 
-def next_line(name: str, summary: Mapping[str, Any], config: Any, files: Sequence[Path]) -> str:
-    """`next: …`, the command that usually follows; nothing where there is none."""
+def next_line(name: str, summary: Mapping[str, Any]) -> str:
+    """`next: …`, the command that usually follows, as it can be typed; nothing where there is none."""
     if said := summary.get("next"):  # the stage knows better what this summary asks for
-        return f"next: {plain(str(said))}"
+        return f"next: {plain(typed(str(said)))}"
     template = NEXT.get(name)
     if template is None:
         return ""
-    same = [f" --config {shlex.quote(str(file))}" for file in files]
-    if not files and "work" in config.model_fields_set:
-        same = [f" --work {shlex.quote(str(config.work))}"]
     trained = summary.get("train") if isinstance(summary.get("train"), Mapping) else summary
-    values = {"same": "".join(same), "lora": (trained or summary).get("lora"), **{k: v for k, v in summary.items() if k != "lora"}}
+    values = {key: _path(value) for key, value in summary.items()}
+    if lora := (trained or summary).get("lora"):
+        values["lora"] = shlex.quote(_path(lora))
     try:
-        line = template.format_map({key: _path(value) for key, value in values.items()})
-        return plain(f"next: {line}")
+        return plain(typed(f"next: {template.format_map(values)}"))
     except KeyError:
         return ""
 

@@ -1,0 +1,44 @@
+"""Commands that a sentence names, as they can be typed: with the config, model and folders of the command that says them.
+
+Who knows these (the command line) says so once with `speaking`; without it a command stays as it is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+Same = Callable[[str], Sequence[str]]
+"""Options by verb, each as it is typed: `--config triptych.yaml`."""
+
+_same: ContextVar[Same | None] = ContextVar("same_options", default=None)
+_COMMAND = re.compile(r"(?:(?<=`)|(?<=: )|^)triptych (clean|concat|caption|embed|train|generate|tryon|run|plan)(?![\w-])([^`]*)")
+
+
+@contextmanager
+def speaking() -> Iterator[Callable[[Same], None]]:
+    """Within it, what is given to the yielded function completes commands."""
+    token = _same.set(None)
+    try:
+        yield lambda same: (_same.set(same), None)[1]
+    finally:
+        _same.reset(token)
+
+
+def typed(text: str) -> str:
+    """A text with its commands completed: those in backticks, after a colon, or at its begin. Completes nothing twice."""
+    same = _same.get()
+    return _COMMAND.sub(lambda found: _completed(found, same), text) if same else text
+
+
+def _completed(found: re.Match[str], same: Same) -> str:
+    verb, rest = found.groups()
+    if {"--help", "--config", "-c"} & set(rest.split()):
+        return found[0]
+    more = [option for option in same(verb) if option.split()[0] not in rest.split()]
+    return " ".join([f"triptych {verb}", *more]) + rest
+
+
+__all__ = ["Same", "speaking", "typed"]

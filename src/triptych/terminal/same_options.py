@@ -1,0 +1,62 @@
+"""What a command that is printed has to repeat of the one that prints it, and the config that somebody forgot to name."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from triptych.commands import Same
+from triptych.config import load_config, section
+from triptych.errors import ConfigError, ModelError, TriptychError
+from triptych.stages import STAGES
+
+REPEATED = (
+    *("work", "catalogue", "triptychs", "embeddings", "lora_folder", "fail_path", "model", "vlm_model", "base_url"),
+    *("device", "dtype", "quantize", "panel_width", "panel_height"),
+)
+"""Options that say where things lie, and what else must stay the same from verb to verb."""
+NEEDED = {
+    "clean": ("photos", "human", "garment"),
+    "concat": ("model",),
+    "caption": ("vlm_model",),
+    "embed": ("model",),
+    "train": ("model",),
+    "generate": ("model",),
+    "tryon": ("model",),
+}
+"""Options without which a verb refuses to work; a name in capitals stands for what nobody has said."""
+USUAL_CONFIG = "triptych.yaml"
+
+
+def same_options(files: Sequence[Path], data: Mapping[str, Any], given: Mapping[str, Any]) -> Same:
+    """given: the options that were typed, by name."""
+
+    def same(verb: str) -> list[str]:
+        fields = next(stage for stage in STAGES if stage.name == verb).config_class().model_fields
+        repeated = [f"--config {shlex.quote(str(file))}" for file in files]
+        own = [name for name in REPEATED if name in fields and given.get(name) not in (None, "")]
+        repeated += [f"--{name.replace('_', '-')} {shlex.quote(str(given[name]))}" for name in own]
+        said = set(own) | {key for key, value in {**data, **(data.get(verb) or {})}.items() if value not in (None, "")}
+        missing = [name for name in NEEDED.get(verb, ()) if name not in said]
+        return repeated + [f"--{name.replace('_', '-')} {name.upper()}" for name in missing]
+
+    return same
+
+
+def forgotten_config(error: BaseException, verb: str, work: Path) -> str:
+    """The hint where a config with the missing name lies near by, and was not given; else nothing."""
+    missing = {"No model is given.": "model", "No captioner is given.": "vlm_model", "`triptych run` needs a config.": "model"}
+    wanted = missing.get(error.message, "") if isinstance(error, ModelError | ConfigError) else ""
+    for path in (Path(USUAL_CONFIG), work / USUAL_CONFIG) if wanted else ():
+        with contextlib.suppress(TriptychError, OSError):
+            stage = next(stage for stage in STAGES if stage.name == verb)
+            data = load_config([path], [other.name for other in STAGES]) if path.is_file() else {}
+            if section({verb: {}} | dict(data), verb, stage.config_class()).get(wanted) or (verb == "run" and data):
+                return f"{path} lies here: add --config {shlex.quote(str(path))}."
+    return ""
+
+
+__all__ = ["forgotten_config", "same_options"]
