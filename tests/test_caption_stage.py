@@ -104,7 +104,11 @@ def test_only_what_is_missing_is_asked_for_and_edits_are_respected(desk: Desk, s
     assert {call.number for call in server.calls} == {1, 3}
     (desk.folder / "t1.txt").write_text("edited by hand")
     summary = desk.caption()
-    assert (summary["brought"], summary["kept"], desk.text(1)) == (2, 1, "edited by hand")
+    assert (summary["brought"], summary["kept"], desk.text(1)) == (1, 2, "edited by hand")
+    Image.new("RGB", (48, 32), (70,) * 3).save(desk.folder / "t2.png")
+    summary = desk.caption()
+    assert (summary["brought"], summary["kept"], desk.text(2)) == (0, 3, good(99))
+    assert [warning.split(":")[0] for warning in summary["warnings"] if "may describe the others" in warning] == ["t2.txt"]
 
 
 def test_caption_brought_while_the_model_was_thinking_wins(desk: Desk, server: Server) -> None:

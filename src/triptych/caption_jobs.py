@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from triptych.answers import Journal
 from triptych.captions import normalise, read_caption
 from triptych.errors import InputError, TriptychError
 from triptych.pairing import CHUNK, earlier_pictures
@@ -118,6 +119,26 @@ def state_of(job: Job, ours: Mapping[str, Any] | None) -> tuple[str, str]:
     if ours.get("image_sha256") not in (sha256_file(job.picture), *earlier_pictures(job.picture)):
         return "asked", ""  # our caption describes a picture of other photos
     return "kept", str(ours.get("captioner"))
+
+
+OTHER_PICTURE = (
+    "the picture was made of other photos, or with its sides swapped, since this caption was brought: it may describe the others"
+)
+
+
+def own_captions_seen(journal: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By id, the row of the user's caption that an earlier run found, with the picture that it lay beside."""
+    return {str(row["id"]): dict(row) for row in journal if row.get("kind") == "own" and "id" in row}
+
+
+def note_own(job: Job, seen: Mapping[str, Any] | None, journal: Journal) -> tuple[bool, str]:
+    """(whether a caption of the user's is new since `seen`, what to warn of); a new one is noted with its picture."""
+    text, picture = sha256_file(job.text_file), sha256_file(job.picture)
+    if seen is None or seen.get("text_sha256") != text:
+        journal.append({"kind": "own", "id": job.id, "text_sha256": text, "image_sha256": picture})
+        return True, ""
+    same = seen.get("image_sha256") in (picture, *earlier_pictures(job.picture))
+    return False, "" if same else OTHER_PICTURE
 
 
 def write_metadata(folder: Path, jobs: Sequence[Job], by: Mapping[str, str]) -> None:

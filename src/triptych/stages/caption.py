@@ -29,7 +29,7 @@ from triptych.answers import Answers, Journal, journal_rows
 from triptych.backbones.settings import model_settings
 from triptych.brands import MANY
 from triptych.brought_captions import newer_captions, own_captions, take_caption
-from triptych.caption_jobs import Job, last_captions, read_jobs, state_of, write_metadata
+from triptych.caption_jobs import Job, last_captions, note_own, own_captions_seen, read_jobs, state_of, write_metadata
 from triptych.captioners import load_captioner, no_captioner
 from triptych.captions import UNREADABLE, read_caption
 from triptych.commands import typed
@@ -129,7 +129,7 @@ def caption(config: CaptionConfig) -> Run:
     texts = told | newer_captions(own, jobs, known)
     left_out = list_pictures(folder.path).left_out
     summary: dict[str, Any] = {"triptychs": len(jobs), "captioned": 0, "kept": 0, "brought": 0, "rejected": 0, "reasons": {}}
-    summary |= {"returned": len(returning), "not_returned": left if config.retry_failed else []}
+    summary |= {"still_failed": 0, "returned": len(returning), "not_returned": left if config.retry_failed else []}
     summary |= {"left_out": [f"{file.name}: {reason}" for file, reason in left_out]}
     summary |= {"captions_without_triptych": own.unmatched, "captions_with_warnings": 0, "captions_unreadable": 0, "warnings": []}
     summary |= {"brands_replaced": {}, "folder": str(folder.path), "fail_path": str(config.fail_folder)}
@@ -152,18 +152,22 @@ def caption(config: CaptionConfig) -> Run:
                 yield Event(file.name, "rejected", f"{reason}; it stays where it is")
             for job in (job for job in jobs if job.id in texts):
                 take_caption(job.text_file, texts[job.id], own.texts[job.id][0] if job.id in own.texts else texts[job.id], journal)
-            ours = last_captions(journal.rows)
+            ours, seen = last_captions(journal.rows), own_captions_seen(journal.rows)
             for job in jobs:
                 state, writer = state_of(job, ours.get(job.id))
                 if state == "asked":
                     todo.append(job)
                     continue
                 by[job.id] = writer
-                summary[state] += 1
-                yield Event(job.id, "kept", _warn(job, problems, summary))
+                new, changed = note_own(job, seen.get(job.id), journal) if state == "brought" else (False, "")
+                summary["brought" if new else "kept"] += 1
+                yield Event(job.id, "kept", _warn(job, problems, summary, changed))
             yield from ask(todo, journal, by)
         finally:
             write_metadata(folder.path, jobs, by)
+            summary["still_failed"] = max(0, waiting(config.fail_folder) - summary["rejected"])
+            if summary["still_failed"]:
+                summary["bring_back_with"] = COME_BACK
         if not summary["captioned"] + summary["kept"] + summary["brought"]:
             run.failed = summary["rejected"]
 
@@ -187,6 +191,7 @@ def caption(config: CaptionConfig) -> Run:
         for job, sha256, result in _in_order(describe, _spread(todo), captioner, config.concurrency):
             if state_of(job, ours.get(job.id))[0] != "asked":  # the user brought one meanwhile
                 summary["brought"] += 1
+                note_own(job, None, journal)
                 yield Event(job.id, "kept", _warn(job, problems, summary))
             elif not isinstance(result, Rejected):
                 for one in waiting:
@@ -249,13 +254,13 @@ def _no_triptychs(folder: Path, fail_folder: Path) -> WorkError:
     return no_triptychs(folder, "Run `triptych concat` first, or put <id>.png files there.")
 
 
-def _warn(job: Job, problems: Callable[[str, int], list[str]], summary: dict[str, Any]) -> str:
+def _warn(job: Job, problems: Callable[[str, int], list[str]], summary: dict[str, Any], changed: str = "") -> str:
     """What is wrong with a caption that is there already; it is used all the same."""
     try:
         found = problems(read_caption(job.text_file), len(job.roles))
     except InputError as error:
         found = [str(error)]
-    note = "; ".join(found)
+    note = "; ".join([changed] * bool(changed) + found)
     if note:
         summary["captions_with_warnings"] += 1
         summary["captions_unreadable"] += UNREADABLE in found
