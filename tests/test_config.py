@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from triptych import overwrite, pipeline
+from triptych.backbones.settings import model_class, model_settings
 from triptych.cli import main
 from triptych.config import load_config, section
 from triptych.config_files import ORIGINAL_KEYS
@@ -297,3 +298,11 @@ def test_seeds_have_64_bits_up_to_the_last(verb: str, values: dict) -> None:
     for seed in (2**64, -1):
         with pytest.raises(ConfigError, match="seed"):
             validated(model, {"seed": seed}, verb)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "", "{}", '{"_class_name": 3}', "[" * 100_000])
+def test_a_damaged_model_index_is_said_to_be_damaged(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model_index.json").write_text(text)
+    for look in (model_class, model_settings):
+        with pytest.raises(ModelError, match=r"model_index\.json is damaged: it .*Copy or download"):
+            look(str(tmp_path))

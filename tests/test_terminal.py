@@ -396,6 +396,13 @@ def test_a_config_that_lies_here_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert "lies here" not in capsys.readouterr().err
 
 
+def test_a_nested_nothing_is_a_zero() -> None:
+    cache = {"reused": 0, "read": 2, "held": 0, "held_gib": 0.0}
+    assert text_of({"context_cache": cache}) == "context cache  reused 0, read 2, held 0 (0.0 GiB)"
+    assert text_of({"seconds": {"clean": 0.0, "train_all": 90.0}}) == "seconds  clean 0 s, train all 1 min 30 s"
+    assert text_of({"peak_memory_gib": 3.25}) == "peak memory  3.2 GiB"
+
+
 def test_json_is_strict() -> None:
     value = strict({"a": float("inf"), "b": [float("nan"), 1.5], "c": Path("x"), 1: (True, None)})
     assert json.dumps(value, allow_nan=False) == '{"a": null, "b": [null, 1.5], "c": "x", "1": [true, null]}'

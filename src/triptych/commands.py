@@ -14,7 +14,9 @@ Same = Callable[[str], Sequence[str]]
 """Options by verb, each as it is typed: `--config triptych.yaml`."""
 
 _same: ContextVar[Same | None] = ContextVar("same_options", default=None)
-_COMMAND = re.compile(r"(?:(?<=`)|(?<=: )|^)triptych (clean|concat|caption|embed|train|generate|tryon|run|plan)(?![\w-])([^`]*)")
+_COMMAND = re.compile(
+    r"(?:(?<=`)|(?<=: )|^)triptych (clean|concat|caption|embed|train|generate|tryon|run|plan)(?![\w-])([^`]*+)(?!` (?:has|needs)\b)"
+)
 
 
 @contextmanager
@@ -28,7 +30,8 @@ def speaking() -> Iterator[Callable[[Same], None]]:
 
 
 def typed(text: str) -> str:
-    """A text with its commands completed: those in backticks, after a colon, or at its begin. Completes nothing twice."""
+    """A text with its commands completed: those in backticks, after a colon, or at its begin; what a sentence is about stays as
+    it is (`triptych run` needs …). Completes nothing twice."""
     same = _same.get()
     return _COMMAND.sub(lambda found: _completed(found, same), text) if same else text
 

@@ -98,12 +98,28 @@ def model_class(model: str) -> str:
             from huggingface_hub import hf_hub_download
 
             path = Path(hf_hub_download(model, "model_index.json"))
-        return str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
     except Exception as error:  # the hub client raises a dozen unrelated kinds
         raise ModelError(
             f"The model {model} cannot be opened: {(str(error) or repr(error)).splitlines()[0][:200]}.",
             "Check the name and the network; gated models need `hf auth login` and their licence accepted.",
         ) from error
+    return _pipeline_class(path, model)
+
+
+def _pipeline_class(path: Path, model: str) -> str:
+    """Raises ModelError for a file that is none of a pipeline: no network helps there."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        what = f"it is no JSON ({str(error).splitlines()[0][:100]})"
+    except OSError as error:
+        what = f"it cannot be read ({error.strerror})"
+    else:
+        name = about.get("_class_name") if isinstance(about, dict) else None
+        if isinstance(name, str) and name:
+            return name
+        what = "it names no pipeline class (_class_name)" if isinstance(about, dict) else "it is no object with keys"
+    raise ModelError(f"{path} is damaged: {what}.", f"Copy or download the model {model} again.")
 
 
 def part_config(model: str, file: str) -> dict[str, Any]:
@@ -149,6 +165,8 @@ def model_settings(model: str) -> ModelSettings:
     try:
         family = model_class(model)
     except ModelError as error:
+        if (folder / "model_index.json").is_file():  # damaged: not for want of a network
+            raise
         log.warning("%s Its panels are taken to be FLUX.1-dev's.", error.message)
         family = ""
     settings = replace(ModelSettings(), **FAMILY_SETTINGS.get(family, {}))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from triptych.backbones.base import Backbone, Text
 from triptych.backbones.registry import FAMILIES
-from triptych.backbones.settings import FAMILY_SETTINGS, ModelSettings, model_settings, resolve_model
+from triptych.backbones.settings import FAMILY_SETTINGS, ModelSettings, model_class, model_settings, resolve_model
 from triptych.errors import ModelError
 from triptych.lora import target_modules
 from triptych.panels import PanelLayout
@@ -154,7 +154,7 @@ def model_shapes(model: str) -> ModelShapes:
     known = known_models()
     folder = Path(resolve_model(model))
     if folder.is_dir():
-        pipeline = str(_read(folder / "model_index.json").get("_class_name"))
+        pipeline = model_class(model)
         family = _family(model, pipeline)
         parts = ["transformer", *(part for part in family.encoders if not part.startswith("tokenizer"))]
         configs = {part: _read(folder / part / "config.json") for part in parts}
@@ -177,6 +177,9 @@ def _family(model: str, pipeline: str) -> type[Backbone]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(about, dict):
+            raise ValueError("it is no object with keys")
+        return about
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}.", "A model folder has a config.json in every part.") from error

@@ -12,6 +12,7 @@ from triptych.terminal.words import plain
 
 FIRST = ("rejected", "reasons", "failed", "errors", "warnings")
 """What a person must not miss comes first."""
+_GIB = "_gib"
 LISTED = 4
 """Things of a list that are named."""
 
@@ -43,7 +44,7 @@ def text_of(summary: Mapping[str, Any], indent: str = "") -> str:
         ):
             parts.append((key, value))
         elif words := _words(key, value):
-            plain_rows.append((plain(key.replace("_", " ")), words))
+            plain_rows.append((plain(_title(key)), words))
     width = max((len(name) for name, _ in plain_rows), default=0)
     rows = [f"{indent}{name:{width}}  {words}" for name, words in plain_rows]
     for name, part in parts:
@@ -68,7 +69,7 @@ def _words(key: str, value: Any) -> str:
             return ", ".join(
                 f"{number(count)} {plain(str(name))}" for name, count in sorted(value.items(), key=lambda item: -item[1]) if count
             )
-        return ", ".join(f"{plain(str(name))} {_words(key if 'second' in key else str(name), inner)}" for name, inner in value.items())
+        return ", ".join(_named(key, value))
     if isinstance(value, Sequence) and not isinstance(value, str):
         if all(isinstance(each, int) for each in value) and len(value) == 2:
             return " × ".join(map(str, value))
@@ -77,7 +78,33 @@ def _words(key: str, value: Any) -> str:
     return plain(typed(str(value)))
 
 
+def _named(key: str, values: Mapping[str, Any]) -> list[str]:
+    """The parts of a row, each `name value`; a nothing is a 0 here. `held` and `held_gib` are one part: `held 2 (1.5 GiB)`."""
+    parts = []
+    for name, value in values.items():
+        words = _inner(key, name, value)
+        size = values.get(f"{name}{_GIB}")
+        if name.endswith(_GIB) and name.removesuffix(_GIB) in values:
+            continue
+        beside = f" ({_inner(key, name + _GIB, size)})" if size is not None else ""
+        parts.append(f"{plain(_title(name))} {words or 'none'}{beside}")
+    return parts
+
+
+def _inner(key: str, name: str, value: Any) -> str:
+    """A value within a row; the row's own key may say its unit."""
+    key = key if "second" in key else str(name)
+    return _number(key, value) if isinstance(value, int | float) and not isinstance(value, bool) else _words(key, value)
+
+
+def _title(name: Any) -> str:
+    """A key of a summary as a name for people; its unit stands behind the value."""
+    return str(name).removesuffix(_GIB).replace("_", " ")
+
+
 def _number(key: str, value: float) -> str:
+    if key.endswith(_GIB):
+        return f"{value:.1f} GiB"
     if "second" in key:
         return duration(value)
     if key.endswith("bytes") and value >= 1 << 20:

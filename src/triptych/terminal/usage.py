@@ -120,12 +120,14 @@ def _of_argument(error: CycloptsError, stage: Stage | None) -> str:
     assert error.argument is not None
     name = error.argument.name
     field = stage.config_class().model_fields.get(name.removeprefix("--").replace("-", "_")) if stage else None
-    takes = f"it takes {allowed(field)}" if field else "it takes a value"
+    takes = f"it takes {allowed(field)}" if field else ""
     if isinstance(error, RepeatArgumentError):
         return f"{name} is given more than once."
     if isinstance(error, CoercionError) and error.token is not None:
-        return f"{name} is {shown(error.token.value)}; {takes}."
-    return f"{name} needs a value; {takes}."
+        return f"{name} is {shown(error.token.value)}{f'; {takes}' if takes else ', which it does not take'}."
+    if error.argument.name == "--config":
+        return "--config names no file."
+    return f"{name} needs a value{f'; {takes}' if takes else ''}."
 
 
 def _meant(given: str, options: Iterable[str]) -> str | None:
