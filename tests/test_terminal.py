@@ -24,6 +24,7 @@ from triptych.amounts import duration, number
 from triptych.cli import main
 from triptych.errors import InputError, WorkError
 from triptych.outcome import check_made
+from triptych.progress import Moment
 from triptych.stages import init as init_stage
 from triptych.store import Event, Run
 from triptych.terminal import faults, hub, quiet, screen
@@ -299,9 +300,26 @@ def test_what_was_kept_does_not_count_for_the_time_that_is_left() -> None:
     for one in range(50):
         row.finish(Event(str(one), "kept"))
     assert row.left() == ""
-    row.began -= 10
-    row.finish(Event("50"))
-    assert row.left() == "about 8 min 10 s left"
+    row.began -= 30
+    row.hear(Moment("pass", 1, 2, 0.5))
+    assert row.left() == ""  # the first units load and warm up
+    for one in range(3):
+        row.finish(Event(str(one)))
+    assert row.left() == "about 7 min 50 s left"
+
+
+def test_a_picture_within_a_unit_is_no_part_of_it() -> None:
+    heard: list[Moment] = []
+    with progress.listening(heard.append), progress.within("validation picture"):
+        progress.step("step", 7, 8)
+    row = Row("train", 20)
+    row.hear(heard[0])
+    assert (row.doing(), row.share) == ("validation picture, step 7/8", 0.0)
+
+
+def test_init_counts_photos(shop: Path) -> None:
+    run = init_stage.init(init_stage.InitConfig(photos=shop / "photos", out=shop / "new.yaml"))
+    assert len(run) == len(list(run)) == run.summary["photos"] + run.summary["rejected"]
 
 
 # --- Summaries ----------------------------------------------------------------------------------------------------------

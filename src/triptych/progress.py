@@ -40,6 +40,17 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
+@contextmanager
+def within(what: str) -> Iterator[None]:
+    """Moments in it belong to `what`, which stands before their own words; they are no share of the present unit."""
+    outer = _listener.get()
+    if outer is None:
+        yield
+        return
+    with listening(lambda moment: outer(Moment(f"{what}, {moment.doing}", moment.done, moment.of))):
+        yield
+
+
 def step(doing: str, done: int, of: int) -> None:
     """A loop that makes one unit has finished `done` of `of` rounds."""
     if listener := _listener.get():
@@ -52,4 +63,4 @@ def doing(what: str, done: int = 0, of: int = 0) -> None:
         listener(Moment(what, done, of))
 
 
-__all__ = ["Listener", "Moment", "doing", "listening", "step"]
+__all__ = ["Listener", "Moment", "doing", "listening", "step", "within"]

@@ -137,7 +137,7 @@ def _work(
             fresh = {key for key in wanted if key not in cache}
             broken: dict[str, str] = {}
             for number, batch in enumerate(_batches(list(wanted), BATCH)):
-                progress.step("looking at photo", number * BATCH + 1, len(wanted))
+                progress.doing("looking at photo", min(len(rows) + number * BATCH + 1, len(found)), len(found))
                 broken |= cache.fill({key: wanted[key] for key in batch}, config.min_side)
             usable = [key for key in wanted if key not in broken]
             decided, scores = classifier.decide(cache.rows(usable))

@@ -83,9 +83,8 @@ def init(config: InitConfig) -> Run:
                 yield Event(path.relative_to(photos).as_posix(), "rejected", reason)
         summary.update(items=len(items), rejected=reasons.total(), reasons=dict(reasons.most_common()))
         write_text(config.out, _yaml(config, human, garment, len(items), summary["photos"]))
-        yield Event(str(config.out))
 
-    return Run("init", len(found) + 1, work(), summary)
+    return Run("init", len(found), work(), summary)
 
 
 def _reason(photos: Path, item: str, path: Path) -> str | None:

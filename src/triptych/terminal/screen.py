@@ -24,6 +24,8 @@ from triptych.terminal.words import plain
 
 INTERVAL = 30.0
 """Seconds after which a log file gets a line, whatever happens."""
+WARM_UP = 3
+"""Units from which on the rest is judged: the first ones load and warm up. Of few units each is long, so there its parts count."""
 NOTE = 60
 """Characters of a note beside a bar."""
 
@@ -68,6 +70,8 @@ class Row:
         """`about 4 min left`; nothing while that is not known."""
         fresh, spent = self.done - self.kept + self.share, time.monotonic() - self.began
         if not self.total or fresh <= 0 or spent < 2 or self.done >= self.total:
+            return ""
+        if fresh < WARM_UP and self.total - self.kept > 3 * WARM_UP:
             return ""
         return f"about {duration(max(1, round(spent / fresh * (self.total - self.done - self.share))))} left"
 

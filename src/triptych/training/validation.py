@@ -50,7 +50,7 @@ def validation_pictures(config: TrainConfig, backbone: Backbone, transformer: nn
         record = data.records[id]
         (truth,) = to_images(models.autoencoder.decode(record.latent_mean_CHW[None].to(backbone.device)))
         products = dict(zip(record.layout.roles[:-1], split(truth, record.layout), strict=False))
-        with backbone.autocast():
+        with progress.within("validation picture"), backbone.autocast():
             (made,) = generate_triptych(models, [id], record.layout, [config.seed + number], sampling, [products])
         kind = "held out" if id in data.held_out else "trained on"
         rows += [(f"true, {kind}: {id}", truth), (f"made at step {step}: {id}", made)]
