@@ -22,5 +22,6 @@ def test_tryon_refuses_what_is_no_file(
     Path("p.json").write_text('{"polygons": [[[9, 9], [40, 9], [40, 60]]]}')
     given = {"--front": "me.png", "--person": "me.png", "--polygon": "p.json", "--model": "pocket", option: thing}
     given |= {} if option == "--caption" else {"--vlm-model": "pocket"}
-    assert main(["tryon", "--out", "new.png", *(word for pair in given.items() for word in pair)]) == 1
+    out = "made" if option == "--batch" else "new.png"
+    assert main(["tryon", "--out", out, *(word for pair in given.items() for word in pair)]) == 1
     assert "not a regular file" in capsys.readouterr().err

@@ -175,6 +175,8 @@ def model_settings(model: str) -> ModelSettings:
             levels = json.loads(autoencoder.read_text(encoding="utf-8"))["block_out_channels"]
             settings = replace(settings, stride=2 ** len(levels))  # a token is 2 × 2 latents, each level but one halves
         own = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if not isinstance(own, dict):
+            raise ValueError("it holds no names with values")
         unknown = set(own) - {field.name for field in fields(ModelSettings)}
         if unknown:
             raise ValueError(f"unknown keys {sorted(unknown)}")
