@@ -243,7 +243,7 @@ def test_folders_are_tried_before_any_work(tmp_path: Path, monkeypatch: pytest.M
 def test_a_model_is_opened_before_any_work(tmp_path: Path) -> None:
     """Offline, a model of the hub that is not here is refused before `clean` looks at a photo."""
     data = load_config([runnable(tmp_path, model="nobody/nothing")], VERBS)
-    with pytest.raises(ModelError, match="nobody/nothing cannot be opened"):
+    with pytest.raises(ModelError, match="nobody/nothing is not on this machine"):
         run(RunConfig(), data)
 
 

@@ -441,16 +441,29 @@ def test_only_our_own_words_are_said_and_each_once() -> None:
         assert said == expected
 
 
-def test_a_hub_that_is_down_is_told_once_and_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("verb", ["concat", "caption", "generate"])
+def test_a_model_that_is_not_here_is_said_in_our_words_and_once(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "triptychs").mkdir()
+    Image.new("RGB", (48, 32)).save(tmp_path / "triptychs/a.png")
+    (tmp_path / "triptychs/a.txt").write_text("mine")
+    more = {"generate": ["--prompt", "p"], "caption": [], "concat": []}[verb]
+    main([verb, "--work", str(tmp_path), "--model", "no-such/model", *more])
+    said = " ".join((caplog.text + capsys.readouterr().err).split())
+    assert said.count("no-such/model is not on this machine and the hub cannot be reached.") == 1 and "An error happened" not in said
+    assert ("hf download no-such/model" in said) == (verb == "generate")
+    assert ("576 × 768 px and captions of 512 tokens are assumed" in said) == (verb != "generate")
+
+
+def test_a_hub_that_is_down_is_found_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("HF_HUB_OFFLINE")
     config = cli.STAGES[2].config_class()(model="some/model")
-    said: list[str] = []
     begun = time.monotonic()
-    hub.look(config, {}, said.append)
-    hub.look(config, {}, said.append)
+    hub.look(config, {})
+    hub.look(config, {})
     assert time.monotonic() - begun < 6
-    assert len(said) == 1 and "cannot be reached" in said[0]
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert not hub.is_hub_id("pocket") and not hub.is_hub_id("./a/b") and not hub.is_hub_id("gpt-4.1-mini")

@@ -171,7 +171,7 @@ def _command(stage: Stage, words: Sequence[str], screen: Screen, speak: Speak) -
         typed = {name: getattr(options, name) for name in options.model_fields_set} if options is not None else {}
         speak(same_options(files, data, typed))
         given = validated(model, values.changed(typed), stage.name)
-        hub.look(given, data, screen.say)
+        hub.look(given, data)
         if stage.ask and not json and screen.is_terminal and sys.stdin.isatty():
             stage.load()[0](given)  # mistakes first, questions after
             given = _answered(stage, given, screen)

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from triptych.errors import ModelError
+from triptych.hub_words import hub_unreachable
 from triptych.panels import fit
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def _transformers_extractor(name: str) -> Extractor:
         )
     except (OSError, ValueError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
+        raise hub_unreachable(model_id, error, "--features transformers:FOLDER") or ModelError(
             f"The vision model '{model_id}' cannot be loaded: {first_line}", "Check the id or folder; is it downloaded?"
         ) from error
     model, info = loaded

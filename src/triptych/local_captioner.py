@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import ModelError
+from triptych.hub_words import hub_unreachable
 from triptych.known_worlds import known_by
 from triptych.questions import CUT_OFF_HINT, AnswerError, quote, usable_answer
 
@@ -35,7 +36,9 @@ def look_up(name: str) -> None:
 
         hf_hub_download(name, "config.json")
     except Exception as error:  # the hub's client raises a dozen unrelated kinds
-        raise ModelError(f"The captioner {name} cannot be loaded: {_first_line(error)}.", FORM) from error
+        raise hub_unreachable(name, error, "--vlm-model FOLDER") or ModelError(
+            f"The captioner {name} cannot be loaded: {_first_line(error)}.", FORM
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -64,7 +67,7 @@ class LocalCaptioner:
             self._processor = AutoProcessor.from_pretrained(source, **options)
             model: Any = AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, dtype="auto", **options)
         except Exception as error:  # transformers raises many kinds for a folder or name that does not fit
-            raise ModelError(
+            raise hub_unreachable(name, error, "--vlm-model FOLDER", part=True) or ModelError(
                 f"The captioner {name} cannot be loaded: {_first_line(error)}.",
                 FORM,
             ) from error

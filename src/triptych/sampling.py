@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field
 
 from triptych import idle_options, polygons
-from triptych.backbones.settings import ModelSettings, Quantize, model_settings, no_model
+from triptych.backbones.settings import ModelSettings, Quantize, model_class, model_settings, no_model
 from triptych.config import Seed, StageConfig, seeds_from
 from triptych.errors import InputError
+from triptych.hub_words import HUB_NAME
 from triptych.images import MAX_PIXELS, SETTINGS, sha256_photo
 from triptych.known_worlds import check_pictures
 from triptych.panels import PanelLayout
@@ -137,9 +138,14 @@ class SamplingConfig(StageConfig):
         return {name: getattr(self, name) for name in MODEL_FIELDS}
 
     def check_model(self) -> None:
-        """Raises ModelError if no model is named. What a LoRA's file names as its base is a hint, never the choice."""
+        """Raises ModelError if no model is named, or one of the hub that is not to be had.
+
+        What a LoRA's file names as its base is a hint, never the choice.
+        """
         if not self.model.strip():
             raise no_model(_trained(self.lora).get("base_model"))
+        if HUB_NAME.fullmatch(self.model) and not Path(self.model).exists():
+            model_class(self.model)  # its settings would only be assumed, and the picture refused in the end
 
     def layout(self) -> PanelLayout:
         """The panels asked for, else those the LoRA was trained on, else the model's own.

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from triptych.backbones.model_folder import check_complete, check_quantised, read_config, read_shapes
 from triptych.errors import ModelError
+from triptych.hub_words import hub_unreachable
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -103,6 +104,8 @@ def opening(model: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
+        if absent := hub_unreachable(model, error, "--model FOLDER", part=True):
+            raise absent from error
         words = (str(error) or repr(error)).strip().splitlines()[0][:200].rstrip(".")
         hint = "The folder may be incomplete, or its download was interrupted."
         if isinstance(error, MemoryError) or "memory" in words.lower() or getattr(error, "errno", None) == 12:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from triptych.backbones.model_folder import no_folder
 from triptych.errors import ModelError
+from triptych.hub_words import hub_unreachable
 from triptych.known_worlds import known_by
 from triptych.pocket import checkpoint_path
 
@@ -99,7 +100,7 @@ def model_class(model: str) -> str:
 
             path = Path(hf_hub_download(model, "model_index.json"))
     except Exception as error:  # the hub client raises a dozen unrelated kinds
-        raise ModelError(
+        raise hub_unreachable(model, error, "--model FOLDER") or ModelError(
             f"The model {model} cannot be opened: {(str(error) or repr(error)).splitlines()[0][:200]}.",
             "Check the name and the network; gated models need `hf auth login` and their licence accepted.",
         ) from error
@@ -167,7 +168,9 @@ def model_settings(model: str) -> ModelSettings:
     except ModelError as error:
         if (folder / "model_index.json").is_file():  # damaged: not for want of a network
             raise
-        log.warning("%s Its panels are taken to be FLUX.1-dev's.", error.message)
+        usual = ModelSettings()
+        size = f"panels of {usual.panel_width} × {usual.panel_height} px and captions of {usual.max_sequence_length} tokens"
+        log.warning("%s FLUX.1-dev's %s are assumed; tokens are told from the number of words.", error.message, size)
         family = ""
     settings = replace(ModelSettings(), **FAMILY_SETTINGS.get(family, {}))
     try:

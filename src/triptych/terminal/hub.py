@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,16 +16,15 @@ TIMEOUT = 4.0
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def look(config: Any, data: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """If a model's name is one of the hub and the hub cannot be reached, say so once and keep its client offline.
+def look(config: Any, data: Mapping[str, Any]) -> None:
+    """If a model's name is one of the hub and the hub cannot be reached, keep its client offline.
 
-    Models that are on this machine open as ever; another one is then refused at once.
+    Models that are on this machine open as ever; another one is refused at once, by whoever opens it.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return
     if any(map(is_hub_id, _names(config, data))) and not reachable():
         os.environ["HF_HUB_OFFLINE"] = "1"
-        say("The Hugging Face hub cannot be reached: only models that are on this machine can be opened.")
 
 
 def _names(config: Any, data: Mapping[str, Any]) -> Iterator[str]:
