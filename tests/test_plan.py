@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ import torch
 import triptych
 from triptych.backbones.registry import load_backbone
 from triptych.cli import main
-from triptych.errors import InputError, ModelError
+from triptych.errors import ConfigError, InputError, ModelError
 from triptych.lora import add_lora
 from triptych.panels import PanelLayout
 from triptych.planning import runs
@@ -309,3 +310,26 @@ def test_presets_fit_their_cards(preset: str, card: str, capsys: pytest.CaptureF
     assert main(["plan", *words, "--card", card, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["verdict"].startswith("It fits on")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("12gb", "For a card of 12 GB: rtx-3060-12gb, rtx-4070-12gb."),
+        ("16 GiB", "For a card of 16 GB: rtx-4080-16gb."),
+        ("3060", "Did you mean rtx-3060-12gb?"),
+        ("RTX 4090 Ti", "Did you mean rtx-4090?"),
+        ("a100", "Did you mean a100-40gb or a100-80gb?"),
+        ("voodoo-2", "Known: auto, cpu,"),
+        ("", "Known: auto, cpu,"),
+    ],
+)
+def test_an_unknown_card_is_told_which_was_meant(given: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        triptych.PlanConfig(card=given)
+    assert refused.value.hint.startswith(meant)
+
+
+def test_an_unknown_card_is_refused_before_torch_is_imported() -> None:
+    code = "import sys; from triptych.cli import main; assert main(['plan', '--card', '12gb']) == 1; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

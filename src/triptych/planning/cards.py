@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from importlib.resources import files
 
 import torch
-import yaml
 
 from triptych.backbones.base import default_device, default_dtype
-from triptych.errors import ConfigError
+from triptych.planning.card_names import check_card, known_cards
 from triptych.planning.memory import Memory
 
 EFFICIENCY = 0.4
@@ -54,10 +52,8 @@ def find_card(name: str) -> Card:
         return _measured(default_device())
     if name == "cpu":
         return _measured(torch.device("cpu"))
-    known = yaml.safe_load((files("triptych.planning") / "cards.yaml").read_text(encoding="utf-8"))
-    if name not in known:
-        raise ConfigError(f"The card '{name}' is not known.", f"Known: auto, cpu, {', '.join(known)}.")
-    row = known[name]
+    check_card(name)
+    row = known_cards()[name]
     return Card(name, row["memory"] * 2**30, row["bf16_tflops"] * 1e12, row["fp32_tflops"] * 1e12, row["pcie"] * 1e9)
 
 

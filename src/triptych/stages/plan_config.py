@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from triptych.config import StageConfig
+from triptych.planning.card_names import check_card
 
 
 class PlanConfig(StageConfig):
@@ -14,3 +15,10 @@ class PlanConfig(StageConfig):
     """Model for every stage; wins over the config file. Hub ids of FLUX.1 and SD3.5 need no network, a folder only its configs."""
     num_triptychs: int | None = Field(default=None, ge=1)
     """Triptychs to embed and to train on; by default those in the work folder, or 50."""
+
+    @field_validator("card")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        """Refused here, before anything heavy is imported."""
+        check_card(name)
+        return name
