@@ -21,7 +21,7 @@ from triptych.errors import ConfigError, InputError, ModelError
 from triptych.lora import add_lora
 from triptych.panels import PanelLayout
 from triptych.planning import runs
-from triptych.planning.advice import for_training, smallest_change
+from triptych.planning.advice import for_run, for_training, smallest_change
 from triptych.planning.memory import Machine, held_weights, train_memory
 from triptych.planning.shapes import model_shapes
 from triptych.planning.trace import runs_of_blocks
@@ -258,6 +258,10 @@ def test_every_change_the_verdict_names_fits(card: str) -> None:
         assert plan[stage]["fits"] or plan[stage]["bytes_with_change"] <= plan["memory_gib"] * GIB
     assert plan["train"]["change"]["gradient_checkpointing"] is True
     assert "--gradient-checkpointing" in plan["verdict"]
+    options, *preset = plan["for_run"].removeprefix("for `run`: ").split(", or ")
+    typed = [word[2:].replace("-", "_") for word in options.split() if word.startswith("--")]
+    assert typed and set(typed) <= set(triptych.RunConfig.model_fields)
+    assert preset == {"rtx-4090": ["--config 24gb"], "rtx-3060-12gb": ["--config 12gb (smaller panels, rank 8)"]}[card]
 
 
 def test_cli_plans_a_folder_of_configs_on_the_cpu(configs_alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,6 +314,14 @@ def test_presets_fit_their_cards(preset: str, card: str, capsys: pytest.CaptureF
     assert main(["plan", *words, "--card", card, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["verdict"].startswith("It fits on")
+
+
+def test_one_change_for_run_holds_those_of_its_stages() -> None:
+    changes = {"embed": {"batch_size": 3}, "train": {"quantize": "nf4"}, "generate": {"panel_width": 384, "panel_height": 512}}
+    panels = {"panel_width": 384, "panel_height": 512}
+    merged = {"batch_size": 2, "gradient_accumulation_steps": 2, "quantize": "nf4"}
+    assert for_run(changes, TrainConfig(batch_size=4)) == merged | panels
+    assert for_run({"embed": None, "train": None}, TrainConfig()) == {}
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ def _meant(name: str) -> str:
     given = _letters(name)
     alike = [card for card in cards if given and (given in _letters(card) or _letters(card) in given)]
     if not alike:
-        model = {number for number in re.findall(r"[a-z]?\d+[a-z]?", given)}
+        model = re.findall(r"[a-z]?\d+[a-z]?", given)
         alike = [card for card in cards if any(len(number) > 2 and number in _letters(card) for number in model)]
-    near = alike or [card for card in difflib.get_close_matches(name.lower(), list(cards), n=2, cutoff=0.7)]
+    near = alike or difflib.get_close_matches(name.lower(), list(cards), n=2, cutoff=0.7)
     return f"Did you mean {' or '.join(near)}? " if 0 < len(near) <= 4 else ""
 
 

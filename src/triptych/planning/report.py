@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from triptych.amounts import duration, number
+from triptych.config_files import read_yaml
+from triptych.panels import PanelLayout
+from triptych.planning.advice import Change, in_words
 
 STAGES = {"embed": "triptych", "train": "step", "generate": "picture"}
 """Planned stages in order, and what they do one of at a time."""
@@ -39,9 +43,34 @@ def verdict(plan: Mapping[str, Any]) -> str:
             tight = ", tight" if stage["bytes_with_change"] > TIGHT * plan["memory_gib"] * 2**30 else ""
             with_change = f"{in_gib(stage['bytes_with_change'])} GiB{tight}, {duration(stage['seconds_each_with_change'])} a {STAGES[name]}"
             parts.append(f"{need} and would fit with {stage['change_words']} ({with_change})")
+    return f"It does not fit on {where}: {'; '.join(parts)}."
+
+
+def run_line(plan: Mapping[str, Any], change: Change, layout: PanelLayout, rank: int) -> str:
+    """What can be typed behind `triptych run` where its stages do not fit: options, and the preset of such a card; else nothing.
+
+    change: one that makes all of it fit, see `advice.for_run`. layout, rank: as they are planned.
+    """
+    failing = [plan[name] for name in ("embed", "train") if not plan[name]["fits"]]
+    if not failing and not change:
+        return ""
+    ways = [] if not change or any(stage["change"] is None for stage in failing) else [in_words(change)]
     preset = next((name for name, gib in PRESETS if plan["memory_gib"] >= gib), None)
-    ready = f" `--config {preset}` has settings for such a card." if preset and plan.get("is_card") else ""
-    return f"It does not fit on {where}: {'; '.join(parts)}.{ready}"
+    if preset and plan["is_card"]:
+        ways.append(f"--config {preset}{_preset_words(preset, layout, rank)}")
+    return f"for `run`: {', or '.join(ways)}" if ways else ""
+
+
+def _preset_words(preset: str, layout: PanelLayout, rank: int) -> str:
+    """What a preset changes about the LoRA and its pictures, in parentheses."""
+    data = read_yaml(Path(preset))
+    concat, train = data.get("concat", {}), data.get("train", {})
+    words = []
+    if (pixels := concat.get("panel_width", layout.width) * concat.get("panel_height", layout.height)) != layout.width * layout.height:
+        words.append("smaller panels" if pixels < layout.width * layout.height else "larger panels")
+    if train.get("rank", rank) != rank:
+        words.append(f"rank {train['rank']}")
+    return f" ({', '.join(words)})" if words else ""
 
 
 def text_of(plan: Mapping[str, Any]) -> str:
@@ -61,4 +90,4 @@ def text_of(plan: Mapping[str, Any]) -> str:
         lines.append(f"  {duration(stage['seconds_each'])} a {unit} ({number(float(format(stage['flops'] / 1e12, '.3g')))} TFLOP){total}")
     lines += ["", "disk"]
     lines += [f"  {in_gib(size):8.2f} GiB  {what}" for what, size in plan["disk_bytes"].items()]
-    return "\n".join([*lines, "", plan["verdict"]])
+    return "\n".join([*lines, "", plan["verdict"], *([plan["for_run"]] if plan["for_run"] else [])])

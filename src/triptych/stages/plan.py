@@ -13,7 +13,7 @@ from triptych.planning import advice
 from triptych.planning.cards import Card, find_card
 from triptych.planning.disk import disk_bytes
 from triptych.planning.memory import Machine, Memory, embed_memory, sampling_memory, train_memory
-from triptych.planning.report import in_gib, text_of, verdict
+from triptych.planning.report import in_gib, run_line, text_of, verdict
 from triptych.planning.shapes import ModelShapes, model_shapes
 from triptych.sources import list_pictures
 from triptych.stages import STAGES
@@ -72,6 +72,8 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
             summary[stage.name] = stage.planned(units[stage.name])
             yield Event(stage.name)
         summary["verdict"] = verdict(summary)
+        change = advice.for_run({stage.name: summary[stage.name]["change"] for stage in stages}, train)
+        summary["for_run"] = run_line(summary, change, layout, train.rank)
         run.text = text_of(summary)
 
     run = Run("plan", len(stages), work(), summary)
