@@ -86,12 +86,16 @@ def for_run(changes: Mapping[str, Change | None], train: TrainConfig) -> Change:
 
     `run` has one batch size for both: it divides what a training step averages over, and more batches make that up.
     """
-    parts = {name: dict(changes.get(name) or {}) for name in ("embed", "train", "generate")}
+    parts: dict[str, Change] = {name: dict(changes.get(name) or {}) for name in ("embed", "train", "generate")}
     both: Change = {**parts["embed"], **parts["train"]}
     if "batch_size" in both:
         most = min(int(parts[name].get("batch_size", both["batch_size"])) for name in ("embed", "train"))
         averaged = train.batch_size * train.gradient_accumulation_steps
         both["batch_size"] = max(size for size in range(1, most + 1) if averaged % size == 0)
         both["gradient_accumulation_steps"] = averaged // both["batch_size"]
-    smallest = min((part for part in parts.values() if "panel_width" in part), key=lambda part: int(part["panel_width"]), default={})
+    smallest = min((part for part in parts.values() if "panel_width" in part), key=_width, default={})
     return both | {name: smallest[name] for name in ("panel_width", "panel_height") if name in smallest}
+
+
+def _width(change: Change) -> int:
+    return int(change["panel_width"])
