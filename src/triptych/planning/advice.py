@@ -89,7 +89,7 @@ def for_run(changes: Mapping[str, Change | None], train: TrainConfig) -> Change:
     parts: dict[str, Change] = {name: dict(changes.get(name) or {}) for name in ("embed", "train", "generate")}
     both: Change = {**parts["embed"], **parts["train"]}
     if "batch_size" in both:
-        most = min(int(parts[name].get("batch_size", both["batch_size"])) for name in ("embed", "train"))
+        most = min(part["batch_size"] for part in parts.values() if "batch_size" in part)
         averaged = train.batch_size * train.gradient_accumulation_steps
         both["batch_size"] = max(size for size in range(1, most + 1) if averaged % size == 0)
         both["gradient_accumulation_steps"] = averaged // both["batch_size"]
