@@ -456,6 +456,17 @@ def test_a_model_that_is_not_here_is_said_in_our_words_and_once(
     assert ("576 × 768 px and captions of 512 tokens are assumed" in said) == (verb != "generate")
 
 
+def test_the_command_line_wins_over_the_servers_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.yaml").write_text(f"work: {tmp_path}\ncaption:\n  vlm_model: m\n  base_url: http://127.0.0.1:9/v1\n")
+    words = ["caption", "--config", str(tmp_path / "t.yaml")]
+    for more, note in ((["--vlm-model", "pocket"], True), (["--vlm-model", "pocket", "--base-url", ""], False)):
+        assert main([*words, *more]) == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("is left out: --vlm-model pocket runs on this machine" in said) == note and "There are no triptychs" in said
+    assert main(["run", "--base-url", "http://127.0.0.1:9/v1"]) == 2
+    assert "Put `base_url:` under `caption:` in the config." in capsys.readouterr().err
+
+
 def test_a_hub_that_is_down_is_found_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "127.0.0.1")

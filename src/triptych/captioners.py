@@ -52,7 +52,10 @@ def load_captioner(vlm_model: str, base_url: str | None = None, *, timeout: floa
     if not vlm_model.strip():
         raise no_captioner()
     if base_url is not None and (vlm_model == "pocket" or vlm_model.startswith("local:")):
-        raise ConfigError(f"base_url is given, but vlm_model is {vlm_model}.", "Give vlm_model the name of a model on that server.")
+        raise ConfigError(
+            f"base_url is given, but vlm_model is {vlm_model}.",
+            "Give vlm_model the name of a model on that server, or take base_url out (--base-url '').",
+        )
     base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
     if vlm_model == "pocket":
         return LocalCaptioner(str(captioner_path()))

@@ -170,6 +170,8 @@ def _command(stage: Stage, words: Sequence[str], screen: Screen, speak: Speak) -
         """
         typed = {name: getattr(options, name) for name in options.model_fields_set} if options is not None else {}
         speak(same_options(files, data, typed))
+        if note := usage.leave_server_out(typed, values):
+            screen.say(note)
         given = validated(model, values.changed(typed), stage.name)
         hub.look(given, data)
         if stage.ask and not json and screen.is_terminal and sys.stdin.isatty():

@@ -68,6 +68,12 @@ class StageConfig(BaseModel):
             return kind + expanded(value.removeprefix("local:"))
         return Path(expanded(str(value))) if isinstance(value, Path) and str(value).startswith("~") else value
 
+    @field_validator("base_url", mode="before", check_fields=False)
+    @classmethod
+    def _no_address(cls, value: Any) -> Any:
+        """An empty address is none: on the command line it takes the place of the config's."""
+        return None if isinstance(value, str) and not value.strip() else value
+
     @property
     def catalogue_folder(self) -> Path:
         return self.catalogue or self.work / "catalogue"

@@ -62,7 +62,7 @@ class CaptionConfig(StageConfig):
     of a transformers model, `local:NAME` for one of the hub, or `pocket`, which only knows rendered clothes."""
     base_url: str | None = None
     """Address of an OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama …), such as http://127.0.0.1:8000/v1; with it
-    vlm_model is the name of a model on that server. Without it, OpenAI's own."""
+    vlm_model is the name of a model on that server. Without it, or empty, OpenAI's own."""
     do_check: bool = True
     """Ask first whether the panels are garment, garment, person. Triptychs with a caption of your own are not checked."""
     fail_path: Path | None = None

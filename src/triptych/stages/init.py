@@ -34,8 +34,8 @@ class InitConfig(StageConfig):
     """The model to train a LoRA for: a hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows
     rendered clothes."""
     vlm_model: str = ""
-    """Who describes the triptychs: a model on a server such as gpt-4.1-mini, the folder of a transformers model, or `pocket`, which only
-    knows rendered clothes."""
+    """Who describes the triptychs: a model on a server such as gpt-4.1-mini (one of your own: give its address with --base-url too), the
+    folder of a transformers model, or `pocket`, which only knows rendered clothes."""
     base_url: str | None = None
     """Address of the captioner's server, such as http://127.0.0.1:8000/v1, if it is one of your own."""
     out: Path = Path("triptych.yaml")

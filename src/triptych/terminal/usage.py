@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from cyclopts import (
     CoercionError,
@@ -16,6 +17,7 @@ from cyclopts import (
 )
 from pydantic import ValidationError
 
+from triptych.config_files import Values
 from triptych.settings_words import allowed, first_mistake, option, shown
 from triptych.stages import STAGES, Stage
 
@@ -89,6 +91,22 @@ ENDINGS = {".safetensors": ("lora",), ".yaml": ("config",), ".yml": ("config",),
 PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
+def leave_server_out(typed: dict[str, Any], values: Values) -> str:
+    """If the command line names a captioner on this machine, the config's base_url is not meant: `typed` clears it; what to say."""
+    captioner = str(typed.get("vlm_model") or "")
+    if not values.get("base_url") or "base_url" in typed or not (captioner == "pocket" or captioner.startswith("local:")):
+        return ""
+    typed["base_url"] = None
+    place = values.places.get("base_url")
+    return f"base_url of the config{f' ({place})' if place else ''} is left out: --vlm-model {captioner} runs on this machine."
+
+
+def _home_in_config(name: str) -> str:
+    """Where in a config `run` finds a setting that one of its stages has and `run` itself has not; empty for no such setting."""
+    homes = [stage.name for stage in STAGES if stage.in_run and name in stage.config_class().model_fields]
+    return f"Put `{name}:` under `{homes[0]}:` in the config." if homes else ""
+
+
 def mistake(error: CycloptsError, stage: Stage | None) -> tuple[str, str]:
     """(what is wrong, what to try) of a command line."""
     see = f"See `triptych {' '.join(stage.words)} --help`." if stage else "`triptych --help` lists the verbs."
@@ -101,6 +119,9 @@ def mistake(error: CycloptsError, stage: Stage | None) -> tuple[str, str]:
         given = (error.token.keyword or error.token.value or "").split("=")[0]
         meant = _meant(given.lstrip("-").replace("-", "_").lower(), options)
         hint = "It goes on by itself: run the same command again." if given.lstrip("-") == "resume" else see
+        name = given.lstrip("-").replace("-", "_").lower()
+        if stage.name == "run" and name not in options and (home := _home_in_config(name)):
+            return f"`triptych run` has no option {given}.", home
         return f"`triptych {' '.join(stage.words)}` has no option {given}.", f"Did you mean {option(meant)}?" if meant else hint
     if isinstance(error, UnusedCliTokensError) and stage and error.unused_tokens:
         word = error.unused_tokens[0]
