@@ -84,6 +84,8 @@ def test_a_generated_triptych_is_made_again(tiny_flux: Path, photos: Path, tmp_p
     words = ["reproduce", image, "--photos", str(photos), "--model", str(tiny_flux), "--device", "cpu", "--out", str(tmp_path / "again")]
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["identical"] is True
+    assert main([*words[:-1], str(tmp_path / "again.png")]) == 1
+    assert "is the name of a picture" in capsys.readouterr().err and not (tmp_path / "again.png").exists()
 
 
 def test_what_cannot_be_reproduced_is_named(tiny_flux: Path, photos: Path, tmp_path: Path) -> None:
