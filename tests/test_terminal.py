@@ -400,7 +400,7 @@ def test_a_printed_command_can_be_typed(files: list[str], given: dict[str, Any],
         assert next_line("run", {"train": {"lora": "w w/l"}}).startswith(f"next: {said}")
         retry = commands.typed("lies there: `triptych caption --retry-failed` brings it back; `triptych train --help`")
         assert commands.typed(retry) == retry  # completed once
-        start = "--config 'my a.yaml'" if files else "--work . --model pocket"
+        start = "--config 'my a.yaml' --model MODEL" if files else "--work . --model pocket"
         assert f"`triptych caption {start} --vlm-model VLM_MODEL --retry-failed`" in retry and "`triptych train --help`" in retry
 
 

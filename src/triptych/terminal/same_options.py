@@ -21,7 +21,7 @@ REPEATED = (
 NEEDED = {
     "clean": ("photos", "human", "garment"),
     "concat": ("model",),
-    "caption": ("vlm_model",),
+    "caption": ("model", "vlm_model"),
     "embed": ("model",),
     "train": ("model",),
     "generate": ("model",),
