@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,6 +18,20 @@ import torch
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background; tests send it to processes of theirs
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names of tests that can be typed: without what a shell, a pattern or a terminal takes for its own."""
+    return re.sub(r"[^\w .,:=-]+", "_", val)[:60] if isinstance(val, str) and re.search(r"[\\\[\]\x00-\x1f]", val) else None
+
+
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads() -> None:
+    """As many threads in every test: sums depend on them, and `pocket build` sets its own."""
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
