@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from triptych.errors import InputError
-from triptych.images import load_image
+from triptych.pictures.images import load_image
 from triptych.pocket.drawings import is_drawing
 from triptych.pocket.raw_catalogue import write_raw_catalogue
 from triptych.pocket.render import render

@@ -14,9 +14,9 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from triptych.backbones.cpu import GELU, Linear, ProjectedGELU, install
 from triptych.backbones.registry import load_backbone
-from triptych.inference import Models
+from triptych.compute.cpu import GELU, Linear, ProjectedGELU, install
+from triptych.sampling.generate import Models
 
 PROMPT = "p"
 """Its embeddings are random, as everything else."""

@@ -112,7 +112,7 @@ def predict(case: Case, folder: Path) -> float:
     """Bytes, as `triptych plan` computes them, but for what Python and the libraries are assumed to take."""
     import torch
 
-    from triptych.panels import PanelLayout
+    from triptych.pictures.panels import PanelLayout
     from triptych.planning.memory import PROCESS_RAM, Machine, train_memory
     from triptych.planning.shapes import model_shapes
 
@@ -127,8 +127,8 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     from torch import nn
     from torch.profiler import ProfilerActivity, profile
 
-    from triptych.lora import add_lora
-    from triptych.panels import PanelLayout
+    from triptych.lora.adapter import add_lora
+    from triptych.pictures.panels import PanelLayout
     from triptych.planning.shapes import model_shapes
     from triptych.training.data import Batch
     from triptych.training.loss import losses_of

@@ -21,14 +21,14 @@ from typing import Any
 from PIL import Image, ImageChops, ImageFilter
 
 from triptych.backbones.settings import resolve_model
-from triptych.panels import PanelLayout, concatenate
+from triptych.pictures.panels import PanelLayout, concatenate
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import render
 from triptych.pocket.world import NONE, sample_printed, sample_scene
-from triptych.stages.embed import EmbedConfig, embed
-from triptych.stages.evaluate import EvaluateConfig, evaluate
-from triptych.stages.train import TrainConfig, train
-from triptych.store import read_json, write_json
+from triptych.store.files import read_json, write_json
+from triptych.verbs.embed import EmbedConfig, embed
+from triptych.verbs.evaluate import EvaluateConfig, evaluate
+from triptych.verbs.train import TrainConfig, train
 
 SAMPLING: dict[str, dict[str, Any]] = {
     "none": {"context_guidance_scale": 1.0, "true_cfg_scale": 1.0, "guidance_scale": 1.0},

@@ -24,21 +24,21 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from triptych.backbones.flux import Flux
-from triptych.backbones.offload import blocks_of, place
-from triptych.backbones.quantize import NF4Linear, QuantizedLinear, is_quantized
+from triptych.backbones.flux.model import Flux
 from triptych.backbones.registry import FAMILIES, load_backbone
-from triptych.embeddings import EMPTY, EmbeddingRecord, save_record, save_text
+from triptych.compute.quantize import NF4Linear, QuantizedLinear, is_quantized
+from triptych.compute.swap import blocks_of, place
+from triptych.data.embeddings import EMPTY, EmbeddingRecord, save_record, save_text
 from triptych.flow import generator_for
-from triptych.inference import Sampling, sample_latents
-from triptych.lora import load_lora
-from triptych.panels import PanelLayout
-from triptych.stages import train as train_stage
-from triptych.stages.lora import LoraInspectConfig, lora_inspect
-from triptych.store import write_json, write_text
+from triptych.lora.adapter import load_lora
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling.generate import Sampling, sample_latents
+from triptych.store.files import write_json, write_text
 from triptych.training.config import TrainConfig
 from triptych.training.log import duration, peak_memory_gib
 from triptych.training.state import TrainState
+from triptych.verbs import train as train_stage
+from triptych.verbs.lora import LoraInspectConfig, lora_inspect
 
 FLUX_DEV: dict[str, Any] = {
     "patch_size": 1,

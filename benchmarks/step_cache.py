@@ -15,10 +15,10 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from triptych.inference import Sampling, generate_triptych, load_models
-from triptych.panels import PanelLayout
+from triptych.pictures.panels import PanelLayout
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import render
+from triptych.sampling.generate import Sampling, generate_triptych, load_models
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:

@@ -33,18 +33,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from flux_like import FULL, QUICK, Size, as_diffusers_has_it, flux_like, matmul_peak, peak_memory
-from triptych.backbones.base import Backbone
-from triptych.embeddings import EMPTY, EmbeddingFolder, EmbeddingRecord, save_record, save_text
-from triptych.inference import Models
-from triptych.lora import add_lora
-from triptych.panels import PanelLayout
-from triptych.stages.embed import EmbedConfig, embed
-from triptych.stages.train import _accumulate
+from triptych.backbones.contract import Backbone
+from triptych.data.embeddings import EMPTY, EmbeddingFolder, EmbeddingRecord, save_record, save_text
+from triptych.lora.adapter import add_lora
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling.generate import Models
 from triptych.training.config import TrainConfig
 from triptych.training.data import Batch, TrainingSet
 from triptych.training.loss import losses_of
 from triptych.training.optimizer import make_optimizer
 from triptych.training.state import TrainState
+from triptych.verbs.embed import EmbedConfig, embed
+from triptych.verbs.train import _accumulate
 
 SHARE = 0.35
 """Part of the worn panel that is learned where a polygon is shown."""

@@ -26,13 +26,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxInpaintPipeline
 from PIL import Image
 
 from flux_like import FULL, PROMPT, QUICK, Size, as_diffusers_has_it, flux_like, matmul_peak
-from triptych.backbones.attention import attention
-from triptych.backbones.cpu import linear
-from triptych.backbones.flux import pack, unpack
-from triptych.clean_context import ContextCache
-from triptych.dressing import Person, try_on
-from triptych.inference import Sampling, decoded_panel
-from triptych.panels import PanelLayout, concatenate
+from triptych.backbones.flux.model import pack, unpack
+from triptych.compute.attention import attention
+from triptych.compute.cpu import linear
+from triptych.pictures.panels import PanelLayout, concatenate
+from triptych.sampling.clean_context import ContextCache
+from triptych.sampling.generate import Sampling, decoded_panel
+from triptych.tryon.dress import Person, try_on
 
 PERSONS = 8
 BEYOND_CACHE = 64 << 20
@@ -182,9 +182,9 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
     a step, so that none is in the cache. Whatever else a step does (norms, activations, rotary embedding, copies, Python) is what
     is missing to 1. Beside it, the step's speed as a share of a square product's: by `torch.mm`, and by the model's own function.
     """
-    from triptych.backbones.base import Window
-    from triptych.clean_context import kept_window
-    from triptych.inference import active_tokens
+    from triptych.backbones.contract import Window
+    from triptych.sampling.clean_context import kept_window
+    from triptych.sampling.generate import active_tokens
 
     models, layout, size = bench.models, bench.layout, bench.size
     backbone, transformer = models.backbone, models.transformer
@@ -239,7 +239,7 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
 @torch.no_grad()
 def scaling(size: Size, dtype: torch.dtype, seconds: float) -> list[dict[str, Any]]:
     """One step and the reading before it, for other polygons, numbers of known panels and resolutions."""
-    from triptych.clean_context import kept_window
+    from triptych.sampling.clean_context import kept_window
 
     settings = [("polygon", share, 2, 1.0) for share in (0.1, 0.25, 0.36, 0.5, 1.0)]
     settings += [("panels", 0.36, known, 1.0) for known in (1, 3)]

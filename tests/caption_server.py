@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from triptych.panels import PanelLayout
-from triptych.questions import CAPTION_PROMPT
-from triptych.stages.caption import CaptionConfig, caption
-from triptych.store import read_jsonl
+from triptych.captioning.questions import CAPTION_PROMPT
+from triptych.pictures.panels import PanelLayout
+from triptych.store.files import read_jsonl
+from triptych.verbs.caption import CaptionConfig, caption
 
 ORDER = "garment, garment, person"
 KEY = "sk-canary-9f2d7c"

@@ -33,7 +33,7 @@ def change(name: str, path: Path) -> str:
 
 
 def function_of(name: str) -> str:
-    """`triptych.panels.xǁPanelLayoutǁbox__mutmut_3` → `PanelLayout.box`."""
+    """`triptych.pictures.panels.xǁPanelLayoutǁbox__mutmut_3` → `PanelLayout.box`."""
     return name.rpartition(".")[2].partition("__mutmut")[0].removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from triptych.captions import lint, replace_brand, replaced_brands
+from triptych.data.captions import lint, replace_brand, replaced_brands
 
 COMMON = ["On", "Next", "Gap", "Guess"]
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests.caption_server import ORDER, Desk, Server, good, serve, write_model
-from triptych.brought_captions import match_captions
-from triptych.caption_jobs import Job
-from triptych.captioners import check_captioner, load_captioner
-from triptych.captions import read_caption
-from triptych.describe import linter
+from triptych.captioning.brought import match_captions
+from triptych.captioning.captioners import check_captioner, load_captioner
+from triptych.captioning.jobs import Job
+from triptych.captioning.prompt_tokens import prompt_tokenizer
+from triptych.captioning.write import linter
+from triptych.data.captions import read_caption
 from triptych.errors import ConfigError, InputError, ModelError
-from triptych.prompt_tokens import prompt_tokenizer
 
 
 @pytest.fixture

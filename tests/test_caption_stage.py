@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from tests.caption_server import HOSTILE, KEY, ORDER, Call, Desk, Reply, Server, good, serve, write_model
-from triptych.answers import Journal
-from triptych.captions import lint
+from triptych.captioning.answers import Journal
+from triptych.captioning.questions import CAPTION_PROMPT, CHECK_PROMPT
+from triptych.data.captions import lint
 from triptych.errors import ConfigError, WorkError
-from triptych.questions import CAPTION_PROMPT, CHECK_PROMPT
-from triptych.stages.caption import caption
-from triptych.store import read_json
+from triptych.store.files import read_json
+from triptych.verbs.caption import caption
 
 
 @pytest.fixture
@@ -281,9 +281,7 @@ def test_kill_minus_nine_repeats_nothing_but_what_was_in_flight(desk: Desk, serv
         return ORDER if call.question == "check" else good(call.number)
 
     server.script = script
-    code = (
-        f"from triptych.stages.caption import *; caption(CaptionConfig.model_validate_json({desk.config().model_dump_json()!r})).finish()"
-    )
+    code = f"from triptych.verbs.caption import *; caption(CaptionConfig.model_validate_json({desk.config().model_dump_json()!r})).finish()"
     process = subprocess.Popen([sys.executable, "-c", code])
     assert process.wait(60) == -9
     process = None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych.captions import BRAND, Caption, lint, marker, normalise, replace_brand
+from triptych.data.captions import BRAND, Caption, lint, marker, normalise, replace_brand
 from triptych.errors import InputError
 
 GOOD = "Three pictures of one <Brand> shirt. <IMAGE 1> The front, red. <IMAGE 2> The back, plain. <IMAGE 3> A man wears it."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.catalogue import Photo, match_overrides, override_name, read_overrides, read_photos, write_photos
+from triptych.data.catalogue import Photo, match_overrides, override_name, read_overrides, read_photos, write_photos
 from triptych.errors import InputError, WorkError
 
 

@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from triptych import catalogue_sheet, features
-from triptych.catalogue import Photo, read_photos
-from triptych.classifier import Classifier, load_classifier, train_classifier
+from triptych.data import catalogue_sheet
+from triptych.data.catalogue import Photo, read_photos
+from triptych.data.photo_folders import natural
 from triptych.errors import InputError, ModelError, WorkError
-from triptych.feature_cache import FeatureCache
-from triptych.features import Extractor, load_extractor
-from triptych.images import load_image
-from triptych.photo_folders import natural
-from triptych.stages import clean as module
-from triptych.stages.clean import CleanConfig, clean
-from triptych.store import sha256_file
+from triptych.pictures.images import load_image
+from triptych.store.files import sha256_file
+from triptych.verbs import clean as module
+from triptych.verbs.clean import CleanConfig, clean
+from triptych.vision import features
+from triptych.vision.classifier import Classifier, load_classifier, train_classifier
+from triptych.vision.feature_cache import FeatureCache
+from triptych.vision.features import Extractor, load_extractor
 
 REAL = Path(os.environ.get("TRIPTYCH_PHOTOS", Path(__file__).parents[1] / ".." / "shared" / "photos"))
 
@@ -232,7 +233,8 @@ def test_sheet_of_a_large_catalogue_shows_the_trouble(shop: CleanConfig, monkeyp
 
 
 def test_help_and_config_import_no_torch() -> None:
-    code = "import sys, triptych.stages.clean, triptych.features; sys.exit(bool({'torch', 'sklearn', 'transformers'} & set(sys.modules)))"
+    modules = "triptych.verbs.clean, triptych.vision.features"
+    code = f"import sys, {modules}; sys.exit(bool({{'torch', 'sklearn', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

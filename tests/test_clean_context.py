@@ -11,19 +11,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from triptych import flow, tokens
-from triptych.backbones.base import Backbone, Window
-from triptych.backbones.flux import pack, position_ids
+from triptych import flow
+from triptych.backbones.contract import Backbone, Window
+from triptych.backbones.flux.model import pack, position_ids
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import ModelSettings
-from triptych.clean_context import kept_window, product_tokens, read_window
-from triptych.inference import active_tokens, load_models, sample_latents
-from triptych.lora import FILE_NAME
-from triptych.panels import PanelLayout
-from triptych.stages.generate import GenerateConfig
-from triptych.stages.train import train
+from triptych.lora.adapter import FILE_NAME
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling import token_sets
+from triptych.sampling.clean_context import kept_window, product_tokens, read_window
+from triptych.sampling.generate import active_tokens, load_models, sample_latents
 from triptych.training.data import draw_active
 from triptych.training.loss import losses_of
+from triptych.verbs.generate import GenerateConfig
+from triptych.verbs.train import train
 
 from .test_train import config, training_set, write_records
 
@@ -49,7 +50,7 @@ def one_pass_flux(transformer, latents, known, t, words, empty, guidance, first=
     the rest, and those in `first` to the other known ones too. Written from the model's own layers, block by block, so that
     it shares no code with the two-pass way."""
     tokens, ids = pack(latents), position_ids(*latents.shape[2:], latents.device)
-    count, length = tokens.shape[1], words["prompt_embeds"].shape[1]
+    count, length = token_sets.shape[1], words["prompt_embeds"].shape[1]
     order = torch.cat([known.nonzero().squeeze(1), (~known).nonzero().squeeze(1)])
     kept = int(known.sum())
     hidden, ids = transformer.x_embedder(tokens[:, order]), ids[order]
@@ -301,7 +302,7 @@ def test_compiled_models_meet_few_sizes(tiny: Path) -> None:
     for rows in (2, 3, 5):
         active = np.zeros_like(allowed)
         active[:rows, 8:10] = True
-        active = torch.from_numpy(tokens.rounded_up(active[None], allowed, 8)[0])
+        active = torch.from_numpy(token_sets.rounded_up(active[None], allowed, 8)[0])
         shown.append(torch.randn(1, 16, 12, 24, generator=generator))
         with torch.no_grad():
             windows.append(kept_window(backbone, transformer, shown[-1], active, empty, True, room=int(active.sum()) + 24))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from triptych.cli import main
-from triptych.stages import STAGES
+from triptych.verbs import STAGES
 
 
 def test_help_lists_every_verb_in_order_and_imports_no_torch() -> None:

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from triptych.catalogue import Photo, write_photos
+from triptych.data.catalogue import Photo, write_photos
+from triptych.data.pairing import choose_worn, plan, triptych_id
+from triptych.data.views import choose_sides
 from triptych.errors import InputError, WorkError
-from triptych.pairing import choose_worn, plan, triptych_id
-from triptych.panels import PanelLayout, fit, split
-from triptych.stages.concat import ConcatConfig, concat
-from triptych.store import read_jsonl, sha256_file
-from triptych.views import choose_sides
+from triptych.pictures.panels import PanelLayout, fit, split
+from triptych.store.files import read_jsonl, sha256_file
+from triptych.verbs.concat import ConcatConfig, concat
 
 
 def photo(item: str, name: str, label: str = "garment", reason: str = "", sha256: str | None = None) -> Photo:
@@ -281,7 +281,7 @@ def test_killed_run_is_finished_by_the_next_and_equals_an_undisturbed_one(shop: 
     for _ in range(2):
         next(events)
     code = (
-        "import os, sys; from triptych.stages.concat import *\n"
+        "import os, sys; from triptych.verbs.concat import *\n"
         f"config = ConcatConfig.model_validate_json({other.model_dump_json()!r})\n"
         "for number, _ in enumerate(concat(config)):\n"
         "    if number == 2: os.kill(os.getpid(), 9)\n"
@@ -317,7 +317,7 @@ def test_no_catalogue(tmp_path: Path) -> None:
 
 def test_configs_import_no_torch() -> None:
     heavy = ("torch", "transformers", "openai")
-    code = f"import sys, triptych.stages.concat, triptych.stages.caption; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, triptych.verbs.concat, triptych.verbs.caption; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
 
 

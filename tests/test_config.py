@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from triptych import overwrite, pipeline
 from triptych.backbones.settings import model_class, model_settings
 from triptych.cli import main
-from triptych.config import load_config, section
-from triptych.config_files import ORIGINAL_KEYS
+from triptych.config.files import ORIGINAL_KEYS
+from triptych.config.stage import load_config, section
 from triptych.errors import ConfigError, ModelError, WorkError
-from triptych.pipeline import PIPELINE, RunConfig, run, validated
+from triptych.pictures import overwrite
 from triptych.planning.advice import in_words
-from triptych.stages import STAGES
-from triptych.store import read_jsonl
+from triptych.store.files import read_jsonl
+from triptych.verbs import STAGES
+from triptych.verbs import run as run_module
+from triptych.verbs.run import PIPELINE, RunConfig, run, validated
 
 VERBS = [stage.name for stage in STAGES]
 DATA_CLEAN = """\
@@ -94,11 +95,11 @@ def test_captioned_triptychs_are_handed_over_and_edits_there_stay(tmp_path: Path
     for name in ("a.png", "a.txt", "b.png"):
         (data / name).write_text(name)
     (data / "metadata.jsonl").write_text('{"id": "a", "layout": 1}\n{"id": "b", "layout": 2}\n')
-    assert pipeline.hand_over(data, final) == 1
+    assert run_module.hand_over(data, final) == 1
     assert {path.name for path in final.iterdir()} == {"a.png", "a.txt", "metadata.jsonl"}, "b has no caption"
     assert read_jsonl(final / "metadata.jsonl") == [{"id": "a", "layout": 1}]
     (final / "a.txt").write_text("mine")
-    assert pipeline.hand_over(data, final) == 0
+    assert run_module.hand_over(data, final) == 0
     assert (final / "a.txt").read_text() == "mine"
 
 
@@ -202,7 +203,7 @@ def test_a_section_wins_over_shared_keys_and_an_option_over_both(tmp_path: Path,
     """Which seed each stage would get: seen at the first stage's call, before any work."""
     path = write(tmp_path, "seed: 1\ntrain:\n  seed: 5\nclean:\n  photos: nowhere\n")
     seen: list[dict] = []
-    monkeypatch.setattr(pipeline, "validated", lambda model, values, verb: seen.append({verb: values.get("seed")}) or model(**values))
+    monkeypatch.setattr(run_module, "validated", lambda model, values, verb: seen.append({verb: values.get("seed")}) or model(**values))
     assert main(["run", "--config", str(path)]) == 1
     assert {"concat": 1} in seen
     assert {"train": 5} in seen
@@ -220,7 +221,7 @@ def runnable(tmp_path: Path, **more: str) -> Path:
 
 def test_what_plan_advises_can_be_typed_into_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, dict] = {}
-    monkeypatch.setattr(pipeline, "validated", lambda model, values, verb: given.update({verb: values}) or model(**values))
+    monkeypatch.setattr(run_module, "validated", lambda model, values, verb: given.update({verb: values}) or model(**values))
     change = {"gradient_checkpointing": True, "batch_size": 1, "gradient_accumulation_steps": 4, "quantize": "nf4"}
     change |= {"blocks_to_swap": 8, "panel_width": 384, "panel_height": 512}
     assert main(["run", "--config", str(runnable(tmp_path)), *in_words(change).split()]) == 1, "no photos there"

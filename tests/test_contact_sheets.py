@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from triptych import fonts
-from triptych.contact_sheets import contact_sheet, drawable, plain
-from triptych.fonts import font_for
+from triptych.pictures import fonts
+from triptych.pictures.fonts import font_for
+from triptych.pictures.sheets import contact_sheet, drawable, plain
 
 SCRIPTS = ["Übergröße", "ş ł ğ é", "Жакет", "Ωμέγα", "服", "ワンピース", "한복", "עברית", "عباية", "ชุด", "कुर्ता", "\N{DRESS}"]
 

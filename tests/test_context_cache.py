@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from triptych.clean_context import ContextCache, kept_window, product_tokens, read_window
-from triptych.dressing import Person, try_on
-from triptych.inference import Models, Sampling, load_models
-from triptych.panels import PanelLayout
-from triptych.stages.tryon import TryonConfig, tryon
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling.clean_context import ContextCache, kept_window, product_tokens, read_window
+from triptych.sampling.generate import Models, Sampling, load_models
+from triptych.tryon.dress import Person, try_on
+from triptych.verbs.tryon import TryonConfig, tryon
 
 from .test_tryon import inputs as inputs
 from .test_tryon import options

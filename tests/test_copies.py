@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFilter
 
-from triptych.copies import Seen, find_copies, same_picture, signature
-from triptych.images import load_image
+from triptych.pictures.copies import Seen, find_copies, same_picture, signature
+from triptych.pictures.images import load_image
 from triptych.pocket.render import render
 from triptych.pocket.world import sample_garment, sample_scene
 

@@ -9,9 +9,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from triptych.backbones import cpu as module
-from triptych.backbones.cpu import GELU, Linear, ProjectedGELU, gelu, install, linear
 from triptych.backbones.registry import load_backbone
+from triptych.compute import cpu as module
+from triptych.compute.cpu import GELU, Linear, ProjectedGELU, gelu, install, linear
 
 operator = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="a PyTorch without oneDNN")
 

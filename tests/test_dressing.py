@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.clean_context import ContextCache
-from triptych.dressing import Person, try_on
 from triptych.errors import InputError
-from triptych.inference import Sampling, load_models
-from triptych.panels import PanelLayout
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling.clean_context import ContextCache
+from triptych.sampling.generate import Sampling, load_models
+from triptych.tryon.dress import Person, try_on
 
 LAYOUT = PanelLayout(48, 64)
 

@@ -10,10 +10,10 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from PIL import Image
 
-from triptych.embeddings import EMPTY, INDEX, TEXTS, EmbeddingFolder, load_record
+from triptych.data.embeddings import EMPTY, INDEX, TEXTS, EmbeddingFolder, load_record
 from triptych.errors import WorkError
-from triptych.stages.embed import EmbedConfig, embed
-from triptych.store import write_jsonl
+from triptych.store.files import write_jsonl
+from triptych.verbs.embed import EmbedConfig, embed
 
 
 def write_triptychs(folder: Path, count: int, size: tuple[int, int] = (96, 48)) -> None:

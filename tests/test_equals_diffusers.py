@@ -20,13 +20,13 @@ from diffusers import (
 )
 
 from triptych import flow
-from triptych.backbones.base import Backbone
-from triptych.backbones.flux import pack, unpack
+from triptych.backbones.contract import Backbone
+from triptych.backbones.flux.model import pack, unpack
 from triptych.backbones.registry import load_backbone
 from triptych.errors import ConfigError, ModelError
-from triptych.inference import Models, Sampling, load_models, sample_latents, to_images
-from triptych.panels import PanelLayout
-from triptych.stages.generate import GenerateConfig, generate
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling.generate import Models, Sampling, load_models, sample_latents, to_images
+from triptych.verbs.generate import GenerateConfig, generate
 
 LAYOUT = PanelLayout(32, 48)
 PROMPT = "three pictures of one <Brand> item <IMAGE 1> a red dress <IMAGE 2> the dress <IMAGE 3> a person"

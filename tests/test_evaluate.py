@@ -11,9 +11,9 @@ import pytest
 
 from triptych.cli import main
 from triptych.errors import ConfigError
-from triptych.pocket.measure import Share, colour_distance, held_out_items, outline, summary_of, verdicts
+from triptych.evaluation.rendered import Share, colour_distance, held_out_items, outline, summary_of, verdicts
 from triptych.pocket.world import COLOURS, Garment
-from triptych.stages.evaluate import EvaluateConfig, evaluate
+from triptych.verbs.evaluate import EvaluateConfig, evaluate
 
 
 def test_true_pictures_pass_and_others_do_not() -> None:
@@ -48,7 +48,7 @@ def test_the_interval_is_wilsons(hits: int, n: int, low: float, high: float) -> 
 
 
 def test_the_polygon_holds_the_garment() -> None:
-    from triptych.masks import polygon_mask
+    from triptych.pictures.masks import polygon_mask
 
     for item in held_out_items(6, seed=2):
         worn = np.asarray(item.view(2).mask) > 127

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.caption_server import KEY, ORDER, Call, Desk, Reply, Server, good, serve, write_model
 from triptych.errors import ModelError, WorkError
-from triptych.stages.caption import caption, check_captioner
-from triptych.store import read_jsonl
+from triptych.store.files import read_jsonl
+from triptych.verbs.caption import caption, check_captioner
 
 
 @pytest.fixture

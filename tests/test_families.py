@@ -17,7 +17,7 @@ from triptych.backbones.registry import FAMILIES, load_backbone
 from triptych.backbones.settings import FAMILY_SETTINGS, model_settings
 from triptych.cli import main
 from triptych.errors import ModelError
-from triptych.lora import FILE_NAME, load_lora, open_lora
+from triptych.lora.adapter import FILE_NAME, load_lora, open_lora
 
 PROMPT = "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
 

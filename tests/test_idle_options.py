@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from triptych.backbones.settings import model_settings
 from triptych.cli import main
 from triptych.errors import ConfigError
-from triptych.sampling import SamplingConfig
-from triptych.stages.generate import GenerateConfig
+from triptych.sampling.options import SamplingConfig
+from triptych.verbs.generate import GenerateConfig
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from triptych import images
-from triptych.contact_sheets import contact_sheet
 from triptych.errors import InputError
-from triptych.images import BadImage, check_header, load_image, load_original, save_png
+from triptych.pictures import images
+from triptych.pictures.images import BadImage, check_header, load_image, load_original, save_png
+from triptych.pictures.sheets import contact_sheet
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 40), (20, 40, 210)
 

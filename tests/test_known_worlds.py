@@ -15,11 +15,11 @@ from PIL import Image, ImageFilter
 from triptych.backbones.settings import model_settings
 from triptych.cli import main
 from triptych.errors import ModelError
-from triptych.known_worlds import check_pictures, known_by
-from triptych.panels import PanelLayout, concatenate
+from triptych.evaluation.rendered import held_out_items
+from triptych.pictures.panels import PanelLayout, concatenate
 from triptych.pocket import checkpoint_path
 from triptych.pocket.drawings import is_drawing
-from triptych.pocket.measure import held_out_items
+from triptych.pocket.known_worlds import check_pictures, known_by
 from triptych.pocket.raw_catalogue import write_raw_catalogue
 from triptych.pocket.render import render
 from triptych.pocket.world import POSES, VIEWS, sample_garment, sample_scene

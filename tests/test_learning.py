@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from triptych.backbones.registry import load_backbone
-from triptych.embeddings import EmbeddingFolder
-from triptych.lora import load_lora
-from triptych.panels import PanelLayout, concatenate
+from triptych.data.embeddings import EmbeddingFolder
+from triptych.lora.adapter import load_lora
+from triptych.pictures.panels import PanelLayout, concatenate
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import render
-from triptych.stages.embed import EmbedConfig, embed
-from triptych.stages.train import TrainConfig, train
 from triptych.training.data import TrainingSet
 from triptych.training.loss import losses_of
+from triptych.verbs.embed import EmbedConfig, embed
+from triptych.verbs.train import TrainConfig, train
 
 
 def write_rendered(folder: Path, count: int, layout: PanelLayout) -> None:

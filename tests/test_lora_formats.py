@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from triptych import flow
 from triptych.cli import main
 from triptych.errors import ModelError
-from triptych.lora import FILE_NAME, load_lora, open_lora, read_about, read_header, read_lora, save_lora
-from triptych.lora_formats import layers_of, to_diffusers
-from triptych.lora_names import DIFFSYNTH, DIFFUSERS, FORMATS, FUSED, NATIVE, SPLIT_NATIVE, XLABS, Format, Names
+from triptych.lora.adapter import FILE_NAME, load_lora, open_lora, read_about, read_header, read_lora, save_lora
+from triptych.lora.formats import layers_of, to_diffusers
+from triptych.lora.names import DIFFSYNTH, DIFFUSERS, FORMATS, FUSED, NATIVE, SPLIT_NATIVE, XLABS, Format, Names
 
 HIDDEN = 32
 Change = dict[str, Tensor]

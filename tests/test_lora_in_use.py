@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from triptych.backbones.registry import load_backbone
-from triptych.captions import where_cut
-from triptych.dressing import Person, try_on
+from triptych.data.captions import where_cut
 from triptych.errors import InputError, ModelError
-from triptych.inference import Sampling, generate_triptych, load_models
-from triptych.lora import add_lora, lora_state, save_lora
-from triptych.panels import PanelLayout
-from triptych.stages.generate import GenerateConfig, generate
-from triptych.stages.tryon import TryonConfig, tryon
+from triptych.lora.adapter import add_lora, lora_state, save_lora
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling.generate import Sampling, generate_triptych, load_models
+from triptych.tryon.dress import Person, try_on
+from triptych.verbs.generate import GenerateConfig, generate
+from triptych.verbs.tryon import TryonConfig, tryon
 
 PROMPT = "dress <IMAGE 1> front <IMAGE 2> back <IMAGE 3> worn"
 OUTLINE = [[(10.0, 12.0), (30.0, 12.0), (30.0, 50.0)]]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from triptych.backbones.registry import load_backbone
 from triptych.cli import main
 from triptych.errors import ModelError
-from triptych.lora import load_lora, read_header
+from triptych.lora.adapter import load_lora, read_header
 from triptych.training.config import TrainConfig
 from triptych.training.continuation import check_init_lora
 

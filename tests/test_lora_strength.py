@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from triptych.cli import main
 from triptych.errors import ModelError
-from triptych.lora import FILE_NAME, load_lora, open_lora, read_header
-from triptych.name_patterns import PatternError, peft_matchers
+from triptych.lora.adapter import FILE_NAME, load_lora, open_lora, read_header
+from triptych.lora.patterns import PatternError, peft_matchers
 
 WIDTH = 16
 NAMES = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q", "transformer_blocks.1.ff.net.2", "x_embedder", "proj_out")

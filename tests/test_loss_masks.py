@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from triptych.errors import InputError
-from triptych.panels import PanelLayout
+from triptych.pictures.panels import PanelLayout
 from triptych.training.masks import LossMasks
 
 LAYOUT = PanelLayout(32, 48)

@@ -15,10 +15,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from triptych import masks, tokens
 from triptych.errors import InputError
-from triptych.panels import Box, fit, place
-from triptych.polygons import Polygons, check_units, read_holes, read_polygons, write_polygons
+from triptych.pictures import masks
+from triptych.pictures.panels import Box, fit, place
+from triptych.pictures.polygons import Polygons, check_units, read_holes, read_polygons, write_polygons
+from triptych.sampling import token_sets
 
 WIDTH, HEIGHT = 48, 64
 
@@ -114,7 +115,7 @@ def test_scale_consistency(polygons: Polygons, scale: int) -> None:
 @settings(max_examples=40, deadline=None)
 def test_latent_cells_never_under_cover(polygons: Polygons, stride: int) -> None:
     mask = draw(polygons)
-    cells = tokens.latent_mask(mask, stride)
+    cells = token_sets.latent_mask(mask, stride)
     assert cells.shape == (HEIGHT // stride, WIDTH // stride)
     assert cells.dtype == bool
     pixels = np.kron(cells, np.ones((stride, stride), bool))
@@ -230,7 +231,7 @@ def test_crop_box_examples() -> None:
 def test_a_fitted_mask_never_under_covers(polygons: Polygons, width: int, height: int) -> None:
     mask = draw(polygons)
     box = masks.crop_box(mask, width / height, 0.1)
-    panel = tokens.fit_mask(mask, box, width, height)
+    panel = token_sets.fit_mask(mask, box, width, height)
     assert panel.shape == (height, width)
     assert panel.dtype == np.float32
     assert panel.max() <= 1
@@ -248,7 +249,7 @@ def test_a_fitted_mask_lies_where_the_fitted_photo_shows_it() -> None:
     mask = np.zeros((300, 200), np.float32)
     mask[100:200, 50:150] = 1
     box = Box(20, 60, 180, 240)
-    panel = tokens.fit_mask(mask, box, 64, 96)
+    panel = token_sets.fit_mask(mask, box, 64, 96)
     seen = np.asarray(fit(masks.mask_image(mask).crop(box), 64, 96))[..., 0] / 255
     assert np.abs(panel - seen).mean() < 0.02
     assert (panel[seen > 0.6] > 0.6).all()
@@ -257,10 +258,10 @@ def test_a_fitted_mask_lies_where_the_fitted_photo_shows_it() -> None:
 def test_a_fitted_mask_is_the_mean_of_what_falls_on_a_pixel_and_at_least_one_step_of_255() -> None:
     mask = np.zeros((8, 100), np.float32)
     mask[:4, :50], mask[7, 99] = 1, 0.001
-    panel = tokens.fit_mask(mask, Box(0, 0, 100, 8), 50, 4)
+    panel = token_sets.fit_mask(mask, Box(0, 0, 100, 8), 50, 4)
     assert (panel[:2, :25] == 1).all() and (panel[:2, 25:] == 0).all()
     assert panel[3, 49] == np.float32(1) / np.float32(255) and panel.sum() == 50 + panel[3, 49]
-    soft = tokens.fit_mask(np.array([[1, 0], [0, 0]], np.float32), Box(0, 0, 2, 2), 1, 1)
+    soft = token_sets.fit_mask(np.array([[1, 0], [0, 0]], np.float32), Box(0, 0, 2, 2), 1, 1)
     assert soft[0, 0] == pytest.approx(0.25, abs=0.5 / 255)
 
 

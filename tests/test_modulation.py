@@ -9,12 +9,12 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from triptych.backbones.base import Backbone
-from triptych.backbones.modulation import MODULATED, Steps
+from triptych.backbones.contract import Backbone
 from triptych.backbones.registry import load_backbone
-from triptych.clean_context import read_window
-from triptych.inference import Sampling, sample_latents
-from triptych.panels import PanelLayout
+from triptych.compute.modulation import MODULATED, Steps
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling.clean_context import read_window
+from triptych.sampling.generate import Sampling, sample_latents
 
 from .test_clean_context import text
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from triptych.catalogue import Photo, write_photos
 from triptych.cli import main
+from triptych.data.catalogue import Photo, write_photos
 from triptych.errors import ModelError, TriptychError
-from triptych.lora import write_lora
-from triptych.panels import PanelLayout
-from triptych.pipeline import RunConfig, run
-from triptych.sampling import SamplingConfig
-from triptych.stages.concat import ConcatConfig
-from triptych.stages.evaluate import EvaluateConfig
-from triptych.stages.init import InitConfig, init
+from triptych.lora.adapter import write_lora
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling.options import SamplingConfig
+from triptych.verbs.concat import ConcatConfig
+from triptych.verbs.evaluate import EvaluateConfig
+from triptych.verbs.init import InitConfig, init
+from triptych.verbs.run import RunConfig, run
 
 
 @pytest.fixture

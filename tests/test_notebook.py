@@ -20,11 +20,12 @@ import pytest
 from PIL import Image
 
 import triptych
-from triptych import masks, notebook
+from triptych import notebook
 from triptych.errors import InputError, TriptychError
 from triptych.notebook import PolygonMaskAnnotator
-from triptych.polygons import read_polygons
-from triptych.store import Run
+from triptych.pictures import masks
+from triptych.pictures.polygons import read_polygons
+from triptych.run import Run
 
 pytest.importorskip("anywidget")
 CHROMIUM = "/usr/bin/chromium"

@@ -10,12 +10,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests.test_concat import Shop
-from triptych.answers import Journal
+from triptych.captioning.answers import Journal
+from triptych.data.pairing import earlier_pictures
 from triptych.errors import WorkError
-from triptych.pairing import earlier_pictures
-from triptych.panels import PanelLayout
-from triptych.stages.caption import CaptionConfig, caption
-from triptych.store import read_jsonl, sha256_file, write_jsonl
+from triptych.pictures.panels import PanelLayout
+from triptych.store.files import read_jsonl, sha256_file, write_jsonl
+from triptych.verbs.caption import CaptionConfig, caption
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from triptych.errors import InputError, WorkError
-from triptych.images import SETTINGS, save_jpeg, save_png
-from triptych.overwrite import is_ours
-from triptych.reproduce import reproduce
-from triptych.reproduce_config import ReproduceConfig
-from triptych.stages.generate import GenerateConfig, generate
-from triptych.stages.tryon import TryonConfig, tryon
-from triptych.xmp import packet
+from triptych.pictures.images import SETTINGS, save_jpeg, save_png
+from triptych.pictures.overwrite import is_ours
+from triptych.pictures.xmp import packet
+from triptych.verbs.generate import GenerateConfig, generate
+from triptych.verbs.reproduce import reproduce
+from triptych.verbs.reproduce_config import ReproduceConfig
+from triptych.verbs.tryon import TryonConfig, tryon
 
 PROMPT = "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
 
@@ -94,7 +94,7 @@ def test_generate_keeps_a_file_of_the_users_in_its_place(tiny_flux: Path, tmp_pa
 def test_a_folder_that_cannot_be_is_told_before_a_model_is_loaded(
     config: TryonConfig, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("triptych.backbones.base.Backbone.load_transformer", lambda self: pytest.fail("too late"))
+    monkeypatch.setattr("triptych.backbones.contract.Backbone.load_transformer", lambda self: pytest.fail("too late"))
     out = tmp_path / "own.png" / "sub"
     with pytest.raises(WorkError, match=r"cannot be a folder: .*own.png is a file") as caught:
         if verb == "tryon":

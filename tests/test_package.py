@@ -11,7 +11,7 @@ import pytest
 
 import triptych
 from triptych.errors import InputError, TriptychError
-from triptych.stages import STAGES
+from triptych.verbs import STAGES
 
 NAMES = [name for name in triptych.__all__ if name != "__version__"]
 

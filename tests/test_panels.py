@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from triptych.errors import InputError
-from triptych.panels import PanelLayout, concatenate, fit, place, split
+from triptych.pictures.panels import PanelLayout, concatenate, fit, place, split
 
 GRIDS = [
     (("front", "back", "worn"), 3),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from triptych.data.photo_folders import STRAY, check_examples, natural, refusal, scan
 from triptych.errors import InputError
-from triptych.photo_folders import STRAY, check_examples, natural, refusal, scan
 
 
 def touch(root: Path, *names: str) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych import images
-from triptych.images import BadImage, check_header, load_image, load_original
+from triptych.pictures import images
+from triptych.pictures.images import BadImage, check_header, load_image, load_original
 
 RAW, HEIC = "camera RAW: export as JPEG", "HEIC: export as JPEG (or install pillow-heif)"
 

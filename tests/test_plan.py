@@ -18,15 +18,15 @@ import triptych
 from triptych.backbones.registry import load_backbone
 from triptych.cli import main
 from triptych.errors import ConfigError, InputError, ModelError
-from triptych.lora import add_lora
-from triptych.panels import PanelLayout
+from triptych.lora.adapter import add_lora
+from triptych.pictures.panels import PanelLayout
 from triptych.planning import runs
 from triptych.planning.advice import for_run, for_training, smallest_change
 from triptych.planning.memory import Machine, held_weights, train_memory
 from triptych.planning.shapes import model_shapes
 from triptych.planning.trace import runs_of_blocks
-from triptych.stages.plan import PlanConfig, plan
 from triptych.training.config import TrainConfig
+from triptych.verbs.plan import PlanConfig, plan
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 LAYOUT = PanelLayout(576, 768)

@@ -14,19 +14,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from triptych.backbones import offload
 from triptych.backbones.checkpoint import WEIGHTS
-from triptych.backbones.offload import blocks_of
-from triptych.backbones.quantize import FORMATS, QuantizedLinear, is_quantized
 from triptych.backbones.registry import load_backbone
 from triptych.cli import main
+from triptych.compute import swap
+from triptych.compute.quantize import FORMATS, QuantizedLinear, is_quantized
+from triptych.compute.swap import blocks_of
 from triptych.errors import ConfigError, ModelError, WorkError
-from triptych.images import read_settings
-from triptych.inference import load_models
-from triptych.lora import add_lora, read_lora
-from triptych.stages import train as train_module
-from triptych.stages.train import train
+from triptych.lora.adapter import add_lora, read_lora
+from triptych.pictures.images import read_settings
+from triptych.sampling.generate import load_models
 from triptych.training.loss import losses_of
+from triptych.verbs import train as train_module
+from triptych.verbs.train import train
 
 from .test_resume import Stopped, same_lora, stop_at, stop_here
 from .test_train import config, training_set, write_records
@@ -187,8 +187,8 @@ def test_swapped_blocks_change_no_bit_and_come_one_at_a_time(
             most = max(most, sum(one() is not None for one in fetched.values()))
         return copy
 
-    original = offload.fetch
-    monkeypatch.setattr(offload, "fetch", fetch)
+    original = swap.fetch
+    monkeypatch.setattr(swap, "fetch", fetch)
     results, blocks = [], 0
     for blocks_to_swap in (0, 2, 99):
         backbone = load_backbone(str(tiny), "cpu", "fp32", quantize, blocks_to_swap)

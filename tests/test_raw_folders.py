@@ -16,16 +16,16 @@ import pytest
 from PIL import Image
 
 from tests.test_clean import Counting, draw, labels
-from triptych import features
-from triptych.catalogue import read_photos
 from triptych.cli import main
+from triptych.data.catalogue import read_photos
 from triptych.errors import InputError, WorkError
-from triptych.stages.caption import CaptionConfig, caption
-from triptych.stages.clean import CleanConfig, clean
-from triptych.stages.concat import ConcatConfig, concat
-from triptych.stages.embed import EmbedConfig, embed
-from triptych.stages.init import InitConfig, init
-from triptych.store import read_jsonl
+from triptych.store.files import read_jsonl
+from triptych.verbs.caption import CaptionConfig, caption
+from triptych.verbs.clean import CleanConfig, clean
+from triptych.verbs.concat import ConcatConfig, concat
+from triptych.verbs.embed import EmbedConfig, embed
+from triptych.verbs.init import InitConfig, init
+from triptych.vision import features
 
 
 @pytest.fixture
@@ -268,8 +268,8 @@ CLOSED = """
 import os, sys
 from pathlib import Path
 from PIL import Image
-import triptych.stages.init as module
-from triptych.photo_folders import refusal, scan
+import triptych.verbs.init as module
+from triptych.data.photo_folders import refusal, scan
 root = Path(sys.argv[1])
 module.write_text = lambda path, text: None
 Image.init()
@@ -296,7 +296,7 @@ def test_a_folder_that_may_not_be_read_is_told_and_the_rest_goes_on() -> None:
 PEAK = """
 import resource, sys, numpy as np
 from pathlib import Path
-from triptych.images import load_image, load_original
+from triptych.pictures.images import load_image, load_original
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 load_image(Path(sys.argv[1]), longest=512)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)

@@ -10,10 +10,10 @@ import pytest
 from diffusers import FluxPipeline
 from PIL import Image
 
-from triptych import masks
 from triptych.cli import main
+from triptych.pictures import masks
+from triptych.pictures.polygons import read_polygons
 from triptych.pocket import checkpoint_path
-from triptych.polygons import read_polygons
 
 pytestmark = pytest.mark.photos
 CAPTION = "three pictures of a <Brand> item <IMAGE 1> the front of a {kind} <IMAGE 2> the back of the {kind} <IMAGE 3> a person in it"

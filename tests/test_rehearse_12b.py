@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from triptych.backbones.flux import Flux
-from triptych.backbones.quantize import NF4Linear
-from triptych.lora import read_lora, target_modules
-from triptych.stages import train as train_stage
+from triptych.backbones.flux.model import Flux
+from triptych.compute.quantize import NF4Linear
+from triptych.lora.adapter import read_lora, target_modules
 from triptych.training.loss import losses_of
+from triptych.verbs import train as train_stage
 
 spec = importlib.util.spec_from_file_location("rehearse_12b", Path(__file__).parents[1] / "benchmarks" / "rehearse_12b.py")
 assert spec is not None and spec.loader is not None

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from triptych.cli import main
-from triptych.config import StageConfig
+from triptych.config.stage import StageConfig
 from triptych.errors import InputError
-from triptych.images import read_settings, save_png
-from triptych.reproduce import ReproduceConfig, differences, reproduce
-from triptych.sampling import PICTURE_SETTINGS
-from triptych.stages import STAGES
-from triptych.stages.generate import GenerateConfig, generate
-from triptych.stages.tryon import TryonConfig, tryon
+from triptych.pictures.images import read_settings, save_png
+from triptych.sampling.options import PICTURE_SETTINGS
+from triptych.verbs import STAGES
+from triptych.verbs.generate import GenerateConfig, generate
+from triptych.verbs.reproduce import ReproduceConfig, differences, reproduce
+from triptych.verbs.tryon import TryonConfig, tryon
 
 PROMPT = "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress — größe"
 SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/"

@@ -20,12 +20,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from triptych import checkpoints
 from triptych.errors import WorkError
-from triptych.lora import FILE_NAME
-from triptych.stages import train as train_module
-from triptych.stages.train import train
-from triptych.store import Run
+from triptych.lora.adapter import FILE_NAME
+from triptych.run import Run
+from triptych.training import checkpoints
+from triptych.verbs import train as train_module
+from triptych.verbs.train import train
 
 from .test_train import config, write_records
 
@@ -166,7 +166,7 @@ def start(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    PROCESSES.set_forkserver_preload(["triptych.stages.train", "torch.utils.tensorboard", "tests.test_train"])
+    PROCESSES.set_forkserver_preload(["triptych.verbs.train", "torch.utils.tensorboard", "tests.test_train"])
     started = []
     for rank in range(processes):
         environment = {"WORLD_SIZE": str(processes), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -314,7 +314,7 @@ def held_by_one(rank: int, port: int, model: str, out: str) -> None:
     from torch.distributed.tensor import DTensor
 
     from triptych.backbones.registry import load_backbone
-    from triptych.lora import add_lora
+    from triptych.lora.adapter import add_lora
     from triptych.training import distributed
 
     backbone = load_backbone(model, "cpu", "fp32")

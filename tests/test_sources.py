@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from triptych.data.triptychs import Grid, TriptychFolder, grid_of
 from triptych.errors import ConfigError, WorkError
-from triptych.panels import PanelLayout
-from triptych.sources import Grid, TriptychFolder, grid_of
-from triptych.stages.embed import EmbedConfig, embed
-from triptych.stages.train import train
+from triptych.pictures.panels import PanelLayout
+from triptych.verbs.embed import EmbedConfig, embed
+from triptych.verbs.train import train
 
 from .test_train import config
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from triptych.errors import ModelError
-from triptych.inference import Models, Sampling, load_models, sample_latents
-from triptych.panels import PanelLayout
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling.generate import Models, Sampling, load_models, sample_latents
 
 LAYOUT = PanelLayout(32, 48)
 

@@ -18,12 +18,12 @@ import torch
 
 from triptych import cli, flow
 from triptych.backbones.registry import load_backbone
-from triptych.embeddings import read_about
+from triptych.data.embeddings import read_about
 from triptych.errors import ConfigError, ModelError, WorkError
-from triptych.lora import FILE_NAME, add_lora, load_lora, read_lora
+from triptych.lora.adapter import FILE_NAME, add_lora, load_lora, read_lora
 from triptych.signals import Stopped, ending_after_this_step, ending_at_once
-from triptych.stages.train import train
 from triptych.training.continuation import check_init_lora, start_from
+from triptych.verbs.train import train
 
 from .test_resume import PROCESSES, finish, rows_of, same_lora, start
 from .test_train import config, write_records

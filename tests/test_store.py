@@ -18,7 +18,9 @@ import torch
 from safetensors.torch import save_file
 
 from triptych.errors import InputError, WorkError
-from triptych.store import Event, Run, StageFolder, digest, publish, read_jsonl, read_text, sha256_file, write_json, write_text
+from triptych.run import Event, Run
+from triptych.store.files import digest, publish, read_jsonl, read_text, sha256_file, write_json, write_text
+from triptych.store.folder import StageFolder
 
 # A file system as network and FUSE drives have them: by the name of the call, what it answers.
 ODD = {
@@ -77,7 +79,7 @@ def test_a_full_disk_is_a_sentence_for_every_writer(tmp_path: Path, write: str) 
     """A limit on the size of files is what a test can have of a full disk; safetensors answers both in its own way."""
     code = (
         "import resource, sys, torch; from pathlib import Path; from safetensors.torch import save_file\n"
-        "from triptych.store import publish; from triptych.errors import WorkError\n"
+        "from triptych.store.files import publish; from triptych.errors import WorkError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         f"try:\n    with publish(Path(sys.argv[1])) as t: {write}\n"
         "except WorkError as error: print(error, error.hint)"
@@ -106,7 +108,7 @@ def test_a_folder_that_can_never_be_made_is_an_error_and_no_endless_wait(tmp_pat
 
 def test_a_killed_write_is_invisible_to_whoever_lists_the_folder(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from triptych.store import publish\n"
+        "import os, sys; from pathlib import Path; from triptych.store.files import publish\n"
         "with publish(Path(sys.argv[1])) as t: t.write_bytes(b'half'); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], timeout=60)

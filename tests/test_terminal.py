@@ -19,19 +19,20 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from triptych import cli, commands, progress
-from triptych.amounts import duration, number
+from triptych import cli, progress
 from triptych.cli import main
 from triptych.errors import InputError, WorkError
-from triptych.outcome import check_made
 from triptych.progress import Moment
-from triptych.stages import init as init_stage
-from triptych.store import Event, Run
+from triptych.run import Event, Run
 from triptych.terminal import faults, hub, quiet, screen
 from triptych.terminal.same_options import same_options
 from triptych.terminal.screen import Row, Screen
 from triptych.terminal.summary import next_line, text_of
 from triptych.terminal.words import plain, strict
+from triptych.verbs import init as init_stage
+from triptych.verbs.outcome import check_made
+from triptych.wording import commands
+from triptych.wording.amounts import duration, number
 
 TRIPTYCH = [sys.executable, "-m", "triptych"]
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from triptych import masks, tokens
-from triptych.dressing import Person, try_on
-from triptych.inference import Sampling, load_models
-from triptych.panels import Box, PanelLayout
+from triptych.pictures import masks
+from triptych.pictures.panels import Box, PanelLayout
+from triptych.sampling import token_sets
+from triptych.sampling.generate import Sampling, load_models
+from triptych.tryon.dress import Person, try_on
 
 
 @given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0.05, 0.95))
@@ -24,7 +25,7 @@ def test_rounding_up_adds_the_nearest_allowed_tokens(seed: int, multiple: int, s
     allowed[:, 8:] = True
     active = allowed & (random.random(allowed.shape) < share)
     before = active.copy()
-    rounded = tokens.rounded_up(active[None], allowed, multiple)[0]
+    rounded = token_sets.rounded_up(active[None], allowed, multiple)[0]
     assert np.array_equal(active, before)
     assert not (active & ~rounded).any() and not (rounded & ~allowed).any()
     if active.any():
@@ -45,7 +46,7 @@ def test_rounding_up_adds_the_nearest_allowed_tokens(seed: int, multiple: int, s
 def test_all_samples_of_a_batch_get_as_many_tokens_as_the_largest_needs() -> None:
     sets = np.zeros((2, 3, 4), bool)
     sets[0, 0, 0] = sets[1, 1, :3] = True
-    rounded = tokens.rounded_up(sets, np.ones((3, 4), bool), 2)
+    rounded = token_sets.rounded_up(sets, np.ones((3, 4), bool), 2)
     assert rounded.sum((1, 2)).tolist() == [4, 4], "three, rounded up to a multiple of two"
 
 
@@ -53,10 +54,10 @@ def test_allowed_tokens_apart_from_the_active_ones_come_last_in_reading_order() 
     active, allowed = np.zeros((4, 6), bool), np.zeros((4, 6), bool)
     active[0, 0] = allowed[0, 1] = True
     allowed[2:, 4:] = True
-    grown = tokens.grown_to(active, allowed, 4)
+    grown = token_sets.grown_to(active, allowed, 4)
     assert np.argwhere(grown).tolist() == [[0, 0], [0, 1], [2, 4], [2, 5]]
-    assert tokens.grown_to(active, allowed, 99).sum() == 6, "no more than there are"
-    assert not tokens.grown_to(np.zeros((4, 6), bool), allowed, 3).any()
+    assert token_sets.grown_to(active, allowed, 99).sum() == 6, "no more than there are"
+    assert not token_sets.grown_to(np.zeros((4, 6), bool), allowed, 3).any()
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["beside", "above"])
@@ -68,7 +69,7 @@ def test_what_lies_between_two_parts_of_the_garment_stays(turned: bool) -> None:
     expected[3:7, 1:13] = False  # the bars, what lies between them, and one token around
     if turned:
         pixels, expected = pixels.transpose(1, 0, 2), expected.T
-    left_out = tokens.background_tokens(Image.fromarray(np.ascontiguousarray(pixels)), 16)
+    left_out = token_sets.background_tokens(Image.fromarray(np.ascontiguousarray(pixels)), 16)
     assert left_out.dtype == bool and np.array_equal(left_out, expected)
 
 
@@ -81,12 +82,12 @@ def garment_photo(size: tuple[int, int], colour: tuple[int, int, int], ground: t
 
 def test_only_plain_background_is_left_out() -> None:
     photo = garment_photo((288, 384), (180, 40, 60), (250, 250, 250))
-    left_out = tokens.background_tokens(photo, 16)
+    left_out = token_sets.background_tokens(photo, 16)
     assert left_out.shape == (24, 18)
     assert 0.3 < left_out.mean() < 0.7
     pixels = left_out.repeat(16, 0).repeat(16, 1)
     assert (np.asarray(photo)[pixels] == 250).all()
-    garment = tokens.latent_mask((np.asarray(photo) != 250).any(2).astype(np.float32), 16)
+    garment = token_sets.latent_mask((np.asarray(photo) != 250).any(2).astype(np.float32), 16)
     assert not (left_out & (masks.grow(garment.astype(np.uint8), 1) > 0)).any(), "not its neighbours either"
 
 
@@ -94,12 +95,12 @@ def test_what_the_garment_encloses_stays() -> None:
     """An opening that is connected with the ground, and a white shirt of which only a part of the outline stands out."""
     photo = garment_photo((288, 384), (180, 40, 60), (255, 255, 255))
     ImageDraw.Draw(photo).rectangle((100, 150, 190, 384), fill="white")
-    left_out = tokens.background_tokens(photo, 16)
+    left_out = token_sets.background_tokens(photo, 16)
     assert left_out.any() and not left_out[8:19, 5:13].any()
     shirt = garment_photo((288, 384), (255, 255, 255), (255, 255, 255))
     draw = ImageDraw.Draw(shirt)
     draw.line([(72, 307), (86, 115), (202, 115), (216, 307)], fill=(120, 120, 120), width=12)
-    left_out = tokens.background_tokens(shirt, 16)
+    left_out = token_sets.background_tokens(shirt, 16)
     assert left_out.any() and not left_out[8:18, 6:12].any()
 
 
@@ -111,7 +112,7 @@ def test_nothing_is_left_out_in_doubt(ground: str) -> None:
         photo = Image.new("RGB", (64, 96), "white")
         if ground == "thread":
             ImageDraw.Draw(photo).line((32, 30, 32, 60), fill="black")
-    assert not tokens.background_tokens(photo, 16).any()
+    assert not token_sets.background_tokens(photo, 16).any()
 
 
 def test_left_out_tokens_are_not_read(tiny: Path) -> None:
@@ -122,7 +123,7 @@ def test_left_out_tokens_are_not_read(tiny: Path) -> None:
     mask = np.zeros(size[::-1], dtype=np.float32)
     mask[20:60, 16:40] = 1
     person = Image.fromarray(np.random.default_rng(3).integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
-    left_out = tokens.background_of(front.resize(layout.size), layout, (), 16)
+    left_out = token_sets.background_of(front.resize(layout.size), layout, (), 16)
     assert left_out.shape == (layout.height // 16, layout.size[0] // 16) and not left_out.any()
 
     seen: list[int] = []
@@ -133,7 +134,7 @@ def test_left_out_tokens_are_not_read(tiny: Path) -> None:
         sampling = Sampling(2, context="clean", drop_background=drop, token_bucket=bucket)
         made[drop, bucket] = try_on(models, front, front, [Person(person, mask, "p", [0])], layout, sampling, feather=0)[0][0]
     total = 3 * left_out.shape[0] * (layout.width // 16)
-    alone = int(tokens.background_tokens(front, 16).sum())
+    alone = int(token_sets.background_tokens(front, 16).sum())
     active = total - seen[0]
     assert alone > 0 and seen[1] == seen[0] - 2 * alone
     assert (total - seen[2]) == -(-active // 5) * 5
@@ -150,4 +151,4 @@ def test_a_mask_on_the_grid_takes_no_cell_beside_it() -> None:
     for scale in (1, 2, 5):
         mask = np.kron(cells, np.ones((8 * scale, 8 * scale), np.float32))
         box = Box(0, 0, mask.shape[1], mask.shape[0])
-        assert np.array_equal(tokens.latent_mask(tokens.fit_mask(mask, box, 64, 96), 8), cells > 0)
+        assert np.array_equal(token_sets.latent_mask(token_sets.fit_mask(mask, box, 64, 96), 8), cells > 0)

@@ -16,16 +16,16 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from triptych import flow
-from triptych.backbones.base import Backbone, Text
+from triptych.backbones.contract import Backbone, Text
 from triptych.backbones.registry import load_backbone
-from triptych.embeddings import EMPTY, EmbeddingFolder, EmbeddingRecord, save_record, save_text
+from triptych.data.embeddings import EMPTY, EmbeddingFolder, EmbeddingRecord, save_record, save_text
 from triptych.errors import ModelError, WorkError
-from triptych.inference import encode_texts, load_models
-from triptych.lora import FILE_NAME, add_lora, load_lora, lora_state, read_lora, save_lora
-from triptych.panels import PanelLayout
-from triptych.stages.train import TrainConfig, train
+from triptych.lora.adapter import FILE_NAME, add_lora, load_lora, lora_state, read_lora, save_lora
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling.generate import encode_texts, load_models
 from triptych.training.data import TrainingSet, ids_of_batch
 from triptych.training.optimizer import learning_rate
+from triptych.verbs.train import TrainConfig, train
 
 LAYOUT = PanelLayout(32, 48)
 

@@ -22,23 +22,23 @@ from torch import nn
 import triptych
 from triptych import flow
 from triptych.backbones.registry import load_backbone
-from triptych.checkpoints import load_newest, save_checkpoint
 from triptych.cli import main
-from triptych.config import load_config, section, validated
-from triptych.embeddings import load_record, save_record
+from triptych.config.stage import load_config, section, validated
+from triptych.data.embeddings import load_record, save_record
+from triptych.data.pairing import triptych_id
+from triptych.data.triptychs import item_of
 from triptych.errors import ConfigError, WorkError
-from triptych.lora import FILE_NAME, add_lora, lora_state, read_lora
-from triptych.pairing import triptych_id
-from triptych.panels import PanelLayout
-from triptych.pipeline import PIPELINE
-from triptych.sources import item_of
-from triptych.stages import STAGES
-from triptych.stages.train import TrainConfig, train
+from triptych.lora.adapter import FILE_NAME, add_lora, lora_state, read_lora
+from triptych.pictures.panels import PanelLayout
+from triptych.training.checkpoints import load_newest, save_checkpoint
 from triptych.training.data import draw_held_out, draw_time, ids_of_step, steps_of_epochs
 from triptych.training.log import duration
 from triptych.training.loss import BINS, Losses, LossMeter, losses_of
 from triptych.training.optimizer import make_optimizer, optimizer_class
 from triptych.training.state import TrainState
+from triptych.verbs import STAGES
+from triptych.verbs.run import PIPELINE
+from triptych.verbs.train import TrainConfig, train
 
 from .test_resume import same_lora
 from .test_train import LAYOUT, config, training_set, write_records

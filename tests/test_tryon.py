@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from triptych import masks
 from triptych.errors import InputError, ModelError
-from triptych.images import from_srgb, to_srgb
-from triptych.inference import Sampling, generate_triptych, load_models
-from triptych.panels import PanelLayout, fit, split
-from triptych.polygons import read_polygons
-from triptych.stages.generate import GenerateConfig, generate
-from triptych.stages.tryon import TryonConfig, tryon
+from triptych.pictures import masks
+from triptych.pictures.images import from_srgb, to_srgb
+from triptych.pictures.panels import PanelLayout, fit, split
+from triptych.pictures.polygons import read_polygons
+from triptych.sampling.generate import Sampling, generate_triptych, load_models
+from triptych.verbs.generate import GenerateConfig, generate
+from triptych.verbs.tryon import TryonConfig, tryon
 
 PROMPT = "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
 

@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych import images, store, tryon_batch
-from triptych.batch_lines import read_lines
-from triptych.captioners import LocalCaptioner
+from triptych.captioning.captioners import LocalCaptioner
 from triptych.cli import main
 from triptych.errors import ConfigError, InputError, ModelError
-from triptych.pocket.measure import held_out_items
-from triptych.stages.tryon import TryonConfig, tryon
+from triptych.evaluation.rendered import held_out_items
+from triptych.pictures import images
+from triptych.store import files
+from triptych.tryon import batch
+from triptych.tryon.lines import read_lines
+from triptych.verbs.tryon import TryonConfig, tryon
 
 PROMPT = "dress <IMAGE 1> front <IMAGE 2> back <IMAGE 3> worn"  # no longer than the tiny model reads
 
@@ -69,8 +71,8 @@ def test_a_batch_makes_what_it_can_and_says_what_it_cannot(
     tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loads: list[list[str]] = []
-    load = tryon_batch.load_models
-    monkeypatch.setattr(tryon_batch, "load_models", lambda prompts, **source: loads.append(prompts) or load(prompts=prompts, **source))
+    load = batch.load_models
+    monkeypatch.setattr(batch, "load_models", lambda prompts, **source: loads.append(prompts) or load(prompts=prompts, **source))
     words = ["tryon", "--batch", str(folder / "jobs.csv"), "--polygon", str(folder / "p.json"), "--prompt", PROMPT, "--json"]
     words += ["--model", str(tiny_flux), "--out", str(folder / "out"), "--num-inference-steps", "2", "--device", "cpu", "--dtype", "fp32"]
     assert main(words) == 1, "two lines have failed"
@@ -122,7 +124,7 @@ def test_lines_are_sampled_together_and_what_is_wrong_fails_alone(tiny_flux: Pat
     write(folder, "front,person,seed,strength", *["red.png,me.jpg,0,", "blue.png,me.jpg,1,", "red.png,me.jpg,2,", "red.png,me.jpg,3,0.5"])
     tryon(options(tiny_flux, folder, out=folder / "alone")).finish()
     sizes: list[int] = []
-    make = tryon_batch.make
+    make = batch.make
 
     def counted(jobs, models):
         sizes.append(len(jobs))
@@ -130,12 +132,12 @@ def test_lines_are_sampled_together_and_what_is_wrong_fails_alone(tiny_flux: Pat
             raise MemoryError("too much for one")
         return make(jobs, models)
 
-    monkeypatch.setattr(tryon_batch, "make", counted)
+    monkeypatch.setattr(batch, "make", counted)
     summary = tryon(options(tiny_flux, folder, batch_size=8)).finish()
     assert sizes == [2, 1, 1, 1, 1], "001 and 003 together, then each alone; 004 has another strength; 002 is another product"
     assert (summary["made"], summary["failed"]) == (3, 1)
     assert "too much" in results(folder)["003", "2"]["reason"]
-    monkeypatch.setattr(tryon_batch, "make", make)
+    monkeypatch.setattr(batch, "make", make)
     summary = tryon(options(tiny_flux, folder, batch_size=8)).finish()
     assert (summary["made"], summary["kept"]) == (1, 3), "the batch size is no setting of the picture"
     for name in ("001", "002", "003", "004"):
@@ -228,7 +230,7 @@ def test_a_batch_killed_at_any_picture_goes_on_to_the_same_pictures(tiny_flux: P
 
 def killed_at_save(saves: int, config: TryonConfig) -> None:
     """Run a batch, and die in the midst of the n-th picture file after the masks."""
-    publish, count = store.publish, 0
+    publish, count = files.publish, 0
 
     @contextlib.contextmanager
     def publish_or_die(path: Path) -> Iterator[Path]:
@@ -240,7 +242,7 @@ def killed_at_save(saves: int, config: TryonConfig) -> None:
                 os.truncate(part, part.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    store.publish = images.publish = publish_or_die  # type: ignore[assignment]
+    files.publish = images.publish = publish_or_die  # type: ignore[assignment]
     tryon(config).finish()
 
 
@@ -312,7 +314,7 @@ def test_a_batch_stops_when_its_captioner_is_down(tiny_flux: Path, folder: Path,
 
 def test_a_captioner_here_is_gone_before_the_model_is_loaded(tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[LocalCaptioner]] = []
-    load = tryon_batch.load_models
+    load = batch.load_models
 
     def ask(self: LocalCaptioner, *args: Any) -> str:
         alive.append(weakref.ref(self))
@@ -323,7 +325,7 @@ def test_a_captioner_here_is_gone_before_the_model_is_loaded(tiny_flux: Path, fo
         return load(**source)
 
     monkeypatch.setattr(LocalCaptioner, "ask", ask)
-    monkeypatch.setattr(tryon_batch, "load_models", loaded)
+    monkeypatch.setattr(batch, "load_models", loaded)
     write(folder, "front,person", "red.png,me.jpg")
     assert tryon(options(tiny_flux, folder, prompt="", vlm_model="pocket", anyway=True, num_inference_steps=1)).finish()["made"] == 1
 
@@ -331,8 +333,8 @@ def test_a_captioner_here_is_gone_before_the_model_is_loaded(tiny_flux: Path, fo
 def test_results_are_written_now_and_then_and_at_the_end(tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not for every picture: a finished batch of ten thousand lines would write ten thousand tables."""
     written: list[str] = []
-    write_text = tryon_batch.write_text
-    monkeypatch.setattr(tryon_batch, "write_text", lambda path, text: written.append(path.name) or write_text(path, text))
+    write_text = batch.write_text
+    monkeypatch.setattr(batch, "write_text", lambda path, text: written.append(path.name) or write_text(path, text))
     write(folder, "front,person", *["red.png,nobody.jpg"] * 40)
     tryon(options(tiny_flux, folder)).finish()
     assert written.count("results.csv") == 1 and len(results(folder)) == 40

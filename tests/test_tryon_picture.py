@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFilter
 
-from triptych import masks
-from triptych.dressing import Person, try_on
 from triptych.errors import InputError, ModelError
-from triptych.images import OriginalPhoto, from_srgb, load_image, read_settings, to_srgb
-from triptych.inference import Sampling, load_models
-from triptych.originals import with_transparency
-from triptych.panels import PanelLayout, fit, split
-from triptych.rough import garment_mask, rough_edit
-from triptych.stages.tryon import TryonConfig, tryon
+from triptych.pictures import masks
+from triptych.pictures.images import OriginalPhoto, from_srgb, load_image, read_settings, to_srgb
+from triptych.pictures.originals import with_transparency
+from triptych.pictures.panels import PanelLayout, fit, split
+from triptych.sampling.generate import Sampling, load_models
+from triptych.tryon.dress import Person, try_on
+from triptych.tryon.rough_edit import rough_edit
+from triptych.verbs.tryon import TryonConfig, tryon
+from triptych.vision.garment import garment_mask
 
 PROMPT = "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
 CORNERS = [[60, 80], [140, 80], [150, 200], [50, 190]]

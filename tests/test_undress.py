@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.caption_server import HOSTILE
-from triptych.captions import lint, normalise
-from triptych.order import read_order
-from triptych.undress import plain_caption
+from triptych.captioning.order import read_order
+from triptych.captioning.undress import plain_caption
+from triptych.data.captions import lint, normalise
 
 RIGHT = ["garment", "garment", "person"]
 ORDERS = [

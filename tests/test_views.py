@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from triptych.catalogue import Photo
-from triptych.views import choose_sides, common_words, count_guessed, mixed_items, view_hint
+from triptych.data.catalogue import Photo
+from triptych.data.views import choose_sides, common_words, count_guessed, mixed_items, view_hint
 
 
 def photos(*names: str, label: str = "garment", item: str = "i") -> list[Photo]:

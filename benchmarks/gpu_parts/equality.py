@@ -14,9 +14,9 @@ from flux_like import PROMPT, as_diffusers_has_it
 from gpu_parts.bench import Bench, Figures
 from gpu_parts.model import SMALL, TINY, Random, random_model
 from train import OurStep, ScriptStep, lora_of, write_records
-from triptych.backbones.flux import unpack
-from triptych.backbones.quantize import FORMATS
-from triptych.inference import Models, Sampling, sample_latents
+from triptych.backbones.flux.model import unpack
+from triptych.compute.quantize import FORMATS
+from triptych.sampling.generate import Models, Sampling, sample_latents
 from triptych.training.loss import losses_of
 
 STEPS = 4

@@ -31,13 +31,13 @@ from gpu_parts.model import (
 )
 from gpu_parts.sampling import CLEAN, EXACT, PART
 from train import OurStep, write_records
-from triptych.backbones.base import Text, TextEncoder
-from triptych.backbones.offload import place
-from triptych.backbones.quantize import FORMATS
-from triptych.inference import encode_texts
-from triptych.panels import PanelLayout
+from triptych.backbones.contract import Text, TextEncoder
+from triptych.compute.quantize import FORMATS
+from triptych.compute.swap import place
+from triptych.pictures.panels import PanelLayout
 from triptych.planning.memory import CARD_OVERHEAD, Machine, embed_memory, held_weights
 from triptych.planning.shapes import known_models, model_shapes
+from triptych.sampling.generate import encode_texts
 
 PRESETS = Path(triptych.__file__).parent / "presets"
 CAPTIONS = 128

@@ -23,12 +23,11 @@ from torch import nn
 from flux_like import PROMPT, Size, as_diffusers_has_it
 from gpu_parts.bench import GIB, Bench, Skip
 from rehearse_12b import FLUX_DEV, write_model
-from triptych.backbones.base import Backbone
-from triptych.backbones.cpu import install
-from triptych.backbones.quantize import FORMATS, is_quantized
+from triptych.backbones.contract import Backbone
 from triptych.backbones.registry import load_backbone
-from triptych.inference import Models, Sampling
-from triptych.panels import PanelLayout
+from triptych.compute.cpu import install
+from triptych.compute.quantize import FORMATS, is_quantized
+from triptych.pictures.panels import PanelLayout
 from triptych.planning.memory import (
     CARD_OVERHEAD,
     PROCESS_RAM,
@@ -39,8 +38,9 @@ from triptych.planning.memory import (
 )
 from triptych.planning.shapes import ModelShapes, known_models, model_shapes
 from triptych.pocket import checkpoint_path
-from triptych.sampling import SamplingConfig
-from triptych.store import write_json
+from triptych.sampling.generate import Models, Sampling
+from triptych.sampling.options import SamplingConfig
+from triptych.store.files import write_json
 from triptych.training.config import TrainConfig
 from tryon import Bench as Dressing
 from tryon import product

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 from gpu_parts.bench import Bench, Figures
 from pocket import write_triptychs
-from triptych import masks
-from triptych.lora import FILE_NAME
-from triptych.pocket.measure import Item, held_out_items, outline
-from triptych.polygons import write_polygons
-from triptych.stages.embed import EmbedConfig, embed
-from triptych.stages.generate import GenerateConfig, generate
-from triptych.stages.train import TrainConfig, train
-from triptych.stages.tryon import TryonConfig, tryon
+from triptych.evaluation.rendered import Item, held_out_items, outline
+from triptych.lora.adapter import FILE_NAME
+from triptych.pictures import masks
+from triptych.pictures.polygons import write_polygons
+from triptych.verbs.embed import EmbedConfig, embed
+from triptych.verbs.generate import GenerateConfig, generate
+from triptych.verbs.train import TrainConfig, train
+from triptych.verbs.tryon import TryonConfig, tryon
 
 RECIPES: dict[str, dict[str, Any]] = {
     "noisy": {"batch_size": 2},

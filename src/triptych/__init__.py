@@ -11,19 +11,19 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from triptych.stages import STAGES
+from triptych.verbs import STAGES
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "TriptychError": "triptych.errors",
-    "PanelLayout": "triptych.panels",
+    "PanelLayout": "triptych.pictures.panels",
     "PolygonMaskAnnotator": "triptych.notebook",
-    "generate_triptych": "triptych.inference",
-    "load_models": "triptych.inference",
-    "Sampling": "triptych.inference",
-    "Person": "triptych.dressing",
-    "try_on": "triptych.dressing",
+    "generate_triptych": "triptych.sampling.generate",
+    "load_models": "triptych.sampling.generate",
+    "Sampling": "triptych.sampling.generate",
+    "Person": "triptych.tryon.dress",
+    "try_on": "triptych.tryon.dress",
     **{stage.name: stage.module for stage in STAGES},
     **{stage.config: stage.config_module for stage in STAGES},
 }

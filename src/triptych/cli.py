@@ -18,19 +18,20 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from triptych import __version__, commands, progress
-from triptych.config import StageConfig, load_config, section, validated
+from triptych import __version__, progress
+from triptych.config.stage import StageConfig, load_config, section, validated
 from triptych.errors import ConfigError, WorkError
-from triptych.outcome import check_made
+from triptych.run import Run
 from triptych.signals import ending_at_once
-from triptych.stages import GROUPS, STAGES, Stage
-from triptych.store import Run
 from triptych.terminal import faults, hub, quiet, usage
 from triptych.terminal.help import EVERY_VERB, grouped
 from triptych.terminal.same_options import forgotten_config, same_options
 from triptych.terminal.screen import Screen, Watch
 from triptych.terminal.summary import next_line, text_of
 from triptych.terminal.words import lines, speaks_unicode, strict, tolerate_encodings
+from triptych.verbs import GROUPS, STAGES, Stage
+from triptych.verbs.outcome import check_made
+from triptych.wording import commands
 
 _FIRST = os.environ.get("RANK", "0") == "0"
 """Of several processes that do one training, the first one talks."""

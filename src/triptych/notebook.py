@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from triptych import masks
 from triptych.errors import InputError, TriptychError
-from triptych.images import load_image
-from triptych.polygons import Polygons, check_polygons, to_dict, write_polygons
+from triptych.pictures import masks
+from triptych.pictures.images import load_image
+from triptych.pictures.polygons import Polygons, check_polygons, to_dict, write_polygons
 
 PREVIEW = 1600  # longest side in pixels of what the browser gets; a camera photo would be tens of megabytes
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from triptych.backbones.model_folder import check_complete, check_quantised, read_config, read_shapes
 from triptych.errors import ModelError
-from triptych.hub_words import hub_unreachable
+from triptych.wording.hub import hub_unreachable
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from triptych.backbones.base import Backbone, default_device, default_dtype
-from triptych.backbones.flux import Flux
+from triptych.backbones.contract import Backbone, default_device, default_dtype
+from triptych.backbones.flux.model import Flux
 from triptych.backbones.model_folder import check_files, no_backbone
-from triptych.backbones.quantize import check_installed
-from triptych.backbones.sd3 import SD3
+from triptych.backbones.sd3.model import SD3
 from triptych.backbones.settings import Quantize, model_class, resolve_model
+from triptych.compute.quantize import check_installed
 from triptych.errors import ModelError
 
 FAMILIES: dict[str, type[Backbone]] = {"FluxPipeline": Flux, "StableDiffusion3Pipeline": SD3}

@@ -11,16 +11,16 @@ from typing import Any, Literal
 
 from triptych.backbones.model_folder import no_folder
 from triptych.errors import ModelError
-from triptych.hub_words import hub_unreachable
-from triptych.known_worlds import known_by
 from triptych.pocket import checkpoint_path
+from triptych.pocket.known_worlds import known_by
+from triptych.wording.hub import hub_unreachable
 
 log = logging.getLogger(__name__)
 
 SETTINGS_FILE = "triptych.json"
 
 Quantize = Literal["none", "nf4", "int8", "int8-torchao"]
-"""Formats of a transformer's weights; see `quantize.py`."""
+"""Formats of a transformer's weights; see `compute/quantize.py`."""
 
 
 @dataclass(frozen=True)

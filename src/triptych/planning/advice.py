@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from triptych.panels import PanelLayout
+from triptych.pictures.panels import PanelLayout
 from triptych.training.config import TrainConfig
 
 Change = dict[str, Any]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from triptych.panels import PanelLayout
+from triptych.pictures.panels import PanelLayout
 from triptych.planning.memory import OPTIMIZER_BYTES
 from triptych.planning.shapes import ModelShapes
 from triptych.training.config import TrainConfig

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from triptych.inference import Sampling
-from triptych.panels import PanelLayout
+from triptych.pictures.panels import PanelLayout
 from triptych.planning.runs import autoencoding, sampling_run, text_encoding, training_pass
 from triptych.planning.shapes import ModelShapes
-from triptych.sampling import SamplingConfig
+from triptych.sampling.generate import Sampling
+from triptych.sampling.options import SamplingConfig
 from triptych.training.config import TrainConfig
 
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.04, "prodigy": 16.0}
@@ -27,7 +27,7 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.04, "prodigy": 16.0}
 numbers (arXiv 2110.02861); Prodigy four float32."""
 QUANTIZED_BYTES = {"int8": 1.001, "int8-torchao": 1.0625, "nf4": 0.5625}
 """Bytes of a quantised number and its share of the float32 scales: one for each row, or for 64 numbers (arXiv 2305.14314, table 1,
-without double quantisation); see `backbones/quantize.py`."""
+without double quantisation); see `compute/quantize.py`."""
 CARD_OVERHEAD = 0.8 * 2**30
 """Assumed: CUDA context, cuBLAS and cuDNN workspaces, and what the allocator holds without using it."""
 PROCESS_RAM = 2.5 * 2**30

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from triptych.amounts import duration, number
-from triptych.config_files import read_yaml
-from triptych.panels import PanelLayout
+from triptych.config.files import read_yaml
+from triptych.pictures.panels import PanelLayout
 from triptych.planning.advice import Change, in_words
+from triptych.wording.amounts import duration, number
 
 STAGES = {"embed": "triptych", "train": "step", "generate": "picture"}
 """Planned stages in order, and what they do one of at a time."""

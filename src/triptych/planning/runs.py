@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from triptych.inference import Sampling, sample_latents
-from triptych.lora import add_lora
-from triptych.panels import PanelLayout
+from triptych.lora.adapter import add_lora
+from triptych.pictures.panels import PanelLayout
 from triptych.planning.shapes import ModelShapes
 from triptych.planning.trace import Profile, backward, profile, thinned, traced
+from triptych.sampling.generate import Sampling, sample_latents
 from triptych.training.config import TrainConfig
 from triptych.training.data import Batch
 from triptych.training.loss import losses_of
@@ -29,7 +29,7 @@ _DECIDES = (
 def training_pass(
     shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, length: int, dtype: torch.dtype, part: bool = False
 ) -> Profile:
-    """One forward and one backward pass as `stages/train.py` runs them.
+    """One forward and one backward pass as `verbs/train.py` runs them.
 
     length: T5 tokens of a caption. part: with clean context, a part of the worn panel is learned, and not all of it: a box of two
     thirds of its sides, which is what `draw_active` draws in the mean.

@@ -16,12 +16,12 @@ import yaml
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from triptych.backbones.base import Backbone, Text
+from triptych.backbones.contract import Backbone, Text
 from triptych.backbones.registry import FAMILIES
 from triptych.backbones.settings import FAMILY_SETTINGS, ModelSettings, model_class, model_settings, resolve_model
 from triptych.errors import ModelError
-from triptych.lora import target_modules
-from triptych.panels import PanelLayout
+from triptych.lora.adapter import target_modules
+from triptych.pictures.panels import PanelLayout
 from triptych.planning.trace import runs_of_blocks
 
 _TEXT_MODELS = {

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from triptych.config import StageConfig
-from triptych.store import Event, Run
+from triptych.config.stage import StageConfig
+from triptych.run import Event, Run
 
 Name = Literal["autoencoder", "text", "bank", "transformer", "prints", "guidance", "oracle", "evaluate", "captioner", "package"]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 from pydantic import create_model
 
-from triptych.config import StageConfig
+from triptych.config.stage import StageConfig
 
 _OWN = Group("Options", sort_key=0)
 _FOLDERS = Group("Folders", sort_key=9)

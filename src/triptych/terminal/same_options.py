@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from triptych.commands import Same
-from triptych.config import load_config, section
+from triptych.config.stage import load_config, section
 from triptych.errors import ConfigError, ModelError, TriptychError
-from triptych.stages import STAGES
+from triptych.verbs import STAGES
+from triptych.wording.commands import Same
 
 REPEATED = (
     *("work", "catalogue", "triptychs", "embeddings", "lora_folder", "fail_path", "model", "vlm_model", "base_url"),

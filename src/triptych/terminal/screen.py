@@ -16,11 +16,11 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from triptych import progress
-from triptych.amounts import duration
-from triptych.commands import typed
 from triptych.progress import Moment
-from triptych.store import Event
+from triptych.run import Event
 from triptych.terminal.words import plain
+from triptych.wording.amounts import duration
+from triptych.wording.commands import typed
 
 INTERVAL = 30.0
 """Seconds after which a log file gets a line, whatever happens."""

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from triptych.amounts import duration, number
-from triptych.commands import typed
 from triptych.terminal.words import plain
+from triptych.wording.amounts import duration, number
+from triptych.wording.commands import typed
 
 FIRST = ("rejected", "reasons", "failed", "errors", "warnings")
 """What a person must not miss comes first."""

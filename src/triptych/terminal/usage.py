@@ -17,9 +17,9 @@ from cyclopts import (
 )
 from pydantic import ValidationError
 
-from triptych.config_files import Values
-from triptych.settings_words import allowed, first_mistake, option, shown
-from triptych.stages import STAGES, Stage
+from triptych.config.files import Values
+from triptych.verbs import STAGES, Stage
+from triptych.wording.settings import allowed, first_mistake, option, shown
 
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "lr": ("learning_rate",),

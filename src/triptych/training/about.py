@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from triptych.lora import LoraFile
-from triptych.store import digest, sha256_file
+from triptych.lora.adapter import LoraFile
+from triptych.store.files import digest, sha256_file
 from triptych.training.config import TrainConfig, settings_that_matter
 from triptych.training.data import TrainingSet
 from triptych.training.state import TrainState

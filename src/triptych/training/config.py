@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from triptych.backbones.settings import Quantize
-from triptych.config import Seed, StageConfig
+from triptych.config.stage import Seed, StageConfig
 from triptych.errors import ConfigError
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from triptych.backbones.base import Backbone
-from triptych.checkpoints import steps_saved
-from triptych.embeddings import read_about
+from triptych.backbones.contract import Backbone
+from triptych.data.embeddings import read_about
 from triptych.errors import ConfigError, ModelError, WorkError
-from triptych.lora import FAMILIES, FILE_NAME, LoraFile, lora_state, open_lora
+from triptych.lora.adapter import FAMILIES, FILE_NAME, LoraFile, lora_state, open_lora
+from triptych.training.checkpoints import steps_saved
 from triptych.training.config import TrainConfig
 
 log = logging.getLogger(__name__)

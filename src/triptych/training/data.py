@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from triptych import flow
-from triptych.backbones.base import Backbone, Text
-from triptych.embeddings import EmbeddingFolder, stack_text
+from triptych.backbones.contract import Backbone, Text
+from triptych.data.embeddings import EmbeddingFolder, stack_text
+from triptych.data.triptychs import item_of
 from triptych.errors import ConfigError
-from triptych.panels import PanelLayout
-from triptych.sources import item_of
-from triptych.store import digest
+from triptych.pictures.panels import PanelLayout
+from triptych.store.files import digest
 from triptych.training.config import TrainConfig, learned_roles
 from triptych.training.masks import LossMasks
 

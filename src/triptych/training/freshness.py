@@ -6,10 +6,10 @@ import hashlib
 import logging
 from typing import Any
 
-from triptych.embeddings import EmbeddingFolder
+from triptych.data.embeddings import EmbeddingFolder
+from triptych.data.triptychs import TriptychFolder, list_pictures
 from triptych.errors import ConfigError, WorkError
-from triptych.sources import TriptychFolder, list_pictures
-from triptych.store import read_jsonl, sha256_file
+from triptych.store.files import read_jsonl, sha256_file
 from triptych.training.config import TrainConfig
 
 log = logging.getLogger(__name__)

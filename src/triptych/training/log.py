@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from triptych.images import save_png
-from triptych.store import explained, read_jsonl, write_jsonl
+from triptych.pictures.images import save_png
+from triptych.store.files import explained, read_jsonl, write_jsonl
 
 
 class TrainLog:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from triptych import flow
-from triptych.backbones.base import Backbone
-from triptych.clean_context import product_tokens, read_window
-from triptych.panels import PanelLayout
+from triptych.backbones.contract import Backbone
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling.clean_context import product_tokens, read_window
 from triptych.training import distributed
 from triptych.training.config import TrainConfig
 from triptych.training.data import Batch

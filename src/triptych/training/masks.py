@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from triptych.errors import InputError
-from triptych.images import SUFFIXES, load_mask
-from triptych.panels import PanelLayout
-from triptych.store import sha256_file
+from triptych.pictures.images import SUFFIXES, load_mask
+from triptych.pictures.panels import PanelLayout
+from triptych.store.files import sha256_file
 
 log = logging.getLogger(__name__)
 

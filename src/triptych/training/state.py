@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from triptych.checkpoints import load_newest, save_checkpoint
-from triptych.lora import lora_state
+from triptych.lora.adapter import lora_state
+from triptych.training.checkpoints import load_newest, save_checkpoint
 from triptych.training.optimizer import optimizer_state, restore_optimizer
 
 log = logging.getLogger(__name__)

@@ -7,12 +7,12 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from triptych import progress
-from triptych.backbones.base import Backbone
-from triptych.contact_sheets import plain
-from triptych.fonts import font_for
-from triptych.inference import Models, generate_triptych, to_images
-from triptych.panels import split
-from triptych.sampling import SamplingConfig
+from triptych.backbones.contract import Backbone
+from triptych.pictures.fonts import font_for
+from triptych.pictures.panels import split
+from triptych.pictures.sheets import plain
+from triptych.sampling.generate import Models, generate_triptych, to_images
+from triptych.sampling.options import SamplingConfig
 from triptych.training.config import TrainConfig
 from triptych.training.data import TrainingSet
 from triptych.training.loss import losses_of

@@ -50,7 +50,7 @@ TEMPLATE = (
 
 def questions() -> tuple[str, str]:
     """Return the product's two questions, word for word: order check and caption."""
-    from triptych.questions import CAPTION_PROMPT, CHECK_PROMPT
+    from triptych.captioning.questions import CAPTION_PROMPT, CHECK_PROMPT
 
     return CHECK_PROMPT, CAPTION_PROMPT
 

@@ -1,0 +1,34 @@
+"""AutoencoderKL, which several families share: only the numbers in its config differ.
+
+Legend: B batch, C latent channels, H and W latent rows and columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from triptych.backbones.checkpoint import check_autoencoder
+from triptych.backbones.contract import Autoencoder
+
+
+class KLAutoencoder(Autoencoder):
+    """AutoencoderKL with the shift and scale of its config folded in."""
+
+    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
+        check_autoencoder(AutoencoderKL, model)
+        vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
+        self.vae = vae.to(device).eval()
+        self.stride = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.scale, self.shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+
+    @torch.no_grad()
+    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode(pixels_BCHW.to(self.vae.device, self.vae.dtype)).latent_dist
+        return (posterior.mean.float() - self.shift) * self.scale, posterior.std.float() * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        latents = latents_BCHW.to(self.vae.device, torch.float32) / self.scale + self.shift
+        return self.vae.decode(latents.to(self.vae.dtype)).sample.float().clamp(-1, 1)

@@ -1,0 +1,330 @@
+"""The contract of a model family. Everything outside `backbones/` speaks this language and no other:
+
+latents are (B, C, H, W) in the space the transformer works in, t in [0, 1] with 1 = noise, velocity = noise − data.
+Packing to tokens, position ids, ×1000, pooled vectors and guidance embeddings stay inside a family's file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from triptych.backbones.checkpoint import check_encoder, check_transformer, opening, transformer_folder
+from triptych.backbones.settings import ModelSettings, Quantize, model_settings, resolve_model
+from triptych.compute import cpu
+from triptych.compute.modulation import Steps
+from triptych.compute.quantize import load_quantized
+from triptych.compute.swap import place
+
+Text = dict[str, Tensor]
+"""Text embeddings of a batch, one tensor per name, batch first. Names are the family's own business."""
+
+
+@dataclass
+class Context:
+    """Clean context: keys and values of known tokens, one pair for each attention layer, as that layer's family shapes them."""
+
+    sequence_dim: int
+    """Which dimension of keys and values counts tokens."""
+    kept: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By attention processor."""
+    filled: int | None = None
+    """Tokens at the front that are known, where there is room for others behind them; None: there is none."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the keys and values take."""
+        return sum(tensor.nbytes for pair in self.kept.values() for tensor in pair)
+
+    def repeated(self, times: int) -> Context:
+        """The same for a batch in which every sample stands so many times in a row; of one sample nothing is copied."""
+        if times == 1:
+            return self
+
+        def repeat(kept: Tensor) -> Tensor:
+            return kept.expand(times, *kept.shape[1:]) if len(kept) == 1 else kept.repeat_interleave(times, 0)
+
+        return Context(self.sequence_dim, {layer: (repeat(key), repeat(value)) for layer, (key, value) in self.kept.items()})
+
+    def join(self, layer: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What a layer attends to: the known keys and values, then the given ones, which take the room if there is any.
+
+        With room, the known ones are not copied at every step; what is returned is good until the next call.
+        """
+        dim, pairs = self.sequence_dim, zip(self.kept[layer], (key, value), strict=True)
+        if self.filled is None:
+            known_key, known_value = (torch.cat([known, new], dim) for known, new in pairs)
+            return known_key, known_value
+        count = key.shape[dim]
+        for places, new in pairs:
+            places.narrow(dim, self.filled, count).copy_(new)
+        known_key, known_value = (places.narrow(dim, 0, self.filled + count) for places in self.kept[layer])
+        return known_key, known_value
+
+
+def joined(rows: list[list[Context]], room: int = 0) -> Context:
+    """One context for a batch: of each row the given contexts one after another, then room for `room` more tokens.
+
+    The rows' tokens must be equally many. With room, the given lists are emptied, and what nobody else holds of the contexts is let
+    go layer by layer: they are gigabytes.
+    """
+    first = rows[0][0]
+    if len(rows) == len(rows[0]) == 1 and not room:
+        return first
+    dim, layers, parts = first.sequence_dim, list(first.kept), [[dict(one.kept) for one in row] for row in rows]
+    del first
+    if room:
+        for row in rows:
+            row.clear()
+    made = Context(dim)
+    for layer in layers:
+        pairs = [[part.pop(layer) for part in row] for row in parts]
+        made.kept[layer] = tuple(_side_by_side([[pair[which] for pair in row] for row in pairs], dim, room) for which in (0, 1))  # type: ignore[assignment]
+        if room:
+            made.filled = sum(pair[0].shape[dim] for pair in pairs[0])
+    return made
+
+
+def _side_by_side(rows: Sequence[Sequence[Tensor]], dim: int, room: int) -> Tensor:
+    if not room and len(rows) == 1:
+        return torch.cat(list(rows[0]), dim)
+    if not room:
+        return torch.cat([torch.cat(list(row), dim) for row in rows])
+    shape = list(rows[0][0].shape)
+    shape[0], shape[dim] = len(rows), sum(part.shape[dim] for part in rows[0]) + room
+    places = rows[0][0].new_empty(shape)
+    for number, row in enumerate(rows):
+        at = 0
+        for part in row:
+            places[number : number + 1].narrow(dim, at, part.shape[dim]).copy_(part)
+            at += part.shape[dim]
+    return places
+
+
+@dataclass(frozen=True)
+class Window:
+    """Clean context: which tokens are run, and what they may attend to beside each other and the text.
+
+    active: (rows, columns) bool on the token grid of the canvas; or (B, rows, columns), each sample's own, equally many in each.
+    context: what `Backbone.read` returned, or several of them `joined`; None leaves the active tokens alone with the text.
+    """
+
+    active: Tensor
+    context: Context | None = None
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Numbers of the active tokens, (1, K) or (B, K)."""
+        rows = self.active.reshape(-1, self.active.shape[-2] * self.active.shape[-1])
+        return rows.nonzero()[:, 1].view(len(rows), int(rows[0].sum()))
+
+    def take(self, tokens_BND: Tensor) -> Tensor:
+        """The active ones of a canvas's tokens, (B, K, D)."""
+        places = self.places.to(tokens_BND.device)[..., None]
+        return tokens_BND.gather(1, places.expand(len(tokens_BND), -1, tokens_BND.shape[2]))
+
+    def put(self, made_BKD: Tensor) -> Tensor:
+        """A canvas's tokens (B, N, D): the active ones as given, the others 0."""
+        places = self.places.to(made_BKD.device)[..., None].expand_as(made_BKD)
+        count = self.active.shape[-2] * self.active.shape[-1]
+        return made_BKD.new_zeros(len(made_BKD), count, made_BKD.shape[2]).scatter(1, places, made_BKD)
+
+
+class TextEncoder(ABC):
+    """Prompts to embeddings."""
+
+    @abstractmethod
+    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None: ...
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str], max_sequence_length: int) -> Text:
+        """Embeddings of a batch of prompts; what is longer than `max_sequence_length` tokens is cut."""
+
+    @abstractmethod
+    def count_tokens(self, prompt: str) -> int:
+        """Length of a prompt in the tokens that `max_sequence_length` counts, end token included."""
+
+
+class Autoencoder(ABC):
+    """Pixels to latents and back. `stride`: pixels to a latent cell."""
+
+    stride: int
+
+    @abstractmethod
+    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None: ...
+
+    @abstractmethod
+    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, H·stride, W·stride) in [−1, 1] → mean and standard deviation, each (B, C, H, W), float32."""
+
+    @abstractmethod
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Latents (B, C, H, W) → pixels (B, 3, H·stride, W·stride) in [−1, 1], float32."""
+
+
+@dataclass
+class Backbone(ABC):
+    """One model of a family: where it lies, what it recommends, and how its parts are loaded, one at a time."""
+
+    model: str
+    """Folder or hub id."""
+    device: torch.device
+    dtype: torch.dtype
+    """What the weights are held and the matrix products computed in."""
+    quantize: Quantize = "none"
+    """Format of the transformer's weights, if not `dtype`; see `compute/quantize.py`."""
+    blocks_to_swap: int = 0
+    """How many of the transformer's blocks lie in RAM and come to the device only while they run; see `compute/swap.py`."""
+
+    name: ClassVar[str]
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Suffixes of the linear layers that a LoRA adapts."""
+
+    step_cache: ClassVar[bool] = False
+    """Whether diffusers' FirstBlockCache works with its transformer."""
+    encoders: ClassVar[tuple[str, ...]]
+    """Subfolders of what turns pictures and prompts into embeddings."""
+
+    @cached_property
+    def encoder_fingerprint(self) -> str:
+        """Changes when embeddings have to be computed anew."""
+        return fingerprint(self.model, self.encoders)
+
+    @cached_property
+    def settings(self) -> ModelSettings:
+        """Asked for at every training step, and of a hub id answered over the network: looked up once."""
+        return model_settings(self.model)
+
+    text_encoder_class: ClassVar[type[TextEncoder]]
+    autoencoder_class: ClassVar[type[Autoencoder]]
+    transformer_class: ClassVar[Any]
+    """diffusers' own class."""
+
+    def load_text_encoder(self) -> TextEncoder:
+        with opening(self.model):
+            for part in self.encoders:
+                if part.startswith("text_encoder"):
+                    check_encoder(self.model, part, self.device)
+            return self.text_encoder_class(self.model, self.device, self.dtype)
+
+    def load_autoencoder(self) -> Autoencoder:
+        with opening(self.model):
+            check_encoder(self.model, "vae", self.device)
+            return self.autoencoder_class(self.model, self.device, self.dtype)
+
+    def load_transformer(self) -> nn.Module:
+        """Frozen, in eval mode, on the device but for the blocks that are swapped."""
+        load = {"torch_dtype": self.dtype, "use_safetensors": True}
+        with opening(self.model):
+            check_transformer(self.transformer_class, self.model)
+            if self.quantize == "none":
+                transformer: nn.Module = self.transformer_class.from_pretrained(self.model, subfolder="transformer", **load)
+            else:
+                transformer = load_quantized(self.transformer_class, transformer_folder(self.model), self.quantize, self.device, self.dtype)
+            if self.device.type == "cpu":
+                cpu.install(transformer)
+            return place(transformer.eval().requires_grad_(False), self.device, self.blocks_to_swap)
+
+    @abstractmethod
+    def latent_channels(self, transformer: nn.Module) -> int: ...
+
+    @abstractmethod
+    def velocity(
+        self,
+        transformer: nn.Module,
+        latents_BCHW: Tensor,
+        t_B: Tensor,
+        text: Text,
+        guidance_scale: float | None,
+        window: Window | None = None,
+    ) -> Tensor:
+        """The transformer's velocity (B, C, H, W) at times t (B,) in [0, 1]; with a window, 0 outside its active tokens.
+
+        guidance_scale: the number fed to a guidance-distilled model; others take no notice of it.
+
+        Raises:
+            ModelError: a canvas that is too large for the model.
+        """
+
+    def steps(self, transformer: nn.Module, times: Sequence[float], text: Text, guidance_scale: float | None) -> Steps:
+        """The transformer for each step of a run over these times, with what follows from time, text and guidance computed."""
+        return Steps(transformer, times, self.conditioning(transformer, torch.tensor(times), text, guidance_scale))
+
+    @abstractmethod
+    def conditioning(self, transformer: nn.Module, t_T: Tensor, text: Text, guidance_scale: float | None) -> Tensor:
+        """What `velocity` would have the transformer make of each of these times, the pooled text and guidance: (T, B, D)."""
+
+    @abstractmethod
+    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
+        """Run the known tokens of clean latents once, at t = 0 and without words, for `Window.context`.
+
+        They attend to each other, and to the tokens of `before`, which were read earlier; their own keys and values come back.
+
+        known: (rows, columns) bool on the token grid. empty: embeddings of the empty prompt; what a family needs beside
+        words (a pooled vector) is taken from it, so that a context does not depend on any prompt.
+        """
+
+    @abstractmethod
+    def sigmas(self, num_inference_steps: int, tokens: int) -> list[float]:
+        """The noise levels of a sampling run as the family's pipeline sets them: `num_inference_steps` + 1 numbers from 1 to 0.
+
+        tokens: what the time shift counts.
+        """
+
+    @cached_property
+    def scheduler_config(self) -> dict[str, Any]:
+        with opening(self.model):
+            return dict(FlowMatchEulerDiscreteScheduler.load_config(self.model, subfolder="scheduler"))
+
+    def shift_mu(self, tokens: int) -> float:
+        """The time shift's mu for a picture of so many tokens: fixed, or linear in the tokens (diffusers' `calculate_shift`)."""
+        config = self.scheduler_config
+        if not config.get("use_dynamic_shifting", False):
+            return math.log(config.get("shift", 1.0))
+        base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        return base + (tokens - few) * (most - base) / (many - few)
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in `dtype` where float32 LoRA layers sit on a bf16 model."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def to_device(self, text: Text) -> Text:
+        return {key: value.to(self.device, self.dtype) for key, value in text.items()}
+
+
+def fingerprint(model: str, parts: Sequence[str]) -> str:
+    """A hash that changes when the given subfolders of a model change; of a hub id, its name.
+
+    Files up to 64 MiB are hashed whole, larger ones by size and safetensors header, so that a 12B model costs nothing.
+    """
+    root = Path(resolve_model(model))
+    if not root.is_dir():
+        return hashlib.sha256(model.encode()).hexdigest()
+    total = hashlib.sha256()
+    for file in sorted(f for part in parts for f in (root / part).rglob("*") if f.is_file()):
+        size = file.stat().st_size
+        total.update(f"{file.relative_to(root)}:{size}:".encode())
+        with open(file, "rb") as stream:
+            total.update(stream.read() if size <= 64 << 20 else stream.read(1 << 20))
+    return total.hexdigest()
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where it is fast, float32 elsewhere."""
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

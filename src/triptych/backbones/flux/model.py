@@ -1,0 +1,169 @@
+"""FLUX.1: FluxTransformer2DModel, AutoencoderKL, CLIP and T5, as diffusers' FluxPipeline uses them.
+
+Legend: B batch, C latent channels, H and W latent rows and columns, N = H/2·W/2 image tokens, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+from triptych import flow
+from triptych.backbones.autoencoder_kl import KLAutoencoder
+from triptych.backbones.checkpoint import whole
+from triptych.backbones.contract import Backbone, Context, Text, TextEncoder, Window
+from triptych.backbones.flux.attention import install, reader
+from triptych.backbones.settings import T5_TOKENIZERS
+
+CLIP_TOKENS = 77
+
+
+def pack(latents_BCHW: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, N, 4C): each token is a 2×2 patch of latents."""
+    b, c, h, w = latents_BCHW.shape
+    return latents_BCHW.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h // 2 * (w // 2), c * 4)
+
+
+def unpack(tokens_BND: Tensor, h: int, w: int) -> Tensor:
+    """The inverse of `pack` for latents of h rows and w columns."""
+    b, _, d = tokens_BND.shape
+    return tokens_BND.view(b, h // 2, w // 2, d // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, d // 4, h, w)
+
+
+def position_ids(h: int, w: int, device: torch.device) -> Tensor:
+    """(N, 3): 0, row and column of every token, for rotary position embedding."""
+    rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(device, torch.float32)
+
+
+class FluxText(TextEncoder):
+    """T5 states (`prompt_embeds`, (B, L, D)) and CLIP's pooled vector (`pooled_prompt_embeds`, (B, D))."""
+
+    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
+        self.clip_tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer")
+        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=T5_TOKENIZERS["FluxPipeline"])
+        load = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", **load)
+        self.clip = whole(model, "text_encoder", clip).to(device).eval()
+        t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", **load)
+        self.t5 = whole(model, "text_encoder_2", t5).to(device).eval()
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], max_sequence_length: int) -> Text:
+        pad = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        clip = self.clip_tokenizer(list(prompts), max_length=CLIP_TOKENS, **pad).input_ids
+        t5 = self.t5_tokenizer(list(prompts), max_length=max_sequence_length, **pad).input_ids
+        return {
+            "prompt_embeds": self.t5(t5.to(self.t5.device))[0],
+            "pooled_prompt_embeds": self.clip(clip.to(self.clip.device)).pooler_output,
+        }
+
+    def count_tokens(self, prompt: str) -> int:
+        return len(self.t5_tokenizer(prompt).input_ids)
+
+
+class Flux(Backbone):
+    name = "flux"
+    step_cache = True
+    text_encoder_class, autoencoder_class, transformer_class = FluxText, KLAutoencoder, FluxTransformer2DModel
+    encoders = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    lora_targets = (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+        "proj_mlp",
+        "proj_out",
+    )
+
+    def latent_channels(self, transformer: nn.Module) -> int:
+        return int(transformer.config.in_channels) // 4  # type: ignore[union-attr,arg-type]
+
+    def velocity(
+        self,
+        transformer: nn.Module,
+        latents_BCHW: Tensor,
+        t_B: Tensor,
+        text: Text,
+        guidance_scale: float | None,
+        window: Window | None = None,
+    ) -> Tensor:
+        h, w = latents_BCHW.shape[2:]
+        tokens, ids = pack(latents_BCHW), position_ids(h, w, latents_BCHW.device)
+        states, pooled = text["prompt_embeds"], text["pooled_prompt_embeds"]
+        if window is None:
+            return unpack(self._forward(transformer, tokens, ids, t_B, states, pooled, guidance_scale), h, w).float()
+        attend = {} if window.context is None else {"before": window.context}
+        about = window.take(tokens), ids[window.places], t_B, states, pooled, guidance_scale, attend
+        return unpack(window.put(self._forward(transformer, *about)), h, w).float()
+
+    def conditioning(self, transformer: Any, t_T: Tensor, text: Text, guidance_scale: float | None) -> Tensor:
+        pooled = text["pooled_prompt_embeds"].to(self.dtype)
+        about = [t_T.to(pooled).repeat_interleave(len(pooled)) * 1000]
+        if transformer.config.guidance_embeds:
+            assert guidance_scale is not None
+            about.append(torch.full_like(about[0], guidance_scale) * 1000)
+        made: Tensor = transformer.time_text_embed(*about, pooled.repeat(len(t_T), 1))
+        return made.unflatten(0, (len(t_T), len(pooled)))
+
+    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
+        b, _, h, w = clean_BCHW.shape
+        context, window = Context(sequence_dim=1), Window(known)
+        states = empty["prompt_embeds"][:, :0].expand(b, -1, -1)
+        pooled = empty["pooled_prompt_embeds"].expand(b, -1)
+        tokens, ids = window.take(pack(clean_BCHW)), position_ids(h, w, clean_BCHW.device)[window.places]
+        install(transformer)
+        self._forward(reader(transformer), tokens, ids, torch.zeros(b), states, pooled, 1.0, {"context": context, "before": before})
+        return context
+
+    def _forward(
+        self,
+        transformer: nn.Module,
+        tokens_BND: Tensor,
+        ids: Tensor,
+        t_B: Tensor,
+        states: Tensor,
+        pooled: Tensor,
+        guidance_scale: float | None,
+        attend: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """The stock forward: tokens (B, N, 4C) and their position ids, (N, 3) or (1 or B, N, 3), in, velocity tokens out."""
+        install(transformer)
+        b, device = len(tokens_BND), tokens_BND.device
+        words = torch.zeros(states.shape[1], 3, device=device)
+        if ids.ndim == 3 and len(ids) == 1:
+            ids = ids[0]
+        elif ids.ndim == 3:  # the stock forward knows one list of places: `rotate` cuts it up by sample again
+            ids, words = torch.cat([words.expand(b, -1, -1), ids], dim=1).flatten(0, 1), words[:0]
+        guidance = None
+        if transformer.config.guidance_embeds:  # type: ignore[union-attr]
+            assert guidance_scale is not None
+            guidance = torch.full((b,), guidance_scale, device=device)
+        return transformer(
+            hidden_states=tokens_BND.to(self.dtype),
+            timestep=t_B.to(device, self.dtype),
+            guidance=guidance,
+            pooled_projections=pooled.to(self.dtype),
+            encoder_hidden_states=states.to(self.dtype),
+            txt_ids=words,
+            img_ids=ids,
+            joint_attention_kwargs=attend,
+            return_dict=False,
+        )[0]
+
+    def sigmas(self, num_inference_steps: int, tokens: int) -> list[float]:
+        """As FluxPipeline gives them to its scheduler: evenly from 1 to 1/n."""
+        return flow.sigmas(num_inference_steps, self.shift_mu(tokens), 1.0 / num_inference_steps)

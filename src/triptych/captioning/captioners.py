@@ -1,0 +1,86 @@
+"""Vision-language models that look at a triptych: which one a name stands for.
+
+A captioner is asked one question about one picture. Three kinds share the contract of `questions.Captioner`: the embedded
+`pocket` model, any `transformers` image-text-to-text model on this machine, and any server that speaks OpenAI's chat completions.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from triptych.captioning.local import LocalCaptioner, look_up
+from triptych.captioning.questions import Captioner
+from triptych.captioning.server import ServerCaptioner
+from triptych.errors import ConfigError, ModelError
+from triptych.pocket import captioner_path
+
+
+def no_captioner() -> ModelError:
+    """The refusal of an empty name."""
+    hint = "Give --vlm-model, or `vlm_model:` under `caption:` in the config: a model on a server such as gpt-4.1-mini, or the folder "
+    hint += "of a transformers model; --vlm-model pocket only describes rendered clothes. With captions of your own none is needed."
+    return ModelError("No captioner is given.", hint)
+
+
+def captioner_folder(vlm_model: str, base_url: str | None = None) -> Path | None:
+    """The folder of a captioner that lies on this machine, `pocket`'s for one; None for all others."""
+    if vlm_model == "pocket":
+        return captioner_path()
+    local = vlm_model.removeprefix("local:")
+    folder = Path(local).expanduser()
+    on_server = local == vlm_model and (base_url or os.environ.get("OPENAI_BASE_URL"))
+    return folder if local.strip() and not on_server and folder.is_dir() else None
+
+
+def load_captioner(vlm_model: str, base_url: str | None = None, *, timeout: float = 120.0, attempts: int = 5) -> Captioner:
+    """The captioner that a name stands for. The first rule that fits decides:
+
+    1. `pocket`: the embedded model.
+    2. `local:NAME`: the `transformers` model in folder NAME, or the hub's NAME.
+    3. with `base_url` (or OPENAI_BASE_URL set): the name of a model on that server.
+    4. an existing folder: the `transformers` model in it.
+    5. any other name, such as `gpt-4.1-mini`: a model of OpenAI's own server.
+
+    The key for a server is read from OPENAI_API_KEY and from nowhere else. `timeout` is in seconds for each request,
+    `attempts` the number of tries before a server counts as down.
+
+    Raises:
+        ConfigError: name and `base_url` do not go together.
+        ModelError: no name; the model cannot be loaded, or no key is set for OpenAI's server. A server is not contacted yet.
+    """
+    if not vlm_model.strip():
+        raise no_captioner()
+    if base_url is not None and (vlm_model == "pocket" or vlm_model.startswith("local:")):
+        raise ConfigError(
+            f"base_url is given, but vlm_model is {vlm_model}.",
+            "Give vlm_model the name of a model on that server, or take base_url out (--base-url '').",
+        )
+    base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+    if vlm_model == "pocket":
+        return LocalCaptioner(str(captioner_path()))
+    if vlm_model.startswith("local:"):
+        return LocalCaptioner(vlm_model.removeprefix("local:"))
+    if base_url is None and Path(vlm_model).expanduser().is_dir():
+        return LocalCaptioner(vlm_model)
+    if base_url is None and vlm_model.startswith((".", "/", "~")):
+        hint = "Give a folder saved by transformers, or the name of a model on a server."
+        raise ModelError(f"There is no folder {vlm_model} with a captioner in it.", hint)
+    return ServerCaptioner(vlm_model, base_url, timeout=timeout, attempts=attempts)
+
+
+def check_captioner(vlm_model: str, base_url: str | None = None, *, timeout: float = 120.0) -> None:
+    """What can be told at once about a captioner, without loading it and without paying: a name, a key, a folder, a server that answers.
+
+    Raises:
+        ConfigError, ModelError: as `load_captioner`, or `Captioner.check`.
+    """
+    server = base_url or os.environ.get("OPENAI_BASE_URL")
+    if base_url is None and vlm_model == "pocket":
+        return
+    if base_url is None and vlm_model.startswith("local:"):
+        look_up(vlm_model.removeprefix("local:"))
+    elif not server and vlm_model.strip() and Path(vlm_model).expanduser().is_dir():
+        look_up(vlm_model)
+    else:
+        load_captioner(vlm_model, base_url, timeout=timeout).check()

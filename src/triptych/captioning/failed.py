@@ -1,0 +1,164 @@
+"""Triptychs that failed: how they are moved away with the reason beside them, and how they come back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from triptych.captioning.answers import Journal
+from triptych.captioning.jobs import Job, checked_row, origin_of
+from triptych.data.triptychs import PICTURES, list_pictures
+from triptych.errors import TriptychError
+from triptych.store.files import read_json, sha256_file, write_json
+from triptych.wording.commands import typed
+
+COME_BACK = "triptych caption --retry-failed"
+"""The command that brings them back."""
+
+
+class Rejected(Exception):
+    """A triptych that failed: `step` is check or caption, the message says why.
+
+    `fault` is `picture` where the captioner plainly saw something wrong with it; otherwise see `AnswerError`.
+    """
+
+    def __init__(self, step: str, reason: str, fault: str = "picture", hint: str = "") -> None:
+        super().__init__(reason)
+        self.step, self.fault, self.hint = step, fault, hint
+
+
+def move_away(job: Job, sha256: str, reason: Rejected, fail_folder: Path, journal: Journal) -> Path:
+    """Move a picture to `fail_folder` beside its reason; what lies there is never overwritten, a kill loses nothing."""
+    fail_folder.mkdir(parents=True, exist_ok=True)
+    for number in range(10_000):
+        target = fail_folder / (f"{job.id}-{number}{job.picture.suffix}" if number else job.picture.name)
+        try:
+            copy_new(job.picture, target)
+        except FileExistsError:
+            if sha256_file(target) != sha256:
+                continue  # another picture of that name; the same one is a move that was cut short
+        break
+    about: dict[str, Any] = {"id": job.id, "step": reason.step, "reason": str(reason), "image_sha256": sha256}
+    about["come_back"] = typed(COME_BACK)
+    about |= {key: job.row[key] for key in ("item", "front_sha256", "back_sha256", "worn_sha256") if key in job.row}
+    about["row"] = checked_row(job.row)
+    write_json(target.with_name(f"{target.stem}.reason.json"), about)
+    journal.append({"kind": "rejected", "moved_to": str(target)} | about)
+    job.text_file.unlink(missing_ok=True)  # only ever a caption of ours for an earlier picture
+    job.picture.unlink()
+    return target
+
+
+def copy_new(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy on another disk; FileExistsError when the name is taken."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+            raise
+        with open(source, "rb") as old, open(target, "xb") as new:
+            shutil.copyfileobj(old, new)
+            new.flush()
+            with contextlib.suppress(OSError):
+                os.fsync(new.fileno())
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A picture in the folder of failed ones, and the job it was and will be again."""
+
+    picture: Path
+    job: Job
+    sha256: str
+
+    @property
+    def text_file(self) -> Path:
+        """A caption that was written beside the failed picture, should there be one."""
+        return self.picture.with_suffix(".txt")
+
+
+def find_failed(fail_folder: Path, folder: Path, journal: Sequence[Mapping[str, Any]]) -> tuple[list[Failed], list[str]]:
+    """(the pictures that `caption` has moved away and that can come back, why others cannot).
+
+    Only pictures that their reason or the journal knows by content: whatever else lies there is the user's.
+    """
+    told = {row.get("image_sha256"): (number, row) for number, row in enumerate(journal) if row.get("kind") == "rejected"}
+    latest: dict[str, tuple[int, Failed]] = {}
+    left = []
+    names = {picture.stem: picture for picture in list_pictures(folder).taken}
+    for picture in sorted(fail_folder.glob("*")) if fail_folder.is_dir() else []:
+        if picture.name.startswith(".") or picture.suffix.lower() not in PICTURES or not picture.is_file():
+            continue
+        sha256 = sha256_file(picture)
+        number, known = told.get(sha256, (-1, {}))
+        about = _reason(picture)
+        if about.get("image_sha256") != sha256:
+            about = dict(known)
+        id = about.get("id")
+        if not isinstance(id, str) or not id or Path(f"{id}.png").name != f"{id}.png" or id.startswith(".") or "\0" in id:
+            left.append(f"{picture.name}: no reason of ours lies beside it")
+            continue
+        target = names.get(id, folder / f"{id}{picture.suffix}")
+        if target.exists() and sha256_file(target) != sha256:
+            left.append(f"{picture.name}: another picture of that name is in {folder}")
+            continue
+        row = origin_of(picture) | checked_row({**about, **(about.get("row") or {})} if isinstance(about.get("row"), dict) else about)
+        one = Failed(picture, Job(target, row), sha256)
+        if id in latest:
+            older = min(latest[id], (number, one), key=lambda pair: pair[0])[1]
+            left.append(f"{older.picture.name}: a later picture of {id} has failed as well")
+            if older is one:
+                continue
+        latest[id] = (number, one)
+    return [one for _, one in latest.values()], left
+
+
+def _reason(picture: Path) -> dict[str, Any]:
+    try:
+        about = read_json(picture.with_name(f"{picture.stem}.reason.json"))
+    except (TriptychError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def bring_back(failed: Failed, journal: Journal) -> None:
+    """Move a failed picture back, with a caption that was written beside it; what was answered about it is forgotten."""
+    with contextlib.suppress(FileExistsError):  # the same picture: a return that was cut short
+        copy_new(failed.picture, failed.job.picture)
+    if failed.text_file.is_file():
+        with contextlib.suppress(FileExistsError):
+            copy_new(failed.text_file, failed.job.text_file)
+            failed.text_file.unlink()
+    journal.append({"kind": "returned", "id": failed.job.id, "image_sha256": failed.sha256})
+    failed.picture.with_name(f"{failed.picture.stem}.reason.json").unlink(missing_ok=True)
+    failed.picture.unlink()
+
+
+def still_failed(journal: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of the journal about pictures that have failed and not come back since."""
+    rows: dict[tuple[Any, Any], Mapping[str, Any]] = {}
+    for row in journal:
+        if row.get("kind") == "rejected":
+            rows[row.get("id"), row.get("image_sha256")] = row
+        elif row.get("kind") == "returned":
+            rows = {key: kept for key, kept in rows.items() if key[0] != row.get("id")}
+    return list(rows.values())
+
+
+def waiting(fail_folder: Path) -> int:
+    """How many failed pictures lie in a folder."""
+    return sum(1 for path in fail_folder.glob("*.reason.json") if _is_dict(path)) if fail_folder.is_dir() else 0
+
+
+def _is_dict(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        return False

@@ -1,0 +1,165 @@
+"""The triptychs of a folder as `caption` sees them: picture, caption beside it, and what metadata.jsonl says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from triptych.captioning.answers import Journal
+from triptych.data.captions import normalise, read_caption
+from triptych.data.pairing import CHUNK, earlier_pictures
+from triptych.data.triptychs import caption_file, list_pictures
+from triptych.errors import InputError, TriptychError
+from triptych.pictures.panels import PanelLayout
+from triptych.store.files import read_jsonl, sha256_file, write_jsonl
+from triptych.store.text import CAPTION_BYTES
+
+HASHES = ("front_sha256", "back_sha256", "worn_sha256")
+ROLES = ("front", "back", "worn")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One triptych and its row in metadata.jsonl (empty for a picture that `concat` did not make)."""
+
+    picture: Path
+    row: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.picture.stem
+
+    @property
+    def text_file(self) -> Path:
+        return caption_file(self.picture)
+
+    @property
+    def told_caption(self) -> str:
+        """The caption that somebody else's metadata.jsonl has in its field `text`; empty where `caption` has filled it in."""
+        text = self.row.get("text")
+        return normalise(text) if isinstance(text, str) and len(text) <= CAPTION_BYTES and "caption_by" not in self.row else ""
+
+    @property
+    def roles(self) -> list[str]:
+        layout = self.row.get("layout")
+        roles = layout.get("roles") if isinstance(layout, dict) else None
+        return [str(role) for role in roles] if isinstance(roles, list) and roles else list(ROLES)
+
+    @property
+    def item(self) -> str:
+        return str(self.row.get("item") or "")
+
+
+def read_jobs(folder: Path, journal: Iterable[Mapping[str, Any]]) -> list[Job]:
+    """A job for every picture in a folder.
+
+    A picture without a row (one that was moved back by hand, say) gets what the journal or the picture itself still knows.
+
+    Raises:
+        WorkError: a metadata.jsonl that is damaged.
+    """
+    metadata = folder / "metadata.jsonl"
+    rows = {str(row.get("file_name")): row for row in (read_jsonl(metadata) if metadata.exists() else [])}
+    before = {row.get("id"): checked_row(row.get("row")) for row in journal if row.get("kind") == "rejected"}
+    jobs = []
+    for picture in list_pictures(folder).taken:
+        row = rows.get(picture.name) or {}
+        if not row.get("item"):
+            row = origin_of(picture) | {key: value for key, value in before.get(picture.stem, {}).items() if key != "layout"} | row
+        jobs.append(Job(picture, row))
+    return jobs
+
+
+def last_captions(journal: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By id, the row of the last caption that a captioner wrote."""
+    return {str(row["id"]): dict(row) for row in journal if row.get("kind") == "caption" and "id" in row}
+
+
+def checked_row(row: Any) -> dict[str, Any]:
+    """Of a row that was kept somewhere, what has the form it must have: item, hashes, names of the photos, and the layout."""
+    if not isinstance(row, dict):
+        return {}
+    item = row.get("item")
+    kept: dict[str, Any] = {"item": item} if isinstance(item, str) and 0 < len(item) <= 1000 and "\0" not in item else {}
+    kept |= {name: row[name] for name in HASHES if re.fullmatch(r"\w{1,64}", str(row.get(name, "")))}
+    kept |= {role: row[role] for role in ROLES if isinstance(row.get(role), str) and len(row[role]) <= 4096}
+    with contextlib.suppress(TriptychError, ValueError, KeyError, TypeError, AttributeError):
+        kept |= {"layout": PanelLayout.from_dict(row["layout"]).to_dict()} if "layout" in row else {}
+    return kept
+
+
+def origin_of(picture: Path) -> dict[str, Any]:
+    """What `concat` wrote into a picture, as far as it can be true; empty for other pictures."""
+    try:
+        with Image.open(picture, formats=["PNG"]) as image:
+            row, size = checked_row(json.loads(image.info.get(CHUNK, "{}"))), image.size
+        if "layout" in row and PanelLayout.from_dict(row["layout"]).size != size:
+            return {}
+        return {key: value for key, value in row.items() if key not in ROLES}  # no paths out of a picture
+    except (OSError, ValueError, SyntaxError, RecursionError, TypeError, Image.DecompressionBombError):
+        return {}
+
+
+def state_of(job: Job, ours: Mapping[str, Any] | None) -> tuple[str, str]:
+    """(asked | kept | brought, who wrote the caption): what is to be done about a triptych. `ours`: its journal row.
+
+    A caption of ours stays when `concat` has made the picture of the same photos in another size; it describes the photos.
+    """
+    if not job.text_file.exists():
+        return "asked", ""
+    if ours is None or sha256_file(job.text_file) != ours.get("text_sha256"):
+        return "brought", "user"
+    if ours.get("image_sha256") not in (sha256_file(job.picture), *earlier_pictures(job.picture)):
+        return "asked", ""  # our caption describes a picture of other photos
+    return "kept", str(ours.get("captioner"))
+
+
+OTHER_PICTURE = (
+    "the picture was made of other photos, or with its sides swapped, since this caption was brought: it may describe the others"
+)
+
+
+def own_captions_seen(journal: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By id, the row of the user's caption that an earlier run found, with the picture that it lay beside."""
+    return {str(row["id"]): dict(row) for row in journal if row.get("kind") == "own" and "id" in row}
+
+
+def note_own(job: Job, seen: Mapping[str, Any] | None, journal: Journal) -> tuple[bool, str]:
+    """(whether a caption of the user's is new since `seen`, what to warn of); a new one is noted with its picture."""
+    text, picture = sha256_file(job.text_file), sha256_file(job.picture)
+    if seen is None or seen.get("text_sha256") != text:
+        journal.append({"kind": "own", "id": job.id, "text_sha256": text, "image_sha256": picture})
+        return True, ""
+    same = seen.get("image_sha256") in (picture, *earlier_pictures(job.picture))
+    return False, "" if same else OTHER_PICTURE
+
+
+def write_metadata(folder: Path, jobs: Sequence[Job], by: Mapping[str, str]) -> None:
+    """metadata.jsonl with one row for every triptych in the folder, `text` from the caption beside it; rows of other files stay."""
+    metadata = folder / "metadata.jsonl"
+    ours = {job.picture.name for job in jobs}
+    before = read_jsonl(metadata) if metadata.exists() else []
+    rows = []
+    for job in jobs:
+        if not job.picture.exists():
+            continue
+        row: dict[str, Any] = {"file_name": job.picture.name, "id": job.id} | {k: v for k, v in job.row.items() if k != "text"}
+        if job.text_file.exists():
+            with contextlib.suppress(InputError):  # the caption's warning says why
+                row["text"] = read_caption(job.text_file)
+            row["caption_by"] = by.get(job.id, row.get("caption_by", "user"))
+        rows.append(row)
+    rows += [row for row in before if _is_beside(folder, row.get("file_name")) and row["file_name"] not in ours]
+    if rows != before:
+        write_jsonl(metadata, rows)
+
+
+def _is_beside(folder: Path, name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name and "\0" not in name and (folder / name).is_file()

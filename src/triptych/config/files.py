@@ -1,0 +1,173 @@
+"""Config files: shared keys at the top, a section per verb; and the two flat files of the original project."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from triptych.config.yaml_text import parse
+from triptych.errors import ConfigError, InputError
+from triptych.store.text import read_text
+from triptych.wording.settings import shown
+
+MAX_BYTES = 1 << 20
+"""Largest config file that is read; one with every setting has some 5 KB."""
+SHARED = ("work", "catalogue", "triptychs", "embeddings", "lora_folder", "model", "quantize", "blocks_to_swap", "seed", "anyway")
+"""Keys at the top of a file; every verb that knows one takes it."""
+
+
+class Values(dict[str, Any]):
+    """Settings by name, and the place in a file of each: `triptych.yaml, line 3`."""
+
+    def __init__(self, values: Mapping[str, Any] = {}, places: Mapping[str, str] = {}) -> None:
+        super().__init__(values)
+        self.places = dict(places)
+
+    def changed(self, other: Mapping[str, Any]) -> Values:
+        """These values, those of `other` in place of some; they stand in no file."""
+        return Values({**self, **other}, {key: place for key, place in self.places.items() if key not in other})
+
+    def put(self, key: str, value: Any, place: str) -> None:
+        self[key], self.places[key] = value, place
+
+
+# The original's flat keys → (section, key); section "" is the shared top. None: understood, and not needed any more.
+ORIGINAL_KEYS: dict[str, tuple[str, str] | None] = {
+    "training_data_human": ("clean", "human"),
+    "training_data_object": ("clean", "garment"),
+    "all_data": ("clean", "photos"),
+    "paired_data_path": ("", "catalogue"),
+    "concat_data_path": ("concat", "triptychs"),
+    "max_concat_n": ("concat", "max_concat_n"),
+    "do_check": ("caption", "do_check"),
+    "fail_path": ("caption", "fail_path"),
+    "vlm_model": ("caption", "vlm_model"),
+    "data_path": ("embed", "triptychs"),
+    "embedded_data_path": ("", "embeddings"),
+    "pretrained_model_name_or_path": ("", "model"),
+    "output_dir": ("", "lora_folder"),
+    "lr_warmup_steps": ("train", "lr_warmup_steps"),
+    "max_train_steps": ("train", "max_train_steps"),
+    "gradient_accumulation_steps": ("train", "gradient_accumulation_steps"),
+    "learning_rate": ("train", "learning_rate"),
+    "batch_size": ("train", "batch_size"),
+    "checkpoints_total_limit": ("train", "checkpoints_total_limit"),
+    "logging_dir": ("train", "logging_dir"),
+    "tracker_name": ("train", "tracker_name"),
+    "upcast_before_saving": None,  # LoRA weights are always kept and saved in 32 bit
+    "vae_config_path": None,  # the autoencoder's constants come with the model
+    "negative_prompt_emb_path": None,  # the empty prompt is embedded beside the captions
+}
+_ORIGINAL_ONLY = set(ORIGINAL_KEYS) - {"max_concat_n", "do_check", "fail_path", "vlm_model"}
+
+
+def read_yaml(path: Path) -> Values:
+    """The mapping in a YAML file (UTF-8); sections are `Values` too.
+
+    Raises:
+        ConfigError: missing file, YAML that does not parse (with its line), or something other than a mapping.
+    """
+    path = packaged(path)
+    try:
+        text = read_text(path, MAX_BYTES, "The config file", hint="Check the path given to --config.")
+    except InputError as error:
+        raise ConfigError(error.message, error.hint) from error
+    data, lines = parse(text, shown_path(path))
+    if data is None:
+        return Values()
+    if not isinstance(data, dict):
+        raise ConfigError(f"{shown_path(path)} does not hold 'key: value' pairs.", "Start from the file that `triptych init` writes.")
+    values = Values()
+    for key, value in data.items():
+        if isinstance(value, dict):
+            value = Values(value, {inner: f"{shown_path(path)}, line {lines[key, inner]}" for inner in value})
+        values.put(key, value, f"{shown_path(path)}, line {lines[key,]}")
+    return values
+
+
+def packaged(path: Path) -> Path:
+    """The file of a preset that is given by its bare name, such as `12gb`; any other path as it is."""
+    preset = Path(__file__).parent.parent / "presets" / f"{path.name}.yaml"
+    return preset if path.name == str(path) and not path.exists() and preset.is_file() else path
+
+
+def shown_path(path: Path) -> str:
+    """A path without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "�" for c in str(path))
+
+
+def is_original(data: Mapping[str, Any]) -> bool:
+    """True for the original's `data_clean_config.yaml` (flat) and `model_config.yaml` (sections data and model)."""
+    nested = isinstance(data.get("model"), dict) or isinstance(data.get("data"), dict)
+    return nested or bool(_ORIGINAL_ONLY & set(data))
+
+
+def from_original(data: Values) -> Values:
+    """The original's config as ours: shared keys at the top, sections by verb.
+
+    Raises:
+        ConfigError: a key that neither of the original's two files has.
+    """
+    flat = Values()
+    for key, value in data.items():
+        inner = value if isinstance(value, Values) and key in ("data", "model") else Values({key: value}, data.places)
+        for name, given in inner.items():
+            flat.put(name, given, inner.places[name])
+    ours = Values()
+    for key, value in flat.items():
+        if key not in ORIGINAL_KEYS:
+            raise unknown_key(key, ORIGINAL_KEYS, "the config", flat.places[key])
+        target = ORIGINAL_KEYS[key]
+        if target is not None:
+            verb, name = target
+            home = ours.setdefault(verb, Values()) if verb else ours
+            home.put(name, value, flat.places[key])
+    return ours
+
+
+def unknown_key(key: str, known: Iterable[str], where: str, place: str = "") -> ConfigError:
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    hint = f"Did you mean '{near[0]}'?" if near else "Known keys: " + ", ".join(sorted(known)) + "."
+    return ConfigError(f"Unknown key '{shown(key)}' in {where}{f' ({place})' if place else ''}.", hint)
+
+
+def load_config(paths: Iterable[Path], verbs: Iterable[str]) -> Values:
+    """Config files, later ones winning, as one mapping of shared keys and sections.
+
+    Raises:
+        ConfigError: see `read_yaml`; or an unknown key at the top of a file.
+    """
+    verbs, merged, original = set(verbs), Values(), False
+    for path in paths:
+        data = read_yaml(path)
+        if is_original(data):
+            data, original = from_original(data), True
+        for key, value in data.items():
+            place = data.places.get(key, "")
+            if key in verbs:
+                if value is not None and not isinstance(value, Values):
+                    where = f"Section '{key}' of {shown_path(path)} is not a mapping"
+                    raise ConfigError(f"{where} ({place}).", f"Write '{key}:' and indent its keys below.")
+                section = merged.setdefault(key, Values())
+                own = value or Values()
+                for name, given in own.items():
+                    section.put(name, given, own.places[name])
+            elif key in SHARED:
+                merged.put(key, value, place)
+            else:
+                raise unknown_key(key, verbs | set(SHARED), shown_path(path), place)
+    return _with_data_folders(merged) if original else merged
+
+
+def _with_data_folders(data: Values) -> Values:
+    """The original's two folders of triptychs, in whichever order its files were read: `concat` and `caption` work in
+    `concat_data_path`, `embed` and `train` read `data_path` (`triptych run` copies there what is captioned); one alone is both."""
+    for source, others in (("concat", ("caption", "embed")), ("embed", ("train", "concat", "caption"))):
+        if "triptychs" in data.get(source, {}):
+            for other in others:
+                section = data.setdefault(other, Values())
+                if "triptychs" not in section:
+                    section.put("triptychs", data[source]["triptychs"], data[source].places["triptychs"])
+    return data

@@ -1,0 +1,137 @@
+"""Configs: one frozen pydantic model per verb, and the YAML file that fills them.
+
+A config file has shared keys at the top (`work`, `model`, folders) and one section per verb. The docstring under a
+field is its help text everywhere. The two flat files of the original project are read as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from triptych.config.files import SHARED, Values, load_config, unknown_key
+from triptych.errors import ConfigError
+from triptych.wording.settings import allowed, first_mistake, misread, shown
+
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+"""A seed, as PyTorch's generators take it. What counts on from one is checked by `seeds_from`."""
+
+
+def seeds_from(first: int, count: int) -> list[int]:
+    """The seeds of `count` pictures, counting up.
+
+    Raises:
+        ConfigError: the last one has more than 64 bits.
+    """
+    if first + count > 2**64:
+        raise ConfigError(
+            f"{count} pictures from seed {first} on need seeds of more than 64 bits.", f"The largest seed is {2**64 - count}."
+        )
+    return list(range(first, first + count))
+
+
+def expanded(path: str) -> str:
+    """A path with `~` replaced by the home folder; as it is, where there is no such home."""
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:  # `~nobody`: a folder of this name, or a mistake that is reported when it is opened
+        return path
+
+
+class StageConfig(BaseModel):
+    """What every verb takes. Folders left empty lie under `work`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    work: Path = Path("work")
+    """Work folder; every stage keeps its results in a folder of its own below it."""
+    catalogue: Path | None = None
+    """Where `clean` keeps its result, if not in WORK/catalogue."""
+    triptychs: Path | None = None
+    """Where triptychs and their captions lie, if not in WORK/triptychs."""
+    embeddings: Path | None = None
+    """Where latents and text embeddings lie, if not in WORK/embeddings."""
+    lora_folder: Path | None = None
+    """Where `train` keeps LoRA, checkpoints and logs, if not in WORK/lora."""
+
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        """`~` in a config file means the home folder, as it does in a shell: also in a model's name, if that is a path."""
+        if "\0" in str(value) or (isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value)):
+            raise ValueError("text and names of files without NUL and without half characters")
+        if isinstance(value, str) and value.removeprefix("local:").startswith("~"):
+            kind = "local:" if value.startswith("local:") else ""
+            return kind + expanded(value.removeprefix("local:"))
+        return Path(expanded(str(value))) if isinstance(value, Path) and str(value).startswith("~") else value
+
+    @field_validator("base_url", mode="before", check_fields=False)
+    @classmethod
+    def _no_address(cls, value: Any) -> Any:
+        """An empty address is none: on the command line it takes the place of the config's."""
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @property
+    def catalogue_folder(self) -> Path:
+        return self.catalogue or self.work / "catalogue"
+
+    @property
+    def triptych_folder(self) -> Path:
+        return self.triptychs or self.work / "triptychs"
+
+    @property
+    def embedding_folder(self) -> Path:
+        return self.embeddings or self.work / "embeddings"
+
+    @property
+    def train_folder(self) -> Path:
+        return self.lora_folder or self.work / "lora"
+
+
+def section(data: Mapping[str, Any], verb: str, model: type[BaseModel]) -> Values:
+    """The keys of one verb: its section, and the shared keys it knows. A key without a value (`model:`) is as if left out.
+
+    Raises:
+        ConfigError: a key the verb does not have.
+    """
+    known = set(model.model_fields)
+    own = data.get(verb) or {}
+    places = getattr(own, "places", {})
+    for key in own:
+        if key not in known:
+            raise unknown_key(key, known, f"section '{verb}'", places.get(key, ""))
+    shared = {key: value for key, value in data.items() if key in known and key in SHARED}
+    values = {key: value for given in (shared, own) for key, value in given.items() if value is not None}
+    return Values(values, {**getattr(data, "places", {}), **places})
+
+
+def validated(model: type[StageConfig], values: Mapping[str, Any], verb: str) -> StageConfig:
+    """A config from plain values. `Values` know their place in a file, which the sentence then names.
+
+    Raises:
+        ConfigError: a value of the wrong kind or range: its key, the value, and what the key takes.
+    """
+
+    def refused(key: str, value: str, allowed: str) -> ConfigError:
+        place = getattr(values, "places", {}).get(key)
+        where = f" ({place})" if place else ""
+        if key not in model.model_fields:
+            return unknown_key(key, model.model_fields, f"section '{verb}'", place or "")
+        hint = f"See `triptych {verb.replace('_', ' ')} --help`."
+        return ConfigError(f"'{key}' in section '{verb}'{where} is {value}; it takes {allowed}.", hint)
+
+    try:
+        config = model(**values)
+    except ValidationError as error:
+        raise refused(*first_mistake(error, model)) from error
+    if isinstance(values, Values):
+        for key, given in values.items():
+            if misread(given, taken := getattr(config, key)):
+                raise refused(key, shown(given), f"{allowed(model.model_fields[key])}, such as {taken:g}")
+    return config
+
+
+__all__ = ["Seed", "StageConfig", "Values", "expanded", "load_config", "section", "seeds_from", "unknown_key", "validated"]

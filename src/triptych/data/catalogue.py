@@ -1,0 +1,181 @@
+"""The catalogue of photos: the item each belongs to, and the verdict about every one.
+
+`photos.jsonl` has one row per file under the photo folder, rejected ones with their reason. `overrides.txt` is the
+user's word, which wins over the classifier:
+
+    # path from the photo folder, then a label: human, garment, front, back (a garment seen from there) or rejected
+    item1/IMG_0012.jpg  human
+    item2/my coat 3.jpg back
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from triptych.data.photo_folders import COPY_LINKS, LEAVES, writable
+from triptych.errors import InputError, WorkError
+from triptych.store.files import read_jsonl, read_text, write_jsonl
+
+PHOTOS, OVERRIDES = "photos.jsonl", "overrides.txt"
+LABELS = ("human", "garment", "unsure", "rejected")
+OVERRIDE_LABELS = {"human": "human", "garment": "garment", "front": "garment", "back": "garment", "rejected": "rejected"}
+"""Words of the override file, and the label of the catalogue that each gives."""
+MIXED = "its item seems to hold several garments"
+"""Reason of the garment photos of such an item; they are labelled unsure."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """The verdict about one file.
+
+    Attributes:
+        item: the product it belongs to; "" for files that lie in no item folder.
+        path: the photo folder as the user gave it, joined with the way down; opens from the same current directory.
+        sha256: hex digest of the file's bytes; "" for what was refused unread.
+        label: one of `LABELS`.
+        score: confidence in [0, 1] that it shows a human; None where the classifier was not asked.
+        reason: why it is rejected or (`MIXED`) unsure, or who said so if not the classifier (`override: back`, `example`); else "".
+    """
+
+    item: str
+    path: str
+    sha256: str
+    label: str
+    score: float | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.label in LABELS, self.label
+
+
+def write_photos(path: Path, photos: Iterable[Photo]) -> None:
+    """Write `photos.jsonl`; names that are not UTF-8 (they are always rejected ones) are written with "?"."""
+    write_jsonl(path, ({key: writable(value) if isinstance(value, str) else value for key, value in asdict(p).items()} for p in photos))
+
+
+def read_photos(path: Path) -> list[Photo]:
+    """The rows of `photos.jsonl`.
+
+    Raises:
+        WorkError: the file is missing, damaged, or not one of these.
+    """
+    if not path.exists():
+        raise WorkError(f"There is no catalogue in {path.parent}.", "Run `triptych clean` first, with the same --work.")
+    try:
+        return [Photo(**row) for row in read_jsonl(path)]
+    except (TypeError, AssertionError) as error:
+        raise WorkError(f"{path} does not hold a catalogue of photos: {error}.", "Run 'triptych clean' again.") from error
+
+
+def reject_reasons(photos: Iterable[Photo]) -> list[tuple[str, int]]:
+    """(reason, count) of the rejected photos, the most frequent first."""
+    return Counter(short_reason(photo.reason) for photo in photos if photo.label == "rejected").most_common()
+
+
+def short_reason(reason: str) -> str:
+    """A reason without what differs from photo to photo."""
+    return re.split(r": | of ", reason)[0]
+
+
+def why_nothing_usable(photos: Iterable[Photo]) -> tuple[str, str]:
+    """A sentence that says why a catalogue has no usable photo, and a hint what to do."""
+    return nothing_usable(Counter(photo.reason for photo in photos if photo.label == "rejected"))
+
+
+def nothing_usable(reasons: Counter[str]) -> tuple[str, str]:
+    """The same, from the reasons of all files."""
+    if not reasons:
+        return "There is no photo in the catalogue.", "Give `clean` folders with photos."
+    if reasons[LEAVES] == reasons.total():
+        return f"All {reasons.total()} photos are links that leave the photo folder, and such links are not followed.", COPY_LINKS
+    listed = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))
+    hint = COPY_LINKS if reasons[LEAVES] else "Mend that, then run the same command again."
+    return f"No photo is usable: {listed}.", hint
+
+
+# --- What the user says -------------------------------------------------------------------------------------------------
+
+MAX_OVERRIDE_BYTES = 16 << 20
+
+
+def read_overrides(path: Path) -> dict[str, str]:
+    """{path from the photo folder as it is written: word of `OVERRIDE_LABELS`}; of two lines about one photo the later wins.
+
+    A name may hold anything but a line break; with one, or with spaces at its ends, it is written as a JSON string.
+
+    Raises:
+        InputError: unreadable file, or a line without a known label at its end.
+    """
+    text = read_text(path, MAX_OVERRIDE_BYTES, "The override file")
+    overrides: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would cut names at U+2028
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, word = _override(line)
+        if word not in OVERRIDE_LABELS or not name:
+            known = ", ".join(OVERRIDE_LABELS)
+            raise InputError(f"{path} line {number} does not end in a label.", f"Write 'item1/photo.jpg human'; labels: {known}.")
+        overrides[name] = word
+    return overrides
+
+
+def _override(line: str) -> tuple[str, str]:
+    """(name, label) of a line: the label is its last word."""
+    *names, word = line.rsplit(maxsplit=1)
+    name = names[0] if names else ""
+    if name.startswith('"') and name.endswith('"'):
+        try:
+            quoted = json.loads(name)
+            name = quoted if isinstance(quoted, str) else name
+        except (ValueError, RecursionError):
+            pass  # a name that happens to stand in quotes
+    return name, word.lower()
+
+
+def match_overrides(overrides: Mapping[str, str], names: Iterable[str], photos: Path = Path(".")) -> tuple[dict[str, str], list[str]]:
+    """({name of a photo: word}, lines that mean no photo). Names are paths from the photo folder with "/".
+
+    The exact name counts first. Windows' backslashes are understood, and so are letters with accents that are written as
+    one character here and as two in the name of the file; and the path of `photos`, or that folder's name, in front.
+    """
+    fronts = _fronts(photos)
+    known = list(names)
+    exact = set(known)
+    near = {unicodedata.normalize("NFC", name): name for name in known}
+    matched, missed = dict[str, str](), list[str]()
+    for written, word in overrides.items():
+        slashed = written.replace("\\", "/").removeprefix("./")
+        below = [one.removeprefix(front) for one in (written, slashed) for front in fronts if one.startswith(front)]
+        candidates = [written, slashed, *below]
+        name = next((one for one in candidates if one in exact), None)
+        name = name or next((near[nfc] for one in candidates if (nfc := unicodedata.normalize("NFC", one)) in near), None)
+        if name is None:
+            missed.append(written)
+        else:
+            matched[name] = word
+    return matched, sorted(missed)
+
+
+def _fronts(photos: Path) -> list[str]:
+    """What may stand before the path from the photo folder: its path as given or in full, or its name."""
+    whole = Path(os.path.abspath(photos))
+    folders = (photos.as_posix(), whole.as_posix(), Path(os.path.realpath(photos)).as_posix(), whole.name)
+    return [f"{folder.rstrip('/')}/" for folder in dict.fromkeys(folders) if folder]
+
+
+def override_name(path: Path, photos: Path) -> str:
+    """A photo's name as a line of `overrides.txt` takes it."""
+    name = writable(path.relative_to(photos).as_posix())
+    odd = name != name.strip() or not name.isprintable() or name[0] in '"#'
+    if not odd:
+        return name
+    readable = json.dumps(name, ensure_ascii=False)
+    return readable if readable.isprintable() else json.dumps(name)

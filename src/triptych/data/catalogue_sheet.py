@@ -1,0 +1,94 @@
+"""The contact sheet of a catalogue: every photo with its verdict, so that a person finds what the classifier got wrong."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from triptych.data.catalogue import Photo, override_name
+from triptych.data.views import choose_sides
+from triptych.pictures.images import BadImage, load_image, save_png
+from triptych.pictures.sheets import Cell, contact_sheet, drawable, plain
+from triptych.store.files import digest, write_text
+
+SHEET = 240  # photos on the contact sheet
+COLOURS = {"human": "#2f7fd6", "garment": "#3aa35b", "unsure": "#f0a020", "rejected": "#d43c3c"}
+_FORMAT = 3  # of the sheet's layout: an older sheet is drawn anew
+
+
+def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path) -> int:
+    """Draw the contact sheet, unless it shows the same already; how many photos are on it.
+
+    Every photo has a number. A text file of the sheet's name lists number, path from the photo folder (as `overrides.txt`
+    takes it) and verdict, for names that are too long or in a script that no font here has. Of large catalogues the sheet
+    shows the items that need a look: first those with unsure or rejected photos, then the rest.
+    """
+    items: dict[str, list[Photo]] = {}
+    for row in rows:
+        items.setdefault(row.item, []).append(row)
+    sides = {photo: side for photos in items.values() for photo, side in _sides(photos)}
+    chosen: set[str] = set()
+    room = SHEET
+    for item in sorted(items, key=lambda item: all(row.label in ("human", "garment") for row in items[item])):
+        if room > 0:
+            items[item] = items[item][:room]
+            room -= len(items[item])
+            chosen.add(item)
+    groups = [photos for item, photos in items.items() if item in chosen]
+    shown = digest([_FORMAT, [[{**row.__dict__, "side": sides.get(row)} for row in photos] for photos in groups]])
+    listing = path.with_suffix(".txt")
+    if not (listing.exists() and _shows(path, shown)):
+        _draw(groups, sides, path, listing, shown, photos_dir)
+    return sum(map(len, groups))
+
+
+def _sides(photos: Iterable[Photo]) -> list[tuple[Photo, str]]:
+    """The front and back of an item, each with the words that the sheet says of it."""
+    garment = [photo for photo in photos if photo.label == "garment"]
+    if not garment or not garment[0].item:
+        return []
+    sides = choose_sides(garment)
+    if sides.front is sides.back:
+        return [(sides.front, "front and back: the only one")]
+    return [(sides.front, f"front: {_said(sides.front_by)}"), (sides.back, f"back: {_said(sides.back_by)}")]
+
+
+def _said(by: str) -> str:
+    return {"override": "you said so", "name": "by its name"}.get(by, "a guess")
+
+
+def _shows(path: Path, shown: str) -> bool:
+    try:
+        with Image.open(path, formats=("PNG",)) as before:
+            return before.info.get("catalogue") == shown
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def _draw(groups: list[list[Photo]], sides: dict[Photo, str], path: Path, listing: Path, shown: str, photos_dir: Path) -> None:
+    cells: list[Cell] = []
+    lines = ["number\tpath\tverdict"]
+    for index, photos in enumerate(groups):
+        for row in photos:
+            image = None
+            if row.sha256:
+                with contextlib.suppress(BadImage):
+                    image = load_image(Path(row.path), longest=256)
+            verdict = row.reason or row.label
+            if row.score is not None and not row.reason and row.label != "unsure":
+                verdict += f" {100 * (1 - row.score if row.label == 'garment' else row.score):.0f} %"
+            number = str(len(cells) + 1)
+            item, name = row.item or "(no item)", Path(row.path).name
+            label = [f"{number} {item}" if drawable(item) else f"{number} (see {listing.name})", name if drawable(name) else "", verdict]
+            cells.append(Cell(image, "\n".join(map(plain, [*label, sides.get(row, "")])), COLOURS[row.label], _ground(index)))
+            told = "; ".join(filter(None, (plain(verdict), sides.get(row, ""))))
+            lines.append("\t".join((number, plain(override_name(Path(row.path), photos_dir)), told)))
+    write_text(listing, "\n".join(lines) + "\n")
+    save_png(contact_sheet(cells), path, text={"catalogue": shown})
+
+
+def _ground(index: int) -> str:
+    return "#ffffff" if index % 2 else "#eef0f3"

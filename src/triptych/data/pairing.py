@@ -1,0 +1,127 @@
+"""Which photos stand together in a triptych: front, back and one worn photo of an item."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from triptych.data.catalogue import MIXED, Photo
+from triptych.data.views import Sides, choose_sides
+from triptych.pictures.panels import PanelLayout
+from triptych.store.files import digest, parse_json
+
+CHUNK = "triptych"
+"""Text chunk of a triptych's PNG that holds what it was made from, as JSON."""
+EARLIER = "earlier_sha256"
+"""Key in there: sha256 of the files that showed the same photos before, in panels of another size."""
+
+
+def made_from(picture: Path) -> dict[str, Any] | None:
+    """What a triptych says it was made from; {} if it says nothing, None if it is missing or damaged.
+
+    The picture may come from anybody: what it says is compared with what is known, and nothing is done because of it.
+    """
+    try:
+        with Image.open(picture, formats=["PNG"]) as image:
+            text = image.info.get(CHUNK)
+        origin = {} if text is None else parse_json(text)
+    except Exception:  # damaged PNGs make the parsers raise almost anything
+        return None
+    return origin if isinstance(origin, dict) else None
+
+
+def earlier_pictures(picture: Path) -> list[str]:
+    """sha256 of the files that a triptych has taken the place of with the same photos: captions of those are its own."""
+    earlier = (made_from(picture) or {}).get(EARLIER)
+    return [one for one in earlier if isinstance(one, str)] if isinstance(earlier, list) else []
+
+
+@dataclass(frozen=True)
+class Triple:
+    """The photos of one triptych. Front and back are the same photo when there is only one."""
+
+    id: str
+    item: str
+    sides: Sides
+    worn: Photo
+
+    @property
+    def photos(self) -> dict[str, Photo]:
+        return {"front": self.sides.front, "back": self.sides.back, "worn": self.worn}
+
+    @property
+    def guessed(self) -> bool:
+        """Whether nobody has said which photo is the front and which the back."""
+        return self.sides.front is not self.sides.back and "guess" in (self.sides.front_by, self.sides.back_by)
+
+    def origin(self, layout: PanelLayout) -> dict[str, Any]:
+        """What the canvas is made from: equal origins, equal pixels."""
+        hashes = {f"{role}_sha256": photo.sha256 for role, photo in self.photos.items()}
+        return {"id": self.id, "item": self.item, **hashes, "layout": layout.to_dict()}
+
+    def row(self) -> dict[str, Any]:
+        return {"id": self.id, "item": self.item} | {role: photo.path for role, photo in self.photos.items()}
+
+
+def plan(photos: Iterable[Photo], max_concat_n: int, seed: int) -> tuple[list[Triple], list[dict[str, Any]], list[dict[str, Any]]]:
+    """(triptychs, items that give none with the reason, photos that are not needed with the reason), item by item.
+
+    What becomes of an item depends on its own photos alone.
+    """
+    items: dict[str, list[Photo]] = {}
+    for photo in photos:
+        if photo.item:
+            items.setdefault(photo.item, []).append(photo)
+    triples: list[Triple] = []
+    rejects, spares = list[dict[str, Any]](), list[dict[str, Any]]()
+    for item, all_photos in items.items():
+        human, garment = _distinct(all_photos, "human", spares), _distinct(all_photos, "garment", spares)
+        if not human or not garment:
+            lacks = "no photo of a person wearing it" if garment else "no photo of the garment alone" if human else "no usable photo"
+            lacks = MIXED if any(photo.reason == MIXED for photo in all_photos) else lacks
+            unsure = sum(photo.label == "unsure" for photo in all_photos)
+            rejects.append({"item": item, "reason": lacks, "photos": len(all_photos), "unsure": unsure})
+            spares += [_spare(photo, lacks if lacks == MIXED else f"its item has {lacks}") for photo in human + garment]
+            continue
+        sides = choose_sides(garment)
+        front, back = sides.front, sides.back
+        chosen = choose_worn(human, item, max_concat_n, seed)
+        spares += [_spare(photo, "another photo is the front or back") for photo in garment if photo not in (front, back)]
+        spares += [_spare(photo, f"the item has more than {max_concat_n} worn photos") for photo in human if photo not in chosen]
+        triples += [Triple(triptych_id(item, worn.sha256), item, sides, worn) for worn in chosen]
+    return triples, rejects, spares
+
+
+def _distinct(photos: Iterable[Photo], label: str, spares: list[dict[str, Any]]) -> list[Photo]:
+    """The photos with a label, each file content once; the second copies go to `spares`."""
+    first: dict[str, Photo] = {}
+    for photo in photos:
+        if photo.label == label and first.setdefault(photo.sha256, photo) is not photo:
+            spares.append(_spare(photo, f"the same file as {first[photo.sha256].path}"))
+    return list(first.values())
+
+
+def _spare(photo: Photo, reason: str) -> dict[str, Any]:
+    return {"item": photo.item, "path": photo.path, "reason": reason, "spare": True}
+
+
+def choose_worn(human: Sequence[Photo], item: str, at_most: int, seed: int) -> list[Photo]:
+    """At most so many of the worn photos of an item, in their order.
+
+    The choice hangs on seed, item and photo only: adding an item, or a photo that is not chosen, changes nothing.
+    """
+    chosen = sorted(human, key=lambda photo: digest([seed, item, photo.sha256]))[:at_most]
+    return [photo for photo in human if photo in chosen]
+
+
+def triptych_id(item: str, worn_sha256: str) -> str:
+    """A file name for any item name: what ASCII it has, and 12 hex digits that tell items and worn photos apart."""
+    ascii_only = unicodedata.normalize("NFKD", item).encode("ascii", "ignore").decode()
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_only).strip("-._")[:48] or "item"
+    return f"{readable}-{digest([item, worn_sha256])[:12]}"

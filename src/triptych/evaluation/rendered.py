@@ -1,0 +1,220 @@
+"""How well garments are carried over, on the rendered world, where the right answer is known.
+
+Items are held out: their garments and people were in nobody's LoRA training (``world.HELD_OUT``). Captions are silent about
+the look of the garment, so what the worn panel shows of it comes from the product photos. Every share has its 95 % interval
+and stands beside the ceiling: what the judge says of the true pictures after the autoencoder's round trip.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms
+
+from triptych.pictures.panels import PanelLayout, concatenate, split
+from triptych.pocket.oracle import judge, shown
+from triptych.pocket.prompts import sample_triptych, triptych_caption
+from triptych.pocket.render import Rendered, render
+from triptych.pocket.world import Garment, Scene, sample_garment, sample_printed, sample_scene
+from triptych.sampling.generate import Models, Sampling, generate_triptych, to_images, to_pixels
+from triptych.tryon.dress import Person, try_on
+
+SCALE = 4
+"""A shop's photos are four times the size of a pocket panel."""
+BATCH = 24
+LOOK = ("type", "colour", "pattern")
+"""Carried over from the product photos: no word names colour and pattern."""
+NAMED = ("person", "hair", "hairstyle", "background")
+"""Text control: what the caption says of the worn panel."""
+
+
+class Item:
+    """A held-out garment with its true panels, and a caption that is silent about colour and pattern."""
+
+    def __init__(self, garment: Garment, scenes: tuple[Scene, Scene, Scene], seed: int) -> None:
+        self.garment, self.scenes, self.seed = garment, scenes, seed
+        self.front, self.back, self.worn = (self.view(n).image for n in range(3))
+        self.prompt = triptych_caption(garment, scenes, named=False).text
+
+    def view(self, panel: int, garment: Garment | None = None) -> Rendered:
+        """One panel's picture and garment mask; with another garment: the same photo, but for that."""
+        return render(garment or self.garment, self.scenes[panel], self.seed + panel, SCALE)
+
+    def other(self) -> Garment:
+        """What the person wears before the try-on: the same type in another colour."""
+        rng = random.Random(f"before {self.seed}")
+        drawn = iter(lambda: sample_garment(rng, type=self.garment.type), None)
+        return next(garment for garment in drawn if garment.colour != self.garment.colour)
+
+
+def held_out_items(count: int, seed: int = 0, *, back_prints: bool = False) -> list[Item]:
+    """Items of held-out garments on held-out people; `back_prints`: only printed garments, on people seen from behind."""
+    rng = random.Random(f"held out {seed}")
+    items = []
+    for _ in range(count):
+        garment, (front, back, worn) = sample_triptych(rng, held_out=True)
+        if back_prints:
+            garment, worn = sample_printed(rng, held_out=True), sample_scene(rng, "worn", held_out=True, facing="behind")
+        items.append(Item(garment, (front, back, worn), rng.getrandbits(30)))
+    return items
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of `n` trials and its 95 % interval (Wilson 1927, as in Brown, Cai and DasGupta 2001, eq. 4)."""
+
+    hits: int
+    n: int
+
+    @property
+    def share(self) -> float:
+        return self.hits / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        z, n, p = 1.96, self.n, self.share
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+    def as_json(self) -> dict[str, float | int]:
+        low, high = self.interval
+        return {"share": round(self.share, 4), "low": round(low, 4), "high": round(high, 4), "n": self.n}
+
+
+def verdicts(panels: Sequence[Image.Image], items: Sequence[Item]) -> dict[str, list[bool]]:
+    """By attribute, whether each worn panel shows what it should; `both`: colour and pattern; `print`: the right one or rightly none."""
+    seen = judge(panels, [item.garment.type for item in items])
+    untold = judge(panels)
+    truth = [shown(item.garment, item.scenes[2]) for item in items]
+    hits = {
+        name: [getattr(one, name) == true[name] for one, true in zip(seen, truth, strict=True)] for name in ("colour", "pattern", "print")
+    }
+    hits["type"] = [one.type == true["type"] for one, true in zip(untold, truth, strict=True)]
+    hits["both"] = [a and b for a, b in zip(hits["colour"], hits["pattern"], strict=True)]
+    hits["person"] = [one.person for one in untold]
+    for name in NAMED[1:]:
+        hits[name] = [getattr(one, name) == true[name] for one, true in zip(untold, truth, strict=True)]
+    return hits
+
+
+def summary_of(hits: Mapping[str, list[bool]]) -> dict[str, Any]:
+    """Shares with intervals by attribute, and `named`: all that the caption says of the worn panel, pooled."""
+    pooled = [hit for name in NAMED for hit in hits[name]]
+    shares = {name: Share(sum(values), len(values)) for name, values in {**hits, "named": pooled}.items()}
+    return {name: share.as_json() for name, share in shares.items()}
+
+
+def colour_distance(panels: Sequence[Image.Image], items: Sequence[Item]) -> float:
+    """Mean distance (ΔE*ab, CIE 1976) of the garment region's mean colours, made and true, over the items.
+
+    The region is the true garment's mask. In try-on the pose is given and it is exact; in mode 1 the person stands as the
+    model likes, and the true mask is only about where the garment is.
+    """
+    distances = []
+    for panel, item in zip(panels, items, strict=True):
+        truth = item.view(2)
+        inside = np.asarray(truth.mask.resize(panel.size, Image.Resampling.BOX)) > 127
+        made, true = (_lab(one.convert("RGB").resize(panel.size))[inside] for one in (panel, truth.image))
+        distances.append(float(np.linalg.norm(made.mean(0) - true.mean(0))))
+    return round(float(np.mean(distances)), 2)
+
+
+_TO_LAB = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+
+
+def _lab(image: Image.Image) -> np.ndarray:
+    """CIE L*a*b* of a picture, (H, W, 3): L in 0..100, a and b in -128..127."""
+    lab = np.asarray(ImageCms.applyTransform(image, _TO_LAB))
+    return np.stack([lab[..., 0] / 2.55, lab[..., 1].view(np.int8), lab[..., 2].view(np.int8)], -1)
+
+
+def round_trips(models: Models, items: Sequence[Item]) -> list[Image.Image]:
+    """The true worn panels after the autoencoder, encoded and decoded as whole triptychs: the judge's ceiling."""
+    layout, made = layout_of(models), []
+    for start in range(0, len(items), BATCH):
+        canvases = [concatenate([item.front, item.back, item.worn], layout) for item in items[start : start + BATCH]]
+        with torch.no_grad():
+            mean, _ = models.autoencoder.encode(to_pixels(canvases))
+            made += [split(canvas, layout)[2] for canvas in to_images(models.autoencoder.decode(mean))]
+    return made
+
+
+def layout_of(models: Models) -> PanelLayout:
+    settings = models.backbone.settings
+    return PanelLayout(settings.panel_width, settings.panel_height)
+
+
+def worn_panels(
+    models: Models, sampling: Sampling, items: Sequence[Item], seed: int, on_batch: Callable[[], object] = lambda: None
+) -> list[Image.Image]:
+    """Mode 1: the worn panel of each item, generated beside its two product photos from the silent caption."""
+    layout, made = layout_of(models), []
+    for start in range(0, len(items), BATCH):
+        batch = items[start : start + BATCH]
+        products = [{"front": item.front, "back": item.back} for item in batch]
+        seeds = [seed + start + n for n in range(len(batch))]
+        canvases = generate_triptych(models, [item.prompt for item in batch], layout, seeds, sampling, products)
+        made += [split(canvas, layout)[2] for canvas in canvases]
+        on_batch()
+    return made
+
+
+@dataclass(frozen=True)
+class Dressed:
+    """Mode 2's results: pictures, how far the part outside the feathered polygon moved (0 is exact), and the seam.
+
+    outside: largest difference of any channel, in 0..255. seam: mean absolute difference from the true photo in a band
+    around the polygon's edge, in 0..255; what a perfect try-on would leave there is 0.
+    """
+
+    panels: list[Image.Image]
+    outside: int
+    seam: float
+
+
+def dressed(models: Models, sampling: Sampling, items: Sequence[Item], seed: int, feather: int = 4) -> Dressed:
+    """Mode 2: each person, wearing another garment of the same type, re-dressed within a generous polygon."""
+    layout, panels, outside, seams = layout_of(models), [], 0, []
+    for number, item in enumerate(items):
+        before = item.view(2, item.other())
+        polygon = outline(np.asarray(before.mask) > 127, margin=6)
+        person = Person(before.image, [polygon], item.prompt, [seed + number])
+        ((result,),) = try_on(models, item.front, item.back, [person], layout, sampling, feather)
+        panels.append(result.image)
+        moved = np.abs(np.asarray(result.image).astype(int) - np.asarray(before.image))
+        outside = max(outside, int(moved[result.mask == 0].max(initial=0)))
+        edge = (result.mask > 0) & (result.mask < 1)
+        seams.append(float(np.abs(np.asarray(result.image).astype(int) - np.asarray(item.worn))[edge].mean()))
+    return Dressed(panels, outside, round(float(np.mean(seams)), 2))
+
+
+def outline(mask: np.ndarray, margin: int) -> list[tuple[float, float]]:
+    """A generous polygon around a (H, W) bool mask: its left and right edge every few rows, `margin` pixels away."""
+    height, width = mask.shape
+    rows = np.flatnonzero(mask.any(axis=1))
+    top, bottom = max(0, int(rows[0]) - margin), min(height, int(rows[-1]) + 1 + margin)
+    left, right = [], []
+    for row in [*range(top, bottom, 12), bottom]:
+        band = np.flatnonzero(mask[max(0, row - 12) : row + 12].any(axis=0))
+        if len(band):
+            left.append((float(max(0, band[0] - margin)), float(row)))
+            right.append((float(min(width, band[-1] + 1 + margin)), float(row)))
+    return [*left, *reversed(right)]
+
+
+def sheet(items: Sequence[Item], columns: Mapping[str, Sequence[Image.Image]], count: int = 12) -> Image.Image:
+    """A contact sheet: one row per item, its two product photos, then one column per kind of result."""
+    rows = [[item.front, item.back, *(made[n] for made in columns.values())] for n, item in enumerate(items[:count])]
+    width, height = 96, 144
+    page = Image.new("RGB", (width * len(rows[0]), height * len(rows)), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            page.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x * width, y * height))
+    return page

@@ -1,0 +1,311 @@
+"""LoRA files: found, opened and checked. A LoRA file is data from anywhere: nothing in it is taken on trust.
+
+`read_header` reads names, shapes and metadata alone, which takes milliseconds whatever the file's size; `open_lora` the matrices too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from triptych.errors import InputError, ModelError
+from triptych.lora.formats import Layer, layers_of, to_diffusers
+from triptych.lora.models import FAMILIES, Model, model_of
+from triptych.lora.refused import TEXT_ENCODER
+from triptych.lora.strength import PeftConfig, json_object, peft_config, strengths
+from triptych.pictures.panels import PanelLayout
+from triptych.store.text import read_text
+
+FILE_NAME = "pytorch_lora_weights.safetensors"
+PEFT_NAME = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+PEFT_BYTES = 4 << 20
+"""Largest adapter_config.json that is read; one with a rank and an alpha for each layer of FLUX.1-dev has some 100 KB."""
+
+
+def lora_file(path: Path) -> Path:
+    """The LoRA file meant by a file, a folder that holds one (diffusers' or peft's), or a work folder.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = path.parent if path.name == PEFT_CONFIG else path
+    if path.name == "state.safetensors" and (path.parent / FILE_NAME).is_file():  # the state of a training: its LoRA lies beside it
+        return path.parent / FILE_NAME
+    for candidate in (path, folder / FILE_NAME, folder / "lora" / FILE_NAME, folder / PEFT_NAME):
+        if candidate.is_file() and candidate.name != PEFT_CONFIG:
+            return candidate
+    saved = sorted([*path.glob(f"checkpoints/step-*/{FILE_NAME}"), *path.glob(f"lora/checkpoints/step-*/{FILE_NAME}")])
+    if saved:
+        there = ", ".join(str(file.parent) for file in saved)
+        hint = f"Give the LoRA of a checkpoint: {there}; or run the same `triptych train` again to its end."
+        raise ModelError(f"The training in {path} has not come to its end: there is no finished LoRA.", hint)
+    if (folder / "adapter_model.bin").is_file():
+        hint = "Save it again with peft: save_pretrained(…, safe_serialization=True)."
+        raise ModelError(f"The LoRA in {folder} is a pickle file, which is never read.", hint)
+    other = sorted(one.name for one in folder.glob("*.safetensors")) if folder.is_dir() else []
+    inner = sorted({file.parent for name in (FILE_NAME, PEFT_NAME) for file in folder.glob(f"*/{name}")})
+    if inner and not other:
+        raise ModelError(f"There is no LoRA in {path} itself.", f"Give the folder that holds one: {', '.join(map(str, inner[:5]))}.")
+    hint = f"In it lies {other[0]}: give that file." if len(other) == 1 else f"Give a .safetensors file or a folder with {FILE_NAME}."
+    raise ModelError(f"There is no LoRA at {path}.", hint)
+
+
+@dataclass(frozen=True)
+class LoraHeader:
+    """What a LoRA file says without its matrices: the layers' tensors are on the device `meta`."""
+
+    path: Path
+    layers: list[Layer]
+    scales: dict[str, float]
+    """By what each layer's change was multiplied: alpha/rank."""
+    about: dict[str, Any]
+    """What triptych wrote about it; empty for other programs' files."""
+    metadata: dict[str, str]
+    left_out: int
+    """Tensors of text encoders that were left out on request."""
+    model: Model
+    """What it was trained for."""
+    warnings: tuple[str, ...]
+    """What users of the file should know."""
+
+    @property
+    def family(self) -> str:
+        """The family whose names and sizes its layers have."""
+        return self.model.family
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of every diffusers layer that it changes alone. Of a fused layer nothing is told."""
+        return {layer.parts[0]: (layer.up.shape[0], layer.down.shape[1]) for layer in self.layers if len(layer.parts) == 1}
+
+    def refuse_other_models(self) -> None:
+        """
+        Raises:
+            ModelError: it is for a model that is not read.
+        """
+        try:
+            self.model.refuse_other()
+        except ModelError as error:
+            raise ModelError(f"{self.path} {error.message}.", error.hint) from error
+
+
+@dataclass(frozen=True)
+class LoraFile(LoraHeader):
+    """A LoRA file, read and checked. `state` is in diffusers names without prefix, alpha folded in."""
+
+    state: dict[str, Tensor]
+
+
+def open_lora(path: Path, transformer_only: bool = False) -> LoraFile:
+    """Read a LoRA file of any format in `lora_names`; with `transformer_only`, without its part for text encoders.
+
+    Raises:
+        ModelError: not a safetensors file, metadata or tensors that make no sense, a strength that is not clear, or a key that no
+            known format has.
+    """
+    file = lora_file(Path(path))
+    tensors, metadata = _read(file, values=True)
+    try:
+        header = _header(file, tensors, metadata, transformer_only)
+        state = to_diffusers(header.layers, header.scales)
+    except ModelError as error:
+        raise ModelError(f"{file} {error.message}.", error.hint) from error
+    return LoraFile(**header.__dict__, state=state)
+
+
+def read_header(path: Path, transformer_only: bool = False) -> LoraHeader:
+    """What a LoRA file says of itself, from its header alone; every check of `open_lora` that needs no matrix is made.
+
+    Raises:
+        ModelError: see `open_lora`.
+    """
+    file = lora_file(Path(path))
+    try:
+        stamps = tuple((s.st_mtime_ns, s.st_size) for one in (file, file.with_name(PEFT_CONFIG)) if one.exists() for s in [one.stat()])
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}.", "Check who may read it.") from error
+    return _read_header(file, transformer_only, stamps)
+
+
+@lru_cache(maxsize=16)
+def _read_header(file: Path, transformer_only: bool, stamps: tuple[tuple[int, int], ...]) -> LoraHeader:
+    """`stamps` change when the file does. A batch asks for each of its pictures."""
+    tensors, metadata = _read(file, values=False)
+    try:
+        return _header(file, tensors, metadata, transformer_only)
+    except ModelError as error:
+        raise ModelError(f"{file} {error.message}.", error.hint) from error
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What triptych wrote into a LoRA file: layout, context, base model, recipe. Empty for other programs' files.
+
+    Raises:
+        ModelError: see `open_lora`.
+    """
+    return dict(read_header(path).about)
+
+
+def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by module name (without prefix) with alpha folded in, and what the file says about itself.
+
+    Raises:
+        ModelError: see `open_lora`.
+    """
+    file = open_lora(path)
+    return file.state, file.about
+
+
+def _read(file: Path, *, values: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata; without `values`, of all but alphas the shapes alone."""
+    try:
+        with safe_open(file, framework="pt") as stream:
+            tensors = {}
+            for key in stream.keys():
+                about = stream.get_slice(key)
+                if values or (key.endswith(".alpha") and math.prod(about.get_shape()) == 1):
+                    tensors[key] = stream.get_tensor(key)
+                else:
+                    tensors[key] = torch.empty(about.get_shape(), dtype=_DTYPES.get(about.get_dtype(), torch.uint8), device="meta")
+            return tensors, dict(stream.metadata() or {})
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{file} is no safetensors file: {error}.", _hint_for(file)) from error
+
+
+def _hint_for(file: Path) -> str:
+    """What to do about a file that is no safetensors file, told by its first bytes."""
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(64)
+    except OSError:
+        return "Check the path and who may read it."
+    if start.startswith(b"version https://git-lfs"):
+        return "It is a pointer of Git LFS, a few lines in the place of the file: run `git lfs pull`."
+    if start.lstrip().startswith(b"<"):
+        return "It is a web page, such as a download that needs a login saves: download the file again."
+    if not start or start[8:9] == b"{":
+        return "It is cut off or damaged: download it again."
+    return "LoRA files in pickle formats are not read."
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,
+    "C64": torch.complex64,
+}
+_DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16}
+_DTYPES |= {"I8": torch.int8}
+
+
+def _header(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], transformer_only: bool) -> LoraHeader:
+    kept = {key: tensor for key, tensor in tensors.items() if not (transformer_only and TEXT_ENCODER.match(key))}
+    about = _about(metadata)
+    layers = layers_of(kept)
+    config = _config_beside(file)
+    scales, warnings = _strengths(file, layers, metadata, config)
+    model = model_of(layers, about, metadata, str(config.get("base_model_name_or_path") or ""))
+    return LoraHeader(file, layers, scales, about, metadata, len(tensors) - len(kept), model, (*model.warnings, *warnings))
+
+
+def _config_beside(file: Path) -> dict[str, Any]:
+    """The adapter_config.json beside a file, empty if there is none."""
+    beside = file.with_name(PEFT_CONFIG)
+    if not beside.exists():
+        return {}
+    hint = "Download the folder again; or move the file elsewhere, if that config is not its own."
+    try:
+        config = json.loads(read_text(beside, PEFT_BYTES, "The peft config"))
+    except (InputError, ValueError, RecursionError) as error:
+        raise ModelError(f"has an {PEFT_CONFIG} beside it that cannot be read", hint) from error
+    if not isinstance(config, dict):
+        raise ModelError(f"has an {PEFT_CONFIG} beside it that is no JSON object", hint)
+    return config
+
+
+def _strengths(file: Path, layers: list[Layer], metadata: dict[str, str], config: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """See `strengths`. A config beside a file that peft did not name counts only if the file is silent, and then must be plain."""
+    if file.name == PEFT_NAME or any(layer.name.startswith("base_model.model.") for layer in layers):
+        return strengths(layers, metadata, _config_of(config))
+    scales, warnings = strengths(layers, metadata, None)
+    silent = config and all(layer.alpha is None for layer in layers) and set(scales.values()) == {1.0}
+    if silent:
+        hint = f"If that config is the file's own, name the file {PEFT_NAME}; if not, move it to another folder."
+        try:
+            said = strengths(layers, metadata, _config_of(config))[0]
+        except ModelError as error:
+            problem = f"does not say how strong it is, and by the {PEFT_CONFIG} beside it, it {error.message}"
+            raise ModelError(problem, hint) from error
+        if said != scales:
+            problem = f"does not say how strong it is, and the {PEFT_CONFIG} beside it says another strength than 1"
+            raise ModelError(problem, hint)
+    return scales, warnings
+
+
+def _config_of(config: dict[str, Any]) -> PeftConfig | None:
+    return peft_config(config, PEFT_CONFIG) if config else None
+
+
+ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
+"""A panel's role, which also becomes part of a file's name."""
+MOST_PANELS = 16
+LARGEST_PANEL = 8192
+"""Pixels; the largest side of a panel."""
+
+
+def checked_layout(data: Any) -> PanelLayout:
+    """The panels that a file's metadata describes.
+
+    Raises:
+        ModelError: they are no panels, or none that anybody has made. One sentence without the file's name.
+    """
+    hint = "Save or download the file again."
+    wanted = {"width", "height", "roles", "columns"}
+    if not isinstance(data, dict) or not wanted <= data.keys():
+        raise ModelError("has metadata that describes no panels", hint)
+    sides = [data["width"], data["height"], data["columns"]]
+    if any(type(side) is not int for side in sides) or not all(1 <= side <= LARGEST_PANEL for side in sides):
+        raise ModelError(f"has metadata that describes no panels: none has {_size_words(sides)}", hint)
+    roles = data["roles"]
+    named = isinstance(roles, list) and all(isinstance(role, str) and ROLE.fullmatch(role) for role in roles)
+    if not named or not 1 <= len(roles) <= MOST_PANELS or len(set(roles)) != len(roles):
+        raise ModelError("has metadata that describes no panels: their roles are no list of different plain words", hint)
+    if len(roles) % data["columns"]:
+        problem = f"has metadata that describes no panels: {len(roles)} roles do not fill rows of {data['columns']}"
+        raise ModelError(problem, hint)
+    return PanelLayout(data["width"], data["height"], tuple(roles), data["columns"])
+
+
+def _size_words(sides: list[Any]) -> str:
+    width, height, columns = (str(side)[:20] for side in sides)
+    return f"{width}×{height} px in {columns} columns"
+
+
+def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What triptych wrote, as far as anything here looks at it checked."""
+    about = json_object(metadata, "triptych")
+    if "layout" in about:
+        checked_layout(about["layout"])
+    hint = "Save or download the file again."
+    if about.get("context", "noisy") not in ("noisy", "clean") or about.get("context_reading", "joint") not in ("joint", "products"):
+        raise ModelError("has metadata that describes no panels", hint)
+    if about.get("family", "flux") not in [*FAMILIES]:  # a list: what stands there may be unhashable
+        raise ModelError("has metadata that names a model family which is not known here", hint)
+    if not isinstance(about.get("base_model", ""), str):  # a name for people: a file without one is as good
+        del about["base_model"]
+    if not isinstance(about.get("context_lora", False), bool):
+        raise ModelError("has damaged metadata under 'triptych'", hint)
+    return about

@@ -1,0 +1,183 @@
+"""Whose layers a LoRA adapts: the model family, from what its metadata says and from what its layers show.
+
+Several models have FLUX.1's layer names, and some its width: Chroma, Qwen-Image, FLUX.2, HunyuanVideo. A word in a file's metadata
+is data from anywhere: only words in the table below count, and only as far as the layers do not say otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from triptych.errors import ModelError
+from triptych.lora.formats import Layer, is_sd3_only
+from triptych.lora.names import SIDES, pattern_of
+from triptych.lora.refused import READ_MODELS
+
+FAMILIES = {"flux": "FLUX.1", "sd3": "Stable Diffusion 3"}
+"""Names of the families that are read, for people."""
+
+# What a metadata entry contains → the family or other model that it means. The first row that fits counts.
+_WORDS = tuple(
+    (re.compile(pattern), meant)
+    for pattern, meant in (
+        (r"chroma", "Chroma"),
+        (r"qwen", "Qwen-Image"),
+        (r"flux[-_. ]?2|klein", "FLUX.2"),
+        (r"z[-_ ]?image", "Z-Image"),
+        (r"lumina", "Lumina"),
+        (r"hunyuan", "HunyuanVideo"),
+        (r"hidream", "HiDream"),
+        (r"flex[-_. ]?[12]", "Flex"),
+        (r"\bwan[-_. ]?[12v]", "Wan"),
+        (r"ltx", "LTX-Video"),
+        (r"aura[-_ ]?flow", "AuraFlow"),
+        (r"pixart", "PixArt"),
+        (r"\bsana", "Sana"),
+        (r"cog(view|video)", "CogView"),
+        (r"longcat", "LongCat"),
+        (r"\bovis", "Ovis-Image"),
+        (r"\bbria|\bfibo", "Bria"),
+        (r"omnigen", "OmniGen"),
+        (r"cosmos", "Cosmos"),
+        (r"krea[-_ ]?2", "Krea 2"),
+        (r"\bf[-_ ]?lite", "F-Lite"),
+        (r"mochi", "Mochi"),
+        (r"kandinsky", "Kandinsky"),
+        (r"step1x", "Step1X"),
+        (r"\bernie", "ERNIE-Image"),
+        (r"kolors", "Kolors"),
+        (r"stable[-_ ]?diffusion[-_ ]?v?3|\bsd[-_ ]?v?3", "sd3"),
+        (r"stable[-_ ]?diffusion[-_ ]?xl|sd[-_ ]?xl|\bpony|illustrious", "Stable Diffusion XL"),
+        (r"stable[-_ ]?diffusion|\bsd[-_ ]?v?[12]", "Stable Diffusion"),
+        (r"flux", "flux"),
+    )
+)
+# These have layers of other names than a transformer's: a file that could be read is not theirs, whatever its metadata says.
+_CONVOLUTIONAL = {"Stable Diffusion", "Stable Diffusion XL", "Kolors"}
+# Names of files and folders, which say less than a tag: another model in one is a warning.
+_PATHS = ("ss_sd_model_name", "ss_pretrained_model_name_or_path", "pretrained_model_name_or_path", "base_model_path", "model_path")
+_TAGS = ("modelspec.architecture", "ss_base_model_version", "base_model", "base_model_name_or_path")
+
+# Names of base models that are told apart: what a name contains → how the model is called in messages.
+_BASES = (
+    (r"pocket", "pocket"),
+    (r"schnell", "FLUX.1-schnell"),
+    (r"kontext", "FLUX.1-Kontext"),
+    (r"krea", "FLUX.1-Krea"),
+    (r"fill", "FLUX.1-Fill"),
+    (r"flux[-_. ]?1?[-_. ]?dev", "FLUX.1-dev"),
+    (r"3\.5[-_ ]?large[-_ ]?turbo", "SD3.5 large turbo"),
+    (r"3\.5[-_ ]?large", "SD3.5 large"),
+    (r"3\.5[-_ ]?medium", "SD3.5 medium"),
+    (r"diffusion[-_ ]?3[-_ ]?medium", "SD3 medium"),
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a LoRA was trained for."""
+
+    family: str
+    """A key of `FAMILIES`, the family whose names and sizes the layers have."""
+    certain: bool
+    """Whether that is known: without a word in the metadata, attention layers alone are alike in both families."""
+    title: str
+    """For people: the family's name, or another model's."""
+    other: bool
+    """Another model than those that are read, whose layers happen to be named like theirs."""
+    warnings: tuple[str, ...] = ()
+
+    def refuse_other(self) -> None:
+        """
+        Raises:
+            ModelError: it is for a model that is not read. One sentence without the file's name.
+        """
+        if self.other:
+            raise ModelError(f"is for {self.title}, whose layers are named like those of {FAMILIES[self.family]}", READ_MODELS)
+
+
+def known_base(name: str) -> str:
+    """How a base model of that name (a hub id, a folder) is called, if it is one of those that are told apart, else empty."""
+    last = name.rstrip("/").rpartition("/")[2].lower()
+    return next((title for pattern, title in _BASES if re.search(pattern, last)), "")
+
+
+def meaning(word: str) -> str:
+    """The family or other model that a word in metadata means, empty if none that is known."""
+    text = word[:200].lower()
+    return next((meant for pattern, meant in _WORDS if pattern.search(text)), "")
+
+
+def model_of(layers: Sequence[Layer], about: Mapping[str, Any], metadata: Mapping[str, str], base: str = "") -> Model:
+    """The model a LoRA is for. about: what triptych wrote. base: the base model's name in a peft config beside the file.
+
+    Raises:
+        ModelError: layers that no one model has. One sentence without the file's name.
+    """
+    single = any(part.startswith("single_transformer_blocks.") for layer in layers for part in layer.parts)
+    third = any(map(is_sd3_only, layers))
+    if single and third:
+        raise ModelError("mixes layers of FLUX.1 and of Stable Diffusion 3", READ_MODELS)
+    shows = "flux" if single else "sd3" if third else _family_by_width(layers)
+    told = [str(about["family"])] if about.get("family") in FAMILIES else []
+    words = [metadata.get(key, "") for key in _TAGS]
+    told += [meant for word in (*words, _last(base)) if (meant := meaning(word))]
+    named = [word for word in told if word not in _CONVOLUTIONAL]
+    family = shows or next((word for word in named if word in FAMILIES), "flux")
+    odd = [word for word in told if word in _CONVOLUTIONAL or (word in FAMILIES and word != family)]
+    warnings = tuple(
+        f"Its metadata says {FAMILIES.get(word, word)}, but its layers are those of {FAMILIES[family]}." for word in dict.fromkeys(odd)
+    )
+    from_path = [meant for key in _PATHS if (meant := meaning(_last(metadata.get(key, ""))))]
+    warnings += tuple(
+        f"It was trained on a file named after {word}, by its metadata: it may do less or something else on {FAMILIES[family]}."
+        for word in dict.fromkeys(from_path)
+        if word not in FAMILIES and word not in told
+    )
+    other = next(iter(named), "") if named and named[0] not in FAMILIES else _lookalike(layers, single)
+    if other:
+        return Model(family, True, other, True, warnings)
+    return Model(family, bool(shows or named), FAMILIES[family], False, warnings)
+
+
+def _last(name: str) -> str:
+    """The last part of a hub id or a path of any system."""
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def hidden_size(layers: Sequence[Layer]) -> int | None:
+    """The width of the model, if a layer inside a block tells it."""
+    for layer in layers:
+        sides = SIDES.get(pattern_of(layer.parts[0])[0])
+        if sides:
+            return int(layer.down.shape[1]) // sides[1]
+    return None
+
+
+def _family_by_width(layers: Sequence[Layer]) -> str:
+    """Without single blocks, the widths of the published Stable Diffusion 3 models (medium, 3.5 medium, 3.5 large)."""
+    return "sd3" if hidden_size(layers) in (1536, 2432) else ""
+
+
+def _lookalike(layers: Sequence[Layer], single: bool) -> str:
+    """A model with FLUX.1's names, told by numbers: FLUX.1 is 3072 wide and has 19 double and 38 single blocks."""
+    width, last = hidden_size(layers), {"transformer_blocks": -1, "single_transformer_blocks": -1}
+    for layer in layers:
+        for part in layer.parts:
+            where, number = part.partition(".")[0], pattern_of(part)[1]
+            if where in last and number:
+                last[where] = max(last[where], int(number))
+    if width in (4096, 6144):
+        return "FLUX.2"
+    if width != 3072:
+        return ""
+    if last["transformer_blocks"] >= 20 and not single:
+        return "Qwen-Image"
+    if last["transformer_blocks"] == 19 or last["single_transformer_blocks"] in (38, 39):
+        return "HunyuanVideo"
+    if last["transformer_blocks"] >= 20 or last["single_transformer_blocks"] >= 40:
+        return "a larger model than FLUX.1"
+    return ""

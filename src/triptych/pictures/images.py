@@ -1,0 +1,408 @@
+"""The one image loader: every photo the product reads comes through here, and every picture it writes leaves through here.
+
+Photos are untrusted: what a file is and how large it gets is settled from its header before a pixel is decoded, and any
+damage is a `BadImage` with a reason. Sizes are (width, height) in pixels.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import io
+import stat
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, features
+from PIL.PngImagePlugin import PngInfo
+
+from triptych.errors import InputError
+from triptych.pictures.photo_kinds import EXPORT, RAW_SUFFIXES, look
+from triptych.store.files import parse_json, publish, sha256_file
+
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused from their header: 64 megapixels take 192 MB as RGB."""
+MAX_BYTES = 1 << 30
+"""Larger files are refused unread: 64 megapixels of 16-bit colours with alpha take half of that."""
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif"} | RAW_SUFFIXES
+)
+"""What photos are called, also those that have to be exported first. Only folders are judged by it, files by their content."""
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
+_HINT = "Readable are JPEG, PNG, WebP, AVIF, TIFF, BMP and GIF; open the photo in an image editor and save it again."
+_GPS, _XMP, _ORIENTATION = 0x8825, 0x02BC, 0x0112
+
+
+class BadImage(InputError):
+    """A file that is not a usable photo. `reason` is a few words without the path: `truncated or damaged`."""
+
+    def __init__(self, path: Path, reason: str, hint: str = _HINT) -> None:
+        super().__init__(f"{path} is not a usable photo: {reason}.", hint)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class OriginalPhoto:
+    """A photo at native size with what is needed to write it back.
+
+    `image` is RGB, upright, its numbers those of the file whenever the file holds RGB (no colour conversion; they mean
+    colours of `icc_profile`). `exif` is without GPS, XMP, orientation and thumbnail; TIFFs come without it. A photo with
+    transparency has it in `alpha` (mode L), and in `under` its RGB numbers as they are; `image` is then the photo on white.
+    """
+
+    image: Image.Image
+    icc_profile: bytes | None
+    exif: bytes | None
+    format: str
+    alpha: Image.Image | None = None
+    under: Image.Image | None = None
+
+
+def load_image(path: Path, *, longest: int | None = None) -> Image.Image:
+    """A photo as upright 8-bit sRGB picture of mode RGB, fully decoded, without metadata.
+
+    EXIF orientation and ICC profile are applied, transparency lies on white, of an animation the first frame counts.
+    With `longest` the picture is scaled down so that its longer side is at most that (JPEGs then decode several times faster).
+
+    Raises:
+        BadImage: missing, not a regular file, not an image, larger than `MAX_PIXELS`, truncated or damaged.
+    """
+    image = _flat(_decode(Path(path), longest))
+    if longest is not None and max(image.size) > longest:
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    image = _to_srgb(image)
+    image.info = {}  # or Pillow would write the old profile into files saved from it
+    return image
+
+
+def load_original(path: Path) -> OriginalPhoto:
+    """A photo for editing: native size, RGB numbers as in the file, profile and EXIF kept for writing back.
+
+    Files without RGB numbers (CMYK, grey with a profile, 16-bit grey) come as sRGB, with no profile.
+
+    Raises:
+        BadImage: as `load_image`.
+    """
+    decoded = _decode(Path(path), None)
+    kind, exif = decoded.format or "", _clean_exif(decoded)
+    flat = _flat(decoded)
+    profile = flat.info.get("icc_profile") or None
+    if flat.mode == "RGB" and profile is not None and not _is_rgb_profile(profile):
+        profile = None
+    elif flat.mode != "RGB":
+        flat, profile = _to_srgb(flat), None
+    flat.info = {}
+    alpha, under = _transparency(decoded)
+    return OriginalPhoto(flat, profile, exif, kind, alpha, under)
+
+
+def _transparency(decoded: Image.Image) -> tuple[Image.Image | None, Image.Image | None]:
+    """Alpha of a photo, and its RGB numbers below that; None for a photo that is opaque throughout."""
+    if not decoded.has_transparency_data:
+        return None, None
+    whole = decoded.convert("RGBA")
+    alpha = whole.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return None, None
+    if decoded.mode not in ("LA", "La", "L", "1"):
+        return alpha, whole.convert("RGB")
+    grey = whole.getchannel("R")
+    grey.info = decoded.info
+    return alpha, _to_srgb(grey)
+
+
+def load_mask(path: Path) -> Image.Image:
+    """A mask as upright picture of mode L: of a picture with transparent parts how opaque it is, else how bright.
+
+    Raises:
+        BadImage: as `load_image`.
+    """
+    decoded = _decode(Path(path), None)
+    if decoded.has_transparency_data:
+        alpha = decoded.convert("RGBA").getchannel("A")
+        if alpha.getextrema()[0] < 255:  # type: ignore[operator]
+            return alpha
+    return _flat(decoded).convert("L")
+
+
+def check_header(path: Path) -> tuple[int, int]:
+    """(width, height) as stored, from the header alone.
+
+    Raises:
+        BadImage: missing, not a regular file, not an image, or larger than `MAX_PIXELS`.
+    """
+    with _open(Path(path)) as image:
+        return image.size
+
+
+def sha256_photo(path: Path) -> str:
+    """sha256 (hex) of a photo's file; its header is looked at first, so nothing that is no photo is read to its end.
+
+    Raises:
+        BadImage: as `check_header`.
+    """
+    check_header(path)
+    return sha256_file(path)
+
+
+SETTINGS = "triptych"
+"""Text chunk of a PNG that holds the settings it was made with, as JSON; a JPEG has them in its comment."""
+
+
+def read_info(path: Path) -> tuple[str, dict[str, Any]]:
+    """The format of a picture, and what Pillow finds in its header: text chunks, comment, XMP. It may come from anybody.
+
+    Raises:
+        BadImage: as `check_header`.
+    """
+    with _open(Path(path)) as image:
+        return str(image.format), {str(key): value for key, value in image.info.items()}
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """The settings that a picture was made with, if it says so. It may come from anybody: they are data to be checked.
+
+    Raises:
+        BadImage: as `check_header`.
+    """
+    kind, info = read_info(path)
+    value = info.get("comment" if kind == "JPEG" else SETTINGS)
+    try:
+        data = parse_json(value) if isinstance(value, str | bytes) else None
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def save_png(
+    image: Image.Image,
+    path: Path,
+    *,
+    text: Mapping[str, str] | None = None,
+    icc_profile: bytes | None = None,
+    exif: bytes | None = None,
+    xmp: bytes | None = None,
+) -> None:
+    """Write a PNG that is complete or absent; `text` becomes its text chunks (keys: 1 to 79 Latin-1 characters)."""
+    chunks = PngInfo()
+    for key, value in (text or {}).items():
+        assert 0 < len(key) < 80, key
+        chunks.add_text(key, value)
+    if xmp:
+        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8"))
+    with publish(Path(path)) as temporary:
+        # Named even when None: Pillow would otherwise take the profile that came with the picture.
+        image.save(temporary, "PNG", pnginfo=chunks, icc_profile=icc_profile, exif=exif or b"")
+
+
+def save_jpeg(
+    image: Image.Image,
+    path: Path,
+    *,
+    comment: str = "",
+    icc_profile: bytes | None = None,
+    exif: bytes | None = None,
+    xmp: bytes | None = None,
+) -> None:
+    """Write a JPEG (quality 95, full colour resolution) that is complete or absent. `comment`: ASCII, left out beyond 64 KB."""
+    more: dict[str, Any] = {"xmp": xmp} if xmp else {}
+    if 0 < len(comment) < 65_000:
+        more["comment"] = comment.encode("ascii")
+    with publish(Path(path)) as temporary:
+        image.save(temporary, "JPEG", quality=95, subsampling=0, icc_profile=icc_profile, exif=exif or b"", **more)
+
+
+# --- Decoding -----------------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> Image.Image:
+    """The picture behind `path`, header read, pixels not."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError) or getattr(error, "errno", None) == errno.ENAMETOOLONG
+        reason = "there is no such file" if missing else "it may not be read"
+        raise BadImage(path, reason, "Check the path and who may read it.") from error
+    if not stat.S_ISREG(mode):  # a pipe or device would block for ever
+        raise BadImage(path, "it is not a regular file", "Give the path of an image file.")
+    if path.stat().st_size == 0:
+        raise BadImage(path, "the file is empty", "Copy the photo again.")
+    try:
+        with path.open("rb") as file:
+            foreign, page = look(file, path.suffix, heif=_reads_heif())
+        if foreign is not None:
+            raise BadImage(path, foreign.reason, foreign.hint)
+        if path.stat().st_size > MAX_BYTES:
+            raise BadImage(path, f"too large: the file has {path.stat().st_size / (1 << 30):.0f} GB", "Save it again as JPEG.")
+        with warnings.catch_warnings(action="ignore"):
+            image = Image.open(path, formats=(*FORMATS, "HEIF") if _reads_heif() else FORMATS)
+            if page:
+                image.seek(page)
+    except BadImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, "far over") from error
+    except PermissionError as error:
+        raise BadImage(path, "it may not be read", "Check who may read the file.") from error
+    except Exception as error:  # damaged headers make the parsers raise almost anything
+        if path.suffix.lower() in (".avif", ".avifs") and not features.check("avif"):
+            raise BadImage(path, "AVIF: this Pillow cannot read it, export as JPEG", EXPORT) from error
+        raise BadImage(path, "not an image (or its header is damaged)") from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise _too_large(path, f"{image.width}×{image.height} px,")
+    if min(image.size) < 1:
+        raise BadImage(path, "it has no pixels")
+    return image
+
+
+@functools.cache
+def _reads_heif() -> bool:
+    """Whether the package pillow-heif is installed; Pillow then reads HEIC."""
+    try:
+        from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _too_large(path: Path, what: str) -> BadImage:
+    return BadImage(path, f"too large: {what} more than {MAX_PIXELS / 1e6:g} megapixels", "Scale it down first.")
+
+
+def _decode(path: Path, longest: int | None) -> Image.Image:
+    """All pixels of the first frame, upright, in the file's own mode; `format` and `info` kept."""
+    with _open(path) as image:
+        kind = image.format
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                if longest is not None:
+                    image.draft(None, (2 * longest, 2 * longest))
+                image.load()
+        except Exception as error:  # likewise
+            raise BadImage(path, "truncated or damaged") from error
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                ImageOps.exif_transpose(image, in_place=True)  # a copy would double the memory
+        except Exception:  # an EXIF block nobody can parse says nothing about orientation
+            pass
+    image.format = kind
+    return image
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Any mode → L, RGB or CMYK of 8 bits, opaque; in the file's own colour space, `info` kept."""
+    info = dict(image.info)
+    if image.mode in _DEEP:
+        image = _eight_bit(image)
+    if image.has_transparency_data:
+        image = _in_strips(image, "L" if image.mode in ("LA", "La", "L", "1") else "RGB", _on_white)
+    elif image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    image.info = info
+    return image
+
+
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_STRIP = 4_000_000  # pixels worked on at a time, so that 64 megapixels of floats take no gigabytes beside the picture
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(upper edge, the picture from there down for some rows), over the whole picture."""
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
+
+
+def _in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert` applied to a few rows at a time; `mode` is that of its results."""
+    whole = Image.new(mode, image.size)
+    for top, strip in _strips(image):
+        strip.info = image.info  # a transparent colour is told there
+        whole.paste(convert(strip), (0, top))
+    return whole
+
+
+def _on_white(strip: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", strip.size, "white")
+    white.alpha_composite(strip.convert("RGBA"))
+    return white.convert("L" if strip.mode in ("LA", "La", "L", "1") else "RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Deep grey → L. Pillow's own conversion cuts everything over 255 off, which turns 16-bit photos white."""
+
+    def finite(strip: Image.Image) -> np.ndarray:
+        values = np.asarray(strip)
+        return np.nan_to_num(values, posinf=0.0, neginf=0.0) if image.mode == "F" else values
+
+    def scaled(strip: Image.Image) -> Image.Image:
+        values = finite(strip) * (scale if image.mode == "F" else np.float64(scale))
+        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+    top = max(float(finite(strip).max(initial=0)) for _, strip in _strips(image))
+    if image.mode == "F":
+        scale = 255.0 if top <= 1.0 else 1.0 if top <= 255.0 else 1 / 257
+    else:
+        scale = 1 / 257 if image.mode != "I" or top > 255 else 1.0
+    return _in_strips(image, "L", scaled)
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """L, RGB or CMYK with or without profile → RGB in sRGB. A profile that is damaged or does not fit is ignored."""
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "srgb" not in ImageCms.getProfileDescription(source).lower():  # sRGB to sRGB would only add rounding errors
+                converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                return converted if converted is not None else image
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass
+    return image.convert("RGB")
+
+
+def to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
+    """RGB pixels of a photo with an RGB profile → sRGB, as a model sees pictures."""
+    return _between(image, icc_profile, to_profile=False)
+
+
+def from_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
+    """sRGB → RGB pixels in the colour space of a profile, to be put back into the photo it came with."""
+    return _between(image, icc_profile, to_profile=True)
+
+
+def _between(image: Image.Image, icc_profile: bytes | None, *, to_profile: bool) -> Image.Image:
+    if not icc_profile or not _is_rgb_profile(icc_profile):
+        return image
+    try:
+        own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile)), ImageCms.createProfile("sRGB")
+        if "srgb" in ImageCms.getProfileDescription(own).lower():
+            return image
+        first, second = (srgb, own) if to_profile else (own, srgb)
+        converted = ImageCms.profileToProfile(image, first, second, outputMode="RGB")
+        return converted if converted is not None else image
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+
+
+def _is_rgb_profile(profile: bytes) -> bool:
+    return profile[16:20] == b"RGB "  # the colour space field of the ICC header
+
+
+def _clean_exif(image: Image.Image) -> bytes | None:
+    """EXIF of an upright picture, without the place, the orientation and the thumbnail of the unedited photo."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            exif = image.getexif()
+            for tag in (_GPS, _XMP, _ORIENTATION):  # XMP may name the place too
+                exif.pop(tag, None)
+            return exif.tobytes() if len(exif) else None
+    except Exception:  # damaged EXIF is left out rather than passed on
+        return None

@@ -1,0 +1,79 @@
+"""A folder that one stage fills: it knows what it was made with and admits one writer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from triptych.errors import WorkError
+from triptych.store.files import NOT_SUPPORTED, read_json, sweep, write_json
+
+log = logging.getLogger(__name__)
+
+
+class StageFolder:
+    """A folder that one stage fills: it remembers the config it was made with and admits one writer at a time.
+
+    `identity` holds just the settings that change the result. Opened again with another identity the folder refuses,
+    so that results of two configs never mix; unless `begun()` is False, which says that there is no result yet. Both are
+    looked at when the stage is called, and once more when it holds the folder: another run may have begun in between.
+    `words` say, by a setting's name, how its value before and its value now differ. `retired` are settings that older
+    versions counted and that count no more; `hint` says what to do about another identity.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        stage: str,
+        identity: Mapping[str, Any],
+        *,
+        begun: Callable[[], bool] = lambda: True,
+        words: Mapping[str, Callable[[Any, Any], str]] | None = None,
+        retired: Iterable[str] = (),
+        hint: str = "Put the old settings back, or use another folder: --work, or the one option that names this folder alone.",
+    ) -> None:
+        self._words = words or {}
+        self.path, self.stage, self._begun, self._retired, self._hint = Path(path), stage, begun, frozenset(retired), hint
+        self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity), default=str))
+        self._manifest = self.path / f"{stage}.manifest.json"
+        self._check()
+
+    def _check(self) -> None:
+        if self._begun() and self._manifest.exists():
+            before = {k: v for k, v in read_json(self._manifest).get("identity", {}).items() if k not in self._retired}
+            changed = sorted(k for k in {*before, *self.identity} if before.get(k) != self.identity.get(k))
+            if changed:
+                said = [self._words[k](before.get(k), self.identity.get(k)) if k in self._words else k for k in changed]
+                raise WorkError(f"{self.path} was made with other settings ({', '.join(said)}).", self._hint)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Path]:
+        """Hold the folder for writing.
+
+        Raises:
+            WorkError: another process is writing to it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / f".{self.stage}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise WorkError(f"Another run is writing to {self.path}.", "Wait for it to end, or use another --work folder.") from error
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in NOT_SUPPORTED:
+                raise
+            log.warning("The file system of %s has no locks: let only one run write there at a time.", self.path)
+        try:
+            self._check()
+            sweep(self.path)
+            if not self._begun() or not self._manifest.exists():
+                write_json(self._manifest, {"stage": self.stage, "identity": self.identity})
+            yield self.path
+        finally:
+            lock.release()

@@ -1,0 +1,85 @@
+"""Training state on disk: whole or absent, verified when read, without pickle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from triptych.store.files import publish, read_json, rename, sha256_file, write_json
+
+log = logging.getLogger(__name__)
+STATE, ABOUT = "state.safetensors", "state.json"
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, float],
+    keep: int,
+    add: Callable[[Path], None] = lambda part: None,
+) -> None:
+    """Publish `folder/step-<step>` by one rename; only then delete all but the `keep` newest up to it.
+
+    Checkpoints of later steps are deleted too: they are damaged ones that the training has gone back behind. `add` puts
+    further files into the checkpoint before it is published.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(".part-*"):
+        shutil.rmtree(unfinished)
+    target, part = folder / f"step-{step:08d}", folder / f".part-{step}"
+    part.mkdir()
+    try:
+        metadata = {"numbers": json.dumps(dict(numbers))}
+        # Some optimizers share a tensor between parameters; safetensors wants every tensor to itself.
+        own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        with publish(part / STATE) as state:
+            save_file(own, state, metadata)
+        add(part)
+        write_json(part / ABOUT, {"step": step, "sha256": sha256_file(part / STATE)})
+        shutil.rmtree(target, ignore_errors=True)
+        rename(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    _prune(folder, target, keep)
+
+
+def _prune(folder: Path, target: Path, keep: int) -> None:
+    """Delete what `save_checkpoint` says, seen from the checkpoint just published."""
+    standing = sorted(folder.glob("step-*"))
+    place = standing.index(target)
+    for old in [*standing[: max(0, place + 1 - keep)], *standing[place + 1 :]]:
+        shutil.rmtree(old)
+
+
+def steps_saved(folder: Path) -> list[int]:
+    """The steps that have a checkpoint in `folder`, in order."""
+    names = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def load_newest(folder: Path, at_most: int | None = None) -> tuple[int, dict[str, Tensor], dict[str, float]] | None:
+    """Step, tensors and numbers of the newest checkpoint that is whole, of those up to step `at_most`; damaged ones are
+    passed over with a warning."""
+    found = [folder / f"step-{step:08d}" for step in reversed(steps_saved(folder)) if at_most is None or step <= at_most]
+    for path in found:
+        try:
+            about = read_json(path / ABOUT)
+            if sha256_file(path / STATE) == about["sha256"]:
+                with safe_open(path / STATE, framework="pt") as file:
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}
+                    return int(about["step"]), tensors, json.loads(file.metadata()["numbers"])
+            log.warning("The checkpoint %s is damaged; going back to the one before.", path)
+        except Exception as error:  # whatever a damaged folder brings up, the one before it may be whole
+            log.warning("The checkpoint %s cannot be read (%s); going back to the one before.", path, error)
+    if found:
+        log.warning("No checkpoint in %s is whole; starting from the beginning.", folder)
+    return None

@@ -1,0 +1,144 @@
+"""The lines of a batch file: a CSV with one try-on a line. A mistake in a line fails that line, and no other."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from triptych.config.stage import StageConfig, unknown_key, validated
+from triptych.errors import ConfigError, InputError, TriptychError
+from triptych.sampling.options import MODEL_FIELDS
+from triptych.store.files import read_text
+from triptych.tryon.job import TryonConfig, check
+
+SHARED = {*StageConfig.model_fields, *MODEL_FIELDS, "vlm_model", "base_url", "batch", "batch_size", "out", "anyway"}
+"""Settings that are the same for all lines."""
+COLUMNS = sorted({"id", *TryonConfig.model_fields} - SHARED)
+"""What a line may set."""
+MAX_LINES = 100_000
+MAX_BYTES = 64 << 20
+_SPAN = 50  # lines of the file that a row with line ends in its quotes may have
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the file: a try-on, or the reason why it is none."""
+
+    id: str
+    config: TryonConfig | None
+    reason: str = ""
+
+
+def read_lines(path: Path, base: TryonConfig, out: Path) -> list[Line]:
+    """The try-ons of a CSV file (UTF-8, with a header; commas, semicolons or tabs). Paths in it are relative to its folder, empty
+    cells are as in `base`.
+
+    Raises:
+        InputError: not such a file. ConfigError: a column of another name. A mistake in one line only fails that line.
+    """
+    text = read_text(path, MAX_BYTES, "The batch file", hint="Check the path given to --batch.", nul=True)
+    header, *body = list(_rows(text)) or [[]]
+    if isinstance(header, str) or "\0" in "".join(header):
+        raise InputError(f"The header of {path} cannot be read.", "Save it as CSV in UTF-8, the names of the columns in its first line.")
+    header = [name.strip().lower().removeprefix("--").replace("-", "_") for name in header]
+    header, body = _without_empty_columns(header, body)
+    for name in header:
+        if name in SHARED:
+            raise ConfigError(f"{path} has a column '{name}', which is the same for all lines.", "Give it on the command line instead.")
+        if name not in COLUMNS:
+            raise unknown_key(name, COLUMNS, str(path))
+        if header.count(name) > 1:
+            raise InputError(f"{path} has the column '{name}' twice.", "Keep one of the two.")
+    if not body:
+        raise InputError(f"{path} has no line below its header.", "Write one try-on per line.")
+    if len(body) > MAX_LINES:
+        raise InputError(f"{path} has {len(body)} lines, at most {MAX_LINES} are read.", "Cut it into several files.")
+    return _apart([_line(header, row, f"{number:03d}", path, base, out) for number, row in enumerate(body, 1)])
+
+
+def _without_empty_columns(header: list[str], body: list[list[str] | str]) -> tuple[list[str], list[list[str] | str]]:
+    """Header and rows without columns at the end that hold nothing: spreadsheets save those that once held something."""
+    named = max((number for number, name in enumerate(header, 1) if name), default=0)
+    if any(isinstance(row, list) and any(cell.strip() for cell in row[named : len(header)]) for row in body):
+        return header, body
+    return header[:named], [row[:named] + row[len(header) :] if isinstance(row, list) else row for row in body]
+
+
+def _rows(text: str) -> Iterator[list[str] | str]:
+    """The rows of a CSV that hold anything; in place of one that cannot be read, why. After such a row the next line counts again."""
+    lines = text.split("\n")
+    start = 0
+    if told := re.fullmatch(r"sep=([,;\t])\s*", lines[0], re.IGNORECASE):  # a line that Excel reads
+        start = 1
+    first = next((line for line in lines[start:] if line.strip()), "")
+    delimiter = told[1] if told else max(",;\t", key=first.count)
+    while start < len(lines):
+        part = lines[start : start + _SPAN]
+        reader = csv.reader([f"{line}\n" for line in part[:-1]] + part[-1:], delimiter=delimiter, strict=True)
+        try:
+            row = next(reader, [])
+        except csv.Error as error:
+            reason = "a quote is opened and never closed" if "unexpected end" in str(error) else str(error)
+            yield f"line {start + 1} of the file cannot be read: {reason}"
+            start += 1
+            continue
+        start += max(1, reader.line_num)
+        if any(cell.strip() for cell in row):
+            yield row
+
+
+def _line(header: Sequence[str], row: Sequence[str] | str, number: str, path: Path, base: TryonConfig, out: Path) -> Line:
+    if isinstance(row, str):
+        return Line(number, None, row)
+    given: dict[str, Any] = {name: cell.strip() for name, cell in zip(header, row, strict=False) if cell.strip()}
+    name = given.pop("id", number)
+    if not re.fullmatch(r"\w[\w.-]{0,79}", name):
+        return Line(number, None, "its id is no name for a file: use letters, digits, - and _")
+    if len(row) > len(header):
+        return Line(name, None, f"it has {len(row)} cells, the header has {len(header)}")
+    if any("\0" in cell for cell in row):
+        return Line(name, None, "it holds a NUL character")
+    if "caption" in given and "prompt" not in given:
+        given["prompt"] = ""
+    try:
+        for key in ("front", "back", "person", "polygon", "caption"):
+            if key in given:
+                given[key] = path.parent / Path(given[key]).expanduser()
+        values: Mapping[str, Any] = {**base.model_dump(), **given, "batch": None, "out": out / f"{name}.png"}
+        return Line(name, check(cast(TryonConfig, validated(TryonConfig, values, "tryon"))))
+    except (TriptychError, ValueError, RuntimeError, OSError) as error:  # a path that no file can have, a home that nobody has
+        return Line(name, None, shortened(str(error)))
+
+
+def shortened(text: str) -> str:
+    """A reason on one line of a table, its middle left out if it is long: the sentence may quote a whole cell."""
+    text = " ".join(text.split())
+    return text if len(text) <= 600 else f"{text[:200]} … {text[-300:]}"
+
+
+def _files(line: Line) -> set[Path]:
+    """What a line would write."""
+    config = cast(TryonConfig, line.config)
+    return {config.preview, *(file for seed in config.seeds for file in config.files(seed))}
+
+
+def _apart(lines: list[Line]) -> list[Line]:
+    """The lines; those that would write what an earlier one writes, or overwrite a photo of any of them, have failed."""
+    inputs = {photo.resolve() for line in lines if line.config for photo in line.config.photos().values() if photo}
+    written: dict[Path, str] = {}
+    for number, line in enumerate(lines):
+        if line.config is None:
+            continue
+        files = _files(line)
+        before = next((written[file] for file in files if file in written), None)
+        if before is not None:
+            lines[number] = replace(line, config=None, reason=f"it would write the same picture as line {before}: give it an id of its own")
+        elif inputs & {file.resolve() for file in files}:
+            lines[number] = replace(line, config=None, reason="it would overwrite a photo of the batch: give another --out or id")
+        else:
+            written |= dict.fromkeys(files, line.id)
+    return lines

@@ -1,0 +1,97 @@
+"""The prompt of a try-on, written by a captioner that sees the two product photos beside the person."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from triptych.backbones.settings import model_settings
+from triptych.captioning.answers import Answers, Journal
+from triptych.captioning.captioners import load_captioner
+from triptych.captioning.questions import AnswerError, Captioner
+from triptych.captioning.write import linter, usable_caption
+from triptych.errors import InputError
+from triptych.pictures.images import load_image, sha256_photo
+from triptych.pictures.panels import concatenate
+from triptych.pocket.known_worlds import check_pictures
+from triptych.store.files import digest
+from triptych.tryon.job import TryonConfig
+
+RETRIES, MAX_NEW_TOKENS = 2, 600
+JOURNAL = "prompts.jsonl"
+
+
+class PromptWriter:
+    """Fills in prompts. Answers are kept in a journal in `folder`, so the same photos are never asked about twice."""
+
+    def __init__(self, config: TryonConfig, folder: Path) -> None:
+        """Raises ModelError or ConfigError if the captioner cannot be loaded, InputError if somebody else's file stands in the
+        place of the journal."""
+        self._folder = folder
+        if config.vlm_model:
+            _check_journal(folder / JOURNAL)
+        self._captioner: Captioner | None = load_captioner(config.vlm_model, config.base_url) if config.vlm_model else None
+
+    @functools.cached_property
+    def _answers(self) -> Answers:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return Answers(Journal(self._folder / JOURNAL))
+
+    def fill(self, config: TryonConfig) -> TryonConfig:
+        """The config with a prompt; as it is if it has one.
+
+        Raises:
+            InputError: a photo that cannot be read. AnswerError: no usable caption came. ModelError: the captioner is out of order.
+        """
+        if config.prompt.strip():
+            return config
+        assert self._captioner and config.front and config.person, "check() was passed"
+        layout, limit = config.layout(), model_settings(config.model).max_sequence_length
+        photos = {"front": config.front, "back": config.back or config.front, "worn": config.person}
+
+        shown = {path: load_image(path) for path in photos.values()} if self._captioner.knows else {}
+        named = [(path.name, image) for path, image in shown.items()]
+        check_pictures(self._captioner.knows, named, "captioner", str(config.vlm_model), config.anyway)
+
+        def picture() -> Image.Image:
+            return concatenate([load_image(photos[role]) for role in layout.roles], layout)
+
+        problems = linter(config.model, limit)
+        sha256 = digest([layout.to_dict(), *(sha256_photo(photos[role]) for role in layout.roles)])
+        ask = self._answers.dialogue(self._captioner, config.picture.stem, picture, sha256, MAX_NEW_TOKENS)
+        panels = len(layout.roles)
+        while True:
+            try:
+                prompt, _ = usable_caption(ask, lambda text: problems(text, panels), (), limit, RETRIES, panels)
+                return config.model_copy(update={"prompt": prompt})
+            except AnswerError:
+                if not ask.forget():  # answers of an earlier run are asked for anew before they count as no use
+                    raise
+
+    def close(self) -> None:
+        """Let go of the captioner: one on this machine holds gigabytes. Nothing more can be asked."""
+        self._captioner = None
+        gc.collect()
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _check_journal(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    try:
+        if not path.is_file():
+            raise ValueError
+        with open(path, "rb") as file:
+            first = file.readline(1 << 20)
+        ours = json.loads(first).get("kind") == "answer"
+    except (ValueError, AttributeError, RecursionError):
+        ours = False
+    if not ours:
+        raise InputError(f"{path} is there already, and triptych did not write it.", "Move it away, or give another place with --out.")

@@ -1,0 +1,190 @@
+"""The stage table: everything that knows "all verbs" (command line, package names, pipeline, docs) reads it from here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from triptych.config.stage import StageConfig
+    from triptych.run import Run
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A verb: the function `name` in `module`, and the config class `config` in `config_module`, which imports no torch.
+
+    Both are imported when first used. A name of two words is a verb of a group; its function has `_` between them.
+    """
+
+    name: str
+    module: str
+    config: str
+    help: str
+    example: str
+    in_run: bool = False
+    config_home: str = ""
+    """The module of the config class, if it is not `module`."""
+    positional: tuple[str, ...] = ()
+    """Fields that may be given without their option's name, in this order, right after the verb."""
+    ask: tuple[str, ...] = ()
+    """Fields that the command line asks for at a terminal when nobody gave them; an empty answer leaves them empty."""
+    whole_config: bool = False
+    """The function also gets the loaded config files, shared keys and all sections, and hands them to other stages itself."""
+
+    @property
+    def words(self) -> list[str]:
+        """What is typed: `lora_convert` is `triptych lora convert`."""
+        return self.name.split("_")
+
+    @property
+    def config_module(self) -> str:
+        return self.config_home or self.module
+
+    def config_class(self) -> type[StageConfig]:
+        """Enough for `--help` and to check settings: imports no torch."""
+        found: type[StageConfig] = getattr(importlib.import_module(self.config_module), self.config)
+        return found
+
+    def load(self) -> tuple[Callable[..., Run], type[StageConfig]]:
+        return getattr(importlib.import_module(self.module), self.name), self.config_class()
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "init",
+        "triptych.verbs.init",
+        "InitConfig",
+        "Look at a folder of photos and write a config to start from.",
+        "triptych init --photos photos --human examples/human --garment examples/garment",
+        ask=("model", "vlm_model"),
+    ),
+    Stage(
+        "clean",
+        "triptych.verbs.clean",
+        "CleanConfig",
+        "Tell human photos from garment photos.",
+        "triptych clean --photos photos --human examples/human --garment examples/garment --work work",
+        in_run=True,
+    ),
+    Stage(
+        "concat",
+        "triptych.verbs.concat",
+        "ConcatConfig",
+        "Put front, back and worn photo side by side.",
+        "triptych concat --config triptych.yaml --max-concat-n 3",
+        in_run=True,
+    ),
+    Stage(
+        "caption",
+        "triptych.verbs.caption",
+        "CaptionConfig",
+        "Check the order of the panels and describe them.",
+        "triptych caption --config triptych.yaml --vlm-model gpt-4.1-mini --brands Acme",
+        in_run=True,
+    ),
+    Stage(
+        "embed",
+        "triptych.verbs.embed",
+        "EmbedConfig",
+        "Compute latents and text embeddings once.",
+        "triptych embed --work work --model black-forest-labs/FLUX.1-dev",
+        in_run=True,
+    ),
+    Stage(
+        "train",
+        "triptych.verbs.train",
+        "TrainConfig",
+        "Train an In-Context LoRA.",
+        "triptych train --config triptych.yaml --max-train-steps 2000 --checkpointing-steps 250",
+        in_run=True,
+        config_home="triptych.training.config",
+    ),
+    Stage(
+        "generate",
+        "triptych.verbs.generate",
+        "GenerateConfig",
+        "Make triptychs from a prompt or from two product photos.",
+        'triptych generate --config triptych.yaml --front front.jpg --back back.jpg --lora work/lora --prompt "… <IMAGE 1> …"',
+    ),
+    Stage(
+        "tryon",
+        "triptych.verbs.tryon",
+        "TryonConfig",
+        "Dress a given person: only the polygon is regenerated.",
+        'triptych tryon --config triptych.yaml --front f.jpg --back b.jpg --person me.jpg --polygon me.json --lora work/lora --prompt "…"',
+        config_home="triptych.tryon.job",
+    ),
+    Stage(
+        "evaluate",
+        "triptych.verbs.evaluate",
+        "EvaluateConfig",
+        "Measure how well a LoRA carries garments over, where the truth is known.",
+        "triptych evaluate --pocket --lora demo/lora",
+    ),
+    Stage(
+        "reproduce",
+        "triptych.verbs.reproduce",
+        "ReproduceConfig",
+        "Make a picture again from the settings it carries, pixel for pixel.",
+        "triptych reproduce out.png --photos photos --photos work/lora",
+        positional=("image",),
+        config_home="triptych.verbs.reproduce_config",
+    ),
+    Stage(
+        "run",
+        "triptych.verbs.run",
+        "RunConfig",
+        "All stages from clean to train, from one config.",
+        "triptych run --config triptych.yaml",
+        whole_config=True,
+    ),
+    Stage(
+        "plan",
+        "triptych.verbs.plan",
+        "PlanConfig",
+        "Say what memory, disk and time a config needs, before anything is downloaded.",
+        "triptych plan --config triptych.yaml --card rtx-4090",
+        whole_config=True,
+        config_home="triptych.verbs.plan_config",
+    ),
+    Stage(
+        "demo",
+        "triptych.verbs.demo",
+        "DemoConfig",
+        "Everything on the embedded model, with a report.",
+        "triptych demo --out demo",
+        config_home="triptych.verbs.demo_config",
+    ),
+    Stage(
+        "lora_convert",
+        "triptych.verbs.lora",
+        "LoraConvertConfig",
+        "Write a LoRA of any known format in the names diffusers, ComfyUI or kohya read.",
+        "triptych lora convert theirs.safetensors ours.safetensors --to diffusers",
+        positional=("lora", "out"),
+        config_home="triptych.verbs.lora_config",
+    ),
+    Stage(
+        "lora_inspect",
+        "triptych.verbs.lora",
+        "LoraInspectConfig",
+        "Say what is in a LoRA file: its format, layers, ranks, strengths and metadata.",
+        "triptych lora inspect work/lora",
+        positional=("lora",),
+        config_home="triptych.verbs.lora_config",
+    ),
+    Stage(
+        "pocket_build",
+        "triptych.pocket.build",
+        "PocketBuildConfig",
+        "Train the embedded model from nothing: hours in the background, resumable.",
+        "triptych pocket build --work pocket-build",
+        positional=("stage",),
+    ),
+)
+
+GROUPS = {"lora": "Read, convert and explain LoRA files.", "pocket": "The embedded model: how it was made."}
+"""Help of the words that stand before several verbs."""

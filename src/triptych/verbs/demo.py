@@ -1,0 +1,147 @@
+"""demo: no input at all. A rendered shop goes through every stage on the pocket model; a report shows what came out.
+
+Reads like the story it tells: `_story` is the whole of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from triptych.config.stage import seeds_from
+from triptych.evaluation.rendered import BATCH, Item, held_out_items, outline, verdicts, worn_panels
+from triptych.lora.adapter import load_lora
+from triptych.pages.demo import SUBJECTS, DemoPictures, write_report
+from triptych.pictures.polygons import write_polygons
+from triptych.pocket.raw_catalogue import write_raw_catalogue
+from triptych.run import Event, Run
+from triptych.sampling.generate import load_models
+from triptych.sampling.options import SamplingConfig
+from triptych.store.files import write_json
+from triptych.verbs.caption import CaptionConfig, caption
+from triptych.verbs.clean import CleanConfig, clean
+from triptych.verbs.concat import ConcatConfig, concat
+from triptych.verbs.demo_config import DemoConfig
+from triptych.verbs.embed import EmbedConfig, embed
+from triptych.verbs.generate import GenerateConfig, generate
+from triptych.verbs.train import TrainConfig, train
+from triptych.verbs.tryon import TryonConfig, tryon
+
+
+def demo(config: DemoConfig) -> Run:
+    """Write `report.html` and `summary.json` to `out`; what an earlier run finished is kept."""
+    seeds_from(config.seed, config.garments)
+    out = config.out or (config.work if "work" in config.model_fields_set else Path("demo"))
+    summary: dict[str, Any] = {"report": str(out / "report.html"), "seconds": {}}
+    return Run("demo", 0, _story(config, out, summary), summary)
+
+
+def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[Event]:
+    shop, work = out / "shop", {"work": out, "model": "pocket"}
+    begun = time.monotonic()
+
+    with _clock(summary, "render"):
+        yield Event(f"{config.items} items", stage="render", of=1)
+        write_raw_catalogue(shop, items=config.items, seed=config.seed)
+
+    labels = {"human": shop / "labels" / "human", "garment": shop / "labels" / "garment"}
+    yield from _stage(clean(CleanConfig(work=out, photos=shop / "photos", **labels)), summary)
+    yield from _stage(concat(ConcatConfig(**work, max_concat_n=1, seed=config.seed)), summary)
+    yield from _stage(caption(CaptionConfig(**work, vlm_model="pocket")), summary)
+    yield from _stage(embed(EmbedConfig(**work, batch_size=8)), summary)
+    recipe: dict[str, Any] = {"batch_size": 4, "noise_levels": 2, "learning_rate": 3e-3, "shift": 3.0, "caption_dropout": 0.1}
+    recipe |= {"context": "clean", "context_lora": True, "gradient_checkpointing": False}
+    recipe |= {"lr_warmup_steps": 10, "ema_decay": 0.95}  # over fewer steps than usual, as there are fewer
+    recipe["validation_steps"] = config.max_train_steps
+    yield from _stage(train(TrainConfig(**work, **recipe, max_train_steps=config.max_train_steps, seed=config.seed)), summary)
+
+    unseen = held_out_items(config.garments, config.seed)
+    match: dict[str, dict[str, list[bool]]] = {}
+    made: dict[str, list[Image.Image]] = {}
+    with _clock(summary, "evaluate"):
+        # Guidance on the product photos helps the LoRA alone: base and LoRA are also judged with the model's ordinary guidance.
+        ordinary = {"context_guidance_scale": 1.0}
+        models = load_models("pocket", [item.prompt for item in unseen])
+        for name, lora, guidance in (("base", None, ordinary), ("lora", out / "lora", ordinary), ("guided", out / "lora", {})):
+            if name == "lora":
+                load_lora(models.transformer, out / "lora")  # onto the base, which has had its turn
+            sampling = SamplingConfig(model="pocket", lora=lora, **guidance).sampling(models.backbone.settings)
+            made[name] = []
+            for start in range(0, len(unseen), BATCH):
+                made[name] += worn_panels(models, sampling, unseen[start : start + BATCH], config.seed + start)
+                yield Event(name, stage="evaluate", of=len(SUBJECTS) * -(-len(unseen) // BATCH))
+            match[name] = verdicts(made[name], unseen)
+
+    with _clock(summary, "pictures"):
+        yield from _generate_pictures(out, unseen[:3], config.seed).nested()
+        pairs = [_tryon_inputs(out / "tryon", number, item) for number, item in enumerate(unseen[3:6])]
+        for number, inputs in enumerate(pairs):
+            for name, lora in (("base", None), ("lora", out / "lora")):
+                options = {**inputs, "lora": lora, "seed": config.seed + number, "out": out / "tryon" / f"{number}-{name}.png"}
+                dressed = tryon(TryonConfig(work=out, model="pocket", crop="none", strength=0.95, feather=4, **options))
+                yield from (replace(event, stage="tryon", of=2 * len(pairs)) for event in dressed)
+
+    summary.update(
+        photos=summary["clean"]["photos"],
+        triptychs=summary["embed"]["triptychs"],
+        train_steps=summary["train"]["train_steps"],
+        garment_match={name: round(float(np.mean(hits["colour"])), 3) for name, hits in match.items()},
+        pattern_match={name: round(float(np.mean(hits["pattern"])), 3) for name, hits in match.items()},
+        garments=len(unseen),
+    )
+    summary["seconds"]["total"] = round(time.monotonic() - begun, 1)
+    pictures = DemoPictures(
+        compared=[(item.front, item.back, *(made[name][n] for name in SUBJECTS), item.worn) for n, item in enumerate(unseen[:12])],
+        verdicts=[[(match[name]["colour"][n], match[name]["pattern"][n]) for name in SUBJECTS] for n in range(min(12, len(unseen)))],
+        tryons=[{k: Path(v) for k, v in inputs.items() if k != "prompt"} for inputs in pairs],
+    )
+    write_json(out / "summary.json", summary)
+    write_report(out, summary, pictures)
+    yield Event("report.html", stage="report", of=1)
+
+
+def _stage(run: Run, summary: dict[str, Any]) -> Iterator[Event]:
+    with _clock(summary, run.name):
+        yield from run.nested()
+    summary[run.name] = run.summary
+
+
+@contextmanager
+def _clock(summary: dict[str, Any], name: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    summary["seconds"][name] = round(time.monotonic() - start, 1)
+
+
+def _generate_pictures(out: Path, items: list[Item], seed: int) -> Run:
+    """Mode (a) through the verb itself, one picture per item."""
+    folder = out / "generated"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def work() -> Iterator[Event]:
+        for number, item in enumerate(items):
+            item.front.save(folder / f"{number}-front.png")
+            item.back.save(folder / f"{number}-back.png")
+            options = {"front": folder / f"{number}-front.png", "back": folder / f"{number}-back.png", "prompt": item.prompt}
+            yield from generate(GenerateConfig(work=out, model="pocket", out=folder / str(number), lora=out / "lora", seed=seed, **options))
+
+    return Run("generate", len(items), work(), {})
+
+
+def _tryon_inputs(folder: Path, number: int, item: Item) -> dict[str, Any]:
+    """A person who wears another garment of the same type, and a polygon around it, as a user would draw it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    worn = item.view(2, item.other())
+    paths = {name: folder / f"{number}-{name}.png" for name in ("front", "back", "person")}
+    for name, image in (("front", item.front), ("back", item.back), ("person", worn.image)):
+        image.save(paths[name])
+    polygon = folder / f"{number}-polygon.json"
+    write_polygons(polygon, [outline(np.asarray(worn.mask) > 127, margin=6)])
+    return {**paths, "polygon": polygon, "prompt": item.prompt}

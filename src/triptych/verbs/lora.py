@@ -1,0 +1,148 @@
+"""lora convert, lora inspect: LoRA files of other programs become ours and the other way round, and say what they hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from triptych.errors import InputError, ModelError
+from triptych.lora.adapter import LoraFile, open_lora, write_lora
+from triptych.lora.formats import change_norm
+from triptych.lora.models import hidden_size
+from triptych.lora.names import SIDES, pattern_of
+from triptych.pictures.panels import PanelLayout
+from triptych.run import Event, Run
+from triptych.store.files import sha256_file
+from triptych.verbs.lora_config import LoraConvertConfig, LoraInspectConfig
+
+OURS_ALONE = (
+    "It was trained with clean context, which only triptych samples: in other programs it is of little use. "
+    "For those train with --context noisy."
+)
+
+
+def lora_convert(config: LoraConvertConfig) -> Run:
+    """Write `lora` to `out` in other names; every layer's output stays what it was.
+
+    Raises:
+        InputError: no file given, or `out` cannot be that. ModelError: see `open_lora`; or names that its model does not have.
+    """
+    if config.lora is None or config.out is None:
+        raise InputError("A LoRA to read and a file to write are needed.", "Say `triptych lora convert IN OUT`.")
+    if config.out.suffix != ".safetensors":
+        raise InputError(f"{config.out} does not end in .safetensors.", "LoRA files are written as safetensors only.")
+    if config.out.exists():
+        raise InputError(f"{config.out} exists already.", "Give another name, or delete it.")
+    out, file = config.out, open_lora(config.lora, config.transformer_only)
+    file.refuse_other_models()
+    if config.to != "diffusers" and file.family != "flux":
+        raise ModelError(f"{file.path} is no LoRA for FLUX.1, and only theirs are written in other names.", "Leave out --to.")
+    summary: dict[str, Any] = {"lora": str(out), "from": _formats(file), "to": config.to, "layers": len(file.state) // 2}
+    summary["warnings"] = [*file.warnings, *([OURS_ALONE] if file.about.get("context") == "clean" else [])]
+
+    def work() -> Iterator[Event]:
+        about = {"family": file.family, **file.about, "converted_from_sha256": sha256_file(file.path)}
+        write_lora(out, file.state, about, config.to, file.metadata)
+        summary["text_encoder_tensors_left_out"] = file.left_out
+        yield Event(out.name)
+
+    return Run("lora_convert", 1, work(), summary)
+
+
+def lora_inspect(config: LoraInspectConfig) -> Run:
+    """What a LoRA file holds, as the run's summary.
+
+    Raises:
+        InputError: no file given. ModelError: see `open_lora`.
+    """
+    if config.lora is None:
+        raise InputError("There is no LoRA to look at.", "Say `triptych lora inspect FILE`.")
+    file = open_lora(config.lora)
+    summary = describe(file)
+    run = Run("lora_inspect", 1, iter([Event(file.path.name)]), summary)
+    run.text = "\n".join(_lines(file, summary))
+    return run
+
+
+def _lines(file: LoraFile, told: Mapping[str, Any]) -> list[str]:
+    """`describe` for people. `--json` shows all of it, the metadata too."""
+    wide = f", {told['hidden_size']} wide" if told["hidden_size"] else ""
+    change = told["change"]
+    lines = [
+        f"file: {_printable(told['file'])} ({told['bytes'] / 1e6:.1f} MB)",
+        f"format: {told['format']}",
+        f"for: {told['architecture']}{wide}; base model: {told['base_model'][:80]}",
+        f"layers: {sum(told['modules'].values())}",
+        *(f"  {kind}: {count}" for kind, count in told["modules"].items()),
+        *(f"{name}: {_each(told[name])}" for name in ("rank", "alpha", "strength", "dtype")),
+        f"change: {change['median']:.4g} in a layer (median), at most {change['largest']:.4g} at {change['at']}",
+    ]
+    about = file.about
+    if "layout" in about:
+        layout = PanelLayout.from_dict(about["layout"])
+        lines.append(f"panels: {', '.join(layout.roles)}, each {layout.width}×{layout.height} px, {layout.columns} in a row")
+        lines.append(f"context: {about.get('context', 'noisy')}")
+    lines.append(f"metadata: {len(file.metadata)} entries; --json shows them")
+    return [*lines, *(f"warning: {warning}" for warning in told["warnings"])]
+
+
+def _each(counts: Mapping[str, int]) -> str:
+    """`4`, or `4 (12 layers), 8 (2 layers)`, the commonest first."""
+    if len(counts) == 1:
+        return next(iter(counts))
+    first = sorted(counts.items(), key=lambda item: -item[1])
+    more = f", and {len(first) - 5} others" if len(first) > 5 else ""
+    return ", ".join(f"{value} ({count} layers)" for value, count in first[:5]) + more
+
+
+def describe(file: LoraFile) -> dict[str, Any]:
+    """Format, base, layers by kind, ranks, strengths, sizes of change and metadata of a LoRA file."""
+    names = [key.removesuffix(".lora_A.weight") for key in file.state if key.endswith(".lora_A.weight")]
+    norms = {name: change_norm(file.state[f"{name}.lora_A.weight"], file.state[f"{name}.lora_B.weight"]) for name in names}
+    largest = max(norms, key=lambda name: norms[name])
+    base = file.about.get("base_model") or file.metadata.get("modelspec.architecture") or file.metadata.get("ss_base_model_version")
+    return {
+        "file": str(file.path),
+        "format": _formats(file),
+        "architecture": file.model.title,
+        "hidden_size": hidden_size(file.layers),
+        "base_model": _printable(str(base)) if base else "not said",
+        "modules": dict(sorted(Counter(_kind(name) for name in names).items())),
+        "rank": _counted(layer.rank for layer in file.layers),
+        "alpha": _counted("none" if layer.alpha is None else f"{layer.alpha:g}" for layer in file.layers),
+        "strength": _counted(f"{scale:g}" for scale in file.scales.values()),
+        "change": {
+            "median": round(float(torch.tensor(list(norms.values())).median()), 6),
+            "largest": round(norms[largest], 6),
+            "at": largest,
+        },
+        "dtype": _counted(str(layer.up.dtype).removeprefix("torch.") for layer in file.layers),
+        "bytes": file.path.stat().st_size,
+        "warnings": list(file.warnings),
+        "metadata": {_printable(key): _printable(value) for key, value in file.metadata.items()},
+    }
+
+
+def _printable(text: str) -> str:
+    """Text out of a file without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _formats(file: LoraFile) -> str:
+    return ", ".join(sorted({layer.format for layer in file.layers}))
+
+
+def _counted(values: Any) -> dict[str, int]:
+    return {str(value): count for value, count in sorted(Counter(values).items(), key=lambda item: str(item[0]))}
+
+
+def _kind(name: str) -> str:
+    pattern = pattern_of(name)[0]
+    if pattern not in SIDES:
+        return "outside the blocks"
+    where, part = pattern.split(".#.")
+    what = "attention" if part.startswith("attn.") else "modulation" if "norm" in part else "feed-forward"
+    return f"{where} {what}"

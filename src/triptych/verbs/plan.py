@@ -1,0 +1,176 @@
+"""plan: memory, disk and time of a config, from shapes alone, before anything is downloaded or any weights are read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from triptych.backbones.registry import DTYPES
+from triptych.config.stage import section, validated
+from triptych.data.triptychs import list_pictures
+from triptych.pictures.panels import PanelLayout
+from triptych.planning import advice
+from triptych.planning.cards import Card, find_card
+from triptych.planning.disk import disk_bytes
+from triptych.planning.memory import Machine, Memory, embed_memory, sampling_memory, train_memory
+from triptych.planning.report import in_gib, run_line, text_of, verdict
+from triptych.planning.shapes import ModelShapes, model_shapes
+from triptych.run import Event, Run
+from triptych.training.data import steps_of_epochs
+from triptych.verbs import STAGES
+from triptych.verbs.plan_config import PlanConfig
+
+USUAL_TRIPTYCHS = 50
+"""Assumed where none lie in the work folder yet: In-Context LoRAs are trained on 20 to 100 (arXiv 2410.23775)."""
+
+
+def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
+    """Say what embed, train and generate will need and how long they will take, and the smallest change if that is too much.
+
+    Args:
+        data: a loaded config file (`config.load_config`): shared keys and a section per verb.
+
+    Raises:
+        ConfigError: an unknown card, an unknown key, or a value that a stage refuses. ModelError: a model whose shapes are not
+        known here. InputError: panels that do not fall on the model's grid.
+    """
+    card = find_card(config.card)
+    given: dict[str, Any] = {"model": config.model} if config.model else {}
+    if "work" in config.model_fields_set:
+        given["work"] = config.work
+    concat, embed, train, generate = (_config(name, data or {}, given) for name in ("concat", "embed", "train", "generate"))
+    shapes = {model: model_shapes(model) for model in {embed.model, train.model, generate.model}}
+    settings = shapes[train.model].settings
+    layout = _layout(concat, PanelLayout(settings.panel_width, settings.panel_height), settings.stride)
+    triptychs = config.num_triptychs or len(list_pictures(train.triptych_folder).taken) or USUAL_TRIPTYCHS
+    if train.epochs is not None:
+        steps = steps_of_epochs(train.epochs, triptychs, train.batch_size * train.gradient_accumulation_steps)
+        train = train.model_copy(update={"max_train_steps": steps, "epochs": None})
+    length = embed.max_sequence_length or settings.max_sequence_length
+    stages = (
+        _Embedding(embed, shapes[embed.model], layout, length, card),
+        _Training(train, shapes[train.model], layout, length, card),
+        _Sampling(generate, shapes[generate.model], _layout(generate, layout, settings.stride), card, train),
+    )
+    units = {"embed": triptychs, "train": train.max_train_steps, "generate": 1}
+    summary: dict[str, Any] = {
+        "model": train.model,
+        "card": card.name,
+        "memory_gib": in_gib(card.memory),
+        "is_card": card.is_card,
+        "parameters": shapes[train.model].parameters,
+        "lora_parameters": shapes[train.model].lora_parameters(train.rank),
+        "canvas": list(layout.size),
+        "tokens": {"image": shapes[train.model].image_tokens(layout), "text": shapes[train.model].text_tokens(length)},
+        "triptychs": triptychs,
+        "disk_bytes": disk_bytes(shapes[train.model], train, layout, length, stages[0].machine.dtype, triptychs),
+    }
+
+    def work() -> Iterator[Event]:
+        for stage in stages:
+            summary[stage.name] = stage.planned(units[stage.name])
+            yield Event(stage.name)
+        summary["verdict"] = verdict(summary)
+        change = advice.for_run({stage.name: summary[stage.name]["change"] for stage in stages}, train)
+        summary["for_run"] = run_line(summary, change, layout, train.rank)
+        run.text = text_of(summary)
+
+    run = Run("plan", len(stages), work(), summary)
+    return run
+
+
+class _Stage(ABC):
+    """One stage to be planned: its memory as a function of its settings and panels."""
+
+    name: str
+
+    def __init__(self, config: Any, shapes: ModelShapes, layout: PanelLayout, length: int, card: Card) -> None:
+        """length: T5 tokens of a caption."""
+        self.config, self.shapes, self.layout, self.length, self.card = config, shapes, layout, length, card
+        self.machine = Machine(card.dtype if config.dtype == "auto" else DTYPES[config.dtype], card.is_card)
+
+    @abstractmethod
+    def memory(self, config: Any, layout: PanelLayout) -> Memory:
+        """What it holds at its worst moment."""
+
+    @abstractmethod
+    def choices(self) -> list[list[advice.Change]]:
+        """Changes to try, in order."""
+
+    def planned(self, units: int) -> dict[str, Any]:
+        """The stage's part of the summary; `units` of its work are to be done."""
+        memory = self.memory(self.config, self.layout)
+        seconds = self.card.seconds(memory, self.machine.dtype)
+        fits = memory.total <= self.card.memory
+        change = None if fits else advice.smallest_change(self.choices(), lambda change: self._changed(change).total, self.card.memory)
+        changed = self._changed(change) if change else None
+        return {
+            "moment": memory.moment,
+            "bytes": {name: round(size) for name, size in memory.rows.items()},
+            "total_bytes": round(memory.total),
+            "ram_bytes": round(memory.ram),
+            "flops": round(memory.flops),
+            "seconds_each": seconds,
+            "number": units,
+            "seconds": seconds * units,
+            "fits": fits,
+            "change": change,
+            "change_words": advice.in_words(change) if change else None,
+            "bytes_with_change": round(changed.total) if changed else None,
+            "seconds_each_with_change": self.card.seconds(changed, self.machine.dtype) if changed else None,
+        }
+
+    def _changed(self, change: advice.Change) -> Memory:
+        settings = dict(change)
+        width, height = settings.pop("panel_width", self.layout.width), settings.pop("panel_height", self.layout.height)
+        layout = PanelLayout(width, height, self.layout.roles, self.layout.columns)
+        return self.memory(self.config.model_copy(update=settings), layout)
+
+
+class _Embedding(_Stage):
+    name = "embed"
+
+    def memory(self, config: Any, layout: PanelLayout) -> Memory:
+        return embed_memory(self.shapes, config.batch_size, layout, self.length, self.machine)
+
+    def choices(self) -> list[list[advice.Change]]:
+        return advice.for_embedding(self.config.batch_size, self.layout, self.shapes.settings.stride)
+
+
+class _Training(_Stage):
+    name = "train"
+
+    def memory(self, config: Any, layout: PanelLayout) -> Memory:
+        return train_memory(self.shapes, config, layout, self.length, self.machine)
+
+    def choices(self) -> list[list[advice.Change]]:
+        return advice.for_training(self.config, self.layout, self.shapes.settings.stride, len(self.shapes.weights.blocks))
+
+
+class _Sampling(_Stage):
+    """`generate` from product photos with the LoRA of the training."""
+
+    name = "generate"
+
+    def __init__(self, config: Any, shapes: ModelShapes, layout: PanelLayout, card: Card, train: Any) -> None:
+        super().__init__(config, shapes, layout, shapes.settings.max_sequence_length, card)
+        trained = {"context": train.context, "context_lora": train.context_lora}
+        self.sampling, self.rank = config.sampling(shapes.settings, trained=trained), train.rank
+
+    def memory(self, config: Any, layout: PanelLayout) -> Memory:
+        return sampling_memory(self.shapes, config, self.sampling, layout, self.length, self.machine, True, self.rank)
+
+    def choices(self) -> list[list[advice.Change]]:
+        return advice.for_sampling(self.config, self.layout, self.shapes.settings.stride, len(self.shapes.weights.blocks))
+
+
+def _config(name: str, data: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """The config of another verb, as it would run with these files and `plan`'s own options."""
+    (model,) = (stage.config_class() for stage in STAGES if stage.name == name)
+    return validated(model, section(data, name, model).changed(given), name)
+
+
+def _layout(config: Any, otherwise: PanelLayout, stride: int) -> PanelLayout:
+    """The panels that `concat` or `generate` will make; what the config leaves open is as in `otherwise`."""
+    return PanelLayout(config.panel_width or otherwise.width, config.panel_height or otherwise.height).check(stride)

@@ -1,0 +1,20 @@
+"""The settings of `reproduce`; apart from it, because the stages import torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from triptych.config.stage import StageConfig
+
+
+class ReproduceConfig(StageConfig):
+    image: Path | None = None
+    """The picture to make again, as `tryon` or `generate` wrote it."""
+    photos: list[Path] = []
+    """Files and folders among which its inputs lie: photos, polygon and LoRA, under any name."""
+    model: str | None = None
+    """The base model. Needed if the picture names a folder, or a model on the hub that is not well known: a picture only knows its name."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 … Pixels are identical only on a device of the kind the picture was made on."""
+    out: Path | None = None
+    """Where to write it: tryon, a file, if not NAME-again beside the picture; generate, a folder, if not WORK/reproduced."""

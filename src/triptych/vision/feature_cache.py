@@ -1,0 +1,108 @@
+"""What `clean` has computed about photos, kept by the sha256 of their files: features, and the signature that finds copies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from triptych.pictures.copies import SIGNATURE, Seen, signature
+from triptych.pictures.images import BadImage, check_header, load_image
+from triptych.store.files import parse_json, publish
+from triptych.vision.features import Extractor
+
+LONGEST = 512  # px; features need 384
+SAVE_EVERY = 512  # photos between two writings of the file
+_FORMAT = 2
+
+
+class FeatureCache:
+    """{sha256 of a photo: feature vector, signature and size}, kept in one safetensors file.
+
+    A file of another extractor or another version, or a damaged one, costs time and nothing else: it starts empty.
+    """
+
+    def __init__(self, path: Path, extractor: Extractor) -> None:
+        self._path, self._extractor, self._new = path, extractor, 0
+        self._vectors: dict[str, np.ndarray] = {}
+        self._signatures: dict[str, np.ndarray] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        if path.exists():
+            try:
+                self._load()
+            except Exception:  # whatever a damaged file brings up
+                self._vectors, self._signatures, self._sizes = {}, {}, {}
+
+    def _load(self) -> None:
+        from safetensors import safe_open
+
+        with safe_open(self._path, framework="numpy") as file:
+            about = parse_json((file.metadata() or {}).get("triptych", "{}"))
+            if about.get("extractor") != self._extractor.identity or about.get("format") != _FORMAT:
+                return
+            vectors_ND, signatures, sizes = (file.get_tensor(name) for name in ("features", "signatures", "sizes"))
+        if vectors_ND.shape[1] != self._extractor.dimensions or not np.isfinite(vectors_ND).all():
+            raise ValueError("features of another kind")
+        if signatures.shape[1] != SIGNATURE or sizes.shape[1] != 2 or (sizes < 1).any():
+            raise ValueError("signatures of another kind")
+        keys = [str(key) for key in about["sha256"]]
+        self._vectors = dict(zip(keys, vectors_ND, strict=True))
+        self._signatures = dict(zip(keys, signatures, strict=True))
+        self._sizes = {key: (int(width), int(height)) for key, (width, height) in zip(keys, sizes, strict=True)}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._vectors
+
+    def rows(self, keys: Iterable[str]) -> np.ndarray:
+        """(N, D) float32 features of photos that are in the cache."""
+        vectors = [self._vectors[key] for key in keys]
+        return np.stack(vectors) if vectors else np.zeros((0, self._extractor.dimensions), np.float32)
+
+    def seen(self, key: str, name: str, *, first: bool = False) -> Seen:
+        """A photo that is in the cache, as `copies.find_copies` compares it."""
+        return Seen(name, self._sizes[key], self._signatures[key], first)
+
+    def fill(self, wanted: dict[str, Path], min_side: int) -> dict[str, str]:
+        """Compute what is missing of {sha256: path}; {sha256: reason} of photos that cannot be used."""
+        bad: dict[str, str] = {}
+        images: dict[str, Image.Image] = {}
+        for key, path in wanted.items():
+            try:
+                width, height = check_header(path)
+                if min(width, height) < min_side:
+                    raise BadImage(path, f"too small: {width}×{height} px")
+                if key not in self:
+                    image = load_image(path, longest=LONGEST)
+                    if np.ptp(np.asarray(image), axis=(0, 1)).max() == 0:
+                        raise BadImage(path, "blank: one colour all over")
+                    images[key] = image
+                    turned = (width > height) != (image.width > image.height) and width != height
+                    self._sizes[key] = (height, width) if turned else (width, height)
+                    self._signatures[key] = signature(image)
+            except BadImage as error:
+                bad[key] = error.reason
+        if images:
+            self._vectors.update(zip(images, self._extractor.features(list(images.values())), strict=True))
+            self._new += len(images)
+            if self._new >= SAVE_EVERY:
+                self.save()
+        return bad
+
+    def save(self) -> None:
+        """Write the file if there is something new."""
+        from safetensors.numpy import save_file
+
+        if self._new:
+            keys = list(self._vectors)
+            about = {"format": _FORMAT, "extractor": self._extractor.identity, "sha256": keys}
+            tensors = {
+                "features": self.rows(keys),
+                "signatures": np.stack([self._signatures[key] for key in keys]),
+                "sizes": np.array([self._sizes[key] for key in keys], np.int32),
+            }
+            with publish(self._path) as temporary:
+                save_file(tensors, temporary, metadata={"triptych": json.dumps(about)})
+            self._new = 0
