@@ -1,8 +1,10 @@
-"""How often a drawing is taken for a photograph, and a photograph for a drawing: `python benchmarks/drawings.py --photos FOLDER`.
+"""How often a drawing is taken for a photograph, and a photograph for a drawing: `python
+benchmarks/drawings.py --photos FOLDER`.
 
-Drawings: the rendered world, all of it, as it is, as JPEG (once or twice), made larger or smaller, cropped to between half and nearly
-all of each side; the files of a raw catalogue; and whatever lies in --drawings. Photographs: each in --photos as it is, and --variants
-times spoilt likewise. Prints one line a kind: how many, and how many were taken for the other.
+Drawings: the rendered world, all of it, as it is, as JPEG (once or twice), made larger or smaller, cropped to
+between half and nearly all of each side; the files of a raw catalogue; and whatever lies in --drawings.
+Photographs: each in --photos as it is, and --variants times spoilt likewise. Prints one line a kind: how
+many, and how many were taken for the other.
 """
 
 from __future__ import annotations
@@ -32,14 +34,22 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path, help="folder with photographs, at any depth")
-    parser.add_argument("--drawings", type=Path, nargs="*", default=[], help="folders with more pictures of the rendered world")
+    parser.add_argument(
+        "--drawings",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="folders with more pictures of the rendered world",
+    )
     parser.add_argument("--count", type=int, default=3000, help="drawings to draw and spoil")
     parser.add_argument("--variants", type=int, default=8, help="spoilt versions of each photograph")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="name every mistake")
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    report("drawings, drawn and spoilt", spoilt(drawn(rng, options.count), rng, "drawings"), True, options.show)
+    report(
+        "drawings, drawn and spoilt", spoilt(drawn(rng, options.count), rng, "drawings"), True, options.show
+    )
     with tempfile.TemporaryDirectory() as folder:
         write_raw_catalogue(Path(folder), items=100, seed=options.seed)
         report("drawings, a raw catalogue", opened([Path(folder)]), True, options.show)
@@ -59,7 +69,10 @@ def report(kind: str, pictures: Iterator[tuple[str, Image.Image]], drawings: boo
         count += 1
         if is_drawing(image) != drawings:
             mistakes.append(name)
-    print(f"{kind}: {count}, taken for the other: {len(mistakes)} ({len(mistakes) / max(1, count):.2%})", flush=True)
+    print(
+        f"{kind}: {count}, taken for the other: {len(mistakes)} ({len(mistakes) / max(1, count):.2%})",
+        flush=True,
+    )
     for name in mistakes if show else ():
         print("   ", name)
 
@@ -70,7 +83,10 @@ def drawn(rng: random.Random, count: int) -> Iterator[tuple[str, Image.Image]]:
         garment = sample_garment(rng, held_out=None)
         scene = sample_scene(rng, VIEWS[number % 3], held_out=None)
         scale = rng.choice((1, 2, 3, 4, 4, 5))
-        yield f"{scene.view} {garment.pattern} {scale}", render(garment, scene, rng.getrandbits(30), scale).image
+        yield (
+            f"{scene.view} {garment.pattern} {scale}",
+            render(garment, scene, rng.getrandbits(30), scale).image,
+        )
 
 
 def opened(folders: list[Path]) -> Iterator[tuple[str, Image.Image]]:
@@ -82,7 +98,9 @@ def opened(folders: list[Path]) -> Iterator[tuple[str, Image.Image]]:
             continue
 
 
-def spoilt(pictures: Iterator[tuple[str, Image.Image]], rng: random.Random, kind: str) -> Iterator[tuple[str, Image.Image]]:
+def spoilt(
+    pictures: Iterator[tuple[str, Image.Image]], rng: random.Random, kind: str
+) -> Iterator[tuple[str, Image.Image]]:
     """Each picture after one of the ways in which files change between two programs."""
     for name, image in pictures:
         way = rng.choice(WAYS)
@@ -99,7 +117,9 @@ def spoilt(pictures: Iterator[tuple[str, Image.Image]], rng: random.Random, kind
 
 
 def _scaled(image: Image.Image, factor: float, rng: random.Random) -> Image.Image:
-    return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), rng.choice(FILTERS))
+    return image.resize(
+        (max(1, round(image.width * factor)), max(1, round(image.height * factor))), rng.choice(FILTERS)
+    )
 
 
 def _cropped(image: Image.Image, rng: random.Random) -> Image.Image:

@@ -65,23 +65,31 @@ def flux_like(size: Size, dtype: torch.dtype, folder: Path) -> Models:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    # The pipeline samples the posterior, triptych takes its mean: without variance they start from the same latents.
+    # The pipeline samples the posterior, triptych takes its mean: without variance they start from the same
+    # latents.
     with torch.no_grad():
         vae.encoder.conv_out.weight[16:] = 0
         vae.encoder.conv_out.bias[16:] = -30
     vae.save_pretrained(folder / "vae")
-    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
+    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(
+        folder / "scheduler"
+    )
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     backbone = load_backbone(str(folder), "cpu", "bf16" if dtype == torch.bfloat16 else "fp32")
     texts = {}
     for name in (PROMPT, ""):
-        texts[name] = {"prompt_embeds": torch.randn(size.words, dim), "pooled_prompt_embeds": torch.randn(dim)}
+        texts[name] = {
+            "prompt_embeds": torch.randn(size.words, dim),
+            "pooled_prompt_embeds": torch.randn(dim),
+        }
     install(transformer.to(dtype).eval().requires_grad_(False))  # as Backbone.load_transformer leaves it
     return Models(backbone, transformer, backbone.load_autoencoder(), texts)
 
 
 def as_diffusers_has_it(transformer: nn.Module) -> FluxTransformer2DModel:
-    """The same weights, no copies, in a model without triptych's layers: what a user of diffusers alone has."""
+    """The same weights, no copies, in a model without triptych's layers:
+    what a user of diffusers alone has.
+    """
     shared = {id(one): one for one in (*transformer.parameters(), *transformer.buffers())}
     stock: FluxTransformer2DModel = copy.deepcopy(transformer, shared)
     stock.set_attn_processor(FluxAttnProcessor())
@@ -104,7 +112,9 @@ def matmul_peak(side: int = 2048, times: int = 3, dtype: torch.dtype = torch.flo
 
 
 def peak_memory(run: Callable[[], object]) -> int:
-    """Bytes that torch's allocator holds at most while `run` runs, above what it held before (kernels' temporaries included)."""
+    """Bytes that torch's allocator holds at most while `run` runs, above what it held before (kernels'
+    temporaries included).
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as recorded:
         run()
     peak = live = 0

@@ -2,7 +2,8 @@
 runs it.
 
     python benchmarks/gpu.py --budget 480 --out work/gpu
-    python benchmarks/gpu.py --tiny                  # every part on the CPU, on shapes that mean nothing: does it run at all?
+    python benchmarks/gpu.py --tiny                  # every part on the CPU, on shapes that mean nothing:
+    does it run at all?
 
 The most telling parts come first; none starts once the budget (seconds) is spent, and each has a limit of its
 own. results.json and results.md in --out hold what has been measured so far, from the first row on: an
@@ -31,9 +32,15 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("work/gpu"), help="folder for results.json and results.md")
-    parser.add_argument("--budget", type=float, default=480.0, help="seconds in all, the start of Python included")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("work/gpu"), help="folder for results.json and results.md"
+    )
+    parser.add_argument(
+        "--budget", type=float, default=480.0, help="seconds in all, the start of Python included"
+    )
     parser.add_argument("--only", default="", help="these parts alone, in this order, with commas between")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on the CPU")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """The packages that `gpu.py` needs on a machine with a card and no network: fetched here as wheels, put on
 the path there.
 
-    python benchmarks/gpu_wheels.py --out build/gpu-wheels          # pip downloads them, pinned by constraints.txt
-    python benchmarks/gpu_wheels.py --out build/gpu-wheels --cuda 126 --python 3.12
+    python benchmarks/gpu_wheels.py --out build/gpu-wheels          # pip downloads them, pinned by
+    constraints.txt python benchmarks/gpu_wheels.py --out build/gpu-wheels --cuda 126 --python 3.12
 
 Two folders, so that a machine that has the usual packages around PyTorch needs only the first, small one:
 
@@ -74,7 +74,8 @@ LEFT_OUT = {
     "pillow": r"avif",
     "tensorboard": r"/webfiles\.zip$",
     "torchao": r"\.so$",  # for another PyTorch; its int8 tensors are written in Python
-    "transformers": rf"^transformers/models/(?!({TRANSFORMERS})/)[^/]+/(?!__init__|configuration_|tokenization_)",
+    "transformers": rf"^transformers/models/(?!({TRANSFORMERS})/)[^/]+/"
+    r"(?!__init__|configuration_|tokenization_)",
 }
 """By package, and for all: paths in the wheel that nothing here opens."""
 
@@ -123,7 +124,9 @@ def trim(wheel: Path, out: Path, cuda: str) -> None:
     """Write a wheel without what `LEFT_OUT` names, and packed closer. cuda: CUDA's version in digits, such
     as 130."""
     name = plain(wheel.name.partition("-")[0])
-    unused = re.compile("|".join(LEFT_OUT[key].replace("{cuda}", cuda) for key in ("*", name) if key in LEFT_OUT))
+    unused = re.compile(
+        "|".join(LEFT_OUT[key].replace("{cuda}", cuda) for key in ("*", name) if key in LEFT_OUT)
+    )
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(out, "w") as kept:
         for entry in source.infolist():
             if not unused.search(entry.filename):
@@ -160,14 +163,18 @@ def installed(name: str) -> bool:
 
 def main() -> None:
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument(
         "--python",
         default=here,
         help="version of Python on the machine with the card; 'always' suits 3.11 to 3.13 anyway",
     )
-    parser.add_argument("--cuda", default="130", help="CUDA that its PyTorch was built for, in digits: 126, 128, 130, 132")
+    parser.add_argument(
+        "--cuda", default="130", help="CUDA that its PyTorch was built for, in digits: 126, 128, 130, 132"
+    )
     options = parser.parse_args()
     for old in options.out.glob("*/*.whl"):
         old.unlink()
@@ -175,7 +182,10 @@ def main() -> None:
     for python in {"3.11", "3.12", "3.13"} - {options.python}:
         fetch(["pydantic_core"], python, options.out / "always", options.cuda)
     fetch(BARE, options.python, options.out / "bare", options.cuda)
-    sizes = {part: sum(wheel.stat().st_size for wheel in (options.out / part).glob("*.whl")) for part in ("always", "bare")}
+    sizes = {
+        part: sum(wheel.stat().st_size for wheel in (options.out / part).glob("*.whl"))
+        for part in ("always", "bare")
+    }
     print(", ".join(f"{part}: {size / 2**20:.1f} MiB" for part, size in sizes.items()), f"in {options.out}")
     if sum(sizes.values()) > LIMIT:
         sys.exit(f"That is more than {LIMIT >> 20} MiB together.")

@@ -1,11 +1,13 @@
-"""Predicted against measured peak memory of training steps, on random models of several sizes, on the CPU in float32.
+"""Predicted against measured peak memory of training steps, on random models of several sizes, on the CPU in
+float32.
 
     python benchmarks/plan.py
 
-Every case runs in a process of its own. What is measured is the allocator: every block of memory that torch takes and gives back,
-kernels' temporaries included, as torch's profiler records it (on a card, torch.cuda.max_memory_allocated says the same). The
-resident size of the process is shown beside it, for what it is worth: it also holds MKL's scratch memory and whatever the C
-library has not given back. Two steps are run, for the optimizer's state exists from the first on.
+Every case runs in a process of its own. What is measured is the allocator: every block of memory that torch
+takes and gives back, kernels' temporaries included, as torch's profiler records it (on a card,
+torch.cuda.max_memory_allocated says the same). The resident size of the process is shown beside it, for what
+it is worth: it also holds MKL's scratch memory and whatever the C library has not given back. Two steps are
+run, for the optimizer's state exists from the first on.
 """
 
 from __future__ import annotations
@@ -22,13 +24,21 @@ from pathlib import Path
 from typing import Any
 
 FLUX = {"patch_size": 1, "in_channels": 64, "guidance_embeds": True}
-SD3 = {"sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "pos_embed_max_size": 96, "qk_norm": "rms_norm"}
+SD3 = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "pos_embed_max_size": 96,
+    "qk_norm": "rms_norm",
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One training step. width: of the transformer. layers: (double, single) blocks of FLUX; blocks of SD3, the first of them with
-    a second attention."""
+    """One training step. width: of the transformer. layers: (double, single) blocks of FLUX; blocks of SD3,
+    the first of them with a second attention.
+    """
 
     family: str
     width: int
@@ -65,7 +75,11 @@ CASES = (
 def write_configs(case: Case, folder: Path) -> Path:
     """A model folder with configs and no weights."""
     heads = max(1, case.width // 64)
-    shared = {"attention_head_dim": case.width // heads, "num_attention_heads": heads, "joint_attention_dim": 256}
+    shared = {
+        "attention_head_dim": case.width // heads,
+        "num_attention_heads": heads,
+        "joint_attention_dim": 256,
+    }
     if case.family == "flux":
         side = case.width // heads
         rope = [side // 4, side * 3 // 8, side * 3 // 8]
@@ -78,10 +92,18 @@ def write_configs(case: Case, folder: Path) -> Path:
         }
         pipeline, encoders = "FluxPipeline", {"text_encoder": _clip("CLIPTextModel"), "text_encoder_2": _t5()}
     else:
-        own = {**SD3, "num_layers": case.layers[0], "caption_projection_dim": case.width, "dual_attention_layers": [0, 1]}
+        own = {
+            **SD3,
+            "num_layers": case.layers[0],
+            "caption_projection_dim": case.width,
+            "dual_attention_layers": [0, 1],
+        }
         own["pooled_projection_dim"] = 64
         projected = _clip("CLIPTextModelWithProjection")
-        pipeline, encoders = "StableDiffusion3Pipeline", {"text_encoder": projected, "text_encoder_2": projected, "text_encoder_3": _t5()}
+        pipeline, encoders = (
+            "StableDiffusion3Pipeline",
+            {"text_encoder": projected, "text_encoder_2": projected, "text_encoder_3": _t5()},
+        )
     vae = {"block_out_channels": [8, 8, 8, 8], "latent_channels": 16, "norm_num_groups": 4}
     vae |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
     for name, config in {"transformer": {**shared, **own}, "vae": vae, **encoders}.items():
@@ -93,12 +115,26 @@ def write_configs(case: Case, folder: Path) -> Path:
 
 
 def _clip(kind: str) -> dict[str, Any]:
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     return {"architectures": [kind], "max_position_embeddings": 77, "projection_dim": 32, **sizes}
 
 
 def _t5() -> dict[str, Any]:
-    return {"architectures": ["T5EncoderModel"], "vocab_size": 64, "d_model": 256, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    return {
+        "architectures": ["T5EncoderModel"],
+        "vocab_size": 64,
+        "d_model": 256,
+        "d_kv": 16,
+        "d_ff": 64,
+        "num_layers": 1,
+        "num_heads": 4,
+    }
 
 
 def train_config(case: Case, folder: Path) -> Any:
@@ -118,11 +154,16 @@ def predict(case: Case, folder: Path) -> float:
 
     layout = PanelLayout(*case.panel)
     machine = Machine(torch.float32, card=False)
-    return train_memory(model_shapes(str(folder)), train_config(case, folder), layout, 128, machine).total - PROCESS_RAM
+    return (
+        train_memory(model_shapes(str(folder)), train_config(case, folder), layout, 128, machine).total
+        - PROCESS_RAM
+    )
 
 
 def measure(case: Case, folder: Path) -> dict[str, float]:
-    """Two real training steps in this process: peak bytes of torch's allocator, and by how much the process grew."""
+    """Two real training steps in this process: peak bytes of torch's allocator, and by how much the process
+    grew.
+    """
     import torch
     from torch import nn
     from torch.profiler import ProfilerActivity, profile
@@ -142,7 +183,9 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     start = time.monotonic()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as recorded:
         torch.manual_seed(0)
-        transformer = backbone.transformer_class.from_config(shapes.configs["transformer"]).eval().requires_grad_(False)
+        transformer = (
+            backbone.transformer_class.from_config(shapes.configs["transformer"]).eval().requires_grad_(False)
+        )
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         parameters = add_lora(transformer, backbone.lora_targets, config.rank, config.alpha, 0.0, 0)
@@ -152,8 +195,14 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
             for _ in range(config.gradient_accumulation_steps):
                 latents = torch.randn(shapes.latents(layout, case.batch_size).shape)
                 active = torch.from_numpy(layout.mask(["worn"], 16)) if case.context == "clean" else None
-                text = {name: torch.randn(value.shape) for name, value in shapes.text(128, case.batch_size, torch.float32).items()}
-                empty = {name: torch.randn(value.shape) for name, value in shapes.text(128, 1, torch.float32).items()}
+                text = {
+                    name: torch.randn(value.shape)
+                    for name, value in shapes.text(128, case.batch_size, torch.float32).items()
+                }
+                empty = {
+                    name: torch.randn(value.shape)
+                    for name, value in shapes.text(128, 1, torch.float32).items()
+                }
                 t_B, learned = torch.rand(case.batch_size), torch.ones_like(latents[:, 0])
                 batch = Batch(layout, latents, torch.randn_like(latents), t_B, text, empty, learned, active)
                 losses = losses_of(config, backbone, transformer, batch)
@@ -177,8 +226,17 @@ def _resident(peak: bool = False) -> int:
 
 def run_case(case: Case) -> dict[str, float]:
     """Measured in a fresh process, and predicted there afterwards."""
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, __file__, "--case", json.dumps(asdict(case))], capture_output=True, text=True, env=environment)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, "--case", json.dumps(asdict(case))],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -204,7 +262,9 @@ def table(rows: list[tuple[Case, dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     values = parser.parse_args().case
     if values:

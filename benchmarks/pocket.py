@@ -1,8 +1,8 @@
 """What the embedded model's LoRAs carry over, in tables: `python benchmarks/pocket.py --work FOLDER`.
 
-Trains LoRAs on rendered triptychs with the product's own `embed` and `train`, and measures them with `evaluate --pocket`.
-Every row is kept in FOLDER/results.json as soon as it is measured; run the command again to go on. `--only main` does one
-group of rows.
+Trains LoRAs on rendered triptychs with the product's own `embed` and `train`, and measures them with
+`evaluate --pocket`. Every row is kept in FOLDER/results.json as soon as it is measured; run the command again
+to go on. `--only main` does one group of rows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "distilled": {"context_guidance_scale": 1.0, "true_cfg_scale": 1.0, "guidance_scale": 3.0},
     "context": {"context_guidance_scale": 5.0},
 }
-"""Guidance by name: none, on the words by a second pass, on the words by the guidance embedding, on the product photos."""
+"""Guidance by name: none, on the words by a second pass, on the words by the guidance embedding, on the
+product photos.
+"""
 
 
 RECIPE: dict[str, Any] = {
@@ -53,17 +55,28 @@ RECIPE: dict[str, Any] = {
 NOISY: dict[str, Any] = {"context": "noisy", "context_lora": False, "seed": 0}
 """The paper's way: nothing is shown clean, so there is no reading to adapt."""
 SHORT: dict[str, Any] = {"batch_size": 4, "noise_levels": 2, "shift": None}
-"""Half as many triptychs to a step, each at two noise levels: two thirds of the time; and noise levels shifted as the model is."""
+"""Half as many triptychs to a step, each at two noise levels: two thirds of the time; and noise levels
+shifted as the model is.
+"""
 LONG: dict[str, Any] = SHORT | {"max_train_steps": 1000}
 PRINTS: dict[str, Any] = SHORT | {"shift": 3.0, "printed": 0.5, "masks": True, "rank": 64}
 """Half of the triptychs are printed garments worn from behind, of which the print alone is learned."""
 
 
 def rows() -> list[dict[str, Any]]:
-    """Every row of the tables: its group, the LoRA (triptychs, and options of `train`), how it is sampled, and how many items."""
+    """Every row of the tables: its group, the LoRA (triptychs, and options of `train`), how it is sampled,
+    and how many items.
+    """
     table: list[dict[str, Any]] = []
 
-    def add(group: str, n: int, guidance: str, mode: str = "generate", sampling: dict[str, Any] | None = None, **lora: Any) -> None:
+    def add(
+        group: str,
+        n: int,
+        guidance: str,
+        mode: str = "generate",
+        sampling: dict[str, Any] | None = None,
+        **lora: Any,
+    ) -> None:
         how = {"guidance": guidance, **(sampling or {})}
         table.append({"group": group, "n": n, "mode": mode, "lora": lora, "sampling": how})
 
@@ -94,7 +107,10 @@ def rows() -> list[dict[str, Any]]:
         add("guidance scale", 150, "context", sampling={"context_guidance_scale": scale}, seed=0)
     for stop in (0.25, 0.5):
         add("guidance stop", 150, "context", sampling={"guidance_stop": stop}, seed=0)
-    few, many = PRINTS | {"triptychs": 80, "max_train_steps": 1000}, PRINTS | {"triptychs": 320, "max_train_steps": 3000}
+    few, many = (
+        PRINTS | {"triptychs": 80, "max_train_steps": 1000},
+        PRINTS | {"triptychs": 320, "max_train_steps": 3000},
+    )
     for guidance, lora in (("text", {}), ("context", {"seed": 0}), ("context", few), ("context", many)):
         add("back prints", 150, guidance, sampling={"back_prints": True}, **lora)
     add("back prints", 150, "context", mode="tryon", sampling={"back_prints": True}, **many)
@@ -107,11 +123,12 @@ def rows() -> list[dict[str, Any]]:
 
 
 def write_triptychs(folder: Path, count: int, printed: float = 0.0) -> None:
-    """Rendered triptychs with truthful captions, half of which name the look (of printed ones a quarter); held-out garments are not
-    among them.
+    """Rendered triptychs with truthful captions, half of which name the look (of printed ones a quarter);
+    held-out garments are not among them.
 
-    printed: part of them that is a garment with a back print, worn by a person seen from behind; otherwise about one in fifty is.
-    Each of these has a loss mask, `masks/<id>.png`: of the worn panel, the print and what is close to it.
+    printed: part of them that is a garment with a back print, worn by a person seen from behind; otherwise
+    about one in fifty is. Each of these has a loss mask, `masks/<id>.png`: of the worn panel, the print and
+    what is close to it.
     """
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     (folder / "triptychs").mkdir(exist_ok=True)
@@ -125,17 +142,24 @@ def write_triptychs(folder: Path, count: int, printed: float = 0.0) -> None:
         panels = [render(garment, scene, seed).image for scene, seed in zip(scenes, seeds, strict=True)]
         concatenate(panels, layout).save(folder / "triptychs" / f"item-{number:03}.png")
         named = number % (4 if chosen else 2) == 0
-        (folder / "triptychs" / f"item-{number:03}.txt").write_text(triptych_caption(garment, scenes, named=named).text)
+        (folder / "triptychs" / f"item-{number:03}.txt").write_text(
+            triptych_caption(garment, scenes, named=named).text
+        )
         if chosen:
             plain = render(replace(garment, print=NONE), scenes[2], seeds[2]).image
-            moved = ImageChops.difference(panels[2], plain).convert("L").point(lambda value: 255 * (value > 8))
+            moved = (
+                ImageChops.difference(panels[2], plain).convert("L").point(lambda value: 255 * (value > 8))
+            )
             mask = Image.new("L", layout.size)
             mask.paste(moved.filter(ImageFilter.MaxFilter(9)), layout.box("worn")[:2])
             mask.save(folder / "masks" / f"item-{number:03}.png")
 
 
-def trained(work: Path, model: str, triptychs: int = 40, printed: float = 0.0, masks: bool = False, **options: Any) -> Path:
-    """The LoRA folder of these training options, trained if it is not there yet; `RECIPE` where they say nothing.
+def trained(
+    work: Path, model: str, triptychs: int = 40, printed: float = 0.0, masks: bool = False, **options: Any
+) -> Path:
+    """The LoRA folder of these training options, trained if it is not there yet; `RECIPE` where they say
+    nothing.
 
     masks: learn printed garments by the loss masks of `write_triptychs`.
     """
@@ -147,8 +171,14 @@ def trained(work: Path, model: str, triptychs: int = 40, printed: float = 0.0, m
     options |= {"loss_masks": data / "masks"} if masks else {}
     embed(EmbedConfig(work=data, model=model, batch_size=8, columns=3)).finish()
     options = RECIPE | options | ({"alpha": options["rank"]} if "rank" in options else {})
-    own = {key: options[key] for key in sorted(options) if options[key] != RECIPE.get(key) and key != "loss_masks"}
-    name = "-".join(["lora", data.name, *(["masks"] if masks else []), *(f"{key}-{value}" for key, value in own.items())])
+    own = {
+        key: options[key]
+        for key in sorted(options)
+        if options[key] != RECIPE.get(key) and key != "loss_masks"
+    }
+    name = "-".join(
+        ["lora", data.name, *(["masks"] if masks else []), *(f"{key}-{value}" for key, value in own.items())]
+    )
     run = train(TrainConfig(work=data, model=model, lora_folder=work / name, **options))
     for number, event in enumerate(run):
         if number % 50 == 49:
@@ -157,8 +187,10 @@ def trained(work: Path, model: str, triptychs: int = 40, printed: float = 0.0, m
 
 
 def with_flux_shift(work: Path, model: str) -> str:
-    """A copy of the model with the time shift that FLUX.1-dev has for three panels of 576 × 768: e^0.58 times as far for the canvas as
-    for a panel. A canvas of the embedded model has so few tokens that its own shift hardly depends on them."""
+    """A copy of the model with the time shift that FLUX.1-dev has for three panels of 576 × 768: e^0.58 times
+    as far for the canvas as for a panel. A canvas of the embedded model has so few tokens that its own shift
+    hardly depends on them.
+    """
     folder = work / "flux-shift"
     if not folder.exists():
         part = work / "flux-shift.part"
@@ -223,7 +255,16 @@ def table(results: dict[str, Any]) -> str:
         lines.append(
             "| "
             + " | ".join(
-                [row["group"], lora, how, str(row["n"]), *shares, top, f"{made['colour_distance']:.1f}", f"{made.get('seam', '')}"]
+                [
+                    row["group"],
+                    lora,
+                    how,
+                    str(row["n"]),
+                    *shares,
+                    top,
+                    f"{made['colour_distance']:.1f}",
+                    f"{made.get('seam', '')}",
+                ]
             )
             + " |"
         )
@@ -231,9 +272,13 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("work/pocket-benchmark"))
-    parser.add_argument("--model", default="pocket", help="another base, such as an ablation's checkpoint folder")
+    parser.add_argument(
+        "--model", default="pocket", help="another base, such as an ablation's checkpoint folder"
+    )
     parser.add_argument("--only", action="append", help="only this group of rows; may be repeated")
     parser.add_argument("--items", type=int, help="garments per row, in place of 300 and 150")
     options = parser.parse_args()
@@ -249,9 +294,16 @@ def main() -> None:
         if row["key"] not in results:
             started = time.monotonic()
             print(row["group"], row["key"], file=sys.stderr, flush=True)
-            made = row | measured(options.work, options.model, row, results) | {"seconds": round(time.monotonic() - started)}
+            made = (
+                row
+                | measured(options.work, options.model, row, results)
+                | {"seconds": round(time.monotonic() - started)}
+            )
             options.work.mkdir(parents=True, exist_ok=True)
-            results = {**(read_json(path) if path.exists() else {}), row["key"]: made}  # another process may do other groups
+            results = {
+                **(read_json(path) if path.exists() else {}),
+                row["key"]: made,
+            }  # another process may do other groups
             write_json(path, results)
     print(table(results))
 

@@ -1,8 +1,9 @@
-"""FLUX.1-dev in full size on any machine with 10 GB to spare: one training step, two sampling steps, one LoRA file.
+"""FLUX.1-dev in full size on any machine with 10 GB to spare: one training step, two sampling steps, one LoRA
+file.
 
-The shapes are FLUX.1-dev's, the weights are random and in NF4 from the start, filled layer by layer: a rehearsal of memory,
-of layers' names and of the whole path through `train`, `load_lora` and the sampler, not of quality. Everything but the
-random weights and the embeddings is the product's own code.
+The shapes are FLUX.1-dev's, the weights are random and in NF4 from the start, filled layer by layer: a
+rehearsal of memory, of layers' names and of the whole path through `train`, `load_lora` and the sampler, not
+of quality. Everything but the random weights and the embeddings is the product's own code.
 
     python benchmarks/rehearse_12b.py --out work/rehearsal --report docs/rehearsal-12b.md
 """
@@ -83,7 +84,11 @@ class Meter:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
-            print(f"{name}: {self.seconds[name]:.1f} s, peak memory {peak_memory_gib(torch.device('cpu')):.2f} GiB", file=sys.stderr)
+            print(
+                f"{name}: {self.seconds[name]:.1f} s, peak memory {peak_memory_gib(torch.device('cpu')):.2f} "
+                "GiB",
+                file=sys.stderr,
+            )
             (self._phase, self._expected), self._begun, self._blocks = outer, time.monotonic(), 0
 
     def timed(self, name: str, function: Callable[..., Any], blocks: int = 0) -> Callable[..., Any]:
@@ -103,17 +108,23 @@ class Meter:
 
     def _product(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         rows = inputs[0].numel() // layer.in_features  # type: ignore[operator]
-        self.flop[self._phase] = self.flop.get(self._phase, 0) + 2 * rows * layer.in_features * layer.out_features  # type: ignore[operator]
+        self.flop[self._phase] = (
+            self.flop.get(self._phase, 0) + 2 * rows * layer.in_features * layer.out_features
+        )  # type: ignore[operator]
 
     def _block(self, *_: Any) -> None:
         self._blocks += 1
         if self._expected and self._blocks % max(1, self._expected // 8) == 0:
             left = (time.monotonic() - self._begun) / self._blocks * (self._expected - self._blocks)
-            print(f"  {self._phase}: block {self._blocks} of {self._expected}, {duration(max(0.0, left))} left", file=sys.stderr)
+            print(
+                f"  {self._phase}: block {self._blocks} of {self._expected}, {duration(max(0.0, left))} left",
+                file=sys.stderr,
+            )
 
 
 def random_transformer(config: dict[str, Any], seed: int = 0) -> nn.Module:
-    """FluxTransformer2DModel of a config: random NF4 codes in the blocks, random float32 elsewhere, one layer at a time.
+    """FluxTransformer2DModel of a config: random NF4 codes in the blocks, random float32 elsewhere, one layer
+    at a time.
 
     A layer's outputs are about as large as its inputs, so that nothing overflows in 57 blocks.
     """
@@ -124,7 +135,9 @@ def random_transformer(config: dict[str, Any], seed: int = 0) -> nn.Module:
         if is_quantized(name, module):
             out, width = module.out_features, module.in_features
             # As whole words: a byte at a time takes eight times as long.
-            codes = torch.empty(math.ceil(out * width / 16), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+            codes = torch.empty(math.ceil(out * width / 16), dtype=torch.int64).random_(
+                -(2**63), None, generator=generator
+            )
             scale = torch.full((math.ceil(out * width / NF4Linear.BLOCK),), width**-0.5)
             bytes_ = codes.view(torch.uint8)[: out * width // 2, None]
             bias = None if module.bias is None else torch.zeros(out)
@@ -146,23 +159,32 @@ def write_model(folder: Path, config: dict[str, Any], text_tokens: int) -> None:
     write_json(folder / "triptych.json", {"max_sequence_length": text_tokens})
 
 
-def write_embeddings(folder: Path, made_with: str, layout: PanelLayout, config: dict[str, Any], text_tokens: int) -> None:
+def write_embeddings(
+    folder: Path, made_with: str, layout: PanelLayout, config: dict[str, Any], text_tokens: int
+) -> None:
     """One random triptych and the empty prompt, as `embed` leaves them."""
     generator = generator_for("rehearsal")
 
     def text() -> dict[str, Tensor]:
         states = torch.randn(text_tokens, config["joint_attention_dim"], generator=generator) * 0.2
-        return {"prompt_embeds": states, "pooled_prompt_embeds": torch.randn(config["pooled_projection_dim"], generator=generator)}
+        return {
+            "prompt_embeds": states,
+            "pooled_prompt_embeds": torch.randn(config["pooled_projection_dim"], generator=generator),
+        }
 
     width, height = layout.size
     mean = torch.randn(config["in_channels"] // 4, height // 8, width // 8, generator=generator)
-    record = EmbeddingRecord("random", mean, torch.full_like(mean, 0.05), text(), layout, "random", "random", made_with)
+    record = EmbeddingRecord(
+        "random", mean, torch.full_like(mean, 0.05), text(), layout, "random", "random", made_with
+    )
     save_record(record, folder / "random.safetensors")
     save_text(text(), made_with, folder / f"{EMPTY}.safetensors")
 
 
 def matmul_peak(seconds: float = 3.0) -> float:
-    """FLOP/s of the best float32 matrix product out of those that fit into the time, of the largest layer's shape."""
+    """FLOP/s of the best float32 matrix product out of those that fit into the time, of the largest layer's
+    shape.
+    """
     a, b, best, begun = torch.randn(1024, 3072), torch.randn(3072, 12288), 0.0, time.monotonic()
     while time.monotonic() - begun < seconds or not best:
         start = time.monotonic()
@@ -205,7 +227,13 @@ def rehearse(
     write_model(out / "model", config, text_tokens)
     blocks = config["num_layers"] + config["num_single_layers"]
     clean = context == "clean"
-    kept = FAMILIES["FluxPipeline"], train_stage.losses_of, TrainState.update, train_stage._accumulate, train_stage.save_lora
+    kept = (
+        FAMILIES["FluxPipeline"],
+        train_stage.losses_of,
+        TrainState.update,
+        train_stage._accumulate,
+        train_stage.save_lora,
+    )
     try:
         FAMILIES["FluxPipeline"] = RandomFlux
         train_stage.losses_of = meter.timed("forward", train_stage.losses_of, blocks * (1 + clean))
@@ -213,9 +241,24 @@ def rehearse(
         train_stage.save_lora = meter.timed("save", train_stage.save_lora)
         TrainState.update = meter.timed("optimizer", TrainState.update)  # type: ignore[method-assign]
         backbone = load_backbone(str(out / "model"), "cpu", "fp32", "nf4")
-        write_embeddings(out / "embeddings" / backbone.name, backbone.encoder_fingerprint, layout, config, text_tokens)
-        options = {"work": out, "model": str(out / "model"), "device": "cpu", "dtype": "fp32", "quantize": "nf4"}
-        settings = TrainConfig(**options, context=context, max_train_steps=1, batch_size=1, validation_steps=0, caption_dropout=0.0)
+        write_embeddings(
+            out / "embeddings" / backbone.name, backbone.encoder_fingerprint, layout, config, text_tokens
+        )
+        options = {
+            "work": out,
+            "model": str(out / "model"),
+            "device": "cpu",
+            "dtype": "fp32",
+            "quantize": "nf4",
+        }
+        settings = TrainConfig(
+            **options,
+            context=context,
+            max_train_steps=1,
+            batch_size=1,
+            validation_steps=0,
+            caption_dropout=0.0,
+        )
         with meter.phase("train"):
             train_stage.train(settings).finish()
         finite = None
@@ -226,13 +269,21 @@ def rehearse(
             with meter.phase("sample", blocks * (2 + clean)):
                 finite = _sample(backbone, transformer, layout, context, config, text_tokens)
     finally:
-        FAMILIES["FluxPipeline"], train_stage.losses_of, TrainState.update, train_stage._accumulate, train_stage.save_lora = kept  # type: ignore[method-assign]
+        (
+            FAMILIES["FluxPipeline"],
+            train_stage.losses_of,
+            TrainState.update,
+            train_stage._accumulate,
+            train_stage.save_lora,
+        ) = kept  # type: ignore[method-assign]
     row = json.loads((settings.train_folder / "train.jsonl").read_text().splitlines()[-1])
     inspected = lora_inspect(LoraInspectConfig(lora=settings.train_folder)).finish()
     meter.seconds["backward"] = meter.seconds["forward and backward"] - meter.seconds["forward"]
     # Recomputed blocks are counted by the hooks; each of their products has one more in the backward pass.
     recomputed = meter.flop.get("forward and backward", 0)
-    flop = {"forward": meter.flop["forward"], "backward": 2 * recomputed} | ({"sample": meter.flop["sample"]} if sample else {})
+    flop = {"forward": meter.flop["forward"], "backward": 2 * recomputed} | (
+        {"sample": meter.flop["sample"]} if sample else {}
+    )
     return {
         "context": context,
         "panel": list(panel),
@@ -257,7 +308,14 @@ def rehearse(
     }
 
 
-def _sample(backbone: Any, transformer: nn.Module, layout: PanelLayout, context: str, config: dict[str, Any], text_tokens: int) -> bool:
+def _sample(
+    backbone: Any,
+    transformer: nn.Module,
+    layout: PanelLayout,
+    context: str,
+    config: dict[str, Any],
+    text_tokens: int,
+) -> bool:
     """Two steps of the worn panel beside known ones; whether every latent is finite."""
     shape = (config["in_channels"] // 4, layout.size[1] // 8, layout.size[0] // 8)
     known, mask = torch.randn(1, *shape, generator=generator_for("known")), torch.zeros(shape[1:])
@@ -266,7 +324,9 @@ def _sample(backbone: Any, transformer: nn.Module, layout: PanelLayout, context:
     text = {"prompt_embeds": states, "pooled_prompt_embeds": torch.zeros(1, config["pooled_projection_dim"])}
     sampling = Sampling(num_inference_steps=2, context=context)  # type: ignore[arg-type]
     made = sample_latents(backbone, transformer, layout, shape, text, text, [0], sampling, known, mask)
-    return bool(made.isfinite().all()) and torch.equal(made[..., : -layout.width // 8], known[..., : -layout.width // 8])
+    return bool(made.isfinite().all()) and torch.equal(
+        made[..., : -layout.width // 8], known[..., : -layout.width // 8]
+    )
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -282,56 +342,88 @@ def markdown(report: dict[str, Any]) -> str:
         return f"| {name} | {seconds[key]:.1f} | {speed[key] / 1e9:.1f} | {speed[key] / peak:.0%} |"
 
     width, height = report["panel"]
-    sampled = {None: "not run", True: "finite, known panels as given", False: "NOT FINITE"}[report["sample_is_finite"]]
+    sampled = {None: "not run", True: "finite, known panels as given", False: "NOT FINITE"}[
+        report["sample_is_finite"]
+    ]
     full = report["quantized_parameters"]
+    bf16, mib = 2 * report["parameters"] / gib, report["lora_file_bytes"] / 2**20
+    forward = "forward pass"
+    if report["context"] == "clean":
+        forward += ", reading the known panels included"
     return f"""# FLUX.1-dev in full size: a rehearsal
 
-`make rehearse-12b` writes this page; the numbers are also in `rehearsal-12b.json`. The transformer has FLUX.1-dev's exact shapes
-({report["parameters"] / 1e9:.2f} billion parameters), but random weights, in NF4 from the start: what is rehearsed is memory, names and
-the whole path, not quality. `triptych train` ran one optimizer step on it (`context: {report["context"]}`, rank {report["lora_rank"]},
+`make rehearse-12b` writes this page; the numbers are also in `rehearsal-12b.json`. The transformer has
+FLUX.1-dev's exact shapes
+({report["parameters"] / 1e9:.2f} billion parameters), but random weights, in NF4 from the start: what is
+rehearsed is memory, names and
+the whole path, not quality. `triptych train` ran one optimizer step on it (`context: {report["context"]}`,
+rank {report["lora_rank"]},
 gradient checkpointing), left a LoRA file, which is loaded again for two sampling steps.
 
-Machine: {report["threads"]} CPU threads ({report["machine"]}), no GPU, torch {report["torch"]}, float32.{report.get("note", "")}
+Machine: {report["threads"]} CPU threads ({report["machine"]}), no GPU, torch {report["torch"]},
+float32.{report.get("note", "")}
 
 | | |
 |---|---|
 | parameters, those in NF4 | {report["parameters"]:,}, {full:,} |
-| frozen weights in memory | {report["weight_bytes"] / gib:.2f} GiB (bf16 would take {2 * report["parameters"] / gib:.1f}) |
+| frozen weights in memory | {report["weight_bytes"] / gib:.2f} GiB ({bf16:.1f} in bf16) |
 | peak memory of the process, all of it | {report["peak_memory_gib"]:.2f} GiB |
-| LoRA file, read by `triptych lora inspect` | {report["lora_file_bytes"] / 2**20:.0f} MiB, {report["lora_layers"]} layers |
+| LoRA file, read by `triptych lora inspect` | {mib:.0f} MiB, {report["lora_layers"]} layers |
 | loss and gradient norm of the step | {report["loss"]:.4g}, {report["grad_norm"]:.4g} |
 | sampled latents | {sampled} |
 
 | phase | seconds | GFLOP/s | of the machine's matmul peak |
 |---|---|---|---|
 {row("filling the weights" + (", twice" if "sample" in seconds else ""), "fill")}
-{row("forward pass" + (", reading the known panels included" if report["context"] == "clean" else ""), "forward")}
+{row(forward, "forward")}
 {row("backward pass, recomputation included", "backward")}
 {row("optimizer and moving average", "optimizer")}
 {row("saving the LoRA", "save")}
 {row("loading the LoRA", "load lora")}
 {row("two sampling steps", "sample")}
 
-The matmul peak measured here is {peak / 1e9:.0f} GFLOP/s. FLOP are those of the base model's layers, counted while they ran, without
-attention and LoRA, which are below 2 % at this size; the backward pass counts recomputation and one product more.
+The matmul peak measured here is {peak / 1e9:.0f} GFLOP/s. FLOP are those of the base model's layers, counted
+while they ran, without
+attention and LoRA, which are below 2 % at this size; the backward pass counts recomputation and one product
+more.
 
-Panels are {width} × {height} px: {report["image_tokens"]} tokens in all and {report["text_tokens"]} of text, so that a CPU is done in
-minutes. A real triptych of 1728 × 768 px has 5184 and 512. With so few tokens a large part of the time goes into
-dequantising the weights, which is why the share of the peak is low. The weights' memory does not depend on it, that of activations does.
+Panels are {width} × {height} px: {report["image_tokens"]} tokens in all and {report["text_tokens"]} of text,
+so that a CPU is done in
+minutes. A real triptych of 1728 × 768 px has 5184 and 512. With so few tokens a large part of the time goes
+into
+dequantising the weights, which is why the share of the peak is low. The weights' memory does not depend on
+it, that of activations does.
 """
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="an empty folder for embeddings, checkpoint and LoRA (2 GB)")
-    parser.add_argument("--report", type=Path, required=True, help="markdown file to write; JSON goes beside it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="an empty folder for embeddings, checkpoint and LoRA (2 GB)"
+    )
+    parser.add_argument(
+        "--report", type=Path, required=True, help="markdown file to write; JSON goes beside it"
+    )
     parser.add_argument("--context", choices=["clean", "noisy"], default="clean")
-    parser.add_argument("--panel", type=int, nargs=2, default=(64, 96), metavar=("WIDTH", "HEIGHT"), help="pixels")
+    parser.add_argument(
+        "--panel", type=int, nargs=2, default=(64, 96), metavar=("WIDTH", "HEIGHT"), help="pixels"
+    )
     parser.add_argument("--text-tokens", type=int, default=32)
-    parser.add_argument("--note", default="", help="a sentence for the report, such as what else ran on the machine")
+    parser.add_argument(
+        "--note", default="", help="a sentence for the report, such as what else ran on the machine"
+    )
     parser.add_argument("--no-sampling", action="store_true", help="train only, in half the time")
     options = parser.parse_args()
-    report = rehearse(options.out, FLUX_DEV, options.context, tuple(options.panel), options.text_tokens, sample=not options.no_sampling)
+    report = rehearse(
+        options.out,
+        FLUX_DEV,
+        options.context,
+        tuple(options.panel),
+        options.text_tokens,
+        sample=not options.no_sampling,
+    )
     report |= {"note": f" {options.note}"} if options.note else {}
     write_json(options.report.with_suffix(".json"), report)
     write_text(options.report, markdown(report))

@@ -1,9 +1,11 @@
-"""What FirstBlockCache saves, and what it does to the picture, on the embedded model: exact mode, worn panel from two product photos.
+"""What FirstBlockCache saves, and what it does to the picture, on the embedded model: exact mode, worn panel
+from two product photos.
 
     python benchmarks/step_cache.py
 
-Counts passes through the last block (one is one step of one branch) and compares the worn panel with the one made without the
-cache; both are the same on every machine but for rounding. How the pocket model's steps differ says little about FLUX.1-dev's.
+Counts passes through the last block (one is one step of one branch) and compares the worn panel with the one
+made without the cache; both are the same on every machine but for rounding. How the pocket model's steps
+differ says little about FLUX.1-dev's.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def psnr(one: Image.Image, other: Image.Image) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pictures", type=int, default=6)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--thresholds", type=float, nargs="*", default=[0.02, 0.05, 0.1, 0.15, 0.3])
@@ -37,7 +41,9 @@ def main() -> None:
     for number in range(options.pictures):
         rng = random.Random(number)
         garment, scenes = sample_triptych(rng)
-        front, back, _ = (render(garment, scene, number + 10 * place).image for place, scene in enumerate(scenes))
+        front, back, _ = (
+            render(garment, scene, number + 10 * place).image for place, scene in enumerate(scenes)
+        )
         cases.append((triptych_caption(garment, scenes, rng).text, {"front": front, "back": back}))
     models = load_models("pocket", [prompt for prompt, _ in cases], device="cpu", dtype="fp32")
     ran: list[int] = []
@@ -59,10 +65,20 @@ def main() -> None:
     for threshold in options.thresholds:
         made = make(Sampling(options.steps, step_cache=threshold, **sampling))  # type: ignore[arg-type]
         values = [psnr(one, other) for one, other in zip(made, full, strict=True)]
-        print(f"| threshold {threshold:g} | {1 - len(ran) / passes:.0%} | {median(values):.1f} dB ({min(values):.1f}) |", flush=True)
+        print(
+            f"| threshold {threshold:g} | {1 - len(ran) / passes:.0%} | {median(values):.1f} dB "
+            f"({min(values):.1f}) |",
+            flush=True,
+        )
     for steps in (options.steps * 3 // 4, options.steps // 2):
-        values = [psnr(one, other) for one, other in zip(make(Sampling(steps, **sampling)), full, strict=True)]  # type: ignore[arg-type]
-        print(f"| {steps} steps, no cache | {1 - len(ran) / passes:.0%} | {median(values):.1f} dB ({min(values):.1f}) |", flush=True)
+        values = [
+            psnr(one, other) for one, other in zip(make(Sampling(steps, **sampling)), full, strict=True)
+        ]  # type: ignore[arg-type]
+        print(
+            f"| {steps} steps, no cache | {1 - len(ran) / passes:.0%} | {median(values):.1f} dB "
+            f"({min(values):.1f}) |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

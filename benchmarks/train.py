@@ -1,14 +1,16 @@
-"""What a training step costs beside the step of diffusers' FLUX LoRA script, on a random model with FLUX.1's proportions.
+"""What a training step costs beside the step of diffusers' FLUX LoRA script, on a random model with FLUX.1's
+proportions.
 
     OMP_NUM_THREADS=2 python benchmarks/train.py --out train.json
 
-d = 768, 4 + 8 blocks, three panels of 288 × 384 px (432 tokens each), 128 text tokens, float32, batch 1, the same LoRA
-on the same layers, no gradient checkpointing. One process; a round runs every variant once, one after the other; the table
-shows medians over rounds and the ratio to the script's step of the same round. Random weights: only time and memory are
-measured, and that the plain step has the script's loss.
+d = 768, 4 + 8 blocks, three panels of 288 × 384 px (432 tokens each), 128 text tokens, float32, batch 1, the
+same LoRA on the same layers, no gradient checkpointing. One process; a round runs every variant once, one
+after the other; the table shows medians over rounds and the ratio to the script's step of the same round.
+Random weights: only time and memory are measured, and that the plain step has the script's loss.
 
-The script is diffusers' examples/dreambooth/train_dreambooth_lora_flux.py; `ScriptStep` does what one iteration of its loop
-does, with the functions it calls. It encodes the picture at every step unless --cache_latents is given: both are shown.
+The script is diffusers' examples/dreambooth/train_dreambooth_lora_flux.py; `ScriptStep` does what one
+iteration of its loop does, with the functions it calls. It encodes the picture at every step unless
+--cache_latents is given: both are shown.
 """
 
 from __future__ import annotations
@@ -51,8 +53,12 @@ SHARE = 0.35
 
 
 CPU_FLOPS: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+        q, k, v
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+        sdpa_backward_flop_count(g, q, k, v)
+    ),
     torch.ops.mkldnn._linear_pointwise: lambda x, w, *_, **__: 2 * prod(x) * w[0],
 }
 """torch counts the products and the attention of cards only."""
@@ -65,25 +71,39 @@ class FixedWindow(TrainingSet):
 
     def draw(self, backbone: Backbone, step: int, number: int, passes: int) -> Batch:
         batch = super().draw(backbone, step, number, passes)
-        return batch if self.active is None else replace(batch, active=self.active.to(batch.clean_BCHW.device), within=None)
+        return (
+            batch
+            if self.active is None
+            else replace(batch, active=self.active.to(batch.clean_BCHW.device), within=None)
+        )
 
 
 class OurStep:
-    """One optimizer step of `triptych train`: forward and backward passes, clipping, AdamW, moving average."""
+    """One optimizer step of `triptych train`: forward and backward passes, clipping, AdamW,
+    moving average.
+    """
 
-    def __init__(self, models: Models, work: Path, share: float | None = None, noise_levels: int = 1, **settings: Any) -> None:
-        """share: of the worn panel that is learned; None: noisy context. settings: more of TrainConfig; the device is the models'."""
+    def __init__(
+        self, models: Models, work: Path, share: float | None = None, noise_levels: int = 1, **settings: Any
+    ) -> None:
+        """share: of the worn panel that is learned; None: noisy context. settings: more of TrainConfig; the
+        device is the models'.
+        """
         self.backbone = models.backbone
         usual = {"batch_size": 1, "gradient_checkpointing": False, "noise_levels": noise_levels}
         context = "noisy" if share is None else "clean"
-        self.config = TrainConfig(work=work, model=models.backbone.model, context=context, **(usual | settings))
+        self.config = TrainConfig(
+            work=work, model=models.backbone.model, context=context, **(usual | settings)
+        )
         self.data = FixedWindow(EmbeddingFolder(work / "embeddings" / self.backbone.name), self.config)
         layout = self.data.records[self.data.ids[0]].layout
         if share is not None:
             self.data.active = window(layout, share)
         self.transformer = models.transformer
         self.parameters = lora_of(models)
-        self.state = TrainState(self.transformer, self.parameters, make_optimizer(self.config, self.parameters))
+        self.state = TrainState(
+            self.transformer, self.parameters, make_optimizer(self.config, self.parameters)
+        )
 
     def __call__(self) -> float:
         row, _ = _accumulate(self.config, self.backbone, self.data, self.state)
@@ -92,7 +112,9 @@ class OurStep:
 
 
 class ScriptStep:
-    """One iteration of train_dreambooth_lora_flux.py: `cached` with --cache_latents, otherwise the picture is encoded."""
+    """One iteration of train_dreambooth_lora_flux.py: `cached` with --cache_latents, otherwise the picture is
+    encoded.
+    """
 
     def __init__(self, models: Models, work: Path, cached: bool) -> None:
         self.cached, self.parameters, self.backbone = cached, lora_of(models), models.backbone
@@ -173,13 +195,24 @@ def write_records(models: Models, size: Size, work: Path) -> None:
     folder = work / "embeddings" / models.backbone.name
     for number in range(2):
         mean = torch.randn(16, layout.size[1] // 8, layout.size[0] // 8)
-        record = EmbeddingRecord(f"id-{number}", mean, torch.zeros_like(mean), dict(models.texts["p"]), layout, str(number), "c", made_with)
+        record = EmbeddingRecord(
+            f"id-{number}",
+            mean,
+            torch.zeros_like(mean),
+            dict(models.texts["p"]),
+            layout,
+            str(number),
+            "c",
+            made_with,
+        )
         save_record(record, folder / f"{record.id}.safetensors")
     save_text(models.texts[""], made_with, folder / f"{EMPTY}.safetensors")
 
 
 def same_loss(ours: OurStep, script: ScriptStep) -> float:
-    """Largest relative difference of the two losses over a few noise levels, on the same latents and noise."""
+    """Largest relative difference of the two losses over a few noise levels,
+    on the same latents and noise.
+    """
     batch = ours.data.draw(ours.backbone, 0, 0, 1)
     script.latents = batch.clean_BCHW
     worst = 0.0
@@ -196,7 +229,9 @@ def same_loss(ours: OurStep, script: ScriptStep) -> float:
 
 
 def embed_twice(work: Path) -> dict[str, float]:
-    """Seconds of `embed` on 40 rendered triptychs, and of the same command again with nothing changed (median of three)."""
+    """Seconds of `embed` on 40 rendered triptychs, and of the same command again with nothing changed (median
+    of three).
+    """
     sys.path.insert(0, str(Path(__file__).parent))
     from pocket import write_triptychs
 
@@ -212,7 +247,10 @@ def embed_twice(work: Path) -> dict[str, float]:
 
 def run(size: Size, rounds: int, path: Path, with_embed: bool) -> dict[str, Any]:
     """Measure everything; the result is written to `path` after each round."""
-    results: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    results: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         models = flux_like(size, torch.float32, work / "model")
@@ -236,7 +274,11 @@ def run(size: Size, rounds: int, path: Path, with_embed: bool) -> dict[str, Any]
                 step()
             rows[name]["gflop"] = counter.get_total_flops() / 1e9
             rows[name]["peak_memory_mib"] = peak_memory(step) / 2**20
-            print(f"{name}: {rows[name]['gflop']:.0f} GFLOP, {rows[name]['peak_memory_mib']:.0f} MiB", file=sys.stderr, flush=True)
+            print(
+                f"{name}: {rows[name]['gflop']:.0f} GFLOP, {rows[name]['peak_memory_mib']:.0f} MiB",
+                file=sys.stderr,
+                flush=True,
+            )
         for number in range(rounds):
             for name, step in steps.items():
                 begun = time.perf_counter()
@@ -244,7 +286,8 @@ def run(size: Size, rounds: int, path: Path, with_embed: bool) -> dict[str, Any]
                 rows[name]["seconds"].append((time.perf_counter() - begun) / rows[name]["levels"])
             results["matmul_peak_gflops"] = max(results["matmul_peak_gflops"], matmul_peak())
             print(
-                f"round {number + 1} of {rounds}: " + ", ".join(f"{r['seconds'][-1]:.2f} s" for r in rows.values()),
+                f"round {number + 1} of {rounds}: "
+                + ", ".join(f"{r['seconds'][-1]:.2f} s" for r in rows.values()),
                 file=sys.stderr,
                 flush=True,
             )
@@ -258,21 +301,42 @@ def run(size: Size, rounds: int, path: Path, with_embed: bool) -> dict[str, Any]
 
 def table(results: dict[str, Any]) -> str:
     rows = results["rows"]
-    lines = ["| step | s per level | × script | × script, cached | peak memory | share of matmul peak |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| step | s per level | × script | × script, cached | peak memory | share of matmul peak |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, row in rows.items():
-        against = [median(a / b for a, b in zip(rows[base]["seconds"], row["seconds"], strict=True)) for base in list(rows)[:2]]
+        against = [
+            median(a / b for a, b in zip(rows[base]["seconds"], row["seconds"], strict=True))
+            for base in list(rows)[:2]
+        ]
         share = row["gflop"] / row["levels"] / median(row["seconds"]) / results["matmul_peak_gflops"]
-        cells = [name, f"{median(row['seconds']):.2f}", *(f"{x:.2f}" for x in against), f"{row['peak_memory_mib']:.0f} MiB", f"{share:.2f}"]
+        cells = [
+            name,
+            f"{median(row['seconds']):.2f}",
+            *(f"{x:.2f}" for x in against),
+            f"{row['peak_memory_mib']:.0f} MiB",
+            f"{share:.2f}",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     if "embed" in results:
         first, second = results["embed"]["first"], results["embed"]["second"]
-        lines += ["", f"`embed` of 40 triptychs: {first:.1f} s, and again with nothing changed {second:.3f} s ({first / second:.0f}×)."]
-    lines += ["", f"Loss of `noisy` against the script's, same noise: {results['loss_difference']:.1e} apart at most."]
+        lines += [
+            "",
+            f"`embed` of 40 triptychs: {first:.1f} s, and again with nothing changed {second:.3f} s "
+            f"({first / second:.0f}×).",
+        ]
+    lines += [
+        "",
+        f"Loss of `noisy` against the script's, same noise: {results['loss_difference']:.1e} apart at most.",
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("train.json"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a small model, to see that everything runs")

@@ -1,10 +1,12 @@
-"""How much faster try-on is than diffusers' FluxInpaintPipeline, end to end, on a random model with FLUX.1's proportions.
+"""How much faster try-on is than diffusers' FluxInpaintPipeline, end to end, on a random model with FLUX.1's
+proportions.
 
     OMP_NUM_THREADS=2 python benchmarks/tryon.py --out tryon.json
 
-Random weights: only the time is measured; that exact mode paints what the pipeline paints is what tests/test_equals_diffusers.py
-shows. A round runs the pipeline and then every variant, in one process; the table shows medians over rounds and the ratio to
-the pipeline of the same round. Results are added to the JSON file as they come: the same command goes on where it was stopped.
+Random weights: only the time is measured; that exact mode paints what the pipeline paints is what
+tests/test_equals_diffusers.py shows. A round runs the pipeline and then every variant, in one process; the
+table shows medians over rounds and the ratio to the pipeline of the same round. Results are added to the JSON
+file as they come: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +35,7 @@ from triptych.compute.cpu import linear
 from triptych.pictures.panels import PanelLayout, concatenate
 from triptych.sampling.clean_context import ContextCache
 from triptych.sampling.generate import Sampling, decoded_panel
-from triptych.tryon.dress import Person, try_on
+from triptych.vton.dress import Person, try_on
 
 PERSONS = 8
 BEYOND_CACHE = 64 << 20
@@ -50,13 +53,15 @@ def product(size: Size, seed: int) -> Image.Image:
 
 
 def person(size: Size, seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(100 + seed).integers(0, 255, (24, 18, 3), dtype=np.uint8)).resize(
-        (size.width, size.height)
-    )
+    return Image.fromarray(
+        np.random.default_rng(100 + seed).integers(0, 255, (24, 18, 3), dtype=np.uint8)
+    ).resize((size.width, size.height))
 
 
 def polygon(size: Size, share: float) -> np.ndarray:
-    """A mask of that share of the panel, on the token grid so that the pipeline's nearest-neighbour mask is the same."""
+    """A mask of that share of the panel, on the token grid so that the pipeline's nearest-neighbour mask is
+    the same.
+    """
     mask = np.zeros((size.height, size.width), dtype=np.float32)
     rows, columns = size.height // 16, size.width // 16
     tall, wide = round(rows * share**0.5), round(columns * share**0.5)
@@ -74,16 +79,22 @@ class Bench:
         backbone = self.models.backbone
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(backbone.scheduler_config)
         vae = self.models.autoencoder.vae  # type: ignore[attr-defined]
-        self.pipeline = FluxInpaintPipeline(scheduler, vae, None, None, None, None, as_diffusers_has_it(self.models.transformer))
+        self.pipeline = FluxInpaintPipeline(
+            scheduler, vae, None, None, None, None, as_diffusers_has_it(self.models.transformer)
+        )
         self.pipeline.set_progress_bar_config(disable=True)
         self.front, self.back = product(size, 0), product(size, 1)
         self.words = self.models.text([PROMPT])
 
     def stock(self, steps: int, share: float, output_type: str = "pil") -> Any:
-        """What a user of diffusers writes: the canvas, a mask, strength 1. One picture; or its packed latents (1, N, 64)."""
+        """What a user of diffusers writes: the canvas, a mask, strength 1. One picture; or its packed latents
+        (1, N, 64).
+        """
         canvas = concatenate([self.front, self.back, person(self.size, 0)], self.layout)
         white = Image.new("L", canvas.size)
-        white.paste(Image.fromarray((polygon(self.size, share) * 255).astype(np.uint8)), self.layout.box("worn")[:2])
+        white.paste(
+            Image.fromarray((polygon(self.size, share) * 255).astype(np.uint8)), self.layout.box("worn")[:2]
+        )
         shape = (1, 16, canvas.height // 8, canvas.width // 8)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.models.backbone.dtype)
         return self.pipeline(
@@ -101,23 +112,34 @@ class Bench:
         ).images[0 if output_type == "pil" else slice(None)]
 
     def difference(self) -> int:
-        """Largest difference of a channel, of 255, between exact mode's worn panel and the pipeline's, both decoded alone; two steps."""
+        """Largest difference of a channel, of 255, between exact mode's worn panel and the pipeline's, both
+        decoded alone; two steps.
+        """
         packed, (width, height) = self.stock(2, 0.36, "latent"), self.layout.size
-        (theirs,) = decoded_panel(self.models, unpack(packed, height // 8, width // 8).float(), self.layout, "worn")
+        (theirs,) = decoded_panel(
+            self.models, unpack(packed, height // 8, width // 8).float(), self.layout, "worn"
+        )
         (ours,) = self.ours(Sampling(2, time_shift="canvas"), 0.36)
         return int(np.abs(np.asarray(ours.crop(self.layout.box("worn")), int) - np.asarray(theirs)).max())
 
-    def ours(self, sampling: Sampling, share: float, persons: int = 1, cache_gib: float = 0.0) -> list[Image.Image]:
+    def ours(
+        self, sampling: Sampling, share: float, persons: int = 1, cache_gib: float = 0.0
+    ) -> list[Image.Image]:
         """`try_on` of `persons` people in one batch, the whole photo in the panel; the canvases."""
         self.models.contexts = ContextCache(int(cache_gib * 2**30))
-        people = [Person(person(self.size, number), polygon(self.size, share), PROMPT, [number]) for number in range(persons)]
+        people = [
+            Person(person(self.size, number), polygon(self.size, share), PROMPT, [number])
+            for number in range(persons)
+        ]
         made = try_on(self.models, self.front, self.back, people, self.layout, sampling, feather=0)
         return [result.canvas for results in made for result in results]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `targets` are the ratios to the pipeline that are aimed at, in float32 and in bfloat16."""
+    """One line of the table; `targets` are the ratios to the pipeline that are aimed at, in float32 and in
+    bfloat16.
+    """
 
     name: str
     steps: int
@@ -131,7 +153,10 @@ def rows() -> list[Row]:
     exact, clean = Sampling(time_shift="canvas"), Sampling(context="clean", time_shift="canvas")
     products = replace(clean, context_reading="products")
     table = []
-    aims = {28: ((1.0, 1.0), (2.2, 2.3), (3.7, 4.1), (4.2, 5.0)), 8: ((1.0, 1.0), (2.0, 2.1), (2.9, 3.3), (3.6, 4.3))}
+    aims = {
+        28: ((1.0, 1.0), (2.2, 2.3), (3.7, 4.1), (4.2, 5.0)),
+        8: ((1.0, 1.0), (2.0, 2.1), (2.9, 3.3), (3.6, 4.3)),
+    }
     for steps, targets in aims.items():
         kinds = [
             ("exact", exact, 1.0),
@@ -144,7 +169,12 @@ def rows() -> list[Row]:
             table.append(Row(name, steps, share, lambda bench, s=sampling, a=share: bench.ours(s, a), target))
     sampling = replace(products, num_inference_steps=8)
     many = Row(
-        f"{PERSONS} persons, one product kept, 36 %", 8, 0.36, lambda bench: bench.ours(sampling, 0.36, PERSONS, 4.0), (3.7, 4.2), PERSONS
+        f"{PERSONS} persons, one product kept, 36 %",
+        8,
+        0.36,
+        lambda bench: bench.ours(sampling, 0.36, PERSONS, 4.0),
+        (3.7, 4.2),
+        PERSONS,
     )
     return [*table, many]
 
@@ -156,13 +186,16 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def timed_twice(run: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Seconds of the clock, and of the processor: on a shared machine the second says what the first would be alone."""
+    """Seconds of the clock, and of the processor: on a shared machine the second says what the first would be
+    alone.
+    """
     start = time.process_time()
     seconds, result = timed(run)
     return seconds, time.process_time() - start, result
 
 
-# --- how much of the machine is used ----------------------------------------------------------------------------------
+# --- how much of the machine is used
+# ----------------------------------------------------------------------------------
 
 
 def best(run: Callable[[], Any], seconds: float) -> float:
@@ -176,11 +209,13 @@ def best(run: Callable[[], Any], seconds: float) -> float:
 
 @torch.no_grad()
 def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float]:
-    """Of a step's time, how much its matrix products and its attention take alone, at the speed measured for them here.
+    """Of a step's time, how much its matrix products and its attention take alone, at the speed measured for
+    them here.
 
-    Both are timed with the functions that the model calls, in their own shapes, the products with one weight after another as in
-    a step, so that none is in the cache. Whatever else a step does (norms, activations, rotary embedding, copies, Python) is what
-    is missing to 1. Beside it, the step's speed as a share of a square product's: by `torch.mm`, and by the model's own function.
+    Both are timed with the functions that the model calls, in their own shapes, the products with one weight
+    after another as in a step, so that none is in the cache. Whatever else a step does (norms, activations,
+    rotary embedding, copies, Python) is what is missing to 1. Beside it, the step's speed as a share of a
+    square product's: by `torch.mm`, and by the model's own function.
     """
     from triptych.backbones.contract import Window
     from triptych.sampling.clean_context import kept_window
@@ -203,15 +238,22 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
         queries = keys
     levels = backbone.sigmas(8, keys)[:-1]
     steps = backbone.steps(transformer, levels, bench.words, 3.5)
-    step = best(lambda: backbone.velocity(steps.at(levels[4]), latents, t, bench.words, 3.5, windows[0]), seconds)
+    step = best(
+        lambda: backbone.velocity(steps.at(levels[4]), latents, t, bench.words, 3.5, windows[0]), seconds
+    )
 
     def product(rows: int, inside: int, outside: int) -> float:
-        a, many = torch.randn(rows, inside, dtype=dtype), 1 + BEYOND_CACHE // (inside * outside * dtype.itemsize)
+        a, many = (
+            torch.randn(rows, inside, dtype=dtype),
+            1 + BEYOND_CACHE // (inside * outside * dtype.itemsize),
+        )
         weights = [torch.randn(outside, inside, dtype=dtype) for _ in range(many)]
         return best(lambda: [linear(a, weight) for weight in weights], seconds / 8) / many
 
     text, image = size.words, queries - size.words
-    double = sum(4 * product(n, dim, dim) + product(n, dim, 4 * dim) + product(n, 4 * dim, dim) for n in (text, image))
+    double = sum(
+        4 * product(n, dim, dim) + product(n, dim, 4 * dim) + product(n, 4 * dim, dim) for n in (text, image)
+    )
     single = 3 * product(queries, dim, dim) + product(queries, dim, 4 * dim) + product(queries, 5 * dim, dim)
     q, k, v = (torch.randn(1, n, size.heads, 64, dtype=dtype) for n in (queries, keys, keys))
     products = size.double * double + size.single * single
@@ -233,7 +275,8 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
     }
 
 
-# --- what it scales with ----------------------------------------------------------------------------------------------
+# --- what it scales with
+# ----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -247,7 +290,12 @@ def scaling(size: Size, dtype: torch.dtype, seconds: float) -> list[dict[str, An
     made = []
     with tempfile.TemporaryDirectory() as folder:
         models = flux_like(size, dtype, Path(folder))
-        backbone, transformer, empty, words = models.backbone, models.transformer, models.text([""]), models.text([PROMPT])
+        backbone, transformer, empty, words = (
+            models.backbone,
+            models.transformer,
+            models.text([""]),
+            models.text([PROMPT]),
+        )
         for kind, share, known, scale in settings:
             width, height = (round(side * scale / 16) * 16 for side in (size.width, size.height))
             rows, columns = height // 16, width // 16
@@ -258,22 +306,38 @@ def scaling(size: Size, dtype: torch.dtype, seconds: float) -> list[dict[str, An
             room, t = int(active.sum()) + size.words, torch.tensor([0.5])
             steps = backbone.steps(transformer, [0.5], words, 3.5)
             full = best(lambda: backbone.velocity(steps.at(0.5), latents, t, words, 3.5), 0)  # noqa: B023
-            read, window = timed(lambda: kept_window(backbone, transformer, latents, active, empty, True, room=room))  # noqa: B023
+            reading = partial(kept_window, backbone, transformer, latents, active, empty, True, room=room)
+            read, window = timed(reading)
             step = best(lambda: backbone.velocity(steps.at(0.5), latents, t, words, 3.5, window), seconds)  # noqa: B023
             context = window.context
-            held = context.nbytes * (active.numel() - int(active.sum())) / (active.numel() - int(active.sum()) + room) if context else 0
-            row = {"kind": kind, "share": round(float(part.mean()), 3), "known_panels": known, "panel": f"{width}x{height}"}
+            held = (
+                context.nbytes
+                * (active.numel() - int(active.sum()))
+                / (active.numel() - int(active.sum()) + room)
+                if context
+                else 0
+            )
+            row = {
+                "kind": kind,
+                "share": round(float(part.mean()), 3),
+                "known_panels": known,
+                "panel": f"{width}x{height}",
+            }
             row |= {"full_step_s": full, "read_s": read, "step_s": step, "held_mb": held / 1e6}
             made.append(row | {f"ratio_{n}": n * full / (read + n * step) for n in (8, 28)})
     return made
 
 
-# --- results ----------------------------------------------------------------------------------------------------------
+# --- results
+# ----------------------------------------------------------------------------------------------------------
 
 
 def table(results: dict[str, Any]) -> str:
     bf16 = results["about"]["dtype"] == "bf16"
-    lines = ["| steps | what | pipeline | here, per picture | ratio | in CPU time | aimed at |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| steps | what | pipeline | here, per picture | ratio | in CPU time | aimed at |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows():
         runs = [run for run in results["runs"] if (run["name"], run["steps"]) == (row.name, row.steps)]
         if runs:
@@ -281,36 +345,71 @@ def table(results: dict[str, Any]) -> str:
             ratio = median(r["stock_s"] / r["ours_s"] for r in runs)
             processor = median(r["stock_cpu_s"] / r["ours_cpu_s"] for r in runs)
             lines.append(
-                f"| {row.steps} | {row.name} | {stock:.1f} s | {ours:.1f} s | {ratio:.2f} | {processor:.2f} | {row.targets[bf16]} |"
+                f"| {row.steps} | {row.name} | {stock:.1f} s | {ours:.1f} s | {ratio:.2f} | {processor:.2f} "
+                f"| {row.targets[bf16]} |"
             )
     for name, peak in results.get("peak", {}).items():
         lines += [
             "",
-            f"Of a step ({name}; {peak['queries']} queries, {peak['keys']} keys) {peak['share']:.0%} is matrix products and attention",
+            f"Of a step ({name}; {peak['queries']} queries, {peak['keys']} keys) {peak['share']:.0%} is "
+            "matrix products and attention",
         ]
         lines[-1] += f" at their own measured speed ({peak['matmul_gflops']:.0f} GFLOP/s for the products)."
         lines[-1] += f" Its speed is {peak['of_square_peak']:.0%} of torch.mm's for 2048 × 2048,"
-        lines[-1] += f" and {peak['of_own_square_peak']:.0%} of that product's by the function that the model calls."
+        lines[-1] += (
+            f" and {peak['of_own_square_peak']:.0%} of that product's by the function that the model calls."
+        )
     if results.get("scaling"):
-        lines += ["", "| active | known panels | panel | full step | read once | step | x at 8 | x at 28 | held |", "|" + "---|" * 9]
+        lines += [
+            "",
+            "| active | known panels | panel | full step | read once | step | x at 8 | x at 28 | held |",
+            "|" + "---|" * 9,
+        ]
         for r in results["scaling"]:
-            cells = [f"{r['share']:.0%}", r["known_panels"], r["panel"], *(f"{r[k]:.2f} s" for k in ("full_step_s", "read_s", "step_s"))]
+            cells = [
+                f"{r['share']:.0%}",
+                r["known_panels"],
+                r["panel"],
+                *(f"{r[k]:.2f} s" for k in ("full_step_s", "read_s", "step_s")),
+            ]
             lines.append(
-                "| " + " | ".join(map(str, [*cells, f"{r['ratio_8']:.2f}", f"{r['ratio_28']:.2f}", f"{r['held_mb']:.0f} MB"])) + " |"
+                "| "
+                + " | ".join(
+                    map(
+                        str, [*cells, f"{r['ratio_8']:.2f}", f"{r['ratio_28']:.2f}", f"{r['held_mb']:.0f} MB"]
+                    )
+                )
+                + " |"
             )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("tryon.json"), help="JSON file with all measurements")
-    parser.add_argument("--only", nargs="*", default=["8", "28", "peak", "scaling"], help="8, 28 (steps), peak, scaling")
-    parser.add_argument("--rounds", type=int, default=0, help="rounds in all; by default 3 of 8 steps and 2 of 28")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("tryon.json"), help="JSON file with all measurements"
+    )
+    parser.add_argument(
+        "--only", nargs="*", default=["8", "28", "peak", "scaling"], help="8, 28 (steps), peak, scaling"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="rounds in all; by default 3 of 8 steps and 2 of 28"
+    )
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--quick", action="store_true", help="a small model, one round: does it run at all?")
     options = parser.parse_args()
-    size, dtype = QUICK if options.quick else FULL, torch.bfloat16 if options.dtype == "bf16" else torch.float32
-    about = {"model": size.__dict__, "dtype": options.dtype, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    size, dtype = (
+        QUICK if options.quick else FULL,
+        torch.bfloat16 if options.dtype == "bf16" else torch.float32,
+    )
+    about = {
+        "model": size.__dict__,
+        "dtype": options.dtype,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     results: dict[str, Any] = {"about": about | {"machine": platform.machine()}, "runs": []}
     if options.out.exists():
         results = json.loads(options.out.read_text())
@@ -324,7 +423,9 @@ def main() -> None:
             if str(steps) not in options.only:
                 continue
             if not results["runs"]:
-                bench.ours(Sampling(1, context="clean", context_reading="products"), 0.36)  # the first call allocates
+                bench.ours(
+                    Sampling(1, context="clean", context_reading="products"), 0.36
+                )  # the first call allocates
                 bench.stock(1, 1.0)
                 results["difference"] = bench.difference()
             for number in range(options.rounds or (1 if options.quick else wanted)):
@@ -335,17 +436,30 @@ def main() -> None:
                 done = []
                 for row in mine:
                     ours, ours_cpu, _ = timed_twice(lambda: row.run(bench))  # noqa: B023
-                    done.append({"name": row.name, "steps": steps, "round": number, "stock_s": stock, "ours_s": ours / row.pictures})
+                    done.append(
+                        {
+                            "name": row.name,
+                            "steps": steps,
+                            "round": number,
+                            "stock_s": stock,
+                            "ours_s": ours / row.pictures,
+                        }
+                    )
                     done[-1] |= {"stock_cpu_s": stock_cpu, "ours_cpu_s": ours_cpu / row.pictures}
                     ratios = [stock / done[-1]["ours_s"], stock_cpu / done[-1]["ours_cpu_s"]]
                     print(
-                        f"{steps} steps, round {number + 1}: {row.name}: {ratios[0]:.2f} by the clock, {ratios[1]:.2f} by CPU", flush=True
+                        f"{steps} steps, round {number + 1}: {row.name}: {ratios[0]:.2f} by the clock, "
+                        f"{ratios[1]:.2f} by CPU",
+                        flush=True,
                     )
                 results["runs"] += done
                 save()
         seconds = 0.1 if options.quick else 8.0
         if "peak" in options.only and "peak" not in results:
-            results["peak"] = {"36 % active": share_of_peak(bench, 0.36, seconds), "whole panel": share_of_peak(bench, 1.0, seconds)}
+            results["peak"] = {
+                "36 % active": share_of_peak(bench, 0.36, seconds),
+                "whole panel": share_of_peak(bench, 1.0, seconds),
+            }
             save()
     if "scaling" in options.only and "scaling" not in results:
         results["scaling"] = scaling(size, dtype, seconds / 8)

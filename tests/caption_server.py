@@ -1,4 +1,6 @@
-"""A loopback server that speaks OpenAI's chat completions, and a work folder with triptychs to ask it about."""
+"""A loopback server that speaks OpenAI's chat completions,
+and a work folder with triptychs to ask it about.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ KEY = "sk-canary-9f2d7c"
 
 
 def good(number: int) -> str:
-    return f"Shirt {number} in three pictures. <IMAGE 1> The front. <IMAGE 2> The back. <IMAGE 3> Worn by Acme's model."
+    return (
+        f"Shirt {number} in three pictures. <IMAGE 1> The front. <IMAGE 2> The back. <IMAGE 3> Worn by "
+        "Acme's model."
+    )
 
 
 Reply = str | tuple[int, dict[str, str], Any] | dict[str, Any]
@@ -36,7 +41,9 @@ Script = Callable[["Call"], Reply]
 
 
 class Call:
-    """One request as the server saw it; `number` is the grey level that the picture carries, divided by 10."""
+    """One request as the server saw it; `number` is the grey level that the picture carries,
+    divided by 10.
+    """
 
     def __init__(self, body: dict[str, Any], headers: dict[str, str], before: list[Call]) -> None:
         self.body, self.headers = body, headers
@@ -45,7 +52,9 @@ class Call:
         picture = Image.open(io.BytesIO(base64.b64decode(self.url.split(",", 1)[1])))
         self.number = round(picture.convert("L").resize((1, 1)).getpixel((0, 0)) / 10)
         self.question = "caption" if self.prompt.startswith(CAPTION_PROMPT) else "check"
-        self.nth = sum((call.number, call.question) == (self.number, self.question) for call in before)  # 0 is the first
+        self.nth = sum(
+            (call.number, call.question) == (self.number, self.question) for call in before
+        )  # 0 is the first
 
 
 class Server:
@@ -54,7 +63,11 @@ class Server:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.script: Script = lambda call: ORDER if call.question == "check" else good(call.number)
-        self.models: tuple[int, dict[str, str], Any] = (404, {}, {})  # what GET answers, which every server does for its models
+        self.models: tuple[int, dict[str, str], Any] = (
+            404,
+            {},
+            {},
+        )  # what GET answers, which every server does for its models
         self.drop: set[int] = set()  # calls (counted from 0) that are answered with half a body
         outer, lock = self, threading.Lock()
 
@@ -65,17 +78,25 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     count = len(outer.calls)
-                    call = Call(body, {name.lower(): value for name, value in self.headers.items()}, outer.calls)
+                    call = Call(
+                        body, {name.lower(): value for name, value in self.headers.items()}, outer.calls
+                    )
                     outer.calls.append(call)
                 reply = outer.script(call)
                 if isinstance(reply, str):
                     reply = {"message": {"role": "assistant", "content": reply}, "finish_reason": "stop"}
                 if isinstance(reply, dict):
-                    reply = (200, {}, {"id": "x", "object": "chat.completion", "choices": [{"index": 0} | reply]})
+                    reply = (
+                        200,
+                        {},
+                        {"id": "x", "object": "chat.completion", "choices": [{"index": 0} | reply]},
+                    )
                 status, headers, content = reply
                 data = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
-                for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(data))} | headers).items():
+                for name, value in (
+                    {"Content-Type": "application/json", "Content-Length": str(len(data))} | headers
+                ).items():
                     self.send_header(name, value)
                 self.end_headers()
                 if count in outer.drop:
@@ -89,7 +110,9 @@ class Server:
                 status, headers, content = outer.models
                 data = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
-                for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(data))} | headers).items():
+                for name, value in (
+                    {"Content-Type": "application/json", "Content-Length": str(len(data))} | headers
+                ).items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
@@ -124,15 +147,21 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def write_model(folder: Path) -> Path:
-    """A diffusers folder as far as captions need one: settings, and a tokenizer that counts words plus an end token."""
+    """A diffusers folder as far as captions need one: settings, and a tokenizer that counts words plus an end
+    token.
+    """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "word": 2}, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Replace(Regex("[!-~]+"), "word")  # it knows every word in ASCII, and no other
+    tokenizer.normalizer = normalizers.Replace(
+        Regex("[!-~]+"), "word"
+    )  # it knows every word in ASCII, and no other
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>").save_pretrained(folder / "tokenizer_2")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>").save_pretrained(
+        folder / "tokenizer_2"
+    )
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     (folder / "triptych.json").write_text('{"max_sequence_length": 40}')
     return folder
@@ -169,12 +198,28 @@ class Desk:
         rows = []
         for number in range(1, count + 1):
             Image.new("RGB", layout.size, (10 * number,) * 3).save(self.folder / f"t{number}.png")
-            rows.append({"file_name": f"t{number}.png", "id": f"t{number}", "item": f"i{number}", "worn_sha256": f"w{number}"})
-        (self.folder / "metadata.jsonl").write_text("".join(json.dumps(row | {"layout": layout.to_dict()}) + "\n" for row in rows))
+            rows.append(
+                {
+                    "file_name": f"t{number}.png",
+                    "id": f"t{number}",
+                    "item": f"i{number}",
+                    "worn_sha256": f"w{number}",
+                }
+            )
+        (self.folder / "metadata.jsonl").write_text(
+            "".join(json.dumps(row | {"layout": layout.to_dict()}) + "\n" for row in rows)
+        )
 
     def config(self, **options: Any) -> CaptionConfig:
-        defaults = {"work": self.root / "work", "model": str(self.model), "vlm_model": "some-vlm", "base_url": self.server.url}
-        return CaptionConfig(**defaults | {"brands": ["Acme"], "timeout": 5, "concurrency": 2, "attempts": 3} | options)
+        defaults = {
+            "work": self.root / "work",
+            "model": str(self.model),
+            "vlm_model": "some-vlm",
+            "base_url": self.server.url,
+        }
+        return CaptionConfig(
+            **defaults | {"brands": ["Acme"], "timeout": 5, "concurrency": 2, "attempts": 3} | options
+        )
 
     def caption(self, **options: Any) -> dict[str, Any]:
         return caption(self.config(**options)).finish()

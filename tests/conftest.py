@@ -16,13 +16,19 @@ import signal
 import pytest
 import torch
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background; tests send it to processes of theirs
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # started in the background; tests send it to processes of theirs
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Names of tests that can be typed: without what a shell, a pattern or a terminal takes for its own."""
-    return re.sub(r"[^\w .,:=-]+", "_", val)[:60] if isinstance(val, str) and re.search(r"[\\\[\]\x00-\x1f]", val) else None
+    return (
+        re.sub(r"[^\w .,:=-]+", "_", val)[:60]
+        if isinstance(val, str) and re.search(r"[\\\[\]\x00-\x1f]", val)
+        else None
+    )
 
 
 THREADS = torch.get_num_threads()
@@ -55,7 +61,9 @@ def tiny(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """FluxPipeline in small: f8 and 16 latent channels as FLUX has, the pocket's tokenizers, random float32 weights."""
+    """FluxPipeline in small: f8 and 16 latent channels as FLUX has, the pocket's tokenizers, random float32
+    weights.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextModel
 
@@ -76,16 +84,24 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vae = autoencoder()
     clip = CLIPTextModel(clip_config(clip_tokenizer, WIDTH, num_hidden_layers=1))
     scheduler = FlowMatchEulerDiscreteScheduler(
-        shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
+        shift=3.0,
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
     )
-    pipeline = FluxPipeline(scheduler, vae, clip, clip_tokenizer, t5_encoder(t5_tokenizer, WIDTH), t5_tokenizer, transformer)
+    pipeline = FluxPipeline(
+        scheduler, vae, clip, clip_tokenizer, t5_encoder(t5_tokenizer, WIDTH), t5_tokenizer, transformer
+    )
     return save(pipeline, tmp_path_factory.mktemp("tiny-flux"))
 
 
 @pytest.fixture(scope="session")
 def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """StableDiffusion3Pipeline in small: one block with SD3.5 medium's second attention, one plain, one that drops its text;
-    two CLIPs of different width, narrower together than T5 as the real ones are."""
+    """StableDiffusion3Pipeline in small: one block with SD3.5 medium's second attention, one plain, one that
+    drops its text; two CLIPs of different width, narrower together than T5 as the real ones are.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
     from transformers import CLIPTextModelWithProjection
 
@@ -107,7 +123,9 @@ def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
         qk_norm="rms_norm",
     )
     clips = [
-        CLIPTextModelWithProjection(clip_config(clip_tokenizer, width, num_hidden_layers=2, projection_dim=projected))
+        CLIPTextModelWithProjection(
+            clip_config(clip_tokenizer, width, num_hidden_layers=2, projection_dim=projected)
+        )
         for width, projected in ((8, 12), (16, 20))
     ]
     pipeline = StableDiffusion3Pipeline(
@@ -130,7 +148,10 @@ def tokenizers():
 
     from triptych.pocket import checkpoint_path
 
-    return [AutoTokenizer.from_pretrained(checkpoint_path(), subfolder=name) for name in ("tokenizer", "tokenizer_2")]
+    return [
+        AutoTokenizer.from_pretrained(checkpoint_path(), subfolder=name)
+        for name in ("tokenizer", "tokenizer_2")
+    ]
 
 
 def autoencoder():
@@ -169,7 +190,9 @@ def clip_config(tokenizer, width: int, **changes):
 def t5_encoder(tokenizer, width: int):
     from transformers import T5Config, T5EncoderModel
 
-    return T5EncoderModel(T5Config(vocab_size=len(tokenizer) + 8, d_model=width, d_kv=8, d_ff=64, num_layers=1, num_heads=4))
+    return T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer) + 8, d_model=width, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
+    )
 
 
 def save(pipeline, folder: Path) -> Path:

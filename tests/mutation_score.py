@@ -1,4 +1,5 @@
-"""Score of `make mutants`: how many of the mutants of each module the tests notice, and every mutant that they do not.
+"""Score of `make mutants`: how many of the mutants of each module the tests notice, and every mutant that
+they do not.
 
 `tests/equivalent_mutants.yaml` lists survivors that change nothing anybody could see, with the reason:
 module → function → {"old line → new line": reason}. They count as neither killed nor survived.
@@ -34,11 +35,19 @@ def change(name: str, path: Path) -> str:
 
 def function_of(name: str) -> str:
     """`triptych.pictures.panels.xǁPanelLayoutǁbox__mutmut_3` → `PanelLayout.box`."""
-    return name.rpartition(".")[2].partition("__mutmut")[0].removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+    return (
+        name.rpartition(".")[2]
+        .partition("__mutmut")[0]
+        .removeprefix("x_")
+        .removeprefix("xǁ")
+        .replace("ǁ", ".")
+    )
 
 
 def _guard(text: str) -> bool:
-    """Whether only the `strict` of a `zip` differs: it guards against a programmer's mistake, and nothing reaches it."""
+    """Whether only the `strict` of a `zip` differs: it guards against a programmer's mistake, and nothing
+    reaches it.
+    """
     old, new = (re.sub(r",? ?strict=\w+|, \)", ")", side).replace("))", ")") for side in text.split(" → "))
     return old == new
 
@@ -59,7 +68,9 @@ def main(words: list[str]) -> int:
                 counts[module]["killed"] += 1
             elif status == "not checked":
                 counts[module]["not checked"] += 1
-            elif (text := change(name, path)) in (equivalent.get(module) or {}).get(function_of(name), {}) or _guard(text):
+            elif (text := change(name, path)) in (equivalent.get(module) or {}).get(
+                function_of(name), {}
+            ) or _guard(text):
                 counts[module]["equivalent"] += 1
             else:
                 counts[module]["survived"] += 1
@@ -76,7 +87,10 @@ def _row(module: str, count: Counter[str]) -> str:
     judged = count["killed"] + count["survived"]
     share = f"{count['killed'] / judged:.0%}" if judged else "–"
     unchecked = f", {count['not checked']} not checked" if count["not checked"] else ""
-    return f"{module:32} {share:>5}  {count['killed']} of {judged} killed, {count['equivalent']} equivalent{unchecked}"
+    return (
+        f"{module:32} {share:>5}  {count['killed']} of {judged} killed, {count['equivalent']} "
+        f"equivalent{unchecked}"
+    )
 
 
 if __name__ == "__main__":

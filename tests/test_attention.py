@@ -1,4 +1,6 @@
-"""Attention on a CPU by products: in float32 the kernel's result; in bfloat16 one rounding more, of the order of those of its inputs."""
+"""Attention on a CPU by products: in float32 the kernel's result; in bfloat16 one rounding more, of the order
+of those of its inputs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from triptych.compute.attention import attention
 
 
 def inputs(batch: int, queries: int, keys: int) -> list[Tensor]:
-    """Queries, keys and values whose scores have a standard deviation of 4: few keys get most of the weight."""
+    """Queries, keys and values whose scores have a standard deviation of 4:
+    few keys get most of the weight.
+    """
     generator = torch.Generator().manual_seed(queries)
     return [torch.randn(batch, n, 5, 64, generator=generator).mul(2) for n in (queries, keys, keys)]
 
@@ -37,9 +41,17 @@ def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("batch", "queries", "keys"), [(1, 700, 700), (2, 150, 1200), (1, 1300, 333)])
 @pytest.mark.parametrize("most", [1 << 26, 50_000])  # the second cuts the queries up
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("larger", [1, 20])  # the second has scores of several thousand, whose exponentials no number holds
+@pytest.mark.parametrize(
+    "larger", [1, 20]
+)  # the second has scores of several thousand, whose exponentials no number holds
 def test_products_equal_the_kernel(
-    monkeypatch: pytest.MonkeyPatch, batch: int, queries: int, keys: int, most: int, dtype: torch.dtype, larger: float
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    queries: int,
+    keys: int,
+    most: int,
+    dtype: torch.dtype,
+    larger: float,
 ) -> None:
     monkeypatch.setattr(module, "MOST", most)
     monkeypatch.setattr(module, "dispatch_attention_fn", None)
@@ -60,7 +72,9 @@ def test_products_equal_the_kernel(
 
 
 def test_scores_may_be_as_far_from_zero_as_they_like(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All scores of a query are large and equal: the mean of the values, also where 2^score is 0 or infinite."""
+    """All scores of a query are large and equal: the mean of the values,
+    also where 2^score is 0 or infinite.
+    """
     monkeypatch.setattr(module, "dispatch_attention_fn", None)
     value = torch.randn(1, 400, 5, 64, generator=torch.Generator().manual_seed(0))
     for sign in (1, -1):
@@ -84,14 +98,24 @@ def test_queries_are_normed_and_turned_as_diffusers_does(samples: int) -> None:
     norm = nn.RMSNorm(64, eps=1e-6)
     nn.init.normal_(norm.weight)
     query = inputs(3, 40, 1)[0]
-    rotary = get_1d_rotary_pos_embed(64, torch.randint(0, 90, (samples * 40,)), repeat_interleave_real=True, use_real=True)
+    rotary = get_1d_rotary_pos_embed(
+        64, torch.randint(0, 90, (samples * 40,)), repeat_interleave_real=True, use_real=True
+    )
     table = table_of(rotary, 40, query.device)
     own = [tuple(part.view(samples, 40, 64)[number % samples] for part in rotary) for number in range(3)]
-    truth = torch.cat([apply_rotary_emb(norm(one[None]), places, sequence_dim=1) for one, places in zip(query, own, strict=True)])
+    truth = torch.cat(
+        [
+            apply_rotary_emb(norm(one[None]), places, sequence_dim=1)
+            for one, places in zip(query, own, strict=True)
+        ]
+    )
     with torch.no_grad():
         torch.testing.assert_close(turned(norm, query, table), truth, rtol=1e-5, atol=1e-5)
         rough = turned(norm.bfloat16(), query.bfloat16(), table)
-        assert rough.dtype == torch.bfloat16 and (rough - truth).square().mean().sqrt() < 5e-3 * truth.square().mean().sqrt()
+        assert (
+            rough.dtype == torch.bfloat16
+            and (rough - truth).square().mean().sqrt() < 5e-3 * truth.square().mean().sqrt()
+        )
     norm = norm.float()
     learned = query.clone().requires_grad_()
     turned(norm, learned, table).sum().backward()

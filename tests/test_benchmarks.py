@@ -16,7 +16,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def run(script: str, *words: str) -> str:
-    done = subprocess.run([sys.executable, str(BENCHMARKS / script), *words], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *words], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -27,7 +29,11 @@ def test_a_training_step_beside_diffusers_script(tmp_path: Path) -> None:
     assert table.count("\n| ") >= 6 and "| noisy |" in table
     assert results["loss_difference"] < 1e-5, "both minimise the same loss"
     rows = results["rows"]
-    assert rows["clean, whole panel"]["gflop"] < rows["noisy"]["gflop"] == pytest.approx(rows["script, latents cached"]["gflop"], rel=1e-6)
+    assert (
+        rows["clean, whole panel"]["gflop"]
+        < rows["noisy"]["gflop"]
+        == pytest.approx(rows["script, latents cached"]["gflop"], rel=1e-6)
+    )
     assert rows["clean, 35 %, 4 noise levels"]["gflop"] < 4 * rows["clean, 35 % of it"]["gflop"]
 
 
@@ -35,7 +41,11 @@ def test_try_on_beside_diffusers_pipeline(tmp_path: Path) -> None:
     table = run("tryon.py", "--quick", "--rounds", "1", "--only", "8", "--out", str(tmp_path / "tryon.json"))
     results = json.loads((tmp_path / "tryon.json").read_text())
     runs = results["runs"]
-    assert {row["name"] for row in runs} >= {"exact", "clean context, whole panel", "clean context, 36 % of the panel"}
+    assert {row["name"] for row in runs} >= {
+        "exact",
+        "clean context, whole panel",
+        "clean context, 36 % of the panel",
+    }
     assert results["difference"] <= 1, "of 255: it paints what the pipeline paints"
     assert "| 8 | exact |" in table
 

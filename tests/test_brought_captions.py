@@ -1,4 +1,6 @@
-"""Captions of the user's own: which triptych a file is for, that later ones win, how they are encoded, and what counts their words."""
+"""Captions of the user's own: which triptych a file is for, that later ones win, how they are encoded, and
+what counts their words.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,9 @@ def test_photo_captions_are_no_triptych_captions(tmp_path: Path) -> None:
     assert brought.texts == {} and "named for a photo" in brought.unmatched[0]
 
 
-def test_what_matches_nothing_is_said_before_anybody_is_asked(desk: Desk, server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_matches_nothing_is_said_before_anybody_is_asked(
+    desk: Desk, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     desk.draw(2)
     folder = desk.root / "own"
     folder.mkdir()
@@ -88,9 +92,13 @@ def test_what_matches_nothing_is_said_before_anybody_is_asked(desk: Desk, server
         desk.caption(captions=folder)
     assert server.calls == []
     (folder / "T1.TXT").write_text(good(7))
-    server.script = lambda call: (ORDER, good(2))[call.question == "caption"] if "item99.txt" in caplog.text else "too early"
+    server.script = lambda call: (
+        (ORDER, good(2))[call.question == "caption"] if "item99.txt" in caplog.text else "too early"
+    )
     summary = desk.caption(captions=folder)
-    assert (summary["brought"], summary["captioned"]) == (1, 1) and len(summary["captions_without_triptych"]) == 1
+    assert (summary["brought"], summary["captioned"]) == (1, 1) and len(
+        summary["captions_without_triptych"]
+    ) == 1
 
 
 def test_files_that_cannot_be_read_as_files_are_named(tmp_path: Path) -> None:
@@ -100,7 +108,11 @@ def test_files_that_cannot_be_read_as_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "item99.txt").mkdir()
     brought = match_captions(tmp_path, JOBS)
     assert (brought.texts, brought.files) == ({}, 3)
-    assert [line.split(":")[0] for line in brought.unmatched] == ["IMG_1.txt", "item02-2c3d.txt", "item06.txt"]
+    assert [line.split(":")[0] for line in brought.unmatched] == [
+        "IMG_1.txt",
+        "item02-2c3d.txt",
+        "item06.txt",
+    ]
 
 
 def test_captions_brought_later_win(desk: Desk, server: Server) -> None:
@@ -108,7 +120,11 @@ def test_captions_brought_later_win(desk: Desk, server: Server) -> None:
     folder = desk.root / "own"
     folder.mkdir()
     (folder / "i1.txt").write_text(good(10))
-    server.script = lambda call: "person, person, person" if call.number == 3 else (ORDER, good(call.number))[call.question == "caption"]
+    server.script = lambda call: (
+        "person, person, person"
+        if call.number == 3
+        else (ORDER, good(call.number))[call.question == "caption"]
+    )
     summary = desk.caption(captions=folder)
     assert (summary["brought"], summary["captioned"], summary["rejected"]) == (1, 1, 1)
     summary = desk.caption(captions=folder)
@@ -122,14 +138,22 @@ def test_captions_brought_later_win(desk: Desk, server: Server) -> None:
     assert [f"Shirt {number}" in desk.text(number - 10) for number in (11, 12, 13)] == [True] * 3
     assert desk.rows()["t3"]["item"] == "i3" and list(desk.failed.iterdir()) == []
     (desk.folder / "t1.txt").write_text("edited beside the picture")
-    assert desk.caption(captions=folder, vlm_model="")["brought"] == 1 and desk.text(1) == "edited beside the picture"
+    assert (
+        desk.caption(captions=folder, vlm_model="")["brought"] == 1
+        and desk.text(1) == "edited beside the picture"
+    )
     (folder / "i1.txt").write_text(good(14))
     os.utime(folder / "i1.txt")
     desk.caption(captions=folder, vlm_model="")
-    assert "Shirt 14" in desk.text(1) and "edited beside the picture" in (desk.folder / "caption.jsonl").read_text()
+    assert (
+        "Shirt 14" in desk.text(1)
+        and "edited beside the picture" in (desk.folder / "caption.jsonl").read_text()
+    )
 
 
-@pytest.mark.parametrize("data", [b"It\x92s", "Hemd".encode("utf-16"), "Hemd".encode("utf-16-le"), b"x" * 10_000_000])
+@pytest.mark.parametrize(
+    "data", [b"It\x92s", "Hemd".encode("utf-16"), "Hemd".encode("utf-16-le"), b"x" * 10_000_000]
+)
 def test_captions_in_other_encodings_name_the_file(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "t1.txt").write_bytes(data)
     with pytest.raises(InputError, match=r"t1\.txt cannot be read") as caught:
@@ -149,16 +173,22 @@ def test_words_are_counted_as_the_text_encoder_counts_them(tiny: Path, text: str
     encoder = load_backbone(str(tiny), "cpu", "fp32").load_text_encoder()
     tokenizer = prompt_tokenizer(str(tiny))
     assert tokenizer and tokenizer.count(text) == encoder.count_tokens(text) > 3
-    assert tokenizer.unknown_share(text) == 0 and tokenizer.unknown_share("衬衫 " + text) < 0.2 < tokenizer.unknown_share("Рубашка серая a")
+    assert tokenizer.unknown_share(text) == 0 and tokenizer.unknown_share(
+        "衬衫 " + text
+    ) < 0.2 < tokenizer.unknown_share("Рубашка серая a")
     chinese = "三张图片 <IMAGE 1> 正面 <IMAGE 2> 背面 <IMAGE 3> 男人"
     assert [one for one in linter(str(tiny), 512)(chinese, 3) if "write it in English" in one]
     assert torch.is_grad_enabled()  # no model was run for it
 
 
-# --- Proxies ------------------------------------------------------------------------------------------------------------
+# --- Proxies
+# ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:7890", "socks5://127.0.0.1:7890", "http://127.0.0.1:9", "http://[::1", "x://y"])
+@pytest.mark.parametrize(
+    "proxy",
+    ["socks://127.0.0.1:7890", "socks5://127.0.0.1:7890", "http://127.0.0.1:9", "http://[::1", "x://y"],
+)
 @pytest.mark.parametrize("name", ["ALL_PROXY", "http_proxy"])
 def test_loopback_needs_no_proxy(desk: Desk, monkeypatch: pytest.MonkeyPatch, name: str, proxy: str) -> None:
     desk.draw(1)
@@ -166,8 +196,13 @@ def test_loopback_needs_no_proxy(desk: Desk, monkeypatch: pytest.MonkeyPatch, na
     assert desk.caption()["captioned"] == 1
 
 
-@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:7890", "socks5://127.0.0.1:7890", "socks4://h:1", "http://h:notaport", "x://y"])
-def test_proxy_that_cannot_be_used_is_named(server: Server, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+@pytest.mark.parametrize(
+    "proxy",
+    ["socks://127.0.0.1:7890", "socks5://127.0.0.1:7890", "socks4://h:1", "http://h:notaport", "x://y"],
+)
+def test_proxy_that_cannot_be_used_is_named(
+    server: Server, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
     for ask in (load_captioner, check_captioner):
         with pytest.raises(ConfigError, match="environment variable ALL_PROXY") as caught:

@@ -1,4 +1,6 @@
-"""caption: what is asked, what is written, what is moved, and that a stopped run loses and repeats nothing."""
+"""caption: what is asked, what is written, what is moved,
+and that a stopped run loses and repeats nothing.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ def desk(tmp_path: Path, server: Server, model_folder: Path) -> Desk:
     return Desk(tmp_path, server, model_folder)
 
 
-# --- The ordinary run ---------------------------------------------------------------------------------------------------
+# --- The ordinary run
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_every_triptych_is_checked_described_and_never_asked_about_again(desk: Desk, server: Server) -> None:
@@ -48,9 +51,14 @@ def test_every_triptych_is_checked_described_and_never_asked_about_again(desk: D
         assert desk.text(number) == good(number).replace("Acme", "<Brand>") + "\n"
         assert desk.rows()[f"t{number}"]["text"] == desk.text(number).strip()
         assert desk.rows()[f"t{number}"]["caption_by"] == f"server:{server.url}:some-vlm"
-    assert server.asked() == Counter({(number, prompt): 1 for number in range(1, 6) for prompt in (CHECK_PROMPT, CAPTION_PROMPT)})
+    assert server.asked() == Counter(
+        {(number, prompt): 1 for number in range(1, 6) for prompt in (CHECK_PROMPT, CAPTION_PROMPT)}
+    )
     assert all(call.url.startswith("data:image/jpeg;base64,") for call in server.calls)
-    assert all(call.headers["authorization"] == f"Bearer {KEY}" and call.body["temperature"] == 0 for call in server.calls)
+    assert all(
+        call.headers["authorization"] == f"Bearer {KEY}" and call.body["temperature"] == 0
+        for call in server.calls
+    )
     before = {path.name: path.read_bytes() for path in desk.folder.iterdir()}
     assert (desk.caption()["kept"], len(server.calls)) == (5, 10)
     assert {path.name: path.read_bytes() for path in desk.folder.iterdir()} == before
@@ -78,13 +86,20 @@ def test_no_triptychs(desk: Desk) -> None:
         desk.caption()
 
 
-# --- Captions of the user's own -----------------------------------------------------------------------------------------
+# --- Captions of the user's own
+# -----------------------------------------------------------------------------------------
 
 
-def test_own_captions_need_no_captioner_and_keep_their_bytes(desk: Desk, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_captions_need_no_captioner_and_keep_their_bytes(
+    desk: Desk, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     desk.draw(3)
-    own = [good(1).replace("Acme", "Someone").encode(), "  my own\r\nwords \u202e Acme".encode(), b"\xff\xfe broken"]
+    own = [
+        good(1).replace("Acme", "Someone").encode(),
+        "  my own\r\nwords \u202e Acme".encode(),
+        b"\xff\xfe broken",
+    ]
     for number, data in enumerate(own, 1):
         (desk.folder / f"t{number}.txt").write_bytes(data)
     summary = desk.caption(base_url=None, vlm_model="no-such-model")
@@ -108,7 +123,9 @@ def test_only_what_is_missing_is_asked_for_and_edits_are_respected(desk: Desk, s
     Image.new("RGB", (48, 32), (70,) * 3).save(desk.folder / "t2.png")
     summary = desk.caption()
     assert (summary["brought"], summary["kept"], desk.text(2)) == (0, 3, good(99))
-    assert [warning.split(":")[0] for warning in summary["warnings"] if "may describe the others" in warning] == ["t2.txt"]
+    assert [
+        warning.split(":")[0] for warning in summary["warnings"] if "may describe the others" in warning
+    ] == ["t2.txt"]
 
 
 def test_caption_brought_while_the_model_was_thinking_wins(desk: Desk, server: Server) -> None:
@@ -131,14 +148,19 @@ def test_a_picture_made_anew_gets_a_new_caption_of_ours(desk: Desk) -> None:
     assert desk.text(1).startswith("Shirt 7")
 
 
-# --- Failed checks and captions -----------------------------------------------------------------------------------------
+# --- Failed checks and captions
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("answer", HOSTILE)
 def test_any_other_answer_fails_the_check(desk: Desk, server: Server, answer: str) -> None:
     desk.draw(2)
     picture = (desk.folder / "t1.png").read_bytes()
-    server.script = lambda call: answer if (call.number, call.question) == (1, "check") else (ORDER, good(2))[call.question == "caption"]
+    server.script = lambda call: (
+        answer
+        if (call.number, call.question) == (1, "check")
+        else (ORDER, good(2))[call.question == "caption"]
+    )
     assert not desk.failed.exists()
     events = list(caption(desk.config()))
     assert [(event.id, event.status) for event in events] == [("t1", "rejected"), ("t2", "done")]
@@ -149,7 +171,11 @@ def test_any_other_answer_fails_the_check(desk: Desk, server: Server, answer: st
     shown = events[0].note + reason["reason"]
     assert shown.isascii() and shown.isprintable() and "<" not in shown
     assert list(desk.rows()) == ["t2"]  # an imagefolder names only what is there
-    assert sorted(path.name for path in desk.root.rglob("*") if path.is_dir()) == ["failed", "triptychs", "work"]
+    assert sorted(path.name for path in desk.root.rglob("*") if path.is_dir()) == [
+        "failed",
+        "triptychs",
+        "work",
+    ]
     count = len(server.calls)
     assert desk.caption()["kept"] == 1 and len(server.calls) == count
 
@@ -178,7 +204,9 @@ def test_move_cut_short_is_completed(desk: Desk, server: Server) -> None:
     server.script = lambda call: "person, person, person"
     desk.draw(1)
     desk.failed.mkdir()
-    (desk.failed / "t1.png").write_bytes((desk.folder / "t1.png").read_bytes())  # killed between copying and removing
+    (desk.failed / "t1.png").write_bytes(
+        (desk.folder / "t1.png").read_bytes()
+    )  # killed between copying and removing
     desk.caption()
     assert sorted(path.name for path in desk.failed.iterdir()) == ["t1.png", "t1.reason.json"]
     assert not (desk.folder / "t1.png").exists()
@@ -220,11 +248,15 @@ def test_unusable_captions_are_asked_for_again_then_rejected(desk: Desk, server:
     assert (desk.failed / "t1.png").exists() and not (desk.folder / "t1.png").exists()
     prompts = [call.prompt for call in server.calls if call.question == "caption"]
     assert len(prompts) == 5 and len(server.asked()) == 7  # every repetition is a question of its own …
-    assert all(word not in prompt for prompt in prompts for word in ("script", "127.0.0.1", "reversed", "cannot"))  # … of our words only
+    assert all(
+        word not in prompt for prompt in prompts for word in ("script", "127.0.0.1", "reversed", "cannot")
+    )  # … of our words only
     assert max(server.asked().values()) == 1
     (desk.folder / "t1.png").write_bytes((desk.failed / "t1.png").read_bytes())
     count = len(server.calls)
-    assert desk.caption(retries=2)["rejected"] == 1 and len(server.calls) == count + 4  # what was of no use is asked for anew
+    assert (
+        desk.caption(retries=2)["rejected"] == 1 and len(server.calls) == count + 4
+    )  # what was of no use is asked for anew
 
 
 def test_length_limit_is_that_of_the_text_encoder(desk: Desk, server: Server) -> None:
@@ -232,11 +264,15 @@ def test_length_limit_is_that_of_the_text_encoder(desk: Desk, server: Server) ->
     long = good(1) + " word" * 25  # 19 words, 25 words and the end token: 45 of 40 tokens
     server.script = lambda call: ORDER if call.question == "check" else long if call.nth == 0 else good(1)
     desk.caption()
-    assert "45 tokens, the text encoder reads 40" in server.calls[-1].prompt and "At most 24 words" in server.calls[-1].prompt
+    assert (
+        "45 tokens, the text encoder reads 40" in server.calls[-1].prompt
+        and "At most 24 words" in server.calls[-1].prompt
+    )
     assert desk.text(1) == good(1).replace("Acme", "<Brand>") + "\n"
 
 
-# --- Interruptions ------------------------------------------------------------------------------------------------------
+# --- Interruptions
+# ------------------------------------------------------------------------------------------------------
 
 
 def _heed_ctrl_c() -> None:
@@ -255,10 +291,19 @@ def test_ctrl_c_keeps_all_that_was_paid_for(desk: Desk, server: Server) -> None:
         return ORDER if call.question == "check" else good(call.number)
 
     server.script = script
-    options = {"work": desk.root / "work", "base-url": server.url, "vlm-model": "some-vlm", "model": desk.model, "concurrency": 2}
+    options = {
+        "work": desk.root / "work",
+        "base-url": server.url,
+        "vlm-model": "some-vlm",
+        "model": desk.model,
+        "concurrency": 2,
+    }
     words = [f"--{name}={value}" for name, value in options.items()] + ["--brands=Acme"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "triptych", "caption", *words], stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c
+        [sys.executable, "-m", "triptych", "caption", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_ctrl_c,
     )
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in shown, shown
@@ -271,7 +316,9 @@ def test_ctrl_c_keeps_all_that_was_paid_for(desk: Desk, server: Server) -> None:
 
 
 @pytest.mark.parametrize("after", [3, 8])
-def test_kill_minus_nine_repeats_nothing_but_what_was_in_flight(desk: Desk, server: Server, after: int) -> None:
+def test_kill_minus_nine_repeats_nothing_but_what_was_in_flight(
+    desk: Desk, server: Server, after: int
+) -> None:
     desk.draw(8)
     process: subprocess.Popen[bytes] | None = None
 
@@ -281,12 +328,17 @@ def test_kill_minus_nine_repeats_nothing_but_what_was_in_flight(desk: Desk, serv
         return ORDER if call.question == "check" else good(call.number)
 
     server.script = script
-    code = f"from triptych.verbs.caption import *; caption(CaptionConfig.model_validate_json({desk.config().model_dump_json()!r})).finish()"
+    code = (
+        "from triptych.verbs.caption import *; "
+        f"caption(CaptionConfig.model_validate_json({desk.config().model_dump_json()!r})).finish()"
+    )
     process = subprocess.Popen([sys.executable, "-c", code])
     assert process.wait(60) == -9
     process = None
     done = {path.name for path in desk.folder.glob("t*.txt")}
-    assert all(desk.text(int(name[1:-4])) == good(int(name[1:-4])).replace("Acme", "<Brand>") + "\n" for name in done)
+    assert all(
+        desk.text(int(name[1:-4])) == good(int(name[1:-4])).replace("Acme", "<Brand>") + "\n" for name in done
+    )
     summary = desk.caption()
     assert summary["captioned"] + summary["kept"] == 8 and summary["brought"] == 0
     assert len(server.calls) <= 16 + 2  # concurrency is 2

@@ -37,7 +37,8 @@ def desk(tmp_path: Path, server: Server, model_folder: Path) -> Desk:
     return Desk(tmp_path, server, model_folder)
 
 
-# --- Servers in trouble -------------------------------------------------------------------------------------------------
+# --- Servers in trouble
+# -------------------------------------------------------------------------------------------------
 
 error = {"error": {"message": "busy", "type": "server_error", "code": None, "param": None}}
 FAULTS: dict[str, Reply] = {
@@ -63,7 +64,9 @@ FAULTS: dict[str, Reply] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_passing_faults_cost_one_more_call_and_nothing_else(desk: Desk, server: Server, fault: str) -> None:
     desk.draw(1)
-    server.script = lambda call: FAULTS[fault] if len(server.calls) == 1 else ORDER if call.question == "check" else good(1)
+    server.script = lambda call: (
+        FAULTS[fault] if len(server.calls) == 1 else ORDER if call.question == "check" else good(1)
+    )
     assert desk.caption()["captioned"] == 1
     assert len(server.calls) == 3
 
@@ -92,7 +95,13 @@ def test_retry_after_is_waited_for(desk: Desk, server: Server) -> None:
 
     def script(call: Call) -> Reply:
         times.append(time.monotonic())
-        return (429, {"Retry-After": "1"}, error) if len(times) == 1 else ORDER if call.question == "check" else good(1)
+        return (
+            (429, {"Retry-After": "1"}, error)
+            if len(times) == 1
+            else ORDER
+            if call.question == "check"
+            else good(1)
+        )
 
     server.script = script
     assert desk.caption()["captioned"] == 1
@@ -100,7 +109,15 @@ def test_retry_after_is_waited_for(desk: Desk, server: Server) -> None:
 
 
 def test_retry_after_header() -> None:
-    assert [retry_after(header) for header in (None, "", "soon", "-3", "nan", "inf", "7")] == [0, 0, 0, 0, 0, 0, 7]
+    assert [retry_after(header) for header in (None, "", "soon", "-3", "nan", "inf", "7")] == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        7,
+    ]
     assert 55 < retry_after(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60
 
 
@@ -118,9 +135,13 @@ def test_retry_after_header() -> None:
         ((200, {}, {"error": {"message": f"No credits left for {KEY}", "code": 402}}), 1),
     ],
 )
-def test_server_out_of_order_stops_the_run_keeps_the_work_and_leaks_no_key(desk: Desk, server: Server, reply: Reply, calls: int) -> None:
+def test_server_out_of_order_stops_the_run_keeps_the_work_and_leaks_no_key(
+    desk: Desk, server: Server, reply: Reply, calls: int
+) -> None:
     desk.draw(4)
-    server.script = lambda call: reply if call.number >= 3 else ORDER if call.question == "check" else good(call.number)
+    server.script = lambda call: (
+        reply if call.number >= 3 else ORDER if call.question == "check" else good(call.number)
+    )
     run = caption(desk.config(concurrency=1))
     with pytest.raises(ModelError) as caught:
         run.finish()
@@ -128,11 +149,18 @@ def test_server_out_of_order_stops_the_run_keeps_the_work_and_leaks_no_key(desk:
     assert caught.value.hint and KEY not in shown and "<b>" not in shown
     assert len(server.calls) == 4 + calls
     assert run.summary["captioned"] == 2 and run.summary["rejected"] == 0 and not desk.failed.exists()
-    assert [row.get("text") for row in desk.rows().values()] == [desk.text(1).strip(), desk.text(2).strip(), None, None]
+    assert [row.get("text") for row in desk.rows().values()] == [
+        desk.text(1).strip(),
+        desk.text(2).strip(),
+        None,
+        None,
+    ]
     server.calls.clear()
     server.script = lambda call: ORDER if call.question == "check" else good(call.number)
     assert desk.caption()["captioned"] == 2
-    assert sorted((call.number, call.question) for call in server.calls) == [(n, q) for n in (3, 4) for q in ("caption", "check")]
+    assert sorted((call.number, call.question) for call in server.calls) == [
+        (n, q) for n in (3, 4) for q in ("caption", "check")
+    ]
     assert all(KEY.encode() not in path.read_bytes() for path in desk.root.rglob("*") if path.is_file())
 
 
@@ -145,7 +173,9 @@ def test_nobody_listens(desk: Desk) -> None:
 def test_policy_refusal_is_about_one_picture_only(desk: Desk, server: Server) -> None:
     desk.draw(2)
     policy = {"error": {"message": "flagged", "code": "content_policy_violation"}}
-    server.script = lambda call: (400, {}, policy) if call.number == 1 else ORDER if call.question == "check" else good(2)
+    server.script = lambda call: (
+        (400, {}, policy) if call.number == 1 else ORDER if call.question == "check" else good(2)
+    )
     summary = desk.caption()
     assert (summary["captioned"], summary["rejected"]) == (1, 1)
 
@@ -155,7 +185,15 @@ def test_options_a_server_does_not_know_are_left_out(desk: Desk, server: Server)
 
     def script(call: Call) -> Reply:
         if "max_tokens" in call.body:
-            return 400, {}, {"error": {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}}
+            return (
+                400,
+                {},
+                {
+                    "error": {
+                        "message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+                    }
+                },
+            )
         if "temperature" in call.body:
             return 400, {}, {"error": {"message": "Unsupported value: 'temperature' does not support 0."}}
         return ORDER if call.question == "check" else good(call.number)
@@ -177,23 +215,35 @@ def test_torn_journal_is_mended(tmp_path: Path) -> None:
     assert [row.get("n") for row in read_jsonl(path)] == [None, 2]
 
 
-# --- Which captioner a name means ---------------------------------------------------------------------------------------
+# --- Which captioner a name means
+# ---------------------------------------------------------------------------------------
 
 
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert load_captioner("gpt-4.1-mini").identity == "server:https://api.openai.com/v1:gpt-4.1-mini"
-    assert load_captioner("/models/qwen", "http://h:8000/v1").identity == "server:http://h:8000/v1:/models/qwen"
+    assert (
+        load_captioner("/models/qwen", "http://h:8000/v1").identity == "server:http://h:8000/v1:/models/qwen"
+    )
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ModelError, match="OPENAI_API_KEY"):
         load_captioner("gpt-4.1-mini")
     with pytest.raises(ModelError, match="no folder"):
         load_captioner("./nowhere")
-    for name in (str(tmp_path), "local:no-such/model"):  # an existing folder without a model; a name the offline hub lacks
+    for name in (
+        str(tmp_path),
+        "local:no-such/model",
+    ):  # an existing folder without a model; a name the offline hub lacks
         with pytest.raises(ModelError, match=r"cannot be loaded|no-such/model is not on this machine"):
             load_captioner(name)
-    for url in ("ftp://h/v1", "h:8000", "http://user:secret@h/v1", "http://h/v1?key=secret", "file:///etc/passwd"):
+    for url in (
+        "ftp://h/v1",
+        "h:8000",
+        "http://user:secret@h/v1",
+        "http://h/v1?key=secret",
+        "file:///etc/passwd",
+    ):
         with pytest.raises(ConfigError) as caught:
             load_captioner("m", url)
         assert "secret" not in str(caught.value)
@@ -208,14 +258,19 @@ def test_quote_is_harmless() -> None:
         assert shown.isascii() and shown.isprintable() and len(shown) <= 120 and "<" not in shown
 
 
-# --- A real transformers model ------------------------------------------------------------------------------------------
+# --- A real transformers model
+# ------------------------------------------------------------------------------------------
 
-LOCAL_CAPTION = "Three pictures of one Acme shirt. <IMAGE 1> The front. <IMAGE 2> The back. <IMAGE 3> A person."
+LOCAL_CAPTION = (
+    "Three pictures of one Acme shirt. <IMAGE 1> The front. <IMAGE 2> The back. <IMAGE 3> A person."
+)
 
 
 @pytest.fixture(scope="session")
 def local_captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LLaVA in small, which has learnt by heart what to answer to our two questions; saved as any such model is."""
+    """LLaVA in small, which has learnt by heart what to answer to our two questions; saved as any such model
+    is.
+    """
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
@@ -234,7 +289,11 @@ def local_captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
     pieces = pre_tokenizers.Split(Regex(r"\s*\S+"), "isolated")
     text = f"{CHECK_PROMPT} {ORDER} {CAPTION_PROMPT} {LOCAL_CAPTION}"
-    words = [piece for part in (CHECK_PROMPT, ORDER, CAPTION_PROMPT, LOCAL_CAPTION, text) for piece, _ in pieces.pre_tokenize_str(part)]
+    words = [
+        piece
+        for part in (CHECK_PROMPT, ORDER, CAPTION_PROMPT, LOCAL_CAPTION, text)
+        for piece, _ in pieces.pre_tokenize_str(part)
+    ]
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys([*special, *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pieces, decoders.Fuse()
@@ -247,12 +306,21 @@ def local_captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
         additional_special_tokens=["<image>"],
     )
     template = (
-        "{% for m in messages %}{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else c['text'] }}{% endfor %}{% endfor %}"
+        "{% for m in messages %}{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else "
+        "c['text'] }}{% endfor %}{% endfor %}"
     )
     pixels = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    processor = LlavaProcessor(pixels, fast, 8, "default", chat_template=template, num_additional_image_tokens=1)
+    processor = LlavaProcessor(
+        pixels, fast, 8, "default", chat_template=template, num_additional_image_tokens=1
+    )
     vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8, projection_dim=16
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        projection_dim=16,
     )
     llama = LlamaConfig(
         vocab_size=len(vocabulary),
@@ -266,12 +334,25 @@ def local_captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=2,
     )
     model = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=llama, image_token_id=vocabulary["<image>"], vision_feature_layer=-1)
+        LlavaConfig(
+            vision_config=vision,
+            text_config=llama,
+            image_token_id=vocabulary["<image>"],
+            vision_feature_layer=-1,
+        )
     )
     batch = []
     for prompt, answer in [(CHECK_PROMPT, ORDER), (CAPTION_PROMPT, LOCAL_CAPTION)]:
-        inputs = processor(images=Image.new("RGB", (48, 32), "gray"), text=f"<image>{prompt} {answer}</s>", return_tensors="pt")
-        asked = len(processor(images=Image.new("RGB", (48, 32)), text="<image>" + prompt, return_tensors="pt")["input_ids"][0])
+        inputs = processor(
+            images=Image.new("RGB", (48, 32), "gray"),
+            text=f"<image>{prompt} {answer}</s>",
+            return_tensors="pt",
+        )
+        asked = len(
+            processor(images=Image.new("RGB", (48, 32)), text="<image>" + prompt, return_tensors="pt")[
+                "input_ids"
+            ][0]
+        )
         labels = inputs["input_ids"].clone()
         labels[:, :asked] = -100
         batch.append(inputs | {"labels": labels})
@@ -323,7 +404,9 @@ def test_local_model_in_pickle_is_refused(local_captioner: Path, tmp_path: Path)
 def test_journal_rows_of_other_kinds_are_passed_over(desk: Desk, row: dict[str, object]) -> None:
     desk.draw(1)
     kinds = ("answer", "caption", "rejected", "returned", "brought")
-    (desk.folder / "caption.jsonl").write_text("".join(json.dumps({"kind": kind, **row}) + "\n" for kind in kinds))
+    (desk.folder / "caption.jsonl").write_text(
+        "".join(json.dumps({"kind": kind, **row}) + "\n" for kind in kinds)
+    )
     assert desk.caption(retry_failed=True)["captioned"] == 1
 
 
@@ -335,7 +418,8 @@ def test_fail_path_that_is_a_file_is_refused_before_anybody_is_asked(desk: Desk,
     assert server.calls == []
 
 
-# --- Replies in other wrappings -----------------------------------------------------------------------------------------
+# --- Replies in other wrappings
+# -----------------------------------------------------------------------------------------
 
 
 def completion(text: str) -> dict[str, object]:
@@ -344,7 +428,13 @@ def completion(text: str) -> dict[str, object]:
 
 def streamed(text: str) -> bytes:
     pieces = [{"choices": [{"delta": {"content": piece}}]} for piece in (text[:9], text[9:])]
-    events = [*map(json.dumps, [*pieces, {"choices": [{"delta": {}, "finish_reason": "stop"}]}, {"choices": [], "usage": {}}]), "[DONE]"]
+    events = [
+        *map(
+            json.dumps,
+            [*pieces, {"choices": [{"delta": {}, "finish_reason": "stop"}]}, {"choices": [], "usage": {}}],
+        ),
+        "[DONE]",
+    ]
     return (": PROCESSING\n\n" + "".join(f"data: {event}\n\n" for event in events)).encode()
 
 
@@ -352,8 +442,12 @@ WRAPPINGS = {
     "events of a stream": streamed,
     "a byte-order mark": lambda text: b"\xef\xbb\xbf" + json.dumps(completion(text)).encode(),
     "line ends that keep it alive": lambda text: b"\n\n  \n" + json.dumps(completion(text)).encode(),
-    "a gateway's envelope": lambda text: json.dumps({"code": 0, "msg": "ok", "data": completion(text)}).encode(),
-    "text as before chat": lambda text: json.dumps({"choices": [{"text": text, "finish_reason": "stop"}]}).encode(),
+    "a gateway's envelope": lambda text: json.dumps(
+        {"code": 0, "msg": "ok", "data": completion(text)}
+    ).encode(),
+    "text as before chat": lambda text: json.dumps(
+        {"choices": [{"text": text, "finish_reason": "stop"}]}
+    ).encode(),
     "another encoding": lambda text: json.dumps(completion(text), ensure_ascii=False).encode("cp1252"),
 }
 
@@ -374,7 +468,11 @@ def test_events_that_are_an_error_or_cut_off_are_said_as_such() -> None:
 
 def test_too_short_a_context_is_named(desk: Desk, server: Server) -> None:
     desk.draw(1)
-    server.script = lambda call: (400, {}, {"error": {"message": "This model's maximum context length is 512 tokens."}})
+    server.script = lambda call: (
+        400,
+        {},
+        {"error": {"message": "This model's maximum context length is 512 tokens."}},
+    )
     with pytest.raises(ModelError, match="maximum context length") as caught:
         desk.caption()
     assert "--ctx-size" in caught.value.hint

@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from triptych.data.captions import BRAND, Caption, lint, marker, normalise, replace_brand
 from triptych.errors import InputError
 
-GOOD = "Three pictures of one <Brand> shirt. <IMAGE 1> The front, red. <IMAGE 2> The back, plain. <IMAGE 3> A man wears it."
-words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cf", "Co", "Zl", "Zp"], exclude_characters="<>"), min_size=1, max_size=40)
+GOOD = (
+    "Three pictures of one <Brand> shirt. <IMAGE 1> The front, red. <IMAGE 2> The back, plain. <IMAGE 3> "
+    "A man wears it."
+)
+words = st.text(
+    st.characters(exclude_categories=["Cs", "Cc", "Cf", "Co", "Zl", "Zp"], exclude_characters="<>"),
+    min_size=1,
+    max_size=40,
+)
 texts = words.map(normalise).filter(bool)
 
 
@@ -34,7 +41,9 @@ def test_any_text_is_parsed_or_refused_and_never_crashes(text: str, panels: int)
 
 def test_parse_takes_text_apart() -> None:
     caption = Caption.parse(GOOD.replace(" <IMAGE 2>", "\n\n  <IMAGE 2>\t"))
-    assert caption == Caption("Three pictures of one <Brand> shirt.", ("The front, red.", "The back, plain.", "A man wears it."))
+    assert caption == Caption(
+        "Three pictures of one <Brand> shirt.", ("The front, red.", "The back, plain.", "A man wears it.")
+    )
     assert caption.render() == GOOD
     assert lint(GOOD) == []
 
@@ -86,7 +95,16 @@ def test_what_does_not_belong_in_a_caption(insert: str, problem: str) -> None:
 
 
 def test_plain_punctuation_is_welcome() -> None:
-    assert lint(GOOD.replace("red", "rosé & 50 % linen; size < 40, \N{DEGREE SIGN}\N{RIGHT SINGLE QUOTATION MARK} (new) [old] 模特")) == []
+    assert (
+        lint(
+            GOOD.replace(
+                "red",
+                "rosé & 50 % linen; size < 40, \N{DEGREE SIGN}"
+                "\N{RIGHT SINGLE QUOTATION MARK} (new) [old] 模特",
+            )
+        )
+        == []
+    )
 
 
 def test_missing_summary_is_a_problem_but_parses() -> None:
@@ -100,7 +118,9 @@ def test_limits() -> None:
         return len(text.split()) + 1
 
     assert lint(GOOD, token_counter=count, max_tokens=count(GOOD)) == []
-    assert lint(GOOD, token_counter=count, max_tokens=count(GOOD) - 1) == ["it is too long: 23 tokens, the text encoder reads 22"]
+    assert lint(GOOD, token_counter=count, max_tokens=count(GOOD) - 1) == [
+        "it is too long: 23 tokens, the text encoder reads 22"
+    ]
     assert lint(GOOD, max_words=22) == []
     assert lint(GOOD, max_words=21) == ["it is too long: 22 words, at most 21"]
 
@@ -114,7 +134,11 @@ def test_limits() -> None:
         ("Hugo  Boss and Hugo", ["Hugo", "Hugo Boss"], "<Brand> and <Brand>"),
         ("C&A (c&a)", ["C&A"], "<Brand> (<Brand>)"),
         ("a <BRAND> and <brand>", [], "a <Brand> and <Brand>"),
-        ("<IMAGE 1> an image of <Brand> by brand", ["Image", "Brand", " ", ""], "<IMAGE 1> an image of <Brand> by <Brand>"),
+        (
+            "<IMAGE 1> an image of <Brand> by brand",
+            ["Image", "Brand", " ", ""],
+            "<IMAGE 1> an image of <Brand> by <Brand>",
+        ),
         ("Cafe\u0301 shirt", ["Café"], "<Brand> shirt"),
         (".* shirt", [".*"], "<Brand> shirt"),
     ],

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from triptych.data.catalogue import Photo, match_overrides, override_name, read_overrides, read_photos, write_photos
+from triptych.data.catalogue import (
+    Photo,
+    match_overrides,
+    override_name,
+    read_overrides,
+    read_photos,
+    write_photos,
+)
 from triptych.errors import InputError, WorkError
 
 
@@ -19,11 +26,15 @@ def test_photos_round_trip(tmp_path: Path) -> None:
     ]
     write_photos(tmp_path / "photos.jsonl", photos)
     assert read_photos(tmp_path / "photos.jsonl") == photos
-    write_photos(tmp_path / "photos.jsonl", [Photo("i", os.fsdecode(b"p/\xff.jpg"), "", "rejected", None, "name")])
+    write_photos(
+        tmp_path / "photos.jsonl", [Photo("i", os.fsdecode(b"p/\xff.jpg"), "", "rejected", None, "name")]
+    )
     assert read_photos(tmp_path / "photos.jsonl")[0].path == "p/?.jpg"
 
 
-@pytest.mark.parametrize("line", ['{"item": "a"}', '{"item": "", "path": "", "sha256": "", "label": "cat"}', "{\n{}"])
+@pytest.mark.parametrize(
+    "line", ['{"item": "a"}', '{"item": "", "path": "", "sha256": "", "label": "cat"}', "{\n{}"]
+)
 def test_other_files_are_refused(line: str, tmp_path: Path) -> None:
     (tmp_path / "photos.jsonl").write_text(line)
     with pytest.raises(WorkError):
@@ -32,7 +43,10 @@ def test_other_files_are_refused(line: str, tmp_path: Path) -> None:
 
 def test_overrides(tmp_path: Path) -> None:
     path = tmp_path / "overrides.txt"
-    path.write_text("# mine\n\nitem1/a.jpg human\r\nitem 2/my coat.jpg\tBACK\nitem1/a.jpg   garment  \n", encoding="utf-8-sig")
+    path.write_text(
+        "# mine\n\nitem1/a.jpg human\r\nitem 2/my coat.jpg\tBACK\nitem1/a.jpg   garment  \n",
+        encoding="utf-8-sig",
+    )
     assert read_overrides(path) == {"item1/a.jpg": "garment", "item 2/my coat.jpg": "back"}
 
 
@@ -43,7 +57,17 @@ def test_override_lines_without_a_label(line: str, tmp_path: Path) -> None:
         read_overrides(tmp_path / "o.txt")
 
 
-AWKWARD = ["a\u2028b.jpg", "a\tb.jpg", "a\\b.jpg", "my  coat.jpg", "# 1.jpg", '"quoted".jpg', "Жакет.jpg", "line\nbreak.jpg", " ends .jpg "]
+AWKWARD = [
+    "a\u2028b.jpg",
+    "a\tb.jpg",
+    "a\\b.jpg",
+    "my  coat.jpg",
+    "# 1.jpg",
+    '"quoted".jpg',
+    "Жакет.jpg",
+    "line\nbreak.jpg",
+    " ends .jpg ",
+]
 
 
 @pytest.mark.parametrize("name", AWKWARD)
@@ -56,17 +80,25 @@ def test_overrides_can_name_any_photo(name: str, tmp_path: Path) -> None:
 
 def test_overrides_understand_windows_and_macs(tmp_path: Path) -> None:
     names = ["item1/a.jpg", "Kleid/ru\u0308ckseite.jpg", "a\\b/c.jpg"]
-    (tmp_path / "o.txt").write_text("item1\\a.jpg human\n./Kleid/r\u00fcckseite.jpg back\na\\b/c.jpg front\nitem1\\x.jpg human\n", "utf-8")
+    (tmp_path / "o.txt").write_text(
+        "item1\\a.jpg human\n./Kleid/r\u00fcckseite.jpg back\na\\b/c.jpg front\nitem1\\x.jpg human\n", "utf-8"
+    )
     matched, missed = match_overrides(read_overrides(tmp_path / "o.txt"), names)
     assert matched == dict(zip(names, ["human", "back", "front"], strict=True))
     assert missed == ["item1\\x.jpg"]
 
 
-@pytest.mark.parametrize("front", ["photos/", "shop/photos/", "{tmp}/shop/photos/", "./shop/photos/", "shop\\photos\\"])
-def test_overrides_take_the_paths_that_are_shown(front: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "front", ["photos/", "shop/photos/", "{tmp}/shop/photos/", "./shop/photos/", "shop\\photos\\"]
+)
+def test_overrides_take_the_paths_that_are_shown(
+    front: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     line = front.format(tmp=tmp_path) + "item1/a.jpg"
-    assert match_overrides({line: "back", "else/item1/a.jpg": "front"}, ["item1/a.jpg"], Path("shop/photos")) == (
+    assert match_overrides(
+        {line: "back", "else/item1/a.jpg": "front"}, ["item1/a.jpg"], Path("shop/photos")
+    ) == (
         {"item1/a.jpg": "back"},
         ["else/item1/a.jpg"],
     )

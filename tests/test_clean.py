@@ -41,7 +41,9 @@ def draw(path: Path, human: bool, seed: int) -> None:
 
 
 class Counting:
-    """A real feature function of the pictures: colours of their nine fields against the corner's; counts what it is asked."""
+    """A real feature function of the pictures: colours of their nine fields against the corner's; counts what
+    it is asked.
+    """
 
     def __init__(self, name: str = "fields") -> None:
         self.seen = 0
@@ -70,7 +72,12 @@ def shop(tmp_path: Path) -> CleanConfig:
         draw(tmp_path / f"photos/item{number}/worn.png", True, number)
         draw(tmp_path / f"photos/item{number}/front.png", False, 10 + number)
         draw(tmp_path / f"photos/item{number}/back.png", False, 20 + number)
-    return CleanConfig(photos=tmp_path / "photos", human=tmp_path / "human", garment=tmp_path / "garment", work=tmp_path / "work")
+    return CleanConfig(
+        photos=tmp_path / "photos",
+        human=tmp_path / "human",
+        garment=tmp_path / "garment",
+        work=tmp_path / "work",
+    )
 
 
 def labels(config: CleanConfig) -> dict[str, str]:
@@ -112,7 +119,9 @@ def test_second_run_computes_only_what_is_new(shop: CleanConfig, counting: Count
     assert other.seen == 23
 
 
-def test_stopped_run_keeps_its_features(shop: CleanConfig, counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_run_keeps_its_features(
+    shop: CleanConfig, counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "BATCH", 3)
     events = iter(clean(shop))
     next(events)
@@ -133,7 +142,9 @@ def test_damaged_cache_costs_only_time(shop: CleanConfig, counting: Counting) ->
 def test_bad_files_are_rejected_with_reasons(shop: CleanConfig, counting: Counting, tmp_path: Path) -> None:
     item = tmp_path / "photos/item1"
     (item / "copy.png").write_bytes((item / "front.png").read_bytes())
-    (tmp_path / "photos/item2/same.png").write_bytes((item / "front.png").read_bytes())  # another item: no duplicate
+    (tmp_path / "photos/item2/same.png").write_bytes(
+        (item / "front.png").read_bytes()
+    )  # another item: no duplicate
     (item / "cut.png").write_bytes((item / "back.png").read_bytes()[:150])
     (item / "notes.txt").write_text("hello")
     (item / "empty.jpg").touch()
@@ -167,7 +178,9 @@ def test_bad_files_are_rejected_with_reasons(shop: CleanConfig, counting: Counti
     assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "photos").rglob("*")} == before
 
 
-def test_overrides_win(shop: CleanConfig, counting: Counting, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_overrides_win(
+    shop: CleanConfig, counting: Counting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shop.catalogue_folder.mkdir(parents=True)
     (shop.catalogue_folder / "overrides.txt").write_text(
         "item0/front.png human\nitem0/back.png back\nitem1/worn.png rejected\nitem7/x.png human\n"
@@ -175,8 +188,16 @@ def test_overrides_win(shop: CleanConfig, counting: Counting, tmp_path: Path, ca
     summary = clean(shop).finish()
     assert "item7/x.png" in caplog.text
     listing = (shop.catalogue_folder / "contact_sheet.txt").read_text().splitlines()
-    assert [line.split("\t")[1] for line in listing[1:4]] == ["item0/back.png", "item0/front.png", "item0/worn.png"]
-    assert labels(shop) | {"item0/front.png": "human", "item0/back.png": "garment", "item1/worn.png": "rejected"} == labels(shop)
+    assert [line.split("\t")[1] for line in listing[1:4]] == [
+        "item0/back.png",
+        "item0/front.png",
+        "item0/worn.png",
+    ]
+    assert labels(shop) | {
+        "item0/front.png": "human",
+        "item0/back.png": "garment",
+        "item1/worn.png": "rejected",
+    } == labels(shop)
     assert summary["overridden"] == 3
     assert summary["overrides_without_photo"] == ["item7/x.png"]
     assert summary["items_without_human"] == ["item1"]
@@ -187,7 +208,9 @@ def test_overrides_win(shop: CleanConfig, counting: Counting, tmp_path: Path, ca
         clean(shop.model_copy(update={"overrides": tmp_path / "nowhere.txt"}))
 
 
-def test_a_photo_that_is_an_example_has_its_label(shop: CleanConfig, counting: Counting, tmp_path: Path) -> None:
+def test_a_photo_that_is_an_example_has_its_label(
+    shop: CleanConfig, counting: Counting, tmp_path: Path
+) -> None:
     draw(tmp_path / "garment/odd.png", True, 3)  # the garment folder says so, whatever it looks like
     summary = clean(shop).finish()
     assert labels(shop)["item3/worn.png"] == "garment"
@@ -225,9 +248,14 @@ def test_unknown_features(shop: CleanConfig) -> None:
             clean(shop.model_copy(update={"features": name}))
 
 
-def test_sheet_of_a_large_catalogue_shows_the_trouble(shop: CleanConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_sheet_of_a_large_catalogue_shows_the_trouble(
+    shop: CleanConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(catalogue_sheet, "SHEET", 5)
-    rows = [Photo(f"item{n // 3}", str(tmp_path / "gone.png"), "", "unsure" if n == 8 else "human", 0.5) for n in range(30)]
+    rows = [
+        Photo(f"item{n // 3}", str(tmp_path / "gone.png"), "", "unsure" if n == 8 else "human", 0.5)
+        for n in range(30)
+    ]
     assert catalogue_sheet.draw_sheet(rows, tmp_path / "sheet.png", tmp_path) == 5
     assert Image.open(tmp_path / "sheet.png").width == 5 * 144
 
@@ -242,7 +270,9 @@ def two_clouds(count: int = 20) -> tuple[np.ndarray, list[str]]:
     random = np.random.default_rng(3)
     centres = np.repeat(random.normal(size=(2, 16)), count, axis=0)
     points = centres + random.normal(size=centres.shape) * 0.4
-    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32), ["human"] * count + ["garment"] * count
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32), ["human"] * count + [
+        "garment"
+    ] * count
 
 
 @pytest.mark.parametrize("gamma", [None, 0.7])
@@ -251,8 +281,12 @@ def test_classifier_equals_scikit_learn_and_survives_the_disk(gamma: float | Non
 
     points, names = two_clouds()
     trained = train_classifier(points, names, extractor="e", gamma=gamma)
-    theirs = SVC(kernel="rbf" if gamma else "linear", C=10, gamma=gamma or "scale", class_weight="balanced").fit(points, names)
-    assert np.allclose(trained.margins(points), theirs.decision_function(points), atol=1e-5)  # classes_ are garment, human
+    theirs = SVC(
+        kernel="rbf" if gamma else "linear", C=10, gamma=gamma or "scale", class_weight="balanced"
+    ).fit(points, names)
+    assert np.allclose(
+        trained.margins(points), theirs.decision_function(points), atol=1e-5
+    )  # classes_ are garment, human
     trained.save(tmp_path / "c.safetensors")
     loaded = load_classifier(tmp_path / "c.safetensors")
     assert np.array_equal(loaded.margins(points), trained.margins(points))
@@ -291,13 +325,17 @@ def test_lite0_knows_imagenet() -> None:
         pixels = torch.from_numpy(features._lite0_pixels(load_image(folder / f"{name}.jpg")))[None]
         top[name] = network(pixels).topk(5).indices[0].tolist()
     assert top["flower"][0] == 985  # daisy
-    assert {442, 449, 668, 698, 663, 832} & set(top["china"])  # bell cote, boathouse, mosque, palace, monastery, stupa
+    assert {442, 449, 668, 698, 663, 832} & set(
+        top["china"]
+    )  # bell cote, boathouse, mosque, palace, monastery, stupa
 
 
 def test_features_do_not_depend_on_the_batch() -> None:
     extractor = load_extractor()
     random = np.random.default_rng(0)
-    pictures = [Image.fromarray(random.integers(0, 255, (60 + 9 * n, 80, 3), dtype=np.uint8)) for n in range(5)]
+    pictures = [
+        Image.fromarray(random.integers(0, 255, (60 + 9 * n, 80, 3), dtype=np.uint8)) for n in range(5)
+    ]
     together = extractor.features(pictures)
     assert together.shape == (5, 1280)
     assert together.dtype == np.float32
@@ -333,15 +371,26 @@ def test_transformers_models(kind: str, tmp_path: Path) -> None:
         "patch_size": 16,
     }
     if kind == "siglip":
-        text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
+        text = {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "vocab_size": 50,
+        }
         model, processor = (
             t.SiglipModel(t.SiglipConfig(text_config=text, vision_config=small)),
             t.SiglipImageProcessor(size={"height": 32, "width": 32}),
         )
     elif kind == "vit":
-        model, processor = t.ViTModel(t.ViTConfig(**small), add_pooling_layer=False), t.ViTImageProcessor(size={"height": 32, "width": 32})
+        model, processor = (
+            t.ViTModel(t.ViTConfig(**small), add_pooling_layer=False),
+            t.ViTImageProcessor(size={"height": 32, "width": 32}),
+        )
     else:
-        model = t.ConvNextModel(t.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32))
+        model = t.ConvNextModel(
+            t.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32)
+        )
         processor = t.ConvNextImageProcessor(size={"shortest_edge": 32})
     model.save_pretrained(tmp_path / "m")
     processor.save_pretrained(tmp_path / "m")
@@ -356,7 +405,8 @@ def test_transformers_models(kind: str, tmp_path: Path) -> None:
     assert np.array_equal(again.features(pictures), vectors)
 
 
-# --- Real photos --------------------------------------------------------------------------------------------------------
+# --- Real photos
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +414,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> CleanConfig:
     if not (REAL / "files.txt").is_file():
         pytest.skip(f"no real photos in {REAL}; set TRIPTYCH_PHOTOS to their folder")
     work = tmp_path_factory.mktemp("work")
-    config = CleanConfig(photos=REAL / "catalogue", human=REAL / "labels/human", garment=REAL / "labels/garment", work=work)
+    config = CleanConfig(
+        photos=REAL / "catalogue", human=REAL / "labels/human", garment=REAL / "labels/garment", work=work
+    )
     clean(config).finish()
     return config
 
@@ -378,14 +430,17 @@ def test_real_catalogue_is_right(real: CleanConfig) -> None:
     truth = {}
     for name, origin in origins().items():
         if name.startswith("catalogue/"):
-            truth[name.removeprefix("catalogue/")] = "garment" if " front of " in origin or " back of " in origin else "human"
+            truth[name.removeprefix("catalogue/")] = (
+                "garment" if " front of " in origin or " back of " in origin else "human"
+            )
     assert len(truth) == 36
     assert labels(real) == truth
 
 
 @pytest.mark.photos
 def test_real_photos_held_out(real: CleanConfig) -> None:
-    """Half of all photos trains, the other half is asked, twenty times; near-identical photos stay on one side.
+    """Half of all photos trains, the other half is asked, twenty times; near-identical photos stay on one
+    side.
 
     A photo labelled unsure counts as wrong.
     """

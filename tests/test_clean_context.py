@@ -1,4 +1,6 @@
-"""Clean context: two forwards equal one asymmetric pass, for irregular masks; without a context nothing changes."""
+"""Clean context: two forwards equal one asymmetric pass, for irregular masks; without a context nothing
+changes.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +48,12 @@ def text(batch: int, seed: int) -> dict[str, torch.Tensor]:
 
 
 def one_pass_flux(transformer, latents, known, t, words, empty, guidance, first=None):
-    """The reference: all tokens in one sequence, each modulated by its own time and pooled vector, known tokens blind to
-    the rest, and those in `first` to the other known ones too. Written from the model's own layers, block by block, so that
-    it shares no code with the two-pass way."""
+    """The reference: all tokens in one sequence, each modulated by its own time and pooled vector, known
+    tokens blind to the rest, and those in `first` to the other known ones too. Written from the model's own
+    layers, block by block, so that it shares no code with the two-pass way.
+    """
     tokens, ids = pack(latents), position_ids(*latents.shape[2:], latents.device)
-    count, length = token_sets.shape[1], words["prompt_embeds"].shape[1]
+    count, length = tokens.shape[1], words["prompt_embeds"].shape[1]
     order = torch.cat([known.nonzero().squeeze(1), (~known).nonzero().squeeze(1)])
     kept = int(known.sum())
     hidden, ids = transformer.x_embedder(tokens[:, order]), ids[order]
@@ -58,7 +61,9 @@ def one_pass_flux(transformer, latents, known, t, words, empty, guidance, first=
     batch = len(tokens)
 
     def time(value, pooled, scale):
-        return transformer.time_text_embed(torch.full((batch,), value * 1000), torch.full((batch,), scale * 1000), pooled)
+        return transformer.time_text_embed(
+            torch.full((batch,), value * 1000), torch.full((batch,), scale * 1000), pooled
+        )
 
     clean = time(0.0, empty["pooled_prompt_embeds"].expand(batch, -1), 1.0)
     noisy = time(t, words["pooled_prompt_embeds"], guidance)
@@ -73,11 +78,16 @@ def one_pass_flux(transformer, latents, known, t, words, empty, guidance, first=
         allowed[early[:, None] & late[None]] = False
 
     def mixed(norm, values, first):
-        """A modulation norm with `clean` for the known rows and `noisy` for the others; `first` is their first row."""
+        """A modulation norm with `clean` for the known rows and `noisy` for the others; `first` is their
+        first row.
+        """
         a, b = norm(values, emb=clean), norm(values, emb=noisy)
         rows = torch.zeros(values.shape[1], 1, dtype=torch.bool)
         rows[first : first + kept] = True
-        return [torch.where(rows, x if x.ndim == 3 else x[:, None], y if y.ndim == 3 else y[:, None]) for x, y in zip(a, b, strict=True)]
+        return [
+            torch.where(rows, x if x.ndim == 3 else x[:, None], y if y.ndim == 3 else y[:, None])
+            for x, y in zip(a, b, strict=True)
+        ]
 
     for block in transformer.transformer_blocks:
         normed, gate, shift, scale, mlp_gate = mixed(block.norm1, hidden, 0)
@@ -93,7 +103,9 @@ def one_pass_flux(transformer, latents, known, t, words, empty, guidance, first=
     for block in transformer.single_transformer_blocks:
         normed, gate = mixed(block.norm, both, length)
         attention = block.attn(normed, attention_mask=allowed, image_rotary_emb=rotary)
-        both = both + gate * block.proj_out(torch.cat([attention, block.act_mlp(block.proj_mlp(normed))], dim=2))
+        both = both + gate * block.proj_out(
+            torch.cat([attention, block.act_mlp(block.proj_mlp(normed))], dim=2)
+        )
     active = both[:, length + kept :]
     return transformer.proj_out(transformer.norm_out(active, noisy))
 
@@ -106,7 +118,10 @@ def one_pass_sd3(transformer, latents, known, t, words, empty, guidance, first=N
     def time(value, pooled):
         return transformer.time_text_embed(torch.full((batch,), value * 1000), pooled)
 
-    clean, noisy = time(0.0, empty["pooled_prompt_embeds"].expand(batch, -1)), time(t, words["pooled_prompt_embeds"])
+    clean, noisy = (
+        time(0.0, empty["pooled_prompt_embeds"].expand(batch, -1)),
+        time(t, words["pooled_prompt_embeds"]),
+    )
     rows = known[:, None]
     allowed = torch.ones(count + length, count + length, dtype=torch.bool)  # image first, then text
     allowed[:count][known] = torch.cat([known, torch.zeros(length, dtype=torch.bool)])
@@ -119,10 +134,15 @@ def one_pass_sd3(transformer, latents, known, t, words, empty, guidance, first=N
 
     for block in transformer.transformer_blocks:
         pairs = zip(block.norm1(hidden, emb=clean), block.norm1(hidden, emb=noisy), strict=True)
-        mixed = [torch.where(rows, x if x.ndim == 3 else x[:, None], y if y.ndim == 3 else y[:, None]) for x, y in pairs]
+        mixed = [
+            torch.where(rows, x if x.ndim == 3 else x[:, None], y if y.ndim == 3 else y[:, None])
+            for x, y in pairs
+        ]
         normed, gate, shift, scale, mlp_gate = mixed[:5]
         last = block.context_pre_only
-        text_normed, *text = [block.norm1_context(states, noisy)] if last else block.norm1_context(states, emb=noisy)
+        text_normed, *text = (
+            [block.norm1_context(states, noisy)] if last else block.norm1_context(states, emb=noisy)
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked)
             image_out, text_out = block.attn(normed, text_normed)
@@ -132,7 +152,9 @@ def one_pass_sd3(transformer, latents, known, t, words, empty, guidance, first=N
         if not last:
             text_gate, text_shift, text_scale, text_mlp_gate = (one[:, None] for one in text)
             states = states + text_gate * text_out
-            states = states + text_mlp_gate * block.ff_context(block.norm2_context(states) * (1 + text_scale) + text_shift)
+            states = states + text_mlp_gate * block.ff_context(
+                block.norm2_context(states) * (1 + text_scale) + text_shift
+            )
     return transformer.proj_out(transformer.norm_out(hidden, noisy))[:, ~known]
 
 
@@ -155,7 +177,9 @@ def test_two_passes_equal_one_asymmetric_pass(parts: Parts, share: float) -> Non
     words, empty = text(2, 1), text(1, 2)
     with torch.no_grad():
         context = backbone.read(transformer, latents, known, empty)
-        ours = backbone.velocity(transformer, latents, torch.full((2,), 0.7), words, 3.5, Window(~known, context))
+        ours = backbone.velocity(
+            transformer, latents, torch.full((2,), 0.7), words, 3.5, Window(~known, context)
+        )
         reference = one_pass(transformer, latents, known.flatten(), 0.7, words, empty, 3.5)
     flat = tokens_of(ours)
     assert (flat[:, ~known.flatten()] - reference).abs().max() < 1e-5
@@ -178,7 +202,11 @@ def test_products_that_read_only_products_equal_one_pass(parts: Parts, share: fl
     words, empty, t = text(2, 1), text(1, 2), torch.full((2,), 0.7)
     about = (backbone, transformer, latents, active, empty, True)
     with torch.no_grad():
-        window = kept_window(*about, first=first, room=int(active.sum()) + 24) if with_room else read_window(*about, first=first)
+        window = (
+            kept_window(*about, first=first, room=int(active.sum()) + 24)
+            if with_room
+            else read_window(*about, first=first)
+        )
         made = [backbone.velocity(transformer, latents, t, words, 3.5, window) for _ in range(2)]
         reference = one_pass(transformer, latents, ~active.flatten(), 0.7, words, empty, 3.5, first.flatten())
         joint = backbone.velocity(transformer, latents, t, words, 3.5, read_window(*about))
@@ -193,7 +221,10 @@ def test_installed_processors_change_nothing_without_a_context(parts: Parts) -> 
     latents, words, t = torch.randn(1, 16, 6, 12), text(1, 3), torch.tensor([0.4])
     with torch.no_grad():
         backbone.read(transformer, latents, torch.ones(3, 6, dtype=torch.bool), text(1, 2))
-        assert torch.equal(backbone.velocity(transformer, latents, t, words, 1.0), backbone.velocity(stock, latents, t, words, 1.0))
+        assert torch.equal(
+            backbone.velocity(transformer, latents, t, words, 1.0),
+            backbone.velocity(stock, latents, t, words, 1.0),
+        )
         everything = Window(torch.ones(3, 6, dtype=torch.bool))
         windowed = backbone.velocity(transformer, latents, t, words, 1.0, everything)
         assert (windowed - backbone.velocity(stock, latents, t, words, 1.0)).abs().max() < 1e-6
@@ -205,7 +236,9 @@ def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny: Pat
     options = {"context": "clean", "context_dropout": 0.5, "max_train_steps": 8}
     train(config(tmp_path, tiny, **options)).finish()
     lora = tmp_path / "lora"
-    sampling = GenerateConfig(model=str(tiny), lora=lora, prompt="p").sampling(ModelSettings(num_inference_steps=3))
+    sampling = GenerateConfig(model=str(tiny), lora=lora, prompt="p").sampling(
+        ModelSettings(num_inference_steps=3)
+    )
     assert sampling.context == "clean"
     models = load_models(str(tiny), ["a dress"], lora, device="cpu", dtype="fp32")
     known = torch.randn(1, 16, 6, 12)
@@ -214,13 +247,26 @@ def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny: Pat
     words, empty = models.text(["a dress"]), models.text([""])
     for guidance in (1.0, 3.0):
         sampling = dataclasses.replace(sampling, context_guidance_scale=guidance)
-        made = sample_latents(models.backbone, models.transformer, layout, known.shape[1:], words, empty, [1], sampling, known, mask)
+        made = sample_latents(
+            models.backbone,
+            models.transformer,
+            layout,
+            known.shape[1:],
+            words,
+            empty,
+            [1],
+            sampling,
+            known,
+            mask,
+        )
         outside = (mask == 0).expand_as(made)
         assert torch.equal(made[outside], known[outside])
         assert (made - known)[~outside].abs().min() > 0
     other = torch.randn(1, 16, 6, 12)
     other[..., 8:] = known[..., 8:]
-    moved = sample_latents(models.backbone, models.transformer, layout, known.shape[1:], words, empty, [1], sampling, other, mask)
+    moved = sample_latents(
+        models.backbone, models.transformer, layout, known.shape[1:], words, empty, [1], sampling, other, mask
+    )
     inside = (mask == 1).expand_as(made)
     assert (made[inside] - moved[inside]).abs().max() > 1e-4, "other product panels make another picture"
 
@@ -240,7 +286,9 @@ def test_a_stopped_clean_run_resumes_to_the_same_lora(tiny: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("reading", ["joint", "products"])
-def test_the_lora_says_what_its_products_attended_to(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, reading: str) -> None:
+def test_the_lora_says_what_its_products_attended_to(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, reading: str
+) -> None:
     write_records(tmp_path, ["id-1", "id-2"], tiny)
     options = config(tmp_path, tiny, context="clean", max_train_steps=1, context_reading=reading)
     train(options).finish()
@@ -249,12 +297,17 @@ def test_the_lora_says_what_its_products_attended_to(tiny: Path, tmp_path: Path,
     assert chosen.sampling(ModelSettings()).context_reading == reading
     assert not caplog.records
     other = "joint" if reading == "products" else "products"
-    assert chosen.model_copy(update={"context_reading": other}).sampling(ModelSettings()).context_reading == other
+    assert (
+        chosen.model_copy(update={"context_reading": other}).sampling(ModelSettings()).context_reading
+        == other
+    )
     assert f"trained with the context reading '{reading}'" in caplog.text
 
 
 def test_training_reads_as_sampling_does(parts: Parts, tiny: Path, tmp_path: Path) -> None:
-    """With a part of the person known the two readings differ, and training's loss is that of sampling's velocity."""
+    """With a part of the person known the two readings differ, and training's loss is that of sampling's
+    velocity.
+    """
     backbone, transformer = parts
     write_records(tmp_path, ["id-1", "id-2"], tiny)
     errors = []
@@ -268,8 +321,12 @@ def test_training_reads_as_sampling_does(parts: Parts, tiny: Path, tmp_path: Pat
         with torch.no_grad():
             window = kept_window(*about, first=first, room=200)
             x = flow.interpolate(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
-            error = backbone.velocity(transformer, x, batch.t_B, batch.text, 1.0, window) - (batch.noise_BCHW - batch.clean_BCHW)
-            loss = losses_of(options, backbone, transformer, dataclasses.replace(batch, active=active)).sample_B
+            error = backbone.velocity(transformer, x, batch.t_B, batch.text, 1.0, window) - (
+                batch.noise_BCHW - batch.clean_BCHW
+            )
+            loss = losses_of(
+                options, backbone, transformer, dataclasses.replace(batch, active=active)
+            ).sample_B
         assert loss.item() == pytest.approx(error[:, :, :4, 8:].square().mean().item(), rel=1e-5)
         errors.append(error)
     assert (errors[0] - errors[1]).abs().max() > 1e-5
@@ -290,7 +347,9 @@ def test_active_tokens_cover_every_latent_of_the_mask() -> None:
 
 
 def test_compiled_models_meet_few_sizes(tiny: Path) -> None:
-    """The transformer compiles as one graph with its context, and polygons rounded up to one number of tokens share it."""
+    """The transformer compiles as one graph with its context, and polygons rounded up to one number of tokens
+    share it.
+    """
     from torch._dynamo.utils import counters
 
     backbone = load_backbone(str(tiny), "cpu", "fp32")
@@ -305,7 +364,11 @@ def test_compiled_models_meet_few_sizes(tiny: Path) -> None:
         active = torch.from_numpy(token_sets.rounded_up(active[None], allowed, 8)[0])
         shown.append(torch.randn(1, 16, 12, 24, generator=generator))
         with torch.no_grad():
-            windows.append(kept_window(backbone, transformer, shown[-1], active, empty, True, room=int(active.sum()) + 24))
+            windows.append(
+                kept_window(
+                    backbone, transformer, shown[-1], active, empty, True, room=int(active.sum()) + 24
+                )
+            )
             expected.append(backbone.velocity(transformer, shown[-1], t, words, 3.5, windows[-1]))
     torch._dynamo.reset()
     counters.clear()

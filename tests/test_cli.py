@@ -29,7 +29,9 @@ def test_help_lists_every_verb_in_order_and_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize("words", [stage.words for stage in STAGES], ids=" ".join)
-def test_every_verb_explains_work_config_and_json(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_explains_work_config_and_json(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*words, "--help"]) == 0
     out = capsys.readouterr().out
     for option in ("--work", "--config -c", "--json", "Example:"):
@@ -66,14 +68,20 @@ def test_what_a_verb_needs_stands_before_what_all_share(capsys: pytest.CaptureFi
     ],
 )
 def test_exit_codes(
-    words: list[str], code: int, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     if code == 1:
-        lines = [line for line in captured.err.splitlines() if line.strip() and "loading libraries" not in line]  # on a slow machine
+        lines = [
+            line for line in captured.err.splitlines() if line.strip() and "loading libraries" not in line
+        ]  # on a slow machine
         assert len(lines) == 2, captured.err
         assert lines[0].startswith("error: ")
         assert lines[1].startswith("hint: ")
@@ -110,7 +118,8 @@ def test_the_help_of_no_verb_imports_torch() -> None:
         "import sys; from triptych.cli import main\n"
         f"for words in {[stage.words for stage in STAGES]}:\n"
         "    assert main([*words, '--help']) == 0\n"
-        "    heavy = {'torch', 'transformers', 'diffusers', 'peft', 'sklearn', 'scipy', 'openai', 'bitsandbytes'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'transformers', 'diffusers', 'peft', 'sklearn', 'scipy', 'openai', "
+        "'bitsandbytes'} & set(sys.modules)\n"
         "    assert not heavy, (words, heavy)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -33,7 +33,9 @@ class Shop:
     def __init__(self, root: Path) -> None:
         self.root, self.photos, self.seed = root, list[Photo](), 0
 
-    def add(self, item: str, name: str, label: str, size: tuple[int, int] = (30, 40), reason: str = "") -> Path:
+    def add(
+        self, item: str, name: str, label: str, size: tuple[int, int] = (30, 40), reason: str = ""
+    ) -> Path:
         path = self.root / "raw" / item / name
         path.parent.mkdir(parents=True, exist_ok=True)
         self.seed += 1
@@ -53,7 +55,9 @@ class Shop:
         return concat(self.config(**options)).finish()
 
     def config(self, **options: object) -> ConcatConfig:
-        return ConcatConfig(work=self.root / "work", **{"model": "pocket", "panel_width": 32, "panel_height": 48} | options)
+        return ConcatConfig(
+            work=self.root / "work", **{"model": "pocket", "panel_width": 32, "panel_height": 48} | options
+        )
 
     @property
     def folder(self) -> Path:
@@ -79,11 +83,17 @@ def test_panels_hold_the_right_photos_whole(shop: Shop) -> None:
         assert panel.tobytes() == fit(Image.open(shop.root / "raw" / "item1" / name), 32, 48).tobytes()
     [row] = read_jsonl(shop.folder / "metadata.jsonl")
     assert row["file_name"] == picture.name and row["id"] == picture.stem and row["item"] == "item1"
-    assert [Path(row[role]).name for role in ("front", "back", "worn")] == ["front.png", "back.png", "worn_0x.png"]
+    assert [Path(row[role]).name for role in ("front", "back", "worn")] == [
+        "front.png",
+        "back.png",
+        "worn_0x.png",
+    ]
     assert all(row[f"{role}_sha256"] == sha256_file(Path(row[role])) for role in ("front", "back", "worn"))
     assert PanelLayout.from_dict(row["layout"]) == layout
     chunk = json.loads(Image.open(picture).info["triptych"])
-    assert chunk["worn_sha256"] == row["worn_sha256"] and str(shop.root) not in json.dumps(chunk)  # no paths inside pictures
+    assert chunk["worn_sha256"] == row["worn_sha256"] and str(shop.root) not in json.dumps(
+        chunk
+    )  # no paths inside pictures
     [pair] = read_jsonl(shop.root / "work" / "catalogue" / "pairs.jsonl")
     assert pair == {key: row[key] for key in ("id", "item", "front", "back", "worn")}
     assert (shop.root / "work" / "triptychs_sheet.jpg").exists()
@@ -108,7 +118,11 @@ def test_sides_by_file_name(names: list[str], expected: tuple[str, str]) -> None
 
 
 def test_override_beats_file_names() -> None:
-    photos = [photo("i", "front.jpg", reason="override: back"), photo("i", "back.jpg"), photo("i", "zz.jpg", reason="override: front")]
+    photos = [
+        photo("i", "front.jpg", reason="override: back"),
+        photo("i", "back.jpg"),
+        photo("i", "zz.jpg", reason="override: front"),
+    ]
     front, back, *_ = choose_sides(photos)
     assert (front.path, back.path) == ("raw/i/zz.jpg", "raw/i/front.jpg")
 
@@ -130,8 +144,14 @@ def test_items_that_lack_a_view_are_reported_and_the_rest_goes_on(shop: Shop) ->
     shop.photos.append(Photo("", "raw/stray.png", "", "rejected", None, "not in an item folder"))
     summary = shop.concat()
     assert summary["triptychs"] == 1 and summary["items"] == 4 and summary["rejected"] == 3
-    assert summary["reasons"] == {"no photo of a person wearing it": 1, "no photo of the garment alone": 1, "no usable photo": 1}
-    rows = {row["item"]: row for row in read_jsonl(shop.folder / "concat.rejects.jsonl") if not row.get("spare")}
+    assert summary["reasons"] == {
+        "no photo of a person wearing it": 1,
+        "no photo of the garment alone": 1,
+        "no usable photo": 1,
+    }
+    rows = {
+        row["item"]: row for row in read_jsonl(shop.folder / "concat.rejects.jsonl") if not row.get("spare")
+    }
     assert set(rows) == {"bare", "people", "junk"} and rows["bare"]["unsure"] == 1
 
 
@@ -156,7 +176,9 @@ def test_every_photo_is_used_or_accounted_for(shop: Shop) -> None:
     shop.photos[-1] = Photo("a", str(copy), sha256_file(copy), "human")
     summary = shop.concat(max_concat_n=2)
     assert summary["triptychs"] == 2
-    used = {row[role] for row in read_jsonl(shop.folder / "metadata.jsonl") for role in ("front", "back", "worn")}
+    used = {
+        row[role] for row in read_jsonl(shop.folder / "metadata.jsonl") for role in ("front", "back", "worn")
+    }
     spare = [row["path"] for row in read_jsonl(shop.folder / "concat.rejects.jsonl")]
     assert sorted([*used, *spare]) == sorted(p.path for p in shop.photos)
     assert summary["spare_photos"] == len(spare) == 5
@@ -164,7 +186,9 @@ def test_every_photo_is_used_or_accounted_for(shop: Shop) -> None:
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 5), st.integers(0, 8))
 @settings(max_examples=60)
-def test_worn_choice_is_independent_of_everything_else(count: int, at_most: int, seed: int, gone: int) -> None:
+def test_worn_choice_is_independent_of_everything_else(
+    count: int, at_most: int, seed: int, gone: int
+) -> None:
     humans = [photo("item", f"{number}.jpg", "human") for number in range(count)]
     chosen = choose_worn(humans, "item", at_most, seed)
     assert len(chosen) == min(count, at_most) and chosen == [p for p in humans if p in chosen]
@@ -224,7 +248,9 @@ def test_second_run_keeps_everything_and_changes_no_byte(shop: Shop) -> None:
     before, times = shop.tree(), {path: path.stat().st_mtime_ns for path in shop.folder.glob("*.png")}
     summary = shop.concat()
     assert (summary["kept"], summary["made"]) == (4, 0)
-    assert shop.tree() == before and times == {path: path.stat().st_mtime_ns for path in shop.folder.glob("*.png")}
+    assert shop.tree() == before and times == {
+        path: path.stat().st_mtime_ns for path in shop.folder.glob("*.png")
+    }
 
 
 def test_captions_survive_until_their_picture_changes(shop: Shop) -> None:
@@ -234,7 +260,9 @@ def test_captions_survive_until_their_picture_changes(shop: Shop) -> None:
     rows = read_jsonl(shop.folder / "metadata.jsonl")
     text = "".join(json.dumps(row | {"text": "a caption", "caption_by": "user"}) + "\n" for row in rows)
     (shop.folder / "metadata.jsonl").write_text(text)
-    shop.photos = [p for p in shop.photos if not (p.item == "a" and "back" in p.path)]  # another back, same worn photo: same id
+    shop.photos = [
+        p for p in shop.photos if not (p.item == "a" and "back" in p.path)
+    ]  # another back, same worn photo: same id
     summary = shop.concat()
     assert (summary["made"], summary["kept"], summary["stale"]) == (1, 1, [])
     after = {row["item"]: row for row in read_jsonl(shop.folder / "metadata.jsonl")}
@@ -317,14 +345,34 @@ def test_no_catalogue(tmp_path: Path) -> None:
 
 def test_configs_import_no_torch() -> None:
     heavy = ("torch", "transformers", "openai")
-    code = f"import sys, triptych.verbs.concat, triptych.verbs.caption; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+    code = (
+        f"import sys, triptych.verbs.concat, triptych.verbs.caption; print([m for m in {heavy} if m in "
+        "sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_items_of_any_script_stay_whole_in_the_metadata(shop: Shop) -> None:
-    items = ["红色连衣裙", "蓝色外套", "Жакет", "تنورة", "ワンピース", "x" * 60 + "1", "x" * 60 + "2", "ru\u0308ck", "r\u00fcck"]
+    items = [
+        "红色连衣裙",
+        "蓝色外套",
+        "Жакет",
+        "تنورة",
+        "ワンピース",
+        "x" * 60 + "1",
+        "x" * 60 + "2",
+        "ru\u0308ck",
+        "r\u00fcck",
+    ]
     for item in items:
         shop.full(item)
     shop.concat()
     rows = read_jsonl(shop.folder / "metadata.jsonl")
-    assert sorted(row["item"] for row in rows) == sorted(items) and len({row["id"] for row in rows}) == len(items)
+    assert sorted(row["item"] for row in rows) == sorted(items) and len({row["id"] for row in rows}) == len(
+        items
+    )

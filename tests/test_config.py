@@ -1,4 +1,6 @@
-"""Config files: the original's two files as they are, misspelt keys that get a suggestion, and the ways YAML goes wrong."""
+"""Config files: the original's two files as they are, misspelt keys that get a suggestion, and the ways YAML
+goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -63,13 +65,26 @@ def configs(data: dict) -> dict:
 
 
 def test_the_originals_files_are_read_as_they_are(tmp_path: Path) -> None:
-    data = load_config([write(tmp_path, DATA_CLEAN, "data_clean_config.yaml"), write(tmp_path, MODEL, "model_config.yaml")], VERBS)
+    data = load_config(
+        [write(tmp_path, DATA_CLEAN, "data_clean_config.yaml"), write(tmp_path, MODEL, "model_config.yaml")],
+        VERBS,
+    )
     got = configs(data)
-    assert (got["clean"].human, got["clean"].garment, got["clean"].photos) == (Path("human"), Path("object"), Path("paired_dataset"))
+    assert (got["clean"].human, got["clean"].garment, got["clean"].photos) == (
+        Path("human"),
+        Path("object"),
+        Path("paired_dataset"),
+    )
     assert got["concat"].catalogue_folder == Path("cleaned_paired_dataset")
     assert got["concat"].max_concat_n == 3
-    assert (got["caption"].do_check, got["caption"].fail_path, got["caption"].vlm_model) == (True, Path("problem_data"), "gpt-4.1-mini")
-    assert got["embed"].triptych_folder == Path("final_data"), "the model config's own data_path wins, as it stands last"
+    assert (got["caption"].do_check, got["caption"].fail_path, got["caption"].vlm_model) == (
+        True,
+        Path("problem_data"),
+        "gpt-4.1-mini",
+    )
+    assert got["embed"].triptych_folder == Path("final_data"), (
+        "the model config's own data_path wins, as it stands last"
+    )
     assert got["embed"].embedding_folder == Path("embedded_data_flux")
     train = got["train"]
     assert (train.learning_rate, train.max_train_steps, train.batch_size) == (1e-4, 10000, 4)
@@ -86,7 +101,9 @@ def test_the_originals_two_folders_of_triptychs_in_either_order(tmp_path: Path, 
     assert [got[name].triptych_folder for name in ("concat", "caption")] == [Path("data")] * 2
     assert [got[name].triptych_folder for name in ("embed", "train")] == [Path("final_data")] * 2
     alone = configs(load_config([files[1]], VERBS))
-    assert {alone[name].triptych_folder for name in ("concat", "caption", "embed", "train")} == {Path("final_data")}
+    assert {alone[name].triptych_folder for name in ("concat", "caption", "embed", "train")} == {
+        Path("final_data")
+    }
 
 
 def test_captioned_triptychs_are_handed_over_and_edits_there_stay(tmp_path: Path) -> None:
@@ -104,8 +121,13 @@ def test_captioned_triptychs_are_handed_over_and_edits_there_stay(tmp_path: Path
 
 
 def test_words_are_what_they_look_like(tmp_path: Path) -> None:
-    """Norway, octal folders and times of day are text where text is asked for; numbers in every usual spelling are numbers."""
-    text = "clean: {photos: 010, min_side: 64}\ncaption: {brands: [no, 'yes', \"1:30\"], do_check: off}\ntrain: {learning_rate: 1e-4}\n"
+    """Norway, octal folders and times of day are text where text is asked for; numbers in every usual
+    spelling are numbers.
+    """
+    text = (
+        "clean: {photos: 010, min_side: 64}\ncaption: {brands: [no, 'yes', \"1:30\"], do_check: "
+        "off}\ntrain: {learning_rate: 1e-4}\n"
+    )
     got = configs(load_config([write(tmp_path, text)], VERBS))
     assert got["clean"].photos == Path("010")
     assert got["caption"].brands == ["no", "yes", "1:30"]
@@ -113,7 +135,9 @@ def test_words_are_what_they_look_like(tmp_path: Path) -> None:
     assert got["train"].learning_rate == 1e-4
 
 
-def test_home_is_meant_by_a_tilde_in_every_kind_of_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_is_meant_by_a_tilde_in_every_kind_of_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     text = "model: ~/flux\nwork: ~/w\ncaption: {vlm_model: 'local:~/qwen', captions: ~nobody-here/c}\n"
     got = configs(load_config([write(tmp_path, text)], VERBS))
@@ -125,7 +149,12 @@ def test_home_is_meant_by_a_tilde_in_every_kind_of_path(tmp_path: Path, monkeypa
 
 def test_the_first_file_alone_keeps_the_triptychs_where_it_says(tmp_path: Path) -> None:
     got = configs(load_config([write(tmp_path, DATA_CLEAN)], VERBS))
-    assert got["concat"].triptych_folder == got["caption"].triptych_folder == got["embed"].triptych_folder == Path("data")
+    assert (
+        got["concat"].triptych_folder
+        == got["caption"].triptych_folder
+        == got["embed"].triptych_folder
+        == Path("data")
+    )
 
 
 def test_every_original_key_is_placed_where_it_exists() -> None:
@@ -134,7 +163,9 @@ def test_every_original_key_is_placed_where_it_exists() -> None:
         if target is None:
             continue
         name, field = target
-        owners = [models[name]] if name else [model for model in models.values() if field in model.model_fields]
+        owners = (
+            [models[name]] if name else [model for model in models.values() if field in model.model_fields]
+        )
         assert owners, key
         assert all(field in model.model_fields for model in owners), key
 
@@ -164,9 +195,17 @@ def test_every_original_key_is_placed_where_it_exists() -> None:
         ('work: "\\UFFFFFFFF"\n', "not valid YAML", ""),
         ("work: a\x07b\n", "line 1", "key: value"),
         ("work: a\n---\nwork: b\n", "line 2: a second document", "---"),
-        ("clean:\n  photos: a\ntrain: {}\nclean:\n  human: b\n", "'clean' stands twice in .*, at lines 1 and 4", "Keep one"),
+        (
+            "clean:\n  photos: a\ntrain: {}\nclean:\n  human: b\n",
+            "'clean' stands twice in .*, at lines 1 and 4",
+            "Keep one",
+        ),
         ("train:\n  rank: 4\n  rank: 8\n", "'rank' stands twice in .*, at lines 2 and 3", "Keep one"),
-        ("work: {a: b}\n", r"'work' in section 'clean' .*line 1\) is '\{'a': 'b'\}'; it takes a path", "--help"),
+        (
+            "work: {a: b}\n",
+            r"'work' in section 'clean' .*line 1\) is '\{'a': 'b'\}'; it takes a path",
+            "--help",
+        ),
         ("clean:\n  min_side: " + "9" * 5000, r"line 2\) is 9{40}…; it takes a whole number", "--help"),
         ("clean:\n  min_side: 010\n", r"line 2\) is 010; it takes a whole number .*such as 10", "--help"),
         ("clean:\n  min_side: 1:30\n", r"line 2\) is 1:30; it takes a whole number", "--help"),
@@ -184,7 +223,9 @@ def test_every_original_key_is_placed_where_it_exists() -> None:
         ("caption:\n  do_check: perhaps\n", "do_check", "--help"),
     ],
 )
-def test_a_wrong_config_gets_one_sentence_and_a_hint(tmp_path: Path, text: str, words: str, hint: str) -> None:
+def test_a_wrong_config_gets_one_sentence_and_a_hint(
+    tmp_path: Path, text: str, words: str, hint: str
+) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         run(RunConfig(), load_config([write(tmp_path, text)], VERBS))
     assert hint in caught.value.hint
@@ -192,18 +233,26 @@ def test_a_wrong_config_gets_one_sentence_and_a_hint(tmp_path: Path, text: str, 
     assert len(caught.value.message) < 300
 
 
-@pytest.mark.parametrize("text", ["\ufefftrain:\n  rank: 8\n", "train:\r\n  rank: 8\r\n", "train:\n  rank: 4\n"])
+@pytest.mark.parametrize(
+    "text", ["\ufefftrain:\n  rank: 8\n", "train:\r\n  rank: 8\r\n", "train:\n  rank: 4\n"]
+)
 def test_byte_order_marks_and_line_ends_do_no_harm(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(text.encode("utf-8"))
     assert load_config([path], VERBS)["train"]["rank"] in (4, 8)
 
 
-def test_a_section_wins_over_shared_keys_and_an_option_over_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_section_wins_over_shared_keys_and_an_option_over_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which seed each stage would get: seen at the first stage's call, before any work."""
     path = write(tmp_path, "seed: 1\ntrain:\n  seed: 5\nclean:\n  photos: nowhere\n")
     seen: list[dict] = []
-    monkeypatch.setattr(run_module, "validated", lambda model, values, verb: seen.append({verb: values.get("seed")}) or model(**values))
+    monkeypatch.setattr(
+        run_module,
+        "validated",
+        lambda model, values, verb: seen.append({verb: values.get("seed")}) or model(**values),
+    )
     assert main(["run", "--config", str(path)]) == 1
     assert {"concat": 1} in seen
     assert {"train": 5} in seen
@@ -221,13 +270,24 @@ def runnable(tmp_path: Path, **more: str) -> Path:
 
 def test_what_plan_advises_can_be_typed_into_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, dict] = {}
-    monkeypatch.setattr(run_module, "validated", lambda model, values, verb: given.update({verb: values}) or model(**values))
-    change = {"gradient_checkpointing": True, "batch_size": 1, "gradient_accumulation_steps": 4, "quantize": "nf4"}
+    monkeypatch.setattr(
+        run_module, "validated", lambda model, values, verb: given.update({verb: values}) or model(**values)
+    )
+    change = {
+        "gradient_checkpointing": True,
+        "batch_size": 1,
+        "gradient_accumulation_steps": 4,
+        "quantize": "nf4",
+    }
     change |= {"blocks_to_swap": 8, "panel_width": 384, "panel_height": 512}
-    assert main(["run", "--config", str(runnable(tmp_path)), *in_words(change).split()]) == 1, "no photos there"
+    assert main(["run", "--config", str(runnable(tmp_path)), *in_words(change).split()]) == 1, (
+        "no photos there"
+    )
     for verb, own in given.items():
         known = next(stage for stage in STAGES if stage.name == verb).config_class().model_fields
-        assert {key: own[key] for key in change if key in known} == {key: value for key, value in change.items() if key in known}
+        assert {key: own[key] for key in change if key in known} == {
+            key: value for key, value in change.items() if key in known
+        }
     assert given["train"]["quantize"] == "nf4" and given["concat"]["panel_width"] == 384
 
 
@@ -248,7 +308,9 @@ def test_a_model_is_opened_before_any_work(tmp_path: Path) -> None:
         run(RunConfig(), data)
 
 
-def test_presets_come_with_the_package_and_go_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_presets_come_with_the_package_and_go_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("12gb", "16gb", "24gb", "80gb"):
         assert load_config([Path(name)], VERBS)["train"]["rank"] > 0
@@ -267,13 +329,17 @@ def test_every_field_explains_itself() -> None:
             assert field.description, f"{stage.name}.{name} has no help text"
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "a: [" + "b," * 300_000 + "]", "- " * 100_000, "? " * 100_000, "a: {" * 50_000])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "a: [" + "b," * 300_000 + "]", "- " * 100_000, "? " * 100_000, "a: {" * 50_000]
+)
 def test_no_yaml_takes_long_or_ends_in_a_traceback(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config([write(tmp_path, text)], VERBS)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_the_shipped_configs_are_valid(path: Path) -> None:
     data = load_config([path], VERBS)
     for stage in PIPELINE:
@@ -285,14 +351,26 @@ def test_the_shipped_configs_are_valid(path: Path) -> None:
     ("verb", "values"),
     [
         ("generate", {"model": "pocket", "prompt": "p", "num_images_per_prompt": 2}),
-        ("tryon", {"model": "pocket", "prompt": "p", "num_images_per_prompt": 2, "front": "f.png", "person": "f.png", "polygon": "p.json"}),
+        (
+            "tryon",
+            {
+                "model": "pocket",
+                "prompt": "p",
+                "num_images_per_prompt": 2,
+                "front": "f.png",
+                "person": "f.png",
+                "polygon": "p.json",
+            },
+        ),
         ("train", {"model": "pocket", "num_validation_images": 2}),
         ("evaluate", {"pocket": True, "items": 2}),
         ("demo", {"garments": 24}),
     ],
 )
 def test_seeds_have_64_bits_up_to_the_last(verb: str, values: dict) -> None:
-    """ComfyUI's largest seed is the largest there is; a second picture from there on is refused at the call."""
+    """ComfyUI's largest seed is the largest there is; a second picture from there on is refused at
+    the call.
+    """
     function, model = next(stage for stage in STAGES if stage.name == verb).load()
     with pytest.raises(ConfigError, match="64 bits"):
         function(model(**values, seed=2**64 - 1))

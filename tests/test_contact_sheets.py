@@ -1,4 +1,6 @@
-"""Contact sheets in any script: every character is drawn as itself, or the line is left to the text file beside the sheet."""
+"""Contact sheets in any script: every character is drawn as itself, or the line is left to the text file
+beside the sheet.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,20 @@ from triptych.pictures import fonts
 from triptych.pictures.fonts import font_for
 from triptych.pictures.sheets import contact_sheet, drawable, plain
 
-SCRIPTS = ["Übergröße", "ş ł ğ é", "Жакет", "Ωμέγα", "服", "ワンピース", "한복", "עברית", "عباية", "ชุด", "कुर्ता", "\N{DRESS}"]
+SCRIPTS = [
+    "Übergröße",
+    "ş ł ğ é",
+    "Жакет",
+    "Ωμέγα",
+    "服",
+    "ワンピース",
+    "한복",
+    "עברית",
+    "عباية",
+    "ชุด",
+    "कुर्ता",
+    "\N{DRESS}",
+]
 
 
 @pytest.fixture(params=["the system's fonts", "no fonts"])
@@ -36,7 +51,11 @@ def test_no_character_is_drawn_as_a_box(text: str) -> None:
     assert (font is not None) == drawable(text, 24 * 11)
     if font is not None:
         boxes = {bytes(font.getmask(missing, mode="L")) for missing in ("\U0010ffff", "\ufffe")}
-        assert not [character for character in text if not character.isspace() and bytes(font.getmask(character, mode="L")) in boxes]
+        assert not [
+            character
+            for character in text
+            if not character.isspace() and bytes(font.getmask(character, mode="L")) in boxes
+        ]
     sheet = contact_sheet([(Image.new("RGB", (64, 64), "red"), text)], columns=1, thumb=264)
     below = np.asarray(sheet.convert("L"))[264 + 12 :, :]
     assert (below.min() < 100) == (font is not None), "either all of it is drawn or nothing"
@@ -48,7 +67,9 @@ def test_plain_names_need_no_font_of_the_system(monkeypatch: pytest.MonkeyPatch)
     assert font_for("item1 IMG_2081.jpg (92 %) …", 12) is not None
 
 
-@pytest.mark.skipif(not any(Path(folder).expanduser().is_dir() for folder in fonts.FOLDERS), reason="no fonts here")
+@pytest.mark.skipif(
+    not any(Path(folder).expanduser().is_dir() for folder in fonts.FOLDERS), reason="no fonts here"
+)
 def test_joined_letters_wait_for_raqm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "check", lambda name: name != "raqm")
     assert font_for("عباية", 24) is None

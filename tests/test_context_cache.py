@@ -13,8 +13,8 @@ from PIL import Image
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.clean_context import ContextCache, kept_window, product_tokens, read_window
 from triptych.sampling.generate import Models, Sampling, load_models
-from triptych.tryon.dress import Person, try_on
 from triptych.verbs.tryon import TryonConfig, tryon
+from triptych.vton.dress import Person, try_on
 
 from .test_tryon import inputs as inputs
 from .test_tryon import options
@@ -33,11 +33,21 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(pixels).resize((32, 48), Image.Resampling.BICUBIC)
 
 
-def dress(models: Models, cache: ContextCache, person: int, seeds: list[int], sampling: Sampling, back: int = 2) -> list[np.ndarray]:
+def dress(
+    models: Models, cache: ContextCache, person: int, seeds: list[int], sampling: Sampling, back: int = 2
+) -> list[np.ndarray]:
     models.contexts = cache
     mask = np.zeros((48, 32), dtype=np.float32)
     mask[10:40, 4:14] = 1
-    (made,) = try_on(models, picture(1), picture(back), [Person(picture(person), mask, "p", seeds)], LAYOUT, sampling, feather=0)
+    (made,) = try_on(
+        models,
+        picture(1),
+        picture(back),
+        [Person(picture(person), mask, "p", seeds)],
+        LAYOUT,
+        sampling,
+        feather=0,
+    )
     return [np.asarray(one.image) for one in made]
 
 
@@ -58,7 +68,9 @@ def test_what_is_kept_changes_no_picture(models: Models, reading: str, guidance:
 def test_a_product_is_read_once_for_all_persons_and_seeds(models: Models) -> None:
     cache = ContextCache(1 << 30)
     dress(models, cache, 10, [0], CLEAN)
-    assert (cache.hits, cache.misses) == (0, 3), "product latents, product tokens, what is known of the person"
+    assert (cache.hits, cache.misses) == (0, 3), (
+        "product latents, product tokens, what is known of the person"
+    )
     dress(models, cache, 11, [0, 1], CLEAN)
     assert (cache.hits, cache.misses) == (2, 4), "only the other person, and once for both seeds"
     dress(models, cache, 11, [5], CLEAN)
@@ -85,7 +97,9 @@ def test_the_limit_holds_and_the_longest_unused_goes_first() -> None:
 
 
 def test_reading_with_room_is_reading(models: Models) -> None:
-    """Rows of a batch are read one by one, equal ones once, and what the joint pass over the batch gives comes out."""
+    """Rows of a batch are read one by one, equal ones once, and what the joint pass over the batch gives
+    comes out.
+    """
     backbone, transformer = models.backbone, models.transformer
     latents = torch.randn(3, 16, 6, 12, generator=torch.Generator().manual_seed(0))
     latents[2] = latents[0]
@@ -99,7 +113,9 @@ def test_reading_with_room_is_reading(models: Models) -> None:
         plain = read_window(*about, first=first)
         roomy = kept_window(*about, first=first, room=4 + 24 + 77, cache=cache)
         with torch.no_grad():
-            one, other = (backbone.velocity(transformer, latents, t, text, 3.5, window) for window in (plain, roomy))
+            one, other = (
+                backbone.velocity(transformer, latents, t, text, 3.5, window) for window in (plain, roomy)
+            )
         assert (one - other).abs().max() < 1e-6
         assert cache.misses == (2 if first is None else 4)
     assert roomy.context is not None and roomy.context.filled == 14
@@ -129,8 +145,12 @@ def test_everything_that_was_read_is_in_the_key(models: Models, change: str) -> 
         with_lora = False
     cache = ContextCache(1 << 30)
     kept_window(backbone, transformer, latents, ~known, empty, True, room=1, cache=cache)
-    window = kept_window(backbone, transformer, other_latents, ~other_known, empty, with_lora, None, first, room=1, cache=cache)
-    fresh = kept_window(backbone, transformer, other_latents, ~other_known, empty, with_lora, None, first, room=1)
+    window = kept_window(
+        backbone, transformer, other_latents, ~other_known, empty, with_lora, None, first, room=1, cache=cache
+    )
+    fresh = kept_window(
+        backbone, transformer, other_latents, ~other_known, empty, with_lora, None, first, room=1
+    )
     assert cache.hits == 0, f"read before with other {change}"
     assert window.context is not None and fresh.context is not None
     for kept, made in zip(window.context.kept.values(), fresh.context.kept.values(), strict=True):
@@ -142,7 +162,9 @@ def test_everything_that_was_read_is_in_the_key(models: Models, change: str) -> 
 
 def test_the_verb_says_how_much_it_keeps(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
     def run(**changes) -> dict:
-        config: TryonConfig = options(tiny_flux, inputs, tmp_path, context="clean", num_images_per_prompt=2, **changes)
+        config: TryonConfig = options(
+            tiny_flux, inputs, tmp_path, context="clean", num_images_per_prompt=2, **changes
+        )
         return tryon(config).finish()["context_cache"]
 
     kept = run()

@@ -33,12 +33,18 @@ def saved(image: Image.Image, kind: str, **options: object) -> Image.Image:
 
 MADE = {
     "half": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS),
-    "a third, strongly compressed": lambda image: saved(image.resize((image.width // 3, image.height // 3)), "JPEG", quality=40),
+    "a third, strongly compressed": lambda image: saved(
+        image.resize((image.width // 3, image.height // 3)), "JPEG", quality=40
+    ),
     "thumbnail of 100 px": lambda image: image.resize((100, 150), Image.Resampling.BOX),
     "compressed anew": lambda image: saved(image, "JPEG", quality=60),
     "another format": lambda image: saved(image, "WEBP", quality=70),
-    "twice as large": lambda image: image.resize((image.width * 2, image.height * 2), Image.Resampling.BICUBIC),
-    "sharpened": lambda image: image.resize((image.width // 2, image.height // 2)).filter(ImageFilter.UnsharpMask(1, 80, 2)),
+    "twice as large": lambda image: image.resize(
+        (image.width * 2, image.height * 2), Image.Resampling.BICUBIC
+    ),
+    "sharpened": lambda image: image.resize((image.width // 2, image.height // 2)).filter(
+        ImageFilter.UnsharpMask(1, 80, 2)
+    ),
     "256 colours": lambda image: saved(image.resize((144, 216)).quantize(256).convert("RGB"), "PNG"),
 }
 
@@ -51,9 +57,13 @@ def test_copies_are_found(kind: str) -> None:
 
 
 def test_no_front_is_a_back_in_the_rendered_world() -> None:
-    """Skirts, where front and back differ least: their fronts and backs in one scene with the same noise, and all together."""
+    """Skirts, where front and back differ least: their fronts and backs in one scene with the same noise, and
+    all together.
+    """
     rng = random.Random(5)
-    skirts = [garment for garment in (sample_garment(rng) for _ in range(150)) if garment.type == "skirt"][:14]
+    skirts = [garment for garment in (sample_garment(rng) for _ in range(150)) if garment.type == "skirt"][
+        :14
+    ]
     together: list[Seen] = []
     for number, garment in enumerate(skirts):
         scene, elsewhere = sample_scene(rng, "front"), sample_scene(rng, "back")
@@ -71,7 +81,10 @@ def test_no_real_photo_is_a_copy_of_another(photos: Path) -> None:
     for item in sorted((photos / "catalogue").iterdir()):
         pictures = [load_image(path, longest=512) for path in sorted(item.iterdir())]
         assert not find_copies([seen(picture) for picture in pictures])
-        thumbnails = [saved(picture.resize((picture.width // 3, picture.height // 3)), "JPEG", quality=50) for picture in pictures]
+        thumbnails = [
+            saved(picture.resize((picture.width // 3, picture.height // 3)), "JPEG", quality=50)
+            for picture in pictures
+        ]
         assert find_copies([seen(picture) for picture in (*pictures, *thumbnails)]) == {3: 0, 4: 1, 5: 2}
 
 
@@ -90,7 +103,9 @@ def test_colours_tell_pictures_apart() -> None:
     red, green, blue = image.split()
     assert not same_picture(seen(image), seen(Image.merge("RGB", (blue, green, red)).resize((144, 216))))
     assert not same_picture(seen(image), seen(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
-    assert not same_picture(seen(image), seen(image.resize((image.width, image.height // 2))))  # another shape
+    assert not same_picture(
+        seen(image), seen(image.resize((image.width, image.height // 2)))
+    )  # another shape
 
 
 def cut(size: tuple[int, int]) -> Image.Image:
@@ -117,5 +132,8 @@ def test_names_tell_cut_outs(name: str, size: tuple[int, int], copy: bool) -> No
 
 
 def test_of_sizes_without_an_original_the_largest_stays() -> None:
-    group = [seen(cut((150, 150)), "coat-150x150.jpg"), seen(picture(4).resize((240, 360)), "coat-240x360.jpg")]
+    group = [
+        seen(cut((150, 150)), "coat-150x150.jpg"),
+        seen(picture(4).resize((240, 360)), "coat-240x360.jpg"),
+    ]
     assert find_copies(group) == {0: 1}

@@ -13,7 +13,9 @@ from triptych.backbones.registry import load_backbone
 from triptych.compute import cpu as module
 from triptych.compute.cpu import GELU, Linear, ProjectedGELU, gelu, install, linear
 
-operator = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="a PyTorch without oneDNN")
+operator = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="a PyTorch without oneDNN"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +53,9 @@ INPUTS = {
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("turned", [False, True])
-def test_results_and_gradients_are_pytorchs(monkeypatch: pytest.MonkeyPatch, name: str, bias: bool, turned: bool) -> None:
+def test_results_and_gradients_are_pytorchs(
+    monkeypatch: pytest.MonkeyPatch, name: str, bias: bool, turned: bool
+) -> None:
     made = counted(monkeypatch)
     weight = drawn(96, 128).t() if turned else drawn(128, 96)
     leaves = [INPUTS[name], weight, *([drawn(128)] if bias else [])]
@@ -67,7 +71,9 @@ def test_results_and_gradients_are_pytorchs(monkeypatch: pytest.MonkeyPatch, nam
     assert len(made) == 4  # forward, two gradients, and forward without gradients
     for ours, theirs in zip(*results, strict=True):
         assert ours is not None and theirs is not None
-        torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5 * float(theirs.detach().abs().max()))
+        torch.testing.assert_close(
+            ours, theirs.float(), rtol=1e-5, atol=1e-5 * float(theirs.detach().abs().max())
+        )
 
 
 @operator
@@ -76,7 +82,9 @@ def test_results_in_bfloat16_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> No
     for input_ in INPUTS.values():
         given = input_.bfloat16(), drawn(128, 96).bfloat16(), drawn(128).bfloat16()
         truth = nn.functional.linear(*(one.double() for one in given))
-        ours, theirs = ((one.double() - truth).abs().max() for one in (linear(*given), nn.functional.linear(*given)))
+        ours, theirs = (
+            (one.double() - truth).abs().max() for one in (linear(*given), nn.functional.linear(*given))
+        )
         assert ours <= 1.5 * theirs
     assert len(made) == len(INPUTS)
 
@@ -97,7 +105,11 @@ def test_what_onednn_is_not_for_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "_product", None)
     large, weight = drawn(300, 128), drawn(128, 128)
     learned = weight.bfloat16().requires_grad_()
-    for one, other in ((drawn(3, 128), weight), (large.bfloat16(), learned), (large.double(), weight.double())):
+    for one, other in (
+        (drawn(3, 128), weight),
+        (large.bfloat16(), learned),
+        (large.double(), weight.double()),
+    ):
         assert torch.equal(linear(one, other), nn.functional.linear(one, other))
     assert linear(large.to("meta"), weight.to("meta")).shape == (300, 128)
     with torch.autocast("cpu", torch.bfloat16):

@@ -14,7 +14,18 @@ from triptych.cli import main
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo")
-    words = ["demo", "--out", str(out), "--items", "8", "--max-train-steps", "3", "--garments", "24", "--json"]
+    words = [
+        "demo",
+        "--out",
+        str(out),
+        "--items",
+        "8",
+        "--max-train-steps",
+        "3",
+        "--garments",
+        "24",
+        "--json",
+    ]
     assert main(words) == 0
     return out
 
@@ -35,12 +46,23 @@ def test_report_is_self_contained(folder: Path) -> None:
     assert "<script" not in page
     assert not re.search(r"(src|href)=[\"']?(https?:|/|file:)", page)
     assert page.count("data:image/png;base64,") > 30
-    for words in ("Raw photos", "Triptychs and their captions", "Training the LoRA", "Base beside LoRA", "Try-on"):
+    for words in (
+        "Raw photos",
+        "Triptychs and their captions",
+        "Training the LoRA",
+        "Base beside LoRA",
+        "Try-on",
+    ):
         assert words in page
 
 
 def test_every_stage_left_its_folder(folder: Path) -> None:
-    for name in ("catalogue/photos.jsonl", "lora/pytorch_lora_weights.safetensors", "lora/train.jsonl", "triptychs/metadata.jsonl"):
+    for name in (
+        "catalogue/photos.jsonl",
+        "lora/pytorch_lora_weights.safetensors",
+        "lora/train.jsonl",
+        "triptychs/metadata.jsonl",
+    ):
         assert (folder / name).is_file()
     assert list((folder / "embeddings" / "flux").glob("*.safetensors"))
     assert len(list((folder / "tryon").glob("*-lora.png"))) == 3

@@ -21,7 +21,9 @@ def write_triptychs(folder: Path, count: int, size: tuple[int, int] = (96, 48)) 
     for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"item-{number}.png")
-        (folder / f"item-{number}.txt").write_text(f"summary <IMAGE 1> dress {number} <IMAGE 2> back <IMAGE 3> person")
+        (folder / f"item-{number}.txt").write_text(
+            f"summary <IMAGE 1> dress {number} <IMAGE 2> back <IMAGE 3> person"
+        )
 
 
 def config(work: Path, model: Path, **changes) -> EmbedConfig:
@@ -32,7 +34,9 @@ def encode(pipe: DiffusionPipeline, prompt: str) -> tuple[torch.Tensor, torch.Te
     """States and pooled vector as a family's own pipeline computes them."""
     if isinstance(pipe, FluxPipeline):
         return pipe.encode_prompt(prompt, None, max_sequence_length=24)[:2]
-    states, _, pooled, _ = pipe.encode_prompt(prompt, None, None, do_classifier_free_guidance=False, max_sequence_length=24)
+    states, _, pooled, _ = pipe.encode_prompt(
+        prompt, None, None, do_classifier_free_guidance=False, max_sequence_length=24
+    )
     return states, pooled
 
 
@@ -45,7 +49,13 @@ def test_records_hold_what_diffusers_computes(tmp_path: Path, tiny: Path) -> Non
     assert data.ids == ["item-0", "item-1", "item-2"]
     for id in data.ids:
         record = data[id]
-        pixels = torch.from_numpy(np.array(Image.open(tmp_path / "triptychs" / f"{id}.png"))).permute(2, 0, 1)[None] / 127.5 - 1
+        pixels = (
+            torch.from_numpy(np.array(Image.open(tmp_path / "triptychs" / f"{id}.png"))).permute(2, 0, 1)[
+                None
+            ]
+            / 127.5
+            - 1
+        )
         posterior = pipe.vae.encode(pixels).latent_dist
         assert torch.allclose(record.latent_mean_CHW, ((posterior.mean - 0.12) * 0.36)[0], atol=1e-5)
         assert torch.allclose(record.latent_std_CHW, (posterior.std * 0.36)[0], atol=1e-5)
@@ -57,14 +67,18 @@ def test_records_hold_what_diffusers_computes(tmp_path: Path, tiny: Path) -> Non
     assert torch.allclose(data.empty["prompt_embeds"], empty[0], atol=1e-5)
 
 
-def test_a_second_run_does_nothing_and_a_changed_triptych_is_done_again(tmp_path: Path, tiny_flux: Path) -> None:
+def test_a_second_run_does_nothing_and_a_changed_triptych_is_done_again(
+    tmp_path: Path, tiny_flux: Path
+) -> None:
     write_triptychs(tmp_path / "triptychs", 3)
     embed(config(tmp_path, tiny_flux)).finish()
     folder = tmp_path / "embeddings" / "flux"
     times = {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.suffix == ".safetensors"}
     again = embed(config(tmp_path, tiny_flux)).finish()
     assert (again["embedded"], again["kept"]) == (0, 3)
-    assert times == {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.suffix == ".safetensors"}
+    assert times == {
+        file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.suffix == ".safetensors"
+    }
     (tmp_path / "triptychs" / "item-1.txt").write_text("another <IMAGE 1> a <IMAGE 2> b <IMAGE 3> c")
     third = embed(config(tmp_path, tiny_flux)).finish()
     assert (third["embedded"], third["kept"]) == (1, 2)
@@ -104,7 +118,10 @@ def test_triptychs_without_caption_are_named(tmp_path: Path, tiny_flux: Path) ->
 def test_layout_comes_from_the_metadata(tmp_path: Path, tiny_flux: Path) -> None:
     write_triptychs(tmp_path / "triptychs", 1, (64, 96))
     layout = {"width": 32, "height": 48, "roles": ["front", "back", "worn", "detail"], "columns": 2}
-    write_jsonl(tmp_path / "triptychs" / "metadata.jsonl", [{"file_name": "item-0.png", "id": "item-0", "layout": layout}])
+    write_jsonl(
+        tmp_path / "triptychs" / "metadata.jsonl",
+        [{"file_name": "item-0.png", "id": "item-0", "layout": layout}],
+    )
     embed(config(tmp_path, tiny_flux)).finish()
     record = load_record(tmp_path / "embeddings" / "flux" / "item-0.safetensors")
     assert record.layout.rows == 2
@@ -122,7 +139,10 @@ def test_another_precision_and_another_layout_are_not_the_old_record(tmp_path: P
     assert not torch.equal(rough.text["prompt_embeds"].float(), fine.text["prompt_embeds"].float())
     assert (fine.layout_by, fine.item) == ("guess", "")
     layout = {"width": 96, "height": 16, "roles": ["worn", "front", "back"], "columns": 1}
-    write_jsonl(tmp_path / "triptychs" / "metadata.jsonl", [{"file_name": "item-0.png", "layout": layout, "item": "裙子"}])
+    write_jsonl(
+        tmp_path / "triptychs" / "metadata.jsonl",
+        [{"file_name": "item-0.png", "layout": layout, "item": "裙子"}],
+    )
     summary = embed(EmbedConfig(**options, dtype="fp32")).finish()
     assert (summary["kept"], summary["embedded"], summary["layouts_guessed"]) == (1, 0, 0)
     told = load_record(file)

@@ -1,4 +1,6 @@
-"""Our sampling is diffusers' sampling: the same pictures for the same seeds and noise levels, to 1e-5 in float32."""
+"""Our sampling is diffusers' sampling: the same pictures for the same seeds and noise levels, to 1e-5 in
+float32.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ PROMPTS = [PROMPT]
 
 @dataclass(frozen=True)
 class Family:
-    """diffusers' pipelines of a family, what they call classifier-free guidance, and how their latents become (B, C, H, W)."""
+    """diffusers' pipelines of a family, what they call classifier-free guidance, and how their latents become
+    (B, C, H, W).
+    """
 
     text_to_image: Any
     inpaint: Any
@@ -46,9 +50,17 @@ class Family:
 
 FAMILIES = {
     "flux": Family(
-        FluxPipeline, FluxInpaintPipeline, lambda cfg: {"true_cfg_scale": cfg, "guidance_scale": 3.5}, lambda tokens: unpack(tokens, 6, 12)
+        FluxPipeline,
+        FluxInpaintPipeline,
+        lambda cfg: {"true_cfg_scale": cfg, "guidance_scale": 3.5},
+        lambda tokens: unpack(tokens, 6, 12),
     ),
-    "sd3": Family(StableDiffusion3Pipeline, StableDiffusion3InpaintPipeline, lambda cfg: {"guidance_scale": cfg}, lambda latents: latents),
+    "sd3": Family(
+        StableDiffusion3Pipeline,
+        StableDiffusion3InpaintPipeline,
+        lambda cfg: {"guidance_scale": cfg},
+        lambda latents: latents,
+    ),
 }
 
 
@@ -65,15 +77,21 @@ def family(models: Models) -> Family:
 def run(models: Models, sampling: Sampling, seeds: list[int], **known) -> torch.Tensor:
     count = len(seeds)
     text, empty = models.text([PROMPT] * count), models.text([""] * count)
-    return sample_latents(models.backbone, models.transformer, LAYOUT, (16, 6, 12), text, empty, seeds, sampling, **known)
+    return sample_latents(
+        models.backbone, models.transformer, LAYOUT, (16, 6, 12), text, empty, seeds, sampling, **known
+    )
 
 
 def generators(seeds: list[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-@pytest.mark.parametrize(("true_cfg", "steps", "seeds"), [(1.0, 4, [3]), (2.5, 5, [7]), (1.0, 3, [1, 2, 3]), (4.0, 1, [5])])
-def test_text_to_image_equals_diffusers(models: Models, family: Family, tiny: Path, true_cfg: float, steps: int, seeds: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("true_cfg", "steps", "seeds"), [(1.0, 4, [3]), (2.5, 5, [7]), (1.0, 3, [1, 2, 3]), (4.0, 1, [5])]
+)
+def test_text_to_image_equals_diffusers(
+    models: Models, family: Family, tiny: Path, true_cfg: float, steps: int, seeds: list[int]
+) -> None:
     pipe = family.text_to_image.from_pretrained(tiny)
     theirs = pipe(
         [PROMPT] * len(seeds),
@@ -93,7 +111,14 @@ def test_text_to_image_equals_diffusers(models: Models, family: Family, tiny: Pa
     assert (ours - other).abs().max() > 0.1
     empty = models.text([""] * len(seeds))
     silent = sample_latents(
-        models.backbone, models.transformer, LAYOUT, (16, 6, 12), empty, empty, seeds, Sampling(steps, 3.5, time_shift="canvas")
+        models.backbone,
+        models.transformer,
+        LAYOUT,
+        (16, 6, 12),
+        empty,
+        empty,
+        seeds,
+        Sampling(steps, 3.5, time_shift="canvas"),
     )
     assert (ours - silent).abs().max() > 1e-4, "the prompt is heard"
 
@@ -106,7 +131,10 @@ def test_decoded_pictures_equal_diffusers(models: Models, family: Family, tiny: 
     assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
 
 
-@pytest.mark.parametrize(("strength", "steps", "true_cfg"), [(1.0, 4, 1.0), (0.9, 10, 1.0), (0.6, 7, 1.0), (0.85, 6, 3.0), (0.3, 10, 1.0)])
+@pytest.mark.parametrize(
+    ("strength", "steps", "true_cfg"),
+    [(1.0, 4, 1.0), (0.9, 10, 1.0), (0.6, 7, 1.0), (0.85, 6, 3.0), (0.3, 10, 1.0)],
+)
 def test_clamped_sampling_equals_diffusers_inpainting(
     models: Models, family: Family, tiny: Path, strength: float, steps: int, true_cfg: float
 ) -> None:
@@ -131,7 +159,9 @@ def test_clamped_sampling_equals_diffusers_inpainting(
         output_type="latent",
         **family.options(true_cfg),
     ).images
-    ours = run(models, Sampling(steps, 3.5, true_cfg, strength, "canvas"), [21], known_BCHW=known, repaint_mask=cells)
+    ours = run(
+        models, Sampling(steps, 3.5, true_cfg, strength, "canvas"), [21], known_BCHW=known, repaint_mask=cells
+    )
     assert (ours - family.latents(theirs)).abs().max() <= 1e-5
     outside = cells[None, None].expand_as(ours) == 0
     assert torch.equal(ours[outside], known[outside]), "known latents come back clean"
@@ -177,7 +207,9 @@ def test_panel_shift_leaves_more_steps_for_texture(flux: Backbone) -> None:
 
 
 def test_what_a_family_lacks_is_said_in_a_sentence(tiny_sd3: Path, tmp_path: Path) -> None:
-    config = GenerateConfig(model=str(tiny_sd3), prompt=PROMPT, device="cpu", dtype="fp32", out=tmp_path, num_inference_steps=1)
+    config = GenerateConfig(
+        model=str(tiny_sd3), prompt=PROMPT, device="cpu", dtype="fp32", out=tmp_path, num_inference_steps=1
+    )
     with pytest.raises(ConfigError, match="no distilled guidance") as caught:
         generate(config.model_copy(update={"guidance_scale": 3.5}))
     assert "--true-cfg-scale" in caught.value.hint

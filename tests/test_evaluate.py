@@ -39,10 +39,14 @@ def test_items_are_held_out_and_follow_from_the_seed() -> None:
     assert {item.scenes[2].facing for item in items} == {"front", "behind"}
     assert all(item.other().colour != item.garment.colour and not item.other().held_out for item in items)
     words = " ".join(item.prompt for item in items).replace(",", "").split()
-    assert not {"stripes", "dots", "check", "plain", "print"} & set(words), "captions are silent about the look"
+    assert not {"stripes", "dots", "check", "plain", "print"} & set(words), (
+        "captions are silent about the look"
+    )
 
 
-@pytest.mark.parametrize(("hits", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (285, 300, 0.9191, 0.9694)])
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (285, 300, 0.9191, 0.9694)]
+)
 def test_the_interval_is_wilsons(hits: int, n: int, low: float, high: float) -> None:
     assert Share(hits, n).interval == pytest.approx((low, high), abs=5e-4)  # tabulated values
 
@@ -57,8 +61,22 @@ def test_the_polygon_holds_the_garment() -> None:
         assert inside.mean() < 0.7
 
 
-def test_evaluate_measures_base_and_lora_on_the_same_items_and_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["evaluate", "--pocket", "--items", "4", "--mode", "both", "--num-inference-steps", "2", "--work", str(tmp_path), "--json"]
+def test_evaluate_measures_base_and_lora_on_the_same_items_and_keeps_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "evaluate",
+        "--pocket",
+        "--items",
+        "4",
+        "--mode",
+        "both",
+        "--num-inference-steps",
+        "2",
+        "--work",
+        str(tmp_path),
+        "--json",
+    ]
     assert main(words) == 0
     summary = json.loads(capsys.readouterr().out)
     assert {"generate/base", "tryon/base", "ceiling"} <= set(summary)

@@ -1,4 +1,6 @@
-"""A captioner at fault moves no picture, one picture's trouble is its own, and whatever was moved comes back with one command."""
+"""A captioner at fault moves no picture, one picture's trouble is its own, and whatever was moved comes back
+with one command.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ def said(**message: Any) -> dict[str, Any]:
     return {"message": {"role": "assistant", "content": None} | message, "finish_reason": "stop"}
 
 
-# --- The captioner's fault ----------------------------------------------------------------------------------------------
+# --- The captioner's fault
+# ----------------------------------------------------------------------------------------------
 
 CUT_OFF = {"message": {"content": None, "reasoning_content": "Let me look"}, "finish_reason": "length"}
 USELESS: dict[str, tuple[Reply, str]] = {
@@ -47,28 +50,39 @@ USELESS: dict[str, tuple[Reply, str]] = {
     "cut off while thinking": (CUT_OFF, "raise --max-new-tokens, or switch the model's thinking off"),
     "empty": (said(content=""), "the answer is empty"),
     "refusal": (said(refusal="I cannot look at people"), "refused the picture"),
-    "blind": ((400, {}, {"error": {"message": "image input is not supported"}}), "image input is not supported"),
+    "blind": (
+        (400, {}, {"error": {"message": "image input is not supported"}}),
+        "image input is not supported",
+    ),
     "broken": ((200, {}, {"error": {"message": "model crashed"}}), "model crashed"),
 }
 
 
 @pytest.mark.parametrize("count", [1, 3, 20])
 @pytest.mark.parametrize("fault", USELESS)
-def test_captioner_that_is_useless_for_all_moves_nothing(desk: Desk, server: Server, fault: str, count: int) -> None:
+def test_captioner_that_is_useless_for_all_moves_nothing(
+    desk: Desk, server: Server, fault: str, count: int
+) -> None:
     desk.draw(count)
     reply, words = USELESS[fault]
     server.script = lambda call: reply
     for _ in range(2):  # again and again
         with pytest.raises(ModelError) as caught:
             desk.caption()
-        assert words.lower() in str(caught.value).lower() and "some-vlm" in caught.value.message and "\n" not in str(caught.value)
+        assert (
+            words.lower() in str(caught.value).lower()
+            and "some-vlm" in caught.value.message
+            and "\n" not in str(caught.value)
+        )
     assert len(list(desk.folder.glob("*.png"))) == count and not desk.failed.exists()
     assert len({call.number for call in server.calls}) < 20  # it is not asked about all twenty first
     server.script = well
     assert desk.caption()["captioned"] == count  # nothing that could not be read is kept as an answer
 
 
-def test_captions_that_are_all_useless_move_nothing_although_the_order_was_read(desk: Desk, server: Server) -> None:
+def test_captions_that_are_all_useless_move_nothing_although_the_order_was_read(
+    desk: Desk, server: Server
+) -> None:
     desk.draw(3)
     server.script = lambda call: ORDER if call.question == "check" else "no markers"
     with pytest.raises(ModelError, match="no usable caption"):
@@ -76,7 +90,9 @@ def test_captions_that_are_all_useless_move_nothing_although_the_order_was_read(
     assert len(list(desk.folder.glob("*.png"))) == 3
 
 
-def test_wrong_order_fails_its_picture_even_if_the_rest_is_the_captioners_fault(desk: Desk, server: Server) -> None:
+def test_wrong_order_fails_its_picture_even_if_the_rest_is_the_captioners_fault(
+    desk: Desk, server: Server
+) -> None:
     desk.draw(3)
     server.script = lambda call: "person, person, person" if call.number == 1 else "hm"
     with pytest.raises(ModelError):
@@ -93,28 +109,57 @@ def test_all_in_the_wrong_order_is_no_success(desk: Desk, server: Server) -> Non
 
 def test_answer_that_cannot_be_read_is_asked_for_once_more_in_plain_words(desk: Desk, server: Server) -> None:
     desk.draw(1)
-    server.script = lambda call: good(1) if call.question == "caption" else ORDER if call.nth else "Three views of a shirt."
+    server.script = lambda call: (
+        good(1) if call.question == "caption" else ORDER if call.nth else "Three views of a shirt."
+    )
     assert desk.caption()["captioned"] == 1
     assert [call.question for call in server.calls] == ["check", "check", "caption"]
 
 
-# --- One picture's trouble ----------------------------------------------------------------------------------------------
+# --- One picture's trouble
+# ----------------------------------------------------------------------------------------------
 
-INSPECTION = "<400> InternalError.Algo.DataInspectionFailed: Input image data may contain inappropriate content."
+INSPECTION = (
+    "<400> InternalError.Algo.DataInspectionFailed: Input image data may contain inappropriate content."
+)
 TROUBLE: dict[str, tuple[Reply, str]] = {
-    "200 with an error": ((200, {}, {"error": {"message": "No endpoints found that support image input", "code": 404}}), "No endpoints"),
+    "200 with an error": (
+        (200, {}, {"error": {"message": "No endpoints found that support image input", "code": 404}}),
+        "No endpoints",
+    ),
     "200 with a text for an error": ((200, {}, {"error": "the runner has ended"}), "the runner has ended"),
     "no choices": ((200, {}, {"choices": [], "usage": {"completion_tokens": 0}}), "no answer"),
-    "choice with an error": ({"error": {"message": "Provider returned error"}, "finish_reason": "error"}, "Provider returned error"),
+    "choice with an error": (
+        {"error": {"message": "Provider returned error"}, "finish_reason": "error"},
+        "Provider returned error",
+    ),
     "no message": ({"finish_reason": "stop"}, "no chat completion"),
-    "blocked prompt": ((200, {}, {"choices": None, "promptFeedback": {"blockReason": "SAFETY"}}), "content policy"),
-    "DashScope": ((400, {}, {"error": {"code": "data_inspection_failed", "message": INSPECTION}}), "inappropriate content"),
-    "Azure": ((400, {}, {"error": {"code": "content_filter", "message": "content management policy"}}), "content management policy"),
-    "OpenRouter": ((403, {}, {"error": {"code": 403, "message": "flagged", "metadata": {"reasons": ["sexual"]}}}), "flagged"),
-    "LiteLLM": ((500, {}, {"error": {"message": "litellm.ContentPolicyViolationError: safety system"}}), "safety system"),
+    "blocked prompt": (
+        (200, {}, {"choices": None, "promptFeedback": {"blockReason": "SAFETY"}}),
+        "content policy",
+    ),
+    "DashScope": (
+        (400, {}, {"error": {"code": "data_inspection_failed", "message": INSPECTION}}),
+        "inappropriate content",
+    ),
+    "Azure": (
+        (400, {}, {"error": {"code": "content_filter", "message": "content management policy"}}),
+        "content management policy",
+    ),
+    "OpenRouter": (
+        (403, {}, {"error": {"code": 403, "message": "flagged", "metadata": {"reasons": ["sexual"]}}}),
+        "flagged",
+    ),
+    "LiteLLM": (
+        (500, {}, {"error": {"message": "litellm.ContentPolicyViolationError: safety system"}}),
+        "safety system",
+    ),
     "SAFETY": (said(content="") | {"finish_reason": "SAFETY"}, "content policy"),
     "content_filter: …": (said(content="x") | {"finish_reason": "content_filter: sexual"}, "content policy"),
-    "PROHIBITED_CONTENT": (said(content="x") | {"native_finish_reason": "PROHIBITED_CONTENT"}, "content policy"),
+    "PROHIBITED_CONTENT": (
+        said(content="x") | {"native_finish_reason": "PROHIBITED_CONTENT"},
+        "content policy",
+    ),
     "too large": ((413, {}, b"<html><h1>Request Entity Too Large</h1></html>"), "Request Entity Too Large"),
     "unprocessable": ((422, {}, {"detail": [{"msg": "bad image", "type": "value_error"}]}), "bad image"),
     "wrong types": ((200, {}, {"choices": [{"message": {"content": 5}}]}), "no chat completion"),
@@ -133,10 +178,14 @@ def test_trouble_with_one_picture_fails_that_picture(desk: Desk, server: Server,
     assert words in note and KEY not in note and "<" not in note and note.isascii()
 
 
-def test_server_error_at_one_picture_is_that_pictures_if_the_server_is_well(desk: Desk, server: Server) -> None:
+def test_server_error_at_one_picture_is_that_pictures_if_the_server_is_well(
+    desk: Desk, server: Server
+) -> None:
     desk.draw(2)
     server.models = (200, {}, {"data": [{"id": "some-vlm"}]})
-    server.script = lambda call: (500, {}, {"error": {"message": "failed to process image"}}) if call.number == 1 else well(call)
+    server.script = lambda call: (
+        (500, {}, {"error": {"message": "failed to process image"}}) if call.number == 1 else well(call)
+    )
     assert desk.caption()["reasons"] == {"check": 1}
 
 
@@ -162,7 +211,8 @@ def test_answer_that_landed_in_the_reasoning_is_read(desk: Desk, server: Server,
     assert desk.caption()["captioned"] == 1 and len(server.calls) == 2
 
 
-# --- The way back -------------------------------------------------------------------------------------------------------
+# --- The way back
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_failed_pictures_come_back_with_one_command(desk: Desk, server: Server) -> None:
@@ -208,10 +258,13 @@ def test_moved_back_by_hand_it_is_asked_anew_and_has_its_item_again(desk: Desk, 
     assert desk.rows()["t1"]["item"] == "i1"
 
 
-# --- Before anything is paid --------------------------------------------------------------------------------------------
+# --- Before anything is paid
+# --------------------------------------------------------------------------------------------
 
 
-def test_captioner_is_looked_at_before_the_long_run(desk: Desk, server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_captioner_is_looked_at_before_the_long_run(
+    desk: Desk, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     server.models = (200, {}, {"data": [{"id": "another-vlm"}]})
     check_captioner(desk.config())
     assert "lists no model 'some-vlm'; it has: another-vlm" in caplog.text
@@ -229,7 +282,9 @@ def test_captioner_is_looked_at_before_the_long_run(desk: Desk, server: Server, 
     assert server.calls == []
 
 
-@pytest.mark.parametrize("body", [{"error": "Unexpected endpoint or method. (POST /chat/completions)"}, b"<html>hello</html>"])
+@pytest.mark.parametrize(
+    "body", [{"error": "Unexpected endpoint or method. (POST /chat/completions)"}, b"<html>hello</html>"]
+)
 def test_address_without_v1_is_said_at_once(desk: Desk, server: Server, body: Any) -> None:
     desk.draw(2)
     server.script = lambda call: (200, {}, body)
@@ -238,7 +293,8 @@ def test_address_without_v1_is_said_at_once(desk: Desk, server: Server, body: An
     assert len(server.calls) <= 2
 
 
-# --- Pictures of other kinds and other people's folders -----------------------------------------------------------------
+# --- Pictures of other kinds and other people's folders
+# -----------------------------------------------------------------
 
 
 def test_pictures_of_every_ending_are_captioned_fail_and_come_back(desk: Desk, server: Server) -> None:
@@ -251,26 +307,46 @@ def test_pictures_of_every_ending_are_captioned_fail_and_come_back(desk: Desk, s
         (desk.folder / "x").rename(desk.folder / name)
     Image.new("RGB", (48, 32)).save(desk.folder / "t2.png")  # a second picture of that name
     Image.new("RGB", (48, 32)).save(desk.folder / "t9.bmp")
-    server.script = lambda call: "person, person, person" if call.question == "check" and call.number in (2, 4) else well(call)
+    server.script = lambda call: (
+        "person, person, person" if call.question == "check" and call.number in (2, 4) else well(call)
+    )
     run = caption(desk.config())
     events = {event.id: (event.status, event.note) for event in run}
     assert (run.summary["captioned"], run.summary["rejected"]) == (2, 2)
     assert run.summary["left_out"] == ["t2.png: t2.jpg has the same name", "t9.bmp: no PNG, JPEG or WebP"]
     assert events["t9.bmp"][0] == "rejected" and "stays where it is" in events["t9.bmp"][1]
-    assert sorted(path.name for path in desk.failed.iterdir()) == ["t2.jpg", "t2.reason.json", "t4.reason.json", "t4.webp"]
-    assert {path.name for path in desk.folder.glob("*.*")} >= {"t1.png", "t1.txt", "t2.png", "t3.JPEG", "t3.txt", "t9.bmp"}
+    assert sorted(path.name for path in desk.failed.iterdir()) == [
+        "t2.jpg",
+        "t2.reason.json",
+        "t4.reason.json",
+        "t4.webp",
+    ]
+    assert {path.name for path in desk.folder.glob("*.*")} >= {
+        "t1.png",
+        "t1.txt",
+        "t2.png",
+        "t3.JPEG",
+        "t3.txt",
+        "t9.bmp",
+    }
     (desk.folder / "t2.png").unlink()
     server.script = well
     summary = desk.caption(retry_failed=True)
     assert (summary["returned"], summary["captioned"], list(desk.failed.iterdir())) == (2, 2, [])
-    assert (desk.text(2), desk.text(4)) == tuple(good(number).replace("Acme", "<Brand>") + "\n" for number in (2, 4))
+    assert (desk.text(2), desk.text(4)) == tuple(
+        good(number).replace("Acme", "<Brand>") + "\n" for number in (2, 4)
+    )
     assert {row["file_name"] for row in desk.rows().values()} == {"t1.png", "t2.jpg", "t3.JPEG", "t4.webp"}
 
 
 def test_captions_in_rows_and_in_capital_endings_are_the_users(desk: Desk, server: Server) -> None:
     desk.draw(3)
     (desk.folder / "t2.TXT").write_text(good(22))
-    rows = [{"file_name": "t1.png", "text": f" {good(11)}"}, {"file_name": "t3.png", "text": 3}, {"file_name": "notes.pdf", "text": "mine"}]
+    rows = [
+        {"file_name": "t1.png", "text": f" {good(11)}"},
+        {"file_name": "t3.png", "text": 3},
+        {"file_name": "notes.pdf", "text": "mine"},
+    ]
     (desk.folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (desk.folder / "notes.pdf").touch()
     summary = desk.caption()

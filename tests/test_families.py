@@ -1,4 +1,6 @@
-"""Every family goes the whole way by the command line: embed, train, generate, tryon; and LoRA files know whose they are."""
+"""Every family goes the whole way by the command line: embed, train, generate, tryon; and LoRA files know
+whose they are.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from triptych.cli import main
 from triptych.errors import ModelError
 from triptych.lora.adapter import FILE_NAME, load_lora, open_lora
 
-PROMPT = "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
+PROMPT = (
+    "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
+)
 
 
 def write_triptychs(folder: Path, count: int) -> None:
@@ -38,9 +42,15 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
     for name, size in (("front", (60, 80)), ("person", (120, 160))):
-        Image.fromarray(np.random.default_rng(7).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
-    (tmp_path / "polygon.json").write_text(json.dumps({"polygons": [[[30, 40], [90, 40], [90, 120], [30, 120]]]}))
-    return {name: tmp_path / f"{name}.png" for name in ("front", "person")} | {"polygon": tmp_path / "polygon.json"}
+        Image.fromarray(np.random.default_rng(7).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(
+            tmp_path / f"{name}.png"
+        )
+    (tmp_path / "polygon.json").write_text(
+        json.dumps({"polygons": [[[30, 40], [90, 40], [90, 120], [30, 120]]]})
+    )
+    return {name: tmp_path / f"{name}.png" for name in ("front", "person")} | {
+        "polygon": tmp_path / "polygon.json"
+    }
 
 
 @pytest.mark.parametrize("context", ["noisy", "clean"])
@@ -67,10 +77,16 @@ def test_embed_train_generate_tryon(
 
 @pytest.fixture
 def sd3_lora(tiny_sd3: Path, tmp_path: Path) -> Path:
-    """A LoRA for SD3 as diffusers' trainers write one: no word about whose it is, but it adapts a second attention."""
+    """A LoRA for SD3 as diffusers' trainers write one: no word about whose it is, but it adapts a second
+    attention.
+    """
     names = ("transformer_blocks.0.attn2.to_q", "transformer_blocks.1.attn.to_q")
     sides = {"lora_A": (2, 32), "lora_B": (32, 2)}
-    tensors = {f"transformer.{name}.{side}.weight": torch.ones(shape) for name in names for side, shape in sides.items()}
+    tensors = {
+        f"transformer.{name}.{side}.weight": torch.ones(shape)
+        for name in names
+        for side, shape in sides.items()
+    }
     save_file(tensors, tmp_path / FILE_NAME)
     return tmp_path / FILE_NAME
 
@@ -101,4 +117,9 @@ def test_settings_follow_the_family(tiny_sd3: Path, monkeypatch: pytest.MonkeyPa
     assert (own.panel_width, own.max_sequence_length) == (32, 24), "the folder's own triptych.json wins"
     monkeypatch.setattr(settings, "model_class", lambda model: "StableDiffusion3Pipeline")
     of_hub = model_settings("stabilityai/stable-diffusion-3.5-large")
-    assert (of_hub.panel_width, of_hub.panel_height, of_hub.max_sequence_length, of_hub.stride) == (480, 640, 256, 16)
+    assert (of_hub.panel_width, of_hub.panel_height, of_hub.max_sequence_length, of_hub.stride) == (
+        480,
+        640,
+        256,
+        16,
+    )

@@ -45,9 +45,13 @@ def test_levels_fall_from_one_to_zero_and_are_computed_as_the_scheduler_does() -
     assert len(flow.sigmas(28, 1.15, 1 / 28)) == 29
 
 
-@pytest.mark.parametrize(("strength", "left"), [(1.0, 4), (0.9, 4), (0.75, 3), (0.5, 2), (0.25, 1), (0.01, 1)])
+@pytest.mark.parametrize(
+    ("strength", "left"), [(1.0, 4), (0.9, 4), (0.75, 3), (0.5, 2), (0.25, 1), (0.01, 1)]
+)
 def test_strength_runs_the_tail_of_the_levels(strength: float, left: int) -> None:
-    """As diffusers rounds: the number of skipped steps goes down, so 0.9 of four steps are four. One step always stays."""
+    """As diffusers rounds: the number of skipped steps goes down, so 0.9 of four steps are four. One step
+    always stays.
+    """
     levels = [1.0, 0.75, 0.5, 0.25, 0.0]
     assert flow.from_strength(levels, strength) == levels[4 - left :]
 
@@ -60,7 +64,9 @@ def test_the_sampler_takes_euler_steps_and_tells_how_far_it_is() -> None:
         asked.append(t)
         return (latents + t).to(torch.float64)
 
-    made = flow.sample(velocity, torch.ones(1, 1, 1, 1), [1.0, 0.5, 0.0], on_step=lambda *step: told.append(step))
+    made = flow.sample(
+        velocity, torch.ones(1, 1, 1, 1), [1.0, 0.5, 0.0], on_step=lambda *step: told.append(step)
+    )
     # 1 − 0.5·(1 + 1) = 0; 0 − 0.5·(0 + 0.5) = −0.25
     assert made.item() == -0.25 and made.dtype == torch.float32, "the state keeps its precision"
     assert asked == [1.0, 0.5] and told == [(1, 2), (2, 2)]

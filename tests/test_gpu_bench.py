@@ -25,14 +25,20 @@ from gpu_parts.bench import Bench, Part, Skip, Variant  # noqa: E402
 
 
 def test_every_part_runs(tmp_path: Path) -> None:
-    status = gpu.main(["--tiny", "--budget", "3000", "--out", str(tmp_path / "out"), "--wheels", str(tmp_path)])
+    status = gpu.main(
+        ["--tiny", "--budget", "3000", "--out", str(tmp_path / "out"), "--wheels", str(tmp_path)]
+    )
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {name: part["state"] for name, part in results["parts"].items()} == dict.fromkeys(PARTS, "done")
     assert status == 0
-    rows = {(part, name): row for part, about in results["parts"].items() for name, row in about["rows"].items()}
+    rows = {
+        (part, name): row for part, about in results["parts"].items() for name, row in about["rows"].items()
+    }
     assert sum(row.get("equal") is True for row in rows.values()) >= 14
     assert 0 < rows["equality", "inpainting, float32"]["apart"] < 1e-5
-    assert rows["pocket", "a training that stopped and went on"]["apart"] == 0, "on the CPU it repeats bit for bit"
+    assert rows["pocket", "a training that stopped and went on"]["apart"] == 0, (
+        "on the CPU it repeats bit for bit"
+    )
     timed = rows["sampling", "clean, 36 %"]
     assert timed["s"] > 0 and timed["× pipeline"] > 0 and len(timed["all_ratios"]) == timed["times"]
     nf4, full = (rows["quantised", name]["planned weights_gib"] for name in ("nf4", "none"))
@@ -75,7 +81,9 @@ def broken(bench: Bench) -> None:
     bench.row("never", lambda: {"s": 0.0})
 
 
-def test_a_part_cannot_take_all_the_time_nor_all_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_cannot_take_all_the_time_nor_all_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Part, "load", lambda self: broken)
     bench = Bench(tmp_path, tmp_path, torch.device("cpu"), tiny=True, end=time.monotonic() + 60)
     begun = time.monotonic()
@@ -105,7 +113,11 @@ def test_the_wheels_are_all_that_is_needed() -> None:
 
     def needs(name: str) -> set[str]:
         wanted = map(Requirement, importlib.metadata.requires(name) or [])
-        return {gpu_wheels.plain(one.name) for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})}
+        return {
+            gpu_wheels.plain(one.name)
+            for one in wanted
+            if one.marker is None or one.marker.evaluate({"extra": ""})
+        }
 
     brought = needs("torch") | {"torch"}
     for name in listed:
@@ -114,7 +126,9 @@ def test_the_wheels_are_all_that_is_needed() -> None:
 
 def test_wheels_are_trimmed_and_unpacked_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = tmp_path / "bitsandbytes-0-py3-none-any.whl"
-    libraries = [f"bitsandbytes/libbitsandbytes_{name}.so" for name in ("cpu", "cuda126", "cuda130", "rocm70")]
+    libraries = [
+        f"bitsandbytes/libbitsandbytes_{name}.so" for name in ("cpu", "cuda126", "cuda130", "rocm70")
+    ]
     with zipfile.ZipFile(wheel, "w") as packed:
         for name in ("bitsandbytes_marker.py", "bitsandbytes/tests/test_it.py", *libraries):
             packed.writestr(name, "here = True\n")
@@ -131,5 +145,7 @@ def test_wheels_are_trimmed_and_unpacked_without_pip(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PYTHONPATH", "before")
     assert gpu_wheels.unpack(tmp_path / "wheels", tmp_path / "site") == [wheel.name]
     assert sys.path[0] == str(tmp_path / "site")
-    found = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*") if path.is_file()}
+    found = {
+        str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*") if path.is_file()
+    }
     assert found == {"bitsandbytes_marker.py", libraries[0], libraries[2]}

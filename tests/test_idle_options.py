@@ -79,7 +79,9 @@ def test_what_a_model_does_not_have(tmp_path: Path, tiny_flux: Path, tiny_sd3: P
     sampled(model=str(tiny_flux), time_shift="canvas", guidance_scale=2.0)
     (tmp_path / "transformer").mkdir()
     (tmp_path / "model_index.json").write_bytes((tiny_flux / "model_index.json").read_bytes())
-    about = json.loads((tiny_flux / "transformer" / "config.json").read_text()) | {"guidance_embeds": False}  # as FLUX.1-schnell
+    about = json.loads((tiny_flux / "transformer" / "config.json").read_text()) | {
+        "guidance_embeds": False
+    }  # as FLUX.1-schnell
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(about))
     with pytest.raises(ConfigError, match="takes no distilled guidance"):
         sampled(model=str(tmp_path), guidance_scale=2.0)
@@ -88,7 +90,13 @@ def test_what_a_model_does_not_have(tmp_path: Path, tiny_flux: Path, tiny_sd3: P
 def test_values_that_ask_for_nothing_are_no_mistake(clean: Path) -> None:
     """`reproduce` gives every setting of a picture, the model's recommendations among them."""
     plain = model_settings("pocket")
-    off = {"drop_background": False, "token_bucket": 1, "context_reading": "joint", "time_shift": "panel", "guidance_stop": 1.0}
+    off = {
+        "drop_background": False,
+        "token_bucket": 1,
+        "context_reading": "joint",
+        "time_shift": "panel",
+        "guidance_stop": 1.0,
+    }
     off |= {"lora_scale": 1.0, "context_cache_gib": 0.0}
     sampled(**off, context_guidance_scale=plain.context_guidance_scale, true_cfg_scale=plain.true_cfg_scale)
     sampled(**off, context_guidance_scale=1.0)
@@ -96,14 +104,37 @@ def test_values_that_ask_for_nothing_are_no_mistake(clean: Path) -> None:
 
 
 def test_the_base_of_a_comparison_leaves_out_what_needs_the_lora(clean: Path) -> None:
-    config = SamplingConfig(model="pocket", lora=clean, lora_scale=0.5, drop_background=True, true_cfg_scale=2.0, num_inference_steps=3)
+    config = SamplingConfig(
+        model="pocket",
+        lora=clean,
+        lora_scale=0.5,
+        drop_background=True,
+        true_cfg_scale=2.0,
+        num_inference_steps=3,
+    )
     base = config.without_lora()
-    assert (base.lora, base.lora_scale, base.drop_background, base.true_cfg_scale, base.num_inference_steps) == (None, 1.0, False, 2.0, 3)
+    assert (
+        base.lora,
+        base.lora_scale,
+        base.drop_background,
+        base.true_cfg_scale,
+        base.num_inference_steps,
+    ) == (None, 1.0, False, 2.0, 3)
     base.sampling(model_settings("pocket"))
 
 
 def test_the_command_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["generate", "--model", "pocket", "--prompt", "x", "--work", str(tmp_path), "--token-bucket", "16"]
+    words = [
+        "generate",
+        "--model",
+        "pocket",
+        "--prompt",
+        "x",
+        "--work",
+        str(tmp_path),
+        "--token-bucket",
+        "16",
+    ]
     assert main(words) == 1
     assert "--token-bucket 16 has no effect here" in " ".join(capsys.readouterr().err.split())
     (tmp_path / "c.yaml").write_text("generate: {drop_background: true}")

@@ -42,7 +42,9 @@ def near(picture: Image.Image, x: int, y: int, colour: tuple[int, int, int], by:
 
 def is_scene(picture: Image.Image) -> bool:
     w, h = picture.size
-    return near(picture, 5, h // 2, RED) and near(picture, w - 5, 5, GREEN) and near(picture, w - 5, h - 5, BLUE)
+    return (
+        near(picture, 5, h // 2, RED) and near(picture, w - 5, 5, GREEN) and near(picture, w - 5, h - 5, BLUE)
+    )
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -51,11 +53,14 @@ def png_header(width: int, height: int) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    body = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    body = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(
+        b"IDAT", zlib.compress(b"\0" * 1000)
+    )
     return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
 
 
-# --- Good, if odd -------------------------------------------------------------------------------------------------------
+# --- Good, if odd
+# -------------------------------------------------------------------------------------------------------
 
 GOOD = {
     "jpeg": ("a.jpg", lambda: encoded(scene(), "JPEG", quality=95)),
@@ -69,12 +74,28 @@ GOOD = {
     "bmp": ("a.bmp", lambda: encoded(scene(), "BMP")),
     "tiff lzw": ("a.tif", lambda: encoded(scene(), "TIFF", compression="tiff_lzw")),
     "palette png": ("a.png", lambda: encoded(scene().quantize(16), "PNG")),
-    "animated gif": ("a.gif", lambda: encoded(scene(), "GIF", save_all=True, append_images=[Image.new("RGB", (60, 40), "white")])),
-    "animated webp": ("a.webp", lambda: encoded(scene(), "WEBP", save_all=True, append_images=[Image.new("RGB", (60, 40))], lossless=True)),
-    "multi-picture jpeg": ("a.jpg", lambda: encoded(scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (60, 40))], quality=95)),
+    "animated gif": (
+        "a.gif",
+        lambda: encoded(scene(), "GIF", save_all=True, append_images=[Image.new("RGB", (60, 40), "white")]),
+    ),
+    "animated webp": (
+        "a.webp",
+        lambda: encoded(
+            scene(), "WEBP", save_all=True, append_images=[Image.new("RGB", (60, 40))], lossless=True
+        ),
+    ),
+    "multi-picture jpeg": (
+        "a.jpg",
+        lambda: encoded(
+            scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (60, 40))], quality=95
+        ),
+    ),
     "opaque rgba": ("a.png", lambda: encoded(scene().convert("RGBA"), "PNG")),
     "damaged profile": ("a.png", lambda: encoded(scene(), "PNG", icc_profile=b"not a profile" * 20)),
-    "damaged exif": ("a.jpg", lambda: encoded(scene(), "JPEG", quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")),
+    "damaged exif": (
+        "a.jpg",
+        lambda: encoded(scene(), "JPEG", quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage"),
+    ),
     "trailing bytes": ("a.jpg", lambda: encoded(scene(), "JPEG", quality=95) + b"<html>" * 100),
 }
 
@@ -107,7 +128,11 @@ def test_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
 
 def test_sixteen_bit_grey_keeps_its_middle(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 0x8000, np.uint16)).save(tmp_path / "a.png")
-    assert load_image(tmp_path / "a.png").getpixel((0, 0)) == (128, 128, 128)  # Pillow's own conversion says 255
+    assert load_image(tmp_path / "a.png").getpixel((0, 0)) == (
+        128,
+        128,
+        128,
+    )  # Pillow's own conversion says 255
 
 
 def test_float_tiff_with_nan(tmp_path: Path) -> None:
@@ -150,7 +175,10 @@ def swapped_profile() -> bytes:
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     at = {bytes(data[i : i + 4]): i for i in range(132, 132 + 12 * int.from_bytes(data[128:132], "big"), 12)}
     red, blue = at[b"rXYZ"], at[b"bXYZ"]
-    data[red + 4 : red + 12], data[blue + 4 : blue + 12] = data[blue + 4 : blue + 12], data[red + 4 : red + 12]
+    data[red + 4 : red + 12], data[blue + 4 : blue + 12] = (
+        data[blue + 4 : blue + 12],
+        data[red + 4 : red + 12],
+    )
     return bytes(data).replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
 
 
@@ -188,7 +216,8 @@ def test_longest_shrinks_and_matches(tmp_path: Path) -> None:
     assert load_image(tmp_path / "a.jpg", longest=5000).size == (1200, 800)
 
 
-# --- Bad ----------------------------------------------------------------------------------------------------------------
+# --- Bad
+# ------------------------------------------------------------------------------------------------------------
 
 
 def noise(kind: str, **options: object) -> bytes:
@@ -225,9 +254,14 @@ BAD = {
         for kind in ("JPEG", "PNG")
         for part in (0.3, 0.6, 0.9)
     },
-    **{f"{kind} cut at half": lambda k=kind: noise(k)[: len(noise(k)) // 2] for kind in ("WEBP", "AVIF", "BMP", "GIF")},
+    **{
+        f"{kind} cut at half": lambda k=kind: noise(k)[: len(noise(k)) // 2]
+        for kind in ("WEBP", "AVIF", "BMP", "GIF")
+    },
     "lzw tiff cut at half": lambda: noise("TIFF", compression="tiff_lzw")[:6000],
-    "png with a broken byte": lambda: (d := bytearray(noise("PNG"))).__setitem__(4000, d[4000] ^ 0xFF) or bytes(d),
+    "png with a broken byte": lambda: (
+        (d := bytearray(noise("PNG"))).__setitem__(4000, d[4000] ^ 0xFF) or bytes(d)
+    ),
 }
 
 
@@ -252,12 +286,16 @@ def test_refuses(kind: str, tmp_path: Path) -> None:
 def test_any_damage_gives_a_picture_or_a_bad_image(kind: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    whole = noise(kind, **({"exif": exif, "icc_profile": swapped_profile()} if kind not in ("BMP", "GIF") else {}))
+    whole = noise(
+        kind, **({"exif": exif, "icc_profile": swapped_profile()} if kind not in ("BMP", "GIF") else {})
+    )
     random = np.random.default_rng(7)
     seen = set()
     for _ in range(60):
         data = bytearray(whole)
-        for place in random.integers(0, min(len(data), random.choice([64, 1000, len(data)])), random.integers(1, 8)):
+        for place in random.integers(
+            0, min(len(data), random.choice([64, 1000, len(data)])), random.integers(1, 8)
+        ):
             data[place] = random.integers(0, 256)
         (tmp_path / "a").write_bytes(data)
         for load in (load_image, load_original):
@@ -288,14 +326,23 @@ def test_things_that_are_no_files(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
-    for name in ("pipe.jpg", "folder.jpg", "dangling.jpg", "loop.jpg", "missing.jpg", "a" * 300 + ".jpg", "nul\0.jpg"):
+    for name in (
+        "pipe.jpg",
+        "folder.jpg",
+        "dangling.jpg",
+        "loop.jpg",
+        "missing.jpg",
+        "a" * 300 + ".jpg",
+        "nul\0.jpg",
+    ):
         with pytest.raises(BadImage):
             load_image(tmp_path / name)
     with pytest.raises(BadImage, match="regular"):
         load_image(Path("/dev/zero"))
 
 
-# --- Writing ------------------------------------------------------------------------------------------------------------
+# --- Writing
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_save_png_keeps_what_it_is_given_and_only_that(tmp_path: Path) -> None:

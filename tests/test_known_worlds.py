@@ -54,7 +54,9 @@ def as_jpeg(image: Image.Image, path: Path, quality: int) -> Image.Image:
 def test_drawings_pass_at_every_size_and_quality(pose: str, tmp_path: Path) -> None:
     rng = random.Random(pose)
     for number in range(24):
-        scene = sample_scene(rng, VIEWS[number % 3], held_out=None, **({"pose": pose} if number % 3 == 2 else {}))
+        scene = sample_scene(
+            rng, VIEWS[number % 3], held_out=None, **({"pose": pose} if number % 3 == 2 else {})
+        )
         image = render(sample_garment(rng, held_out=None), scene, number, 1 + number % 5).image
         larger = image.resize((image.width * 3, image.height * 3), Image.Resampling.BICUBIC)
         jpegs = [as_jpeg(image, tmp_path / "a.jpg", 85), as_jpeg(larger, tmp_path / "b.jpg", 60)]
@@ -62,7 +64,11 @@ def test_drawings_pass_at_every_size_and_quality(pose: str, tmp_path: Path) -> N
 
 
 def test_a_shops_drawings_pass(tmp_path: Path) -> None:
-    files = [path for path in write_raw_catalogue(tmp_path, items=12, seed=3, spoilt=0).photos.rglob("*") if path.is_file()]
+    files = [
+        path
+        for path in write_raw_catalogue(tmp_path, items=12, seed=3, spoilt=0).photos.rglob("*")
+        if path.is_file()
+    ]
     assert len(files) > 30
     assert all(is_drawing(Image.open(path)) for path in files)
 
@@ -75,7 +81,9 @@ def test_what_looks_like_a_photograph_does_not_pass(background: int | None, tmp_
         small = image.resize((48, 72), Image.Resampling.LANCZOS)
         larger = image.resize((768, 1152), Image.Resampling.BICUBIC)
         passed += sum(map(is_drawing, (image, small, larger, as_jpeg(image, tmp_path / "a.jpg", 50))))
-    assert passed <= (6 if background == 192 else 0), "a dark garment before the very grey of the drawings may pass"
+    assert passed <= (6 if background == 192 else 0), (
+        "a dark garment before the very grey of the drawings may pass"
+    )
     noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
     assert not is_drawing(Image.fromarray(noise))
     assert is_drawing(Image.new("RGB", (5, 2), "white")), "nothing is to be seen on it"
@@ -96,7 +104,8 @@ def test_photographs_do_not_pass(photos: Path, tmp_path: Path) -> None:
     assert len(wrong) <= count / 100, wrong
 
 
-# --- the refusals -----------------------------------------------------------------------------------------------------
+# --- the refusals
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -116,19 +125,48 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-TRYON = ("tryon", "--front", "front.png", "--polygon", "p.json", "--num-inference-steps", "1", "--out", "new.png")
+TRYON = (
+    "tryon",
+    "--front",
+    "front.png",
+    "--polygon",
+    "p.json",
+    "--num-inference-steps",
+    "1",
+    "--out",
+    "new.png",
+)
 REFUSED = [
     ((*TRYON, "--person", "me.png", "--prompt", PROMPT), "me.png"),
     ((*TRYON, "--person", "worn.png", "--back", "back.png", "--prompt", PROMPT), "back.png"),
-    (("generate", "--front", "front.png", "--back", "back.png", "--prompt", PROMPT, "--num-inference-steps", "1"), "back.png"),
+    (
+        (
+            "generate",
+            "--front",
+            "front.png",
+            "--back",
+            "back.png",
+            "--prompt",
+            PROMPT,
+            "--num-inference-steps",
+            "1",
+        ),
+        "back.png",
+    ),
     (("caption", "--vlm-model", "pocket"), "taken.png"),
     (("embed",), "taken.png"),
 ]
 
 
-@pytest.mark.parametrize(("words", "name"), REFUSED, ids=lambda value: value[0] if isinstance(value, tuple) else value)
+@pytest.mark.parametrize(
+    ("words", "name"), REFUSED, ids=lambda value: value[0] if isinstance(value, tuple) else value
+)
 def test_the_pocket_refuses_a_photograph_wherever_it_would_see_one(
-    desk: Path, words: tuple[str, ...], name: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    desk: Path,
+    words: tuple[str, ...],
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     if words[0] == "embed":
         for triptych in ("drawn", "taken"):
@@ -138,13 +176,30 @@ def test_the_pocket_refuses_a_photograph_wherever_it_would_see_one(
     error = capsys.readouterr().err
     assert f"{name} looks like a photograph, and the pocket " in error and "--anyway" in error
     made = {path for path in desk.rglob("*") if path.is_file()} - before
-    assert not [path for path in made if path.suffix in (".png", ".safetensors", ".txt")], "nothing made, nothing moved"
+    assert not [path for path in made if path.suffix in (".png", ".safetensors", ".txt")], (
+        "nothing made, nothing moved"
+    )
     assert main([*words, "--model", "pocket", "--anyway"]) == 0
     assert f"{name} looks like a photograph" in caplog.text
 
 
-def test_a_line_of_a_batch_is_refused_and_the_others_are_made(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["tryon", "--batch", "jobs.csv", "--polygon", "p.json", "--prompt", PROMPT, "--model", "pocket", "--out", "out", "--json"]
+def test_a_line_of_a_batch_is_refused_and_the_others_are_made(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "tryon",
+        "--batch",
+        "jobs.csv",
+        "--polygon",
+        "p.json",
+        "--prompt",
+        PROMPT,
+        "--model",
+        "pocket",
+        "--out",
+        "out",
+        "--json",
+    ]
     main([*words, "--num-inference-steps", "1"])
     summary = json.loads(capsys.readouterr().out)
     assert (summary["made"], summary["failed"]) == (1, 1)
@@ -163,14 +218,20 @@ def test_a_captioner_that_knows_drawings_is_asked_about_no_photograph_by_tryon(
 def test_run_looks_at_a_few_photos_before_it_works(
     desk: Path, drawn: bool, own: bool, tiny_flux: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """README's own two commands, on photographs: model or captioner says what it has never seen, before `clean` begins."""
+    """README's own two commands, on photographs: model or captioner says what it has never seen, before
+    `clean` begins.
+    """
     for number in range(4):
         folder = desk / "photos" / f"item{number}"
         folder.mkdir(parents=True)
-        picture: Callable[[int], Image.Image] = (lambda n: held_out_items(1, n)[0].worn) if drawn else like_a_photo
+        picture: Callable[[int], Image.Image] = (
+            (lambda n: held_out_items(1, n)[0].worn) if drawn else like_a_photo
+        )
         picture(number).save(folder / "a.png")
     model = tiny_flux if own else "pocket"
-    Path("t.yaml").write_text(f"model: {model}\nclean: {{photos: photos, human: h, garment: g}}\ncaption: {{vlm_model: pocket}}\n")
+    Path("t.yaml").write_text(
+        f"model: {model}\nclean: {{photos: photos, human: h, garment: g}}\ncaption: {{vlm_model: pocket}}\n"
+    )
     before = sorted(desk.rglob("*"))
     assert main(["run", "--config", "t.yaml"]) == 1
     error = capsys.readouterr().err
@@ -178,7 +239,9 @@ def test_run_looks_at_a_few_photos_before_it_works(
     assert drawn or ("the pocket captioner" if own else "the pocket model") in error
     assert sorted(desk.rglob("*")) == before
     assert main(["run", "--config", "t.yaml", "--anyway"]) == 1
-    assert "has only seen drawings" not in "".join(line for line in capsys.readouterr().err.splitlines() if line.startswith("error"))
+    assert "has only seen drawings" not in "".join(
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("error")
+    )
 
 
 def test_what_a_folder_knows_is_read_from_it(tmp_path: Path, tiny_flux: Path) -> None:

@@ -40,7 +40,9 @@ def test_over_fitting_four_triptychs_lowers_the_loss(tmp_path: Path, context: st
 
 @pytest.mark.parametrize("context", ["noisy", "clean"])
 def test_random_weights_learn_too(tmp_path: Path, tiny: Path, context: str) -> None:
-    """Every family's LoRA gets hold of the loss. How far is bounded: first and last layer are random, narrow and frozen."""
+    """Every family's LoRA gets hold of the loss. How far is bounded: first and last layer are random, narrow
+    and frozen.
+    """
     write_rendered(tmp_path / "triptychs", 4, PanelLayout(32, 48))
     before, after = over_fit(tmp_path, str(tiny), context, steps=40, learning_rate=1e-2)
     assert after < 0.9 * before, f"loss {before:.4f} before, {after:.4f} after"
@@ -58,7 +60,15 @@ def over_fit(work: Path, model: str, context: str, steps: int, learning_rate: fl
     }
     if context == "clean":
         options["context_dropout"] = 0.0
-    config = TrainConfig(work=work, model=model, max_train_steps=steps, ema_decay=0.9, caption_dropout=0.0, context=context, **options)
+    config = TrainConfig(
+        work=work,
+        model=model,
+        max_train_steps=steps,
+        ema_decay=0.9,
+        caption_dropout=0.0,
+        context=context,
+        **options,
+    )
     train(config).finish()
 
     backbone = load_backbone(model)
@@ -67,6 +77,9 @@ def over_fit(work: Path, model: str, context: str, steps: int, learning_rate: fl
     load_lora(trained, work / "lora")
     with torch.no_grad():  # the same noise and times for both, none of them seen in training
         batches = [data.draw(backbone, step, 0, 1) for step in range(900, 916)]
-        losses = [[float(losses_of(config, backbone, one, batch).sample_B.mean()) for batch in batches] for one in (base, trained)]
+        losses = [
+            [float(losses_of(config, backbone, one, batch).sample_B.mean()) for batch in batches]
+            for one in (base, trained)
+        ]
     before, after = (sum(values) / len(values) for values in losses)
     return before, after

@@ -1,4 +1,6 @@
-"""LoRA formats: what a file says, by its own program's rules, is what our layers compute. Outputs are compared, not names."""
+"""LoRA formats: what a file says, by its own program's rules, is what our layers compute. Outputs are
+compared, not names.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,27 @@ from torch import Tensor, nn
 from triptych import flow
 from triptych.cli import main
 from triptych.errors import ModelError
-from triptych.lora.adapter import FILE_NAME, load_lora, open_lora, read_about, read_header, read_lora, save_lora
+from triptych.lora.adapter import (
+    FILE_NAME,
+    load_lora,
+    open_lora,
+    read_about,
+    read_header,
+    read_lora,
+    save_lora,
+)
 from triptych.lora.formats import layers_of, to_diffusers
-from triptych.lora.names import DIFFSYNTH, DIFFUSERS, FORMATS, FUSED, NATIVE, SPLIT_NATIVE, XLABS, Format, Names
+from triptych.lora.names import (
+    DIFFSYNTH,
+    DIFFUSERS,
+    FORMATS,
+    FUSED,
+    NATIVE,
+    SPLIT_NATIVE,
+    XLABS,
+    Format,
+    Names,
+)
 
 HIDDEN = 32
 Change = dict[str, Tensor]
@@ -78,15 +98,18 @@ def write(
 ) -> tuple[dict[str, Tensor], Change]:
     """A file in the given names, every matrix dense; and the change it means for the transformer's layers.
 
-    The change is made the way the file's own program applies it: alpha/rank · up @ down is added to the layer that
-    program has, fused or not; then its rows are handed out to diffusers' layers, in order.
+    The change is made the way the file's own program applies it: alpha/rank · up @ down is added to the layer
+    that program has, fused or not; then its rows are handed out to diffusers' layers, in order.
     """
     layers, tensors, change = linears(model), {}, {}
     for name, parts in numbered(names).items():
         if not only(name) or parts[0] not in layers:
             continue
         heights = [layers[part].out_features for part in parts]
-        down, up = randn(rank, layers[parts[0]].in_features, of="down" + name), randn(sum(heights), rank, of="up" + name)
+        down, up = (
+            randn(rank, layers[parts[0]].in_features, of="down" + name),
+            randn(sum(heights), rank, of="up" + name),
+        )
         tensors[key(name, "down")], tensors[key(name, "up")] = down, up
         if alpha is not None:
             tensors[key(name, "alpha")] = torch.tensor(alpha)
@@ -113,19 +136,31 @@ PEFT = ("lora_A", "lora_B")
 
 
 def check_outputs(lora: nn.Module, base: nn.Module, change: Change, tolerance: float = 1e-5) -> None:
-    """Every linear layer of the adapted model computes base(x) + change @ x, those the file does not name too."""
+    """Every linear layer of the adapted model computes base(x) + change @ x, those the file does not name
+    too.
+    """
     plain = linears(base)
     for name, linear in plain.items():
         x = randn(3, linear.in_features, of="x" + name)
         expected = linear(x) + (x @ change[name].T if name in change else 0)
         difference = (lora.get_submodule(name)(x) - expected).abs().max()
         assert difference < tolerance, f"{name}: {difference}"
-        assert name not in change or (x @ change[name].T).abs().max() > 1e-2, f"the test says nothing about {name}"
+        assert name not in change or (x @ change[name].T).abs().max() > 1e-2, (
+            f"the test says nothing about {name}"
+        )
 
 
 def save(folder: Path, tensors: dict[str, Tensor], adapter: dict | None = None, **metadata: str) -> Path:
-    about = {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in adapter.items()})} if adapter else {}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / FILE_NAME, metadata={"format": "pt", **about, **metadata})
+    about = (
+        {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in adapter.items()})}
+        if adapter
+        else {}
+    )
+    save_file(
+        {k: v.contiguous() for k, v in tensors.items()},
+        folder / FILE_NAME,
+        metadata={"format": "pt", **about, **metadata},
+    )
     return folder / FILE_NAME
 
 
@@ -157,7 +192,11 @@ CASES: dict[str, tuple[Names, Callable[[str, str], str], float | None]] = {
     "LyCORIS LoRA": (DIFFUSERS, underscored("lycoris_"), 2.0),
     "XLabs": (XLABS, dotted("", "down", "up"), None),
     "DiffSynth": (DIFFSYNTH, dotted("", "lora_A.default", "lora_B.default"), None),
-    "DiffSynth, its pipeline's prefix left on": (DIFFSYNTH, dotted("pipe.dit.", "lora_A.default", "lora_B.default"), None),
+    "DiffSynth, its pipeline's prefix left on": (
+        DIFFSYNTH,
+        dotted("pipe.dit.", "lora_A.default", "lora_B.default"),
+        None,
+    ),
     "diffusers, projections fused": (FUSED, dotted("transformer.", *PEFT), 2.0),
     "LyCORIS LoRA, projections fused": (FUSED, underscored("lycoris_"), 8.0),
 }
@@ -171,18 +210,26 @@ def test_every_format_changes_each_layer_as_its_own_program_does(
     tensors, change = write(base, names, key, alpha=alpha, swap_halves=names is not DIFFUSERS)
     load_lora(model, save(tmp_path, tensors))
     check_outputs(model, base, change)
-    expected = set(linears(base)) if names in (DIFFUSERS, NATIVE, SPLIT_NATIVE) else {n for n in change if "blocks." in n}
+    expected = (
+        set(linears(base))
+        if names in (DIFFUSERS, NATIVE, SPLIT_NATIVE)
+        else {n for n in change if "blocks." in n}
+    )
     assert set(change) == expected, "the test file covers the whole table"
 
 
-def test_the_cases_cover_every_row_of_the_table_of_formats(base: FluxTransformer2DModel, tmp_path: Path) -> None:
+def test_the_cases_cover_every_row_of_the_table_of_formats(
+    base: FluxTransformer2DModel, tmp_path: Path
+) -> None:
     """Also `diffusion_model.` before XLabs names, which diffusers reads as well."""
     titles = set()
     for names, key, alpha in CASES.values():
         file = open_lora(save(tmp_path, write(base, names, key, alpha=alpha)[0]))
         titles |= {layer.format for layer in file.layers}
         header = read_header(tmp_path / FILE_NAME)
-        assert all(layer.up.is_meta and layer.down.is_meta for layer in header.layers), "no matrix is read for a header"
+        assert all(layer.up.is_meta and layer.down.is_meta for layer in header.layers), (
+            "no matrix is read for a header"
+        )
         assert (header.scales, header.family, header.metadata) == (file.scales, file.family, file.metadata)
         assert [(one.name, one.up.shape, one.alpha) for one in header.layers] == [
             (one.name, one.up.shape, one.alpha) for one in file.layers
@@ -196,18 +243,40 @@ def test_no_name_stands_for_two_things() -> None:
         for name in format.names:
             full = format.prefix + name.replace(".", format.separator)
             other = meant.setdefault(full, format)
-            assert other.names[next(n for n in other.names if other.prefix + n.replace(".", other.separator) == full)] == format.names[name]
+            assert (
+                other.names[
+                    next(n for n in other.names if other.prefix + n.replace(".", other.separator) == full)
+                ]
+                == format.names[name]
+            )
 
 
 def test_the_native_names_are_those_of_the_real_checkpoint() -> None:
-    """diffusers converts FLUX.1's own checkpoint with code of its own; at the real width it must hand out the rows as we do.
+    """diffusers converts FLUX.1's own checkpoint with code of its own; at the real width it must hand out the
+    rows as we do.
 
     `up` with its two columns stands for the weights: rows are all that the conversion moves.
     """
     width, tensors, checkpoint = 3072, dict[str, Tensor](), dict[str, Tensor]()
-    outside = {"img_in": (64, 1), "txt_in": (4096, 1), "vector_in.in_layer": (768, 1), "final_layer.linear": (width, 64 / width)}
-    outside |= {"time_in.in_layer": (256, 1), "guidance_in.in_layer": (256, 1), "final_layer.adaLN_modulation.1": (width, 2)}
-    inside = {"img_attn.qkv": 3, "txt_attn.qkv": 3, "img_mlp.0": 4, "txt_mlp.0": 4, "img_mod.lin": 6, "txt_mod.lin": 6}
+    outside = {
+        "img_in": (64, 1),
+        "txt_in": (4096, 1),
+        "vector_in.in_layer": (768, 1),
+        "final_layer.linear": (width, 64 / width),
+    }
+    outside |= {
+        "time_in.in_layer": (256, 1),
+        "guidance_in.in_layer": (256, 1),
+        "final_layer.adaLN_modulation.1": (width, 2),
+    }
+    inside = {
+        "img_attn.qkv": 3,
+        "txt_attn.qkv": 3,
+        "img_mlp.0": 4,
+        "txt_mlp.0": 4,
+        "img_mod.lin": 6,
+        "txt_mod.lin": 6,
+    }
     inside |= {"linear1": 7, "modulation.lin": 3}
     columns = {"img_mlp.2": 4 * width, "txt_mlp.2": 4 * width, "linear2": 5 * width}
     for name in numbered(NATIVE, blocks=1):
@@ -220,40 +289,88 @@ def test_the_native_names_are_those_of_the_real_checkpoint() -> None:
         checkpoint |= {f"{norm}.norm.{side}_norm.scale": torch.ones(128) for side in ("query", "key")}
     state = to_diffusers(layers_of(tensors), dict.fromkeys(numbered(NATIVE, blocks=1), 1.0))
     theirs = convert_flux_transformer_checkpoint_to_diffusers(checkpoint)
-    weights = {name: tensor for name, tensor in theirs.items() if name.endswith(".weight") and ".norm_" not in name}
-    assert {name.replace(".weight", ".lora_B.weight") for name in weights} == {name for name in state if ".lora_B." in name}
-    assert all(torch.equal(state[name.replace(".weight", ".lora_B.weight")], tensor) for name, tensor in weights.items())
+    weights = {
+        name: tensor for name, tensor in theirs.items() if name.endswith(".weight") and ".norm_" not in name
+    }
+    assert {name.replace(".weight", ".lora_B.weight") for name in weights} == {
+        name for name in state if ".lora_B." in name
+    }
+    assert all(
+        torch.equal(state[name.replace(".weight", ".lora_B.weight")], tensor)
+        for name, tensor in weights.items()
+    )
 
 
 PUBLISHED_DOUBLE = (
-    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "norm1.linear", "norm1_context.linear"),
+    *(
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+    ),
+    *(
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+        "norm1.linear",
+        "norm1_context.linear",
+    ),
 )
 PUBLISHED_SINGLE = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out", "norm.linear")
 
 
 def published_names(double: int, single: int) -> list[str]:
-    """The layers of the ten In-Context LoRAs of arXiv 2410.23775: all linear layers inside the blocks, none outside."""
+    """The layers of the ten In-Context LoRAs of arXiv 2410.23775: all linear layers inside the blocks, none
+    outside.
+    """
     return [f"transformer_blocks.{n}.{part}" for n in range(double) for part in PUBLISHED_DOUBLE] + [
         f"single_transformer_blocks.{n}.{part}" for n in range(single) for part in PUBLISHED_SINGLE
     ]
 
 
 def test_the_published_key_set_has_the_published_size() -> None:
-    """couple-profile.safetensors is 171,969,352 bytes: rank 16 in float16, with some 400 bytes of metadata."""
-    sides = {"ff.net.0.proj": (4, 1), "ff.net.2": (1, 4), "norm1.linear": (6, 1), "norm1_context.linear": (6, 1)}
-    sides |= {"ff_context.net.0.proj": (4, 1), "ff_context.net.2": (1, 4), "proj_mlp": (4, 1), "proj_out": (1, 5), "norm.linear": (3, 1)}
+    """couple-profile.safetensors is 171,969,352 bytes: rank 16 in float16,
+    with some 400 bytes of metadata.
+    """
+    sides = {
+        "ff.net.0.proj": (4, 1),
+        "ff.net.2": (1, 4),
+        "norm1.linear": (6, 1),
+        "norm1_context.linear": (6, 1),
+    }
+    sides |= {
+        "ff_context.net.0.proj": (4, 1),
+        "ff_context.net.2": (1, 4),
+        "proj_mlp": (4, 1),
+        "proj_out": (1, 5),
+        "norm.linear": (3, 1),
+    }
     header, offset = {}, 0
-    for key in sorted(f"transformer.{name}.lora_{s}.weight" for name in published_names(19, 38) for s in "AB"):
+    for key in sorted(
+        f"transformer.{name}.lora_{s}.weight" for name in published_names(19, 38) for s in "AB"
+    ):
         out, into = next((side for part, side in sides.items() if f".{part}." in key), (1, 1))
         shape = [16, into * 3072] if "lora_A" in key else [out * 3072, 16]
-        header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [offset, offset := offset + 2 * math.prod(shape)]}
+        header[key] = {
+            "dtype": "F16",
+            "shape": shape,
+            "data_offsets": [offset, offset := offset + 2 * math.prod(shape)],
+        }
     size = 8 + len(json.dumps(header, separators=(",", ":"))) + offset
     assert 300 < 171_969_352 - size < 600
 
 
-def test_a_published_in_context_lora_loads_and_runs(tmp_path: Path, tiny_flux: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Their exact key set on a model with fewer blocks, in float16 as they are; from the file to a picture."""
+def test_a_published_in_context_lora_loads_and_runs(
+    tmp_path: Path, tiny_flux: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their exact key set on a model with fewer blocks, in float16 as they are;
+    from the file to a picture.
+    """
     transformer = FluxTransformer2DModel.from_pretrained(tiny_flux, subfolder="transformer")
     names = {name: (name,) for name in published_names(1, 2)}
     tensors, change = write(transformer, names, dotted("transformer.", *PEFT), rank=16)
@@ -262,21 +379,41 @@ def test_a_published_in_context_lora_loads_and_runs(tmp_path: Path, tiny_flux: P
     plain = copy.deepcopy(transformer)
     load_lora(transformer, file)
     check_outputs(transformer, plain, change, tolerance=2e-2)  # float16 keeps three digits
-    words = ["generate", "--model", str(tiny_flux), "--prompt", "a dress <IMAGE 1> <IMAGE 2> <IMAGE 3>", "--num-inference-steps", "2"]
+    words = [
+        "generate",
+        "--model",
+        str(tiny_flux),
+        "--prompt",
+        "a dress <IMAGE 1> <IMAGE 2> <IMAGE 3>",
+        "--num-inference-steps",
+        "2",
+    ]
     words += ["--device", "cpu", "--dtype", "fp32"]
     assert main([*words, "--out", str(tmp_path / "with"), "--lora", str(file), "--json"]) == 0
     assert main([*words, "--out", str(tmp_path / "without"), "--json"]) == 0
-    ours, none = (Path(json.loads(line)["images"][0]).read_bytes() for line in capsys.readouterr().out.splitlines())
+    ours, none = (
+        Path(json.loads(line)["images"][0]).read_bytes() for line in capsys.readouterr().out.splitlines()
+    )
     assert ours != none
 
 
 @pytest.mark.parametrize(
-    "case", ["diffusers", "diffusers, lora_A and alpha", "ComfyUI lora_down and alpha", "kohya", "XLabs", "OneTrainer legacy"]
+    "case",
+    [
+        "diffusers",
+        "diffusers, lora_A and alpha",
+        "ComfyUI lora_down and alpha",
+        "kohya",
+        "XLabs",
+        "OneTrainer legacy",
+    ],
 )
 def test_where_diffusers_reads_a_format_right_we_compute_the_same(
     tmp_path: Path, tiny_flux: Path, base: FluxTransformer2DModel, model: FluxTransformer2DModel, case: str
 ) -> None:
-    """Double blocks only, and attention only for OneTrainer's: the rest is what diffusers 0.42.1 gets wrong or cannot do."""
+    """Double blocks only, and attention only for OneTrainer's: the rest is what diffusers 0.42.1 gets wrong
+    or cannot do.
+    """
     names, key, alpha = CASES[case]
     wanted = "attn" if case == "OneTrainer legacy" else ""
 
@@ -296,25 +433,37 @@ def test_where_diffusers_reads_a_format_right_we_compute_the_same(
 def test_round_trip_through_another_programs_names(
     tmp_path: Path, base: FluxTransformer2DModel, model: FluxTransformer2DModel, target: str, only: str
 ) -> None:
-    """Ours → theirs → ours: the same outputs; and theirs, applied to the fused layers by their rules, mean the same."""
+    """Ours → theirs → ours: the same outputs; and theirs, applied to the fused layers by their rules, mean
+    the same.
+    """
     keep = {"everything": "", "to_q alone": ".to_q", "q and v of different rank": ".to_v"}[only]
-    tensors, change = write(base, DIFFUSERS, dotted("", *PEFT), only=lambda name: keep in name, swap_halves=False)
+    tensors, change = write(
+        base, DIFFUSERS, dotted("", *PEFT), only=lambda name: keep in name, swap_halves=False
+    )
     if only == "q and v of different rank":
         more, moved = write(base, DIFFUSERS, dotted("", *PEFT), rank=2, only=lambda name: ".to_q" in name)
         tensors, change = tensors | more, change | moved
-    ours, theirs, back = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors", tmp_path / "back.safetensors"
+    ours, theirs, back = (
+        tmp_path / "ours.safetensors",
+        tmp_path / "theirs.safetensors",
+        tmp_path / "back.safetensors",
+    )
     save_file({f"transformer.{key}": tensor for key, tensor in tensors.items()}, ours)
     assert main(["lora", "convert", str(ours), str(theirs), "--to", target]) == 0
     assert main(["lora", "convert", str(theirs), str(back), "--to", "diffusers"]) == 0
     load_lora(model, back)
     check_outputs(model, base, change)
     restored = {key: tensor.shape for key, tensor in load_file(back).items()}
-    assert restored == {f"transformer.{key}": tensor.shape for key, tensor in tensors.items()}, "the ranks fall apart again"
+    assert restored == {f"transformer.{key}": tensor.shape for key, tensor in tensors.items()}, (
+        "the ranks fall apart again"
+    )
     check_native_meaning(load_file(theirs), target, base, change)
 
 
 def check_native_meaning(tensors: dict[str, Tensor], target: str, base: nn.Module, change: Change) -> None:
-    """Each layer of a native file means alpha/rank · up @ down for the fused weight, whose rows are the parts' in order."""
+    """Each layer of a native file means alpha/rank · up @ down for the fused weight, whose rows are the
+    parts' in order.
+    """
     layers, seen = linears(base), set()
     for name, parts in numbered(NATIVE).items():
         stem = "lora_unet_" + name.replace(".", "_") if target == "kohya" else "diffusion_model." + name
@@ -329,7 +478,10 @@ def check_native_meaning(tensors: dict[str, Tensor], target: str, base: nn.Modul
         if name == "final_layer.adaLN_modulation.1":
             expected = torch.cat([expected[HIDDEN:], expected[:HIDDEN]])
         assert (delta - expected).abs().max() < 1e-5, name
-        seen |= {f"{stem}.{s}" for s in ("lora_down.weight", "lora_up.weight", *(["alpha"] if target == "kohya" else []))}
+        seen |= {
+            f"{stem}.{s}"
+            for s in ("lora_down.weight", "lora_up.weight", *(["alpha"] if target == "kohya" else []))
+        }
     assert seen == tensors.keys()
 
 
@@ -341,18 +493,26 @@ def test_a_fused_file_keeps_its_rank_through_our_names(tmp_path: Path, base: Flu
     assert main(["lora", "convert", str(ours), str(again), "--to", "kohya"]) == 0
     back = load_file(again)
     assert back.keys() == tensors.keys()
-    assert all(torch.equal(back[key], tensors[key]) for key in tensors), "alpha was the rank: not a bit changes"
+    assert all(torch.equal(back[key], tensors[key]) for key in tensors), (
+        "alpha was the rank: not a bit changes"
+    )
 
 
 def test_what_convert_writes_diffusers_applies_at_full_strength(
     tmp_path: Path, tiny_flux: Path, base: FluxTransformer2DModel, model: FluxTransformer2DModel
 ) -> None:
-    """Gaps 1 and 12 mended by converting first: layers outside the blocks, single blocks of any width, alpha, mixed ranks.
+    """Gaps 1 and 12 mended by converting first: layers outside the blocks, single blocks of any width, alpha,
+    mixed ranks.
 
-    The final layer is `proj_out`, the end of the single blocks' names too, and here of another rank than theirs.
+    The final layer is `proj_out`, the end of the single blocks' names too, and here of another rank than
+    theirs.
     """
-    tensors, change = write(base, NATIVE, underscored("lora_unet_"), alpha=1.0, only=lambda name: "blocks" in name)
-    more, outside = write(base, NATIVE, underscored("lora_unet_"), rank=7, alpha=14.0, only=lambda name: "blocks" not in name)
+    tensors, change = write(
+        base, NATIVE, underscored("lora_unet_"), alpha=1.0, only=lambda name: "blocks" in name
+    )
+    more, outside = write(
+        base, NATIVE, underscored("lora_unet_"), rank=7, alpha=14.0, only=lambda name: "blocks" not in name
+    )
     file, change = save(tmp_path, tensors | more), change | outside
     out = tmp_path / "ours" / FILE_NAME
     assert main(["lora", "convert", str(file), str(out)]) == 0
@@ -364,13 +524,19 @@ def test_what_convert_writes_diffusers_applies_at_full_strength(
 def test_the_final_layer_alone_leaves_the_single_blocks_alone(
     tmp_path: Path, base: FluxTransformer2DModel, model: FluxTransformer2DModel
 ) -> None:
-    tensors, change = write(base, NATIVE, underscored("lora_unet_"), alpha=2.0, only=lambda name: name == "final_layer.linear")
+    tensors, change = write(
+        base, NATIVE, underscored("lora_unet_"), alpha=2.0, only=lambda name: name == "final_layer.linear"
+    )
     load_lora(model, save(tmp_path, tensors))
     check_outputs(model, base, change)
     assert [name for name, _ in model.named_modules() if name.endswith("lora_A")] == ["proj_out.lora_A"]
 
 
-PARTS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q", "single_transformer_blocks.0.proj_out")
+PARTS = (
+    "transformer_blocks.0.attn.to_q",
+    "transformer_blocks.1.attn.to_q",
+    "single_transformer_blocks.0.proj_out",
+)
 
 
 @pytest.mark.parametrize(
@@ -378,8 +544,16 @@ PARTS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q", "si
     [
         ({"r": 4, "lora_alpha": 2}, None, (0.5, 0.5, 0.5)),
         ({"r": 4, "lora_alpha": 2}, 2.0, (0.5, 0.5, 0.5)),  # gap 5: both, and they agree
-        ({"r": 4, "lora_alpha": 4, "alpha_pattern": {"transformer_blocks.0.attn.to_q": 1}}, None, (0.25, 1, 1)),
-        ({"r": 4, "lora_alpha": 4, "alpha_pattern": {"^transformer_blocks.1.attn.to_q": 2}}, None, (1, 0.5, 1)),
+        (
+            {"r": 4, "lora_alpha": 4, "alpha_pattern": {"transformer_blocks.0.attn.to_q": 1}},
+            None,
+            (0.25, 1, 1),
+        ),
+        (
+            {"r": 4, "lora_alpha": 4, "alpha_pattern": {"^transformer_blocks.1.attn.to_q": 2}},
+            None,
+            (1, 0.5, 1),
+        ),
         ({"r": 4, "lora_alpha": 4, "alpha_pattern": {"to_q": 2}}, None, (0.5, 0.5, 1)),
         ({"r": 4, "lora_alpha": 2, "use_rslora": True}, None, (1, 1, 1)),
     ],
@@ -404,7 +578,9 @@ def test_strength_from_peft_config_and_alpha(
     check_outputs(model, base, change)
 
 
-def test_strength_multiplies_what_the_file_says(tmp_path: Path, base: FluxTransformer2DModel, model: FluxTransformer2DModel) -> None:
+def test_strength_multiplies_what_the_file_says(
+    tmp_path: Path, base: FluxTransformer2DModel, model: FluxTransformer2DModel
+) -> None:
     tensors, change = write(base, NATIVE, underscored("lora_unet_"), alpha=2.0)
     load_lora(model, save(tmp_path, tensors), 0.5)
     check_outputs(model, base, {name: delta * 0.5 for name, delta in change.items()})
@@ -423,14 +599,18 @@ def test_small_number_formats_are_read_and_folded_without_rounding(
         delta = 0.75 * rounded[f"{stem}.lora_up.weight"] @ rounded[f"{stem}.lora_down.weight"]
         if name == "final_layer.adaLN_modulation.1":
             delta = torch.cat([delta[HIDDEN:], delta[:HIDDEN]])
-        change.update(zip(parts, delta.split([linears(base)[part].out_features for part in parts]), strict=True))
+        change.update(
+            zip(parts, delta.split([linears(base)[part].out_features for part in parts]), strict=True)
+        )
     out = tmp_path / "ours.safetensors"
     assert main(["lora", "convert", str(file), str(out)]) == 0
     load_lora(model, out)
     check_outputs(model, base, change)
 
 
-def pair(stem: str, down: Iterable[int] = (2, HIDDEN), up: Iterable[int] = (HIDDEN, 2), peft: bool = True) -> dict[str, Tensor]:
+def pair(
+    stem: str, down: Iterable[int] = (2, HIDDEN), up: Iterable[int] = (HIDDEN, 2), peft: bool = True
+) -> dict[str, Tensor]:
     names = PEFT if peft else ("lora_down", "lora_up")
     return {f"{stem}.{names[0]}.weight": torch.ones(*down), f"{stem}.{names[1]}.weight": torch.ones(*up)}
 
@@ -440,7 +620,10 @@ GOOD = pair(Q)
 NAN = {f"{Q}.lora_A.weight": torch.full((2, HIDDEN), math.nan), f"{Q}.lora_B.weight": torch.ones(HIDDEN, 2)}
 W = torch.ones(HIDDEN, 2)
 SINGLE = pair("transformer.single_transformer_blocks.0.attn.to_q")
-LOKR = {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.ones(2, 2), "lycoris_transformer_blocks_0_attn_to_q.alpha": torch.ones(())}
+LOKR = {
+    "lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.ones(2, 2),
+    "lycoris_transformer_blocks_0_attn_to_q.alpha": torch.ones(()),
+}
 
 
 @pytest.mark.parametrize(
@@ -457,8 +640,20 @@ LOKR = {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.ones(2, 2), "lyc
         (GOOD | {f"{Q}.lora_magnitude_vector": torch.ones(HIDDEN)}, "DoRA"),
         (GOOD | {f"{Q}.magnitude": torch.ones(HIDDEN)}, "DoRA"),  # ai-toolkit's
         # ai-toolkit's full rank: one matrix a layer
-        ({f"transformer.transformer_blocks.{n}.attn.to_q.lora_A.weight": torch.ones(HIDDEN, HIDDEN) for n in (0, 1)}, "full-rank"),
-        ({"oft_unet_double_blocks_0_img_attn_proj.alpha": torch.zeros(()), "oft_unet_double_blocks_0_img_attn_proj.oft_blocks": W}, "OFT"),
+        (
+            {
+                f"transformer.transformer_blocks.{n}.attn.to_q.lora_A.weight": torch.ones(HIDDEN, HIDDEN)
+                for n in (0, 1)
+            },
+            "full-rank",
+        ),
+        (
+            {
+                "oft_unet_double_blocks_0_img_attn_proj.alpha": torch.zeros(()),
+                "oft_unet_double_blocks_0_img_attn_proj.oft_blocks": W,
+            },
+            "OFT",
+        ),
         ({"lycoris_x_embedder.alpha": torch.zeros(()), "lycoris_x_embedder.oft_blocks": W}, "OFT"),
         ({"transformer.x_embedder.oft_R.weight": W, "transformer.x_embedder.alpha": torch.ones(())}, "OFT"),
         ({f"lycoris_x_embedder.{part}.weight": W.clone() for part in ("a1", "a2", "b1", "b2")}, "GLoRA"),
@@ -475,7 +670,8 @@ LOKR = {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.ones(2, 2), "lyc
         (pair("transformer.transformer_blocks.0.attn1.to_q"), "cross attention"),
         (GOOD | pair("diffusion_model.distilled_guidance_layer.in_proj"), "Chroma"),
         (GOOD | {"bundle_emb.token.clip_l": W}, "text encoder"),
-        # what more than a text encoder stands in the way is said first: to leave the encoder out would not help
+        # what more than a text encoder stands in the way is said first: to leave the encoder out would not
+        # help
         (LOKR | pair("lora_te1_text_model_encoder_layers_0_mlp_fc1", peft=False), "LoKr"),
         # gap 9: FLUX.2 in native names, told by its wider feed-forward, or by layers of its own
         (pair("diffusion_model.single_blocks.0.linear1", up=(9 * HIDDEN, 2)), "FLUX.1"),
@@ -487,7 +683,10 @@ LOKR = {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.ones(2, 2), "lyc
         (pair("diffusion_model.layers.0.attention.to_q"), "Z-Image"),
         (pair("diffusion_model.joint_blocks.0.x_block.attn.qkv"), "own names"),
         (pair("transformer.transformer_blocks.0.img_mlp.net.0.proj"), "Qwen-Image"),
-        (pair("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", peft=False), "Stable Diffusion"),
+        (
+            pair("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", peft=False),
+            "Stable Diffusion",
+        ),
         ({"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(16)}, "biases or norms"),
         ({"double_blocks.0.img_attn.proj.lora_B.bias": torch.ones(HIDDEN)}, "biases or norms"),
         (GOOD | pair("lora_te1_text_model_encoder_layers_0_mlp_fc1", peft=False), "text encoder"),
@@ -503,7 +702,10 @@ LOKR = {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.ones(2, 2), "lyc
         ({k: v * 3e6 for k, v in GOOD.items()}, "beyond all bounds"),
         (GOOD | {f"{Q}.alpha": torch.tensor(1e38)}, "beyond all bounds"),
         ({k: (v * 60000).half() for k, v in GOOD.items()}, "beyond all bounds"),
-        (pair("transformer.transformer_blocks.0.norm1.linear", up=(9 * HIDDEN, 2)) | SINGLE, "FLUX.1 and of Stable Diffusion 3"),
+        (
+            pair("transformer.transformer_blocks.0.norm1.linear", up=(9 * HIDDEN, 2)) | SINGLE,
+            "FLUX.1 and of Stable Diffusion 3",
+        ),
         ({f"{Q}.lora_A.weight": torch.ones(2, HIDDEN)}, "lacks the up"),
         ({f"{Q}.alpha": torch.ones(())}, "lacks the up"),
         (pair(Q, down=(3, HIDDEN)), "rank 3 going down and 2 going up"),
@@ -512,12 +714,17 @@ LOKR = {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.ones(2, 2), "lyc
         (pair(Q, up=(HIDDEN + 1, 2)), "33×32"),
         (pair("lora_unet_double_blocks_0_img_attn_qkv", up=(HIDDEN, 2), peft=False), "32×32"),
         (pair("transformer.norm_out.linear", up=(7, 2)), "7×32"),
-        (GOOD | pair("transformer.transformer_blocks.0.attn.to_k", down=(2, 64), up=(64, 2)), "different width"),
+        (
+            GOOD | pair("transformer.transformer_blocks.0.attn.to_k", down=(2, 64), up=(64, 2)),
+            "different width",
+        ),
         ({key: tensor.to(torch.int8) for key, tensor in GOOD.items()}, "int8"),
         ({}, "empty"),
     ],
 )
-def test_what_is_no_lora_for_flux_1_is_refused_in_a_sentence(tmp_path: Path, tensors: dict[str, Tensor], words: str) -> None:
+def test_what_is_no_lora_for_flux_1_is_refused_in_a_sentence(
+    tmp_path: Path, tensors: dict[str, Tensor], words: str
+) -> None:
     with pytest.raises(ModelError, match=words) as caught:
         read_lora(save(tmp_path, tensors))
     sentence = str(caught.value)
@@ -535,7 +742,10 @@ def test_what_is_no_lora_for_flux_1_is_refused_in_a_sentence(tmp_path: Path, ten
         ({"lora_adapter_metadata": "[" * 100_000}, "lora_adapter_metadata"),
         ({"lora_adapter_metadata": '{"transformer.r": 2, "transformer.lora_alpha": "much"}'}, "alpha"),
         ({"lora_adapter_metadata": '{"transformer.r": 2, "transformer.lora_alpha": NaN}'}, "alpha"),
-        ({"lora_adapter_metadata": '{"transformer.r": 2, "transformer.lora_alpha": 1' + "0" * 400 + "}"}, "alpha"),
+        (
+            {"lora_adapter_metadata": '{"transformer.r": 2, "transformer.lora_alpha": 1' + "0" * 400 + "}"},
+            "alpha",
+        ),
         ({"lora_adapter_metadata": '{"transformer.r": 2, "transformer.alpha_pattern": [1]}'}, "alpha"),
         ({"lora_adapter_metadata": '{"transformer.r": 2, "transformer.use_dora": true}'}, "DoRA"),
         ({"triptych": "{"}, "triptych"),
@@ -543,7 +753,17 @@ def test_what_is_no_lora_for_flux_1_is_refused_in_a_sentence(tmp_path: Path, ten
         ({"triptych": '{"layout": {"width": 8, "height": 8, "roles": [["a"]], "columns": 1}}'}, "panels"),
         ({"triptych": '{"context": "murky"}'}, "panels"),
         *(
-            ({"triptych": json.dumps({"layout": {"width": 32, "height": 48, "roles": ["front", "worn"], "columns": 2} | change})}, "panels")
+            (
+                {
+                    "triptych": json.dumps(
+                        {
+                            "layout": {"width": 32, "height": 48, "roles": ["front", "worn"], "columns": 2}
+                            | change
+                        }
+                    )
+                },
+                "panels",
+            )
             for change in (
                 {"width": 10**9, "height": 10**9},
                 {"width": 0},
@@ -568,7 +788,9 @@ def test_what_is_no_lora_for_flux_1_is_refused_in_a_sentence(tmp_path: Path, ten
         ({"triptych": '{"context_lora": "yes"}'}, "triptych"),
     ],
 )
-def test_damaged_metadata_is_refused_in_a_sentence(tmp_path: Path, metadata: dict[str, str], words: str) -> None:
+def test_damaged_metadata_is_refused_in_a_sentence(
+    tmp_path: Path, metadata: dict[str, str], words: str
+) -> None:
     file = save(tmp_path, GOOD, **metadata)
     with pytest.raises(ModelError, match=words) as caught:
         read_lora(file)
@@ -594,7 +816,9 @@ def test_two_strengths_that_disagree_are_refused(tmp_path: Path) -> None:
         (b"PK\x03\x04" + bytes(60), "pickle"),
     ],
 )
-def test_a_download_that_went_wrong_is_told_by_its_first_bytes(tmp_path: Path, content: bytes, hint: str) -> None:
+def test_a_download_that_went_wrong_is_told_by_its_first_bytes(
+    tmp_path: Path, content: bytes, hint: str
+) -> None:
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(ModelError) as caught:
         read_about(tmp_path / "a.safetensors")
@@ -637,8 +861,18 @@ def test_text_encoders_can_be_left_out_on_request(tmp_path: Path, capsys: pytest
 
 def test_what_the_file_says_of_itself_survives_conversion(tmp_path: Path) -> None:
     layout = {"width": 32, "height": 48, "roles": ["front", "back", "worn"], "columns": 3}
-    about = {"base_model": "black-forest-labs/FLUX.1-dev", "layout": layout, "context": "clean", "recipe": {"rank": 2}, "data_sha256": "d"}
-    ours, theirs, back = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors", tmp_path / "back.safetensors"
+    about = {
+        "base_model": "black-forest-labs/FLUX.1-dev",
+        "layout": layout,
+        "context": "clean",
+        "recipe": {"rank": 2},
+        "data_sha256": "d",
+    }
+    ours, theirs, back = (
+        tmp_path / "ours.safetensors",
+        tmp_path / "theirs.safetensors",
+        tmp_path / "back.safetensors",
+    )
     save_lora(ours, {key.removeprefix("transformer."): tensor for key, tensor in GOOD.items()}, 2, 1, about)
     assert main(["lora", "convert", str(ours), str(theirs), "--to", "kohya"]) == 0
     assert main(["lora", "convert", str(theirs), str(back)]) == 0
@@ -650,13 +884,21 @@ def test_what_the_file_says_of_itself_survives_conversion(tmp_path: Path) -> Non
     assert metadata["modelspec.resolution"] == "96x48"
     assert "Non-Commercial" in metadata["modelspec.license"]
     with safe_open(theirs, "pt") as stream:
-        assert "lora_adapter_metadata" not in stream.metadata(), "it would name layers that are not in the file"
+        assert "lora_adapter_metadata" not in stream.metadata(), (
+            "it would name layers that are not in the file"
+        )
     assert torch.equal(load_file(back)[f"{Q}.lora_B.weight"], torch.full((HIDDEN, 2), 0.5))
 
 
-def test_inspect_says_what_is_in_a_file(tmp_path: Path, base: FluxTransformer2DModel, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_says_what_is_in_a_file(
+    tmp_path: Path, base: FluxTransformer2DModel, capsys: pytest.CaptureFixture[str]
+) -> None:
     tensors, change = write(base, NATIVE, underscored("lora_unet_"), alpha=2.0)
-    file = save(tmp_path, {key: tensor.bfloat16() for key, tensor in tensors.items()}, ss_base_model_version="flux1\x1b[2J")
+    file = save(
+        tmp_path,
+        {key: tensor.bfloat16() for key, tensor in tensors.items()},
+        ss_base_model_version="flux1\x1b[2J",
+    )
     assert main(["lora", "inspect", str(file), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["format"] == "kohya"
@@ -700,7 +942,11 @@ def test_inspect_says_what_is_in_a_file(tmp_path: Path, base: FluxTransformer2DM
     ],
 )
 def test_exit_codes(
-    words: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good").mkdir()
@@ -708,6 +954,9 @@ def test_exit_codes(
     assert main(["lora", *words]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert code == 2 or [line.split(":")[0] for line in captured.err.splitlines() if line.strip()] == ["error", "hint"]
+    assert code == 2 or [line.split(":")[0] for line in captured.err.splitlines() if line.strip()] == [
+        "error",
+        "hint",
+    ]
     assert (tmp_path / "good" / FILE_NAME).read_bytes() == before
     assert not list(tmp_path.glob("out*"))

@@ -1,4 +1,6 @@
-"""What a LoRA says about itself, and what comes of it in pictures: panels, context, numbers that overflow, prompts that are cut."""
+"""What a LoRA says about itself, and what comes of it in pictures: panels, context, numbers that overflow,
+prompts that are cut.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ from triptych.errors import InputError, ModelError
 from triptych.lora.adapter import add_lora, lora_state, save_lora
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.generate import Sampling, generate_triptych, load_models
-from triptych.tryon.dress import Person, try_on
 from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.tryon import TryonConfig, tryon
+from triptych.vton.dress import Person, try_on
 
 PROMPT = "dress <IMAGE 1> front <IMAGE 2> back <IMAGE 3> worn"
 OUTLINE = [[(10.0, 12.0), (30.0, 12.0), (30.0, 50.0)]]
@@ -32,10 +34,18 @@ def state(tiny_flux: Path) -> dict[str, torch.Tensor]:
     transformer = backbone.load_transformer()
     add_lora(transformer, backbone.lora_targets, 2, 2, 0.0, 0)
     generator = torch.Generator().manual_seed(0)
-    return {key: torch.randn(tensor.shape, generator=generator) * 0.3 for key, tensor in lora_state(transformer).items()}
+    return {
+        key: torch.randn(tensor.shape, generator=generator) * 0.3
+        for key, tensor in lora_state(transformer).items()
+    }
 
 
-def lora(folder: Path, state: dict[str, torch.Tensor], roles: tuple[str, ...] = ("front", "back", "worn"), **about: Any) -> Path:
+def lora(
+    folder: Path,
+    state: dict[str, torch.Tensor],
+    roles: tuple[str, ...] = ("front", "back", "worn"),
+    **about: Any,
+) -> Path:
     layout = {"width": 32, "height": 48, "roles": list(roles), "columns": len(roles)}
     file = folder / "lora.safetensors"
     save_lora(file, state, 2, 2, {"family": "flux", "layout": layout, **about})
@@ -64,7 +74,14 @@ def inputs(tmp_path: Path, tiny_flux: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "roles",
-    [("worn",), ("a", "b", "c"), ("left", "right"), ("worn", "front", "back"), ("front", "back"), ("front", "detail", "worn")],
+    [
+        ("worn",),
+        ("a", "b", "c"),
+        ("left", "right"),
+        ("worn", "front", "back"),
+        ("front", "back"),
+        ("front", "detail", "worn"),
+    ],
     ids=str,
 )
 def test_panels_that_are_no_garment_and_its_wearer_are_refused_by_name(
@@ -91,15 +108,22 @@ def test_without_photos_any_panels_are_made_inside_the_folder(
 ) -> None:
     file = lora(tmp_path, state, ("scene", "worn"))
     generate(GenerateConfig(**{**inputs, "front": None}, lora=file, out=tmp_path / "g")).finish()
-    assert sorted(path.stem.rsplit("-", 1)[1] for path in (tmp_path / "g" / "panels").iterdir()) == ["scene", "worn"]
+    assert sorted(path.stem.rsplit("-", 1)[1] for path in (tmp_path / "g" / "panels").iterdir()) == [
+        "scene",
+        "worn",
+    ]
 
 
-def test_a_pair_of_front_and_worn_is_enough(state: dict[str, torch.Tensor], inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_a_pair_of_front_and_worn_is_enough(
+    state: dict[str, torch.Tensor], inputs: dict[str, Any], tmp_path: Path
+) -> None:
     file = lora(tmp_path, state, ("front", "worn"))
     body = {"person": tmp_path / "me.png", "polygon": tmp_path / "p.json", "out": tmp_path / "new.png"}
     tryon(TryonConfig(**inputs, **body, lora=file)).finish()
     assert Image.open(tmp_path / "new-triptych.png").size == (64, 48)
-    summary = generate(GenerateConfig(**inputs, back=tmp_path / "me.png", lora=file, out=tmp_path / "g")).finish()
+    summary = generate(
+        GenerateConfig(**inputs, back=tmp_path / "me.png", lora=file, out=tmp_path / "g")
+    ).finish()
     assert "The LoRA has no back panel: the back photo is not used." in summary["warnings"]
 
 
@@ -110,7 +134,9 @@ def test_the_library_samples_as_the_lora_was_trained_unless_told_otherwise(
     file = lora(tmp_path, state, context="clean", context_lora=True, context_reading="products")
     models = load_models(inputs["model"], [PROMPT], file, device="cpu", dtype="fp32")
     assert models.layout() == PanelLayout(32, 48)
-    asked = TryonConfig(**{**inputs, "num_inference_steps": None}, lora=file).sampling(models.backbone.settings, 0.9)
+    asked = TryonConfig(**{**inputs, "num_inference_steps": None}, lora=file).sampling(
+        models.backbone.settings, 0.9
+    )
     assert models.sampling(strength=0.9) == asked and asked.context == "clean"
     person = Person(picture(2), OUTLINE, PROMPT)
 
@@ -126,14 +152,23 @@ def test_the_library_samples_as_the_lora_was_trained_unless_told_otherwise(
     assert len(caplog.records) == 2
 
 
-def test_numbers_that_overflow_are_no_picture(state: dict[str, torch.Tensor], inputs: dict[str, Any], tmp_path: Path) -> None:
-    """One infinite number in the model, and so NaN everywhere: an error in place of a black picture, which names the LoRA."""
+def test_numbers_that_overflow_are_no_picture(
+    state: dict[str, torch.Tensor], inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    """One infinite number in the model, and so NaN everywhere: an error in place of a black picture, which
+    names the LoRA.
+    """
     file = lora(tmp_path, state)
-    for used, words in ((file, r"With the LoRA .*lora.safetensors .* not finite"), (None, r"^The model makes numbers that are not finite")):
+    for used, words in (
+        (file, r"With the LoRA .*lora.safetensors .* not finite"),
+        (None, r"^The model makes numbers that are not finite"),
+    ):
         models = load_models(inputs["model"], [PROMPT], used, device="cpu", dtype="fp32")
         models.transformer.proj_out.weight.data[0, 0] = float("inf")
         for make in (
-            lambda models=models: try_on(models, picture(1), picture(1), [Person(picture(2), OUTLINE, PROMPT)]),
+            lambda models=models: try_on(
+                models, picture(1), picture(1), [Person(picture(2), OUTLINE, PROMPT)]
+            ),
             lambda models=models: generate_triptych(models, [PROMPT], products=[{"front": picture(1)}]),
             lambda models=models: generate_triptych(models, [PROMPT]),
         ):
@@ -153,7 +188,8 @@ def test_a_prompt_the_models_do_not_know_is_a_sentence(tiny_flux: Path) -> None:
         try_on(models, picture(1), picture(1), [Person(picture(2), OUTLINE)])
 
 
-# --- Prompts that are cut ---------------------------------------------------------------------------------------------
+# --- Prompts that are cut
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -169,24 +205,42 @@ def test_where_a_prompt_is_cut_is_said(limit: int, words: str) -> None:
     """Counted in words here, an end token included: markers are two words, `a b` the summary."""
     text = "a b <IMAGE 1> c d <IMAGE 2> e <IMAGE 3> f g"
     said = where_cut(text, limit, lambda part: len(part.split()) + 1)
-    assert said.startswith(f"The prompt has 14 tokens, the model reads {limit}: it is cut in {words}") if words else said == ""
+    assert (
+        said.startswith(f"The prompt has 14 tokens, the model reads {limit}: it is cut in {words}")
+        if words
+        else said == ""
+    )
 
 
-def test_a_prompt_that_is_cut_is_a_warning_in_every_verb(inputs: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_prompt_that_is_cut_is_a_warning_in_every_verb(
+    inputs: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The tiny model reads 24 tokens; what is lost is the end, the worn panel."""
     inputs["prompt"] = "a dress " + "of red silk " * 10 + PROMPT
     body = {"person": tmp_path / "me.png", "polygon": tmp_path / "p.json"}
-    one, other = tryon(TryonConfig(**inputs, **body, out=tmp_path / "new.png")), generate(GenerateConfig(**inputs, out=tmp_path / "g"))
+    one, other = (
+        tryon(TryonConfig(**inputs, **body, out=tmp_path / "new.png")),
+        generate(GenerateConfig(**inputs, out=tmp_path / "g")),
+    )
     for run in (one, other):
-        assert "it is cut in the summary, and nothing is read of panel 1 and 2 and 3" in run.summary["warnings"][-1]
+        assert (
+            "it is cut in the summary, and nothing is read of panel 1 and 2 and 3"
+            in run.summary["warnings"][-1]
+        )
     assert caplog.text.count("it is cut in the summary") == 2
     (tmp_path / "jobs.csv").write_text("front,person\nfront.png,me.png\n")
-    batch = {"front": None, "batch": tmp_path / "jobs.csv", "polygon": tmp_path / "p.json", "out": tmp_path / "out"}
+    batch = {
+        "front": None,
+        "batch": tmp_path / "jobs.csv",
+        "polygon": tmp_path / "p.json",
+        "out": tmp_path / "out",
+    }
     tryon(TryonConfig(**{**inputs, **batch})).finish()
     assert "it is cut in the summary" in (tmp_path / "out" / "results.csv").read_text()
 
 
-# --- Options that nothing else would notice ---------------------------------------------------------------------------
+# --- Options that nothing else would notice
+# ---------------------------------------------------------------------------
 
 
 def test_dropping_the_background_changes_what_generate_makes(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -196,7 +250,9 @@ def test_dropping_the_background_changes_what_generate_makes(inputs: dict[str, A
     worn = []
     for drop in (False, True):
         panels = {"panel_width": 128, "panel_height": 192}
-        config = GenerateConfig(**inputs, **panels, context="clean", drop_background=drop, out=tmp_path / str(drop))
+        config = GenerateConfig(
+            **inputs, **panels, context="clean", drop_background=drop, out=tmp_path / str(drop)
+        )
         (made,) = generate(config).finish()["images"]
         worn.append(np.asarray(Image.open(made).crop((256, 0, 384, 192)), int))
     assert np.abs(worn[0] - worn[1]).max() > 2

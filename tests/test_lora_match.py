@@ -22,7 +22,10 @@ LAYOUT = {"width": 48, "height": 72, "roles": ["front", "back", "worn"], "column
 
 def lora(folder: Path, width: int, name: str = "transformer_blocks.0.attn.to_q", **about: object) -> Path:
     folder.mkdir(exist_ok=True)
-    tensors = {f"transformer.{name}.lora_A.weight": torch.ones(2, width), f"transformer.{name}.lora_B.weight": torch.ones(width, 2)}
+    tensors = {
+        f"transformer.{name}.lora_A.weight": torch.ones(2, width),
+        f"transformer.{name}.lora_B.weight": torch.ones(width, 2),
+    }
     save_file(tensors, folder / "lora.safetensors", {"triptych": json.dumps(about)} if about else None)
     return folder / "lora.safetensors"
 
@@ -44,15 +47,36 @@ def dev(tmp_path: Path, tiny_flux: Path) -> Path:
             {"base_model": "pocket", "family": "flux", "layout": LAYOUT},
             r"was trained on pocket, and this is FLUX\.1-dev: the LoRA's layers are 128 wide, the model's 32",
         ),
-        (128, "transformer_blocks.0.attn.to_q", {}, r"was trained on another model, and this is FLUX\.1-dev: .* 128 wide"),
+        (
+            128,
+            "transformer_blocks.0.attn.to_q",
+            {},
+            r"was trained on another model, and this is FLUX\.1-dev: .* 128 wide",
+        ),
         (32, "transformer_blocks.7.attn.to_q", {}, r"has no layer 'transformer_blocks\.7\.attn\.to_q'"),
         (32, "x_embedder", {}, "'x_embedder' is 32×64 there, and 32×32 in the LoRA"),
-        (32, "transformer_blocks.0.attn2.to_q", {}, "trained on Stable Diffusion 3, and this is FLUX.1-dev, a FLUX.1 model"),
-        (32, "transformer_blocks.0.attn.to_q", {"family": "sd3", "base_model": "stabilityai/stable-diffusion-3.5-large"}, "SD3.5 large"),
+        (
+            32,
+            "transformer_blocks.0.attn2.to_q",
+            {},
+            "trained on Stable Diffusion 3, and this is FLUX.1-dev, a FLUX.1 model",
+        ),
+        (
+            32,
+            "transformer_blocks.0.attn.to_q",
+            {"family": "sd3", "base_model": "stabilityai/stable-diffusion-3.5-large"},
+            "SD3.5 large",
+        ),
     ],
 )
 def test_another_base_is_said_before_anything_else(
-    tmp_path: Path, dev: Path, width: int, name: str, about: dict, words: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    dev: Path,
+    width: int,
+    name: str,
+    about: dict,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = lora(tmp_path / "l", width, name, **about)
     for call in (
@@ -62,11 +86,28 @@ def test_another_base_is_said_before_anything_else(
     ):
         with pytest.raises(ModelError, match=words):
             call()
-    assert main(["generate", "--model", str(dev), "--lora", str(file), "--prompt", "x", "--out", str(tmp_path / "out")]) == 1
+    assert (
+        main(
+            [
+                "generate",
+                "--model",
+                str(dev),
+                "--lora",
+                str(file),
+                "--prompt",
+                "x",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 1
+    )
     assert "was trained on" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_sister_of_the_same_sizes_is_a_warning(tmp_path: Path, dev: Path, tiny_flux: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sister_of_the_same_sizes_is_a_warning(
+    tmp_path: Path, dev: Path, tiny_flux: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = lora(tmp_path / "l", 32, base_model="black-forest-labs/FLUX.1-schnell", family="flux")
     assert "trained on FLUX.1-schnell, and this is FLUX.1-dev" in check_lora_fits(str(dev), file)
     assert not check_lora_fits(str(dev), lora(tmp_path / "m", 32, base_model="FLUX.1-dev"))

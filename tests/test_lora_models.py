@@ -1,4 +1,6 @@
-"""Whose LoRA a file is: by its layers and by its metadata, and what is done about other models that have FLUX.1's names."""
+"""Whose LoRA a file is: by its layers and by its metadata, and what is done about other models that have
+FLUX.1's names.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,11 @@ LOOKALIKES = [
 
 @pytest.mark.parametrize(("tensors", "metadata", "title"), LOOKALIKES)
 def test_another_model_with_the_same_names_is_named_and_never_applied(
-    tmp_path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], title: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    title: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "a.safetensors"
     save_file(tensors, file, metadata)
@@ -77,11 +83,26 @@ def test_another_model_with_the_same_names_is_named_and_never_applied(
     ("tensors", "metadata", "family", "warned"),
     [
         (attention(3072, *double(0, 18), *single(37)), {}, "flux", ""),
-        (attention(3072, *double(0)), {"modelspec.architecture": "flux-1-dev/lora", "ss_base_model_version": "flux1"}, "flux", ""),
+        (
+            attention(3072, *double(0)),
+            {"modelspec.architecture": "flux-1-dev/lora", "ss_base_model_version": "flux1"},
+            "flux",
+            "",
+        ),
         (SMALL, {"modelspec.architecture": "../../etc/passwd"}, "flux", ""),
-        (SMALL, {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "flux", "Stable Diffusion XL"),
+        (
+            SMALL,
+            {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"},
+            "flux",
+            "Stable Diffusion XL",
+        ),
         (SMALL, {"ss_base_model_version": "sd_v1"}, "flux", "Stable Diffusion"),
-        (SMALL, {"ss_base_model_version": "sdxl_base_v1-0", "modelspec.architecture": "flux-1-dev/lora"}, "flux", "Stable Diffusion XL"),
+        (
+            SMALL,
+            {"ss_base_model_version": "sdxl_base_v1-0", "modelspec.architecture": "flux-1-dev/lora"},
+            "flux",
+            "Stable Diffusion XL",
+        ),
         (SMALL, {"modelspec.architecture": "stable-diffusion-3.5-large/lora"}, "sd3", ""),
         (SMALL, {"ss_base_model_version": "sd3.5"}, "sd3", ""),
         (attention(64, *single(0)), {"ss_base_model_version": "sd3"}, "flux", "Stable Diffusion 3"),
@@ -103,18 +124,26 @@ def test_the_family_follows_the_layers_and_then_known_words(
 def test_a_lora_of_all_linear_layers_of_stable_diffusion_3(
     tmp_path: Path, tiny_sd3: Path, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """ai-toolkit adapts every linear layer in the blocks: modulations of three sizes, and of the last block what exists of it."""
+    """ai-toolkit adapts every linear layer in the blocks: modulations of three sizes, and of the last block
+    what exists of it.
+    """
     transformer = load_backbone(str(tiny_sd3), "cpu", "fp32").load_transformer()
     plain = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
     sizes = {
-        module.out_features // module.in_features for name, module in plain.items() if name.endswith(("norm1.linear", "context.linear"))
+        module.out_features // module.in_features
+        for name, module in plain.items()
+        if name.endswith(("norm1.linear", "context.linear"))
     }
     assert sizes == {2, 6, 9}
     torch.manual_seed(0)
     tensors, change = {}, {}
     for name, module in plain.items():
         down, up = torch.randn(2, module.in_features), torch.randn(module.out_features, 2)
-        tensors |= {f"{prefix}{name}.lora_A.weight": down, f"{prefix}{name}.lora_B.weight": up, f"{prefix}{name}.alpha": torch.tensor(4.0)}
+        tensors |= {
+            f"{prefix}{name}.lora_A.weight": down,
+            f"{prefix}{name}.lora_B.weight": up,
+            f"{prefix}{name}.alpha": torch.tensor(4.0),
+        }
         change[name] = 2.0 * up @ down
     save_file(tensors, tmp_path / "a.safetensors")
     assert read_header(tmp_path / "a.safetensors").model.title == "Stable Diffusion 3"
@@ -131,7 +160,9 @@ def test_a_size_that_no_model_has_is_refused_with_both_names(tmp_path: Path) -> 
          "transformer.transformer_blocks.0.norm1_context.linear.lora_B.weight": torch.ones(384, 2)},
         tmp_path / "a.safetensors",
     )  # fmt: skip
-    with pytest.raises(ModelError, match=r"384×128 weights, which fit neither FLUX\.1 nor Stable Diffusion 3"):
+    with pytest.raises(
+        ModelError, match=r"384×128 weights, which fit neither FLUX\.1 nor Stable Diffusion 3"
+    ):
         read_header(tmp_path / "a.safetensors")
 
 

@@ -1,4 +1,6 @@
-"""A LoRA's strength, compared with what the program that made the file computed: its layers' weights before and after."""
+"""A LoRA's strength, compared with what the program that made the file computed: its layers' weights before
+and after.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from triptych.lora.adapter import FILE_NAME, load_lora, open_lora, read_header
 from triptych.lora.patterns import PatternError, peft_matchers
 
 WIDTH = 16
-NAMES = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q", "transformer_blocks.1.ff.net.2", "x_embedder", "proj_out")
+NAMES = (
+    "transformer_blocks.0.attn.to_q",
+    "transformer_blocks.1.attn.to_q",
+    "transformer_blocks.1.ff.net.2",
+    "x_embedder",
+    "proj_out",
+)
 
 
 class Tiny(nn.Module):
@@ -66,7 +74,9 @@ def changes(path: Path) -> dict[str, Tensor]:
     base = weights(model)
     load_lora(model, path)
     return {
-        name: module.get_delta_weight("default") if hasattr(module := model.get_submodule(name), "get_delta_weight") else base[name] * 0
+        name: module.get_delta_weight("default")
+        if hasattr(module := model.get_submodule(name), "get_delta_weight")
+        else base[name] * 0
         for name in NAMES
     }
 
@@ -82,11 +92,20 @@ PEFT = {
     "rslora": {"lora_alpha": 16, "use_rslora": True},
     "rank_pattern": {"lora_alpha": 8, "rank_pattern": {"to_q": 2, "x_embedder": 6}},
     "rank_pattern and rslora": {"lora_alpha": 8, "rank_pattern": {"x_embedder": 2}, "use_rslora": True},
-    "alpha_pattern, a name": {"lora_alpha": 4, "alpha_pattern": {"proj_out": 1, "transformer_blocks.0.attn.to_q": 9}},
+    "alpha_pattern, a name": {
+        "lora_alpha": 4,
+        "alpha_pattern": {"proj_out": 1, "transformer_blocks.0.attn.to_q": 9},
+    },
     "alpha_pattern, an expression": {"lora_alpha": 4, "alpha_pattern": {r".*transformer_blocks\.0\..*": 16}},
-    "alpha_pattern, alternatives": {"lora_alpha": 4, "alpha_pattern": {r"transformer_blocks\.\d+\.(attn|ff)\..*": 12, "x_.*": 1}},
+    "alpha_pattern, alternatives": {
+        "lora_alpha": 4,
+        "alpha_pattern": {r"transformer_blocks\.\d+\.(attn|ff)\..*": 12, "x_.*": 1},
+    },
     "alpha_pattern, the first counts": {"lora_alpha": 4, "alpha_pattern": {".*embedder": 1, ".*r": 8}},
-    "alpha_pattern, from the start": {"lora_alpha": 4, "alpha_pattern": {r"^transformer_blocks\.1": 2, "^x_embedder": 2}},
+    "alpha_pattern, from the start": {
+        "lora_alpha": 4,
+        "alpha_pattern": {r"^transformer_blocks\.1": 2, "^x_embedder": 2},
+    },
     "eva keeps the base": {"lora_alpha": 8, "init_lora_weights": "gaussian"},
     "layers left out": {"lora_alpha": 8, "target_modules": ["x_embedder", "to_q"]},
 }
@@ -96,19 +115,37 @@ PEFT = {
 def test_a_peft_folder_means_what_peft_computes(tmp_path: Path, case: str) -> None:
     truth = by_peft(tmp_path / "peft", Tiny(), **PEFT[case])
     same(changes(tmp_path / "peft"), truth)
-    for given in (tmp_path / "peft", tmp_path / "peft" / "adapter_model.safetensors", tmp_path / "peft" / "adapter_config.json"):
+    for given in (
+        tmp_path / "peft",
+        tmp_path / "peft" / "adapter_model.safetensors",
+        tmp_path / "peft" / "adapter_config.json",
+    ):
         out = tmp_path / f"{given.name}-ours.safetensors"
         assert main(["lora", "convert", str(given), str(out)]) == 0
         same(changes(out), truth)
-    inside = {f"transformer.{k}": v for k, v in json.loads((tmp_path / "peft" / "adapter_config.json").read_text()).items()}
+    inside = {
+        f"transformer.{k}": v
+        for k, v in json.loads((tmp_path / "peft" / "adapter_config.json").read_text()).items()
+    }
     tensors = {
-        key.removeprefix("base_model.model."): tensor for key, tensor in load_file(tmp_path / "peft/adapter_model.safetensors").items()
+        key.removeprefix("base_model.model."): tensor
+        for key, tensor in load_file(tmp_path / "peft/adapter_model.safetensors").items()
     }
     adapter = {"lora_adapter_metadata": json.dumps(inside)}
-    save_file({f"transformer.{key}": tensor for key, tensor in tensors.items()}, tmp_path / "diffusers.safetensors", adapter)
+    save_file(
+        {f"transformer.{key}": tensor for key, tensor in tensors.items()},
+        tmp_path / "diffusers.safetensors",
+        adapter,
+    )
     same(changes(tmp_path / "diffusers.safetensors"), truth)
-    adapter = {"lora_adapter_metadata": json.dumps({key.removeprefix("transformer."): value for key, value in inside.items()})}
-    save_file(tensors, tmp_path / "model.safetensors", adapter)  # as a diffusers model writes it, without prefixes
+    adapter = {
+        "lora_adapter_metadata": json.dumps(
+            {key.removeprefix("transformer."): value for key, value in inside.items()}
+        )
+    }
+    save_file(
+        tensors, tmp_path / "model.safetensors", adapter
+    )  # as a diffusers model writes it, without prefixes
     same(changes(tmp_path / "model.safetensors"), truth)
 
 
@@ -117,7 +154,9 @@ def test_pissa_is_refused_and_its_conversion_is_right(tmp_path: Path) -> None:
     model, alone = Tiny(), Tiny()
     alone.load_state_dict(model.state_dict())
     base = weights(model)
-    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=list(NAMES), init_lora_weights="pissa"))
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=8, target_modules=list(NAMES), init_lora_weights="pissa")
+    )
     adapted.save_pretrained(tmp_path / "start")
     adapted.peft_config["default"].init_lora_weights = "pissa"
     for name, parameter in adapted.named_parameters():
@@ -127,22 +166,38 @@ def test_pissa_is_refused_and_its_conversion_is_right(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="PiSSA"):
         read_header(tmp_path / "pissa")
     merged = weights(adapted.merge_and_unload())
-    # What peft's own conversion to a plain LoRA means: [B', B] [A'; −A] of the trained and the first matrices.
+    # What peft's own conversion to a plain LoRA means: [B', B] [A'; −A] of the trained and the first
+    # matrices.
     first, last = (load_file(tmp_path / which / "adapter_model.safetensors") for which in ("start", "pissa"))
-    plain = {key: torch.cat([last[key], -first[key]], 0) if "lora_A" in key else torch.cat([last[key], first[key]], 1) for key in last}
+    plain = {
+        key: torch.cat([last[key], -first[key]], 0)
+        if "lora_A" in key
+        else torch.cat([last[key], first[key]], 1)
+        for key in last
+    }
     (tmp_path / "plain").mkdir()
     save_file(plain, tmp_path / "plain" / "adapter_model.safetensors")
-    config = json.loads((tmp_path / "pissa" / "adapter_config.json").read_text()) | {"r": 8, "lora_alpha": 16, "init_lora_weights": True}
+    config = json.loads((tmp_path / "pissa" / "adapter_config.json").read_text()) | {
+        "r": 8,
+        "lora_alpha": 16,
+        "init_lora_weights": True,
+    }
     (tmp_path / "plain" / "adapter_config.json").write_text(json.dumps(config))
     same(changes(tmp_path / "plain"), {name: merged[name] - base[name] for name in NAMES})
 
 
 def peft_file(
-    folder: Path, config: Mapping[str, Any] | str | None, name: str = "adapter_model.safetensors", prefix: str = "base_model.model."
+    folder: Path,
+    config: Mapping[str, Any] | str | None,
+    name: str = "adapter_model.safetensors",
+    prefix: str = "base_model.model.",
 ) -> Path:
     folder.mkdir(exist_ok=True)
     save_file(
-        {f"{prefix}x_embedder.lora_A.weight": torch.ones(4, WIDTH), f"{prefix}x_embedder.lora_B.weight": torch.ones(WIDTH, 4)},
+        {
+            f"{prefix}x_embedder.lora_A.weight": torch.ones(4, WIDTH),
+            f"{prefix}x_embedder.lora_B.weight": torch.ones(WIDTH, 4),
+        },
         folder / name,
     )
     if config is not None:
@@ -201,19 +256,31 @@ def test_more_than_a_plain_lora_is_refused_by_name(tmp_path: Path, config: Any, 
     assert caught.value.hint and len(str(caught.value)) < 500
     if isinstance(config, dict):
         tensors = {
-            f"transformer.x_embedder.lora_{side}.weight": torch.ones(*shape) for side, shape in (("A", (4, WIDTH)), ("B", (WIDTH, 4)))
+            f"transformer.x_embedder.lora_{side}.weight": torch.ones(*shape)
+            for side, shape in (("A", (4, WIDTH)), ("B", (WIDTH, 4)))
         }
-        inside = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in config.items()})}
+        inside = {
+            "lora_adapter_metadata": json.dumps(
+                {f"transformer.{key}": value for key, value in config.items()}
+            )
+        }
         save_file(tensors, tmp_path / "inside.safetensors", inside)
         with pytest.raises(ModelError, match=words):
             read_header(tmp_path / "inside.safetensors")
 
 
 def test_patterns_whose_order_is_lost_are_said(tmp_path: Path) -> None:
-    """peft sorts a config's keys when it saves: of two that fit one layer, which came first in training nobody knows."""
+    """peft sorts a config's keys when it saves: of two that fit one layer, which came first in training
+    nobody knows.
+    """
     file = peft_file(tmp_path, PLAIN | {"alpha_pattern": {".*": 8, "x_.*": 2}})
-    assert (read_header(file).scales, len(read_header(file).warnings)) == ({"base_model.model.x_embedder": 2.0}, 1)
-    assert not read_header(peft_file(tmp_path / "b", PLAIN | {"alpha_pattern": {".*": 8, "x_.*": 8}})).warnings
+    assert (read_header(file).scales, len(read_header(file).warnings)) == (
+        {"base_model.model.x_embedder": 2.0},
+        1,
+    )
+    assert not read_header(
+        peft_file(tmp_path / "b", PLAIN | {"alpha_pattern": {".*": 8, "x_.*": 8}})
+    ).warnings
 
 
 def test_what_does_not_say_its_strength_is_said(
@@ -231,10 +298,12 @@ def test_what_does_not_say_its_strength_is_said(
     other = peft_file(tmp_path / "b", PLAIN, "mine.safetensors", prefix="transformer.")
     with pytest.raises(ModelError, match="another strength"):
         read_header(other)
-    assert read_header(peft_file(tmp_path / "c", PLAIN | {"lora_alpha": 4}, "mine.safetensors", prefix="transformer.")).scales == {
-        "transformer.x_embedder": 1.0
-    }
-    assert read_header(peft_file(tmp_path / "d", PLAIN, "mine.safetensors")).scales == {"base_model.model.x_embedder": 2.0}, "peft's names"
+    assert read_header(
+        peft_file(tmp_path / "c", PLAIN | {"lora_alpha": 4}, "mine.safetensors", prefix="transformer.")
+    ).scales == {"transformer.x_embedder": 1.0}
+    assert read_header(peft_file(tmp_path / "d", PLAIN, "mine.safetensors")).scales == {
+        "base_model.model.x_embedder": 2.0
+    }, "peft's names"
     with pytest.raises(ModelError, match="pickle"):
         (tmp_path / "e").mkdir()
         (tmp_path / "e" / "adapter_model.bin").write_bytes(b"x")
@@ -243,7 +312,10 @@ def test_what_does_not_say_its_strength_is_said(
 
 def kohya(folder: Path, alpha: float | None, metadata: dict[str, str]) -> Path:
     stem = "lora_unet_img_in"
-    tensors = {f"{stem}.lora_down.weight": torch.ones(16, WIDTH), f"{stem}.lora_up.weight": torch.ones(WIDTH, 16)}
+    tensors = {
+        f"{stem}.lora_down.weight": torch.ones(16, WIDTH),
+        f"{stem}.lora_up.weight": torch.ones(WIDTH, 16),
+    }
     tensors |= {} if alpha is None else {f"{stem}.alpha": torch.tensor(alpha)}
     save_file(tensors, folder / FILE_NAME, metadata)
     return folder / FILE_NAME
@@ -289,8 +361,19 @@ def test_alpha_in_plain_metadata(tmp_path: Path, metadata: dict[str, str], scale
         (16.0, {"ss_network_alpha": "1"}, "two strengths"),
         (16.0, {"lora_alpha": "1"}, "two strengths"),
         (None, {"ss_network_alpha": "1", "lora_alpha": "2"}, "more than one alpha"),
-        (None, {"ss_network_alpha": "1", "ss_network_dim": "8"}, "rank 8 by its metadata under 'ss_network_alpha' and 'ss_network_dim'"),
-        (None, {"lora_alpha": "2", "lora_adapter_metadata": '{"transformer.r": 16, "transformer.lora_alpha": 1}'}, "two strengths"),
+        (
+            None,
+            {"ss_network_alpha": "1", "ss_network_dim": "8"},
+            "rank 8 by its metadata under 'ss_network_alpha' and 'ss_network_dim'",
+        ),
+        (
+            None,
+            {
+                "lora_alpha": "2",
+                "lora_adapter_metadata": '{"transformer.r": 16, "transformer.lora_alpha": 1}',
+            },
+            "two strengths",
+        ),
         (None, {"lora_alpha": "much"}, "lora_alpha"),
         (None, {"lora_alpha": "nan"}, ""),
         (None, {"lora_alpha": "-4"}, "lora_alpha"),
@@ -298,7 +381,9 @@ def test_alpha_in_plain_metadata(tmp_path: Path, metadata: dict[str, str], scale
         (None, {"lora_alpha": "4", "rank": "1.5"}, "rank"),
     ],
 )
-def test_strengths_that_disagree_or_make_no_sense(tmp_path: Path, alpha: float | None, metadata: dict[str, str], words: str) -> None:
+def test_strengths_that_disagree_or_make_no_sense(
+    tmp_path: Path, alpha: float | None, metadata: dict[str, str], words: str
+) -> None:
     file = kohya(tmp_path, alpha, metadata)
     if not words:  # not a number is what some write for "none"
         assert list(read_header(file).scales.values()) == [1.0]
@@ -308,11 +393,24 @@ def test_strengths_that_disagree_or_make_no_sense(tmp_path: Path, alpha: float |
 
 
 def test_split_qkv_is_said(tmp_path: Path) -> None:
-    assert "split_qkv" in read_header(kohya(tmp_path, 4.0, {"ss_network_args": '{"split_qkv": "True"}'})).warnings[0]
+    assert (
+        "split_qkv"
+        in read_header(kohya(tmp_path, 4.0, {"ss_network_args": '{"split_qkv": "True"}'})).warnings[0]
+    )
     assert not read_header(kohya(tmp_path, 4.0, {"ss_network_args": "what"})).warnings
 
 
-EXPRESSIONS = ["to_q", "^to_q", ".", "", ".*", r".*blocks\.0\..*", r"x_embedder|proj_out", r"[^.]+", r"\w+\.\d{1,2}\..*?"]
+EXPRESSIONS = [
+    "to_q",
+    "^to_q",
+    ".",
+    "",
+    ".*",
+    r".*blocks\.0\..*",
+    r"x_embedder|proj_out",
+    r"[^.]+",
+    r"\w+\.\d{1,2}\..*?",
+]
 EXPRESSIONS += [
     r"(x_embedder)?",
     r"(.{3}){2,5}",
@@ -336,7 +434,16 @@ def test_patterns_mean_what_peft_takes_them_for(expression: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "expression", ["(a*)*b", "(.*.*)*x", ".*" * 140, "(((((.+)+)+)+)+)+x", "((.?){50}){50}", "(.|.|.)*" * 30, "(.?){60}" * 30]
+    "expression",
+    [
+        "(a*)*b",
+        "(.*.*)*x",
+        ".*" * 140,
+        "(((((.+)+)+)+)+)+x",
+        "((.?){50}){50}",
+        "(.|.|.)*" * 30,
+        "(.?){60}" * 30,
+    ],
 )
 def test_no_pattern_hangs(expression: str) -> None:
     begun = time.process_time()

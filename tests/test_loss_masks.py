@@ -1,4 +1,6 @@
-"""Loss masks: found under the names people give them, read as they mean them, and refused before the first step."""
+"""Loss masks: found under the names people give them, read as they mean them, and refused before the first
+step.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ IDS = ["dress-1", "dress-2", "Coat"]
 
 
 def masks(folder: Path, learned: tuple[str, ...] = LAYOUT.roles) -> LossMasks:
-    return LossMasks(folder, dict.fromkeys(IDS, LAYOUT), {"dress-1": "dress", "dress-2": "dress", "Coat": "Mantel 7"}, learned)
+    return LossMasks(
+        folder,
+        dict.fromkeys(IDS, LAYOUT),
+        {"dress-1": "dress", "dress-2": "dress", "Coat": "Mantel 7"},
+        learned,
+    )
 
 
 def half_white(mode: str = "L") -> Image.Image:
@@ -50,8 +57,15 @@ def test_usual_names_are_found(tmp_path: Path, name: str) -> None:
     assert masks(tmp_path).learned("dress-1", (6, 12)) is None
 
 
-def test_what_belongs_to_nothing_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("dress-1.png", "dress.png", "dress-10.png", "IMG_1.jpg"):  # an item of two triptychs means neither
+def test_what_belongs_to_nothing_is_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (
+        "dress-1.png",
+        "dress.png",
+        "dress-10.png",
+        "IMG_1.jpg",
+    ):  # an item of two triptychs means neither
         half_white().save(tmp_path / name)
     (tmp_path / ".DS_Store").write_bytes(b"x")
     (tmp_path / "notes.txt").write_text("x")
@@ -83,9 +97,18 @@ def test_an_alpha_channel_that_is_opaque_all_over_says_nothing(tmp_path: Path) -
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "none": ({}, "no picture at all"),
     "none that matches": ({"IMG_1.png": half_white()}, "IMG_1.png is there"),
-    "two for one": ({"Coat.png": half_white(), "Coat_mask.jpg": half_white()}, "two loss masks: Coat.png and Coat_mask.jpg"),
-    "another size": ({"dress-1.png": half_white(), "Coat.png": Image.new("L", (48, 48), 255)}, "48×48 px, its triptych 96×48"),
-    "black": ({"dress-1.png": half_white(), "Coat.png": Image.new("L", (96, 48), 3)}, "1 loss masks are black .*: Coat.png"),
+    "two for one": (
+        {"Coat.png": half_white(), "Coat_mask.jpg": half_white()},
+        "two loss masks: Coat.png and Coat_mask.jpg",
+    ),
+    "another size": (
+        {"dress-1.png": half_white(), "Coat.png": Image.new("L", (48, 48), 255)},
+        "48×48 px, its triptych 96×48",
+    ),
+    "black": (
+        {"dress-1.png": half_white(), "Coat.png": Image.new("L", (96, 48), 3)},
+        "1 loss masks are black .*: Coat.png",
+    ),
     "transparent": ({"Coat.png": Image.new("RGBA", (96, 48), (255, 255, 255, 0))}, "black"),
 }
 

@@ -37,7 +37,9 @@ def draw(polygons: Polygons, scale: int = 1) -> np.ndarray:
 
 
 def winding(polygons: Polygons, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Which points lie inside any polygon, by the angle the outline sweeps around them: an independent definition."""
+    """Which points lie inside any polygon, by the angle the outline sweeps around them: an independent
+    definition.
+    """
     inside = np.zeros(x.shape, bool)
     for corners in polygons:
         total = np.zeros(x.shape)
@@ -71,19 +73,26 @@ def test_area_is_exact_for_plain_shapes() -> None:
     assert (box[3:20, 2:10] == 1).all()
     half = masks.polygon_mask([[(2.5, 3.25), (10.5, 3.25), (10.5, 20), (2.5, 20)]], (30, 30))
     assert half.sum() == pytest.approx(8 * 16.75, rel=0.01)
-    disc = [[(50 + 40 * math.cos(a / 50 * math.pi), 50 + 40 * math.sin(a / 50 * math.pi)) for a in range(100)]]
+    disc = [
+        [(50 + 40 * math.cos(a / 50 * math.pi), 50 + 40 * math.sin(a / 50 * math.pi)) for a in range(100)]
+    ]
     assert masks.polygon_mask(disc, (100, 100)).sum() == pytest.approx(math.pi * 40**2, rel=0.003)
 
 
 def test_an_outline_that_crosses_itself_counts_whole() -> None:
-    star: Polygons = [[(50 + 40 * math.cos(4 * math.pi * k / 5), 50 + 40 * math.sin(4 * math.pi * k / 5)) for k in range(5)]]
+    star: Polygons = [
+        [(50 + 40 * math.cos(4 * math.pi * k / 5), 50 + 40 * math.sin(4 * math.pi * k / 5)) for k in range(5)]
+    ]
     assert masks.polygon_mask(star, (100, 100))[50, 50] == 1
     bow: Polygons = [[(0, 0), (8, 8), (8, 0), (0, 8)]]
     assert masks.polygon_mask(bow, (8, 8))[4, 0] == 1 == masks.polygon_mask(bow, (8, 8))[4, 7]
 
 
 def test_several_polygons_are_their_union_without_a_seam() -> None:
-    left, right = [(1.0, 1.0), (5.5, 1.0), (5.5, 9.0), (1.0, 9.0)], [(5.5, 1.0), (9.0, 1.0), (9.0, 9.0), (5.5, 9.0)]
+    left, right = (
+        [(1.0, 1.0), (5.5, 1.0), (5.5, 9.0), (1.0, 9.0)],
+        [(5.5, 1.0), (9.0, 1.0), (9.0, 9.0), (5.5, 9.0)],
+    )
     whole = masks.polygon_mask([[(1.0, 1.0), (9.0, 1.0), (9.0, 9.0), (1.0, 9.0)]], (10, 10))
     assert (masks.polygon_mask([left, right], (10, 10)) == whole).all()
     assert (masks.polygon_mask([left, right[::-1], left], (10, 10)) == whole).all()
@@ -130,7 +139,11 @@ def test_grow_is_the_largest_value_nearby(seed: int, pixels: int) -> None:
     random = np.random.default_rng(seed)
     mask = np.where(random.random((17, 23)) < 0.03, random.random((17, 23)), 0).astype(np.float32)
     expected = [
-        [mask[max(0, y - pixels) : y + pixels + 1, max(0, x - pixels) : x + pixels + 1].max() for x in range(23)] for y in range(17)
+        [
+            mask[max(0, y - pixels) : y + pixels + 1, max(0, x - pixels) : x + pixels + 1].max()
+            for x in range(23)
+        ]
+        for y in range(17)
     ]
     assert (masks.grow(mask, pixels) == np.array(expected)).all()
 
@@ -164,7 +177,9 @@ def test_feather_falls_evenly_over_the_whole_reach(pixels: int) -> None:
 
 @given(polygons_, st.integers(0, 20), st.integers(0, 2**32 - 1))
 @settings(max_examples=40, deadline=None)
-def test_composite_is_bit_identical_outside_and_rounds_between(polygons: Polygons, pixels: int, seed: int) -> None:
+def test_composite_is_bit_identical_outside_and_rounds_between(
+    polygons: Polygons, pixels: int, seed: int
+) -> None:
     soft = masks.feather(draw(polygons), pixels)
     a, b = np.random.default_rng(seed).integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
     result = np.asarray(masks.composite(Image.fromarray(a), Image.fromarray(b), soft))
@@ -177,7 +192,9 @@ def test_composite_is_bit_identical_outside_and_rounds_between(polygons: Polygon
 def test_a_large_photo_is_composed_without_touching_the_rest() -> None:
     size = (4000, 6000)
     photo = Image.radial_gradient("L").resize(size).convert("RGB")
-    soft = masks.feather(masks.polygon_mask([[(1000, 1000.5), (3000, 1200), (2800, 4000), (1200, 3900)]], size), 40)
+    soft = masks.feather(
+        masks.polygon_mask([[(1000, 1000.5), (3000, 1200), (2800, 4000), (1200, 3900)]], size), 40
+    )
     result = np.asarray(masks.composite(photo, Image.new("RGB", size, (1, 2, 3)), soft))
     before = np.asarray(photo)
     assert (result[soft == 0] == before[soft == 0]).all()
@@ -238,8 +255,14 @@ def test_a_fitted_mask_never_under_covers(polygons: Polygons, width: int, height
     part = mask[box.top : box.bottom, box.left : box.right]
     left, top, w, h = place((part.shape[1], part.shape[0]), width, height)
     for y, x in np.argwhere(part > 0):  # every panel pixel whose area the source pixel overlaps
-        x0, x1 = left + math.floor(x * w / part.shape[1] + 1e-9), left + math.ceil((x + 1) * w / part.shape[1] - 1e-9)
-        y0, y1 = top + math.floor(y * h / part.shape[0] + 1e-9), top + math.ceil((y + 1) * h / part.shape[0] - 1e-9)
+        x0, x1 = (
+            left + math.floor(x * w / part.shape[1] + 1e-9),
+            left + math.ceil((x + 1) * w / part.shape[1] - 1e-9),
+        )
+        y0, y1 = (
+            top + math.floor(y * h / part.shape[0] + 1e-9),
+            top + math.ceil((y + 1) * h / part.shape[0] - 1e-9),
+        )
         assert (panel[y0:y1, x0:x1] > 0).all()
     panel[top : top + h, left : left + w] = 0
     assert not panel.any(), "padding is kept"
@@ -267,14 +290,17 @@ def test_a_fitted_mask_is_the_mean_of_what_falls_on_a_pixel_and_at_least_one_ste
 
 def test_preview_changes_the_inside_and_keeps_the_size() -> None:
     photo = Image.new("RGB", (300, 400), (40, 90, 160))
-    shown = masks.preview(photo, masks.polygon_mask([[(100, 100), (200, 100), (200, 250), (100, 250)]], photo.size))
+    shown = masks.preview(
+        photo, masks.polygon_mask([[(100, 100), (200, 100), (200, 250), (100, 250)]], photo.size)
+    )
     assert shown.size == photo.size
     assert shown.mode == "RGB"
     assert shown.getpixel((150, 170)) != (40, 90, 160)
     assert shown.getpixel((20, 20)) == (40, 90, 160)
 
 
-# --- holes, hull, hugging ---------------------------------------------------------------------------------------------
+# --- holes, hull, hugging
+# ---------------------------------------------------------------------------------------------
 
 BLOCK = [(8.0, 8.0), (40.0, 8.0), (40.0, 56.0), (8.0, 56.0)]
 HOLE = [(20.0, 20.0), (30.0, 20.0), (30.0, 30.0), (20.0, 30.0)]
@@ -314,12 +340,23 @@ def test_each_polygon_has_its_own_hull() -> None:
 
 def test_a_polygon_along_a_silhouette_hugs_and_a_free_one_does_not() -> None:
     rng = np.random.default_rng(0)
-    body = [(300.0, 200.0), (380.0, 180.0), (470.0, 210.0), (560.0, 420.0), (520.0, 450.0), (460.0, 330.0), (470.0, 640.0), (290.0, 640.0)]
+    body = [
+        (300.0, 200.0),
+        (380.0, 180.0),
+        (470.0, 210.0),
+        (560.0, 420.0),
+        (520.0, 450.0),
+        (460.0, 330.0),
+        (470.0, 640.0),
+        (290.0, 640.0),
+    ]
     inside = masks.polygon_mask([body], (800, 900))
     photo = np.where(inside[..., None] > 0, (60, 80, 150), (190, 180, 170)) + rng.normal(0, 6, (900, 800, 3))
     image = Image.fromarray(photo.clip(0, 255).astype(np.uint8))
     assert masks.edge_ratio(image, inside) > masks.HUGGING
-    wobbly = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(body, rng.normal(0, 2, (len(body), 2)), strict=True)]
+    wobbly = [
+        (x + dx, y + dy) for (x, y), (dx, dy) in zip(body, rng.normal(0, 2, (len(body), 2)), strict=True)
+    ]
     assert masks.edge_ratio(image, masks.polygon_mask([wobbly], (800, 900))) > masks.HUGGING
     for free in (
         masks.repaint_mask([body], (800, 900), grow_by=40),
@@ -341,7 +378,8 @@ def test_holes_are_read_from_the_file(tmp_path: Path) -> None:
         read_holes(path)
 
 
-# --- files and mistakes -----------------------------------------------------------------------------------------------
+# --- files and mistakes
+# -----------------------------------------------------------------------------------------------
 
 
 @given(polygons_)
@@ -390,7 +428,10 @@ SQUARE = [[1, 1], [5, 1], [5, 5]]
         (json.dumps({"polygons": [SQUARE], "hole": [SQUARE]}), "key 'hole'"),
         (json.dumps({"polygons": [SQUARE], "size": [[[1]]]}), "'size' that is no"),
         (json.dumps({"polygons": [SQUARE], "size": "10x10"}), "'size' that is no"),
-        (json.dumps({"polygons": [SQUARE], "holes": [SQUARE, [[1, 2], [3, 4], [5, "6"]]]}), "corner 3 of hole 2"),
+        (
+            json.dumps({"polygons": [SQUARE], "holes": [SQUARE, [[1, 2], [3, 4], [5, "6"]]]}),
+            "corner 3 of hole 2",
+        ),
         (json.dumps({"version": "5", "shapes": [{"points": SQUARE}]}), "has no 'polygons'.*LabelMe"),
         (json.dumps({"images": [], "annotations": []}), "has no 'polygons'.*COCO"),
         (json.dumps([{"id": 1, "segmentation": [[1, 2, 3]]}]), "has no 'polygons'.*COCO"),
@@ -416,7 +457,12 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "outside",
-    [[(200, 200), (300, 200), (300, 300)], [(-9, 5), (-1, 5), (-1, 9)], [(48, 0), (60, 0), (60, 64)], [(0, 64), (48, 64), (20, 90)]],
+    [
+        [(200, 200), (300, 200), (300, 300)],
+        [(-9, 5), (-1, 5), (-1, 9)],
+        [(48, 0), (60, 0), (60, 64)],
+        [(0, 64), (48, 64), (20, 90)],
+    ],
 )
 def test_a_polygon_outside_the_photo_is_refused(outside: list[tuple[float, float]]) -> None:
     for polygons in ([outside], [[(1.0, 1.0), (9.0, 1.0), (9.0, 9.0)], outside]):
@@ -432,7 +478,9 @@ def test_polygons_without_area_are_refused() -> None:
 
 
 def test_a_polygon_larger_than_the_photo_is_cut_to_it() -> None:
-    assert (masks.polygon_mask([[(-1e6, -1e6), (1e6, -1e6), (1e6, 1e6), (-1e6, 1e6)]], (WIDTH, HEIGHT)) == 1).all()
+    assert (
+        masks.polygon_mask([[(-1e6, -1e6), (1e6, -1e6), (1e6, 1e6), (-1e6, 1e6)]], (WIDTH, HEIGHT)) == 1
+    ).all()
 
 
 CORNERS = np.array([(0.2, 0.3), (0.6, 0.3), (0.6, 0.8)])
@@ -451,10 +499,17 @@ CORNERS = np.array([(0.2, 0.3), (0.6, 0.3), (0.6, 0.8)])
         (CORNERS * (768, 1024), (384, 512), False, "beyond the photo"),
         (1000 * CORNERS, (4000, 6000), False, "thousandths"),
         (1000 * CORNERS, (4000, 6000), True, None),
-        (CORNERS * (768, 1024) - (170, 0), (768, 1024), False, None),  # a little beyond the edge is how one draws
+        (
+            CORNERS * (768, 1024) - (170, 0),
+            (768, 1024),
+            False,
+            None,
+        ),  # a little beyond the edge is how one draws
     ],
 )
-def test_corners_in_other_units_are_noticed(corners: np.ndarray, size: tuple[int, int], sized: bool, words: str | None) -> None:
+def test_corners_in_other_units_are_noticed(
+    corners: np.ndarray, size: tuple[int, int], sized: bool, words: str | None
+) -> None:
     outlines = [[(float(x), float(y)) for x, y in corners]]
     refused = words in ("fractions", "percent", "exchanged")
     if refused:
@@ -467,7 +522,9 @@ def test_corners_in_other_units_are_noticed(corners: np.ndarray, size: tuple[int
 
 
 def test_one_outline_in_fractions_among_others_is_named() -> None:
-    pixels, fractions = ([(float(x), float(y)) for x, y in corners] for corners in (CORNERS * (768, 1024), CORNERS))
+    pixels, fractions = (
+        [(float(x), float(y)) for x, y in corners] for corners in (CORNERS * (768, 1024), CORNERS)
+    )
     with pytest.raises(InputError, match=r"polygon 2 has no corner .* fractions"):
         check_units([pixels, fractions], (768, 1024), sized=True)
     assert check_units([pixels, [(0.0, 0.0), (3.0, 0.0), (0.0, 3.0)]], (768, 1024)) == []
@@ -500,7 +557,9 @@ def test_an_outline_with_many_corners_takes_a_second(reach: int) -> None:
 
 def test_a_hole_outside_is_called_a_hole() -> None:
     with pytest.raises(InputError, match="Hole 1 lies outside"):
-        masks.repaint_mask([[(1, 1), (9, 1), (9, 9)]], (WIDTH, HEIGHT), holes=[[(200, 1), (209, 1), (209, 9)]])
+        masks.repaint_mask(
+            [[(1, 1), (9, 1), (9, 9)]], (WIDTH, HEIGHT), holes=[[(200, 1), (209, 1), (209, 9)]]
+        )
 
 
 WHITE = np.zeros((HEIGHT, WIDTH), bool)
@@ -527,7 +586,10 @@ WHITE[5:20, 7:30] = True
         torch.from_numpy(WHITE).bfloat16(),
         torch.from_numpy(WHITE).float()[None, None].requires_grad_(),
     ],
-    ids=lambda mask: f"{type(mask).__name__}-{getattr(mask, 'dtype', getattr(mask, 'mode', ''))}-{getattr(mask, 'shape', '')}",
+    ids=lambda mask: (
+        f"{type(mask).__name__}-{getattr(mask, 'dtype', getattr(mask, 'mode', ''))}"
+        f"-{getattr(mask, 'shape', '')}"
+    ),
 )
 def test_a_mask_means_the_same_in_every_form(mask: Any) -> None:
     assert np.array_equal(masks.as_mask(mask, (WIDTH, HEIGHT)), WHITE.astype(np.float32))

@@ -1,4 +1,6 @@
-"""Modulation of a whole run at once: every step's velocity as before, its layers read once, the model itself left as it is."""
+"""Modulation of a whole run at once: every step's velocity as before, its layers read once, the model itself
+left as it is.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def steps_of(backbone: Backbone, transformer: nn.Module, words: dict[str, Tensor
         return backbone.steps(transformer, TIMES, words, 3.5)
 
 
-def compare(backbone: Backbone, transformer: nn.Module, words: dict[str, Tensor], windowed: bool = False) -> None:
+def compare(
+    backbone: Backbone, transformer: nn.Module, words: dict[str, Tensor], windowed: bool = False
+) -> None:
     """Velocities of a few steps, in another order than they were made in."""
     latents = torch.randn(len(words["prompt_embeds"]), backbone.latent_channels(transformer), 6, 12)
     steps = steps_of(backbone, transformer, words)
@@ -71,14 +75,22 @@ def test_equal_prompts_share_their_rows(parts: tuple[Backbone, nn.Module]) -> No
 
 def test_a_run_reads_each_layer_once_and_leaves_the_model_as_it_is(parts: tuple[Backbone, nn.Module]) -> None:
     backbone, transformer = parts
-    latents, words, t = torch.randn(1, backbone.latent_channels(transformer), 6, 12), text(1, 0), torch.tensor([0.5])
+    latents, words, t = (
+        torch.randn(1, backbone.latent_channels(transformer), 6, 12),
+        text(1, 0),
+        torch.tensor([0.5]),
+    )
     with torch.no_grad():
         before = backbone.velocity(transformer, latents, t, words, 3.5)
     calls: dict[str, int] = {}
     for name, module in transformer.named_modules():
         if isinstance(module, MODULATED):
-            module.linear.register_forward_hook(lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1}))
-    sample_latents(backbone, transformer, PanelLayout(32, 48), latents.shape[1:], words, text(1, 1), [0], Sampling(5))
+            module.linear.register_forward_hook(
+                lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1})
+            )
+    sample_latents(
+        backbone, transformer, PanelLayout(32, 48), latents.shape[1:], words, text(1, 1), [0], Sampling(5)
+    )
     assert len(calls) >= 4 and set(calls.values()) == {1}
     with torch.no_grad():
         assert torch.equal(backbone.velocity(transformer, latents, t, words, 3.5), before)
@@ -89,15 +101,25 @@ def test_a_block_whose_weights_come_when_it_is_called_runs_as_it_is(tiny: Path) 
     backbone = load_backbone(str(tiny), "cpu", "fp32", blocks_to_swap=1)
     transformer = backbone.load_transformer()
     compare(backbone, transformer, text(1, 0))
-    blocks, shown = (one.transformer_blocks for one in (transformer, steps_of(backbone, transformer, text(1, 0)).at(0.7)))
-    assert [ours is own for own, ours in zip(blocks, shown, strict=True)] == [True] + [False] * (len(blocks) - 1)
+    blocks, shown = (
+        one.transformer_blocks for one in (transformer, steps_of(backbone, transformer, text(1, 0)).at(0.7))
+    )
+    assert [ours is own for own, ours in zip(blocks, shown, strict=True)] == [True] + [False] * (
+        len(blocks) - 1
+    )
 
 
 def test_a_lora_of_the_modulation_is_in_it(parts: tuple[Backbone, nn.Module]) -> None:
     backbone, transformer = parts
-    latents, words, t = torch.randn(1, backbone.latent_channels(transformer), 6, 12), text(1, 0), torch.tensor([0.7])
+    latents, words, t = (
+        torch.randn(1, backbone.latent_channels(transformer), 6, 12),
+        text(1, 0),
+        torch.tensor([0.7]),
+    )
     with torch.no_grad():
         before = backbone.velocity(transformer, latents, t, words, 3.5)
-        inject_adapter_in_model(LoraConfig(target_modules=["norm1.linear"], r=2, init_lora_weights=False), transformer)
+        inject_adapter_in_model(
+            LoraConfig(target_modules=["norm1.linear"], r=2, init_lora_weights=False), transformer
+        )
         assert (backbone.velocity(transformer, latents, t, words, 3.5) - before).abs().max() > 1e-4
     compare(backbone, transformer, words)

@@ -1,4 +1,6 @@
-"""Nobody gets the pocket model or its captioner without having named it: the refusals, what they hint at, and what `init` asks."""
+"""Nobody gets the pocket model or its captioner without having named it: the refusals, what they hint at, and
+what `init` asks.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,19 @@ from triptych.verbs.run import RunConfig, run
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Photos, a triptych with its caption, and what else the verbs want to see before they look for a model."""
+    """Photos, a triptych with its caption, and what else the verbs want to see before they look for
+    a model.
+    """
     monkeypatch.chdir(tmp_path)
     for name in ("photos/item1/a.png", "human/a.png", "garment/a.png", "front.png", "me.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (48, 72), "white").save(tmp_path / name)
     (tmp_path / "p.json").write_text('{"polygons": [[[4, 4], [40, 4], [40, 60]]]}')
     (tmp_path / "jobs.csv").write_text("front,person,polygon\nfront.png,me.png,p.json\n")
-    write_photos(tmp_path / "work/catalogue/photos.jsonl", [Photo(path="front.png", item="item1", sha256="0", label="garment")])
+    write_photos(
+        tmp_path / "work/catalogue/photos.jsonl",
+        [Photo(path="front.png", item="item1", sha256="0", label="garment")],
+    )
     triptychs = tmp_path / "work" / "triptychs"
     triptychs.mkdir()
     Image.new("RGB", PanelLayout(48, 72).size).save(triptychs / "a.png")
@@ -59,7 +66,9 @@ TRYON = ("tryon", "--front", "front.png", "--person", "me.png", "--polygon", "p.
     ],
     ids=" ".join,
 )
-def test_a_verb_without_a_model_says_so(shop: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_verb_without_a_model_says_so(
+    shop: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     (shop / "empty.yaml").write_text("model:\ntrain:\n  model:\n")
     before = sorted(shop.rglob("*"))
     assert main(words) == 1
@@ -69,7 +78,9 @@ def test_a_verb_without_a_model_says_so(shop: Path, words: tuple[str, ...], caps
     assert sorted(shop.rglob("*")) == before
 
 
-@pytest.mark.parametrize("text", ["model: pocket\n", "embed:\n  model: pocket\n", "model: pocket\nembed:\n  model:\n"])
+@pytest.mark.parametrize(
+    "text", ["model: pocket\n", "embed:\n  model: pocket\n", "model: pocket\nembed:\n  model:\n"]
+)
 def test_a_model_in_the_config_counts(shop: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     (shop / "c.yaml").write_text(text)
     (shop / "work" / "triptychs" / "a.txt").write_text("x <IMAGE 1> x <IMAGE 2> x <IMAGE 3> x")
@@ -102,7 +113,10 @@ def test_the_base_a_lora_names_is_a_hint_and_no_choice(shop: Path, base: Any, to
     ("data", "message"),
     [
         ({"caption": {"vlm_model": "pocket"}}, "No model is given"),
-        ({"model": "pocket", "train": {"model": " "}, "caption": {"vlm_model": "pocket"}}, "No model is given"),
+        (
+            {"model": "pocket", "train": {"model": " "}, "caption": {"vlm_model": "pocket"}},
+            "No model is given",
+        ),
         ({"model": "./nowhere", "caption": {"vlm_model": "pocket"}}, "no diffusers model folder"),
         ({"model": "pocket"}, "No captioner is given"),
         ({"model": "pocket", "caption": {"vlm_model": None}}, "No captioner is given"),
@@ -123,7 +137,9 @@ def test_run_needs_no_captioner_for_captions_of_your_own(shop: Path) -> None:
     run(RunConfig(), {"model": "pocket"})
 
 
-def test_caption_needs_a_captioner_only_for_what_nobody_described(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_caption_needs_a_captioner_only_for_what_nobody_described(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["caption", "--model", "pocket"]) == 1
     assert "No captioner is given" in capsys.readouterr().err
     (shop / "work" / "triptychs" / "a.txt").write_text("x <IMAGE 1> x <IMAGE 2> x <IMAGE 3> x")
@@ -141,18 +157,26 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_init_asks_for_model_and_captioner(shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_asks_for_model_and_captioner(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stdin", Terminal("stabilityai/stable-diffusion-3.5-large\n gpt-4.1-mini \n"))
     monkeypatch.setattr("sys.stderr", shown := Terminal())
     assert main(["init", "--photos", "photos", "--out", "asked.yaml"]) == 0
     assert "FLUX.1-dev" in shown.getvalue(), "what can be answered stands above the question"
     text = (shop / "asked.yaml").read_text()
-    assert '\nmodel: "stabilityai/stable-diffusion-3.5-large"\n' in text and '\n  vlm_model: "gpt-4.1-mini"\n' in text
+    assert (
+        '\nmodel: "stabilityai/stable-diffusion-3.5-large"\n' in text
+        and '\n  vlm_model: "gpt-4.1-mini"\n' in text
+    )
     assert "fill in" not in capsys.readouterr().out
 
     monkeypatch.setattr("sys.stdin", Terminal("\n"))  # nothing, then the end of the input
     assert main(["init", "--photos", "photos", "--out", "nothing.yaml"]) == 0
-    assert "next: fill in model, caption.vlm_model in nothing.yaml, then: triptych run" in capsys.readouterr().out
+    assert (
+        "next: fill in model, caption.vlm_model in nothing.yaml, then: triptych run"
+        in capsys.readouterr().out
+    )
     monkeypatch.setattr("sys.stdin", Terminal("x/y\nz\n"))
     shown.truncate(0)
     assert main(["init", "--photos", "photos", "--out", "asked.yaml"]) == 1
@@ -171,8 +195,13 @@ def test_init_writes_the_address_of_a_server(shop: Path) -> None:
     assert '\n  base_url: "http://localhost:8000/v1"\n' in out.read_text()
 
 
-def test_what_init_leaves_open_is_refused_until_it_is_filled_in(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert init(InitConfig(photos=shop / "photos", out=shop / "t.yaml")).finish()["fill_in"] == ["model", "caption.vlm_model"]
+def test_what_init_leaves_open_is_refused_until_it_is_filled_in(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert init(InitConfig(photos=shop / "photos", out=shop / "t.yaml")).finish()["fill_in"] == [
+        "model",
+        "caption.vlm_model",
+    ]
     text = (shop / "t.yaml").read_text()
     assert "\nmodel:  # fill in: " in text and "\n  vlm_model:  # fill in: " in text
     assert main(["run", "--config", "t.yaml"]) == 1

@@ -22,10 +22,10 @@ from PIL import Image
 import triptych
 from triptych import notebook
 from triptych.errors import InputError, TriptychError
+from triptych.events import Run
 from triptych.notebook import PolygonMaskAnnotator
 from triptych.pictures import masks
 from triptych.pictures.polygons import read_polygons
-from triptych.run import Run
 
 pytest.importorskip("anywidget")
 CHROMIUM = "/usr/bin/chromium"
@@ -108,11 +108,22 @@ def test_a_path_is_turned_upright_as_tryon_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3), (20, 30, 4)])
 def test_arrays(shape: tuple[int, ...]) -> None:
-    assert PolygonMaskAnnotator(np.zeros(shape, np.uint8), [[(1, 1), (9, 1), (9, 9)]]).get_mask().shape == (20, 30)
+    assert PolygonMaskAnnotator(np.zeros(shape, np.uint8), [[(1, 1), (9, 1), (9, 9)]]).get_mask().shape == (
+        20,
+        30,
+    )
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((20, 30, 3)), np.zeros((20, 30, 2), np.uint8), np.zeros((0, 3), np.uint8), np.zeros(5, np.uint8), 7, None]
+    "image",
+    [
+        np.zeros((20, 30, 3)),
+        np.zeros((20, 30, 2), np.uint8),
+        np.zeros((0, 3), np.uint8),
+        np.zeros(5, np.uint8),
+        7,
+        None,
+    ],
 )
 def test_what_is_no_picture(image: Any) -> None:
     with pytest.raises(InputError, match="not a picture") as caught:
@@ -129,7 +140,9 @@ def test_without_anywidget_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell, with an outline set where a person would draw one and with a stand-in for the large model."""
+    """Every cell, with an outline set where a person would draw one and with a stand-in for the
+    large model.
+    """
     book = nbformat.read(Path(__file__).parents[1] / "notebooks" / "tryon.ipynb", as_version=4)
     nbformat.validate(book)
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
@@ -154,9 +167,11 @@ def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "tryon.png").exists()
 
 
-# --- in a browser -----------------------------------------------------------------------------------------------------
+# --- in a browser
+# -----------------------------------------------------------------------------------------------------
 
-PAGE = """<!doctype html><meta charset="utf-8"><title>canvas</title><body style="margin:20px"><div id="here" style="width:400px"></div>
+PAGE = """<!doctype html><meta charset="utf-8"><title>canvas</title><body style="margin:20px">
+<div id="here" style="width:400px"></div>
 <script type="module">
 import widget, { mountPolygonCanvas } from "./polygon_canvas.js";
 const here = document.getElementById("here");
@@ -183,9 +198,13 @@ window.ready = true;
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A static page with the canvas 400 px wide on a photo of 800 × 1200 px: one CSS pixel is two photo pixels."""
+    """A static page with the canvas 400 px wide on a photo of 800 × 1200 px: one CSS pixel is two photo
+    pixels.
+    """
     folder = tmp_path_factory.mktemp("site")
-    (folder / "polygon_canvas.js").write_text((resources.files("triptych") / "web" / "polygon_canvas.js").read_text(encoding="utf-8"))
+    (folder / "polygon_canvas.js").write_text(
+        (resources.files("triptych") / "web" / "polygon_canvas.js").read_text(encoding="utf-8")
+    )
     (folder / "index.html").write_text(PAGE)
     photo = Image.linear_gradient("L").resize((400, 600)).convert("RGB")  # a preview, half the photo's size
     photo.paste((200, 120, 60), (100, 150, 300, 450))
@@ -261,7 +280,9 @@ def mount(browser: Any, site: str) -> Iterator[Callable[..., Canvas]]:
 
     yield open_
     for canvas in opened:
-        assert all(url.startswith(site.removesuffix("index.html")) for url in canvas.requests), "no request leaves the page"
+        assert all(url.startswith(site.removesuffix("index.html")) for url in canvas.requests), (
+            "no request leaves the page"
+        )
         assert not canvas.errors
         canvas.context.close()
 
@@ -269,7 +290,9 @@ def mount(browser: Any, site: str) -> Iterator[Callable[..., Canvas]]:
 def same(drawn: Any, expected: Any) -> bool:
     """Equal to within one photo pixel: the mouse stands on whole CSS pixels of a scaled canvas."""
     sizes = [[len(corners) for corners in polygons] for polygons in (drawn, expected)]
-    return sizes[0] == sizes[1] and all(np.allclose(a, b, atol=1) for a, b in zip(drawn, expected, strict=True))
+    return sizes[0] == sizes[1] and all(
+        np.allclose(a, b, atol=1) for a, b in zip(drawn, expected, strict=True)
+    )
 
 
 SQUARE = [(200, 300), (600, 300), (600, 900), (200, 900)]
@@ -304,7 +327,9 @@ def test_several_outlines_select_delete_clear(mount: Callable[..., Canvas]) -> N
     canvas = mount()
     canvas.click((100, 100), (300, 100))
     canvas.page.mouse.dblclick(*canvas.at(300, 300))
-    assert same(canvas.calls[-1], [[(100, 100), (300, 100), (300, 300)]]), "a double click sets one corner and closes"
+    assert same(canvas.calls[-1], [[(100, 100), (300, 100), (300, 300)]]), (
+        "a double click sets one corner and closes"
+    )
     canvas.click((500, 500), (700, 500), (700, 700))
     canvas.press("Enter")
     assert len(canvas.calls[-1]) == 2
@@ -350,17 +375,23 @@ def test_keyboard_alone(mount: Callable[..., Canvas]) -> None:
 def test_keys_do_not_reach_the_notebook(mount: Callable[..., Canvas]) -> None:
     """In JupyterLab D D on anything that is no text field deletes the cell."""
     canvas = mount()
-    canvas.page.evaluate("window.seen = []; document.addEventListener('keydown', (event) => window.seen.push(event.key))")
+    canvas.page.evaluate(
+        "window.seen = []; document.addEventListener('keydown', (event) => window.seen.push(event.key))"
+    )
     canvas.page.locator("canvas").focus()
     canvas.press("d", "d", "b", "Enter", "Escape", "ArrowDown", "Control+z", "Control+s")
-    canvas.page.get_by_role("button", name="Clear all").dispatch_event("keydown", {"key": "d", "bubbles": True})
+    canvas.page.get_by_role("button", name="Clear all").dispatch_event(
+        "keydown", {"key": "d", "bubbles": True}
+    )
     assert [key for key in canvas.page.evaluate("window.seen") if key != "Control"] == ["s"]
 
 
 @pytest.mark.browser
 def test_touch_on_a_dense_screen(mount: Callable[..., Canvas]) -> None:
     canvas = mount(has_touch=True, device_scale_factor=2)
-    assert canvas.page.evaluate("document.querySelector('canvas').width") == pytest.approx(800, abs=2), "drawn in device pixels"
+    assert canvas.page.evaluate("document.querySelector('canvas').width") == pytest.approx(800, abs=2), (
+        "drawn in device pixels"
+    )
     for point in [*SQUARE, (220, 320)]:  # a finger that meets the first corner only roughly
         canvas.page.touchscreen.tap(*canvas.at(*point))
     assert same(canvas.calls[-1], [SQUARE])

@@ -1,4 +1,6 @@
-"""concat for another model: pictures are made anew, what was paid for stays; and pictures that say odd things of themselves."""
+"""concat for another model: pictures are made anew, what was paid for stays; and pictures that say odd things
+of themselves.
+"""
 
 from __future__ import annotations
 
@@ -34,20 +36,33 @@ def test_other_panels_keep_ids_captions_and_rejects(shop: Shop) -> None:
     for item in ("a", "b"):  # captions of ours, as `caption` writes them
         picture = shop.folder / f"{ids[item]}.png"
         picture.with_suffix(".txt").write_text(f"a caption of {item} <IMAGE 1> <IMAGE 2> <IMAGE 3>\n")
-        row = {"kind": "caption", "id": ids[item], "image_sha256": sha256_file(picture), "captioner": "server m"}
+        row = {
+            "kind": "caption",
+            "id": ids[item],
+            "image_sha256": sha256_file(picture),
+            "captioner": "server m",
+        }
         journal.append(row | {"text_sha256": sha256_file(picture.with_suffix(".txt"))})
-    write_jsonl(shop.folder / "metadata.jsonl", [row | {"text": "t", "caption_by": "server m"} for row in metadata])
+    write_jsonl(
+        shop.folder / "metadata.jsonl", [row | {"text": "t", "caption_by": "server m"} for row in metadata]
+    )
     (shop.root / "failed").mkdir()
     (shop.folder / f"{ids['c']}.png").rename(shop.root / "failed" / f"{ids['c']}.png")
     journal.append({"kind": "rejected"} | next(row for row in metadata if row["item"] == "c"))
     Image.new("RGB", (96, 48), "red").save(shop.folder / f"{ids['d']}.png")  # retouched: stays as it is
-    paid = {path: path.read_bytes() for path in shop.folder.iterdir() if path.suffix == ".txt" or path.name == "caption.jsonl"}
+    paid = {
+        path: path.read_bytes()
+        for path in shop.folder.iterdir()
+        if path.suffix == ".txt" or path.name == "caption.jsonl"
+    }
 
     for width, height in ((48, 64), (32, 48), (64, 96)):
         summary = shop.concat(panel_width=width, panel_height=height)
         assert (summary["made"], summary["made_anew_for_other_panels"], summary["failed_before"]) == (2, 2, 1)
         rows = {row["item"]: row for row in read_jsonl(shop.folder / "metadata.jsonl")}
-        assert {item: row["id"] for item, row in rows.items()} == {item: ids[item] for item in ("a", "b", "d")}
+        assert {item: row["id"] for item, row in rows.items()} == {
+            item: ids[item] for item in ("a", "b", "d")
+        }
         for item in ("a", "b"):
             drawn = Image.open(shop.folder / f"{ids[item]}.png").size
             assert drawn == PanelLayout.from_dict(rows[item]["layout"]).size == (3 * width, height)
@@ -61,7 +76,9 @@ def test_other_panels_keep_ids_captions_and_rejects(shop: Shop) -> None:
     (shop.root / "own").mkdir()
     (shop.root / "own" / "d.txt").write_text("mine <IMAGE 1> <IMAGE 2> <IMAGE 3>\n")
     nobody = {"vlm_model": "m", "base_url": "http://127.0.0.1:9/v1", "attempts": 1}
-    told = caption(CaptionConfig(work=shop.root / "work", model="pocket", captions=shop.root / "own", **nobody)).finish()
+    told = caption(
+        CaptionConfig(work=shop.root / "work", model="pocket", captions=shop.root / "own", **nobody)
+    ).finish()
     assert (told["kept"], told["brought"], told["captioned"]) == (2, 1, 0), "nobody is asked"
 
 
@@ -70,14 +87,22 @@ def test_a_folder_of_an_older_version_goes_on(shop: Shop) -> None:
     shop.concat()
     manifest = shop.folder / "concat.manifest.json"
     about = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(about | {"identity": about["identity"] | {"layout": PanelLayout(16, 16).to_dict()}}))
+    manifest.write_text(
+        json.dumps(about | {"identity": about["identity"] | {"layout": PanelLayout(16, 16).to_dict()}})
+    )
     assert shop.concat()["kept"] == 1
     with pytest.raises(WorkError, match="max_concat_n") as caught:
         shop.concat(max_concat_n=1)
     assert "delete" not in caught.value.hint and "--captions" in caught.value.hint
 
 
-CHUNKS = ["[" * 100_000, "[]", "null", '{"layout": {"width": 1' + "0" * 5000 + "}}", '{"earlier_sha256": {"a": 1}}']
+CHUNKS = [
+    "[" * 100_000,
+    "[]",
+    "null",
+    '{"layout": {"width": 1' + "0" * 5000 + "}}",
+    '{"earlier_sha256": {"a": 1}}',
+]
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)

@@ -96,17 +96,29 @@ def test_fit_shows_the_whole_picture_and_extends_its_edges(w: int, h: int) -> No
 def test_all_four_corners_of_wide_and_tall_pictures_survive() -> None:
     for size in [(300, 100), (100, 300)]:
         picture = Image.new("RGB", size, "white")
-        marks = {(0, 0): "red", (size[0] - 20, 0): "green", (0, size[1] - 20): "blue", (size[0] - 20, size[1] - 20): "black"}
+        marks = {
+            (0, 0): "red",
+            (size[0] - 20, 0): "green",
+            (0, size[1] - 20): "blue",
+            (size[0] - 20, size[1] - 20): "black",
+        }
         for corner, colour in marks.items():
             picture.paste(colour, (*corner, corner[0] + 20, corner[1] + 20))
         panel = fit(picture, 60, 60)
         left, top, w, h = place(size, 60, 60)
         corners = [(left, top), (left + w - 1, top), (left, top + h - 1), (left + w - 1, top + h - 1)]
-        assert [panel.getpixel(corner) for corner in corners] == [(255, 0, 0), (0, 128, 0), (0, 0, 255), (0, 0, 0)]
+        assert [panel.getpixel(corner) for corner in corners] == [
+            (255, 0, 0),
+            (0, 128, 0),
+            (0, 0, 255),
+            (0, 0, 0),
+        ]
 
 
 def test_plain_background_stays_plain() -> None:
-    assert fit(Image.new("RGB", (50, 200), (250, 249, 248)), 96, 64).getcolors() == [(96 * 64, (250, 249, 248))]
+    assert fit(Image.new("RGB", (50, 200), (250, 249, 248)), 96, 64).getcolors() == [
+        (96 * 64, (250, 249, 248))
+    ]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])

@@ -34,7 +34,14 @@ def test_natural_order(tmp_path: Path) -> None:
 
 
 def test_items_are_the_topmost_folders_with_photos(tmp_path: Path) -> None:
-    touch(tmp_path, "coats/readme.txt", "coats/item1/front.jpg", "coats/item1/details/sleeve.jpg", "item2/x.png", "loose.jpg")
+    touch(
+        tmp_path,
+        "coats/readme.txt",
+        "coats/item1/front.jpg",
+        "coats/item1/details/sleeve.jpg",
+        "item2/x.png",
+        "loose.jpg",
+    )
     assert listed(tmp_path) == [
         ("", "coats/readme.txt"),
         ("", "loose.jpg"),
@@ -52,7 +59,9 @@ def test_two_folders_never_become_one_item(tmp_path: Path) -> None:
 
 def test_skipped_folders(tmp_path: Path) -> None:
     touch(tmp_path, "item1/a.jpg", "work/catalogue/contact_sheet.png", "examples/human/h.jpg")
-    assert listed(tmp_path, skip=[tmp_path / "work", tmp_path / "examples" / "human"]) == [("item1", "item1/a.jpg")]
+    assert listed(tmp_path, skip=[tmp_path / "work", tmp_path / "examples" / "human"]) == [
+        ("item1", "item1/a.jpg")
+    ]
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -134,16 +143,28 @@ def reasons(root: Path) -> dict[str, str | None]:
 def test_what_photo_managers_and_systems_keep_is_no_photo(name: str, where: str, tmp_path: Path) -> None:
     touch(tmp_path, "item1/IMG_1.jpg", "coats/item1/IMG_1.jpg", where + name)
     found = scan(tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for item, path in found if refusal(tmp_path, item, path) is None] == [
+    assert [
+        path.relative_to(tmp_path).as_posix() for item, path in found if refusal(tmp_path, item, path) is None
+    ] == [
         "coats/item1/IMG_1.jpg",
         "item1/IMG_1.jpg",
     ]
-    assert {item for item, path in found if refusal(tmp_path, item, path) is None} == {"item1", "coats__item1"}
+    assert {item for item, path in found if refusal(tmp_path, item, path) is None} == {
+        "item1",
+        "coats__item1",
+    }
     assert len(found) == 3, "what is left out is listed"
 
 
 def test_a_stray_picture_does_not_melt_items_into_one(tmp_path: Path) -> None:
-    touch(tmp_path, "coats/sizechart.jpg", "coats/item1/a.jpg", "coats/item1/b.jpg", "coats/item2/a.jpg", "coats/notes.txt")
+    touch(
+        tmp_path,
+        "coats/sizechart.jpg",
+        "coats/item1/a.jpg",
+        "coats/item1/b.jpg",
+        "coats/item2/a.jpg",
+        "coats/notes.txt",
+    )
     touch(
         tmp_path,
         "coats/long/banner.png",
@@ -185,8 +206,21 @@ def test_folders_inside_an_item(names: list[str], tmp_path: Path) -> None:
 
 
 def test_numbered_folders_are_items(tmp_path: Path) -> None:
-    touch(tmp_path, "coats/product 1/a.jpg", "coats/product 2/a.jpg", "tops/banner.jpg", "tops/model1/a.jpg", "tops/model2/a.jpg")
-    assert {item for item, _ in scan(tmp_path)} == {"", "coats__product 1", "coats__product 2", "tops__model1", "tops__model2"}
+    touch(
+        tmp_path,
+        "coats/product 1/a.jpg",
+        "coats/product 2/a.jpg",
+        "tops/banner.jpg",
+        "tops/model1/a.jpg",
+        "tops/model2/a.jpg",
+    )
+    assert {item for item, _ in scan(tmp_path)} == {
+        "",
+        "coats__product 1",
+        "coats__product 2",
+        "tops__model1",
+        "tops__model2",
+    }
 
 
 def test_folders_of_views_with_many_photos_are_no_item(tmp_path: Path) -> None:
@@ -196,10 +230,14 @@ def test_folders_of_views_with_many_photos_are_no_item(tmp_path: Path) -> None:
 
 SETS = {
     "VITON-HD": [f"train/{kind}/0{n}_00.jpg" for kind in ("image", "cloth", "cloth-mask") for n in range(5)],
-    "VITON-HD, its training part": [f"{kind}/0{n}_00.jpg" for kind in ("image", "cloth") for n in range(3)] + ["../train_pairs.txt"],
+    "VITON-HD, its training part": [f"{kind}/0{n}_00.jpg" for kind in ("image", "cloth") for n in range(3)]
+    + ["../train_pairs.txt"],
     "people and products": [f"{kind}/sku{n}.jpg" for kind in ("person", "garment") for n in range(8)],
-    "DressCode": [f"upper_body/images/0{n}0_{side}.jpg" for n in range(10, 15) for side in (0, 1)] + ["upper_body/train_pairs.txt"],
-    "DressCode without its list": [f"dresses/images/0{n}0_{side}.jpg" for n in range(10, 12) for side in (0, 1)],
+    "DressCode": [f"upper_body/images/0{n}0_{side}.jpg" for n in range(10, 15) for side in (0, 1)]
+    + ["upper_body/train_pairs.txt"],
+    "DressCode without its list": [
+        f"dresses/images/0{n}0_{side}.jpg" for n in range(10, 12) for side in (0, 1)
+    ],
     "DressCode, one part": [f"images/0{n}0_{side}.jpg" for n in range(10, 15) for side in (0, 1)],
     "a list of pairs beside pictures": [f"images/x{n}.jpg" for n in range(4)] + ["test_pairs_unpaired.txt"],
 }
@@ -214,7 +252,14 @@ def test_data_sets_that_are_sorted_by_view_are_refused(kind: str, tmp_path: Path
 
 
 def test_items_with_views_of_their_own_are_no_data_set(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"item{n}/{name}" for n in range(9) for name in ("model/1.jpg", "model/2.jpg", "product/1.jpg", "product/2.jpg")))
+    touch(
+        tmp_path,
+        *(
+            f"item{n}/{name}"
+            for n in range(9)
+            for name in ("model/1.jpg", "model/2.jpg", "product/1.jpg", "product/2.jpg")
+        ),
+    )
     touch(tmp_path, "train_pairs.txt")  # left over from a set that was sorted anew
     assert {item for item, _ in scan(tmp_path)} == {"", *(f"item{n}" for n in range(9))}
 
@@ -229,7 +274,9 @@ def test_links_in_a_circle_lose_nothing_else(tmp_path: Path) -> None:
     (root / "item1/deep").symlink_to("deep/deeper")
     found = reasons(root)
     assert [name for name, reason in found.items() if reason is None] == ["item1/a.jpg", "item2/b.jpg"]
-    assert {found[name] for name in ("item1/l.jpg", "item1/x.jpg", "item1/y.jpg", "item3", "item1/deep")} == {"broken link"}
+    assert {found[name] for name in ("item1/l.jpg", "item1/x.jpg", "item1/y.jpg", "item3", "item1/deep")} == {
+        "broken link"
+    }
     (tmp_path / "self").symlink_to("self")
     with pytest.raises(InputError, match="does not exist"):
         scan(tmp_path / "self")
@@ -240,7 +287,13 @@ def test_examples_lie_apart(tmp_path: Path) -> None:
     touch(tmp_path, "ex/human/a.jpg", "ex/garment/b.jpg", "ex/photos/item/c.jpg")
     (tmp_path / "link").symlink_to("ex")
     check_examples(tmp_path / "ex/human", tmp_path / "ex/garment", tmp_path / "ex/photos")
-    for human, garment in (("ex", "ex"), ("ex", "ex/garment"), ("ex/human", "ex"), ("link", "ex"), ("ex/human", "ex/human/../human")):
+    for human, garment in (
+        ("ex", "ex"),
+        ("ex", "ex/garment"),
+        ("ex/human", "ex"),
+        ("link", "ex"),
+        ("ex/human", "ex/human/../human"),
+    ):
         with pytest.raises(InputError, match=r"--human|--garment"):
             check_examples(tmp_path / human, tmp_path / garment)
     with pytest.raises(InputError, match="lie in the folder of examples"):

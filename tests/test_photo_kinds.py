@@ -1,4 +1,6 @@
-"""What a file is, by its bytes: raw files and previews, phones' formats, and everything that lies about in photo folders."""
+"""What a file is, by its bytes: raw files and previews, phones' formats, and everything that lies about in
+photo folders.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +59,23 @@ def with_sub_directories(order: str, first: dict[int, list[int]], *subs: dict[in
 
 SMALL, SENSOR = {254: [1], 256: [160], 257: [120]}, {254: [0], 256: [6000], 257: [4000], 262: [32803]}
 RAWS = {
-    "a Nikon's first page is a thumbnail": ("DSC_1.NEF", lambda: tiff(((160, 120), {254: 1}), ((1200, 900), {}))),
+    "a Nikon's first page is a thumbnail": (
+        "DSC_1.NEF",
+        lambda: tiff(((160, 120), {254: 1}), ((1200, 900), {})),
+    ),
     "any TIFF with a raw ending": ("a.pef", lambda: tiff(((300, 200), {}))),
-    "a sensor's picture in a sub-directory, under a wrong name": ("a.tif", lambda: with_sub_directories("<", SMALL, SENSOR)),
-    "the same the other way round": ("a.jpg", lambda: with_sub_directories(">", SMALL, {256: [1600], 257: [1200]}, SENSOR)),
-    "linear raw": ("a.tiff", lambda: with_sub_directories("<", {256: [1616], 257: [1080]}, {**SENSOR, 262: [34892]})),
+    "a sensor's picture in a sub-directory, under a wrong name": (
+        "a.tif",
+        lambda: with_sub_directories("<", SMALL, SENSOR),
+    ),
+    "the same the other way round": (
+        "a.jpg",
+        lambda: with_sub_directories(">", SMALL, {256: [1600], 257: [1200]}, SENSOR),
+    ),
+    "linear raw": (
+        "a.tiff",
+        lambda: with_sub_directories("<", {256: [1616], 257: [1080]}, {**SENSOR, 262: [34892]}),
+    ),
     "DNG by its version": ("a.tif", lambda: with_sub_directories("<", {**SMALL, 50706: [0x00000401]})),
     "Canon": ("a.bin", lambda: b"II*\0\x10\0\0\0CR\2\0" + bytes(200)),
     "Canon, new": ("a.CR3", lambda: b"\0\0\0\x18ftypcrx \0\0\0\1crx isom" + bytes(200)),
@@ -88,7 +102,10 @@ def test_raw_files_are_named_and_never_read_as_their_thumbnail(kind: str, tmp_pa
     [
         ([((160, 120), {254: 1}), ((1200, 900), {})], (1200, 900)),
         ([((160, 120), {255: 2}), ((1200, 900), {})], (1200, 900)),  # the old tag
-        ([((160, 120), {}), ((1200, 900), {})], (1200, 900)),  # a preview that does not say so, in the photo's shape
+        (
+            [((160, 120), {}), ((1200, 900), {})],
+            (1200, 900),
+        ),  # a preview that does not say so, in the photo's shape
         ([((160, 120), {254: 1}), ((640, 480), {254: 1}), ((1200, 900), {})], (1200, 900)),
         ([((300, 200), {}), ((1200, 900), {254: 4})], (300, 200)),  # a mask is no photo
         ([((1200, 900), {}), ((160, 120), {254: 1})], (1200, 900)),  # a pyramid
@@ -96,9 +113,16 @@ def test_raw_files_are_named_and_never_read_as_their_thumbnail(kind: str, tmp_pa
     ],
 )
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
-def test_of_a_tiff_the_photo_is_read_not_its_preview(pages: list, size: tuple[int, int], compression: str | None, tmp_path: Path) -> None:
+def test_of_a_tiff_the_photo_is_read_not_its_preview(
+    pages: list, size: tuple[int, int], compression: str | None, tmp_path: Path
+) -> None:
     (tmp_path / "a.tif").write_bytes(tiff(*pages, compression=compression))
-    assert check_header(tmp_path / "a.tif") == load_image(tmp_path / "a.tif").size == load_original(tmp_path / "a.tif").image.size == size
+    assert (
+        check_header(tmp_path / "a.tif")
+        == load_image(tmp_path / "a.tif").size
+        == load_original(tmp_path / "a.tif").image.size
+        == size
+    )
 
 
 def test_a_photo_that_only_a_sub_directory_holds_is_not_replaced_by_its_preview(tmp_path: Path) -> None:
@@ -114,7 +138,9 @@ def test_damaged_and_looping_directories_end(tmp_path: Path) -> None:
         data = bytearray(whole)
         for place in random.integers(0, 400, 4):
             data[place] = random.integers(0, 256)
-        (tmp_path / "a.tif").write_bytes(bytes(data[: random.integers(8, len(data))]) if random.random() < 0.5 else data)
+        (tmp_path / "a.tif").write_bytes(
+            bytes(data[: random.integers(8, len(data))]) if random.random() < 0.5 else data
+        )
         try:
             check_header(tmp_path / "a.tif")
         except BadImage as error:
@@ -148,13 +174,18 @@ OTHERS = {
     "jpeg xl": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(200), "JPEG XL"),
     "web page": (b"\n<!DOCTYPE html><html>404 not found</html>", "web page"),
     "note": ("größe: 36 \N{DRESS}\n".encode() * 400, "text"),
-    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "placeholder of Git LFS, DVC or git-annex"),
+    "git lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+        "placeholder of Git LFS, DVC or git-annex",
+    ),
     "git annex": (b"/annex/objects/SHA256E-s1--0.jpg\n", "placeholder of Git LFS, DVC or git-annex"),
 }
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_what_is_no_photo_is_called_by_its_kind(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_photo_is_called_by_its_kind(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images, "_reads_heif", lambda: False)
     data, reason = OTHERS[kind]
     (tmp_path / "IMG_1.jpg").write_bytes(data)  # the ending says nothing

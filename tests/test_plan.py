@@ -1,4 +1,6 @@
-"""plan: exact counts, a memory model that agrees with what is measured, and advice that holds; without network and weights."""
+"""plan: exact counts, a memory model that agrees with what is measured, and advice that holds; without
+network and weights.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_plan", Path(__file__).parents[1] / "benchmarks" / "plan.py")
+    spec = importlib.util.spec_from_file_location(
+        "benchmark_plan", Path(__file__).parents[1] / "benchmarks" / "plan.py"
+    )
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
@@ -56,7 +60,11 @@ def configs_alone(tiny: Path, tmp_path: Path) -> Path:
     """A tiny checkpoint's folder with every weight left out."""
 
     def heavy(_: str, names: list[str]) -> list[str]:
-        return [name for name in names if name.endswith((".safetensors", ".model")) or name.startswith("tokenizer")]
+        return [
+            name
+            for name in names
+            if name.endswith((".safetensors", ".model")) or name.startswith("tokenizer")
+        ]
 
     shutil.copytree(tiny, tmp_path / "configs", ignore=heavy)
     assert not list((tmp_path / "configs").rglob("*.safetensors"))
@@ -68,11 +76,21 @@ def configs_alone(tiny: Path, tmp_path: Path) -> Path:
     [
         (
             FLUX,
-            {"transformer": 11_901_408_320, "vae": 83_819_683, "text_encoder": 123_060_480, "text_encoder_2": 4_762_310_656},
+            {
+                "transformer": 11_901_408_320,
+                "vae": 83_819_683,
+                "text_encoder": 123_060_480,
+                "text_encoder_2": 4_762_310_656,
+            },
         ),
         (
             "stabilityai/stable-diffusion-3.5-large",
-            {"transformer": 8_056_627_520, "text_encoder": 123_650_304, "text_encoder_2": 694_659_840, "text_encoder_3": 4_762_310_656},
+            {
+                "transformer": 8_056_627_520,
+                "text_encoder": 123_650_304,
+                "text_encoder_2": 694_659_840,
+                "text_encoder_3": 4_762_310_656,
+            },
         ),
     ],
 )
@@ -86,8 +104,12 @@ def test_counts_of_a_folder_equal_the_loaded_model(tiny: Path, configs_alone: Pa
     encoders = [*getattr(text, "clips", [getattr(text, "clip", None)]), text.t5]  # type: ignore[attr-defined]
     loaded = dict(zip(shapes.text_encoders, encoders, strict=True))
     loaded |= {"transformer": transformer, "vae": backbone.load_autoencoder().vae}  # type: ignore[attr-defined]
-    assert shapes.parameters == {part: sum(p.numel() for p in module.parameters()) for part, module in loaded.items()}
-    assert held_weights(shapes, Machine(torch.float32)).device == sum(tensor.nbytes for tensor in transformer.state_dict().values())
+    assert shapes.parameters == {
+        part: sum(p.numel() for p in module.parameters()) for part, module in loaded.items()
+    }
+    assert held_weights(shapes, Machine(torch.float32)).device == sum(
+        tensor.nbytes for tensor in transformer.state_dict().values()
+    )
     lora = add_lora(transformer, backbone.lora_targets, 5, 5, 0.0, 0)
     assert shapes.lora_parameters(5) == sum(p.numel() for p in lora) > 0
 
@@ -102,13 +124,21 @@ def test_tokens_of_canvas_and_text(configs_alone: Path) -> None:
 
 
 def test_arithmetic_of_a_training_step_follows_the_known_formula() -> None:
-    """Every block multiplies S tokens with 12·d² numbers, forward, again for checkpointing, and for the gradient of its input
-    (2·m·k·n operations a product), and attends with 4·S²·d, two and a half times that backwards."""
+    """Every block multiplies S tokens with 12·d² numbers, forward, again for checkpointing, and for the
+    gradient of its input (2·m·k·n operations a product), and attends with 4·S²·d, two and a half times that
+    backwards.
+    """
     d, blocks, tokens = 3072, 19 + 38, 3 * 36 * 48 + 512
     linear, attention = 2 * 12 * d**2 * tokens * blocks, 4 * tokens**2 * d * blocks
     run = runs.training_pass(model_shapes(FLUX), TrainConfig(batch_size=1), LAYOUT, 512, torch.bfloat16)
     assert run.flops == pytest.approx(3 * linear + 4.5 * attention, rel=0.02)
-    without = runs.training_pass(model_shapes(FLUX), TrainConfig(batch_size=1, gradient_checkpointing=False), LAYOUT, 512, torch.bfloat16)
+    without = runs.training_pass(
+        model_shapes(FLUX),
+        TrainConfig(batch_size=1, gradient_checkpointing=False),
+        LAYOUT,
+        512,
+        torch.bfloat16,
+    )
     assert without.flops == pytest.approx(2 * linear + 3.5 * attention, rel=0.02)
 
 
@@ -116,14 +146,23 @@ def test_arithmetic_of_a_training_step_follows_the_known_formula() -> None:
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("layers", [(5, 7), (6, 0)], ids=["flux", "sd3"])
 def test_three_blocks_of_a_kind_tell_of_all(
-    layers: tuple[int, int], checkpointing: bool, context: str, benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layers: tuple[int, int],
+    checkpointing: bool,
+    context: str,
+    benchmark: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     family = "flux" if layers[1] else "sd3"
     case = benchmark.Case(family, 64, layers, (64, 96), 2, checkpointing, context)
     shapes = model_shapes(str(benchmark.write_configs(case, tmp_path / "model")))
     config = benchmark.train_config(case, tmp_path / "model")
     some = runs.training_pass(shapes, config, PanelLayout(64, 96), 32, torch.bfloat16)
-    monkeypatch.setattr(runs, "thinned", lambda transformer: {block: 1 for run in runs_of_blocks(transformer) for block in run})
+    monkeypatch.setattr(
+        runs,
+        "thinned",
+        lambda transformer: {block: 1 for run in runs_of_blocks(transformer) for block in run},
+    )
     runs._training_pass.cache_clear()
     assert runs.training_pass(shapes, config, PanelLayout(64, 96), 32, torch.bfloat16) == some
     runs._training_pass.cache_clear()
@@ -137,7 +176,13 @@ def test_more_needs_more() -> None:
         return train_memory(shapes, config, layout, 512, machine).total
 
     least = size()
-    assert size(optimizer="adamw8bit") < least < size(batch_size=2) < size(batch_size=4) < size(batch_size=4, gradient_checkpointing=False)
+    assert (
+        size(optimizer="adamw8bit")
+        < least
+        < size(batch_size=2)
+        < size(batch_size=4)
+        < size(batch_size=4, gradient_checkpointing=False)
+    )
     assert size(PanelLayout(384, 512)) < least < size(PanelLayout(768, 1024))
     assert least < size(rank=32) < size(rank=64)
     assert least < size(optimizer="prodigy")
@@ -147,7 +192,10 @@ def test_more_needs_more() -> None:
 def test_fused_attention_is_counted_without_a_matrix_of_all_pairs() -> None:
     """Twice the tokens, about twice the activations; with the matrix it would be four times."""
     config = TrainConfig(batch_size=1)
-    small, large = (runs.training_pass(model_shapes(FLUX), config, PanelLayout(576, height), 512, torch.bfloat16) for height in (768, 1536))
+    small, large = (
+        runs.training_pass(model_shapes(FLUX), config, PanelLayout(576, height), 512, torch.bfloat16)
+        for height in (768, 1536)
+    )
     assert 1.7 < large.peak / small.peak < 2.1
 
 
@@ -198,7 +246,9 @@ def test_what_is_proposed_for_training_fits_and_less_does_not(room: int, expecte
 
 @pytest.mark.parametrize("row", [0, 1], ids=["flux", "sd3"])
 def test_prediction_agrees_with_measured_steps(row: int, benchmark: ModuleType) -> None:
-    """Real steps in a fresh process, by what torch's allocator gave out; see benchmarks/plan.py for many more."""
+    """Real steps in a fresh process, by what torch's allocator gave out; see benchmarks/plan.py for many
+    more.
+    """
     cases = (
         benchmark.Case("flux", 128, (4, 6), (96, 128), 2, True, "clean"),
         benchmark.Case("sd3", 128, (5, 0), (96, 128), 2, False, "noisy"),
@@ -208,10 +258,15 @@ def test_prediction_agrees_with_measured_steps(row: int, benchmark: ModuleType) 
     assert found["allocated"] > 10 * 2**20, "large enough for the error to mean something"
 
 
-def test_cli_for_flux_on_24_and_80_gb(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cli_for_flux_on_24_and_80_gb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "c.yaml"
-    config.write_text(f"model: {FLUX}\ntrain:\n  batch_size: 1\n  max_train_steps: 10\ngenerate:\n  num_inference_steps: 8\n")
+    config.write_text(
+        f"model: {FLUX}\ntrain:\n  batch_size: 1\n  max_train_steps: 10\ngenerate:\n  num_inference_steps: "
+        "8\n"
+    )
     assert main(["plan", "-c", str(config), "--card", "rtx-4090", "--json"]) == 0
     small = json.loads(capsys.readouterr().out)
     assert small["parameters"]["transformer"] == 11_901_408_320
@@ -219,13 +274,22 @@ def test_cli_for_flux_on_24_and_80_gb(tmp_path: Path, capsys: pytest.CaptureFixt
     assert 26 * GIB < small["train"]["total_bytes"] < 30 * GIB
     assert small["train"]["change"] == {"quantize": "int8"}
     assert small["train"]["bytes_with_change"] <= 24 * GIB
-    assert "--quantize int8" in small["verdict"] and small["verdict"].startswith("It does not fit on rtx-4090")
+    assert "--quantize int8" in small["verdict"] and small["verdict"].startswith(
+        "It does not fit on rtx-4090"
+    )
     assert small["train"]["number"] == 10
     assert small["train"]["seconds"] == pytest.approx(10 * small["train"]["seconds_each"])
     assert main(["plan", "-c", str(config), "--card", "a100-80gb"]) == 0
     text = capsys.readouterr().out
     assert text.rstrip().endswith("It fits on a100-80gb (80 GiB).")
-    for words in ("weights", "optimizer state", "activations kept for the backward pass", "embeddings", "checkpoints", "a step"):
+    for words in (
+        "weights",
+        "optimizer state",
+        "activations kept for the backward pass",
+        "embeddings",
+        "checkpoints",
+        "a step",
+    ):
         assert words in text
     assert not list(tmp_path.glob("work*")), "planning leaves nothing behind"
 
@@ -241,7 +305,11 @@ def test_the_plan_follows_the_sections_of_the_config(configs_alone: Path, tmp_pa
     assert plan["canvas"] == [192, 96]
     assert plan["tokens"] == {"image": 4 * 3 * 6, "text": model_shapes(str(configs_alone)).text_tokens(10)}
     assert plan["train"]["number"] == 8, "30 triptychs, four to a step"
-    assert plan["lora_parameters"] == plan["disk_bytes"]["LoRA"] / 4 == model_shapes(str(configs_alone)).lora_parameters(4)
+    assert (
+        plan["lora_parameters"]
+        == plan["disk_bytes"]["LoRA"] / 4
+        == model_shapes(str(configs_alone)).lora_parameters(4)
+    )
     (tmp_path / "triptychs").mkdir()
     for name in ("a", "b"):
         (tmp_path / "triptychs" / f"{name}.png").touch()
@@ -261,11 +329,27 @@ def test_every_change_the_verdict_names_fits(card: str) -> None:
     options, *preset = plan["for_run"].removeprefix("for `run`: ").split(", or ")
     typed = [word[2:].replace("-", "_") for word in options.split() if word.startswith("--")]
     assert typed and set(typed) <= set(triptych.RunConfig.model_fields)
-    assert preset == {"rtx-4090": ["--config 24gb"], "rtx-3060-12gb": ["--config 12gb (smaller panels, rank 8)"]}[card]
+    assert (
+        preset
+        == {"rtx-4090": ["--config 24gb"], "rtx-3060-12gb": ["--config 12gb (smaller panels, rank 8)"]}[card]
+    )
 
 
-def test_cli_plans_a_folder_of_configs_on_the_cpu(configs_alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", "--model", str(configs_alone), "--work", str(tmp_path), "--card", "cpu", "--num-triptychs", "7", "--json"]
+def test_cli_plans_a_folder_of_configs_on_the_cpu(
+    configs_alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "plan",
+        "--model",
+        str(configs_alone),
+        "--work",
+        str(tmp_path),
+        "--card",
+        "cpu",
+        "--num-triptychs",
+        "7",
+        "--json",
+    ]
     assert main(words) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["disk_bytes"]["model download"] == 0
@@ -273,7 +357,9 @@ def test_cli_plans_a_folder_of_configs_on_the_cpu(configs_alone: Path, tmp_path:
     assert plan["triptychs"] == plan["embed"]["number"] == 7
 
 
-def test_an_unknown_card_or_model_is_an_error_with_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_card_or_model_is_an_error_with_the_known_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", "--card", "voodoo-2", "--work", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert "voodoo-2" in error and "rtx-4090" in error and "a100-80gb" in error
@@ -306,7 +392,8 @@ def test_clean_context_and_several_noise_levels_are_planned_to_the_end(tiny_flux
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("preset", "card"), [("12gb", "rtx-3060-12gb"), ("16gb", "rtx-4080-16gb"), ("24gb", "rtx-4090"), ("80gb", "a100-80gb")]
+    ("preset", "card"),
+    [("12gb", "rtx-3060-12gb"), ("16gb", "rtx-4080-16gb"), ("24gb", "rtx-4090"), ("80gb", "a100-80gb")],
 )
 def test_presets_fit_their_cards(preset: str, card: str, capsys: pytest.CaptureFixture[str]) -> None:
     configs = Path(__file__).parents[1] / "configs"
@@ -317,7 +404,11 @@ def test_presets_fit_their_cards(preset: str, card: str, capsys: pytest.CaptureF
 
 
 def test_one_change_for_run_holds_those_of_its_stages() -> None:
-    changes = {"embed": {"batch_size": 3}, "train": {"quantize": "nf4"}, "generate": {"panel_width": 384, "panel_height": 512}}
+    changes = {
+        "embed": {"batch_size": 3},
+        "train": {"quantize": "nf4"},
+        "generate": {"panel_width": 384, "panel_height": 512},
+    }
     panels = {"panel_width": 384, "panel_height": 512}
     merged = {"batch_size": 2, "gradient_accumulation_steps": 2, "quantize": "nf4"}
     assert for_run(changes, TrainConfig(batch_size=4)) == merged | panels
@@ -343,5 +434,8 @@ def test_an_unknown_card_is_told_which_was_meant(given: str, meant: str) -> None
 
 
 def test_an_unknown_card_is_refused_before_torch_is_imported() -> None:
-    code = "import sys; from triptych.cli import main; assert main(['plan', '--card', '12gb']) == 1; assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from triptych.cli import main; assert main(['plan', '--card', '12gb']) == 1; assert "
+        "'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,6 @@
-"""A quantised base is nearly the full one in a fraction of the memory; swapped blocks change nothing but where they lie."""
+"""A quantised base is nearly the full one in a fraction of the memory; swapped blocks change nothing but
+where they lie.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ EVERY = sorted(FORMATS)
 
 
 def quantized_layers(transformer: nn.Module) -> dict[str, QuantizedLinear]:
-    return {name: module for name, module in transformer.named_modules() if isinstance(module, QuantizedLinear)}
+    return {
+        name: module for name, module in transformer.named_modules() if isinstance(module, QuantizedLinear)
+    }
 
 
 def size(*tensors: Tensor) -> int:
@@ -43,13 +47,21 @@ def size(*tensors: Tensor) -> int:
 
 
 # Measured: velocity 7.3 %, 0.60 %, 0.52 %; the worst weight 9.4 %, 0.88 %, 0.62 %.
-@pytest.mark.parametrize(("quantize", "velocity", "weight"), [("nf4", 0.11, 0.11), ("int8", 0.009, 0.011), ("int8-torchao", 0.008, 0.008)])
+@pytest.mark.parametrize(
+    ("quantize", "velocity", "weight"),
+    [("nf4", 0.11, 0.11), ("int8", 0.009, 0.011), ("int8-torchao", 0.008, 0.008)],
+)
 def test_a_quantized_model_is_nearly_the_full_one(quantize: str, velocity: float, weight: float) -> None:
     full, backbone = load_backbone("pocket", "cpu", "fp32"), load_backbone("pocket", "cpu", "fp32", quantize)
     expected, transformer = full.load_transformer(), backbone.load_transformer()
     torch.manual_seed(0)
     text = {"prompt_embeds": torch.randn(2, 40, 128), "pooled_prompt_embeds": torch.randn(2, 128)}
-    inputs = torch.randn(2, backbone.latent_channels(transformer), 16, 24), torch.tensor([0.3, 0.9]), text, 1.0
+    inputs = (
+        torch.randn(2, backbone.latent_channels(transformer), 16, 24),
+        torch.tensor([0.3, 0.9]),
+        text,
+        1.0,
+    )
     with torch.no_grad():
         reference, made = full.velocity(expected, *inputs), backbone.velocity(transformer, *inputs)
     error = float((made - reference).norm() / reference.norm())
@@ -65,7 +77,11 @@ def test_a_quantized_model_is_nearly_the_full_one(quantize: str, velocity: float
     kept = dict(transformer.named_parameters())
     assert all(torch.equal(kept[name], dict(expected.named_parameters())[name]) for name in others)
 
-    bits = 8 * sum(size(layer.weight, layer.scale) for layer in layers.values()) / sum(module.weight.numel() for module in linear.values())
+    bits = (
+        8
+        * sum(size(layer.weight, layer.scale) for layer in layers.values())
+        / sum(module.weight.numel() for module in linear.values())
+    )
     assert bits == pytest.approx({"nf4": 4.5, "int8": 8.15, "int8-torchao": 8.5}[quantize], abs=0.1)
 
 
@@ -75,9 +91,13 @@ def test_gradients_are_those_of_the_dequantized_weight_which_nobody_keeps(quanti
     layer = kind(*kind.pack(weight), weight.shape, torch.randn(192))
     input, other = torch.randn(2, 5, 128, requires_grad=True), torch.randn(2, 5, 192)
     saved: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    ):
         output = layer(input)
-    assert not any(tensor.is_floating_point() and tensor.numel() >= layer.dequantized().numel() for tensor in saved)
+    assert not any(
+        tensor.is_floating_point() and tensor.numel() >= layer.dequantized().numel() for tensor in saved
+    )
     (gradient,) = torch.autograd.grad((output * other).sum(), input)
     plain = nn.functional.linear(input, layer.dequantized(), layer.bias)
     assert torch.equal(output, plain)
@@ -86,20 +106,33 @@ def test_gradients_are_those_of_the_dequantized_weight_which_nobody_keeps(quanti
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_full_model_never_exists_in_memory(tmp_path: Path, tiny_flux: Path) -> None:
-    """190 million parameters, 760 MB in float32, are loaded at a peak of less than a third of that: 130 MB and a layer."""
+    """190 million parameters, 760 MB in float32, are loaded at a peak of less than a third of that: 130 MB
+    and a layer.
+    """
     from diffusers import FluxTransformer2DModel
 
     (tmp_path / "transformer").mkdir()
     (tmp_path / "model_index.json").write_bytes((tiny_flux / "model_index.json").read_bytes())
-    about = {**json.loads((tiny_flux / "transformer" / "config.json").read_text()), "num_attention_heads": 64, "num_single_layers": 10}
+    about = {
+        **json.loads((tiny_flux / "transformer" / "config.json").read_text()),
+        "num_attention_heads": 64,
+        "num_single_layers": 10,
+    }
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(about))
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in FluxTransformer2DModel.from_config(about).state_dict().items()}
+        shapes = {
+            name: tensor.shape
+            for name, tensor in FluxTransformer2DModel.from_config(about).state_dict().items()
+        }
     assert sum(shape.numel() for shape in shapes.values()) > 185e6
     names = sorted(shapes)
-    shards = {f"part-{number}.safetensors": names[number::3] for number in range(3)}  # a bias lies in another shard than its weight
+    shards = {
+        f"part-{number}.safetensors": names[number::3] for number in range(3)
+    }  # a bias lies in another shard than its weight
     for shard, members in shards.items():
-        save_file({name: torch.full(shapes[name], 0.01) for name in members}, tmp_path / "transformer" / shard)
+        save_file(
+            {name: torch.full(shapes[name], 0.01) for name in members}, tmp_path / "transformer" / shard
+        )
     index = {"weight_map": {name: shard for shard, members in shards.items() for name in members}}
     (tmp_path / "transformer" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     program = f"""
@@ -114,9 +147,12 @@ before = status("VmRSS")
 transformer = backbone.load_transformer()
 print(status("VmHWM") - before, transformer.single_transformer_blocks[9].proj_out.bias.is_meta)
 """
-    # glibc keeps freed memory below a moving limit of up to 32 MB to itself, and here every layer is below; in a real model few are.
+    # glibc keeps freed memory below a moving limit of up to 32 MB to itself, and here every layer is below;
+    # in a real model few are.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
     grown, is_meta = done.stdout.split()
     assert is_meta == "False"
     assert 120e6 < int(grown) * 1024 < 250e6
@@ -124,7 +160,9 @@ print(status("VmHWM") - before, transformer.single_transformer_blocks[9].proj_ou
 
 @pytest.mark.parametrize("quantize", EVERY)
 @pytest.mark.parametrize("context", ["noisy", "clean"])
-def test_a_lora_learns_on_a_quantized_model_and_loads(tmp_path: Path, tiny: Path, quantize: str, context: str) -> None:
+def test_a_lora_learns_on_a_quantized_model_and_loads(
+    tmp_path: Path, tiny: Path, quantize: str, context: str
+) -> None:
     write_records(tmp_path, ["id-0", "id-1"], tiny)
     options = config(tmp_path, tiny, quantize=quantize, context=context, max_train_steps=2, blocks_to_swap=1)
     train(options).finish()
@@ -164,7 +202,11 @@ def test_a_quantized_training_resumes_bit_for_bit_and_keeps_its_format(
         train(config(stopped, tiny_flux, **{**options, "quantize": "none"})).finish()
     assert train(config(stopped, tiny_flux, **options, blocks_to_swap=2)).finish()["resumed_at"] == 2
     assert same_lora(stopped, whole)
-    train(config(tmp_path / "full", tiny_flux, **{**options, "quantize": "none"}, embeddings=whole / "embeddings")).finish()
+    train(
+        config(
+            tmp_path / "full", tiny_flux, **{**options, "quantize": "none"}, embeddings=whole / "embeddings"
+        )
+    ).finish()
     assert not same_lora(tmp_path / "full", whole), "the format matters"
 
 
@@ -172,7 +214,9 @@ def test_a_quantized_training_resumes_bit_for_bit_and_keeps_its_format(
 def test_swapped_blocks_change_no_bit_and_come_one_at_a_time(
     tmp_path: Path, tiny: Path, quantize: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the CPU the device is the same RAM, but swapped blocks are copied all the same: what is counted is live copies."""
+    """On the CPU the device is the same RAM, but swapped blocks are copied all the same: what is counted is
+    live copies.
+    """
     write_records(tmp_path, ["id-0", "id-1"], tiny)
     options = config(tmp_path, tiny)
     fetched: dict[int, weakref.ref[Tensor]] = {}
@@ -205,11 +249,16 @@ def test_swapped_blocks_change_no_bit_and_come_one_at_a_time(
         losses.sample_B.mean().backward()
         results.append([losses.sample_B.detach(), *(parameter.grad for parameter in parameters)])
         blocks = len(blocks_of(transformer))
-        largest = max(sum(p.numel() >= 512 for n, p in block.named_parameters() if "lora_" not in n) for block in blocks_of(transformer))
+        largest = max(
+            sum(p.numel() >= 512 for n, p in block.named_parameters() if "lora_" not in n)
+            for block in blocks_of(transformer)
+        )
         extra = sum(b.numel() >= 512 for _, b in transformer.named_buffers())
         assert bool(fetched) == bool(blocks_to_swap)
         assert most <= largest + extra, "more than one block at a time"
-        assert all(tensor is homes[name] for name, tensor in transformer.named_parameters() if name in homes), "all are back home"
+        assert all(
+            tensor is homes[name] for name, tensor in transformer.named_parameters() if name in homes
+        ), "all are back home"
     assert blocks == 3
     for swapped in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], swapped, strict=True))
@@ -221,8 +270,12 @@ def test_swapped_blocks_need_gradient_checkpointing_in_training(tmp_path: Path, 
         train(config(tmp_path, tiny_flux, blocks_to_swap=1, gradient_checkpointing=False))
 
 
-@pytest.mark.parametrize(("quantize", "package"), [("nf4", "bitsandbytes"), ("int8", "bitsandbytes"), ("int8-torchao", "torchao")])
-def test_a_missing_package_is_said_before_anything_is_loaded(quantize: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("quantize", "package"), [("nf4", "bitsandbytes"), ("int8", "bitsandbytes"), ("int8-torchao", "torchao")]
+)
+def test_a_missing_package_is_said_before_anything_is_loaded(
+    quantize: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModelError, match=f"needs the package {package}") as error:
         load_backbone("pocket", "cpu", "fp32", quantize)
@@ -230,9 +283,16 @@ def test_a_missing_package_is_said_before_anything_is_loaded(quantize: str, pack
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"), [("missing", "lacks proj_out.bias"), ("shape", "3×3, and its config asks for 32×64"), ("cut", "cannot be loaded")]
+    ("damage", "words"),
+    [
+        ("missing", "lacks proj_out.bias"),
+        ("shape", "3×3, and its config asks for 32×64"),
+        ("cut", "cannot be loaded"),
+    ],
 )
-def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, tiny_flux: Path, damage: str, words: str) -> None:
+def test_a_damaged_checkpoint_is_one_sentence(
+    tmp_path: Path, tiny_flux: Path, damage: str, words: str
+) -> None:
     (tmp_path / "transformer").mkdir()
     for name in ("model_index.json", "transformer/config.json"):
         (tmp_path / name).write_bytes((tiny_flux / name).read_bytes())
@@ -249,7 +309,17 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, tiny_flux: Path, d
 
 
 def test_a_picture_says_which_format_made_it(tmp_path: Path, tiny_flux: Path) -> None:
-    words = ["generate", "--model", str(tiny_flux), "--device", "cpu", "--dtype", "fp32", "--num-inference-steps", "1"]
+    words = [
+        "generate",
+        "--model",
+        str(tiny_flux),
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+        "--num-inference-steps",
+        "1",
+    ]
     pixels = []
     for number, options in enumerate((["--quantize", "nf4"], ["--quantize", "nf4", "--blocks-to-swap", "2"])):
         out = tmp_path / str(number)

@@ -1,4 +1,6 @@
-"""clean, concat and init on folders as they come: copies, links, raw files, many garments in one folder, odd names."""
+"""clean, concat and init on folders as they come: copies, links, raw files, many garments in one folder, odd
+names.
+"""
 
 from __future__ import annotations
 
@@ -45,23 +47,37 @@ def shop(tmp_path: Path, counting: Counting) -> CleanConfig:
         draw(tmp_path / f"photos/item{number}/IMG_11.png", True, number)
         draw(tmp_path / f"photos/item{number}/IMG_12.png", False, 10 + number)
         draw(tmp_path / f"photos/item{number}/IMG_13.png", False, 20 + number)
-    return CleanConfig(photos=tmp_path / "photos", human=tmp_path / "human", garment=tmp_path / "garment", work=tmp_path / "work")
+    return CleanConfig(
+        photos=tmp_path / "photos",
+        human=tmp_path / "human",
+        garment=tmp_path / "garment",
+        work=tmp_path / "work",
+    )
 
 
 def concat_config(shop: CleanConfig, **options: object) -> ConcatConfig:
-    return ConcatConfig(work=shop.work, **{"model": "pocket", "panel_width": 48, "panel_height": 72} | options)
+    return ConcatConfig(
+        work=shop.work, **{"model": "pocket", "panel_width": 48, "panel_height": 72} | options
+    )
 
 
 def shrink(path: Path, name: str, factor: float = 0.6) -> None:
     with Image.open(path) as image:
-        image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS).save(path.with_name(name))
+        image.resize(
+            (round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS
+        ).save(path.with_name(name))
 
 
 def reasons(shop: CleanConfig) -> dict[str, str]:
-    return {Path(row.path).name: row.reason for row in read_photos(shop.catalogue_folder / "photos.jsonl") if row.reason}
+    return {
+        Path(row.path).name: row.reason
+        for row in read_photos(shop.catalogue_folder / "photos.jsonl")
+        if row.reason
+    }
 
 
-# --- Copies -------------------------------------------------------------------------------------------------------------
+# --- Copies
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_resized_copies_count_once_and_never_become_the_back(shop: CleanConfig, tmp_path: Path) -> None:
@@ -97,7 +113,8 @@ def test_the_users_word_wins_over_size_and_over_equal_bytes(shop: CleanConfig, t
     }
 
 
-# --- What is no photo ---------------------------------------------------------------------------------------------------
+# --- What is no photo
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_raw_files_beside_their_photos(shop: CleanConfig, tmp_path: Path) -> None:
@@ -179,15 +196,22 @@ def test_items_without_a_person_are_no_success(shop: CleanConfig, tmp_path: Path
         embed(EmbedConfig(work=shop.work, model="pocket"))
 
 
-# --- Whose photo is it? -------------------------------------------------------------------------------------------------
+# --- Whose photo is it?
+# -------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_of_many_garments_makes_no_triptychs(shop: CleanConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_many_garments_makes_no_triptychs(
+    shop: CleanConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(5):
         draw(tmp_path / f"photos/tops/{number}9_0.png", True, 30 + number)
         draw(tmp_path / f"photos/tops/{number}9_1.png", False, 30 + number)
     summary = clean(shop).finish()
-    assert summary["unsure"] == 5 and "1 items seem to hold several garments" in summary["next"] and "tops" in summary["next"]
+    assert (
+        summary["unsure"] == 5
+        and "1 items seem to hold several garments" in summary["next"]
+        and "tops" in summary["next"]
+    )
     made = concat(concat_config(shop)).finish()
     assert made["triptychs"] == 2 and made["reasons"] == {"its item seems to hold several garments": 1}
     (shop.catalogue_folder / "overrides.txt").write_text("tops/19_1.png front\ntops/29_1.png back\n")
@@ -205,7 +229,8 @@ def test_strays_are_told(shop: CleanConfig, tmp_path: Path) -> None:
     assert "beside folders of items" in summary["next"]
 
 
-# --- Contact sheets -----------------------------------------------------------------------------------------------------
+# --- Contact sheets
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_the_sheet_says_what_is_front_and_back_and_by_whom(shop: CleanConfig, tmp_path: Path) -> None:
@@ -217,15 +242,21 @@ def test_the_sheet_says_what_is_front_and_back_and_by_whom(shop: CleanConfig, tm
     assert "\x1b" not in listing
     lines = [line.split("\t") for line in listing.splitlines()[1:]]
     assert [line[0] for line in lines] == [str(number) for number in range(1, 7)]
-    lines = [[line[0], line[1].strip('"'), line[2]] for line in lines]  # a name with an escape is written as JSON
-    told = {Path(path).name if "item1" in path else f"x/{Path(path).name}": verdict.split("; ")[-1] for _, path, verdict in lines}
+    lines = [
+        [line[0], line[1].strip('"'), line[2]] for line in lines
+    ]  # a name with an escape is written as JSON
+    told = {
+        Path(path).name if "item1" in path else f"x/{Path(path).name}": verdict.split("; ")[-1]
+        for _, path, verdict in lines
+    }
     assert told["IMG_12_front.png"] == "front: by its name" and told["IMG_13.png"] == "back: by its name"
     assert told["x/IMG_12.png"] == "front: a guess" and told["x/IMG_13.png"] == "back: a guess"
     assert "guess in 1 items" in summary["next"] and "overrides.txt" in summary["next"]
     assert "guess" in concat(concat_config(shop)).finish()["next"]
 
 
-# --- init sees what clean sees ------------------------------------------------------------------------------------------
+# --- init sees what clean sees
+# ------------------------------------------------------------------------------------------
 
 
 def test_init_and_clean_agree(shop: CleanConfig, tmp_path: Path) -> None:
@@ -243,15 +274,33 @@ def test_init_and_clean_agree(shop: CleanConfig, tmp_path: Path) -> None:
     (photos / "links/o.png").symlink_to(tmp_path / "outside/o.png")
     (photos / "item0/clip.mp4").write_bytes(b"\0\0\0\x18ftypisom\0\0\2\0isomiso2")
     draw(photos / "item0/@eaDir/t.png", False, 45)
-    looked = init(InitConfig(photos=photos, human=shop.human, garment=shop.garment, work=shop.work, out=tmp_path / "c.yaml")).finish()
+    looked = init(
+        InitConfig(
+            photos=photos, human=shop.human, garment=shop.garment, work=shop.work, out=tmp_path / "c.yaml"
+        )
+    ).finish()
     cleaned = clean(shop).finish()
     assert looked["photos"] == cleaned["photos"] - cleaned["rejected"] == 10
     assert looked["reasons"] == cleaned["reasons"]
-    assert looked["items"] == len({row.item for row in read_photos(shop.catalogue_folder / "photos.jsonl") if row.label != "rejected"}) == 5
+    assert (
+        looked["items"]
+        == len(
+            {
+                row.item
+                for row in read_photos(shop.catalogue_folder / "photos.jsonl")
+                if row.label != "rejected"
+            }
+        )
+        == 5
+    )
 
 
-@pytest.mark.parametrize(("human", "garment"), [("human", "human"), (".", "garment"), ("human", "human/../human")])
-def test_examples_that_lie_in_each_other_are_refused(human: str, garment: str, shop: CleanConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("human", "garment"), [("human", "human"), (".", "garment"), ("human", "human/../human")]
+)
+def test_examples_that_lie_in_each_other_are_refused(
+    human: str, garment: str, shop: CleanConfig, tmp_path: Path
+) -> None:
     folders = {"human": tmp_path / human, "garment": tmp_path / garment}
     with pytest.raises(InputError, match=r"--human|--garment"):
         init(InitConfig(photos=shop.photos, out=tmp_path / "c.yaml", **folders))
@@ -275,11 +324,14 @@ module.write_text = lambda path, text: None
 Image.init()
 os.setgid(65534), os.setuid(65534)
 summary = module.init(module.InitConfig(photos=root, out=root / "c.yaml")).finish()
-print(summary["photos"], summary["reasons"], [refusal(root, item, path) for item, path in scan(root) if path.name == "item0"])
+refused = [refusal(root, item, path) for item, path in scan(root) if path.name == "item0"]
+print(summary["photos"], summary["reasons"], refused)
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may become somebody else")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may become somebody else"
+)
 def test_a_folder_that_may_not_be_read_is_told_and_the_rest_goes_on() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         root = Path(folder)
@@ -287,11 +339,16 @@ def test_a_folder_that_may_not_be_read_is_told_and_the_rest_goes_on() -> None:
         draw(root / "item0/a.png", False, 1)
         draw(root / "item1/b.png", False, 2)
         (root / "item0").chmod(0o000)
-        done = subprocess.run([sys.executable, "-c", CLOSED, folder], capture_output=True, text=True, check=False)
-        assert done.stdout == "1 {'folder that cannot be read': 1} ['folder that cannot be read']\n", done.stderr
+        done = subprocess.run(
+            [sys.executable, "-c", CLOSED, folder], capture_output=True, text=True, check=False
+        )
+        assert done.stdout == "1 {'folder that cannot be read': 1} ['folder that cannot be read']\n", (
+            done.stderr
+        )
 
 
-# --- Memory -------------------------------------------------------------------------------------------------------------
+# --- Memory
+# ------------------------------------------------------------------------------------------------------------
 
 PEAK = """
 import resource, sys, numpy as np
@@ -313,4 +370,6 @@ def test_deep_pictures_take_no_gigabytes(kind: str, decoded_mb: int, tmp_path: P
         ramp = np.tile(np.linspace(0, 1, 4000, dtype=np.float32), (4000, 1))
         Image.fromarray(ramp if kind == "float" else (ramp * 65535).astype(np.uint16)).save(path)
     done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 2.2 * decoded_mb + 40, json.dumps({"peak": done.stdout, "decoded": decoded_mb})
+    assert float(done.stdout) < 2.2 * decoded_mb + 40, json.dumps(
+        {"peak": done.stdout, "decoded": decoded_mb}
+    )

@@ -1,4 +1,6 @@
-"""The main job on real photos: raw folders to a LoRA that diffusers loads, then a try-on whose outside is untouched."""
+"""The main job on real photos: raw folders to a LoRA that diffusers loads, then a try-on whose outside is
+untouched.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from triptych.pictures.polygons import read_polygons
 from triptych.pocket import checkpoint_path
 
 pytestmark = pytest.mark.photos
-CAPTION = "three pictures of a <Brand> item <IMAGE 1> the front of a {kind} <IMAGE 2> the back of the {kind} <IMAGE 3> a person in it"
+CAPTION = (
+    "three pictures of a <Brand> item <IMAGE 1> the front of a {kind} <IMAGE 2> the back of the {kind} "
+    "<IMAGE 3> a person in it"
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,9 @@ def test_twelve_items_become_a_lora_that_diffusers_loads(work: Path) -> None:
     assert pipe.get_active_adapters()
 
 
-def test_try_on_leaves_everything_outside_the_polygon_bit_identical(work: Path, photos: Path, tmp_path: Path) -> None:
+def test_try_on_leaves_everything_outside_the_polygon_bit_identical(
+    work: Path, photos: Path, tmp_path: Path
+) -> None:
     rows = [json.loads(line) for line in (work / "catalogue" / "photos.jsonl").read_text().splitlines()]
     item = [row for row in rows if row["item"] == "item02"]
     person = next(row["path"] for row in item if row["label"] == "human")

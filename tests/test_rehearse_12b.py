@@ -1,4 +1,6 @@
-"""The rehearsal of the full-size model, on a small one; and what can be known of the full one without its weights."""
+"""The rehearsal of the full-size model, on a small one; and what can be known of the full one without its
+weights.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from triptych.lora.adapter import read_lora, target_modules
 from triptych.training.loss import losses_of
 from triptych.verbs import train as train_stage
 
-spec = importlib.util.spec_from_file_location("rehearse_12b", Path(__file__).parents[1] / "benchmarks" / "rehearse_12b.py")
+spec = importlib.util.spec_from_file_location(
+    "rehearse_12b", Path(__file__).parents[1] / "benchmarks" / "rehearse_12b.py"
+)
 assert spec is not None and spec.loader is not None
 rehearse_12b = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(rehearse_12b)
@@ -44,7 +48,8 @@ def test_a_small_rehearsal_trains_samples_and_reports(tmp_path: Path, context: s
     assert {key.rpartition(".lora_")[0] for key in state} == set(target_modules(expected, Flux.lora_targets))
     assert about["recipe"]["quantize"] == "nf4" and about["context"] == context
     assert report["lora_layers"] == len(state) // 2
-    # Counted by hand: 18 image and 8 text tokens through one double block's text or image half, both through two single blocks.
+    # Counted by hand: 18 image and 8 text tokens through one double block's text or image half, both through
+    # two single blocks.
     if context == "noisy":
         image, text, both, width = 18, 8, 26, 32
         attention, feedforward, modulation = 4 * width * width, 8 * width * width, 6 * width * width

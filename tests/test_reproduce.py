@@ -23,7 +23,10 @@ from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.reproduce import ReproduceConfig, differences, reproduce
 from triptych.verbs.tryon import TryonConfig, tryon
 
-PROMPT = "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress — größe"
+PROMPT = (
+    "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the "
+    "dress — größe"
+)
 SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 
 
@@ -43,34 +46,63 @@ def photos(tmp_path: Path) -> Path:
 
 
 def options(model: Path, photos: Path, out: Path, **changes) -> TryonConfig:
-    inputs = {"front": photos / "front.png", "person": photos / "deep" / "person.jpg", "polygon": photos / "polygon.json"}
-    more = {"prompt": PROMPT, "model": str(model), "device": "cpu", "dtype": "fp32", "num_inference_steps": 2, "out": out}
-    unusual = {"crop_margin": 0.3, "expand": "hull", "grow": 3, "feather": 5, "rough": "paste", "strength": 0.8, "seed": 7}
+    inputs = {
+        "front": photos / "front.png",
+        "person": photos / "deep" / "person.jpg",
+        "polygon": photos / "polygon.json",
+    }
+    more = {
+        "prompt": PROMPT,
+        "model": str(model),
+        "device": "cpu",
+        "dtype": "fp32",
+        "num_inference_steps": 2,
+        "out": out,
+    }
+    unusual = {
+        "crop_margin": 0.3,
+        "expand": "hull",
+        "grow": 3,
+        "feather": 5,
+        "rough": "paste",
+        "strength": 0.8,
+        "seed": 7,
+    }
     return TryonConfig(**{**inputs, **more, **unusual, **changes})
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.jpg"])
-def test_a_try_on_is_made_again_pixel_for_pixel(tiny_flux: Path, photos: Path, tmp_path: Path, name: str) -> None:
+def test_a_try_on_is_made_again_pixel_for_pixel(
+    tiny_flux: Path, photos: Path, tmp_path: Path, name: str
+) -> None:
     out = tmp_path / name
     tryon(options(tiny_flux, photos, out)).finish()
     about = read_settings(out)
     assert about is not None
     assert set(about) - OURS == PICTURE_SETTINGS, "every setting is in the picture"
     assert about["made_on"]["threads"] == torch.get_num_threads()
-    assert about["guidance_scale"] == 3.5 and about["panel_height"] == 48, "recommendations of the model are written out"
+    assert about["guidance_scale"] == 3.5 and about["panel_height"] == 48, (
+        "recommendations of the model are written out"
+    )
     shutil.move(photos / "front.png", photos / "renamed.png")
-    summary = reproduce(ReproduceConfig(image=out, photos=[photos], model=str(tiny_flux), device="cpu", work=tmp_path)).finish()
+    summary = reproduce(
+        ReproduceConfig(image=out, photos=[photos], model=str(tiny_flux), device="cpu", work=tmp_path)
+    ).finish()
     assert summary["identical"] is True
     assert Path(summary["image"]).name == name.replace(".", "-again.")
     other = tmp_path / ("b.jpg" if name.endswith("png") else "b.png")
-    config = ReproduceConfig(image=out, photos=[photos], model=str(tiny_flux), device="cpu", work=tmp_path, out=other)
+    config = ReproduceConfig(
+        image=out, photos=[photos], model=str(tiny_flux), device="cpu", work=tmp_path, out=other
+    )
     assert reproduce(config).finish()["differs"][0].startswith("format: ")
     tryon(options(tiny_flux, photos, out, front=photos / "renamed.png", seed=8)).finish()
     before, after = (np.asarray(Image.open(path)) for path in (out, summary["image"]))
     assert (before != after).any(), "another seed makes another picture"
 
 
-def test_a_generated_triptych_is_made_again(tiny_flux: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_generated_triptych_is_made_again(
+    tiny_flux: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = GenerateConfig(
         prompt=PROMPT,
         model=str(tiny_flux),
@@ -81,7 +113,18 @@ def test_a_generated_triptych_is_made_again(tiny_flux: Path, photos: Path, tmp_p
         out=tmp_path / "g",
     )
     (image,) = generate(config).finish()["images"]
-    words = ["reproduce", image, "--photos", str(photos), "--model", str(tiny_flux), "--device", "cpu", "--out", str(tmp_path / "again")]
+    words = [
+        "reproduce",
+        image,
+        "--photos",
+        str(photos),
+        "--model",
+        str(tiny_flux),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "again"),
+    ]
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["identical"] is True
     assert main([*words[:-1], str(tmp_path / "again.png")]) == 1
@@ -105,7 +148,8 @@ def test_what_cannot_be_reproduced_is_named(tiny_flux: Path, photos: Path, tmp_p
         assert read_settings(tmp_path / "odd.png") is None
 
 
-# --- A picture comes from anybody -----------------------------------------------------------------------------------------
+# --- A picture comes from anybody
+# -----------------------------------------------------------------------------------------
 
 HASH = "0" * 64
 FOREIGN: dict[str, dict[str, Any]] = {
@@ -119,7 +163,10 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "generate": {"verb": "generate", "sha256": {}, "made_on": {}, "prompt": PROMPT, "model": "pocket"},
 }
 OURS = {"verb", "sha256", "made_on", "part"}
-EVERY_KEY = sorted({key for stage in STAGES for key in stage.load()[1].model_fields} | {"config", "__class__", "photos", "image", ""})
+EVERY_KEY = sorted(
+    {key for stage in STAGES for key in stage.load()[1].model_fields}
+    | {"config", "__class__", "photos", "image", ""}
+)
 
 
 def foreign(path: Path, about: dict[str, Any]) -> ReproduceConfig:
@@ -183,7 +230,9 @@ def test_every_other_key_of_every_config_is_refused(verb: str, tmp_path: Path) -
     ],
     ids=lambda change: ascii(change)[:40],
 )
-def test_a_picture_with_an_impossible_setting_is_refused_in_a_sentence(change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_picture_with_an_impossible_setting_is_refused_in_a_sentence(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
     with pytest.raises(InputError) as caught:
         reproduce(foreign(tmp_path, {**FOREIGN["tryon"], **change}))
     if "panel_height" not in change:  # whose canvas is looked at after the inputs
@@ -191,32 +240,65 @@ def test_a_picture_with_an_impossible_setting_is_refused_in_a_sentence(change: d
     assert caught.value.hint
 
 
-def test_a_foreign_picture_reaches_no_server_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The attack of the report: a captioner's address and local paths in place of hashes; nothing is opened but the picture."""
+def test_a_foreign_picture_reaches_no_server_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attack of the report: a captioner's address and local paths in place of hashes; nothing is opened
+    but the picture.
+    """
     (tmp_path / "secret.txt").write_text("secret line")
     monkeypatch.setenv("OPENAI_API_KEY", "canary")
     paths = {name: str(tmp_path / "evil.png") for name in ("front", "person", "polygon")}
     bare = {"verb": "tryon", "sha256": {}, "made_on": {}, "prompt": ""}
-    for extra in ({"vlm_model": "x", "base_url": "http://127.0.0.1:9/v1"}, {"caption": str(tmp_path / "secret.txt")}, {"batch": "b.csv"}):
+    for extra in (
+        {"vlm_model": "x", "base_url": "http://127.0.0.1:9/v1"},
+        {"caption": str(tmp_path / "secret.txt")},
+        {"batch": "b.csv"},
+    ):
         with pytest.raises(InputError, match="no picture of triptych's has"):
             reproduce(foreign(tmp_path, {**bare, **paths, **extra}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.png", "secret.txt"]
 
 
 def test_the_settings_a_picture_may_carry_are_the_ones_it_is_given() -> None:
-    """A new option of tryon or generate has to be entered in `PICTURE_SETTINGS`, or here as one that changes no pixel."""
-    no_pixels = {*StageConfig.model_fields, "lora", "out", "device", "caption", "batch", "batch_size", "vlm_model", "base_url"}
-    no_pixels |= {"context_cache_gib", "blocks_to_swap", "front", "back", "person", "polygon", "num_images_per_prompt", "anyway"}
+    """A new option of tryon or generate has to be entered in `PICTURE_SETTINGS`, or here as one that changes
+    no pixel.
+    """
+    no_pixels = {
+        *StageConfig.model_fields,
+        "lora",
+        "out",
+        "device",
+        "caption",
+        "batch",
+        "batch_size",
+        "vlm_model",
+        "base_url",
+    }
+    no_pixels |= {
+        "context_cache_gib",
+        "blocks_to_swap",
+        "front",
+        "back",
+        "person",
+        "polygon",
+        "num_images_per_prompt",
+        "anyway",
+    }
     for kind in (TryonConfig, GenerateConfig):
         assert set(kind.model_fields) - PICTURE_SETTINGS == no_pixels & set(kind.model_fields)
     for name in PICTURE_SETTINGS:
-        assert "Path" not in str(TryonConfig.model_fields[name].annotation), "a picture never says which file to open"
+        assert "Path" not in str(TryonConfig.model_fields[name].annotation), (
+            "a picture never says which file to open"
+        )
 
 
 def test_threads_are_recorded_and_named_when_pixels_differ() -> None:
     before = {"device": "cpu", "dtype": "float32", "torch": "2.10", "threads": 2}
     assert differences(before, {**before, "threads": 1}) == ["threads: 2 then, 1 now"]
-    assert differences({"device": "cpu"}, {"device": "cpu", "threads": 4}) == ["threads: not recorded then, 4 now"]
+    assert differences({"device": "cpu"}, {"device": "cpu", "threads": 4}) == [
+        "threads: not recorded then, 4 now"
+    ]
     assert len(differences(before, before)) == 1
 
 
@@ -224,9 +306,17 @@ def test_pictures_say_that_a_model_made_them(tiny_flux: Path, photos: Path, tmp_
     for name in ("out.png", "out.jpg"):
         tryon(options(tiny_flux, photos, tmp_path / name, num_images_per_prompt=2)).finish()
     edited = ["out-7.png", "out-8.png", "out-7.jpg", "out-7-triptych.png", "out-sheet.png"]
-    common = {"prompt": PROMPT, "model": str(tiny_flux), "device": "cpu", "dtype": "fp32", "num_inference_steps": 2}
+    common = {
+        "prompt": PROMPT,
+        "model": str(tiny_flux),
+        "device": "cpu",
+        "dtype": "fp32",
+        "num_inference_steps": 2,
+    }
     (free,) = generate(GenerateConfig(**common, out=tmp_path / "a")).finish()["images"]
-    (given,) = generate(GenerateConfig(**common, out=tmp_path / "b", front=photos / "front.png")).finish()["images"]
+    (given,) = generate(GenerateConfig(**common, out=tmp_path / "b", front=photos / "front.png")).finish()[
+        "images"
+    ]
 
     def source(path: Path) -> str:
         with Image.open(path) as image:
@@ -236,7 +326,11 @@ def test_pictures_say_that_a_model_made_them(tiny_flux: Path, photos: Path, tmp_
 
     for path in (*(tmp_path / name for name in edited), given):
         assert source(path) == SOURCE + "compositeWithTrainedAlgorithmicMedia"
-    for path in (free, *(tmp_path / "a" / "panels").iterdir(), *(tmp_path / "b" / "panels").glob("*-worn.png")):
+    for path in (
+        free,
+        *(tmp_path / "a" / "panels").iterdir(),
+        *(tmp_path / "b" / "panels").glob("*-worn.png"),
+    ):
         assert source(path) == SOURCE + "trainedAlgorithmicMedia"
     for untouched in (tmp_path / "b" / "panels").glob("*-front.png"):
         with Image.open(untouched) as image:

@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file
 
 from triptych.errors import WorkError
+from triptych.events import Run
 from triptych.lora.adapter import FILE_NAME
-from triptych.run import Run
 from triptych.training import checkpoints
 from triptych.verbs import train as train_module
 from triptych.verbs.train import train
@@ -65,7 +65,9 @@ def stop_here() -> None:
     raise Stopped
 
 
-def stop_at(call: int, function: Callable, stop: Callable[[], None], instead: Callable | None = None) -> Callable:
+def stop_at(
+    call: int, function: Callable, stop: Callable[[], None], instead: Callable | None = None
+) -> Callable:
     """`function`, but at its n-th call the process ends, after doing what `instead` does."""
     calls = 0
 
@@ -89,13 +91,21 @@ def half_written(tensors: dict, path: Path, metadata: dict) -> None:
 checkpoints_save_file = checkpoints.save_file
 
 POINTS = [
-    *[("in a forward pass", number) for number in range(1, 11)],  # every second one between two passes of a step
+    *[
+        ("in a forward pass", number) for number in range(1, 11)
+    ],  # every second one between two passes of a step
     *[("after a step", number) for number in range(1, 5)],
-    *[(place, number) for place in ("tensors half written", "no hash yet", "not published yet", "not pruned yet") for number in (1, 2, 3)],
+    *[
+        (place, number)
+        for place in ("tensors half written", "no hash yet", "not published yet", "not pruned yet")
+        for number in (1, 2, 3)
+    ],
 ]
 
 
-def run_and_stop(run: Run, place: str, number: int, patch: pytest.MonkeyPatch, stop: Callable[[], None]) -> None:
+def run_and_stop(
+    run: Run, place: str, number: int, patch: pytest.MonkeyPatch, stop: Callable[[], None]
+) -> None:
     """Iterate a training that calls `stop` at a place, when it comes there for the n-th time."""
     if place == "in a forward pass":
         patch.setattr(train_module, "losses_of", stop_at(number, train_module.losses_of, stop))
@@ -116,7 +126,11 @@ def run_and_stop(run: Run, place: str, number: int, patch: pytest.MonkeyPatch, s
 def steps_saved(place: str, number: int) -> int:
     """The step of the newest whole checkpoint after a stop."""
     done = {"in a forward pass": (number - 1) // 2, "after a step": number}.get(place)
-    return min(4, done // 2 * 2) if done is not None else [0, 2, 4, 5][number if place == "not pruned yet" else number - 1]
+    return (
+        min(4, done // 2 * 2)
+        if done is not None
+        else [0, 2, 4, 5][number if place == "not pruned yet" else number - 1]
+    )
 
 
 @pytest.mark.parametrize(("place", "number"), POINTS)
@@ -136,19 +150,30 @@ def test_a_run_stopped_anywhere_makes_the_same_lora(
     assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in kept]
     standing = sorted(path.name for path in (tmp_path / "lora" / "checkpoints").iterdir())
     # Where nothing was left to save, nothing was pruned either.
-    assert standing == ["step-00000005"] if (place, number) != ("not pruned yet", 3) else ["step-00000004", "step-00000005"]
+    assert (
+        standing == ["step-00000005"]
+        if (place, number) != ("not pruned yet", 3)
+        else ["step-00000004", "step-00000005"]
+    )
 
 
 def test_there_are_enough_stop_points() -> None:
     assert len(set(POINTS)) >= 25
 
 
-# --- Real processes -----------------------------------------------------------------------------------------------------
+# --- Real processes
+# -----------------------------------------------------------------------------------------------------
 
 PROCESSES = multiprocessing.get_context("forkserver")  # torch is imported once; its children start at once
 
 
-def run_process(work: str, model: str, options: dict[str, Any], environment: dict[str, str], point: tuple[str, int] | None = None) -> None:
+def run_process(
+    work: str,
+    model: str,
+    options: dict[str, Any],
+    environment: dict[str, str],
+    point: tuple[str, int] | None = None,
+) -> None:
     """Train; with a `point` the process kills itself there."""
     os.environ.update(environment)
     run = train(config(Path(work), Path(model), **options))
@@ -160,7 +185,11 @@ def run_process(work: str, model: str, options: dict[str, Any], environment: dic
 
 
 def start(
-    work: Path, model: Path, options: dict[str, Any], processes: int = 1, stops: dict[int, tuple[str, int]] | None = None
+    work: Path,
+    model: Path,
+    options: dict[str, Any],
+    processes: int = 1,
+    stops: dict[int, tuple[str, int]] | None = None,
 ) -> list[Any]:
     """Start processes that train together; `stops`: where the process of a rank kills itself."""
     with socket.socket() as free:
@@ -169,8 +198,15 @@ def start(
     PROCESSES.set_forkserver_preload(["triptych.verbs.train", "torch.utils.tensorboard", "tests.test_train"])
     started = []
     for rank in range(processes):
-        environment = {"WORLD_SIZE": str(processes), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        process = PROCESSES.Process(target=run_process, args=(str(work), str(model), options, environment, (stops or {}).get(rank)))
+        environment = {
+            "WORLD_SIZE": str(processes),
+            "RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        process = PROCESSES.Process(
+            target=run_process, args=(str(work), str(model), options, environment, (stops or {}).get(rank))
+        )
         process.start()
         started.append(process)
     return started
@@ -196,10 +232,16 @@ def kill_when(condition: Callable[[], bool], processes: list[Any]) -> None:
 
 def rows_of(work: Path) -> list[dict[str, float]]:
     path = work / "lora" / "train.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        if path.exists()
+        else []
+    )
 
 
-def test_a_run_killed_again_and_again_makes_the_same_lora(tmp_path: Path, tiny_flux: Path, whole: Path) -> None:
+def test_a_run_killed_again_and_again_makes_the_same_lora(
+    tmp_path: Path, tiny_flux: Path, whole: Path
+) -> None:
     longer = {**OPTIONS, "max_train_steps": 60, "lr_warmup_steps": 2}
     killed, untouched = tmp_path / "killed", tmp_path / "untouched"
     for work in (killed, untouched):
@@ -219,7 +261,9 @@ def test_a_run_killed_again_and_again_makes_the_same_lora(tmp_path: Path, tiny_f
 
 
 def test_two_processes_make_the_lora_of_one_and_resume(tmp_path: Path, tiny_flux: Path, whole: Path) -> None:
-    """One process with two passes to a step has the same global batch as two with one; order of summation apart."""
+    """One process with two passes to a step has the same global batch as two with one; order of summation
+    apart.
+    """
     halves = {**OPTIONS, "gradient_accumulation_steps": 1, "num_validation_triptychs": 0}
     two, killed = tmp_path / "two", tmp_path / "killed"
     for work in (two, killed):
@@ -251,12 +295,15 @@ SOME = {("in a forward pass", 4), ("after a step", 3), ("tensors half written", 
 
 
 @pytest.mark.parametrize(
-    ("place", "number"), [point if point in SOME else pytest.param(*point, marks=pytest.mark.slow) for point in POINTS]
+    ("place", "number"),
+    [point if point in SOME else pytest.param(*point, marks=pytest.mark.slow) for point in POINTS],
 )
 def test_two_processes_stopped_anywhere_make_the_same_lora(
     tmp_path: Path, tiny_flux: Path, whole_of_two: Path, place: str, number: int
 ) -> None:
-    """One of the two is killed, the other one with it; the first alone saves, so it is the one that dies while saving."""
+    """One of the two is killed, the other one with it; the first alone saves, so it is the one that dies
+    while saving.
+    """
     shutil.copytree(whole_of_two / "embeddings", tmp_path / "embeddings")
     victim = number % 2 if place in ("in a forward pass", "after a step") else 0
     processes = start(tmp_path, tiny_flux, OPTIONS, 2, {victim: (place, number)})
@@ -266,22 +313,41 @@ def test_two_processes_stopped_anywhere_make_the_same_lora(
     processes[1 - victim].join(30)
     finish(start(tmp_path, tiny_flux, OPTIONS, 2))
     assert same_lora(tmp_path, whole_of_two)
-    losses, kept = ([(row["step"], row["loss"]) for row in rows_of(work)] for work in (tmp_path, whole_of_two))
+    losses, kept = (
+        [(row["step"], row["loss"]) for row in rows_of(work)] for work in (tmp_path, whole_of_two)
+    )
     assert losses == kept
 
 
 @pytest.mark.parametrize("launch", ["two-cards", "fsdp"])
-def test_accelerate_launches_two_processes_that_compute_what_one_does(tmp_path: Path, tiny_flux: Path, whole: Path, launch: str) -> None:
+def test_accelerate_launches_two_processes_that_compute_what_one_does(
+    tmp_path: Path, tiny_flux: Path, whole: Path, launch: str
+) -> None:
     """Both configs that ship, on gloo: whole frozen models, and FSDP2 with a part of it in each process."""
-    options = {**OPTIONS, "gradient_accumulation_steps": 1, "num_validation_triptychs": 1, "num_validation_images": 1, "max_train_steps": 3}
+    options = {
+        **OPTIONS,
+        "gradient_accumulation_steps": 1,
+        "num_validation_triptychs": 1,
+        "num_validation_images": 1,
+        "max_train_steps": 3,
+    }
     one, two = tmp_path / "one", tmp_path / "two"
     for work in (one, two):
         shutil.copytree(whole / "embeddings", work / "embeddings")
     train(config(one, tiny_flux, **{**options, "gradient_accumulation_steps": 2})).finish()
-    settings = config(two, tiny_flux, validation_steps=2, **options).model_dump(mode="json", exclude_defaults=True)
+    settings = config(two, tiny_flux, validation_steps=2, **options).model_dump(
+        mode="json", exclude_defaults=True
+    )
     (two / "triptych.yaml").write_text(json.dumps({"train": settings}))  # JSON is YAML
     accelerate = str(Path(sys.executable).with_name("accelerate"))
-    launcher = [accelerate, "launch", "--config_file", str(CONFIGS / f"{launch}.yaml"), "--main_process_port", "0"]
+    launcher = [
+        accelerate,
+        "launch",
+        "--config_file",
+        str(CONFIGS / f"{launch}.yaml"),
+        "--main_process_port",
+        "0",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_LOG_LEVEL": "error"}
     done = subprocess.run(
         [*launcher, "-m", "triptych", "train", "--config", str(two / "triptych.yaml")],
@@ -299,11 +365,17 @@ def test_a_sharded_base_lies_half_in_each_process(tmp_path: Path, tiny_flux: Pat
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = [PROCESSES.Process(target=held_by_one, args=(rank, port, str(tiny_flux), str(tmp_path))) for rank in range(2)]
+    started = [
+        PROCESSES.Process(target=held_by_one, args=(rank, port, str(tiny_flux), str(tmp_path)))
+        for rank in range(2)
+    ]
     for process in started:
         process.start()
     finish(started)
-    whole, parts = json.loads((tmp_path / "0.json").read_text())[0], [json.loads((tmp_path / f"{n}.json").read_text())[1] for n in range(2)]
+    whole, parts = (
+        json.loads((tmp_path / "0.json").read_text())[0],
+        [json.loads((tmp_path / f"{n}.json").read_text())[1] for n in range(2)],
+    )
     assert sum(parts) == whole
     assert max(parts) <= 0.55 * whole
 
@@ -321,7 +393,9 @@ def held_by_one(rank: int, port: int, model: str, out: str) -> None:
     distributed.join(backbone.device)
     transformer = backbone.load_transformer()
     trained = add_lora(transformer, backbone.lora_targets, 4, 4, 0.0, 0)
-    before = sum(p.numel() for n, p in transformer.named_parameters() if "blocks" in n and not p.requires_grad)
+    before = sum(
+        p.numel() for n, p in transformer.named_parameters() if "blocks" in n and not p.requires_grad
+    )
     distributed.shard(transformer, trained, backbone.device)
     here = [p.to_local().numel() for p in transformer.parameters() if isinstance(p, DTensor)]
     assert not any(isinstance(p, DTensor) for p in trained)

@@ -1,4 +1,6 @@
-"""Triptychs that anybody has put into a folder: taken, or left out with a reason, and never guessed where it matters."""
+"""Triptychs that anybody has put into a folder: taken, or left out with a reason, and never guessed where it
+matters.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,10 @@ def test_pictures_of_every_usual_ending_are_taken_and_others_are_named(tmp_path:
     (tmp_path / "c.txt").rename(tmp_path / "c.TXT")
     sources, rejects = TriptychFolder(tmp_path).sources(16)
     assert [source.image.name for source in sources] == ["a.jpg", "b.PNG", "c.jpg", "d.JPEG", "e.webp"]
-    assert {row["id"]: row["reason"] for row in rejects} == {"f.bmp": "no PNG, JPEG or WebP", "a.png": "a.jpg has the same name"}
+    assert {row["id"]: row["reason"] for row in rejects} == {
+        "f.bmp": "no PNG, JPEG or WebP",
+        "a.png": "a.jpg has the same name",
+    }
     only = tmp_path / "only"
     put(only, "x.bmp")
     with pytest.raises(WorkError, match="no triptychs") as caught:
@@ -53,8 +58,12 @@ def test_pictures_of_every_usual_ending_are_taken_and_others_are_named(tmp_path:
 
 
 # Single photos, upright and square, a pair, a stack, and what is far too wide.
-@pytest.mark.parametrize("size", [(768, 1024), (960, 960), (1536, 1024), (1920, 1080), (96, 72), (96, 144), (960, 160), (95, 48)])
-def test_what_does_not_look_like_three_panels_in_a_row_is_not_guessed(tmp_path: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "size", [(768, 1024), (960, 960), (1536, 1024), (1920, 1080), (96, 72), (96, 144), (960, 160), (95, 48)]
+)
+def test_what_does_not_look_like_three_panels_in_a_row_is_not_guessed(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
     put(tmp_path, "a.png", size)
     sources, (reject,) = TriptychFolder(tmp_path).sources(8)
     assert sources == []
@@ -110,7 +119,9 @@ BAD_LAYOUTS: dict[str, Any] = {
 def test_a_bad_row_leaves_out_its_picture_alone(tmp_path: Path, case: str) -> None:
     put(tmp_path, "a.png")
     put(tmp_path, "b.png")
-    put_rows(tmp_path, {"file_name": "a.png", "layout": BAD_LAYOUTS[case]}, {"file_name": "b.png", "layout": GOOD})
+    put_rows(
+        tmp_path, {"file_name": "a.png", "layout": BAD_LAYOUTS[case]}, {"file_name": "b.png", "layout": GOOD}
+    )
     sources, rejects = TriptychFolder(tmp_path).sources(16)
     assert [source.id for source in sources] == ["b"]
     assert [row["id"] for row in rejects] == ["a"] and rejects[0]["reason"]
@@ -118,18 +129,32 @@ def test_a_bad_row_leaves_out_its_picture_alone(tmp_path: Path, case: str) -> No
 
 @pytest.mark.parametrize(
     "row",
-    [{"file_name": "../a.png"}, {"file_name": "/x/a.png"}, {"file_name": "sub/a.png"}, {"file_name": "..\\a.png"}, {"file_name": 3}],
+    [
+        {"file_name": "../a.png"},
+        {"file_name": "/x/a.png"},
+        {"file_name": "sub/a.png"},
+        {"file_name": "..\\a.png"},
+        {"file_name": 3},
+    ],
 )
 def test_rows_of_no_picture_here_are_named(tmp_path: Path, row: dict[str, Any]) -> None:
     put(tmp_path, "a.png")
     put_rows(tmp_path, row | {"layout": {"width": 1}})
     sources, rejects = TriptychFolder(tmp_path).sources(16)
-    assert [(source.id, source.layout_by) for source in sources] == [("a", "guess")], "such a row says nothing of a.png"
+    assert [(source.id, source.layout_by) for source in sources] == [("a", "guess")], (
+        "such a row says nothing of a.png"
+    )
     assert len(rejects) == 1 and "metadata.jsonl" in rejects[0]["reason"]
 
 
 @pytest.mark.parametrize(
-    "rows", ['[1, 2]\n{"file_name": "a.png"}\n', '{"file_name": "a.png"}\n"a.png"\n', '{"file_name": "a.png"}\n{oops\n', "7"]
+    "rows",
+    [
+        '[1, 2]\n{"file_name": "a.png"}\n',
+        '{"file_name": "a.png"}\n"a.png"\n',
+        '{"file_name": "a.png"}\n{oops\n',
+        "7",
+    ],
 )
 def test_a_line_that_is_no_object_is_told_wherever_it_stands(tmp_path: Path, rows: str) -> None:
     put(tmp_path, "a.png")
@@ -141,7 +166,9 @@ def test_a_line_that_is_no_object_is_told_wherever_it_stands(tmp_path: Path, row
 
 def test_rows_with_a_byte_order_mark_and_half_a_row_at_the_end(tmp_path: Path) -> None:
     put(tmp_path, "a.png")
-    rows = "\ufeff" + json.dumps({"file_name": "a.png", "layout": GOOD, "item": "x"}) + '\r\n{"file_na'  # an append that was killed
+    rows = (
+        "\ufeff" + json.dumps({"file_name": "a.png", "layout": GOOD, "item": "x"}) + '\r\n{"file_na'
+    )  # an append that was killed
     (tmp_path / "metadata.jsonl").write_text(rows, encoding="utf-8")
     ((source,), rejects) = TriptychFolder(tmp_path).sources(16)
     assert (source.item, source.layout_by, rejects) == ("x", "metadata", [])
@@ -151,7 +178,11 @@ def test_two_rows_that_differ_and_rows_of_other_kinds_leave_the_picture_out(tmp_
     put(tmp_path, "a.png")
     put(tmp_path, "b.png")
     put(tmp_path, "c.png", caption=None)
-    rows = [{"file_name": "a.png", "item": "x"}, {"file_name": "a.png", "item": "y"}, {"file_name": "b.png", "item": 7}]
+    rows = [
+        {"file_name": "a.png", "item": "x"},
+        {"file_name": "a.png", "item": "y"},
+        {"file_name": "b.png", "item": 7},
+    ]
     put_rows(tmp_path, *rows, {"file_name": "c.png", "text": ["no"]})
     sources, rejects = TriptychFolder(tmp_path).sources(16)
     assert sources == []
@@ -162,7 +193,9 @@ def test_the_text_of_a_row_is_a_caption_and_a_file_wins(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         put(tmp_path, name, caption=None)
     (tmp_path / "b.txt").write_text("\ufeffof the file\r\n", encoding="utf-8")
-    put_rows(tmp_path, {"file_name": "a.png", "text": " of the row "}, {"file_name": "b.png", "text": "of the row"})
+    put_rows(
+        tmp_path, {"file_name": "a.png", "text": " of the row "}, {"file_name": "b.png", "text": "of the row"}
+    )
     sources, rejects = TriptychFolder(tmp_path).sources(16)
     assert {source.id: source.caption for source in sources} == {"a": "of the row", "b": "of the file"}
     assert rejects == [{"id": "c", "reason": "no caption: c.txt is missing"}]
@@ -180,7 +213,8 @@ def test_a_picture_too_large_to_be_true_is_one_reject(tmp_path: Path) -> None:
     assert "too large" in reject["reason"]
 
 
-# --- What train makes of it ---------------------------------------------------------------------------------------------
+# --- What train makes of it
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -188,7 +222,9 @@ def work(tmp_path: Path, tiny_flux: Path) -> Path:
     for number in range(4):
         put(tmp_path / "triptychs", f"item-{number}.png", caption=f"{number} {CAPTION}")
     put(tmp_path / "triptychs", "photo.png", (96, 144))
-    put_rows(tmp_path / "triptychs", *({"file_name": f"item-{number}.png", "layout": GOOD} for number in range(4)))
+    put_rows(
+        tmp_path / "triptychs", *({"file_name": f"item-{number}.png", "layout": GOOD} for number in range(4))
+    )
     return tmp_path
 
 
@@ -216,30 +252,41 @@ def test_half_an_embed_and_stale_ones_are_refused(work: Path, tiny_flux: Path) -
     with pytest.raises(WorkError, match="1 is not embedded, 2 have changed since, 1 is gone"):
         train(config(work, tiny_flux))
     embedded(work, tiny_flux, stop_after=3)
-    with pytest.raises(WorkError, match="captioned"):  # the second embed was killed: the index is older than the records
+    with pytest.raises(
+        WorkError, match="captioned"
+    ):  # the second embed was killed: the index is older than the records
         train(config(work, tiny_flux))
     embedded(work, tiny_flux)
     train(config(work, tiny_flux))
 
 
-def test_without_the_triptychs_a_warning_says_what_cannot_be_told(work: Path, tiny_flux: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_the_triptychs_a_warning_says_what_cannot_be_told(
+    work: Path, tiny_flux: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     embedded(work, tiny_flux)
     (work / "triptychs").rename(work / "elsewhere")
     train(config(work, tiny_flux))
     assert "nobody can tell whether all are embedded" in caplog.text
 
 
-def test_clean_context_does_not_hang_on_a_guess(work: Path, tiny_flux: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_clean_context_does_not_hang_on_a_guess(
+    work: Path, tiny_flux: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     embedded(work, tiny_flux)
     assert "guessed" not in caplog.text
     (work / "triptychs" / "metadata.jsonl").unlink()
     embedded(work, tiny_flux)
-    assert "Of 4 of 4 pictures (item-0.png …) it is only guessed that they are three panels in a row" in caplog.text
+    assert (
+        "Of 4 of 4 pictures (item-0.png …) it is only guessed that they are three panels in a row"
+        in caplog.text
+    )
     train(config(work, tiny_flux))
     with pytest.raises(ConfigError, match="only guessed") as caught:
         train(config(work, tiny_flux, context="clean"))
     assert "--columns" in caught.value.hint
-    summary = embed(EmbedConfig(work=work, model=str(tiny_flux), device="cpu", dtype="fp32", columns=3)).finish()
+    summary = embed(
+        EmbedConfig(work=work, model=str(tiny_flux), device="cpu", dtype="fp32", columns=3)
+    ).finish()
     assert (summary["kept"], summary["layouts_guessed"]) == (4, 0)
     train(config(work, tiny_flux, context="clean"))
 

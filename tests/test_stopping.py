@@ -1,4 +1,6 @@
-"""A training that a signal ends: it saves, says so, and goes on to the LoRA of one that nobody stopped; and one that goes on longer."""
+"""A training that a signal ends: it saves, says so, and goes on to the LoRA of one that nobody stopped; and
+one that goes on longer.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ from triptych.verbs.train import train
 from .test_resume import PROCESSES, finish, rows_of, same_lora, start
 from .test_train import config, write_records
 
-OPTIONS: dict[str, Any] = {"max_train_steps": 60, "checkpointing_steps": 1000, "lora_dropout": 0.2, "gradient_checkpointing": False}
+OPTIONS: dict[str, Any] = {
+    "max_train_steps": 60,
+    "checkpointing_steps": 1000,
+    "lora_dropout": 0.2,
+    "gradient_checkpointing": False,
+}
 LENGTH = 60
 
 
@@ -43,10 +50,26 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_flux: Path) -> Path:
 
 def command_line(work: str, model: str, rank: int = 0, processes: int = 1, port: int = 0) -> None:
     """`triptych train` as a process of its own, with what it says in a file."""
-    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    os.environ.update(
+        {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    )
     options = config(Path(work), Path(model), **OPTIONS).model_dump(mode="json", exclude_defaults=True)
-    words = [word for name, value in options.items() if value is not False for word in (f"--{name.replace('_', '-')}", str(value))]
-    with open(Path(work) / f"said-{rank}.txt", "w") as said, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+    words = [
+        word
+        for name, value in options.items()
+        if value is not False
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    with (
+        open(Path(work) / f"said-{rank}.txt", "w") as said,
+        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(said),
+    ):
         code = cli.main(["train", *words, "--no-gradient-checkpointing"])
     sys.exit(code)
 
@@ -58,7 +81,9 @@ def wait_for(condition: Any, process: Any) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_the_step_at_hand(tmp_path: Path, tiny_flux: Path, whole: Path, number: int, code: int) -> None:
+def test_a_signal_saves_the_step_at_hand(
+    tmp_path: Path, tiny_flux: Path, whole: Path, number: int, code: int
+) -> None:
     shutil.copytree(whole / "embeddings", tmp_path / "embeddings")
     process = PROCESSES.Process(target=command_line, args=(str(tmp_path), str(tiny_flux)))
     process.start()
@@ -68,8 +93,13 @@ def test_a_signal_saves_the_step_at_hand(tmp_path: Path, tiny_flux: Path, whole:
     assert process.exitcode == code
     steps = len(rows_of(tmp_path))
     assert 3 <= steps < LENGTH
-    assert f"stopped at step {steps}, which is saved; the same command goes on from there" in (tmp_path / "said-0.txt").read_text()
-    again = PROCESSES.Process(target=command_line, args=(str(tmp_path), str(tiny_flux)))  # as `whole` was: no state of other tests
+    assert (
+        f"stopped at step {steps}, which is saved; the same command goes on from there"
+        in (tmp_path / "said-0.txt").read_text()
+    )
+    again = PROCESSES.Process(
+        target=command_line, args=(str(tmp_path), str(tiny_flux))
+    )  # as `whole` was: no state of other tests
     again.start()
     again.join(60)
     assert again.exitcode == 0
@@ -77,12 +107,17 @@ def test_a_signal_saves_the_step_at_hand(tmp_path: Path, tiny_flux: Path, whole:
     assert same_lora(tmp_path, whole)
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(tmp_path: Path, tiny_flux: Path, whole: Path) -> None:
+def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(
+    tmp_path: Path, tiny_flux: Path, whole: Path
+) -> None:
     shutil.copytree(whole / "embeddings", tmp_path / "embeddings")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    both = [PROCESSES.Process(target=command_line, args=(str(tmp_path), str(tiny_flux), rank, 2, port)) for rank in range(2)]
+    both = [
+        PROCESSES.Process(target=command_line, args=(str(tmp_path), str(tiny_flux), rank, 2, port))
+        for rank in range(2)
+    ]
     for process in both:
         process.start()
     wait_for(lambda: len(rows_of(tmp_path)) >= 2, both[0])
@@ -90,10 +125,14 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(tmp_path: Path,
     for process in both:
         process.join(60)
     assert [process.exitcode for process in both] == [143, 143]
-    assert read_lora(tmp_path / "lora" / "checkpoints" / f"step-{len(rows_of(tmp_path)):08d}")[1]["steps"] == len(rows_of(tmp_path))
+    assert read_lora(tmp_path / "lora" / "checkpoints" / f"step-{len(rows_of(tmp_path)):08d}")[1][
+        "steps"
+    ] == len(rows_of(tmp_path))
 
 
-def test_signals_outside_a_training_end_at_once_and_inside_a_second_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_outside_a_training_end_at_once_and_inside_a_second_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with ending_at_once():
         with pytest.raises(Stopped) as caught:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -114,7 +153,9 @@ def test_signals_outside_a_training_end_at_once_and_inside_a_second_ctrl_c_does(
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_lora_can_be_taken_from_any_checkpoint(tmp_path: Path, tiny_flux: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lora_can_be_taken_from_any_checkpoint(
+    tmp_path: Path, tiny_flux: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_records(tmp_path, ["id-1", "id-2"], tiny_flux)
     run = train(config(tmp_path, tiny_flux, max_train_steps=8))
     for event in run:
@@ -162,7 +203,9 @@ def test_a_training_goes_on_longer(tmp_path: Path, tiny_flux: Path) -> None:
     assert [row["step"] for row in rows_of(longer)] == [1, 2, 3, 4, 5, 6]
     about = read_about(longer / "lora" / FILE_NAME) or {}
     assert (about["steps"], about["lengths"]) == (6, [[0, 3], [3, 6]])
-    assert train(config(longer, tiny_flux, max_train_steps=6)).finish()["loss"] is not None, "and then it is done"
+    assert train(config(longer, tiny_flux, max_train_steps=6)).finish()["loss"] is not None, (
+        "and then it is done"
+    )
     shutil.rmtree(longer / "lora" / "checkpoints")
     with pytest.raises(WorkError, match="no checkpoint") as caught:
         train(config(longer, tiny_flux, max_train_steps=9))
@@ -170,11 +213,20 @@ def test_a_training_goes_on_longer(tmp_path: Path, tiny_flux: Path) -> None:
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(4, 4), (8, 2), (6, 12)])
-def test_a_training_starts_from_a_lora_at_its_very_strength(tmp_path: Path, tiny_flux: Path, rank: int, alpha: float) -> None:
+def test_a_training_starts_from_a_lora_at_its_very_strength(
+    tmp_path: Path, tiny_flux: Path, rank: int, alpha: float
+) -> None:
     write_records(tmp_path, ["id-1", "id-2"], tiny_flux)
     train(config(tmp_path, tiny_flux, max_train_steps=4, learning_rate=0.05)).finish()
     backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
-    options = config(tmp_path, tiny_flux, init_lora=tmp_path / "lora", rank=rank, alpha=alpha, lora_folder=tmp_path / "more")
+    options = config(
+        tmp_path,
+        tiny_flux,
+        init_lora=tmp_path / "lora",
+        rank=rank,
+        alpha=alpha,
+        lora_folder=tmp_path / "more",
+    )
     loaded, started, plain = (backbone.load_transformer() for _ in range(3))
     load_lora(loaded, tmp_path / "lora")
     add_lora(started, backbone.lora_targets, rank, alpha, 0.0, 0)
@@ -194,7 +246,9 @@ def test_a_training_starts_from_a_lora_at_its_very_strength(tmp_path: Path, tiny
         train(options.model_copy(update={"init_lora": None}))
 
 
-def test_a_lora_that_does_not_fit_is_refused_before_any_work(tmp_path: Path, tiny_flux: Path, tiny_sd3: Path) -> None:
+def test_a_lora_that_does_not_fit_is_refused_before_any_work(
+    tmp_path: Path, tiny_flux: Path, tiny_sd3: Path
+) -> None:
     write_records(tmp_path, ["id-1", "id-2"], tiny_flux)
     train(config(tmp_path, tiny_flux, max_train_steps=1)).finish()
     at = {"init_lora": tmp_path / "lora", "lora_folder": tmp_path / "more"}
@@ -208,7 +262,9 @@ def test_a_lora_that_does_not_fit_is_refused_before_any_work(tmp_path: Path, tin
         train(config(tmp_path, tiny_flux, **{**at, "init_lora": tmp_path / "nowhere"}))
 
 
-def test_a_training_ended_early_keeps_the_rows_of_its_later_checkpoints(tmp_path: Path, tiny_flux: Path) -> None:
+def test_a_training_ended_early_keeps_the_rows_of_its_later_checkpoints(
+    tmp_path: Path, tiny_flux: Path
+) -> None:
     shorter, longer = tmp_path / "shorter", tmp_path / "longer"
     for work in (shorter, longer):
         write_records(work, ["id-1", "id-2"], tiny_flux)
@@ -228,7 +284,9 @@ def test_a_training_ended_early_keeps_the_rows_of_its_later_checkpoints(tmp_path
     assert same_lora(shorter, longer)
 
 
-def test_another_number_of_threads_is_told(tmp_path: Path, tiny_flux: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_number_of_threads_is_told(
+    tmp_path: Path, tiny_flux: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_records(tmp_path, ["id-1", "id-2"], tiny_flux)
     before = torch.get_num_threads()
     try:

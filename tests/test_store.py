@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from triptych.errors import InputError, WorkError
-from triptych.run import Event, Run
+from triptych.events import Event, Run
 from triptych.store.files import digest, publish, read_jsonl, read_text, sha256_file, write_json, write_text
 from triptych.store.folder import StageFolder
 
@@ -32,8 +32,12 @@ ODD = {
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
-@pytest.mark.parametrize("write", [lambda path: save_file({"a": torch.ones(2)}, path), lambda path: path.write_bytes(b"a")])
-def test_files_get_the_permissions_that_the_umask_gives(tmp_path: Path, umask: int, write: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    "write", [lambda path: save_file({"a": torch.ones(2)}, path), lambda path: path.write_bytes(b"a")]
+)
+def test_files_get_the_permissions_that_the_umask_gives(
+    tmp_path: Path, umask: int, write: Callable[[Path], object]
+) -> None:
     before = os.umask(umask)
     try:
         for _ in range(2):  # a new file, and one in place of an old one
@@ -58,10 +62,18 @@ def test_odd_file_systems_are_written_to(tmp_path: Path, call: str, monkeypatch:
     monkeypatch.setattr(module, name, refuse)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with StageFolder(tmp_path / "s", "stage", {}).open() as folder, publish(folder / "a.safetensors") as temporary:
+        with (
+            StageFolder(tmp_path / "s", "stage", {}).open() as folder,
+            publish(folder / "a.safetensors") as temporary,
+        ):
             save_file({"a": torch.ones(2)}, temporary)
-    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") == ["a.safetensors", "stage.manifest.json"]
-    assert len({stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir() if path.suffix != ".lock"}) == 1
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") == [
+        "a.safetensors",
+        "stage.manifest.json",
+    ]
+    assert (
+        len({stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir() if path.suffix != ".lock"}) == 1
+    )
 
 
 def test_a_drive_that_cannot_rename_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,9 +86,13 @@ def test_a_drive_that_cannot_rename_is_named(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("write", ["save_file({'a': torch.zeros(100_000)}, t)", "t.write_bytes(bytes(400_000))"])
+@pytest.mark.parametrize(
+    "write", ["save_file({'a': torch.zeros(100_000)}, t)", "t.write_bytes(bytes(400_000))"]
+)
 def test_a_full_disk_is_a_sentence_for_every_writer(tmp_path: Path, write: str) -> None:
-    """A limit on the size of files is what a test can have of a full disk; safetensors answers both in its own way."""
+    """A limit on the size of files is what a test can have of a full disk; safetensors answers both in its
+    own way.
+    """
     code = (
         "import resource, sys, torch; from pathlib import Path; from safetensors.torch import save_file\n"
         "from triptych.store.files import publish; from triptych.errors import WorkError\n"
@@ -84,8 +100,15 @@ def test_a_full_disk_is_a_sentence_for_every_writer(tmp_path: Path, write: str) 
         f"try:\n    with publish(Path(sys.argv[1])) as t: {write}\n"
         "except WorkError as error: print(error, error.hint)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.safetensors")], timeout=60, capture_output=True, text=True)
-    assert "disk is full" in done.stdout and "a.safetensors" in done.stdout and "Make room" in done.stdout, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.safetensors")],
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    assert "disk is full" in done.stdout and "a.safetensors" in done.stdout and "Make room" in done.stdout, (
+        done.stderr
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -121,7 +144,10 @@ def test_a_killed_write_is_invisible_to_whoever_lists_the_folder(tmp_path: Path)
 
 
 def test_many_writers_in_one_folder(tmp_path: Path) -> None:
-    threads = [threading.Thread(target=lambda n=n: [write_text(tmp_path / f"{n}-{k}.txt", "x") for k in range(25)]) for n in range(8)]
+    threads = [
+        threading.Thread(target=lambda n=n: [write_text(tmp_path / f"{n}-{k}.txt", "x") for k in range(25)])
+        for n in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -133,7 +159,10 @@ def test_many_writers_in_one_folder(tmp_path: Path) -> None:
 def test_a_folder_refuses_other_settings_and_a_second_writer(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path / "s", "stage", {"rank": 4})
     with folder.open():
-        with pytest.raises(WorkError, match="Another run"), StageFolder(tmp_path / "s", "stage", {"rank": 4}).open():
+        with (
+            pytest.raises(WorkError, match="Another run"),
+            StageFolder(tmp_path / "s", "stage", {"rank": 4}).open(),
+        ):
             pass
         with pytest.raises(WorkError, match="rank"):
             StageFolder(tmp_path / "s", "stage", {"rank": 8})
@@ -192,7 +221,9 @@ def test_a_users_text_file_is_read_without_its_mark(tmp_path: Path) -> None:
         ("utf16be.txt", "text".encode("utf-16-be"), "NUL", "save it as UTF-8"),
     ],
 )
-def test_what_is_no_small_text_file_is_refused(tmp_path: Path, name: str, content: bytes | None, words: str, help: str) -> None:
+def test_what_is_no_small_text_file_is_refused(
+    tmp_path: Path, name: str, content: bytes | None, words: str, help: str
+) -> None:
     path = tmp_path / name
     if name == "fifo":
         os.mkfifo(path)
@@ -214,5 +245,7 @@ def test_a_hash_is_taken_of_files_only(tmp_path: Path) -> None:
 
 def test_a_file_that_is_missing_says_which_verb_writes_it(tmp_path: Path) -> None:
     for name, verb in (("photos.jsonl", "clean"), ("metadata.jsonl", "concat"), ("caption.jsonl", "caption")):
-        with pytest.raises(WorkError, match=rf"{name} cannot be read: it does not exist\. Run `triptych {verb}` first\."):
+        with pytest.raises(
+            WorkError, match=rf"{name} cannot be read: it does not exist\. Run `triptych {verb}` first\."
+        ):
             read_jsonl(tmp_path / name)

@@ -1,4 +1,6 @@
-"""What a person sees of a command: sentences for every mistake, signs of life, and a summary without Python in it."""
+"""What a person sees of a command: sentences for every mistake, signs of life, and a summary without Python
+in it.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ from rich.console import Console
 from triptych import cli, progress
 from triptych.cli import main
 from triptych.errors import InputError, WorkError
+from triptych.events import Event, Run
 from triptych.progress import Moment
-from triptych.run import Event, Run
 from triptych.terminal import faults, hub, quiet, screen
 from triptych.terminal.same_options import same_options
 from triptych.terminal.screen import Row, Screen
@@ -51,14 +53,34 @@ def init_words(shop: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "sentence", "hint"),
     [
-        ("train --batch-size many", "--batch-size is many; it takes a whole number of at least 1.", "train --help"),
+        (
+            "train --batch-size many",
+            "--batch-size is many; it takes a whole number of at least 1.",
+            "train --help",
+        ),
         ("train --batch-size 0", "--batch-size is 0; it takes a whole number of at least 1.", "train --help"),
-        ("train --batch-size", "--batch-size needs a value; it takes a whole number of at least 1.", "train --help"),
-        ("tryon --strength 1.5", "--strength is 1.5; it takes a number above 0 and at most 1.", "tryon --help"),
-        ("tryon --strength nan", "--strength is nan; it takes a number above 0 and at most 1.", "tryon --help"),
+        (
+            "train --batch-size",
+            "--batch-size needs a value; it takes a whole number of at least 1.",
+            "train --help",
+        ),
+        (
+            "tryon --strength 1.5",
+            "--strength is 1.5; it takes a number above 0 and at most 1.",
+            "tryon --help",
+        ),
+        (
+            "tryon --strength nan",
+            "--strength is nan; it takes a number above 0 and at most 1.",
+            "tryon --help",
+        ),
         ("train --context foo", "--context is foo; it takes noisy or clean.", "train --help"),
         ("caption --do-check=perhaps", "--do-check is perhaps; it takes true or false.", "caption --help"),
-        ("generate --seed 18446744073709551616", "it takes a whole number from 0 to 18446744073709551615.", "generate --help"),
+        (
+            "generate --seed 18446744073709551616",
+            "it takes a whole number from 0 to 18446744073709551615.",
+            "generate --help",
+        ),
         ("train --rank=4 --rank=8", "--rank is given more than once.", "Keep one"),
         ("train --lr 3", "`triptych train` has no option --lr.", "--learning-rate?"),
         ("train --steps 3", "has no option --steps.", "--max-train-steps?"),
@@ -68,13 +90,19 @@ def init_words(shop: Path, *more: str) -> list[str]:
         ("tryon --mask x.png", "has no option --mask.", "--polygon?"),
         ("train --resume", "has no option --resume.", "same command again"),
         ("train --strange 3", "has no option --strange.", "train --help"),
-        ("tryon k.safetensors", "'k.safetensors' stands there without an option before it.", "--lora k.safetensors?"),
+        (
+            "tryon k.safetensors",
+            "'k.safetensors' stands there without an option before it.",
+            "--lora k.safetensors?",
+        ),
         ("help trian", "There is no verb 'trian'.", "triptych train"),
         ("nonsense", "There is no verb 'nonsense'.", "init, clean"),
         ("lora expect", "There is no verb 'lora expect'.", "lora inspect"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_a_hint(words: str, sentence: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_one_sentence_and_a_hint(
+    words: str, sentence: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words.split()) == 2
     out, err = capsys.readouterr()
     error, hinted = err.splitlines()
@@ -94,7 +122,8 @@ def test_config_files_keep_their_order_in_every_spelling() -> None:
     assert list(map(str, cli.config_files(words))) == ["a", "b", "c", "d", "e"]
 
 
-# --- What ends a command ------------------------------------------------------------------------------------------------
+# --- What ends a command
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_fault_is_a_sentence_and_its_details_are_in_a_file(
@@ -106,7 +135,9 @@ def test_a_fault_is_a_sentence_and_its_details_are_in_a_file(
     monkeypatch.setattr(init_stage, "write_text", broken)
     monkeypatch.setattr(faults.tempfile, "gettempdir", lambda: str(shop))
     assert main(init_words(shop)) == 1
-    error, hint = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error", "hint"))]
+    error, hint = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith(("error", "hint"))
+    ]
     assert re.fullmatch(r"error: This is a fault in triptych: KeyError: .*\. Please report it\.", error)
     assert "\x1b" not in error
     (file,) = shop.glob("triptych-fault-*.txt")
@@ -125,15 +156,25 @@ def test_a_fault_is_a_sentence_and_its_details_are_in_a_file(
         (OSError(errno.EROFS, "Read-only file system", "w"), "w: the disk can only be read.", "--work"),
         (OSError(errno.ENOENT, "No such file", "w"), "w: there is no such file or folder.", "path"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "w"), "w: its name is too long.", "shorter"),
-        (OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b"), "a → b: Invalid cross-device link.", "disk"),
+        (
+            OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b"),
+            "a → b: Invalid cross-device link.",
+            "disk",
+        ),
         (ConnectionResetError(errno.ECONNRESET, "reset by peer"), "The connection failed: ", "network"),
         (MemoryError(), "The machine has too little memory for this.", "--batch-size"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "The device has too little", "plan"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "The device has too little",
+            "plan",
+        ),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "The device has too little", "plan"),
         (InputError("No.", "Try."), "No.", "Try."),
     ],
 )
-def test_what_the_system_refuses_is_said_with_a_hint_that_fits(error: BaseException, sentence: str, hint: str) -> None:
+def test_what_the_system_refuses_is_said_with_a_hint_that_fits(
+    error: BaseException, sentence: str, hint: str
+) -> None:
     said = faults.sentence(error)
     assert said is not None
     assert said[0].startswith(sentence)
@@ -182,12 +223,15 @@ def test_lines_that_failed_end_with_exit_code_one(
     assert ("error: 3 of 12 failed." in err) == bool(failed)
 
 
-# --- Terminals, pipes and encodings -------------------------------------------------------------------------------------
+# --- Terminals, pipes and encodings
+# -------------------------------------------------------------------------------------
 
 
 def run_triptych(words: list[str], **options) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **options.pop("env", {})}
-    return subprocess.run([*TRIPTYCH, *words], stderr=subprocess.PIPE, text=True, timeout=120, env=env, **options)
+    return subprocess.run(
+        [*TRIPTYCH, *words], stderr=subprocess.PIPE, text=True, timeout=120, env=env, **options
+    )
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -207,7 +251,12 @@ def test_a_closed_pipe_and_a_full_log_are_no_traceback(shop: Path) -> None:
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=120)
     assert done.stderr == ""
     with open("/dev/full", "w") as full:
-        assert subprocess.run([*TRIPTYCH, *init_words(shop)], stdout=subprocess.PIPE, stderr=full, timeout=120).returncode == 0
+        assert (
+            subprocess.run(
+                [*TRIPTYCH, *init_words(shop)], stdout=subprocess.PIPE, stderr=full, timeout=120
+            ).returncode
+            == 0
+        )
         (shop / "t.yaml").unlink()
         done = run_triptych(init_words(shop), stdout=full)
     assert done.returncode == 1
@@ -235,7 +284,8 @@ def test_names_never_steer_the_terminal(text: str, shown: str, capsys: pytest.Ca
     assert text_of({"name": text, text: {text: 2}}) == text_of({"name": shown, shown: {shown: 2}})
 
 
-# --- Progress -----------------------------------------------------------------------------------------------------------
+# --- Progress
+# -----------------------------------------------------------------------------------------------------------
 
 
 def slow_run(units: int, steps: int, pause: float) -> Run:
@@ -256,7 +306,9 @@ def follow(shown: Screen, run: Run) -> None:
         cli._follow(run, watch)
 
 
-def test_a_log_file_gets_a_sign_of_life_also_within_a_unit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_file_gets_a_sign_of_life_also_within_a_unit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(screen, "INTERVAL", 0.1)
     follow(Screen(), slow_run(units=2, steps=4, pause=0.12))
     lines = capsys.readouterr().err.splitlines()
@@ -323,7 +375,8 @@ def test_init_counts_photos(shop: Path) -> None:
     assert len(run) == len(list(run)) == run.summary["photos"] + run.summary["rejected"]
 
 
-# --- Summaries ----------------------------------------------------------------------------------------------------------
+# --- Summaries
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_summary_has_no_python_in_it() -> None:
@@ -341,7 +394,13 @@ def test_a_summary_has_no_python_in_it() -> None:
         "panels": [576, 768],
         "failed_before": 0,
         "next": "Look.",
-        "train": {"train_steps": 3000, "lora": "w/lora.safetensors", "bytes": 37 << 20, "triptychs": 4, "gone": []},
+        "train": {
+            "train_steps": 3000,
+            "lora": "w/lora.safetensors",
+            "bytes": 37 << 20,
+            "triptychs": 4,
+            "gone": [],
+        },
     }
     assert text_of(summary).splitlines() == [
         "rejected   7",
@@ -378,34 +437,53 @@ def test_durations_are_for_people(value: float, words: str) -> None:
     assert duration(value) == words
 
 
-@pytest.mark.parametrize(("value", "words"), [(1300.0, "1,300"), (1.3e3 + 0.4, "1,300"), (0.5, "0.5"), (4.9e-05, "4.90e-05")])
+@pytest.mark.parametrize(
+    ("value", "words"), [(1300.0, "1,300"), (1.3e3 + 0.4, "1,300"), (0.5, "0.5"), (4.9e-05, "4.90e-05")]
+)
 def test_numbers_are_for_people(value: float, words: str) -> None:
     assert number(value) == words
 
 
 def test_the_command_that_follows_is_named(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(init_words(shop)) == 0
-    assert capsys.readouterr().out.splitlines()[-1].endswith(f", then: triptych run --config {shop / 't.yaml'}")
+    assert (
+        capsys.readouterr().out.splitlines()[-1].endswith(f", then: triptych run --config {shop / 't.yaml'}")
+    )
 
 
 @pytest.mark.parametrize(
     ("files", "given", "said"),
     [
-        (["my a.yaml"], {}, "triptych generate --config 'my a.yaml' --model MODEL --lora 'w w/l' --front FRONT.jpg"),
-        ([], {"work": ".", "model": "pocket", "rank": 4}, "triptych generate --work . --model pocket --lora 'w w/l' --front FRONT.jpg"),
+        (
+            ["my a.yaml"],
+            {},
+            "triptych generate --config 'my a.yaml' --model MODEL --lora 'w w/l' --front FRONT.jpg",
+        ),
+        (
+            [],
+            {"work": ".", "model": "pocket", "rank": 4},
+            "triptych generate --work . --model pocket --lora 'w w/l' --front FRONT.jpg",
+        ),
     ],
 )
 def test_a_printed_command_can_be_typed(files: list[str], given: dict[str, Any], said: str) -> None:
     with commands.speaking() as speak:
         speak(same_options([Path(file) for file in files], {}, given))
         assert next_line("run", {"train": {"lora": "w w/l"}}).startswith(f"next: {said}")
-        retry = commands.typed("lies there: `triptych caption --retry-failed` brings it back; `triptych train --help`")
+        retry = commands.typed(
+            "lies there: `triptych caption --retry-failed` brings it back; `triptych train --help`"
+        )
         assert commands.typed(retry) == retry  # completed once
         start = "--config 'my a.yaml' --model MODEL" if files else "--work . --model pocket"
-        assert f"`triptych caption {start} --vlm-model VLM_MODEL --retry-failed`" in retry and "`triptych train --help`" in retry
+        assert (
+            f"`triptych caption {start} --vlm-model VLM_MODEL --retry-failed`" in retry
+            and "`triptych train --help`" in retry
+        )
 
 
-def test_a_config_that_lies_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_that_lies_here_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w").mkdir()
     (tmp_path / "w/triptych.yaml").write_text("model: pocket")
@@ -418,7 +496,9 @@ def test_a_config_that_lies_here_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_nested_nothing_is_a_zero() -> None:
     cache = {"reused": 0, "read": 2, "held": 0, "held_gib": 0.0}
     assert text_of({"context_cache": cache}) == "context cache  reused 0, read 2, held 0 (0.0 GiB)"
-    assert text_of({"seconds": {"clean": 0.0, "train_all": 90.0}}) == "seconds  clean 0 s, train all 1 min 30 s"
+    assert (
+        text_of({"seconds": {"clean": 0.0, "train_all": 90.0}}) == "seconds  clean 0 s, train all 1 min 30 s"
+    )
     assert text_of({"peak_memory_gib": 3.25}) == "peak memory  3.2 GiB"
 
 
@@ -427,7 +507,8 @@ def test_json_is_strict() -> None:
     assert json.dumps(value, allow_nan=False) == '{"a": null, "b": [null, 1.5], "c": "x", "1": [true, null]}'
 
 
-# --- Libraries ----------------------------------------------------------------------------------------------------------
+# --- Libraries
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_only_our_own_words_are_said_and_each_once() -> None:
@@ -438,7 +519,9 @@ def test_only_our_own_words_are_said_and_each_once() -> None:
         said: list[str] = []
         handler = quiet.Handler(said.append, everything)
         for name, text in (("triptych.x", "ours"), ("triptych.x", "ours"), ("bitsandbytes.cpu", "theirs")):
-            handler.handle(logging.makeLogRecord({"name": name, "msg": text, "levelno": 30, "levelname": "WARNING"}))
+            handler.handle(
+                logging.makeLogRecord({"name": name, "msg": text, "levelno": 30, "levelname": "WARNING"})
+            )
         assert said == expected
 
 
@@ -452,18 +535,30 @@ def test_a_model_that_is_not_here_is_said_in_our_words_and_once(
     more = {"generate": ["--prompt", "p"], "caption": [], "concat": []}[verb]
     main([verb, "--work", str(tmp_path), "--model", "no-such/model", *more])
     said = " ".join((caplog.text + capsys.readouterr().err).split())
-    assert said.count("no-such/model is not on this machine and the hub cannot be reached.") == 1 and "An error happened" not in said
+    assert (
+        said.count("no-such/model is not on this machine and the hub cannot be reached.") == 1
+        and "An error happened" not in said
+    )
     assert ("hf download no-such/model" in said) == (verb == "generate")
     assert ("576 × 768 px and captions of 512 tokens are assumed" in said) == (verb != "generate")
 
 
-def test_the_command_line_wins_over_the_servers_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "t.yaml").write_text(f"work: {tmp_path}\ncaption:\n  vlm_model: m\n  base_url: http://127.0.0.1:9/v1\n")
+def test_the_command_line_wins_over_the_servers_address(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.yaml").write_text(
+        f"work: {tmp_path}\ncaption:\n  vlm_model: m\n  base_url: http://127.0.0.1:9/v1\n"
+    )
     words = ["caption", "--config", str(tmp_path / "t.yaml")]
-    for more, note in ((["--vlm-model", "pocket"], True), (["--vlm-model", "pocket", "--base-url", ""], False)):
+    for more, note in (
+        (["--vlm-model", "pocket"], True),
+        (["--vlm-model", "pocket", "--base-url", ""], False),
+    ):
         assert main([*words, *more]) == 1
         said = " ".join(capsys.readouterr().err.split())
-        assert ("is left out: --vlm-model pocket runs on this machine" in said) == note and "There are no triptychs" in said
+        assert (
+            "is left out: --vlm-model pocket runs on this machine" in said
+        ) == note and "There are no triptychs" in said
     assert main(["run", "--base-url", "http://127.0.0.1:9/v1"]) == 2
     assert "Put `base_url:` under `caption:` in the config." in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from triptych.pictures import masks
 from triptych.pictures.panels import Box, PanelLayout
 from triptych.sampling import token_sets
 from triptych.sampling.generate import Sampling, load_models
-from triptych.tryon.dress import Person, try_on
+from triptych.vton.dress import Person, try_on
 
 
 @given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0.05, 0.95))
@@ -62,7 +62,9 @@ def test_allowed_tokens_apart_from_the_active_ones_come_last_in_reading_order() 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["beside", "above"])
 def test_what_lies_between_two_parts_of_the_garment_stays(turned: bool) -> None:
-    """Two bars of a white garment in front of white: what lies between them may be garment too, what lies outside is not."""
+    """Two bars of a white garment in front of white: what lies between them may be garment too, what lies
+    outside is not.
+    """
     pixels = np.full((160, 240, 3), 255, np.uint8)
     pixels[64:96, 32:48] = pixels[64:96, 176:192] = (40, 60, 90)
     expected = np.ones((10, 15), bool)
@@ -73,10 +75,14 @@ def test_what_lies_between_two_parts_of_the_garment_stays(turned: bool) -> None:
     assert left_out.dtype == bool and np.array_equal(left_out, expected)
 
 
-def garment_photo(size: tuple[int, int], colour: tuple[int, int, int], ground: tuple[int, int, int]) -> Image.Image:
+def garment_photo(
+    size: tuple[int, int], colour: tuple[int, int, int], ground: tuple[int, int, int]
+) -> Image.Image:
     image = Image.new("RGB", size, ground)
     width, height = size
-    ImageDraw.Draw(image).polygon([(width * x, height * y) for x, y in ((0.3, 0.3), (0.7, 0.3), (0.75, 0.8), (0.25, 0.8))], fill=colour)
+    ImageDraw.Draw(image).polygon(
+        [(width * x, height * y) for x, y in ((0.3, 0.3), (0.7, 0.3), (0.75, 0.8), (0.25, 0.8))], fill=colour
+    )
     return image
 
 
@@ -92,7 +98,9 @@ def test_only_plain_background_is_left_out() -> None:
 
 
 def test_what_the_garment_encloses_stays() -> None:
-    """An opening that is connected with the ground, and a white shirt of which only a part of the outline stands out."""
+    """An opening that is connected with the ground, and a white shirt of which only a part of the outline
+    stands out.
+    """
     photo = garment_photo((288, 384), (180, 40, 60), (255, 255, 255))
     ImageDraw.Draw(photo).rectangle((100, 150, 190, 384), fill="white")
     left_out = token_sets.background_tokens(photo, 16)
@@ -132,7 +140,9 @@ def test_left_out_tokens_are_not_read(tiny: Path) -> None:
     made = {}
     for drop, bucket in ((False, 1), (True, 1), (False, 5)):
         sampling = Sampling(2, context="clean", drop_background=drop, token_bucket=bucket)
-        made[drop, bucket] = try_on(models, front, front, [Person(person, mask, "p", [0])], layout, sampling, feather=0)[0][0]
+        made[drop, bucket] = try_on(
+            models, front, front, [Person(person, mask, "p", [0])], layout, sampling, feather=0
+        )[0][0]
     total = 3 * left_out.shape[0] * (layout.width // 16)
     alone = int(token_sets.background_tokens(front, 16).sum())
     active = total - seen[0]
@@ -145,7 +155,9 @@ def test_left_out_tokens_are_not_read(tiny: Path) -> None:
 
 
 def test_a_mask_on_the_grid_takes_no_cell_beside_it() -> None:
-    """Photos as large as the panel, or an exact multiple, are not blurred over the edge: more active tokens would be run for nothing."""
+    """Photos as large as the panel, or an exact multiple, are not blurred over the edge: more active tokens
+    would be run for nothing.
+    """
     cells = np.zeros((12, 8), dtype=np.float32)
     cells[3:9, 2:5] = 1
     for scale in (1, 2, 5):

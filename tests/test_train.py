@@ -1,4 +1,6 @@
-"""Training: it learns, it never mixes up ids, it resumes to the same LoRA, and diffusers loads what it leaves."""
+"""Training: it learns, it never mixes up ids, it resumes to the same LoRA, and diffusers loads what it
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -48,19 +50,36 @@ def write_records(work: Path, ids: list[str], model: Path, layout: PanelLayout =
         generator = flow.generator_for("record", id)
         mean = torch.randn(16, height, width, generator=generator) * 0.1 + number
         text = {name: torch.full_like(value, number) for name, value in empty.items()}
-        record = EmbeddingRecord(id, mean, torch.full_like(mean, 0.01), text, layout, "i" + id, "c" + id, made_with)
+        record = EmbeddingRecord(
+            id, mean, torch.full_like(mean, 0.01), text, layout, "i" + id, "c" + id, made_with
+        )
         save_record(record, folder / f"{id}.safetensors")
-    save_text({name: torch.zeros_like(value) for name, value in empty.items()}, made_with, folder / f"{EMPTY}.safetensors")
+    save_text(
+        {name: torch.zeros_like(value) for name, value in empty.items()},
+        made_with,
+        folder / f"{EMPTY}.safetensors",
+    )
     return folder
 
 
 def config(work: Path, model: Path, **changes) -> TrainConfig:
-    base = {"max_train_steps": 6, "batch_size": 2, "device": "cpu", "dtype": "fp32", "validation_steps": 0, "learning_rate": 1e-3}
-    return TrainConfig(work=work, model=str(model), **{**base, "rank": 4, "alpha": 4, "checkpointing_steps": 2, **changes})
+    base = {
+        "max_train_steps": 6,
+        "batch_size": 2,
+        "device": "cpu",
+        "dtype": "fp32",
+        "validation_steps": 0,
+        "learning_rate": 1e-3,
+    }
+    return TrainConfig(
+        work=work, model=str(model), **{**base, "rank": 4, "alpha": 4, "checkpointing_steps": 2, **changes}
+    )
 
 
 def training_set(work: Path, options: TrainConfig) -> TrainingSet:
-    return TrainingSet(EmbeddingFolder(work / "embeddings" / load_backbone(options.model, "cpu", "fp32").name), options)
+    return TrainingSet(
+        EmbeddingFolder(work / "embeddings" / load_backbone(options.model, "cpu", "fp32").name), options
+    )
 
 
 def test_latents_and_text_of_every_batch_carry_the_same_id(tmp_path: Path, tiny: Path) -> None:
@@ -82,12 +101,19 @@ def test_caption_dropout_feeds_the_empty_prompt_at_its_rate(tmp_path: Path, tiny
     write_records(tmp_path, [f"id-{n}" for n in range(1, 5)], tiny_flux)
     backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
     data = training_set(tmp_path, config(tmp_path, tiny_flux, batch_size=4, caption_dropout=0.3))
-    states = torch.cat([data.draw(backbone, step, 0, 1).text["prompt_embeds"][:, 0, 0] for step in range(100)])
+    states = torch.cat(
+        [data.draw(backbone, step, 0, 1).text["prompt_embeds"][:, 0, 0] for step in range(100)]
+    )
     assert 0.2 < (states == 0).float().mean().item() < 0.4
 
 
 def test_a_stopped_run_resumes_to_the_same_lora(tmp_path: Path, tiny: Path) -> None:
-    options = {"max_train_steps": 7, "gradient_accumulation_steps": 2, "lora_dropout": 0.2, "caption_dropout": 0.3}
+    options = {
+        "max_train_steps": 7,
+        "gradient_accumulation_steps": 2,
+        "lora_dropout": 0.2,
+        "caption_dropout": 0.3,
+    }
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for work in (whole, stopped):
         write_records(work, [f"id-{n}" for n in range(3)], tiny)
@@ -165,12 +191,16 @@ def test_diffusers_loads_the_lora_at_our_strength(tmp_path: Path, tiny: Path) ->
 
 
 def test_alpha_in_a_files_metadata_is_heeded(tmp_path: Path, tiny_flux: Path) -> None:
-    """Trainers of diffusers keep alpha in lora_adapter_metadata and do not fold it; the strength must be theirs."""
+    """Trainers of diffusers keep alpha in lora_adapter_metadata and do not fold it; the strength must be
+    theirs.
+    """
     key = "transformer_blocks.0.attn.to_q"
     a, b = torch.randn(4, 32), torch.randn(32, 4)
     tensors = {f"transformer.{key}.lora_A.weight": a, f"transformer.{key}.lora_B.weight": b}
     adapter = {"transformer.r": 4, "transformer.lora_alpha": 1, "transformer.target_modules": [key]}
-    save_file(tensors, tmp_path / FILE_NAME, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(adapter)})
+    save_file(
+        tensors, tmp_path / FILE_NAME, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(adapter)}
+    )
     pipe = FluxPipeline.from_pretrained(tiny_flux)
     pipe.load_lora_weights(tmp_path)
     ours = load_backbone(str(tiny_flux), "cpu", "fp32").load_transformer()
@@ -240,11 +270,17 @@ def test_validation_pictures_come_from_the_sampler(tmp_path: Path, tiny: Path) -
 
     write_records(tmp_path, ["id-1", "id-2"], tiny)
     train(config(tmp_path, tiny, max_train_steps=2, validation_steps=2)).finish()
-    sheets = [np.asarray(Image.open(tmp_path / "lora" / "samples" / f"step-{step:06d}.png")) for step in (0, 2)]
+    sheets = [
+        np.asarray(Image.open(tmp_path / "lora" / "samples" / f"step-{step:06d}.png")) for step in (0, 2)
+    ]
     assert all(sheet.shape == (4 * (18 + 48), 96, 3) for sheet in sheets)
     rows = [sheet.reshape(4, 66, 96, 3) for sheet in sheets]
-    assert all((row[:18] != 255).any() and (row[:18] == 255).any() for row in rows[1]), "each picture has a label"
-    assert (rows[0][0, 18:] == rows[1][0, 18:]).all() and (rows[0][1, 18:] != rows[1][1, 18:]).any(), "the truth, and what is made"
+    assert all((row[:18] != 255).any() and (row[:18] == 255).any() for row in rows[1]), (
+        "each picture has a label"
+    )
+    assert (rows[0][0, 18:] == rows[1][0, 18:]).all() and (rows[0][1, 18:] != rows[1][1, 18:]).any(), (
+        "the truth, and what is made"
+    )
     board = EventAccumulator(str(tmp_path / "lora" / "tensorboard" / "triptych")).Reload()
     assert [event.step for event in board.Images("validation/pictures")] == [0, 2]
 

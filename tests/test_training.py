@@ -56,7 +56,8 @@ def work(tmp_path: Path, tiny_flux: Path) -> Path:
     return tmp_path
 
 
-# --- What is drawn ------------------------------------------------------------------------------------------------------
+# --- What is drawn
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_step_is_the_same_however_it_is_split_into_passes(work: Path, tiny_flux: Path) -> None:
@@ -65,7 +66,12 @@ def test_a_step_is_the_same_however_it_is_split_into_passes(work: Path, tiny_flu
     for size, passes in ((4, 1), (2, 2), (1, 4)):
         data = training_set(work, config(work, tiny_flux, batch_size=size, caption_dropout=0.5))
         batches = [data.draw(backbone, 3, number, passes) for number in range(passes)]
-        drawn.append([torch.cat([getattr(batch, name) for batch in batches]) for name in ("clean_BCHW", "noise_BCHW", "t_B")])
+        drawn.append(
+            [
+                torch.cat([getattr(batch, name) for batch in batches])
+                for name in ("clean_BCHW", "noise_BCHW", "t_B")
+            ]
+        )
         drawn[-1].append(torch.cat([batch.text["prompt_embeds"] for batch in batches]))
     for parts in zip(*drawn, strict=True):
         assert torch.equal(parts[0], parts[1]) and torch.equal(parts[0], parts[2])
@@ -133,13 +139,19 @@ def test_training_sees_draws_of_the_posterior_and_not_its_mean(work: Path, tiny_
     data = training_set(work, config(work, tiny_flux, batch_size=4))
     backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
     batches = [data.draw(backbone, step, 0, 1) for step in range(2)]
-    means = {float(data.records[id].latent_mean_CHW.mean().round()): data.records[id].latent_mean_CHW for id in data.ids}
-    apart = torch.stack([latents - means[float(latents.mean().round())] for batch in batches for latents in batch.clean_BCHW])
+    means = {
+        float(data.records[id].latent_mean_CHW.mean().round()): data.records[id].latent_mean_CHW
+        for id in data.ids
+    }
+    apart = torch.stack(
+        [latents - means[float(latents.mean().round())] for batch in batches for latents in batch.clean_BCHW]
+    )
     assert 0.009 < float(apart.std()) < 0.011, "the records' posteriors are 0.01 wide"
     assert len({float(one.sum()) for one in apart}) == 8, "each draw is another"
 
 
-# --- The loss -----------------------------------------------------------------------------------------------------------
+# --- The loss
+# -----------------------------------------------------------------------------------------------------------
 
 
 def losses_where_only_one_panel_is_wrong(
@@ -155,16 +167,22 @@ def losses_where_only_one_panel_is_wrong(
     return losses_of(options, backbone, torch.nn.Identity(), batch)
 
 
-def test_panel_weights_weigh_the_means_of_panels(work: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_panel_weights_weigh_the_means_of_panels(
+    work: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = losses_where_only_one_panel_is_wrong(work, tiny_flux, monkeypatch, "back")
     assert torch.allclose(plain.panel_BP, torch.tensor([[0.0, 4.0, 0.0]] * 2))
     assert torch.allclose(plain.sample_B, torch.full((2,), 4 / 3)), "as the plain mean squared error"
     weights = {"front": 1.0, "back": 0.5, "worn": 2.5}
-    weighed = losses_where_only_one_panel_is_wrong(work, tiny_flux, monkeypatch, "back", panel_weights=weights)
+    weighed = losses_where_only_one_panel_is_wrong(
+        work, tiny_flux, monkeypatch, "back", panel_weights=weights
+    )
     assert torch.allclose(weighed.sample_B, torch.full((2,), 0.5))
 
 
-def test_a_loss_mask_says_where_errors_count_and_panels_stay_equal(work: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_mask_says_where_errors_count_and_panels_stay_equal(
+    work: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     masks = work / "masks"
     masks.mkdir()
     pixels = np.zeros((48, 96), dtype=np.uint8)
@@ -174,16 +192,22 @@ def test_a_loss_mask_says_where_errors_count_and_panels_stay_equal(work: Path, t
         Image.fromarray(pixels).save(masks / f"id-{n}.png")
     at = {"loss_masks": masks}
     front = losses_where_only_one_panel_is_wrong(work, tiny_flux, monkeypatch, "front", **at)
-    assert torch.allclose(front.sample_B, torch.full((2,), 2.0)), "one latent of the front weighs as much as all of the worn panel"
+    assert torch.allclose(front.sample_B, torch.full((2,), 2.0)), (
+        "one latent of the front weighs as much as all of the worn panel"
+    )
     assert torch.equal(front.area_BP, torch.tensor([[1.0, 0.0, 24.0]] * 2))
     back = losses_where_only_one_panel_is_wrong(work, tiny_flux, monkeypatch, "back", **at)
     assert torch.equal(back.sample_B, torch.zeros(2))
     before = training_set(work, config(work, tiny_flux, **at)).fingerprint
     Image.fromarray(255 - pixels).save(masks / "id-1.png")
-    assert training_set(work, config(work, tiny_flux, **at)).fingerprint != before, "another mask is another training"
+    assert training_set(work, config(work, tiny_flux, **at)).fingerprint != before, (
+        "another mask is another training"
+    )
 
 
-def test_nothing_outside_the_learned_part_has_a_gradient(work: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_outside_the_learned_part_has_a_gradient(
+    work: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = config(work, tiny_flux, panel_weights={"front": 0.0})
     backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
     batch = training_set(work, options).draw(backbone, 0, 0, 1)
@@ -222,8 +246,13 @@ def test_noise_levels_share_one_reading_and_learn_the_same(work: Path, tiny: Pat
     gradients = torch.autograd.grad(together.mean(), parameters)
     parts = []
     for level in range(3):
-        rows_of = {name: getattr(batch, name)[level::3] for name in ("clean_BCHW", "noise_BCHW", "t_B", "learned_BHW")}
-        alone = replace(batch, **rows_of, text={name: value[level::3] for name, value in batch.text.items()}, levels=1)
+        rows_of = {
+            name: getattr(batch, name)[level::3]
+            for name in ("clean_BCHW", "noise_BCHW", "t_B", "learned_BHW")
+        }
+        alone = replace(
+            batch, **rows_of, text={name: value[level::3] for name, value in batch.text.items()}, levels=1
+        )
         parts.append(losses_of(options, backbone, transformer, alone).sample_B)
     assert torch.allclose(together, torch.stack(parts, 1).flatten(), rtol=1e-5, atol=1e-6)
     separate = torch.autograd.grad(torch.stack(parts).mean(), parameters)
@@ -233,7 +262,13 @@ def test_noise_levels_share_one_reading_and_learn_the_same(work: Path, tiny: Pat
 def test_the_log_has_the_loss_by_panel_and_noise_level(work: Path, tiny_flux: Path) -> None:
     train(config(work, tiny_flux, batch_size=4, gradient_accumulation_steps=3)).finish()
     for row in rows(work):
-        assert {"tokens_per_second", "seconds_per_step", "peak_memory_gib", "grad_norm", "learning_rate"} <= row.keys()
+        assert {
+            "tokens_per_second",
+            "seconds_per_step",
+            "peak_memory_gib",
+            "grad_norm",
+            "learning_rate",
+        } <= row.keys()
         assert row["loss"] == pytest.approx(sum(row[f"loss/{role}"] for role in LAYOUT.roles) / 3, rel=1e-4)
         assert row["tokens_per_second"] * row["seconds_per_step"] == pytest.approx(12 * 18, rel=1e-4)
         assert 0.05 < row["peak_memory_gib"] < 64
@@ -258,18 +293,35 @@ def test_the_meter_sorts_by_noise_level(work: Path, tiny_flux: Path) -> None:
     }
 
 
-# --- Validation and stopping --------------------------------------------------------------------------------------------
+# --- Validation and stopping
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("context", ["noisy", "clean"])
-def test_the_validation_loss_is_the_same_for_the_same_weights(work: Path, tiny_flux: Path, context: str) -> None:
+def test_the_validation_loss_is_the_same_for_the_same_weights(
+    work: Path, tiny_flux: Path, context: str
+) -> None:
     """With a learning rate of next to nothing the LoRA stays what it was; the training loss still varies."""
-    options = {"learning_rate": 1e-30, "validation_steps": 1, "num_validation_triptychs": 2, "max_train_steps": 3, "context": context}
+    options = {
+        "learning_rate": 1e-30,
+        "validation_steps": 1,
+        "num_validation_triptychs": 2,
+        "max_train_steps": 3,
+        "context": context,
+    }
     summary = train(config(work, tiny_flux, num_validation_images=0, batch_size=4, **options)).finish()
     assert (summary["triptychs"], summary["held_out"]) == (2, 2)
-    found = [{name: value for name, value in row.items() if name.startswith("validation/")} for row in rows(work)]
+    found = [
+        {name: value for name, value in row.items() if name.startswith("validation/")} for row in rows(work)
+    ]
     assert found[0] == found[1] == found[2]
-    assert list(found[0]) == ["validation/loss", "validation/t 0.25", "validation/t 0.50", "validation/t 0.75", "validation/t 1.00"]
+    assert list(found[0]) == [
+        "validation/loss",
+        "validation/t 0.25",
+        "validation/t 0.50",
+        "validation/t 0.75",
+        "validation/t 1.00",
+    ]
     assert found[0]["validation/loss"] == pytest.approx(sum(list(found[0].values())[1:]) / 4, rel=1e-5)
     assert summary["validation_loss"] == pytest.approx(found[0]["validation/loss"], rel=1e-5)
     assert len({row["loss"] for row in rows(work)}) == 3
@@ -284,9 +336,16 @@ def test_held_out_triptychs_are_not_trained_on(work: Path, tiny_flux: Path) -> N
         training_set(work, config(work, tiny_flux, num_validation_triptychs=4))
 
 
-def test_training_stops_early_and_keeps_the_best_also_when_resumed(work: Path, tiny_flux: Path, tmp_path: Path) -> None:
+def test_training_stops_early_and_keeps_the_best_also_when_resumed(
+    work: Path, tiny_flux: Path, tmp_path: Path
+) -> None:
     """At this learning rate the validation loss rises again soon."""
-    early = {"early_stopping_patience": 2, "num_validation_triptychs": 1, "validation_steps": 2, "num_validation_images": 0}
+    early = {
+        "early_stopping_patience": 2,
+        "num_validation_triptychs": 1,
+        "validation_steps": 2,
+        "num_validation_images": 0,
+    }
     options = {
         **early,
         "max_train_steps": 60,
@@ -313,7 +372,9 @@ def test_training_stops_early_and_keeps_the_best_also_when_resumed(work: Path, t
     assert at_best is not None and at_best[0] == summary["train_steps"] - 4
     kept = load_file(work / "lora" / FILE_NAME)
     assert all(
-        torch.equal(kept[f"transformer.{name.removeprefix('ema.')}"], t) for name, t in at_best[1].items() if name.startswith("ema.")
+        torch.equal(kept[f"transformer.{name.removeprefix('ema.')}"], t)
+        for name, t in at_best[1].items()
+        if name.startswith("ema.")
     )
     train(config(best, tiny_flux, **options)).finish()
     assert same_lora(work, best)
@@ -352,7 +413,13 @@ def test_a_gradient_that_is_no_number_stops_too(work: Path, tiny_flux: Path) -> 
 
 def test_weights_that_are_no_numbers_are_never_saved(work: Path, tiny_flux: Path) -> None:
     """The first gradient is finite, but weight decay makes some weights overflow."""
-    options = {"learning_rate": 3e30, "weight_decay": 1e8, "rank": 1, "lr_warmup_steps": 0, "checkpointing_steps": 1}
+    options = {
+        "learning_rate": 3e30,
+        "weight_decay": 1e8,
+        "rank": 1,
+        "lr_warmup_steps": 0,
+        "checkpointing_steps": 1,
+    }
     with pytest.raises(WorkError, match="not finite after step 1"):
         train(config(work, tiny_flux, **options)).finish()
     assert not list((work / "lora").glob("checkpoints/step-*"))
@@ -374,39 +441,67 @@ def test_a_full_disk_under_tensorboard_is_a_sentence(tmp_path: Path) -> None:
         "from triptych.errors import WorkError\n"
         "log = TrainLog(Path(sys.argv[1]), Path(sys.argv[1]) / 'board', 0)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "try:\n    for step in range(100): log.draw(step, {'loss/worn': 1.0}); time.sleep(0.005)\n    log.flush()\n"
+        "try:\n    for step in range(100): log.draw(step, {'loss/worn': 1.0}); time.sleep(0.005)\n    "
+        "log.flush()\n"
         "except WorkError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], timeout=120, capture_output=True, text=True
+    )
     assert "disk is full" in done.stdout
     assert "Traceback" not in done.stderr
 
 
 def test_durations_are_for_people() -> None:
-    assert [duration(seconds) for seconds in (8.4, 89, 600, 5399, 12000)] == ["8 s", "89 s", "10 min", "1 h 30 min", "3 h 20 min"]
+    assert [duration(seconds) for seconds in (8.4, 89, 600, 5399, 12000)] == [
+        "8 s",
+        "89 s",
+        "10 min",
+        "1 h 30 min",
+        "3 h 20 min",
+    ]
 
 
 def test_epochs_are_passes_over_what_is_trained_on(work: Path, tiny_flux: Path) -> None:
     assert steps_of_epochs(2, 40, 4) == 20
     assert steps_of_epochs(0.5, 3, 4) == 1
-    run = train(config(work, tiny_flux, epochs=3, batch_size=1, gradient_accumulation_steps=2, num_validation_triptychs=1))
+    run = train(
+        config(
+            work, tiny_flux, epochs=3, batch_size=1, gradient_accumulation_steps=2, num_validation_triptychs=1
+        )
+    )
     assert len(run) == 5
     assert run.finish()["train_steps"] == 5
-    by_steps = config(work, tiny_flux, max_train_steps=5, batch_size=1, gradient_accumulation_steps=2, num_validation_triptychs=1)
+    by_steps = config(
+        work,
+        tiny_flux,
+        max_train_steps=5,
+        batch_size=1,
+        gradient_accumulation_steps=2,
+        num_validation_triptychs=1,
+    )
     assert train(by_steps).finish()["train_steps"] == 5, "the same training, said otherwise"
 
 
-# --- Checkpoints --------------------------------------------------------------------------------------------------------
+# --- Checkpoints
+# --------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_checkpoint_is_kept_and_damaged_later_ones_are_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_new_checkpoint_is_kept_and_damaged_later_ones_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for step in (2, 4, 6):
         save_checkpoint(tmp_path, step, {"x": torch.tensor([float(step)])}, {"k": step, "d": 0.1}, keep=3)
     (tmp_path / "step-00000006" / "state.safetensors").write_bytes(b"damaged")
     (tmp_path / "step-00000004" / "state.json").write_text("{")
     with caplog.at_level(logging.WARNING):
         found = load_newest(tmp_path)
-    assert found is not None and found[0] == 2 and found[1]["x"].tolist() == [2.0] and found[2] == {"k": 2, "d": 0.1}
+    assert (
+        found is not None
+        and found[0] == 2
+        and found[1]["x"].tolist() == [2.0]
+        and found[2] == {"k": 2, "d": 0.1}
+    )
     assert "step-00000006 is damaged" in caplog.text and "step-00000004 cannot be read" in caplog.text
     save_checkpoint(tmp_path, 3, {"x": torch.tensor([3.0])}, {}, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
@@ -415,7 +510,9 @@ def test_a_new_checkpoint_is_kept_and_damaged_later_ones_are_not(tmp_path: Path,
     assert "starting from the beginning" in caplog.text
 
 
-def test_no_checkpoint_is_deleted_before_the_new_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_checkpoint_is_deleted_before_the_new_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_checkpoint(tmp_path, 1, {"x": torch.zeros(1)}, {}, keep=1)
 
     def no_space(source: Path, target: Path) -> None:
@@ -435,7 +532,8 @@ def test_a_training_folder_holds_no_pickle(work: Path, tiny_flux: Path) -> None:
     assert kinds - {".lock"} == {".safetensors", ".json", ".jsonl"}
 
 
-# --- Optimizers ---------------------------------------------------------------------------------------------------------
+# --- Optimizers
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "package"), [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
@@ -459,17 +557,23 @@ def test_every_optimizers_state_survives_a_checkpoint(
         optimizer_class(name)
     except ConfigError as error:
         pytest.skip(str(error))
-    options = config(work, tiny_flux, optimizer=name, learning_rate=1.0 if name == "prodigy" else 1e-2, rank=256)
+    options = config(
+        work, tiny_flux, optimizer=name, learning_rate=1.0 if name == "prodigy" else 1e-2, rank=256
+    )
 
     def begin() -> TrainState:
         transformer = load_backbone(str(tiny_flux), "cpu", "fp32").load_transformer()
-        parameters = add_lora(transformer, ("attn.to_q",), 256, 256, 0.0, 0)  # large enough for 8 bits: 4096 numbers
+        parameters = add_lora(
+            transformer, ("attn.to_q",), 256, 256, 0.0, 0
+        )  # large enough for 8 bits: 4096 numbers
         return TrainState(transformer, parameters, make_optimizer(options, parameters))
 
     def go(state: TrainState, steps: int) -> None:
         for _ in range(steps):
             for number, parameter in enumerate(state.parameters):
-                parameter.grad = torch.randn(parameter.shape, generator=flow.generator_for(state.step, number))
+                parameter.grad = torch.randn(
+                    parameter.shape, generator=flow.generator_for(state.step, number)
+                )
             state.update(options.learning_rate, 0.9)
 
     one, two = begin(), begin()
@@ -487,7 +591,8 @@ def test_every_optimizers_state_survives_a_checkpoint(
     assert capsys.readouterr().out == "", "stdout is for the summary"
 
 
-# --- Settings -----------------------------------------------------------------------------------------------------------
+# --- Settings
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -506,15 +611,30 @@ def test_every_optimizers_state_survives_a_checkpoint(
         ({"optimizer": "prodigy", "learning_rate": 1e-4}, "0.0001 would learn nothing"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(work: Path, tiny_flux: Path, changes: dict[str, Any], message: str) -> None:
+def test_settings_that_make_no_sense_are_refused(
+    work: Path, tiny_flux: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         train(config(work, tiny_flux, **changes))
     assert message in str(caught.value)
     assert caught.value.hint
 
 
-def test_the_command_line_weighs_panels_and_counts_epochs(work: Path, tiny_flux: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--work", str(work), "--model", str(tiny_flux), "--device", "cpu", "--dtype", "fp32", "--validation-steps", "0"]
+def test_the_command_line_weighs_panels_and_counts_epochs(
+    work: Path, tiny_flux: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "--work",
+        str(work),
+        "--model",
+        str(tiny_flux),
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+        "--validation-steps",
+        "0",
+    ]
     options = ["--epochs", "1", "--panel-weights.worn", "2", "--panel-weights.back", "0.5", "--json"]
     assert main(["train", *words, *options]) == 0
     assert json.loads(capsys.readouterr().out)["train_steps"] == 1
@@ -525,18 +645,28 @@ def test_defaults_are_the_published_recipe() -> None:
     """ali-vilab's config/movie-shots.yml, which is AdamW in 8 bits besides."""
     options = TrainConfig()
     assert (options.rank, options.alpha, options.learning_rate, options.batch_size) == (16, 16, 1e-4, 4)
-    assert (options.ema_decay, options.caption_dropout, options.guidance_scale, options.context) == (0.99, 0.05, 1.0, "noisy")
+    assert (options.ema_decay, options.caption_dropout, options.guidance_scale, options.context) == (
+        0.99,
+        0.05,
+        1.0,
+        "noisy",
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_are_configs_that_every_stage_accepts(preset: Path) -> None:
-    data = load_config([Path(__file__).parents[1] / "configs" / "flux-dev.yaml", Path(preset.stem)], [stage.name for stage in STAGES])
+    data = load_config(
+        [Path(__file__).parents[1] / "configs" / "flux-dev.yaml", Path(preset.stem)],
+        [stage.name for stage in STAGES],
+    )
     configs: dict[str, Any] = {}
     for stage in PIPELINE:
         _, model = stage.load()
         configs[stage.name] = validated(model, section(data, stage.name, model), stage.name)
     options = configs["train"]
-    assert options.batch_size * options.gradient_accumulation_steps == 4, "the recipe's batch, however it is split"
+    assert options.batch_size * options.gradient_accumulation_steps == 4, (
+        "the recipe's batch, however it is split"
+    )
     card = int(preset.stem.removesuffix("gb"))
     assert options.quantize == ("none" if card == 80 else "int8-torchao" if card == 24 else "nf4")
     for verb in ("generate", "tryon"):  # with the base the LoRA was trained on

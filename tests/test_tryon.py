@@ -18,11 +18,15 @@ from triptych.sampling.generate import Sampling, generate_triptych, load_models
 from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.tryon import TryonConfig, tryon
 
-PROMPT = "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
+PROMPT = (
+    "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
+)
 
 
 def photo(path: Path, size: tuple[int, int], seed: int, **save) -> Path:
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1] // 4 + 1, size[0] // 4 + 1, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(
+        0, 255, (size[1] // 4 + 1, size[0] // 4 + 1, 3), dtype=np.uint8
+    )
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path, **save)
     return path
 
@@ -51,9 +55,13 @@ def options(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path, **changes)
     return TryonConfig(**{**base, **inputs, **changes})
 
 
-def test_outside_the_feathered_polygon_every_pixel_is_the_photos_own(tiny: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_outside_the_feathered_polygon_every_pixel_is_the_photos_own(
+    tiny: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     tryon(options(tiny, inputs, tmp_path, feather=6)).finish()
-    before, after = (np.asarray(Image.open(path).convert("RGB")) for path in (inputs["person"], tmp_path / "out.png"))
+    before, after = (
+        np.asarray(Image.open(path).convert("RGB")) for path in (inputs["person"], tmp_path / "out.png")
+    )
     assert before.shape == after.shape
     polygons = read_polygons(inputs["polygon"])
     inside = masks.polygon_mask(polygons, (211, 307))
@@ -63,8 +71,12 @@ def test_outside_the_feathered_polygon_every_pixel_is_the_photos_own(tiny: Path,
     assert (before[inside == 1] != after[inside == 1]).mean() > 0.5, "the polygon was repainted"
 
 
-def test_the_picture_carries_its_settings_and_the_model_saw_the_panels(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
-    summary = tryon(options(tiny_flux, inputs, tmp_path, seed=5, num_images_per_prompt=2, strength=0.7)).finish()
+def test_the_picture_carries_its_settings_and_the_model_saw_the_panels(
+    tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    summary = tryon(
+        options(tiny_flux, inputs, tmp_path, seed=5, num_images_per_prompt=2, strength=0.7)
+    ).finish()
     assert [Path(path).name for path in summary["images"]] == ["out-5.png", "out-6.png"]
     about = json.loads(Image.open(tmp_path / "out-6.png").text["triptych"])
     assert (about["seed"], about["strength"], about["prompt"]) == (6, 0.7, PROMPT)
@@ -76,10 +88,14 @@ def test_the_picture_carries_its_settings_and_the_model_saw_the_panels(tiny_flux
     assert (first != second).any()
 
 
-def test_the_same_seed_makes_the_same_picture(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_same_seed_makes_the_same_picture(
+    tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     for name in ("a.png", "b.png"):
         tryon(options(tiny_flux, inputs, tmp_path, out=tmp_path / name)).finish()
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png")))
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +115,9 @@ def test_bad_input_is_named_before_any_model_is_loaded(
     assert caught.value.hint
 
 
-def test_a_polygon_outside_the_photo_is_refused(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_polygon_outside_the_photo_is_refused(
+    tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     inputs["polygon"].write_text(json.dumps({"polygons": [[[900, 900], [950, 900], [950, 950]]]}))
     with pytest.raises(InputError, match="outside"):
         tryon(options(tiny_flux, inputs, tmp_path))
@@ -111,17 +129,25 @@ def test_no_photo_is_ever_overwritten(tiny_flux: Path, inputs: dict[str, Path], 
             tryon(options(tiny_flux, inputs, tmp_path, out=out, device="no-such-device"))
 
 
-def test_the_garment_is_put_back_in_the_photos_own_colour_space(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_garment_is_put_back_in_the_photos_own_colour_space(
+    tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     """A profile with red and blue exchanged: the model must see, and give back, the colours a viewer sees."""
     grey = Image.new("RGB", (211, 307), (200, 120, 40))
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     swapped = bytearray(profile)
     red, blue = profile.find(b"rXYZ"), profile.find(b"bXYZ")
     swapped[red : red + 4], swapped[blue : blue + 4] = b"bXYZ", b"rXYZ"
-    swapped = bytes(swapped).replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be")).replace(b"sRGB", b"swap")
+    swapped = (
+        bytes(swapped)
+        .replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+        .replace(b"sRGB", b"swap")
+    )
     seen = np.asarray(to_srgb(grey, swapped))[0, 0].tolist()
     assert np.abs(np.array(seen) - [40, 120, 200]).max() <= 3
-    assert np.abs(np.asarray(from_srgb(to_srgb(grey, swapped), swapped), int) - np.asarray(grey, int)).max() <= 2
+    assert (
+        np.abs(np.asarray(from_srgb(to_srgb(grey, swapped), swapped), int) - np.asarray(grey, int)).max() <= 2
+    )
     grey.save(inputs["person"].with_suffix(".png"), icc_profile=swapped)
     tryon(options(tiny_flux, {**inputs, "person": inputs["person"].with_suffix(".png")}, tmp_path)).finish()
     assert Image.open(tmp_path / "out.png").info["icc_profile"] == swapped
@@ -132,12 +158,17 @@ def test_no_such_model_is_one_sentence(inputs: dict[str, Path], tmp_path: Path) 
         tryon(options(tmp_path / "nowhere" / "model", inputs, tmp_path))
 
 
-def test_generate_keeps_the_products_and_makes_the_rest(tiny: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_generate_keeps_the_products_and_makes_the_rest(
+    tiny: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     models = load_models(str(tiny), [PROMPT], device="cpu", dtype="fp32")
     layout = PanelLayout(32, 48)
     front = Image.open(inputs["front"])
     sampling = Sampling(3)
-    one, two = (generate_triptych(models, [PROMPT], layout, [seed], sampling, [{"front": front, "back": front}])[0] for seed in (1, 2))
+    one, two = (
+        generate_triptych(models, [PROMPT], layout, [seed], sampling, [{"front": front, "back": front}])[0]
+        for seed in (1, 2)
+    )
     panels = [[np.asarray(panel, int) for panel in split(canvas, layout)] for canvas in (one, two)]
     for canvas in panels:
         assert np.array_equal(canvas[0], np.asarray(fit(front, 32, 48)))
@@ -146,7 +177,14 @@ def test_generate_keeps_the_products_and_makes_the_rest(tiny: Path, inputs: dict
 
 
 def test_generate_writes_canvas_and_panels(tiny: Path, tmp_path: Path) -> None:
-    config = GenerateConfig(prompt=PROMPT, model=str(tiny), device="cpu", dtype="fp32", num_inference_steps=2, out=tmp_path / "out")
+    config = GenerateConfig(
+        prompt=PROMPT,
+        model=str(tiny),
+        device="cpu",
+        dtype="fp32",
+        num_inference_steps=2,
+        out=tmp_path / "out",
+    )
     summary = generate(config).finish()
     (canvas,) = summary["images"]
     assert Image.open(canvas).size == (96, 48)

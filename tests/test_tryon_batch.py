@@ -23,9 +23,9 @@ from triptych.errors import ConfigError, InputError, ModelError
 from triptych.evaluation.rendered import held_out_items
 from triptych.pictures import images
 from triptych.store import files
-from triptych.tryon import batch
-from triptych.tryon.lines import read_lines
 from triptych.verbs.tryon import TryonConfig, tryon
+from triptych.vton import batch
+from triptych.vton.lines import read_lines
 
 PROMPT = "dress <IMAGE 1> front <IMAGE 2> back <IMAGE 3> worn"  # no longer than the tiny model reads
 
@@ -58,7 +58,13 @@ def write(folder: Path, *lines: str) -> None:
 
 
 def options(model: Path, folder: Path, **changes) -> TryonConfig:
-    base = {"batch": folder / "jobs.csv", "polygon": folder / "p.json", "prompt": PROMPT, "model": str(model), "out": folder / "out"}
+    base = {
+        "batch": folder / "jobs.csv",
+        "polygon": folder / "p.json",
+        "prompt": PROMPT,
+        "model": str(model),
+        "out": folder / "out",
+    }
     return TryonConfig(**{**base, "device": "cpu", "dtype": "fp32", "num_inference_steps": 2, **changes})
 
 
@@ -72,9 +78,33 @@ def test_a_batch_makes_what_it_can_and_says_what_it_cannot(
 ) -> None:
     loads: list[list[str]] = []
     load = batch.load_models
-    monkeypatch.setattr(batch, "load_models", lambda prompts, **source: loads.append(prompts) or load(prompts=prompts, **source))
-    words = ["tryon", "--batch", str(folder / "jobs.csv"), "--polygon", str(folder / "p.json"), "--prompt", PROMPT, "--json"]
-    words += ["--model", str(tiny_flux), "--out", str(folder / "out"), "--num-inference-steps", "2", "--device", "cpu", "--dtype", "fp32"]
+    monkeypatch.setattr(
+        batch,
+        "load_models",
+        lambda prompts, **source: loads.append(prompts) or load(prompts=prompts, **source),
+    )
+    words = [
+        "tryon",
+        "--batch",
+        str(folder / "jobs.csv"),
+        "--polygon",
+        str(folder / "p.json"),
+        "--prompt",
+        PROMPT,
+        "--json",
+    ]
+    words += [
+        "--model",
+        str(tiny_flux),
+        "--out",
+        str(folder / "out"),
+        "--num-inference-steps",
+        "2",
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+    ]
     assert main(words) == 1, "two lines have failed"
     summary = json.loads(capsys.readouterr().out)
     assert (summary["made"], summary["kept"], summary["failed"]) == (4, 0, 2)
@@ -83,7 +113,12 @@ def test_a_batch_makes_what_it_can_and_says_what_it_cannot(
     assert list(table) == [("a", "3"), ("a", "4"), ("b", "0"), ("c", "0"), ("d", "0"), ("e", "")]
     assert "there is no such file" in table["c", "0"]["reason"]
     assert "strength" in table["e", ""]["reason"]
-    for key, name in {("a", "3"): "a-3.png", ("a", "4"): "a-4.png", ("b", "0"): "b.png", ("d", "0"): "d.png"}.items():
+    for key, name in {
+        ("a", "3"): "a-3.png",
+        ("a", "4"): "a-4.png",
+        ("b", "0"): "b.png",
+        ("d", "0"): "d.png",
+    }.items():
         assert table[key]["picture"] == name
         assert Image.open(folder / "out" / name).size == (120, 160)
         assert table[key]["reason"] == ""
@@ -100,7 +135,9 @@ def test_a_batch_makes_what_it_can_and_says_what_it_cannot(
     assert all(path.read_bytes() == data for path, data in before.items())
 
 
-def test_lines_of_one_product_follow_each_other_and_a_stopped_batch_goes_on(tiny_flux: Path, folder: Path) -> None:
+def test_lines_of_one_product_follow_each_other_and_a_stopped_batch_goes_on(
+    tiny_flux: Path, folder: Path
+) -> None:
     write(folder, "front,person", "red.png,me.jpg", "blue.png,me.jpg", "red.png,me.jpg", "blue.png,me.jpg")
     run = iter(tryon(options(tiny_flux, folder)))
     assert [next(run).id for _ in range(2)] == ["001.png", "003.png"]
@@ -109,7 +146,14 @@ def test_lines_of_one_product_follow_each_other_and_a_stopped_batch_goes_on(tiny
     summary = tryon(options(tiny_flux, folder)).finish()
     assert (summary["made"], summary["kept"], summary["failed"]) == (2, 2, 0)
     assert (folder / "out" / "001.png").stat().st_mtime_ns == first
-    write(folder, "front,person,grow", "red.png,me.jpg,4", "blue.png,me.jpg,", "red.png,me.jpg,", "blue.png,me.jpg,")
+    write(
+        folder,
+        "front,person,grow",
+        "red.png,me.jpg,4",
+        "blue.png,me.jpg,",
+        "red.png,me.jpg,",
+        "blue.png,me.jpg,",
+    )
     whole = (folder / "out" / "004.png").read_bytes()
     (folder / "out" / "004.png").write_bytes(whole[: len(whole) // 2])
     summary = tryon(options(tiny_flux, folder)).finish()
@@ -120,8 +164,14 @@ def test_lines_of_one_product_follow_each_other_and_a_stopped_batch_goes_on(tiny
     assert np.array_equal(np.asarray(Image.open(alone)), np.asarray(Image.open(folder / "out" / "001.png")))
 
 
-def test_lines_are_sampled_together_and_what_is_wrong_fails_alone(tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(folder, "front,person,seed,strength", *["red.png,me.jpg,0,", "blue.png,me.jpg,1,", "red.png,me.jpg,2,", "red.png,me.jpg,3,0.5"])
+def test_lines_are_sampled_together_and_what_is_wrong_fails_alone(
+    tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(
+        folder,
+        "front,person,seed,strength",
+        *["red.png,me.jpg,0,", "blue.png,me.jpg,1,", "red.png,me.jpg,2,", "red.png,me.jpg,3,0.5"],
+    )
     tryon(options(tiny_flux, folder, out=folder / "alone")).finish()
     sizes: list[int] = []
     make = batch.make
@@ -134,14 +184,18 @@ def test_lines_are_sampled_together_and_what_is_wrong_fails_alone(tiny_flux: Pat
 
     monkeypatch.setattr(batch, "make", counted)
     summary = tryon(options(tiny_flux, folder, batch_size=8)).finish()
-    assert sizes == [2, 1, 1, 1, 1], "001 and 003 together, then each alone; 004 has another strength; 002 is another product"
+    assert sizes == [2, 1, 1, 1, 1], (
+        "001 and 003 together, then each alone; 004 has another strength; 002 is another product"
+    )
     assert (summary["made"], summary["failed"]) == (3, 1)
     assert "too much" in results(folder)["003", "2"]["reason"]
     monkeypatch.setattr(batch, "make", make)
     summary = tryon(options(tiny_flux, folder, batch_size=8)).finish()
     assert (summary["made"], summary["kept"]) == (1, 3), "the batch size is no setting of the picture"
     for name in ("001", "002", "003", "004"):
-        one, other = (np.asarray(Image.open(folder / where / f"{name}.png"), int) for where in ("alone", "out"))
+        one, other = (
+            np.asarray(Image.open(folder / where / f"{name}.png"), int) for where in ("alone", "out")
+        )
         assert np.abs(one - other).max() <= 1
 
 
@@ -189,7 +243,9 @@ def test_odd_lines_fail_alone(tiny_flux: Path, folder: Path) -> None:
     }
     (folder / "out").mkdir()
     (folder / "out" / "own.png").write_bytes((folder / "red.png").read_bytes())
-    images.save_png(Image.open(folder / "blue.png"), folder / "out" / "blue.png", text={"Software": "triptych"})
+    images.save_png(
+        Image.open(folder / "blue.png"), folder / "out" / "blue.png", text={"Software": "triptych"}
+    )
     lines = ["ok,red.png,me.jpg", *words, "last,out/blue.png,me.jpg"]
     write(folder, "id,front,person,panel_width,panel_height,seed", *lines)
     run = tryon(options(tiny_flux, folder, num_inference_steps=1))
@@ -205,8 +261,16 @@ def test_odd_lines_fail_alone(tiny_flux: Path, folder: Path) -> None:
 
 
 def test_a_batch_killed_at_any_picture_goes_on_to_the_same_pictures(tiny_flux: Path, folder: Path) -> None:
-    """`kill -9` while a picture is half written and between two: nothing torn stands under a final name, nothing is made twice."""
-    write(folder, "front,person,num_images_per_prompt", "red.png,me.jpg,2", "blue.png,me.jpg,2", "red.png,me.jpg,")
+    """`kill -9` while a picture is half written and between two: nothing torn stands under a final name,
+    nothing is made twice.
+    """
+    write(
+        folder,
+        "front,person,num_images_per_prompt",
+        "red.png,me.jpg,2",
+        "blue.png,me.jpg,2",
+        "red.png,me.jpg,",
+    )
     whole = tryon(options(tiny_flux, folder, out=folder / "whole")).finish()
     assert whole["made"] == 5
     names = sorted(path.name for path in (folder / "whole").glob("*.png"))
@@ -218,9 +282,15 @@ def test_a_batch_killed_at_any_picture_goes_on_to_the_same_pictures(tiny_flux: P
         assert process.exitcode == -signal.SIGKILL
         for path in (folder / "out").glob("*.png"):
             Image.open(path).load()
-    before = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*.png") if not path.stem.endswith(("mask", "triptych"))}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (folder / "out").glob("*.png")
+        if not path.stem.endswith(("mask", "triptych"))
+    }
     summary = tryon(options(tiny_flux, folder)).finish()
-    assert summary["failed"] == 0 and summary["kept"] == len(before) > 0 and summary["made"] == 5 - len(before)
+    assert (
+        summary["failed"] == 0 and summary["kept"] == len(before) > 0 and summary["made"] == 5 - len(before)
+    )
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert sorted(path.name for path in (folder / "out").glob("*.png")) == names
     for name in names:
@@ -246,14 +316,32 @@ def killed_at_save(saves: int, config: TryonConfig) -> None:
     tryon(config).finish()
 
 
-def test_a_captioner_writes_the_prompts_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_captioner_writes_the_prompts_that_are_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Asked once: the journal answers a second time. A prompt that is there is left alone."""
     item = held_out_items(1, seed=3)[0]
     for name, image in (("front", item.front), ("back", item.back), ("me", item.worn)):
         image.save(tmp_path / f"{name}.png")
     (tmp_path / "p.json").write_text(json.dumps({"polygons": [[[40, 60], [150, 60], [150, 200], [40, 200]]]}))
-    words = ["tryon", "--front", f"{tmp_path}/front.png", "--back", f"{tmp_path}/back.png", "--person", f"{tmp_path}/me.png"]
-    words += ["--polygon", f"{tmp_path}/p.json", "--num-inference-steps", "1", "--out", f"{tmp_path}/new.png", "--json"]
+    words = [
+        "tryon",
+        "--front",
+        f"{tmp_path}/front.png",
+        "--back",
+        f"{tmp_path}/back.png",
+        "--person",
+        f"{tmp_path}/me.png",
+    ]
+    words += [
+        "--polygon",
+        f"{tmp_path}/p.json",
+        "--num-inference-steps",
+        "1",
+        "--out",
+        f"{tmp_path}/new.png",
+        "--json",
+    ]
     words += (model := ["--model", "pocket"])
     assert main(words) == 1
     assert "--vlm-model" in capsys.readouterr().err
@@ -272,16 +360,33 @@ def test_a_captioner_writes_the_prompts_that_are_missing(tmp_path: Path, capsys:
         "own,front.png,back.png,me.png,a b <IMAGE 1> c <IMAGE 2> d <IMAGE 3> e",
         "x,front.png,back.png,me.png,",
     )
-    batch = ["tryon", "--batch", f"{tmp_path}/jobs.csv", "--polygon", f"{tmp_path}/p.json", *model, "--vlm-model", "pocket", "--json"]
+    batch = [
+        "tryon",
+        "--batch",
+        f"{tmp_path}/jobs.csv",
+        "--polygon",
+        f"{tmp_path}/p.json",
+        *model,
+        "--vlm-model",
+        "pocket",
+        "--json",
+    ]
     assert main([*batch, "--num-inference-steps", "1", "--out", f"{tmp_path}/out"]) == 0
     assert json.loads(capsys.readouterr().out)["made"] == 2
-    prompts = [json.loads(Image.open(tmp_path / "out" / f"{name}.png").text["triptych"])["prompt"] for name in ("own", "x")]
+    prompts = [
+        json.loads(Image.open(tmp_path / "out" / f"{name}.png").text["triptych"])["prompt"]
+        for name in ("own", "x")
+    ]
     assert prompts == ["a b <IMAGE 1> c <IMAGE 2> d <IMAGE 3> e", prompt]
 
 
 def test_what_triptych_did_not_write_is_never_replaced(tiny_flux: Path, folder: Path) -> None:
     write(folder, "front,person", "red.png,me.jpg")
-    for name, content in (("results.csv", "my,own\n"), ("index.html", "<html>mine"), ("results.csv", "front,person\nred.png,me.jpg\n")):
+    for name, content in (
+        ("results.csv", "my,own\n"),
+        ("index.html", "<html>mine"),
+        ("results.csv", "front,person\nred.png,me.jpg\n"),
+    ):
         out = folder / "mine"
         out.mkdir(exist_ok=True)
         (out / name).write_text(content)
@@ -296,8 +401,12 @@ def test_what_triptych_did_not_write_is_never_replaced(tiny_flux: Path, folder: 
     assert (folder / "mine" / "prompts.jsonl").read_text().endswith('end"}')
 
 
-def test_a_batch_stops_when_its_captioner_is_down(tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `caption` does: each line would wait for minutes. What was found out by then stands in results.csv."""
+def test_a_batch_stops_when_its_captioner_is_down(
+    tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `caption` does: each line would wait for minutes.
+    What was found out by then stands in results.csv.
+    """
     asked: list[str] = []
 
     def down(self: LocalCaptioner, *args: Any) -> str:
@@ -312,7 +421,9 @@ def test_a_batch_stops_when_its_captioner_is_down(tiny_flux: Path, folder: Path,
     assert [row["status"] for row in results(folder).values()] == ["failed"]
 
 
-def test_a_captioner_here_is_gone_before_the_model_is_loaded(tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_captioner_here_is_gone_before_the_model_is_loaded(
+    tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alive: list[weakref.ref[LocalCaptioner]] = []
     load = batch.load_models
 
@@ -327,14 +438,23 @@ def test_a_captioner_here_is_gone_before_the_model_is_loaded(tiny_flux: Path, fo
     monkeypatch.setattr(LocalCaptioner, "ask", ask)
     monkeypatch.setattr(batch, "load_models", loaded)
     write(folder, "front,person", "red.png,me.jpg")
-    assert tryon(options(tiny_flux, folder, prompt="", vlm_model="pocket", anyway=True, num_inference_steps=1)).finish()["made"] == 1
+    assert (
+        tryon(
+            options(tiny_flux, folder, prompt="", vlm_model="pocket", anyway=True, num_inference_steps=1)
+        ).finish()["made"]
+        == 1
+    )
 
 
-def test_results_are_written_now_and_then_and_at_the_end(tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_written_now_and_then_and_at_the_end(
+    tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not for every picture: a finished batch of ten thousand lines would write ten thousand tables."""
     written: list[str] = []
     write_text = batch.write_text
-    monkeypatch.setattr(batch, "write_text", lambda path, text: written.append(path.name) or write_text(path, text))
+    monkeypatch.setattr(
+        batch, "write_text", lambda path, text: written.append(path.name) or write_text(path, text)
+    )
     write(folder, "front,person", *["red.png,nobody.jpg"] * 40)
     tryon(options(tiny_flux, folder)).finish()
     assert written.count("results.csv") == 1 and len(results(folder)) == 40

@@ -16,17 +16,21 @@ from triptych.pictures.images import OriginalPhoto, from_srgb, load_image, read_
 from triptych.pictures.originals import with_transparency
 from triptych.pictures.panels import PanelLayout, fit, split
 from triptych.sampling.generate import Sampling, load_models
-from triptych.tryon.dress import Person, try_on
-from triptych.tryon.rough_edit import rough_edit
 from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vision.garment import garment_mask
+from triptych.vton.dress import Person, try_on
+from triptych.vton.rough_edit import rough_edit
 
-PROMPT = "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
+PROMPT = (
+    "three pictures <IMAGE 1> the front of a dress <IMAGE 2> the back <IMAGE 3> a person wearing the dress"
+)
 CORNERS = [[60, 80], [140, 80], [150, 200], [50, 190]]
 
 
 def photo(path: Path, size: tuple[int, int], seed: int, coarse: int = 4, **save) -> Path:
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1] // coarse + 1, size[0] // coarse + 1, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(
+        0, 255, (size[1] // coarse + 1, size[0] // coarse + 1, 3), dtype=np.uint8
+    )
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path, **save)
     return path
 
@@ -70,7 +74,9 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def test_a_photo_of_24_megapixels_keeps_size_profile_exif_and_every_pixel_outside(tiny_flux: Path, inputs: dict, tmp_path: Path) -> None:
+def test_a_photo_of_24_megapixels_keeps_size_profile_exif_and_every_pixel_outside(
+    tiny_flux: Path, inputs: dict, tmp_path: Path
+) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Artist] = "somebody"
     exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
@@ -78,7 +84,9 @@ def test_a_photo_of_24_megapixels_keeps_size_profile_exif_and_every_pixel_outsid
     photo(inputs["person"], (4000, 6000), 3, coarse=200, quality=90, exif=exif, icc_profile=profile)
     before = pixels(inputs["person"])
     corners = [[1500, 1200], [2600, 1300], [2500, 3000], [1400, 2900]]
-    tryon(options(tiny_flux, {**inputs, "polygon": outline(tmp_path / "p.json", corners)}, tmp_path, feather=40)).finish()
+    tryon(
+        options(tiny_flux, {**inputs, "polygon": outline(tmp_path / "p.json", corners)}, tmp_path, feather=40)
+    ).finish()
     with Image.open(tmp_path / "out.png") as made:
         assert made.size == (4000, 6000)
         assert made.info["icc_profile"] == profile
@@ -117,7 +125,9 @@ def test_the_panel_shows_the_polygon_and_its_surroundings(tiny_flux: Path, input
     assert np.array_equal(np.asarray(started.image)[started.mask == 0], np.asarray(person)[started.mask == 0])
 
 
-def test_a_jpeg_is_written_when_its_name_says_so(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_jpeg_is_written_when_its_name_says_so(
+    tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Artist] = "somebody"
     photo(inputs["person"], (211, 307), 3, coarse=40, quality=93, exif=exif)
@@ -128,14 +138,18 @@ def test_a_jpeg_is_written_when_its_name_says_so(tiny_flux: Path, inputs: dict[s
         assert made.format == "JPEG"
         assert made.getexif()[ExifTags.Base.Artist] == "somebody"
         assert json.loads(made.info["comment"])["prompt"] == PROMPT
-    assert np.abs(pixels(tmp_path / "out.JPG").astype(int) - pixels(tmp_path / "out.png").astype(int)).mean() < 2
+    assert (
+        np.abs(pixels(tmp_path / "out.JPG").astype(int) - pixels(tmp_path / "out.png").astype(int)).mean() < 2
+    )
     outside = masks.grow(masks.polygon_mask([CORNERS], (211, 307)), 16) == 0
     assert np.abs(pixels(tmp_path / "out.JPG").astype(int) - before)[outside].max() < 30
     with pytest.raises(InputError, match="neither a PNG nor a JPEG"):
         tryon(options(tiny_flux, inputs, tmp_path, out=tmp_path / "out.webp"))
 
 
-def test_the_mask_preview_is_there_before_any_model_is_loaded(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_mask_preview_is_there_before_any_model_is_loaded(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(ModelError):
         tryon(options(Path("pocket"), inputs, tmp_path, device="no-such-device", anyway=True))
     assert not (tmp_path / "out.png").exists()
@@ -144,7 +158,9 @@ def test_the_mask_preview_is_there_before_any_model_is_loaded(inputs: dict[str, 
     assert np.array_equal(shown[20], before[20])
 
 
-def test_a_polygon_around_the_old_garment_gets_a_warning(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_polygon_around_the_old_garment_gets_a_warning(
+    tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     picture = Image.new("RGB", (211, 307), (200, 190, 180))
     ImageDraw.Draw(picture).polygon([tuple(corner) for corner in CORNERS], fill=(40, 50, 90))
     picture.save(inputs["person"])
@@ -155,26 +171,48 @@ def test_a_polygon_around_the_old_garment_gets_a_warning(tiny_flux: Path, inputs
 def display_p3() -> bytes:
     """sRGB's profile with the primaries of Display P3 (SMPTE EG 432-1, adapted to D50) and another name."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    primaries = {b"rXYZ": (0.51512, 0.24120, -0.00105), b"gXYZ": (0.29198, 0.69225, 0.04189), b"bXYZ": (0.15710, 0.06657, 0.78407)}
+    primaries = {
+        b"rXYZ": (0.51512, 0.24120, -0.00105),
+        b"gXYZ": (0.29198, 0.69225, 0.04189),
+        b"bXYZ": (0.15710, 0.06657, 0.78407),
+    }
     for number in range(struct.unpack(">I", profile[128:132])[0]):
         tag, offset, _ = struct.unpack(">4sII", profile[132 + 12 * number : 144 + 12 * number])
         if tag in primaries:
-            profile[offset + 8 : offset + 20] = struct.pack(">3i", *(round(value * 65536) for value in primaries[tag]))
-    return bytes(profile).replace("sRGB".encode("utf-16-be"), "DiP3".encode("utf-16-be")).replace(b"sRGB", b"DiP3")
+            profile[offset + 8 : offset + 20] = struct.pack(
+                ">3i", *(round(value * 65536) for value in primaries[tag])
+            )
+    return (
+        bytes(profile)
+        .replace("sRGB".encode("utf-16-be"), "DiP3".encode("utf-16-be"))
+        .replace(b"sRGB", b"DiP3")
+    )
 
 
 def test_a_photo_in_display_p3_comes_back_in_its_own_colours(tiny_flux: Path) -> None:
-    """The same photo in P3 and in sRGB: what is made is the same to the eye, so other numbers, and the rest is the photo's own."""
+    """The same photo in P3 and in sRGB: what is made is the same to the eye, so other numbers, and the rest
+    is the photo's own.
+    """
     models = load_models(str(tiny_flux), [PROMPT], device="cpu", dtype="fp32")
     profile, shirt = display_p3(), Image.new("RGB", (211, 307), (230, 40, 30))
     wide = Image.new("RGB", (211, 307), (150, 110, 60))
     plain = to_srgb(wide, profile)
-    assert np.abs(np.asarray(from_srgb(Image.new("RGB", (1, 1), (255, 0, 0)), profile), int)[0, 0] - [234, 51, 35]).max() <= 2, "red in P3"
+    assert (
+        np.abs(
+            np.asarray(from_srgb(Image.new("RGB", (1, 1), (255, 0, 0)), profile), int)[0, 0] - [234, 51, 35]
+        ).max()
+        <= 2
+    ), "red in P3"
 
     def made(photo: Image.Image, icc_profile: bytes | None) -> np.ndarray:
         start = from_srgb(shirt, icc_profile)
         who = Person(photo, [CORNERS], PROMPT, [1], icc_profile, start)
-        return np.asarray(try_on(models, shirt, shirt, [who], PanelLayout(32, 48), Sampling(1, strength=0.3), 0)[0][0].image, int)
+        return np.asarray(
+            try_on(models, shirt, shirt, [who], PanelLayout(32, 48), Sampling(1, strength=0.3), 0)[0][
+                0
+            ].image,
+            int,
+        )
 
     there, here = made(wide, profile), made(plain, None)
     inside = masks.polygon_mask([CORNERS], wide.size) == 1
@@ -185,8 +223,12 @@ def test_a_photo_in_display_p3_comes_back_in_its_own_colours(tiny_flux: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["rgba.png", "rgba.webp", "la.png", "palette.png", "trns.png"])
-def test_transparency_outside_the_polygon_is_the_photos_own(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path, kind: str) -> None:
-    """A person cut out of the background: alpha, and the colours hidden below it, are kept bit for bit; inside all is opaque."""
+def test_transparency_outside_the_polygon_is_the_photos_own(
+    tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """A person cut out of the background: alpha, and the colours hidden below it, are kept bit for bit;
+    inside all is opaque.
+    """
     mode, suffix = kind.split(".")
     colours = Image.open(inputs["person"]).convert("RGB")
     alpha = Image.new("L", colours.size)
@@ -199,7 +241,10 @@ def test_transparency_outside_the_polygon_is_the_photos_own(tiny_flux: Path, inp
         cut = cut.quantize(32)
     options_ = {"lossless": True, "exact": True} if suffix == "webp" else {}
     if mode == "trns":
-        cut, options_ = colours.point(lambda v: v & 0xF0), {"transparency": colours.point(lambda v: v & 0xF0).getpixel((100, 10))}
+        cut, options_ = (
+            colours.point(lambda v: v & 0xF0),
+            {"transparency": colours.point(lambda v: v & 0xF0).getpixel((100, 10))},
+        )
     cut.save(tmp_path / kind, **options_)
     inputs["person"] = tmp_path / kind
     with Image.open(tmp_path / kind) as photo:
@@ -226,7 +271,9 @@ def test_transparency_is_blended_along_the_feather() -> None:
     assert np.abs(made[0, 1] - [85, 0, 170, 191]).max() <= 2
 
 
-def test_exif_that_no_jpeg_can_hold_is_left_out_with_a_warning(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_exif_that_no_jpeg_can_hold_is_left_out_with_a_warning(
+    tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Artist] = "somebody"
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0" + b"x" * 70_000
@@ -242,7 +289,8 @@ def test_exif_that_no_jpeg_can_hold_is_left_out_with_a_warning(tiny_flux: Path, 
         assert made.getexif()[ExifTags.Base.Artist] == "somebody"
 
 
-# --- The rough edit -----------------------------------------------------------------------------------------------------
+# --- The rough edit
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_garment_mask_tells_cloth_from_ground_but_not_white_from_white(tmp_path: Path) -> None:
@@ -278,15 +326,23 @@ def test_paste_fits_the_garment_into_the_polygon() -> None:
     mask = masks.polygon_mask([[(50, 100), (350, 100), (350, 400), (50, 400)]], person.size)
     made = np.asarray(rough_edit(person, product, mask, "paste"))
     assert (made[mask == 0] == 128).all()
-    assert np.abs(made[110, 200].astype(int) - (20, 40, 160)).max() < 3, "the collar, at the top, in the middle"
+    assert np.abs(made[110, 200].astype(int) - (20, 40, 160)).max() < 3, (
+        "the collar, at the top, in the middle"
+    )
     assert np.abs(made[200, 200].astype(int) - (200, 30, 40)).max() < 3
     assert not (made[mask == 1] == 128).all(axis=-1).any(), "nothing of the old garment is left beside it"
 
 
-def test_the_rough_edit_is_where_the_model_starts(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
-    """With a little noise only, the result is the rough edit through the autoencoder: it must differ from that without."""
+def test_the_rough_edit_is_where_the_model_starts(
+    tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """With a little noise only, the result is the rough edit through the autoencoder: it must differ from
+    that without.
+    """
     for rough in ("none", "paint", "paste"):
-        tryon(options(tiny_flux, inputs, tmp_path, rough=rough, strength=0.5, out=tmp_path / f"{rough}.png")).finish()
+        tryon(
+            options(tiny_flux, inputs, tmp_path, rough=rough, strength=0.5, out=tmp_path / f"{rough}.png")
+        ).finish()
     none, paint = pixels(tmp_path / "none.png"), pixels(tmp_path / "paint.png")
     assert (none != paint).any()
     soft = masks.feather(masks.polygon_mask([CORNERS], (211, 307)), 8)
@@ -295,10 +351,13 @@ def test_the_rough_edit_is_where_the_model_starts(tiny_flux: Path, inputs: dict[
     assert shown[150, 100, 0] > shown[150, 100, 2], "the preview shows the rough edit"
 
 
-# --- The prompt ---------------------------------------------------------------------------------------------------------
+# --- The prompt
+# ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_prompt_may_come_from_a_caption_file_and_is_linted(tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_prompt_may_come_from_a_caption_file_and_is_linted(
+    tiny_flux: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     caption = tmp_path / "item1.txt"
     caption.write_text(PROMPT.replace(" <IMAGE 2>", "\n<IMAGE 2>"))
     run = tryon(options(tiny_flux, inputs, tmp_path, prompt="", caption=caption))
@@ -306,8 +365,8 @@ def test_the_prompt_may_come_from_a_caption_file_and_is_linted(tiny_flux: Path, 
     run.finish()
     about = read_settings(tmp_path / "out.png")
     assert about is not None and about["prompt"] == PROMPT
-    assert tryon(options(tiny_flux, inputs, tmp_path, prompt="a red dress", caption=caption)).summary["warnings"] == [
-        f"The prompt: marker <IMAGE {number}> is missing." for number in (1, 2, 3)
-    ]
+    assert tryon(options(tiny_flux, inputs, tmp_path, prompt="a red dress", caption=caption)).summary[
+        "warnings"
+    ] == [f"The prompt: marker <IMAGE {number}> is missing." for number in (1, 2, 3)]
     with pytest.raises(InputError, match=r"none\.txt cannot be read"):
         tryon(options(tiny_flux, inputs, tmp_path, prompt=" ", caption=tmp_path / "none.txt"))

@@ -1,4 +1,6 @@
-"""Answers in any dress: the order check reads what is plainly said, captions lose what is not about the picture and nothing else."""
+"""Answers in any dress: the order check reads what is plainly said, captions lose what is not about the
+picture and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ ORDERS = [
     "<think>so it is\n\ngarment, garment, person",
     "[THINK]hm[/THINK]garment, garment, person",
     "◁think▷hm◁/think▷garment, garment, person",
-    "<|channel|>analysis<|message|>person?<|end|><|start|>assistant<|channel|>final<|message|>garment, garment, person<|return|>",
+    "<|channel|>analysis<|message|>person?<|end|><|start|>assistant<|channel|>final<|message|>garment, "
+    "garment, person<|return|>",
     "```\ngarment, garment, person\n```",
     "```text\ngarment, garment, person\n```",
     "1. garment\n2. garment\n3. person",
@@ -82,13 +85,24 @@ ORDERS = [
 @pytest.mark.parametrize("answer", ORDERS)
 def test_order_is_read_in_any_dress(answer: str) -> None:
     assert read_order(answer) == RIGHT
-    wrong = answer.replace("person", "garment").replace("Person", "garment").replace("PERSON", "garment").replace("woman", "garment")
+    wrong = (
+        answer.replace("person", "garment")
+        .replace("Person", "garment")
+        .replace("PERSON", "garment")
+        .replace("woman", "garment")
+    )
     assert read_order(wrong) in (["garment"] * 3, None)  # never what it does not say
 
 
 @pytest.mark.parametrize(
     "answer",
-    [*HOSTILE, "", "I think garment, garment, person", "❌ garment, garment, person", "garment (worn by a person), garment, person"],
+    [
+        *HOSTILE,
+        "",
+        "I think garment, garment, person",
+        "❌ garment, garment, person",
+        "garment (worn by a person), garment, person",
+    ],
 )
 def test_what_is_not_plainly_an_order_is_not_read(answer: str) -> None:
     assert read_order(answer) is None
@@ -105,16 +119,19 @@ CAPTIONS = [
     f"{HOUSE}\n\nNote: I left out identity, as asked.",
     f"{HOUSE}\n\n(Note that the brand was replaced.)",
     HOUSE.replace("front", "fr\u00adont 👕").replace("back", "\u200bback"),
-    "Sure! Here is the description in the requested form: **Summary:** A grey shirt. **<IMAGE 1>** The front. **<IMAGE 2>** The back. "
+    "Sure! Here is the description in the requested form: **Summary:** A grey shirt. **<IMAGE 1>** The "
+    "front. **<IMAGE 2>** The back. "
     "**<IMAGE 3>** A man.",
     f"```\n{HOUSE}\n```",
     f"<think>I need <IMAGE 1> first</think>{HOUSE}",
     f'{{"caption": "{HOUSE}"}}',
     f'{{"response": {{"caption": "{HOUSE}"}}}}',
     '{"summary": "A grey shirt.", "panels": ["The front.", "The back.", "A man."]}',
-    '```json\n{"summary": "A grey shirt.", "image_1": "The front.", "image_2": "The back.", "image_3": "A man."}\n```',
+    '```json\n{"summary": "A grey shirt.", "image_1": "The front.", "image_2": "The back.", "image_3": "A '
+    'man."}\n```',
     '{"summary": "A grey shirt.", "front": "The front.", "back": "The back.", "person": "A man."}',
-    '{"panels": [{"description": "The front."}, {"description": "The back."}, {"description": "A man."}], "summary": "A grey shirt."}',
+    '{"panels": [{"description": "The front."}, {"description": "The back."}, {"description": "A man."}], '
+    '"summary": "A grey shirt."}',
     '["A grey shirt.", "The front.", "The back.", "A man."]',
     f'"{HOUSE}"',
     f"> {HOUSE}",
@@ -125,8 +142,10 @@ CAPTIONS = [
     f"Okay, here is a description of the picture, as requested:\n\n{HOUSE}<|im_end|>",
     f"I'd be happy to help! {HOUSE} I hope this helps.",
     f"<answer>{HOUSE}</answer>",
-    "### Summary\nA grey shirt.\n\n### <IMAGE 1>\nThe front.\n\n### <IMAGE 2>\nThe back.\n\n### <IMAGE 3>\nA man.",
-    "A grey shirt.\n\n**<IMAGE 1>:** The front.\n\n**<IMAGE 2>:** The back.\n\n**<IMAGE 3>:** A man.\n\n---\n\nFeel free to ask for more.",
+    "### Summary\nA grey shirt.\n\n### <IMAGE 1>\nThe front.\n\n### <IMAGE 2>\nThe back.\n\n### <IMAGE 3>\nA "
+    "man.",
+    "A grey shirt.\n\n**<IMAGE 1>:** The front.\n\n**<IMAGE 2>:** The back.\n\n**<IMAGE 3>:** A "
+    "man.\n\n---\n\nFeel free to ask for more.",
     "1. A grey shirt.\n2. <IMAGE 1> The front.\n3. <IMAGE 2> The back.\n4. <IMAGE 3> A man.",
     "A grey shirt. <image 1> The front. <IMAGE_2> The back. < IMAGE 3 > A man.",
     "A grey shirt. &lt;IMAGE 1&gt; The front. [IMAGE 2] The back. <IMAGE 3> A man.",
@@ -144,8 +163,10 @@ def test_captions_lose_their_dress(answer: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "Great coat in wool, three views. <IMAGE 1> A sure-fit coat: blue, 5 * 3 cm. <IMAGE 2> Note: a snake_case print. <IMAGE 3> A man.",
-        "This is a linen shirt: blue. <IMAGE 1> a - b <IMAGE 2> If you look closely, a 1. collar. <IMAGE 3> Here is a man: tall.",
+        "Great coat in wool, three views. <IMAGE 1> A sure-fit coat: blue, 5 * 3 cm. <IMAGE 2> Note: a "
+        "snake_case print. <IMAGE 3> A man.",
+        "This is a linen shirt: blue. <IMAGE 1> a - b <IMAGE 2> If you look closely, a 1. collar. <IMAGE 3> "
+        "Here is a man: tall.",
     ],
 )
 def test_text_between_the_markers_is_never_lost(text: str) -> None:
@@ -154,11 +175,31 @@ def test_text_between_the_markers_is_never_lost(text: str) -> None:
 
 def test_lists_between_the_markers_become_sentences() -> None:
     answer = "Sum. <IMAGE 1> Front.\n- **Collar:** round\n- **Sleeves:** long\n<IMAGE 2> Back. <IMAGE 3> Man."
-    assert normalise(plain_caption(answer)) == "Sum. <IMAGE 1> Front. Collar: round. Sleeves: long. <IMAGE 2> Back. <IMAGE 3> Man."
+    assert (
+        normalise(plain_caption(answer))
+        == "Sum. <IMAGE 1> Front. Collar: round. Sleeves: long. <IMAGE 2> Back. <IMAGE 3> Man."
+    )
 
 
 words = st.sampled_from(
-    ["garment", "person", "<IMAGE 1>", "**", "```", "{", '"', "[", "<think>", "</think>", "Sure!", ":", "\n", "1.", "x", "&lt;"]
+    [
+        "garment",
+        "person",
+        "<IMAGE 1>",
+        "**",
+        "```",
+        "{",
+        '"',
+        "[",
+        "<think>",
+        "</think>",
+        "Sure!",
+        ":",
+        "\n",
+        "1.",
+        "x",
+        "&lt;",
+    ]
 )
 
 
@@ -179,7 +220,10 @@ def test_no_answer_breaks_the_readers(answer: str) -> None:
         (f"{HOUSE}<|endoftext|>", "special tokens"),
         (f"{HOUSE}</s>", "special tokens"),
         (f"[INST] {HOUSE}", "special tokens"),
-        ("三张图片展示同一件衬衫。<IMAGE 1> 正面。<IMAGE 2> 背面。<IMAGE 3> 一个男人。", "write it in English"),
+        (
+            "三张图片展示同一件衬衫。<IMAGE 1> 正面。<IMAGE 2> 背面。<IMAGE 3> 一个男人。",
+            "write it in English",
+        ),
         ("Серая рубашка. <IMAGE 1> Спереди. <IMAGE 2> Сзади. <IMAGE 3> Мужчина.", "write it in English"),
         ("قميص رمادي <IMAGE 1> الأمام <IMAGE 2> الخلف <IMAGE 3> رجل", "write it in English"),
         ("👕👕 <IMAGE 1> 👕👗 <IMAGE 2> 👗👗 <IMAGE 3> 🧍🧍", "write it in English"),
@@ -190,7 +234,9 @@ def test_captions_of_the_users_own_are_warned_about(text: str, problem: str) -> 
 
 
 def test_what_stands_for_a_brand_is_the_house_word() -> None:
-    assert plain_caption(HOUSE.replace("shirt", "[Brand] shirt by {brand name}")) == HOUSE.replace("shirt", "<Brand> shirt by <Brand>")
+    assert plain_caption(HOUSE.replace("shirt", "[Brand] shirt by {brand name}")) == HOUSE.replace(
+        "shirt", "<Brand> shirt by <Brand>"
+    )
 
 
 def test_signs_that_mean_something_stay() -> None:

@@ -81,13 +81,29 @@ def test_names_of_macs_are_read() -> None:
 @pytest.mark.parametrize(
     ("names", "front", "back"),
     [
-        (["dress_front.jpg", "dress_detail.jpg", "dress_swatch.jpg", "dress_side.jpg"], "dress_front.jpg", "dress_front.jpg"),
+        (
+            ["dress_front.jpg", "dress_detail.jpg", "dress_swatch.jpg", "dress_side.jpg"],
+            "dress_front.jpg",
+            "dress_front.jpg",
+        ),
         (["a_swatch.jpg", "k.jpg", "l_label.jpg", "m.jpg"], "k.jpg", "m.jpg"),
         (["detail.jpg", "swatch.jpg"], "detail.jpg", "swatch.jpg"),  # nothing better
         (["detail.jpg", "side.jpg"], "side.jpg", "side.jpg"),
-        (["side-stripe-pants_01.jpg", "side-stripe-pants_02.jpg"], "side-stripe-pants_01.jpg", "side-stripe-pants_02.jpg"),
-        (["front-zip-coat_02.jpg", "front-zip-coat_01.jpg"], "front-zip-coat_01.jpg", "front-zip-coat_02.jpg"),
-        (["label-coat_back.jpg", "label-coat_front.jpg", "label-coat_detail.jpg"], "label-coat_front.jpg", "label-coat_back.jpg"),
+        (
+            ["side-stripe-pants_01.jpg", "side-stripe-pants_02.jpg"],
+            "side-stripe-pants_01.jpg",
+            "side-stripe-pants_02.jpg",
+        ),
+        (
+            ["front-zip-coat_02.jpg", "front-zip-coat_01.jpg"],
+            "front-zip-coat_01.jpg",
+            "front-zip-coat_02.jpg",
+        ),
+        (
+            ["label-coat_back.jpg", "label-coat_front.jpg", "label-coat_detail.jpg"],
+            "label-coat_front.jpg",
+            "label-coat_back.jpg",
+        ),
     ],
 )
 def test_front_and_back(names: list[str], front: str, back: str) -> None:
@@ -105,7 +121,16 @@ def test_who_said_so() -> None:
     assert by("IMG_5.jpg", "IMG_7_back.jpg") == ("name", "name")  # of two, one is named: so is the other
     assert by("IMG_5_front.jpg", "IMG_7.jpg", "IMG_8.jpg") == ("name", "guess")
     assert by("IMG_5.jpg") == ("guess", "the only photo")
-    assert count_guessed([*photos("IMG_5.jpg", "IMG_7.jpg"), *photos("f.jpg", "b.jpg", item="j"), *photos("x.jpg", item="k")]) == 1
+    assert (
+        count_guessed(
+            [
+                *photos("IMG_5.jpg", "IMG_7.jpg"),
+                *photos("f.jpg", "b.jpg", item="j"),
+                *photos("x.jpg", item="k"),
+            ]
+        )
+        == 1
+    )
 
 
 def test_common_words_are_the_products_name() -> None:

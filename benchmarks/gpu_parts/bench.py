@@ -127,7 +127,9 @@ class Bench:
         Medians over the rounds; the first run of each is not timed, but its memory is taken. What no longer
         fits into the part's time is left out.
         """
-        alive = {name: one for name, one in variants.items() if self.row(name, lambda one=one: self._first(one))}
+        alive = {
+            name: one for name, one in variants.items() if self.row(name, lambda one=one: self._first(one))
+        }
         seconds: dict[str, list[float]] = {name: [] for name in alive}
         ratios: dict[str, list[float]] = {name: [] for name in alive}
         for _ in range(rounds):
@@ -162,7 +164,9 @@ class Bench:
         return figures
 
     def plan(self, figures: Figures, name: str, planned: Callable[[], float]) -> Figures:
-        """The same figures with what `plan` says; if it fails, that is a failure, but what was measured stays."""
+        """The same figures with what `plan` says; if it fails, that is a failure, but what was measured
+        stays.
+        """
         try:
             figures[name] = planned()
         except Exception as error:
@@ -201,7 +205,9 @@ class Bench:
                 run()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        lines = [f"{Path(one.filename).name}:{one.lineno}" for one in seen if "synchroniz" in str(one.message)]
+        lines = [
+            f"{Path(one.filename).name}:{one.lineno}" for one in seen if "synchroniz" in str(one.message)
+        ]
         return {line: lines.count(line) for line in dict.fromkeys(lines)}
 
     def wait(self) -> None:
@@ -223,7 +229,11 @@ class Bench:
         found = []
         for name, part in self.results["parts"].items():
             states = {name: part, **{f"{name}, {row}": figures for row, figures in part["rows"].items()}}
-            found += [key for key, one in states.items() if one.get("state", "").startswith("failed") or one.get("equal") is False]
+            found += [
+                key
+                for key, one in states.items()
+                if one.get("state", "").startswith("failed") or one.get("equal") is False
+            ]
         return found
 
     def save(self) -> None:
@@ -260,12 +270,18 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def table(rows: dict[str, Figures]) -> list[str]:
-    shown = {name: {k: v for k, v in row.items() if not isinstance(v, (list, dict)) and k != "traceback"} for name, row in rows.items()}
+    shown = {
+        name: {k: v for k, v in row.items() if not isinstance(v, (list, dict)) and k != "traceback"}
+        for name, row in rows.items()
+    }
     columns = list(dict.fromkeys(key for row in shown.values() for key in row))
     lines = ["", "| " + " | ".join(["", *columns]) + " |", "|" + "---|" * (len(columns) + 1)]
     return [
         *lines,
-        *("| " + " | ".join([name, *(_cell(row.get(key)) for key in columns)]) + " |" for name, row in shown.items()),
+        *(
+            "| " + " | ".join([name, *(_cell(row.get(key)) for key in columns)]) + " |"
+            for name, row in shown.items()
+        ),
     ]
 
 

@@ -186,7 +186,10 @@ def _codes(bench: Bench, format: str) -> Figures:
 
 def _tf32(models: Models, made: Random) -> Figures:
     """As PyTorch comes, convolutions may keep 10 bits of mantissa on a card."""
-    pixels = torch.rand(1, 3, made.size.height, made.size.width, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    pixels = (
+        torch.rand(1, 3, made.size.height, made.size.width, generator=torch.Generator().manual_seed(4)) * 2
+        - 1
+    )
     usual, _ = models.autoencoder.encode(pixels)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact, _ = models.autoencoder.encode(pixels)

@@ -56,7 +56,9 @@ def _quantised(bench: Bench, made: Random, format: str) -> Figures:
     transformer = made.transformer()
     if format != "none":
         figures["quantise_s"] = bench.seconds(lambda: quantise(transformer, format))
-    figures["planned weights_gib"] = held_weights(made.shapes, Machine(made.dtype, bench.card), format).device / GIB
+    figures["planned weights_gib"] = (
+        held_weights(made.shapes, Machine(made.dtype, bench.card), format).device / GIB
+    )
     if bench.card:
         torch.cuda.empty_cache()
         figures["weights_gib"] = torch.cuda.memory_allocated() / GIB
@@ -93,7 +95,9 @@ def _swapped(bench: Bench, made: Random, blocks: int, results: list[torch.Tensor
         if bench.card:
             torch.cuda.empty_cache()
     figures = bench.memory(lambda: results.append(run()))
-    figures["weights_gib"] = held_weights(made.shapes, Machine(made.dtype, bench.card), "none", blocks).device / GIB
+    figures["weights_gib"] = (
+        held_weights(made.shapes, Machine(made.dtype, bench.card), "none", blocks).device / GIB
+    )
     figures["s"] = min(bench.seconds(run) for _ in range(1 if bench.tiny else 3))
     return {**figures, "equal": torch.equal(results[0], results[-1])}
 
@@ -132,7 +136,9 @@ def capped(bench: Bench, gib: float) -> Iterator[None]:
 
 def _preset_step(bench: Bench, settings: dict[str, Any], gib: int) -> Figures:
     panels, options = settings.get("concat", {}), dict(settings.get("train", {}))
-    quantize, swap = (settings.get(name, default) for name, default in (("quantize", "none"), ("blocks_to_swap", 0)))
+    quantize, swap = (
+        settings.get(name, default) for name, default in (("quantize", "none"), ("blocks_to_swap", 0))
+    )
     quantize, swap = options.pop("quantize", quantize), options.pop("blocks_to_swap", swap)
     passes = options.pop("gradient_accumulation_steps", 1)
     size = TINY if bench.tiny else with_panels(FULL, panels["panel_width"], panels["panel_height"])
@@ -177,7 +183,9 @@ def _preset_text(bench: Bench, settings: dict[str, Any], gib: int) -> Figures:
     if bench.tiny:
         config |= {"d_model": 64, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 8}
     with torch.device("meta"):
-        t5 = transformers.T5EncoderModel(transformers.T5Config(**{k: v for k, v in config.items() if k != "architectures"}))
+        t5 = transformers.T5EncoderModel(
+            transformers.T5Config(**{k: v for k, v in config.items() if k != "architectures"})
+        )
     with capped(bench, gib):
         encoder = _Words(on_device(t5, bench.device, bench.dtype), config["vocab_size"])
         words, count = (8, 2) if bench.tiny else (512, CAPTIONS)
@@ -189,7 +197,11 @@ def _preset_text(bench: Bench, settings: dict[str, Any], gib: int) -> Figures:
 def _preset_pictures(bench: Bench, settings: dict[str, Any], gib: int) -> Figures:
     """As many canvases at once as `embed` takes, in float32."""
     panels, batch = settings.get("concat", {}), settings.get("embed", {}).get("batch_size", 4)
-    size = TINY if bench.tiny else with_panels(with_blocks(FULL, 1, 1), panels["panel_width"], panels["panel_height"])
+    size = (
+        TINY
+        if bench.tiny
+        else with_panels(with_blocks(FULL, 1, 1), panels["panel_width"], panels["panel_height"])
+    )
     made = random_model(bench, size, torch.float32)
     layout = PanelLayout(size.width, size.height)
     autoencoder = made.backbone().load_autoencoder()

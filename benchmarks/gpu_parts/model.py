@@ -66,7 +66,9 @@ def largest(bench: Bench) -> Size:
     for double, single, wanted in DEPTHS:
         if bench.free_gib() >= wanted:
             return with_blocks(FULL, double, single)
-    raise Skip(f"{bench.free_gib():.1f} GiB are free, and a few blocks of FLUX.1-dev want {DEPTHS[-1][2]:.0f}")
+    raise Skip(
+        f"{bench.free_gib():.1f} GiB are free, and a few blocks of FLUX.1-dev want {DEPTHS[-1][2]:.0f}"
+    )
 
 
 def with_blocks(size: Size, double: int, single: int) -> Size:
@@ -126,7 +128,9 @@ class Random:
         return made
 
     def backbone(self) -> Backbone:
-        return load_backbone(str(self.folder), str(self.device), "bf16" if self.dtype == torch.bfloat16 else "fp32")
+        return load_backbone(
+            str(self.folder), str(self.device), "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        )
 
     def models(self, transformer: nn.Module | None = None) -> Models:
         backbone = self.backbone()
@@ -157,7 +161,9 @@ class Random:
         return Machine(self.dtype, card=self.device.type == "cuda")
 
 
-def random_model(bench: Bench, size: Size, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Random:
+def random_model(
+    bench: Bench, size: Size, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Random:
     """The folder of a model, with the autoencoder of FLUX.1 (a small one for narrower models), which has
     no variance."""
     made = Random(
@@ -195,7 +201,9 @@ class Shop(Dressing):
         self.size, self.layout, self.models = made.size, made.layout, models
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(models.backbone.scheduler_config)
         vae = models.autoencoder.vae  # type: ignore[attr-defined]
-        self.pipeline = FluxInpaintPipeline(scheduler, vae, None, None, None, None, as_diffusers_has_it(models.transformer))
+        self.pipeline = FluxInpaintPipeline(
+            scheduler, vae, None, None, None, None, as_diffusers_has_it(models.transformer)
+        )
         self.pipeline.set_progress_bar_config(disable=True)
         self.front, self.back = product(self.size, 0), product(self.size, 1)
         self.words = models.text([PROMPT])

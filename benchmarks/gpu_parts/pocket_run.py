@@ -51,9 +51,13 @@ def pocket(bench: Bench) -> None:
         write_triptychs(work, 2 if bench.tiny else 16)
         bench.row(
             f"embed, {place}",
-            lambda work=work, place=place: _timed(embed(EmbedConfig(work=work, model="pocket", columns=3, device=place, dtype="fp32"))),
+            lambda work=work, place=place: _timed(
+                embed(EmbedConfig(work=work, model="pocket", columns=3, device=place, dtype="fp32"))
+            ),
         )
-    bench.row("latents and text, card and CPU", lambda: _worst(*(_embeddings(work) for work in works.values())))
+    bench.row(
+        "latents and text, card and CPU", lambda: _worst(*(_embeddings(work) for work in works.values()))
+    )
     recipes = {"clean": RECIPES["clean"]} if bench.tiny else RECIPES
     for name, recipe in recipes.items():
         for place, work in works.items():
@@ -92,14 +96,23 @@ def _timed(run: Any) -> Figures:
 
 
 def _trained(**options: Any) -> Figures:
-    return _timed(train(TrainConfig(**{"model": "pocket", "num_validation_images": 0, "validation_steps": 0, **options})))
+    return _timed(
+        train(
+            TrainConfig(**{"model": "pocket", "num_validation_images": 0, "validation_steps": 0, **options})
+        )
+    )
 
 
 def _resumed(bench: Bench, options: dict[str, Any]) -> Figures:
     """Half of a training, the rest in a second run; beside it, twice the whole: what the card's kernels do
     not repeat."""
     half = options["max_train_steps"] // 2
-    options |= {"model": "pocket", "num_validation_images": 0, "validation_steps": 0, "checkpointing_steps": half}
+    options |= {
+        "model": "pocket",
+        "num_validation_images": 0,
+        "validation_steps": 0,
+        "checkpointing_steps": half,
+    }
     folders = {name: Path(options["work"]) / f"resume-{name}" for name in ("whole", "again", "parts")}
     for name in ("whole", "again"):
         train(TrainConfig(**options, lora_folder=folders[name])).finish()
@@ -178,4 +191,8 @@ def _worst(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor] | None =
     """The largest relative difference of two sets of tensors; of one alone, 0."""
     other = one if other is None else other
     assert one.keys() == other.keys()
-    return {"apart": max(float((one[key] - other[key]).norm() / other[key].norm().clamp(min=1e-12)) for key in one)}
+    return {
+        "apart": max(
+            float((one[key] - other[key]).norm() / other[key].norm().clamp(min=1e-12)) for key in one
+        )
+    }

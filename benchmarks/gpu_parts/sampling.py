@@ -36,7 +36,9 @@ def sampling(bench: Bench) -> None:
         "pipeline": Variant(lambda: shop.stock(8, 1.0)),
         "clean, 36 %": Variant(lambda: shop.ours(CLEAN, PART)),
         "exact": Variant(lambda: shop.ours(EXACT, 1.0), planned=lambda: made.planned_sampling(EXACT)),
-        "clean, whole panel": Variant(lambda: shop.ours(CLEAN, 1.0), planned=lambda: made.planned_sampling(CLEAN)),
+        "clean, whole panel": Variant(
+            lambda: shop.ours(CLEAN, 1.0), planned=lambda: made.planned_sampling(CLEAN)
+        ),
         "clean, 36 %, no background": Variant(lambda: shop.ours(replace(CLEAN, drop_background=True), PART)),
     }
     bench.compare("pipeline", variants, 1 if bench.tiny else 4)
@@ -62,7 +64,9 @@ def more_sampling(bench: Bench) -> None:
     models = made.models()
     shop, rounds, long = Shop(made, models), 1 if bench.tiny else 3, 2 if bench.tiny else 28
     many = {"pipeline": Variant(lambda: shop.stock(8, 1.0))}
-    many["4 persons, one product, 36 %, a picture"] = Variant(lambda: shop.ours(PRODUCTS, PART, 4, 4.0), units=4)
+    many["4 persons, one product, 36 %, a picture"] = Variant(
+        lambda: shop.ours(PRODUCTS, PART, 4, 4.0), units=4
+    )
     bench.compare("pipeline", many, rounds)
     if not bench.tiny:
         small = Shop(Random(made.folder, with_panels(made.size, 384, 512), made.device, made.dtype), models)
@@ -91,7 +95,9 @@ def with_lora(bench: Bench) -> None:
     stock.load_lora_adapter(load_file(file), prefix="transformer")
     adapted = {
         "pipeline with LoRA": Variant(lambda: shop.stock(8, 1.0)),
-        "exact with LoRA": Variant(lambda: shop.ours(EXACT, 1.0), planned=lambda: made.planned_sampling(EXACT, rank=16)),
+        "exact with LoRA": Variant(
+            lambda: shop.ours(EXACT, 1.0), planned=lambda: made.planned_sampling(EXACT, rank=16)
+        ),
         "clean, 36 %, with LoRA": Variant(lambda: shop.ours(CLEAN, PART)),
     }
     bench.compare("pipeline with LoRA", adapted, 1 if bench.tiny else 3)
@@ -117,7 +123,10 @@ def _compile(transformer: Any, run: Any, tiny: bool) -> None:
 
 def _about(made: Random, models: Models) -> Figures:
     size, numbers = made.size, sum(parameter.numel() for parameter in models.transformer.parameters())
-    blocks = f"{size.double} + {size.single} blocks, {size.width} × {size.height}, {size.words} text tokens, {made.dtype}"
+    blocks = (
+        f"{size.double} + {size.single} blocks, {size.width} × {size.height}, {size.words} text tokens, "
+        f"{made.dtype}"
+    )
     return {"model": blocks, "parameters": numbers}
 
 
@@ -126,7 +135,9 @@ def random_lora(folder: Path, transformer: nn.Module, rank: int = 16) -> Path:
     generator, state = torch.Generator().manual_seed(5), {}
     for name in target_modules(transformer, Flux.lora_targets):
         layer: Any = transformer.get_submodule(name)
-        state[f"{name}.lora_A.weight"] = torch.randn(rank, layer.in_features, generator=generator) * layer.in_features**-0.5
+        state[f"{name}.lora_A.weight"] = (
+            torch.randn(rank, layer.in_features, generator=generator) * layer.in_features**-0.5
+        )
         state[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, rank, generator=generator) * 0.01
     save_lora(folder / "lora.safetensors", state, rank, rank, {"family": "flux", "base_model": "random"})
     return folder / "lora.safetensors"
@@ -153,7 +164,11 @@ def _profiled(bench: Bench, run: Any) -> Figures:
     if not busy:
         raise Skip("the profiler saw no kernels")
     top = sorted(kernels, key=lambda event: -event.self_device_time_total)[:12]
-    attention = [event.key for event in top if any(word in event.key.lower() for word in ("flash", "fmha", "attention", "sdpa"))]
+    attention = [
+        event.key
+        for event in top
+        if any(word in event.key.lower() for word in ("flash", "fmha", "attention", "sdpa"))
+    ]
     named = {event.key[:80]: event.self_device_time_total / 1e3 for event in top}
     figures = {
         "s": wall,

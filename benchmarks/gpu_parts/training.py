@@ -38,7 +38,10 @@ def training(bench: Bench) -> None:
     script.optimizer = first.state.optimizer  # one for all, so that no variant's memory counts another's
     bench.row("loss apart from the script's", lambda: {"apart": same_loss(first, script)})
     variants = {"script": Variant(_with_checkpointing(script, script.transformer, True))}
-    variants |= {name: _variant(bench, made, models, first, name in PLANNED, **settings) for name, settings in SETTINGS.items()}
+    variants |= {
+        name: _variant(bench, made, models, first, name in PLANNED, **settings)
+        for name, settings in SETTINGS.items()
+    }
     bench.compare("script", variants, 1 if bench.tiny else 4)
     bench.row("a step of noisy waits for the card", lambda: _waits(bench, variants["noisy"]))
 
@@ -57,7 +60,9 @@ def optimizers(bench: Bench) -> None:
         )
 
 
-def _variant(bench: Bench, made: Random, models: Models, first: OurStep | None, planned: bool, **settings: Any) -> Variant:
+def _variant(
+    bench: Bench, made: Random, models: Models, first: OurStep | None, planned: bool, **settings: Any
+) -> Variant:
     """A step with these settings; it is made when it is first run. first: whose optimizer and average it
     takes."""
     plan = {name: value for name, value in settings.items() if name not in ("share", "work")}

@@ -7,8 +7,6 @@ Names are loaded when first used, so importing the package costs nothing.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any
 
 from triptych.verbs import STAGES
@@ -22,26 +20,12 @@ _HOMES = {
     "generate_triptych": "triptych.sampling.generate",
     "load_models": "triptych.sampling.generate",
     "Sampling": "triptych.sampling.generate",
-    "Person": "triptych.tryon.dress",
-    "try_on": "triptych.tryon.dress",
+    "Person": "triptych.vton.dress",
+    "try_on": "triptych.vton.dress",
     **{stage.name: stage.module for stage in STAGES},
     **{stage.config: stage.config_module for stage in STAGES},
 }
 __all__ = ["__version__", *sorted(_HOMES)]
-
-
-class _Package(ModuleType):
-    """The package, on which a public name is never the module of the same name.
-
-    Importing `triptych.demo` binds that module to the package, over the function; the module stays in `sys.modules`.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The command line, made from the stage table. No logic of its own: parse, call the stage, show its progress.
 
-Exit codes: 0 done; 1 a mistake in config or input, a line or picture that failed, or nothing made (one sentence and a
-hint); 2 wrong usage; 130 stopped by Ctrl-C, 143 by SIGTERM.
+Exit codes: 0 done; 1 a mistake in config or input, a line or picture that failed, or nothing made (one
+sentence and a hint); 2 wrong usage; 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.console import Console
 from triptych import __version__, progress
 from triptych.config.stage import StageConfig, load_config, section, validated
 from triptych.errors import ConfigError, WorkError
-from triptych.run import Run
+from triptych.events import Run
 from triptych.signals import ending_at_once
 from triptych.terminal import faults, hub, quiet, usage
 from triptych.terminal.help import EVERY_VERB, grouped
@@ -38,7 +38,10 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 
 Flags = Annotated[bool, Parameter(negative=(), group=EVERY_VERB)]
 Speak = Callable[[commands.Same], None]
-ConfigFiles = Annotated[list[Path] | None, Parameter(name=["--config", "-c"], negative=(), consume_multiple=False, group=EVERY_VERB)]
+ConfigFiles = Annotated[
+    list[Path] | None,
+    Parameter(name=["--config", "-c"], negative=(), consume_multiple=False, group=EVERY_VERB),
+]
 
 
 def main(argv: Sequence[str] | None = None, screen: Screen | None = None) -> int:
@@ -59,14 +62,19 @@ def _explained(words: list[str], screen: Screen, speak: Speak) -> int:
         screen.explain(*usage.mistake(error, asked))
         return 2
     except KeyboardInterrupt as error:
-        screen.say(getattr(error, "message", "") or "stopped; what was finished is kept, and the same command does the rest")
+        screen.say(
+            getattr(error, "message", "")
+            or "stopped; what was finished is kept, and the same command does the rest"
+        )
         return int(getattr(error, "exit_code", 130))
     except BrokenPipeError:  # whoever read our words has gone
         _let_go_of_pipes()
         return 141
     except Exception as error:
         message, hint = faults.sentence(error) or faults.fault(error, words, quiet.wanted(words))
-        forgotten = forgotten_config(error, asked.name, _work(words)) if asked and not _has_config(words) else ""
+        forgotten = (
+            forgotten_config(error, asked.name, _work(words)) if asked and not _has_config(words) else ""
+        )
         screen.explain(message, forgotten or hint)
         return 1
 
@@ -93,8 +101,10 @@ def _run(asked: Stage | None, words: list[str], screen: Screen, speak: Speak) ->
     app = App(
         name="triptych",
         version=__version__,
-        help="Virtual try-on by In-Context LoRA: from folders of product photos to a trained LoRA and try-on pictures.",
-        help_epilogue="`triptych demo --out demo` shows everything without any input. `triptych VERB --help` explains a verb.",
+        help="Virtual try-on by In-Context LoRA: from folders of product photos to a trained LoRA and try-on "
+        "pictures.",
+        help_epilogue="`triptych demo --out demo` shows everything without any input. `triptych VERB --help` "
+        "explains a verb.",
         console=Console(),
         error_console=screen.console,
         result_action="return_value",
@@ -120,12 +130,18 @@ def _named(stage: Stage, words: list[str]) -> list[str]:
     """`lora convert IN OUT` is short for `lora convert --lora IN --out OUT`."""
     verb, rest = words[: len(stage.words)], words[len(stage.words) :]
     plain = list(takewhile(lambda word: not word.startswith("-"), rest))[: len(stage.positional)]
-    named = [part for field, word in zip(stage.positional, plain, strict=False) for part in (f"--{field.replace('_', '-')}", word)]
+    named = [
+        part
+        for field, word in zip(stage.positional, plain, strict=False)
+        for part in (f"--{field.replace('_', '-')}", word)
+    ]
     return [*verb, *named, *rest[len(plain) :]]
 
 
 def _not_loaded() -> None:
-    """Stands in the command list of `triptych --help`; its verb is imported only when it is the one asked for."""
+    """Stands in the command list of `triptych --help`; its verb is imported only when it is the one asked
+    for.
+    """
 
 
 def config_files(words: Sequence[str]) -> list[Path]:
@@ -142,34 +158,46 @@ def config_files(words: Sequence[str]) -> list[Path]:
 
 
 def _named_file(word: str) -> Path:
-    """An empty name is a variable of the shell that is not set: to go on without the config would be another run."""
+    """An empty name is a variable of the shell that is not set: to go on without the config would be another
+    run.
+    """
     if not word.strip():
-        raise ConfigError("The option --config names no file.", "Give the path of a file, or leave the option out.")
+        raise ConfigError(
+            "The option --config names no file.", "Give the path of a file, or leave the option out."
+        )
     return Path(word)
 
 
 def _command(stage: Stage, words: Sequence[str], screen: Screen, speak: Speak) -> Any:
-    """The command of one stage: its config's fields as options; what no option says comes from the --config files."""
+    """The command of one stage: its config's fields as options; what no option says comes from the --config
+    files.
+    """
     model = stage.config_class()
     files = config_files(words)
     data = load_config(files, [other.name for other in STAGES])
     speak(same_options(files, data, {}))
-    # A verb that gets the whole config hands its shared keys to every stage itself, where a section's own keys win over them.
+    # A verb that gets the whole config hands its shared keys to every stage itself, where a section's own
+    # keys win over them.
     values = section({stage.name: data.get(stage.name)} if stage.whole_config else data, stage.name, model)
     validated(model, values, stage.name)
 
-    def command(*, options: Any = None, config: ConfigFiles = None, json: Flags = False, verbose: Flags = False) -> int:
+    def command(
+        *, options: Any = None, config: ConfigFiles = None, json: Flags = False, verbose: Flags = False
+    ) -> int:
         """
         Parameters
         ----------
         config
-            YAML file with shared keys and a section per verb; options on the command line win. May be repeated.
+            YAML file with shared keys and a section per verb; options on the command line win. May be
+            repeated.
         json
             Print one JSON object to stdout, everything else to stderr.
         verbose
             Also say what libraries log, and show the traceback of a fault. TRIPTYCH_DEBUG=1 does the same.
         """
-        typed = {name: getattr(options, name) for name in options.model_fields_set} if options is not None else {}
+        typed = (
+            {name: getattr(options, name) for name in options.model_fields_set} if options is not None else {}
+        )
         speak(same_options(files, data, typed))
         if note := usage.leave_server_out(typed, values):
             screen.say(note)
@@ -187,7 +215,11 @@ def _command(stage: Stage, words: Sequence[str], screen: Screen, speak: Speak) -
             _print_summary(run, as_json=json)
         check_made(run.name, run.summary)
         if run.failed:
-            raise WorkError(f"{run.failed} of {len(run) or run.failed} {'lines ' if getattr(given, 'batch', None) else ''}failed.", "")
+            raise WorkError(
+                f"{run.failed} of {len(run) or run.failed} "
+                f"{'lines ' if getattr(given, 'batch', None) else ''}failed.",
+                "",
+            )
         if not json and _FIRST and (line := next_line(stage.name, run.summary)):
             print(line)
         return 0
@@ -197,7 +229,9 @@ def _command(stage: Stage, words: Sequence[str], screen: Screen, speak: Speak) -
 
 
 def _answered(stage: Stage, options: StageConfig, screen: Screen) -> StageConfig:
-    """The options, with what a person at the terminal says to the fields of `stage.ask` that are still empty."""
+    """The options, with what a person at the terminal says to the fields of `stage.ask` that are
+    still empty.
+    """
     answers = {}
     for field in stage.ask:
         if not getattr(options, field):
@@ -226,7 +260,9 @@ def _print_summary(run: Run, *, as_json: bool) -> None:
 
 
 def _let_go_of_pipes() -> None:
-    """Python flushes its streams at the end; into a closed pipe or a full disk that would be one more message."""
+    """Python flushes its streams at the end; into a closed pipe or a full disk that would be one more
+    message.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -235,8 +271,9 @@ def _let_go_of_pipes() -> None:
 def entry() -> None:
     """The console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads of PyTorch wait for each other many thousand times a second. GCC's OpenMP lets them spin for so long that a second busy
-    # program makes a small model's step four times slower; not to spin at all costs half as much time again on a quiet machine.
+    # Threads of PyTorch wait for each other many thousand times a second. GCC's OpenMP lets them spin for so
+    # long that a second busy program makes a small model's step four times slower; not to spin at all costs
+    # half as much time again on a quiet machine.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     tolerate_encodings()

@@ -1,11 +1,14 @@
 """What can go wrong because of a user's input: one sentence, and a hint what to do about it.
 
-A programmer's mistake is an `assert` or an ordinary exception; only these classes are shown to users as they are.
+A programmer's mistake is an `assert` or an ordinary exception; only these classes are shown to users as they
+are.
 """
 
 
 class TriptychError(Exception):
-    """A mistake the user can mend. `message` is one sentence, `hint` says what to try, `str(error)` is both."""
+    """A mistake the user can mend. `message` is one sentence, `hint` says what to try,
+    `str(error)` is both.
+    """
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

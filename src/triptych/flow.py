@@ -1,7 +1,7 @@
 """Rectified flow as pure functions: training pairs, the time shift, the sampler, the SDEdit clamp.
 
-Legend: B batch, C channels, H and W latent rows and columns. `t` and `sigma` are the same number in [0, 1]: 0 is data,
-1 is noise. Velocity points from data to noise.
+Legend: B batch, C channels, H and W latent rows and columns. `t` and `sigma` are the same number in [0, 1]: 0
+is data, 1 is noise. Velocity points from data to noise.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 
 def generator_for(*key: object) -> torch.Generator:
-    """A CPU generator that depends on nothing but `key`, e.g. (seed, step, id): the same draw at any batch size."""
+    """A CPU generator that depends on nothing but `key`, e.g. (seed, step, id): the same draw at any batch
+    size.
+    """
     digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def interpolate(data_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
-    """x_t = (1 − t)·data + t·noise (Liu et al. 2022, arXiv 2209.03003, eq. 1, with time running towards noise)."""
+    """x_t = (1 − t)·data + t·noise (Liu et al. 2022, arXiv 2209.03003, eq. 1, with time running towards
+    noise).
+    """
     t = t_B.view(-1, 1, 1, 1)
     return (1.0 - t) * data_BCHW + t * noise_BCHW
 
@@ -36,7 +40,8 @@ def velocity_target(data_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
 
 
 def shift_time(t: Tensor, mu: float) -> Tensor:
-    """t moved towards noise: e^mu / (e^mu + 1/t − 1) (Esser et al. 2024, arXiv 2403.03206, eq. 23, as diffusers writes it).
+    """t moved towards noise: e^mu / (e^mu + 1/t − 1) (Esser et al. 2024, arXiv 2403.03206, eq. 23, as
+    diffusers writes it).
 
     0 and 1 stay where they are; mu = 0 changes nothing.
     """
@@ -45,15 +50,17 @@ def shift_time(t: Tensor, mu: float) -> Tensor:
 
 
 def logit_normal_time(generator: torch.Generator, mu: float, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """One t in (0, 1): sigmoid of a normal (arXiv 2403.03206, eq. 19), then the model's time shift. Shape ()."""
+    """One t in (0, 1): sigmoid of a normal (arXiv 2403.03206, eq. 19), then the model's time shift.
+    Shape ().
+    """
     return shift_time(torch.sigmoid(mean + std * torch.randn((), generator=generator)), mu)
 
 
 def sigmas(num_inference_steps: int, mu: float, last: float) -> list[float]:
     """The noise levels of a sampling run, falling from 1 to 0: `num_inference_steps` + 1 numbers.
 
-    Evenly from 1 to `last`, then shifted, then 0. Equal to FlowMatchEulerDiscreteScheduler, which computes in float32; so
-    does this.
+    Evenly from 1 to `last`, then shifted, then 0. Equal to FlowMatchEulerDiscreteScheduler, which computes in
+    float32; so does this.
     """
     steps = torch.linspace(1.0, last, num_inference_steps, dtype=torch.float64).float()
     shifted = math.exp(mu) / (math.exp(mu) + (1 / steps - 1))
@@ -74,8 +81,8 @@ def from_strength(levels: Sequence[float], strength: float) -> list[float]:
 class Clamp:
     """What is known: outside `mask` the result keeps `known`.
 
-    known_BCHW: clean latents of the edited canvas. noise_BCHW: the noise of the whole run (one draw, used at every
-    level). mask_HW or any shape that broadcasts to BCHW: 1 = repaint, 0 = keep.
+    known_BCHW: clean latents of the edited canvas. noise_BCHW: the noise of the whole run (one draw, used at
+    every level). mask_HW or any shape that broadcasts to BCHW: 1 = repaint, 0 = keep.
     """
 
     known_BCHW: Tensor
@@ -87,7 +94,9 @@ class Clamp:
         return (1.0 - sigma) * self.known_BCHW + sigma * self.noise_BCHW
 
     def apply(self, latents_BCHW: Tensor, sigma: float) -> Tensor:
-        """Put the known part back at noise level `sigma` (the level the latents are at now; 0 puts it back clean)."""
+        """Put the known part back at noise level `sigma` (the level the latents are at now; 0 puts it back
+        clean).
+        """
         return self.mask * latents_BCHW + (1.0 - self.mask) * self.start(sigma)
 
 
@@ -98,7 +107,8 @@ def sample(
     clamp: Clamp | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Euler steps of dx/dt = velocity from levels[0] down to levels[-1]; with a clamp, known latents return after each.
+    """Euler steps of dx/dt = velocity from levels[0] down to levels[-1]; with a clamp, known latents return
+    after each.
 
     Args:
         latents_BCHW: noise at levels[0]; in float32, which the state keeps whatever the model computes in.
@@ -117,7 +127,8 @@ def sample(
 def guided(conditional: Velocity, unconditional: Velocity, scale: float, until: float = 0.0) -> Velocity:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): u + scale·(c − u).
 
-    At noise levels t ≤ `until` it is off, and the unconditional pass does not run (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+    At noise levels t ≤ `until` it is off, and the unconditional pass does not run (Kynkäänniemi et al. 2024,
+    arXiv 2404.07724).
     """
 
     def velocity(latents_BCHW: Tensor, t: float) -> Tensor:

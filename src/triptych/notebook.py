@@ -1,4 +1,6 @@
-"""PolygonMaskAnnotator: draw in a notebook what is to be repainted, get a mask or a file for `triptych tryon --polygon`."""
+"""PolygonMaskAnnotator: draw in a notebook what is to be repainted, get a mask or a file for `triptych tryon
+--polygon`.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,14 @@ class PolygonMaskAnnotator:
     Works in Jupyter, Colab, VS Code and marimo. Only closed outlines count; several mean their union.
     """
 
-    def __init__(self, image: Image.Image | np.ndarray | str | Path, polygons: Polygons | None = None) -> None:
+    def __init__(
+        self, image: Image.Image | np.ndarray | str | Path, polygons: Polygons | None = None
+    ) -> None:
         """
         Args:
-            image: the person photo: a path (turned upright by its EXIF tag, as `triptych tryon` does), a PIL image, or
-                an array (H, W), (H, W, 3) or (H, W, 4) of uint8. The last two are taken as they lie.
+            image: the person photo: a path (turned upright by its EXIF tag, as `triptych tryon` does), a PIL
+                image, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8. The last two are taken as they
+                lie.
             polygons: outlines to begin with, corners (x, y) in pixels of the photo.
 
         Raises:
@@ -42,7 +47,9 @@ class PolygonMaskAnnotator:
             TriptychError: anywidget is not installed.
         """
         self.image = _picture(image)
-        self.widget: Any = _canvas_class()(image_url=_data_url(self.image), width=self.image.width, height=self.image.height)
+        self.widget: Any = _canvas_class()(
+            image_url=_data_url(self.image), width=self.image.width, height=self.image.height
+        )
         if polygons:
             self.polygons = polygons
 
@@ -67,13 +74,17 @@ class PolygonMaskAnnotator:
         return self.widget._repr_mimebundle_(**kwargs)
 
     def get_mask(self) -> np.ndarray:
-        """(H, W) uint8 in the size of the photo: 255 (repaint) wherever an outline covers any of a pixel, 0 elsewhere.
+        """(H, W) uint8 in the size of the photo: 255 (repaint) wherever an outline covers any of a pixel, 0
+        elsewhere.
 
         Raises:
             InputError: no closed outline yet, or one without area.
         """
         if not self.widget.polygons:
-            raise InputError("Nothing is drawn yet.", "Click around what is to be repainted and close the outline (Enter or double-click).")
+            raise InputError(
+                "Nothing is drawn yet.",
+                "Click around what is to be repainted and close the outline (Enter or double-click).",
+            )
         mask = masks.polygon_mask(self.polygons, self.image.size)
         return np.where(mask > 0, np.uint8(255), np.uint8(0))
 
@@ -104,19 +115,28 @@ def _picture(image: Any) -> Image.Image:
     if isinstance(image, str | Path):
         return load_image(Path(image))
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)) or image.size == 0:
+        if (
+            image.dtype != np.uint8
+            or image.ndim not in (2, 3)
+            or image.shape[2:] not in ((), (3,), (4,))
+            or image.size == 0
+        ):
             raise InputError(
                 f"An array of shape {image.shape} and type {image.dtype} is not a picture.",
                 "Give (height, width, 3) values of uint8, or the path of the photo.",
             )
         return Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise InputError(f"A {type(image).__name__} is not a picture.", "Give a path, a PIL image or a numpy array.")
+        raise InputError(
+            f"A {type(image).__name__} is not a picture.", "Give a path, a PIL image or a numpy array."
+        )
     return image
 
 
 def _data_url(image: Image.Image) -> str:
-    """A preview of the photo, at most `PREVIEW` pixels a side, as a data URL that a browser shows without a request."""
+    """A preview of the photo, at most `PREVIEW` pixels a side, as a data URL that a browser shows without a
+    request.
+    """
     small = image.convert("RGB")
     small.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
     data = io.BytesIO()
@@ -136,7 +156,8 @@ def _canvas_class() -> Any:
         import traitlets
     except ImportError as error:
         raise TriptychError(
-            "The polygon canvas needs anywidget, which is not installed.", "In a clone of triptych: pip install '.[notebook]'."
+            "The polygon canvas needs anywidget, which is not installed.",
+            "In a clone of triptych: pip install '.[notebook]'.",
         ) from error
 
     class PolygonCanvas(anywidget.AnyWidget):  # type: ignore[misc, unused-ignore]

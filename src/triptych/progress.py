@@ -1,7 +1,8 @@
-"""Signs of life from within one unit of work: a stage's events say what is finished, this says what is under way.
+"""Signs of life from within one unit of work: a stage's events say what is finished, this says what is under
+way.
 
-A loop calls `step` or `doing`; whoever shows progress listens. Without a listener nothing happens. The listener belongs
-to the context (thread, task) that iterates the run.
+A loop calls `step` or `doing`; whoever shows progress listens. Without a listener nothing happens. The
+listener belongs to the context (thread, task) that iterates the run.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 class Moment:
     """What is being done now: `denoising`, 3 `of` 28. `of` is 0 where nobody knows how much there is.
 
-    `share` is the part of the present unit (picture, batch, training step) that is finished, in [0, 1]; None if the unit
-    has not begun.
+    `share` is the part of the present unit (picture, batch, training step) that is finished, in [0, 1]; None
+    if the unit has not begun.
     """
 
     doing: str
@@ -42,7 +43,9 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def within(what: str) -> Iterator[None]:
-    """Moments in it belong to `what`, which stands before their own words; they are no share of the present unit."""
+    """Moments in it belong to `what`, which stands before their own words; they are no share of the present
+    unit.
+    """
     outer = _listener.get()
     if outer is None:
         yield

@@ -1,4 +1,6 @@
-"""Ctrl-C, and the signals that ask a process to end: at once as an exception, or when the step at hand is done."""
+"""Ctrl-C, and the signals that ask a process to end: at once as an exception, or when the step at hand is
+done.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ log = logging.getLogger(__name__)
 # What a terminal, a closed session, `kill`, `docker stop`, SLURM, a spot machine and torchrun send.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _AGAIN = 1.0
-"""Seconds after which a second Ctrl-C is meant as one: a launcher passes the first one on, so that it comes twice."""
+"""Seconds after which a second Ctrl-C is meant as one: a launcher passes the first one on, so that it comes
+twice.
+"""
 
 
 class Stopped(KeyboardInterrupt):
@@ -43,7 +47,9 @@ class Request:
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Within, SIGTERM and SIGHUP raise `Stopped` where the program stands, as Ctrl-C does: files are closed, locks let go."""
+    """Within, SIGTERM and SIGHUP raise `Stopped` where the program stands, as Ctrl-C does: files are closed,
+    locks let go.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
@@ -54,8 +60,10 @@ def ending_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_after_this_step() -> Iterator[Request]:
-    """Within, the first signal is noted in the request, which the loop looks at between two steps; a second Ctrl-C ends
-    the run at once. In threads other than the main one, which get no signals, the request stays empty."""
+    """Within, the first signal is noted in the request, which the loop looks at between two steps; a second
+    Ctrl-C ends the run at once. In threads other than the main one, which get no signals, the request stays
+    empty.
+    """
     request = Request()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -72,7 +80,9 @@ def ending_after_this_step() -> Iterator[Request]:
 
 @contextlib.contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """A handler for all signals that end a process, except those that whoever started it wants ignored (nohup, `&`)."""
+    """A handler for all signals that end a process, except those that whoever started it wants ignored
+    (nohup, `&`).
+    """
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:

@@ -37,7 +37,11 @@ def test_the_folder_is_small_and_has_no_pickle() -> None:
 def test_recommended_settings_are_the_trained_ones() -> None:
     settings = json.loads((checkpoint_path() / "triptych.json").read_text())
     assert settings == SETTINGS
-    assert (settings["panel_width"], settings["panel_height"], settings["max_sequence_length"]) == (48, 72, 56)
+    assert (settings["panel_width"], settings["panel_height"], settings["max_sequence_length"]) == (
+        48,
+        72,
+        56,
+    )
 
 
 def test_parts_are_the_stock_classes(pipeline: Any) -> None:
@@ -55,7 +59,14 @@ def test_parts_are_the_stock_classes(pipeline: Any) -> None:
 
 def test_the_t5_tokenizer_reads_any_text(pipeline: Any) -> None:
     tokenizer = pipeline.tokenizer_2
-    assert tokenizer.tokenize("one <Brand> item <IMAGE 1> red") == ["▁one", "▁<Brand>", "▁item", "▁<IMAGE", "▁1>", "▁red"]
+    assert tokenizer.tokenize("one <Brand> item <IMAGE 1> red") == [
+        "▁one",
+        "▁<Brand>",
+        "▁item",
+        "▁<IMAGE",
+        "▁1>",
+        "▁red",
+    ]
     assert tokenizer.unk_token_id not in tokenizer('Größe 38: J\'aime çà! (50% coton) "quoted"').input_ids
     assert len(tokenizer("日本語の長い文章").input_ids) < 6
     rng = random.Random(0)
@@ -79,7 +90,9 @@ def test_stock_flux_pipeline_obeys_words(pipeline: Any) -> None:
     ).images
     seen = judge(pictures, [garment.type for garment, _ in panels])
     assert np.mean([one.person == scene.worn for one, (_, scene) in zip(seen, panels, strict=True)]) >= 0.9
-    assert np.mean([one.colour == garment.colour for one, (garment, _) in zip(seen, panels, strict=True)]) >= 0.8
+    assert (
+        np.mean([one.colour == garment.colour for one, (garment, _) in zip(seen, panels, strict=True)]) >= 0.8
+    )
 
 
 def test_bfloat16_draws_the_same_to_the_eye(pipeline: Any) -> None:
@@ -88,17 +101,29 @@ def test_bfloat16_draws_the_same_to_the_eye(pipeline: Any) -> None:
     half = FluxPipeline.from_pretrained(checkpoint_path(), torch_dtype=torch.bfloat16, local_files_only=True)
     half.set_progress_bar_config(disable=True)
     prompt = triptych_caption(*sample_triptych(random.Random(3))).text
-    options = {"width": 144, "height": 72, "num_inference_steps": 6, "guidance_scale": 1.0, "max_sequence_length": 56, "output_type": "np"}
+    options = {
+        "width": 144,
+        "height": 72,
+        "num_inference_steps": 6,
+        "guidance_scale": 1.0,
+        "max_sequence_length": 56,
+        "output_type": "np",
+    }
     noise = torch.randn(1, 162, 32, generator=torch.Generator().manual_seed(0))
     one, other = (
-        pipe(prompt, negative_prompt="", true_cfg_scale=3.0, latents=noise.to(pipe.dtype), **options).images[0] for pipe in (pipeline, half)
+        pipe(prompt, negative_prompt="", true_cfg_scale=3.0, latents=noise.to(pipe.dtype), **options).images[
+            0
+        ]
+        for pipe in (pipeline, half)
     )
     assert np.abs(one - other).mean() < 0.02, "mean difference, of 1"
 
 
 def test_the_autoencoder_returns_what_it_got(pipeline: Any) -> None:
     rng = random.Random(6)
-    panels = [np.asarray(render(sample_garment(rng), sample_scene(rng, VIEWS[i % 3]), i).image) for i in range(9)]
+    panels = [
+        np.asarray(render(sample_garment(rng), sample_scene(rng, VIEWS[i % 3]), i).image) for i in range(9)
+    ]
     images = torch.from_numpy(np.concatenate(panels, 1)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
         latents = pipeline.vae.encode(images).latent_dist.mode()
@@ -113,9 +138,15 @@ def test_the_judge_is_nearly_always_right() -> None:
     pictures = [render(*panel, index).image for index, panel in enumerate(panels)]
     seen = judge(pictures, [garment.type for garment, _ in panels])
     for name in ("colour", "pattern", "colour2"):
-        right = [getattr(one, name) == getattr(garment, name) for one, (garment, _) in zip(seen, panels, strict=True)]
+        right = [
+            getattr(one, name) == getattr(garment, name)
+            for one, (garment, _) in zip(seen, panels, strict=True)
+        ]
         assert np.mean(right) >= 0.96, name
-    assert np.mean([one.type == garment.type for one, (garment, _) in zip(judge(pictures), panels, strict=True)]) >= 0.9
+    assert (
+        np.mean([one.type == garment.type for one, (garment, _) in zip(judge(pictures), panels, strict=True)])
+        >= 0.9
+    )
     assert all(one.person == scene.worn for one, (_, scene) in zip(seen, panels, strict=True))
     assert oracle_accuracy()["round trips"]["colour"] > 0.98
 

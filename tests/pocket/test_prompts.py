@@ -28,7 +28,8 @@ SCENES = (
 def test_the_house_format() -> None:
     caption = triptych_caption(Garment("dress", "yellow", "stripes", "black"), SCENES)
     assert caption.text == (
-        "three pictures of one <Brand> item <IMAGE 1> the front of a yellow dress with black stripes, grey background"
+        "three pictures of one <Brand> item <IMAGE 1> the front of a yellow dress with black stripes, grey "
+        "background"
         " <IMAGE 2> the back of the dress, mint background"
         " <IMAGE 3> a person with long dark hair wearing the dress, sky background"
     )
@@ -88,8 +89,14 @@ def test_varied_words_say_the_same() -> None:
         garment, scenes = sample_triptych(rng)
         for scene in scenes:
             house = panel_caption(garment, scene)
-            texts = {panel_caption(garment, scene, random.Random(n), details=1.0, varied=True).text for n in range(12)}
-            said = [panel_caption(garment, scene, random.Random(n), details=1.0, varied=True).said for n in range(12)]
+            texts = {
+                panel_caption(garment, scene, random.Random(n), details=1.0, varied=True).text
+                for n in range(12)
+            }
+            said = [
+                panel_caption(garment, scene, random.Random(n), details=1.0, varied=True).said
+                for n in range(12)
+            ]
             assert len(texts) >= 4, house.text
             assert all(one == house.said for one in said)
 

@@ -34,7 +34,9 @@ def test_the_truth_draws_the_photo_again(catalogue: RawCatalogue) -> None:
     for name, truth in json.loads(catalogue.truth.read_text())["files"].items():
         if truth["label"] == "unreadable":
             continue
-        image = render(Garment(**truth["garment"]), Scene(**truth["scene"]), truth["seed"], truth["scale"]).image
+        image = render(
+            Garment(**truth["garment"]), Scene(**truth["scene"]), truth["seed"], truth["scale"]
+        ).image
         with Image.open(root / name) as photo:
             assert photo.size == image.size
             difference = np.abs(np.asarray(photo.convert("RGB")).astype(int) - np.asarray(image)).mean()

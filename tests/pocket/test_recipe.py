@@ -1,4 +1,6 @@
-"""The recipe of the embedded model, every stage for a few steps: it can be stopped, it never shows what a LoRA is to add."""
+"""The recipe of the embedded model, every stage for a few steps: it can be stopped, it never shows what a
+LoRA is to add.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def test_the_bank_never_shows_one_item_from_all_sides(build: Path) -> None:
         for garment, scene in panels:
             assert not garment.held_out and not scene.held_out
             views = [other.view for worn, other in panels if worn == garment]
-            assert kind == "independent" or len(set(views)) == 1, "the same garment is only ever shown twice in the same view"
+            assert kind == "independent" or len(set(views)) == 1, (
+                "the same garment is only ever shown twice in the same view"
+            )
             assert scene.view in VIEWS
 
 
@@ -84,7 +88,9 @@ def test_a_stopped_training_goes_on_to_the_same_weights(build: Path, tmp_path: P
 
 
 def test_guidance_is_distilled_and_packaged(build: Path, tmp_path: Path) -> None:
-    """A few steps bring one pass closer to the guided two; at w = 1 nothing moves; the folder opens in diffusers."""
+    """A few steps bring one pass closer to the guided two; at w = 1 nothing moves; the folder opens in
+    diffusers.
+    """
     from diffusers import FluxPipeline
 
     folder = parts_of(build, tmp_path / "build")
@@ -92,15 +98,23 @@ def test_guidance_is_distilled_and_packaged(build: Path, tmp_path: Path) -> None
     before_prints = transformer.averaged_transformer(folder)
     prints.train_prints(folder, 2, compile_model=False)
     teacher = prints.printed_transformer(folder)
-    assert any(not torch.equal(a, b) for a, b in zip(teacher.parameters(), before_prints.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(teacher.parameters(), before_prints.parameters(), strict=True)
+    )
     bank = Bank(folder)
-    assert all(bank.entries["singles"][number][1][0][0].print != NONE for number in prints.printed_singles(bank))
+    assert all(
+        bank.entries["singles"][number][1][0][0].print != NONE for number in prints.printed_singles(bank)
+    )
     encoders = transformer.TextEncoders.trained(folder)
     prompts, latents = transformer.sample_batch(bank, "singles", random.Random(0))
 
     def loss(student: torch.nn.Module) -> float:
         with torch.no_grad():
-            return float(guidance.guidance_loss(student, teacher, encoders, prompts, latents, torch.Generator().manual_seed(1)))
+            return float(
+                guidance.guidance_loss(
+                    student, teacher, encoders, prompts, latents, torch.Generator().manual_seed(1)
+                )
+            )
 
     before = loss(teacher)
     guidance.train_guidance(folder, 4)
@@ -115,16 +129,31 @@ def test_guidance_is_distilled_and_packaged(build: Path, tmp_path: Path) -> None
     assert (plain[0] - guided[0]).abs().max() < 1e-4, "at guidance 1 the model is what it was"
     assert (plain[1] - guided[1]).abs().max() > 1e-3
     package_pipeline(folder, tmp_path / "made")
-    pipeline = FluxPipeline.from_pretrained(tmp_path / "made", torch_dtype=torch.float32, local_files_only=True)
+    pipeline = FluxPipeline.from_pretrained(
+        tmp_path / "made", torch_dtype=torch.float32, local_files_only=True
+    )
     pipeline.set_progress_bar_config(disable=True)
-    options = {"width": 48, "height": 72, "num_inference_steps": 2, "max_sequence_length": 24, "output_type": "np"}
-    pictures = [pipeline("a red dress", guidance_scale=w, generator=torch.Generator().manual_seed(0), **options).images for w in (1.0, 3.0)]
+    options = {
+        "width": 48,
+        "height": 72,
+        "num_inference_steps": 2,
+        "max_sequence_length": 24,
+        "output_type": "np",
+    }
+    pictures = [
+        pipeline(
+            "a red dress", guidance_scale=w, generator=torch.Generator().manual_seed(0), **options
+        ).images
+        for w in (1.0, 3.0)
+    ]
     assert np.isfinite(pictures).all() and not np.array_equal(*pictures)
 
 
 def test_prints_are_learned_in_two_parts() -> None:
     rates = [prints.part_of(step, prints.STEPS)[1] for step in range(prints.STEPS)]
-    assert max(rates[:550]) == pytest.approx(7e-4, rel=0.05) and max(rates[550:]) == pytest.approx(5e-4, rel=0.1)
+    assert max(rates[:550]) == pytest.approx(7e-4, rel=0.05) and max(rates[550:]) == pytest.approx(
+        5e-4, rel=0.1
+    )
     assert rates[549] < 3e-5 and rates[769] < 3e-5 and rates[550] < 2e-5
 
 
@@ -158,7 +187,18 @@ def test_a_stage_that_was_stopped_goes_on_to_the_same_numbers(tmp_path: Path) ->
                 raise KeyboardInterrupt
             return "a", (module(torch.randn(2, 4, generator=noise)) * rng.random()).square().mean()
 
-        return train_steps(folder, "s", module, 9, 3, lambda n: 0.1 / (n + 1), loss_of, weight_decay=0.1, ema=lambda n: 0.5, save_every=2)
+        return train_steps(
+            folder,
+            "s",
+            module,
+            9,
+            3,
+            lambda n: 0.1 / (n + 1),
+            loss_of,
+            weight_decay=0.1,
+            ema=lambda n: 0.5,
+            save_every=2,
+        )
 
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from triptych.pocket.render import PANEL_HEIGHT, PANEL_WIDTH, concatenate_panels, render
-from triptych.pocket.world import COLOURS, PRINTABLE, PRINTS, TYPES, VIEWS, Garment, sample_garment, sample_scene
+from triptych.pocket.world import (
+    COLOURS,
+    PRINTABLE,
+    PRINTS,
+    TYPES,
+    VIEWS,
+    Garment,
+    sample_garment,
+    sample_scene,
+)
 
 
 def _case(type_: str, view: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,7 +127,10 @@ def test_a_back_print_shows_from_behind_only(type_: str, print_: str) -> None:
 def test_people_from_behind_have_no_face() -> None:
     rng = random.Random(4)
     scene = sample_scene(rng, "worn", facing="front", hairstyle="short", hair="blond")
-    front, behind = (render(Garment("t-shirt", "red"), replace(scene, facing=f), 3, scale=4).image for f in ("front", "behind"))
+    front, behind = (
+        render(Garment("t-shirt", "red"), replace(scene, facing=f), 3, scale=4).image
+        for f in ("front", "behind")
+    )
     head = (slice(30, 60), slice(80, 112))
     hair = np.abs(np.asarray(behind)[head].astype(int) - (228, 192, 100)).max(-1) < 12
     face = np.abs(np.asarray(front)[head].astype(int) - (228, 192, 100)).max(-1) < 12

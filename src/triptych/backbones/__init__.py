@@ -1,2 +1,3 @@
-"""Model families, one file each. `base.py` is the contract, `autoencoder.py` what most share, `settings.py` what a model
-recommends (no torch there)."""
+"""Model families, one file each. `base.py` is the contract, `autoencoder.py` what most share, `settings.py`
+what a model recommends (no torch there).
+"""

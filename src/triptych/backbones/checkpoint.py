@@ -1,7 +1,8 @@
-"""Whether a model's weights are what its configs say, told from the headers of its files before gigabytes are read.
+"""Whether a model's weights are what its configs say, told from the headers of its files before gigabytes are
+read.
 
-diffusers and transformers only warn of tensors that they do not know and fill missing ones with random numbers: a checkpoint that is
-quantised already then loads, and draws noise.
+diffusers and transformers only warn of tensors that they do not know and fill missing ones with random
+numbers: a checkpoint that is quantised already then loads, and draws noise.
 """
 
 from __future__ import annotations
@@ -22,12 +23,19 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def transformer_folder(model: str) -> Path:
-    """The transformer's folder of a diffusers folder or hub id; of a hub id it is fetched, as far as it is not here yet."""
+    """The transformer's folder of a diffusers folder or hub id; of a hub id it is fetched, as far as it is
+    not here yet.
+    """
     path = Path(model)
     if not path.is_dir():
         from huggingface_hub import snapshot_download
 
-        path = Path(snapshot_download(model, allow_patterns=["transformer/config.json", f"transformer/{Path(WEIGHTS).stem}*.safetensors*"]))
+        path = Path(
+            snapshot_download(
+                model,
+                allow_patterns=["transformer/config.json", f"transformer/{Path(WEIGHTS).stem}*.safetensors*"],
+            )
+        )
     return path / "transformer"
 
 
@@ -48,7 +56,9 @@ def check_transformer(transformer_class: Any, model: str) -> None:
     check_quantised(model, "transformer", config, {})
     header = read_shapes(folder, Path(WEIGHTS).stem)
     check_quantised(model, "transformer", config, header)
-    check_complete(model, "transformer", header, shapes_of(transformer_class, transformer_class.load_config(folder)))
+    check_complete(
+        model, "transformer", header, shapes_of(transformer_class, transformer_class.load_config(folder))
+    )
 
 
 def check_encoder(model: str, part: str, device: torch.device) -> None:
@@ -63,8 +73,13 @@ def check_encoder(model: str, part: str, device: torch.device) -> None:
     config = read_config(folder)
     if config.get("quantization_config"):
         if device.type == "cpu":
-            problem = f"The {part} of {model} is quantised already, and such weights are loaded on a CUDA card only"
-            raise ModelError(f"{problem}; this is the CPU.", "Give a model folder in full precision (bf16), or a card with --device cuda.")
+            problem = (
+                f"The {part} of {model} is quantised already, and such weights are loaded on a CUDA card only"
+            )
+            raise ModelError(
+                f"{problem}; this is the CPU.",
+                "Give a model folder in full precision (bf16), or a card with --device cuda.",
+            )
         return
     stem = "diffusion_pytorch_model" if part == "vae" else "model"
     if (folder / f"{stem}.safetensors").is_file() or (folder / f"{stem}.safetensors.index.json").is_file():
@@ -80,8 +95,12 @@ def check_autoencoder(autoencoder_class: Any, model: str) -> None:
     if folder.is_dir() and (folder / WEIGHTS).is_file():
         header = read_shapes(folder, Path(WEIGHTS).stem)
         expected = shapes_of(autoencoder_class, autoencoder_class.load_config(folder))
-        if not any(name.endswith(".query.weight") for name in header):  # names of old, which diffusers still converts
-            check_complete(model, "vae", {name: about for name, about in header.items() if name in expected}, expected)
+        if not any(
+            name.endswith(".query.weight") for name in header
+        ):  # names of old, which diffusers still converts
+            check_complete(
+                model, "vae", {name: about for name, about in header.items() if name in expected}, expected
+            )
 
 
 def whole(model: str, part: str, loaded: tuple[Any, dict[str, Any]]) -> Any:
@@ -94,7 +113,10 @@ def whole(model: str, part: str, loaded: tuple[Any, dict[str, Any]]) -> Any:
     missing = sorted(map(str, info.get("missing_keys") or ()))
     if missing:
         count = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(f"The {part} of {model} lacks {missing[0]}{count}: it is incomplete.", "Download the folder again.")
+        raise ModelError(
+            f"The {part} of {model} lacks {missing[0]}{count}: it is incomplete.",
+            "Download the folder again.",
+        )
     return encoder
 
 
@@ -109,5 +131,7 @@ def opening(model: str) -> Iterator[None]:
         words = (str(error) or repr(error)).strip().splitlines()[0][:200].rstrip(".")
         hint = "The folder may be incomplete, or its download was interrupted."
         if isinstance(error, MemoryError) or "memory" in words.lower() or getattr(error, "errno", None) == 12:
-            hint = "The memory is too small: `triptych plan` says what a model needs, and what makes it smaller."
+            hint = (
+                "The memory is too small: `triptych plan` says what a model needs, and what makes it smaller."
+            )
         raise ModelError(f"The model {model} cannot be loaded: {words}.", hint) from error

@@ -1,7 +1,8 @@
 """The contract of a model family. Everything outside `backbones/` speaks this language and no other:
 
-latents are (B, C, H, W) in the space the transformer works in, t in [0, 1] with 1 = noise, velocity = noise − data.
-Packing to tokens, position ids, ×1000, pooled vectors and guidance embeddings stay inside a family's file.
+latents are (B, C, H, W) in the space the transformer works in, t in [0, 1] with 1 = noise, velocity = noise −
+data. Packing to tokens, position ids, ×1000, pooled vectors and guidance embeddings stay inside a family's
+file.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ Text = dict[str, Tensor]
 
 @dataclass
 class Context:
-    """Clean context: keys and values of known tokens, one pair for each attention layer, as that layer's family shapes them."""
+    """Clean context: keys and values of known tokens, one pair for each attention layer, as that layer's
+    family shapes them.
+    """
 
     sequence_dim: int
     """Which dimension of keys and values counts tokens."""
@@ -47,17 +50,23 @@ class Context:
         return sum(tensor.nbytes for pair in self.kept.values() for tensor in pair)
 
     def repeated(self, times: int) -> Context:
-        """The same for a batch in which every sample stands so many times in a row; of one sample nothing is copied."""
+        """The same for a batch in which every sample stands so many times in a row; of one sample nothing is
+        copied.
+        """
         if times == 1:
             return self
 
         def repeat(kept: Tensor) -> Tensor:
             return kept.expand(times, *kept.shape[1:]) if len(kept) == 1 else kept.repeat_interleave(times, 0)
 
-        return Context(self.sequence_dim, {layer: (repeat(key), repeat(value)) for layer, (key, value) in self.kept.items()})
+        return Context(
+            self.sequence_dim,
+            {layer: (repeat(key), repeat(value)) for layer, (key, value) in self.kept.items()},
+        )
 
     def join(self, layer: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """What a layer attends to: the known keys and values, then the given ones, which take the room if there is any.
+        """What a layer attends to: the known keys and values, then the given ones, which take the room if
+        there is any.
 
         With room, the known ones are not copied at every step; what is returned is good until the next call.
         """
@@ -73,15 +82,20 @@ class Context:
 
 
 def joined(rows: list[list[Context]], room: int = 0) -> Context:
-    """One context for a batch: of each row the given contexts one after another, then room for `room` more tokens.
+    """One context for a batch: of each row the given contexts one after another, then room for `room` more
+    tokens.
 
-    The rows' tokens must be equally many. With room, the given lists are emptied, and what nobody else holds of the contexts is let
-    go layer by layer: they are gigabytes.
+    The rows' tokens must be equally many. With room, the given lists are emptied, and what nobody else holds
+    of the contexts is let go layer by layer: they are gigabytes.
     """
     first = rows[0][0]
     if len(rows) == len(rows[0]) == 1 and not room:
         return first
-    dim, layers, parts = first.sequence_dim, list(first.kept), [[dict(one.kept) for one in row] for row in rows]
+    dim, layers, parts = (
+        first.sequence_dim,
+        list(first.kept),
+        [[dict(one.kept) for one in row] for row in rows],
+    )
     del first
     if room:
         for row in rows:
@@ -89,7 +103,9 @@ def joined(rows: list[list[Context]], room: int = 0) -> Context:
     made = Context(dim)
     for layer in layers:
         pairs = [[part.pop(layer) for part in row] for row in parts]
-        made.kept[layer] = tuple(_side_by_side([[pair[which] for pair in row] for row in pairs], dim, room) for which in (0, 1))  # type: ignore[assignment]
+        made.kept[layer] = tuple(
+            _side_by_side([[pair[which] for pair in row] for row in pairs], dim, room) for which in (0, 1)
+        )  # type: ignore[assignment]
         if room:
             made.filled = sum(pair[0].shape[dim] for pair in pairs[0])
     return made
@@ -115,8 +131,9 @@ def _side_by_side(rows: Sequence[Sequence[Tensor]], dim: int, room: int) -> Tens
 class Window:
     """Clean context: which tokens are run, and what they may attend to beside each other and the text.
 
-    active: (rows, columns) bool on the token grid of the canvas; or (B, rows, columns), each sample's own, equally many in each.
-    context: what `Backbone.read` returned, or several of them `joined`; None leaves the active tokens alone with the text.
+    active: (rows, columns) bool on the token grid of the canvas; or (B, rows, columns), each sample's own,
+    equally many in each. context: what `Backbone.read` returned, or several of them `joined`; None leaves the
+    active tokens alone with the text.
     """
 
     active: Tensor
@@ -165,7 +182,9 @@ class Autoencoder(ABC):
 
     @abstractmethod
     def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, H·stride, W·stride) in [−1, 1] → mean and standard deviation, each (B, C, H, W), float32."""
+        """Pixels (B, 3, H·stride, W·stride) in [−1, 1] → mean and standard deviation, each (B, C, H, W),
+        float32.
+        """
 
     @abstractmethod
     def decode(self, latents_BCHW: Tensor) -> Tensor:
@@ -174,7 +193,9 @@ class Autoencoder(ABC):
 
 @dataclass
 class Backbone(ABC):
-    """One model of a family: where it lies, what it recommends, and how its parts are loaded, one at a time."""
+    """One model of a family: where it lies, what it recommends, and how its parts are loaded,
+    one at a time.
+    """
 
     model: str
     """Folder or hub id."""
@@ -184,7 +205,9 @@ class Backbone(ABC):
     quantize: Quantize = "none"
     """Format of the transformer's weights, if not `dtype`; see `compute/quantize.py`."""
     blocks_to_swap: int = 0
-    """How many of the transformer's blocks lie in RAM and come to the device only while they run; see `compute/swap.py`."""
+    """How many of the transformer's blocks lie in RAM and come to the device only while they run; see
+    `compute/swap.py`.
+    """
 
     name: ClassVar[str]
     lora_targets: ClassVar[tuple[str, ...]]
@@ -228,9 +251,17 @@ class Backbone(ABC):
         with opening(self.model):
             check_transformer(self.transformer_class, self.model)
             if self.quantize == "none":
-                transformer: nn.Module = self.transformer_class.from_pretrained(self.model, subfolder="transformer", **load)
+                transformer: nn.Module = self.transformer_class.from_pretrained(
+                    self.model, subfolder="transformer", **load
+                )
             else:
-                transformer = load_quantized(self.transformer_class, transformer_folder(self.model), self.quantize, self.device, self.dtype)
+                transformer = load_quantized(
+                    self.transformer_class,
+                    transformer_folder(self.model),
+                    self.quantize,
+                    self.device,
+                    self.dtype,
+                )
             if self.device.type == "cpu":
                 cpu.install(transformer)
             return place(transformer.eval().requires_grad_(False), self.device, self.blocks_to_swap)
@@ -248,7 +279,8 @@ class Backbone(ABC):
         guidance_scale: float | None,
         window: Window | None = None,
     ) -> Tensor:
-        """The transformer's velocity (B, C, H, W) at times t (B,) in [0, 1]; with a window, 0 outside its active tokens.
+        """The transformer's velocity (B, C, H, W) at times t (B,) in [0, 1]; with a window, 0 outside its
+        active tokens.
 
         guidance_scale: the number fed to a guidance-distilled model; others take no notice of it.
 
@@ -256,27 +288,47 @@ class Backbone(ABC):
             ModelError: a canvas that is too large for the model.
         """
 
-    def steps(self, transformer: nn.Module, times: Sequence[float], text: Text, guidance_scale: float | None) -> Steps:
-        """The transformer for each step of a run over these times, with what follows from time, text and guidance computed."""
-        return Steps(transformer, times, self.conditioning(transformer, torch.tensor(times), text, guidance_scale))
+    def steps(
+        self, transformer: nn.Module, times: Sequence[float], text: Text, guidance_scale: float | None
+    ) -> Steps:
+        """The transformer for each step of a run over these times, with what follows from time, text and
+        guidance computed.
+        """
+        return Steps(
+            transformer, times, self.conditioning(transformer, torch.tensor(times), text, guidance_scale)
+        )
 
     @abstractmethod
-    def conditioning(self, transformer: nn.Module, t_T: Tensor, text: Text, guidance_scale: float | None) -> Tensor:
-        """What `velocity` would have the transformer make of each of these times, the pooled text and guidance: (T, B, D)."""
+    def conditioning(
+        self, transformer: nn.Module, t_T: Tensor, text: Text, guidance_scale: float | None
+    ) -> Tensor:
+        """What `velocity` would have the transformer make of each of these times, the pooled text and
+        guidance: (T, B, D).
+        """
 
     @abstractmethod
-    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
+    def read(
+        self,
+        transformer: nn.Module,
+        clean_BCHW: Tensor,
+        known: Tensor,
+        empty: Text,
+        before: Context | None = None,
+    ) -> Context:
         """Run the known tokens of clean latents once, at t = 0 and without words, for `Window.context`.
 
-        They attend to each other, and to the tokens of `before`, which were read earlier; their own keys and values come back.
+        They attend to each other, and to the tokens of `before`, which were read earlier; their own keys and
+        values come back.
 
-        known: (rows, columns) bool on the token grid. empty: embeddings of the empty prompt; what a family needs beside
-        words (a pooled vector) is taken from it, so that a context does not depend on any prompt.
+        known: (rows, columns) bool on the token grid. empty: embeddings of the empty prompt; what a family
+        needs beside words (a pooled vector) is taken from it, so that a context does not depend on any
+        prompt.
         """
 
     @abstractmethod
     def sigmas(self, num_inference_steps: int, tokens: int) -> list[float]:
-        """The noise levels of a sampling run as the family's pipeline sets them: `num_inference_steps` + 1 numbers from 1 to 0.
+        """The noise levels of a sampling run as the family's pipeline sets them: `num_inference_steps` + 1
+        numbers from 1 to 0.
 
         tokens: what the time shift counts.
         """
@@ -287,7 +339,9 @@ class Backbone(ABC):
             return dict(FlowMatchEulerDiscreteScheduler.load_config(self.model, subfolder="scheduler"))
 
     def shift_mu(self, tokens: int) -> float:
-        """The time shift's mu for a picture of so many tokens: fixed, or linear in the tokens (diffusers' `calculate_shift`)."""
+        """The time shift's mu for a picture of so many tokens: fixed, or linear in the tokens (diffusers'
+        `calculate_shift`).
+        """
         config = self.scheduler_config
         if not config.get("use_dynamic_shifting", False):
             return math.log(config.get("shift", 1.0))
@@ -306,7 +360,8 @@ class Backbone(ABC):
 def fingerprint(model: str, parts: Sequence[str]) -> str:
     """A hash that changes when the given subfolders of a model change; of a hub id, its name.
 
-    Files up to 64 MiB are hashed whole, larger ones by size and safetensors header, so that a 12B model costs nothing.
+    Files up to 64 MiB are hashed whole, larger ones by size and safetensors header, so that a 12B model costs
+    nothing.
     """
     root = Path(resolve_model(model))
     if not root.is_dir():

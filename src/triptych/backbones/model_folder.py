@@ -1,7 +1,7 @@
 """What lies at a path that somebody gave as a model, told from names and file headers. Imports no torch.
 
-Weights come in many shapes that no diffusers folder has: one file, GGUF, another program's names, quantised, pickled. Each is told in
-one sentence that says what it is and how it becomes a folder.
+Weights come in many shapes that no diffusers folder has: one file, GGUF, another program's names, quantised,
+pickled. Each is told in one sentence that says what it is and how it becomes a folder.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from triptych.errors import ModelError
 
 _FLUX, _SD3 = "'black-forest-labs/FLUX.1-dev'", "'stabilityai/stable-diffusion-3.5-large'"
 _LINES = "t = FluxTransformer2DModel.from_single_file(FILE, torch_dtype=torch.bfloat16), then"
-SINGLE_FILE = f"Make a folder of it once, in Python: {_LINES} FluxPipeline.from_pretrained(NAME, transformer=t).save_pretrained(FOLDER)."
-_SD3_FILE = SINGLE_FILE.replace("FluxTransformer2DModel", "SD3Transformer2DModel").replace("FluxPipeline", "StableDiffusion3Pipeline")
+SINGLE_FILE = (
+    f"Make a folder of it once, in Python: {_LINES} FluxPipeline.from_pretrained(NAME, "
+    "transformer=t).save_pretrained(FOLDER)."
+)
+_SD3_FILE = SINGLE_FILE.replace("FluxTransformer2DModel", "SD3Transformer2DModel").replace(
+    "FluxPipeline", "StableDiffusion3Pipeline"
+)
 GIVE = "Give a folder saved by diffusers, or a hub id such as black-forest-labs/FLUX.1-dev."
-_FULL = "Give a model folder in full precision (bf16); --quantize nf4 or int8 makes it small while it is loaded."
+_FULL = (
+    "Give a model folder in full precision (bf16); --quantize nf4 or int8 makes it small while it is loaded."
+)
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
@@ -59,7 +66,11 @@ def _single_file(names: list[str], small: str) -> tuple[str, str]:
     if re.search(r"double_stream_modulation|single_stream_modulation", text):
         return f" but a single file{small} with the weights of FLUX.2, which has no backbone here", GIVE
     whole = re.search(r"(?m)^(vae|first_stage_model|text_encoders?|conditioner|cond_stage_model)\.", text)
-    kind = f" but a single file{small}, with text encoders and autoencoder in it," if whole else f" but a single file{small}"
+    kind = (
+        f" but a single file{small}, with text encoders and autoencoder in it,"
+        if whole
+        else f" but a single file{small}"
+    )
     if re.search(r"(?m)^(model\.diffusion_model\.|diffusion_model\.|model\.)?double_blocks\.", text):
         return f"{kind} in the names of Black Forest Labs and ComfyUI (FLUX.1)", SINGLE_FILE.replace(
             "NAME", "'black-forest-labs/FLUX.1-dev'"
@@ -93,7 +104,11 @@ def _folder(path: Path) -> tuple[str, str]:
         if kind.endswith("Transformer2DModel"):
             return f" but one part of one, a transformer alone ({kind})", _TRANSFORMER_ALONE
         return f" but one part of one ({kind})", "Give the folder above it, which holds model_index.json."
-    files = sorted(one.name for one in path.iterdir() if one.suffix.lower() in (".safetensors", ".sft", ".gguf", *PICKLES))
+    files = sorted(
+        one.name
+        for one in path.iterdir()
+        if one.suffix.lower() in (".safetensors", ".sft", ".gguf", *PICKLES)
+    )
     if files:
         named = ", ".join(files[:3])
         return f": it has no model_index.json, but single files ({named})", f"{SINGLE_FILE} {GIVE}"
@@ -112,9 +127,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 _SAVE = "Save them once with diffusers: PIPELINE.from_pretrained(FOLDER).save_pretrained(NEW)."
 # What other pipelines are, where their name does not say it, and what to do.
 _PIPELINES = (
-    (r"FluxFill", "fills holes with a transformer of other inputs", "Give the FLUX.1-dev it was made from: tryon repaints with that."),
+    (
+        r"FluxFill",
+        "fills holes with a transformer of other inputs",
+        "Give the FLUX.1-dev it was made from: tryon repaints with that.",
+    ),
     (r"FluxKontext", "edits pictures given as extra tokens", "Give FLUX.1-dev."),
-    (r"FluxControl|FluxPriorRedux", "takes a control picture as extra input", "Give the FLUX.1-dev it was made from."),
+    (
+        r"FluxControl|FluxPriorRedux",
+        "takes a control picture as extra input",
+        "Give the FLUX.1-dev it was made from.",
+    ),
     (r"Flux(Img2Img|Inpaint)", "holds FLUX.1's own parts", _SAVE.replace("PIPELINE", "FluxPipeline")),
     (
         r"StableDiffusion3(Img2Img|Inpaint)",
@@ -143,7 +166,10 @@ def check_files(model: str, folder: Path) -> None:
     """
     names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
     safe = [name for name in names if name.endswith((".safetensors", ".safetensors.index.json"))]
-    if any(re.fullmatch(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name) for name in safe):
+    if any(
+        re.fullmatch(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name)
+        for name in safe
+    ):
         return
     part = folder.name
     if safe:
@@ -168,7 +194,8 @@ Header = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def read_shapes(folder: Path, stem: str) -> Header:
-    """Types and shapes of the tensors of a part's weights, `<stem>.safetensors` or the shards that its index names.
+    """Types and shapes of the tensors of a part's weights, `<stem>.safetensors` or the shards that its index
+    names.
 
     Raises:
         OSError, SafetensorError, ValueError, KeyError: files that are missing or cannot be read.
@@ -197,17 +224,26 @@ def check_quantised(model: str, part: str, config: Mapping[str, Any], header: He
     """That a part's weights are plain floating-point numbers.
 
     Raises:
-        ModelError: they are quantised already: its config says so, or scales lie beside them, or they are integers.
+        ModelError: they are quantised already: its config says so, or scales lie beside them, or they are
+            integers.
     """
     about = config.get("quantization_config")
     if about:
-        raise ModelError(f"The {part} of {model} is quantised already ({_method(about)}), which is not read.", _FULL)
+        raise ModelError(
+            f"The {part} of {model} is quantised already ({_method(about)}), which is not read.", _FULL
+        )
     for name, (dtype, shape) in header.items():
         if _SCALES.fullmatch(name):
-            problem = f"The {part} of {model} is quantised already: beside its weights lie scales ({name[:100]})"
+            problem = (
+                f"The {part} of {model} is quantised already: beside its weights lie scales ({name[:100]})"
+            )
             raise ModelError(f"{problem}, which are not read.", _FULL)
         if len(shape) >= 2 and not dtype.startswith(("F", "BF")):
-            raise ModelError(f"The {part} of {model} is quantised already: {name[:100]} holds {dtype} numbers, which are not read.", _FULL)
+            raise ModelError(
+                f"The {part} of {model} is quantised already: {name[:100]} holds {dtype} numbers, which are "
+                "not read.",
+                _FULL,
+            )
 
 
 def _method(about: Any) -> str:
@@ -215,7 +251,9 @@ def _method(about: Any) -> str:
     if not isinstance(about, dict):
         return "its config says so"
     method = re.sub(r"[^\w. -]", "", str(about.get("quant_method", "")))[:40] or "its config says so"
-    return method + (", 8 bit" if about.get("load_in_8bit") else ", 4 bit" if about.get("load_in_4bit") else "")
+    return method + (
+        ", 8 bit" if about.get("load_in_8bit") else ", 4 bit" if about.get("load_in_4bit") else ""
+    )
 
 
 def check_complete(model: str, part: str, header: Header, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -228,11 +266,15 @@ def check_complete(model: str, part: str, header: Header, expected: Mapping[str,
     extra, missing = sorted(header.keys() - expected.keys()), sorted(expected.keys() - header.keys())
     if extra:
         count = f", and {len(extra) - 1} more like it" if len(extra) > 1 else ""
-        raise ModelError(f"The {part} of {model} holds {extra[0][:100]}, which is no part of the model{count}.", hint)
+        raise ModelError(
+            f"The {part} of {model} holds {extra[0][:100]}, which is no part of the model{count}.", hint
+        )
     if missing:
         count = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(f"The {part} of {model} lacks {missing[0]}{count}: it is incomplete.", hint)
     for name, shape in expected.items():
         if header[name][1] != shape:
             sizes = ["×".join(map(str, one)) for one in (header[name][1], shape)]
-            raise ModelError(f"The {part} of {model} holds {name} as {sizes[0]}, and its config asks for {sizes[1]}.", hint)
+            raise ModelError(
+                f"The {part} of {model} holds {name} as {sizes[0]}, and its config asks for {sizes[1]}.", hint
+            )

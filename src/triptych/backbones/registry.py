@@ -19,16 +19,24 @@ FAMILIES: dict[str, type[Backbone]] = {"FluxPipeline": Flux, "StableDiffusion3Pi
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def load_backbone(model: str, device: str = "auto", dtype: str = "auto", quantize: Quantize = "none", blocks_to_swap: int = 0) -> Backbone:
+def load_backbone(
+    model: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: Quantize = "none",
+    blocks_to_swap: int = 0,
+) -> Backbone:
     """The backbone for `pocket`, a diffusers folder or a hub id. Loads no weights yet.
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         dtype: `auto` (bf16 where the machine is fast at it), `bf16` or `fp32`.
-        quantize: format of the transformer's weights. blocks_to_swap: how many of its blocks lie in RAM until they run.
+        quantize: format of the transformer's weights. blocks_to_swap: how many of its blocks lie in RAM until
+            they run.
 
     Raises:
-        ModelError: an unknown model, a family without a backbone, or a package for `quantize` that is missing.
+        ModelError: an unknown model, a family without a backbone, or a package for `quantize` that is
+            missing.
     """
     name = model_class(model)
     if name not in FAMILIES:
@@ -39,7 +47,9 @@ def load_backbone(model: str, device: str = "auto", dtype: str = "auto", quantiz
         where = default_device() if device == "auto" else torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"The device '{device}' cannot be used here.", "Give auto, cpu or, with a CUDA card, cuda.") from error
+        raise ModelError(
+            f"The device '{device}' cannot be used here.", "Give auto, cpu or, with a CUDA card, cuda."
+        ) from error
     kind = default_dtype(where) if dtype == "auto" else DTYPES[dtype]
     check_installed(quantize)
     return FAMILIES[name](resolve_model(model), where, kind, quantize, blocks_to_swap)

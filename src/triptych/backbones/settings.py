@@ -1,4 +1,6 @@
-"""Which model is meant, and the settings it recommends. Imports no torch: `concat` and `--help` need this too."""
+"""Which model is meant, and the settings it recommends. Imports no torch: `concat` and `--help` need this
+too.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,16 @@ Quantize = Literal["none", "nf4", "int8", "int8-torchao"]
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What a model works best with. A model folder may carry its own in `triptych.json`; any key may be left out."""
+    """What a model works best with. A model folder may carry its own in `triptych.json`; any key may be left
+    out.
+    """
 
     panel_width: int = 576
     panel_height: int = 768
     stride: int = 16
-    """Pixels to a token: panel sides are multiples of it. Follows from the autoencoder where that lies on disk."""
+    """Pixels to a token: panel sides are multiples of it. Follows from the autoencoder where that lies on
+    disk.
+    """
     max_sequence_length: int = 512
     """T5 tokens that reach the transformer."""
     guidance_scale: float | None = 3.5
@@ -54,18 +60,29 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
         "true_cfg_scale": 3.5,
     },
 }
-"""What a family recommends where it differs from the defaults above (FLUX.1-dev's), by the pipeline class of model_index.json."""
+"""What a family recommends where it differs from the defaults above (FLUX.1-dev's), by the pipeline class of
+model_index.json.
+"""
 
 T5_TOKENIZERS = {"FluxPipeline": "tokenizer_2", "StableDiffusion3Pipeline": "tokenizer_3"}
 """Folder of the tokenizer that `max_sequence_length` counts by, by pipeline class."""
 
 
 def no_model(trained_on: object = None) -> ModelError:
-    """The refusal of an empty model. `trained_on`: what a LoRA's file names as its base, if it is a name worth repeating."""
-    hint = "Give --model black-forest-labs/FLUX.1-dev (gated, non-commercial), or put `model:` into the config; "
+    """The refusal of an empty model. `trained_on`: what a LoRA's file names as its base, if it is a name
+    worth repeating.
+    """
+    hint = (
+        "Give --model black-forest-labs/FLUX.1-dev (gated, non-commercial), or put `model:` into the config; "
+    )
     hint += "--model pocket only draws rendered clothes."
-    if trained_on == "pocket" or (isinstance(trained_on, str) and re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", trained_on, re.A)):
-        hint = f"The LoRA says that it was trained on {trained_on}: give that with --model, or put `model:` into the config."
+    if trained_on == "pocket" or (
+        isinstance(trained_on, str) and re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", trained_on, re.A)
+    ):
+        hint = (
+            f"The LoRA says that it was trained on {trained_on}: give that with --model, or put `model:` "
+            "into the config."
+        )
     return ModelError("No model is given.", hint)
 
 
@@ -119,12 +136,18 @@ def _pipeline_class(path: Path, model: str) -> str:
         name = about.get("_class_name") if isinstance(about, dict) else None
         if isinstance(name, str) and name:
             return name
-        what = "it names no pipeline class (_class_name)" if isinstance(about, dict) else "it is no object with keys"
+        what = (
+            "it names no pipeline class (_class_name)"
+            if isinstance(about, dict)
+            else "it is no object with keys"
+        )
     raise ModelError(f"{path} is damaged: {what}.", f"Copy or download the model {model} again.")
 
 
 def part_config(model: str, file: str) -> dict[str, Any]:
-    """A config in a model's folder, such as `transformer/config.json`; of a hub id fetched. Empty if it is not to be had here."""
+    """A config in a model's folder, such as `transformer/config.json`; of a hub id fetched. Empty if it is
+    not to be had here.
+    """
     try:
         path = Path(resolve_model(model)) / file
         if not path.is_file():
@@ -134,20 +157,26 @@ def part_config(model: str, file: str) -> dict[str, Any]:
 
             path = Path(hf_hub_download(model, file))
         about = json.loads(path.read_text(encoding="utf-8"))
-    except Exception:  # the hub client raises a dozen unrelated kinds; whoever loads the model says what is wrong
+    except (
+        Exception
+    ):  # the hub client raises a dozen unrelated kinds; whoever loads the model says what is wrong
         return {}
     return about if isinstance(about, dict) else {}
 
 
 def _check_setting(name: str, value: Any) -> None:
-    """Raises ValueError for a value that no model recommends: a folder, and so its settings, come from anybody."""
+    """Raises ValueError for a value that no model recommends: a folder, and so its settings, come from
+    anybody.
+    """
     usual = getattr(ModelSettings(), name)
     if isinstance(usual, str):
         good = isinstance(value, str)
     elif isinstance(usual, int):
         good = type(value) is int and 1 <= value <= 8192
     else:
-        good = (value is None and name == "guidance_scale") or (type(value) in (int, float) and 0 <= value <= 1000)
+        good = (value is None and name == "guidance_scale") or (
+            type(value) in (int, float) and 0 <= value <= 1000
+        )
     if not good:
         raise ValueError(f"{name} is {str(value)[:40]!a}")
 
@@ -155,8 +184,8 @@ def _check_setting(name: str, value: Any) -> None:
 def model_settings(model: str) -> ModelSettings:
     """The settings a model recommends; without a `triptych.json`, those of its family.
 
-    A model whose family cannot be looked up (a hub id without a network) is taken for FLUX.1-dev, with a warning: panels
-    can be made and described without it. Whoever then loads the model gets the error.
+    A model whose family cannot be looked up (a hub id without a network) is taken for FLUX.1-dev, with a
+    warning: panels can be made and described without it. Whoever then loads the model gets the error.
 
     Raises:
         ModelError: see `resolve_model`; or a `triptych.json` that cannot be read or has unknown keys.
@@ -169,14 +198,21 @@ def model_settings(model: str) -> ModelSettings:
         if (folder / "model_index.json").is_file():  # damaged: not for want of a network
             raise
         usual = ModelSettings()
-        size = f"panels of {usual.panel_width} × {usual.panel_height} px and captions of {usual.max_sequence_length} tokens"
-        log.warning("%s FLUX.1-dev's %s are assumed; tokens are told from the number of words.", error.message, size)
+        size = (
+            f"panels of {usual.panel_width} × {usual.panel_height} px and captions of "
+            f"{usual.max_sequence_length} tokens"
+        )
+        log.warning(
+            "%s FLUX.1-dev's %s are assumed; tokens are told from the number of words.", error.message, size
+        )
         family = ""
     settings = replace(ModelSettings(), **FAMILY_SETTINGS.get(family, {}))
     try:
         if autoencoder.is_file():
             levels = json.loads(autoencoder.read_text(encoding="utf-8"))["block_out_channels"]
-            settings = replace(settings, stride=2 ** len(levels))  # a token is 2 × 2 latents, each level but one halves
+            settings = replace(
+                settings, stride=2 ** len(levels)
+            )  # a token is 2 × 2 latents, each level but one halves
         own = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if not isinstance(own, dict):
             raise ValueError("it holds no names with values")
@@ -188,4 +224,7 @@ def model_settings(model: str) -> ModelSettings:
         known_by(folder)
         return replace(settings, **own)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"The settings of {model} cannot be used: {error}.", f"Mend {file}, or delete it to use the defaults.") from error
+        raise ModelError(
+            f"The settings of {model} cannot be used: {error}.",
+            f"Mend {file}, or delete it to use the defaults.",
+        ) from error

@@ -20,7 +20,9 @@ _NAMES = ("kind", "id", "key", "image_sha256", "text_sha256", "source_sha256")
 
 
 def journal_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a journal, as far as they are whole and what names things in them is text; none if there is no such file."""
+    """The rows of a journal, as far as they are whole and what names things in them is text; none if there is
+    no such file.
+    """
     rows = []
     for line in (path.read_bytes() if path.is_file() else b"").split(b"\n"):
         try:
@@ -33,7 +35,9 @@ def journal_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """Append-only JSON Lines; a row is on the disk when `append` returns. Lines that a crash has torn are skipped."""
+    """Append-only JSON Lines; a row is on the disk when `append` returns. Lines that a crash has torn are
+    skipped.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, threading.Lock()
@@ -59,8 +63,8 @@ class Journal:
 class Answers:
     """What captioners have answered before, by (picture, prompt, captioner, length limit).
 
-    Answers of no use are in the journal too, for the record; `Dialogue.forget` asks for them anew. What was known about a picture
-    that was brought back (a row of the kind `returned`) is forgotten.
+    Answers of no use are in the journal too, for the record; `Dialogue.forget` asks for them anew. What was
+    known about a picture that was brought back (a row of the kind `returned`) is forgotten.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -70,11 +74,22 @@ class Answers:
             if row.get("kind") == "answer" and isinstance(row.get("key"), str):
                 self._known[row["key"]] = row
             elif row.get("kind") == "returned":
-                self._known = {key: known for key, known in self._known.items() if known.get("id") != row.get("id")}
+                self._known = {
+                    key: known for key, known in self._known.items() if known.get("id") != row.get("id")
+                }
         self._earlier = set(self._known)
 
-    def dialogue(self, captioner: Captioner, id: str, picture: Callable[[], Image.Image], sha256: str, max_new_tokens: int) -> Dialogue:
-        """The questions about one picture. `picture` opens it, if the captioner has to see it; `sha256` names its content."""
+    def dialogue(
+        self,
+        captioner: Captioner,
+        id: str,
+        picture: Callable[[], Image.Image],
+        sha256: str,
+        max_new_tokens: int,
+    ) -> Dialogue:
+        """The questions about one picture. `picture` opens it, if the captioner has to see it; `sha256` names
+        its content.
+        """
         return Dialogue(self, captioner, id, picture, sha256, max_new_tokens)
 
 
@@ -86,7 +101,13 @@ class Dialogue:
     """
 
     def __init__(
-        self, answers: Answers, captioner: Captioner, id: str, picture: Callable[[], Image.Image], sha256: str, max_new_tokens: int
+        self,
+        answers: Answers,
+        captioner: Captioner,
+        id: str,
+        picture: Callable[[], Image.Image],
+        sha256: str,
+        max_new_tokens: int,
     ) -> None:
         self._answers, self._captioner, self._id, self._picture = answers, captioner, id, picture
         self._sha256, self._max_new_tokens = sha256, max_new_tokens
@@ -116,7 +137,8 @@ class Dialogue:
     def forget(self) -> bool:
         """Forget what an earlier run was answered about this picture; False if nothing of that was used.
 
-        To be called when the answers were of no use: a model, a setting or a server may have been mended since.
+        To be called when the answers were of no use: a model, a setting or a server may have been mended
+        since.
         """
         for key in self._replayed:
             self._answers._known.pop(key, None)

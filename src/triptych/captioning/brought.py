@@ -20,14 +20,29 @@ from triptych.store.files import sha256_file, write_text
 log = logging.getLogger(__name__)
 
 ENDINGS = (".txt", ".caption", ".text", ".cap", ".md")
-OTHER_TEXT = (".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".docx", ".doc", ".odt", ".rtf", ".xlsx", ".html")
+OTHER_TEXT = (
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".tsv",
+    ".yaml",
+    ".yml",
+    ".docx",
+    ".doc",
+    ".odt",
+    ".rtf",
+    ".xlsx",
+    ".html",
+)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jfif", ".heic")
 OURS = re.compile(r"(?:caption|metadata|concat\.rejects)\.jsonl|\w+\.manifest\.json")
 
 
 @dataclass
 class Brought:
-    """`texts`: by id, the caption and the file it came from. `unmatched`: a line for every file that is for no triptych."""
+    """`texts`: by id, the caption and the file it came from. `unmatched`: a line for every file that is for
+    no triptych.
+    """
 
     texts: dict[str, tuple[str, Path]] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
@@ -37,15 +52,18 @@ class Brought:
 def match_captions(folder: Path, jobs: Sequence[Job]) -> Brought:
     """The captions in a folder (and in folders in it) for these triptychs.
 
-    A file is named for a triptych's id or for its item, which all triptychs of the item then share; the id goes first. Case,
-    endings (`ID.png.txt`, `ID.caption`), and what stands between the words (`a b`, `a_b`, `a-b`) do not matter, nor does the
-    category before `__`; and a caption in the house format may be named for the worn photo. What fits several is for none.
+    A file is named for a triptych's id or for its item, which all triptychs of the item then share; the id
+    goes first. Case, endings (`ID.png.txt`, `ID.caption`), and what stands between the words (`a b`, `a_b`,
+    `a-b`) do not matter, nor does the category before `__`; and a caption in the house format may be named
+    for the worn photo. What fits several is for none.
 
     Raises:
         InputError: no such folder; a file that is for a triptych and cannot be read.
     """
     if not folder.is_dir():
-        raise InputError(f"The captions folder {folder} is missing.", "Give a folder with <id>.txt or <item>.txt files.")
+        raise InputError(
+            f"The captions folder {folder} is missing.", "Give a folder with <id>.txt or <item>.txt files."
+        )
     brought, claims = Brought(), dict[str, list[tuple[tuple[int, int], Path]]]()
     names = [_names(jobs, level) for level in range(len(_LEVELS))]
     for file in sorted(folder.rglob("*")):
@@ -93,11 +111,15 @@ def own_captions(captions: Path | None, folder: Path, jobs: Sequence[Job]) -> Br
     own = match_captions(captions, jobs)
     if own.files and not own.texts and jobs:
         raise InputError(
-            f"None of the {own.files} files in {captions} is a caption for one of the {len(jobs)} triptychs: {_some(own.unmatched)}.",
-            f"Name them <id>.txt, such as {jobs[0].id}.txt, or <item>.txt" + (f", such as {jobs[0].item}.txt." if jobs[0].item else "."),
+            f"None of the {own.files} files in {captions} is a caption for one of the {len(jobs)} triptychs: "
+            f"{_some(own.unmatched)}.",
+            f"Name them <id>.txt, such as {jobs[0].id}.txt, or <item>.txt"
+            + (f", such as {jobs[0].item}.txt." if jobs[0].item else "."),
         )
     if own.unmatched:
-        log.warning("%d files in %s are for no triptych: %s.", len(own.unmatched), captions, _some(own.unmatched))
+        log.warning(
+            "%d files in %s are for no triptych: %s.", len(own.unmatched), captions, _some(own.unmatched)
+        )
     return own
 
 
@@ -106,7 +128,9 @@ def _some(lines: Sequence[str], most: int = 10) -> str:
 
 
 def newer_captions(own: Brought, jobs: Sequence[Job], journal: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """By id, the text files to write: captions of the user's folder that are not there yet, or newer than what is there."""
+    """By id, the text files to write: captions of the user's folder that are not there yet, or newer than
+    what is there.
+    """
     taken = {row.get("id"): row for row in journal if row.get("kind") == "brought"}
     ours, newer = last_captions(journal), dict[str, str]()
     for job in jobs:
@@ -118,7 +142,9 @@ def newer_captions(own: Brought, jobs: Sequence[Job], journal: Sequence[dict[str
                 continue  # it was taken before; what lies there now has been edited since, or is just that
             now = sha256_file(job.text_file)
             known = now in (ours.get(job.id, {}).get("text_sha256"), taken.get(job.id, {}).get("text_sha256"))
-            if now == _sha256(text + "\n") or (not known and file.stat().st_mtime <= job.text_file.stat().st_mtime):
+            if now == _sha256(text + "\n") or (
+                not known and file.stat().st_mtime <= job.text_file.stat().st_mtime
+            ):
                 continue
         newer[job.id] = text + "\n"
     return newer
@@ -160,7 +186,9 @@ _LEVELS = (
 
 
 def _names(jobs: Sequence[Job], level: int) -> dict[str, dict[str, list[str]]]:
-    """By name, the ids that it stands for, by the thing that has the name: a triptych, or an item with all its triptychs."""
+    """By name, the ids that it stands for, by the thing that has the name: a triptych, or an item with all
+    its triptychs.
+    """
     named: dict[str, dict[str, list[str]]] = {}
     for job in jobs:
         owner = job.item if level in (1, 3, 4) else job.id
@@ -169,7 +197,9 @@ def _names(jobs: Sequence[Job], level: int) -> dict[str, dict[str, list[str]]]:
     return named
 
 
-def _fits(inside: Path, file: Path, names: Sequence[dict[str, dict[str, list[str]]]]) -> tuple[int, list[str], str]:
+def _fits(
+    inside: Path, file: Path, names: Sequence[dict[str, dict[str, list[str]]]]
+) -> tuple[int, list[str], str]:
     """(level, ids, "") of a file, or (0, [], why it is for no triptych)."""
     stem = inside.name[: -len(inside.suffix)]
     while stem.lower().endswith((*PICTURES, *ENDINGS)):
@@ -178,13 +208,19 @@ def _fits(inside: Path, file: Path, names: Sequence[dict[str, dict[str, list[str
     for level, named in enumerate(names):
         plain = level < 2
         for name in dict.fromkeys((whole, stem)):
-            owners = named.get(unicodedata.normalize("NFC", name) if plain else _tail(name) if level == 4 else _folded(name))
+            owners = named.get(
+                unicodedata.normalize("NFC", name) if plain else _tail(name) if level == 4 else _folded(name)
+            )
             if not owners:
                 continue
             if len(owners) > 1:
                 return 0, [], f"it may be for {' or '.join(sorted(owners)[:3])}"
             if level == len(names) - 1 and not _is_whole(file):
-                return 0, [], "named for a photo; a caption of a triptych has the markers <IMAGE 1> to <IMAGE 3>"
+                return (
+                    0,
+                    [],
+                    "named for a photo; a caption of a triptych has the markers <IMAGE 1> to <IMAGE 3>",
+                )
             return level, next(iter(owners.values())), ""
     return 0, [], "no triptych or item has that name"
 

@@ -1,7 +1,8 @@
 """Vision-language models that look at a triptych: which one a name stands for.
 
-A captioner is asked one question about one picture. Three kinds share the contract of `questions.Captioner`: the embedded
-`pocket` model, any `transformers` image-text-to-text model on this machine, and any server that speaks OpenAI's chat completions.
+A captioner is asked one question about one picture. Three kinds share the contract of `questions.Captioner`:
+the embedded `pocket` model, any `transformers` image-text-to-text model on this machine, and any server that
+speaks OpenAI's chat completions.
 """
 
 from __future__ import annotations
@@ -18,8 +19,14 @@ from triptych.pocket import captioner_path
 
 def no_captioner() -> ModelError:
     """The refusal of an empty name."""
-    hint = "Give --vlm-model, or `vlm_model:` under `caption:` in the config: a model on a server such as gpt-4.1-mini, or the folder "
-    hint += "of a transformers model; --vlm-model pocket only describes rendered clothes. With captions of your own none is needed."
+    hint = (
+        "Give --vlm-model, or `vlm_model:` under `caption:` in the config: a model on a server such as "
+        "gpt-4.1-mini, or the folder "
+    )
+    hint += (
+        "of a transformers model; --vlm-model pocket only describes rendered clothes. With captions of "
+        "your own none is needed."
+    )
     return ModelError("No captioner is given.", hint)
 
 
@@ -33,7 +40,9 @@ def captioner_folder(vlm_model: str, base_url: str | None = None) -> Path | None
     return folder if local.strip() and not on_server and folder.is_dir() else None
 
 
-def load_captioner(vlm_model: str, base_url: str | None = None, *, timeout: float = 120.0, attempts: int = 5) -> Captioner:
+def load_captioner(
+    vlm_model: str, base_url: str | None = None, *, timeout: float = 120.0, attempts: int = 5
+) -> Captioner:
     """The captioner that a name stands for. The first rule that fits decides:
 
     1. `pocket`: the embedded model.
@@ -42,12 +51,13 @@ def load_captioner(vlm_model: str, base_url: str | None = None, *, timeout: floa
     4. an existing folder: the `transformers` model in it.
     5. any other name, such as `gpt-4.1-mini`: a model of OpenAI's own server.
 
-    The key for a server is read from OPENAI_API_KEY and from nowhere else. `timeout` is in seconds for each request,
-    `attempts` the number of tries before a server counts as down.
+    The key for a server is read from OPENAI_API_KEY and from nowhere else. `timeout` is in seconds for each
+    request, `attempts` the number of tries before a server counts as down.
 
     Raises:
         ConfigError: name and `base_url` do not go together.
-        ModelError: no name; the model cannot be loaded, or no key is set for OpenAI's server. A server is not contacted yet.
+        ModelError: no name; the model cannot be loaded, or no key is set for OpenAI's server. A server is not
+            contacted yet.
     """
     if not vlm_model.strip():
         raise no_captioner()
@@ -70,7 +80,8 @@ def load_captioner(vlm_model: str, base_url: str | None = None, *, timeout: floa
 
 
 def check_captioner(vlm_model: str, base_url: str | None = None, *, timeout: float = 120.0) -> None:
-    """What can be told at once about a captioner, without loading it and without paying: a name, a key, a folder, a server that answers.
+    """What can be told at once about a captioner, without loading it and without paying: a name, a key, a
+    folder, a server that answers.
 
     Raises:
         ConfigError, ModelError: as `load_captioner`, or `Captioner.check`.

@@ -35,7 +35,9 @@ class Rejected(Exception):
 
 
 def move_away(job: Job, sha256: str, reason: Rejected, fail_folder: Path, journal: Journal) -> Path:
-    """Move a picture to `fail_folder` beside its reason; what lies there is never overwritten, a kill loses nothing."""
+    """Move a picture to `fail_folder` beside its reason; what lies there is never overwritten, a kill loses
+    nothing.
+    """
     fail_folder.mkdir(parents=True, exist_ok=True)
     for number in range(10_000):
         target = fail_folder / (f"{job.id}-{number}{job.picture.suffix}" if number else job.picture.name)
@@ -47,7 +49,9 @@ def move_away(job: Job, sha256: str, reason: Rejected, fail_folder: Path, journa
         break
     about: dict[str, Any] = {"id": job.id, "step": reason.step, "reason": str(reason), "image_sha256": sha256}
     about["come_back"] = typed(COME_BACK)
-    about |= {key: job.row[key] for key in ("item", "front_sha256", "back_sha256", "worn_sha256") if key in job.row}
+    about |= {
+        key: job.row[key] for key in ("item", "front_sha256", "back_sha256", "worn_sha256") if key in job.row
+    }
     about["row"] = checked_row(job.row)
     write_json(target.with_name(f"{target.stem}.reason.json"), about)
     journal.append({"kind": "rejected", "moved_to": str(target)} | about)
@@ -84,12 +88,18 @@ class Failed:
         return self.picture.with_suffix(".txt")
 
 
-def find_failed(fail_folder: Path, folder: Path, journal: Sequence[Mapping[str, Any]]) -> tuple[list[Failed], list[str]]:
+def find_failed(
+    fail_folder: Path, folder: Path, journal: Sequence[Mapping[str, Any]]
+) -> tuple[list[Failed], list[str]]:
     """(the pictures that `caption` has moved away and that can come back, why others cannot).
 
     Only pictures that their reason or the journal knows by content: whatever else lies there is the user's.
     """
-    told = {row.get("image_sha256"): (number, row) for number, row in enumerate(journal) if row.get("kind") == "rejected"}
+    told = {
+        row.get("image_sha256"): (number, row)
+        for number, row in enumerate(journal)
+        if row.get("kind") == "rejected"
+    }
     latest: dict[str, tuple[int, Failed]] = {}
     left = []
     names = {picture.stem: picture for picture in list_pictures(folder).taken}
@@ -102,14 +112,22 @@ def find_failed(fail_folder: Path, folder: Path, journal: Sequence[Mapping[str, 
         if about.get("image_sha256") != sha256:
             about = dict(known)
         id = about.get("id")
-        if not isinstance(id, str) or not id or Path(f"{id}.png").name != f"{id}.png" or id.startswith(".") or "\0" in id:
+        if (
+            not isinstance(id, str)
+            or not id
+            or Path(f"{id}.png").name != f"{id}.png"
+            or id.startswith(".")
+            or "\0" in id
+        ):
             left.append(f"{picture.name}: no reason of ours lies beside it")
             continue
         target = names.get(id, folder / f"{id}{picture.suffix}")
         if target.exists() and sha256_file(target) != sha256:
             left.append(f"{picture.name}: another picture of that name is in {folder}")
             continue
-        row = origin_of(picture) | checked_row({**about, **(about.get("row") or {})} if isinstance(about.get("row"), dict) else about)
+        row = origin_of(picture) | checked_row(
+            {**about, **(about.get("row") or {})} if isinstance(about.get("row"), dict) else about
+        )
         one = Failed(picture, Job(target, row), sha256)
         if id in latest:
             older = min(latest[id], (number, one), key=lambda pair: pair[0])[1]
@@ -129,7 +147,9 @@ def _reason(picture: Path) -> dict[str, Any]:
 
 
 def bring_back(failed: Failed, journal: Journal) -> None:
-    """Move a failed picture back, with a caption that was written beside it; what was answered about it is forgotten."""
+    """Move a failed picture back, with a caption that was written beside it; what was answered about it is
+    forgotten.
+    """
     with contextlib.suppress(FileExistsError):  # the same picture: a return that was cut short
         copy_new(failed.picture, failed.job.picture)
     if failed.text_file.is_file():
@@ -154,7 +174,9 @@ def still_failed(journal: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 def waiting(fail_folder: Path) -> int:
     """How many failed pictures lie in a folder."""
-    return sum(1 for path in fail_folder.glob("*.reason.json") if _is_dict(path)) if fail_folder.is_dir() else 0
+    return (
+        sum(1 for path in fail_folder.glob("*.reason.json") if _is_dict(path)) if fail_folder.is_dir() else 0
+    )
 
 
 def _is_dict(path: Path) -> bool:

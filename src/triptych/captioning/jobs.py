@@ -1,4 +1,6 @@
-"""The triptychs of a folder as `caption` sees them: picture, caption beside it, and what metadata.jsonl says of it."""
+"""The triptychs of a folder as `caption` sees them: picture, caption beside it, and what metadata.jsonl says
+of it.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,15 @@ class Job:
 
     @property
     def told_caption(self) -> str:
-        """The caption that somebody else's metadata.jsonl has in its field `text`; empty where `caption` has filled it in."""
+        """The caption that somebody else's metadata.jsonl has in its field `text`; empty where `caption` has
+        filled it in.
+        """
         text = self.row.get("text")
-        return normalise(text) if isinstance(text, str) and len(text) <= CAPTION_BYTES and "caption_by" not in self.row else ""
+        return (
+            normalise(text)
+            if isinstance(text, str) and len(text) <= CAPTION_BYTES and "caption_by" not in self.row
+            else ""
+        )
 
     @property
     def roles(self) -> list[str]:
@@ -60,7 +68,8 @@ class Job:
 def read_jobs(folder: Path, journal: Iterable[Mapping[str, Any]]) -> list[Job]:
     """A job for every picture in a folder.
 
-    A picture without a row (one that was moved back by hand, say) gets what the journal or the picture itself still knows.
+    A picture without a row (one that was moved back by hand, say) gets what the journal or the picture itself
+    still knows.
 
     Raises:
         WorkError: a metadata.jsonl that is damaged.
@@ -72,7 +81,11 @@ def read_jobs(folder: Path, journal: Iterable[Mapping[str, Any]]) -> list[Job]:
     for picture in list_pictures(folder).taken:
         row = rows.get(picture.name) or {}
         if not row.get("item"):
-            row = origin_of(picture) | {key: value for key, value in before.get(picture.stem, {}).items() if key != "layout"} | row
+            row = (
+                origin_of(picture)
+                | {key: value for key, value in before.get(picture.stem, {}).items() if key != "layout"}
+                | row
+            )
         jobs.append(Job(picture, row))
     return jobs
 
@@ -83,11 +96,15 @@ def last_captions(journal: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, A
 
 
 def checked_row(row: Any) -> dict[str, Any]:
-    """Of a row that was kept somewhere, what has the form it must have: item, hashes, names of the photos, and the layout."""
+    """Of a row that was kept somewhere, what has the form it must have: item, hashes, names of the photos,
+    and the layout.
+    """
     if not isinstance(row, dict):
         return {}
     item = row.get("item")
-    kept: dict[str, Any] = {"item": item} if isinstance(item, str) and 0 < len(item) <= 1000 and "\0" not in item else {}
+    kept: dict[str, Any] = (
+        {"item": item} if isinstance(item, str) and 0 < len(item) <= 1000 and "\0" not in item else {}
+    )
     kept |= {name: row[name] for name in HASHES if re.fullmatch(r"\w{1,64}", str(row.get(name, "")))}
     kept |= {role: row[role] for role in ROLES if isinstance(row.get(role), str) and len(row[role]) <= 4096}
     with contextlib.suppress(TriptychError, ValueError, KeyError, TypeError, AttributeError):
@@ -108,9 +125,11 @@ def origin_of(picture: Path) -> dict[str, Any]:
 
 
 def state_of(job: Job, ours: Mapping[str, Any] | None) -> tuple[str, str]:
-    """(asked | kept | brought, who wrote the caption): what is to be done about a triptych. `ours`: its journal row.
+    """(asked | kept | brought, who wrote the caption): what is to be done about a triptych. `ours`: its
+    journal row.
 
-    A caption of ours stays when `concat` has made the picture of the same photos in another size; it describes the photos.
+    A caption of ours stays when `concat` has made the picture of the same photos in another size; it
+    describes the photos.
     """
     if not job.text_file.exists():
         return "asked", ""
@@ -122,7 +141,8 @@ def state_of(job: Job, ours: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 OTHER_PICTURE = (
-    "the picture was made of other photos, or with its sides swapped, since this caption was brought: it may describe the others"
+    "the picture was made of other photos, or with its sides swapped, since this caption was "
+    "brought: it may describe the others"
 )
 
 
@@ -132,7 +152,9 @@ def own_captions_seen(journal: Iterable[Mapping[str, Any]]) -> dict[str, dict[st
 
 
 def note_own(job: Job, seen: Mapping[str, Any] | None, journal: Journal) -> tuple[bool, str]:
-    """(whether a caption of the user's is new since `seen`, what to warn of); a new one is noted with its picture."""
+    """(whether a caption of the user's is new since `seen`, what to warn of); a new one is noted with its
+    picture.
+    """
     text, picture = sha256_file(job.text_file), sha256_file(job.picture)
     if seen is None or seen.get("text_sha256") != text:
         journal.append({"kind": "own", "id": job.id, "text_sha256": text, "image_sha256": picture})
@@ -142,7 +164,9 @@ def note_own(job: Job, seen: Mapping[str, Any] | None, journal: Journal) -> tupl
 
 
 def write_metadata(folder: Path, jobs: Sequence[Job], by: Mapping[str, str]) -> None:
-    """metadata.jsonl with one row for every triptych in the folder, `text` from the caption beside it; rows of other files stay."""
+    """metadata.jsonl with one row for every triptych in the folder, `text` from the caption beside it; rows
+    of other files stay.
+    """
     metadata = folder / "metadata.jsonl"
     ours = {job.picture.name for job in jobs}
     before = read_jsonl(metadata) if metadata.exists() else []
@@ -150,16 +174,22 @@ def write_metadata(folder: Path, jobs: Sequence[Job], by: Mapping[str, str]) -> 
     for job in jobs:
         if not job.picture.exists():
             continue
-        row: dict[str, Any] = {"file_name": job.picture.name, "id": job.id} | {k: v for k, v in job.row.items() if k != "text"}
+        row: dict[str, Any] = {"file_name": job.picture.name, "id": job.id} | {
+            k: v for k, v in job.row.items() if k != "text"
+        }
         if job.text_file.exists():
             with contextlib.suppress(InputError):  # the caption's warning says why
                 row["text"] = read_caption(job.text_file)
             row["caption_by"] = by.get(job.id, row.get("caption_by", "user"))
         rows.append(row)
-    rows += [row for row in before if _is_beside(folder, row.get("file_name")) and row["file_name"] not in ours]
+    rows += [
+        row for row in before if _is_beside(folder, row.get("file_name")) and row["file_name"] not in ours
+    ]
     if rows != before:
         write_jsonl(metadata, rows)
 
 
 def _is_beside(folder: Path, name: Any) -> bool:
-    return isinstance(name, str) and Path(name).name == name and "\0" not in name and (folder / name).is_file()
+    return (
+        isinstance(name, str) and Path(name).name == name and "\0" not in name and (folder / name).is_file()
+    )

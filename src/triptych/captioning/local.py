@@ -15,19 +15,26 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-FORM = "It must be an image-text-to-text model in safetensors that needs no code of its own: a folder, or a name of the hub."
+FORM = (
+    "It must be an image-text-to-text model in safetensors that needs no code of its own: a folder, or a "
+    "name of the hub."
+)
 
 
 def look_up(name: str) -> None:
-    """Nothing, if a folder or a model of the hub has what a captioner needs, as far as its smallest file tells.
+    """Nothing, if a folder or a model of the hub has what a captioner needs, as far as its smallest file
+    tells.
 
     Raises:
-        ModelError: it has not, or the hub cannot be reached; said at once, where loading would try for minutes.
+        ModelError: it has not, or the hub cannot be reached; said at once, where loading would try for
+            minutes.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-            raise ModelError(f"The captioner {name} cannot be loaded: it lacks config.json or a .safetensors file.", FORM)
+            raise ModelError(
+                f"The captioner {name} cannot be loaded: it lacks config.json or a .safetensors file.", FORM
+            )
         return
     if name.startswith((".", "/", "~")):
         raise ModelError(f"The captioner {name} cannot be loaded: there is no such folder.", FORM)
@@ -47,7 +54,8 @@ def _first_line(error: Exception) -> str:
 
 
 class LocalCaptioner:
-    """A `transformers` image-text-to-text model, from a folder or the hub: safetensors only, its own code never run.
+    """A `transformers` image-text-to-text model, from a folder or the hub: safetensors only, its own code
+    never run.
 
     Answers are greedy, so the same picture and prompt give the same answer.
     """
@@ -65,16 +73,24 @@ class LocalCaptioner:
         look_up(name)
         try:
             self._processor = AutoProcessor.from_pretrained(source, **options)
-            model: Any = AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, dtype="auto", **options)
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                source, use_safetensors=True, dtype="auto", **options
+            )
         except Exception as error:  # transformers raises many kinds for a folder or name that does not fit
             raise hub_unreachable(name, error, "--vlm-model FOLDER", part=True) or ModelError(
                 f"The captioner {name} cannot be loaded: {_first_line(error)}.",
                 FORM,
             ) from error
         if not torch.cuda.is_available() and not torch.cpu._is_avx512_bf16_supported():
-            model = model.float()  # a processor that has to emulate half precision is a hundred times slower at it
+            model = (
+                model.float()
+            )  # a processor that has to emulate half precision is a hundred times slower at it
         self._model: Any = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self.identity = f"local:{folder.name}:{_fingerprint(folder)}" if folder.is_dir() else f"local:{name}:{model.config._commit_hash}"
+        self.identity = (
+            f"local:{folder.name}:{_fingerprint(folder)}"
+            if folder.is_dir()
+            else f"local:{name}:{model.config._commit_hash}"
+        )
 
     def ask(self, image: Image.Image, prompt: str, max_new_tokens: int) -> str:
         import torch
@@ -84,9 +100,14 @@ class LocalCaptioner:
         text_config = self._model.config.get_text_config()
         room = (getattr(text_config, "max_position_embeddings", None) or asked + max_new_tokens) - asked
         if room <= 0:
-            raise ModelError(f"The captioner reads {asked + room} tokens, picture and prompt have {asked}.", "Use another captioner.")
+            raise ModelError(
+                f"The captioner reads {asked + room} tokens, picture and prompt have {asked}.",
+                "Use another captioner.",
+            )
         with torch.inference_mode():
-            output_BL = self._model.generate(**inputs, max_new_tokens=min(room, max_new_tokens), do_sample=False, num_beams=1)
+            output_BL = self._model.generate(
+                **inputs, max_new_tokens=min(room, max_new_tokens), do_sample=False, num_beams=1
+            )
         if not self._model.config.is_encoder_decoder:
             output_BL = output_BL[:, asked:]
         ends = self._model.generation_config.eos_token_id
@@ -97,8 +118,15 @@ class LocalCaptioner:
     def _inputs(self, image: Image.Image, prompt: str) -> Any:
         if not getattr(self._processor, "chat_template", None):
             return self._processor(images=image, text=prompt, return_tensors="pt")
-        chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
-        options: dict[str, Any] = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}
+        chat = [
+            {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}
+        ]
+        options: dict[str, Any] = {
+            "tokenize": True,
+            "return_dict": True,
+            "add_generation_prompt": True,
+            "return_tensors": "pt",
+        }
         return self._processor.apply_chat_template(chat, **options)
 
     def check(self) -> None:

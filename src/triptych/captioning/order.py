@@ -15,7 +15,8 @@ _GARMENT = (
 )
 _PERSON = (
     r"persons?|people|humans?|(?:a )?(?:fashion |human )?model|man|woman|wearer|somebody|someone|"
-    r"(?:person|someone|somebody|man|woman|model|human) (?:is )?wear(?:s|ing) (?:it|(?:a|an|the|this) [a-z ]+|clothes|clothing)"
+    r"(?:person|someone|somebody|man|woman|model|human) (?:is )?wear(?:s|ing) (?:it|(?:a|an|the|this) [a-z "
+    r"]+|clothes|clothing)"
 )
 _LABEL = re.compile(
     r"""(?:the\s+)?(?:panel|image|picture|photo|position|number|no\.?)?\s*\#?\(?
@@ -24,7 +25,17 @@ _LABEL = re.compile(
     (?:[)\].:=–—-]|\bis\b|\bshows\b|\bcontains\b|\bdepicts\b|→|>)*\s*(?:an?\s+|the\s+)?""",
     re.VERBOSE,
 )
-_PLACES = {"one": 1, "two": 2, "three": 3, "first": 1, "second": 2, "third": 3, "left": 1, "leftmost": 1, "middle": 2} | {
+_PLACES = {
+    "one": 1,
+    "two": 2,
+    "three": 3,
+    "first": 1,
+    "second": 2,
+    "third": 3,
+    "left": 1,
+    "leftmost": 1,
+    "middle": 2,
+} | {
     "center": 2,
     "centre": 2,
     "right": 3,
@@ -38,25 +49,47 @@ _DOUBT = re.compile(
     r"\b(?:not|no|none|wrong|incorrect|however|but|actually|wait|unless|or|instead|should|expected|example|maybe|perhaps|unclear|unsure|cannot"
     r"|sorry|swapped|reversed|correction|if|unable|except)\b|n't\b|\?"
 )
-_KEYS = ("panels", "panel", "order", "answer", "result", "results", "labels", "output", "response", "words", "types", "classification")
+_KEYS = (
+    "panels",
+    "panel",
+    "order",
+    "answer",
+    "result",
+    "results",
+    "labels",
+    "output",
+    "response",
+    "words",
+    "types",
+    "classification",
+)
 _SIDES = re.compile(r"^[\s\"'“”‘’`*_.。!！()（）【】\[\]{}|-]+|[\s\"'“”‘’`*_.。!！()（）【】\[\]{}|-]+$")
 
 
 _DRESS = (
     (re.compile(r"\$+|\\text\{([^{}]*)\}"), r"\1"),  # LaTeX
     (
-        re.compile(r"^\|\s*((?:(?:panel|image|position)\s*)?\d)\s*\|([^|\n]*)\|.*$", re.MULTILINE | re.IGNORECASE),
+        re.compile(
+            r"^\|\s*((?:(?:panel|image|position)\s*)?\d)\s*\|([^|\n]*)\|.*$", re.MULTILINE | re.IGNORECASE
+        ),
         r"\1: \2",
     ),  # a table's row
-    (re.compile(r"\b(\d|left|middle|center|centre|right|first|second|third)(\s+panel)?\s*(?:→|->|=>|⇒)\s*", re.IGNORECASE), r"\1: "),
+    (
+        re.compile(
+            r"\b(\d|left|middle|center|centre|right|first|second|third)(\s+panel)?\s*(?:→|->|=>|⇒)\s*",
+            re.IGNORECASE,
+        ),
+        r"\1: ",
+    ),
 )
 
 
 def read_order(answer: str, panels: int = 3) -> list[str] | None:
     """`garment` or `person` for each panel, in order; None when the answer does not say so plainly.
 
-    It may stand in JSON, in a list, in labelled lines, in a sentence, or with a sentence before or after it. An answer that says
-    several things, that doubts, or that has anything invisible or in angle brackets in it is not plain.
+    It may stand in JSON, in a list, in labelled lines, in a sentence, or with a sentence before or after it.
+    An answer that says several things, that doubts, or that has anything invisible or in angle brackets in it
+    is not plain.
     """
     text = bare(answer)
     value = json_in(text)
@@ -64,8 +97,19 @@ def read_order(answer: str, panels: int = 3) -> list[str] | None:
         return [str(word) for word in found] if len(found) == panels and all(found) else None
     for pattern, plain in _DRESS:
         text = pattern.sub(plain, text)
-    text = unicodedata.normalize("NFC", without_markdown(text, numbering=True)).replace("’", "'").replace("\t", " ").lower()
-    if any(unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co"} and character != "\n" for character in text) or "<" in text:
+    text = (
+        unicodedata.normalize("NFC", without_markdown(text, numbering=True))
+        .replace("’", "'")
+        .replace("\t", " ")
+        .lower()
+    )
+    if (
+        any(
+            unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co"} and character != "\n"
+            for character in text
+        )
+        or "<" in text
+    ):
         return None
     found_orders: list[list[str]] = []
     column: list[tuple[int | None, str]] = []
@@ -85,12 +129,18 @@ def read_order(answer: str, panels: int = 3) -> list[str] | None:
             found_orders.append(_in_place(words))
         elif _DOUBT.search(line):
             return None
-    return found_orders[0] if found_orders and all(order == found_orders[0] for order in found_orders) else None
+    return (
+        found_orders[0] if found_orders and all(order == found_orders[0] for order in found_orders) else None
+    )
 
 
 def _words(line: str) -> list[tuple[int | None, str]] | None:
-    """(place or None, garment | person) for every piece of a line, or None if any piece says something else."""
-    line = re.sub(r"\([^()]*(?:\)|$)", lambda inside: _SEPARATOR.sub(" ", inside[0]), line)  # what a bracket explains is one piece
+    """(place or None, garment | person) for every piece of a line,
+    or None if any piece says something else.
+    """
+    line = re.sub(
+        r"\([^()]*(?:\)|$)", lambda inside: _SEPARATOR.sub(" ", inside[0]), line
+    )  # what a bracket explains is one piece
     parts = [part for part in _SEPARATOR.split(line) if _SIDES.sub("", part)]
     words = [_word(part) for part in parts]
     if parts and None not in words:
@@ -100,7 +150,12 @@ def _words(line: str) -> list[tuple[int | None, str]] | None:
         if None not in words:
             return [word for word in words if word]
     before, colon, after = line.partition(":")
-    if colon and len(before.split()) <= 12 and not _DOUBT.search(before) and not re.search(rf"\b(?:{_GARMENT}|{_PERSON})\b", before):
+    if (
+        colon
+        and len(before.split()) <= 12
+        and not _DOUBT.search(before)
+        and not re.search(rf"\b(?:{_GARMENT}|{_PERSON})\b", before)
+    ):
         return _words(after.strip())
     sentences = [part for part in re.split(r"\.\s+", line) if part.strip()]
     if len(sentences) > 1:
@@ -118,7 +173,10 @@ def _word(piece: str) -> tuple[int | None, str] | None:
         name = label["place"]
         place, rest = (int(name) if name.isdecimal() else _PLACES[name]), piece[label.end() :]
     rest = re.sub(r"^(?:an?|the)\s+", "", _SIDES.sub("", rest))
-    for word, pattern, other in (("garment", _GARMENT, _PERSON), ("person", _PERSON, r"garment alone|garment only|product photo")):
+    for word, pattern, other in (
+        ("garment", _GARMENT, _PERSON),
+        ("person", _PERSON, r"garment alone|garment only|product photo"),
+    ):
         found = re.fullmatch(rf"(?:{pattern})(?:\s*[(:–—-]\s*(?P<why>.*))?", rest)
         if found:
             why = re.sub(r"\b(?:no|without|not) (?:an? |any )?\w+(?: in it)?", "", found["why"] or "")
@@ -144,12 +202,19 @@ def _leaves(value: Any) -> list[str | None] | None:
     if not isinstance(value, dict):
         return []
     named = {str(key).strip().lower(): part for key, part in value.items()}
-    if key := next((key for key in _KEYS if isinstance(named.get(key), (list, dict)) or _is_word(named.get(key))), None):
+    if key := next(
+        (key for key in _KEYS if isinstance(named.get(key), (list, dict)) or _is_word(named.get(key))), None
+    ):
         return _leaves(named[key])
-    own = {key: part for key, part in named.items() if not isinstance(part, (int, float)) and part is not None}
+    own = {
+        key: part for key, part in named.items() if not isinstance(part, (int, float)) and part is not None
+    }
     placed = {key: label for key in own if (label := _LABEL.match(key.replace("_", " ")))}
     if len(placed) == len(own) > 1:
-        place = {key: int(found["place"]) if found["place"].isdecimal() else _PLACES[found["place"]] for key, found in placed.items()}
+        place = {
+            key: int(found["place"]) if found["place"].isdecimal() else _PLACES[found["place"]]
+            for key, found in placed.items()
+        }
         return [word for key in sorted(own, key=lambda key: place[key]) for word in _leaves(own[key]) or []]
     parts = [words for part in own.values() if (words := _leaves(part)) and None not in words]
     return [word for words in parts for word in words]

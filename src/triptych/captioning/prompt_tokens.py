@@ -1,4 +1,6 @@
-"""How the text encoder of a diffusion model cuts a prompt: its tokenizer alone, without weights, and without the network."""
+"""How the text encoder of a diffusion model cuts a prompt: its tokenizer alone, without weights, and without
+the network.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ class PromptTokenizer:
     """The tokenizer that `max_sequence_length` counts by. May be used by several threads."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self._lock = tokenizer, threading.Lock()  # tokenizers must not be used by several threads at once
+        self._tokenizer, self._lock = (
+            tokenizer,
+            threading.Lock(),
+        )  # tokenizers must not be used by several threads at once
 
     def count(self, text: str) -> int:
         """Tokens of a prompt, end token included: what `TextEncoder.count_tokens` says."""
@@ -26,7 +31,8 @@ class PromptTokenizer:
             return len(self._tokenizer(text).input_ids)
 
     def unknown_share(self, text: str) -> float:
-        """How many of a text's letters stand in words that the encoder does not know whole, 0 to 1; markers do not count.
+        """How many of a text's letters stand in words that the encoder does not know whole, 0 to 1; markers
+        do not count.
 
         Whole words, because tokenizers make one unknown token of many foreign letters in a row.
         """
@@ -61,6 +67,10 @@ def _load(model: str) -> PromptTokenizer | None:
             index = Path(str(try_to_load_from_cache(name, "model_index.json")))
         family = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
         folder = T5_TOKENIZERS.get(family, "tokenizer_2")
-        return PromptTokenizer(AutoTokenizer.from_pretrained(name, subfolder=folder, local_files_only=True, trust_remote_code=False))
+        return PromptTokenizer(
+            AutoTokenizer.from_pretrained(
+                name, subfolder=folder, local_files_only=True, trust_remote_code=False
+            )
+        )
     except Exception:  # not on this machine, in whatever way
         return None

@@ -1,4 +1,6 @@
-"""What is asked about a triptych, and the contract that everybody keeps who is asked: `pocket`, local models and servers."""
+"""What is asked about a triptych, and the contract that everybody keeps who is asked: `pocket`, local models
+and servers.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,12 @@ CHECK_AGAIN_PROMPT = (
 )
 
 CAPTION_PROMPT = (
-    "The picture is made of three panels side by side: the front of a garment, its back, and a person wearing it. "
+    "The picture is made of three panels side by side: the front of a garment, its back, and a person "
+    "wearing it. "
     "Describe it in at most 250 words of English, in this form: "
     "first one or two sentences that sum up all panels; "
-    "then <IMAGE 1> and the front view: kind of garment, cut, colours, material, pattern, prints, collar, sleeves, closures; "
+    "then <IMAGE 1> and the front view: kind of garment, cut, colours, material, pattern, prints, collar, "
+    "sleeves, closures; "
     "then <IMAGE 2> and the back view; "
     "then <IMAGE 3> and the person wearing it: pose, fit, other clothing, background, light. "
     "Write <Brand> for every name of a brand or maker. "
@@ -43,14 +47,17 @@ CUT_OFF_HINT = "Raise --max-new-tokens, or switch the model's thinking off."
 
 Fault = Literal["model", "policy", "server"]
 
-LONGEST_REPLY = 200_000  # characters; a caption has about 1,500, what a model thinks aloud first has many times that
+LONGEST_REPLY = (
+    200_000  # characters; a caption has about 1,500, what a model thinks aloud first has many times that
+)
 
 
 class AnswerError(TriptychError):
     """The model or its server answered, and the answer is no use.
 
-    `fault` says whose reason that is: `model` (cut off, empty, not to be read), `policy` (it refuses to look at the picture) or
-    `server` (an error or a malformed reply about this one picture, while the server as such is well).
+    `fault` says whose reason that is: `model` (cut off, empty, not to be read), `policy` (it refuses to look
+    at the picture) or `server` (an error or a malformed reply about this one picture, while the server as
+    such is well).
     """
 
     def __init__(self, message: str, hint: str = "", fault: Fault = "model") -> None:
@@ -97,11 +104,15 @@ def usable_answer(text: str) -> str:
         AnswerError: it is empty, or longer than any answer can be.
     """
     if not text.strip() or len(text) > LONGEST_REPLY:
-        raise AnswerError("the answer is empty" if not text.strip() else f"the answer has {len(text)} characters")
+        raise AnswerError(
+            "the answer is empty" if not text.strip() else f"the answer has {len(text)} characters"
+        )
     return text.strip()
 
 
 def quote(text: str, limit: int = 120) -> str:
-    """Foreign text, made harmless to show: one line of printable ASCII without angle brackets, cut to `limit` characters."""
+    """Foreign text, made harmless to show: one line of printable ASCII without angle brackets, cut to `limit`
+    characters.
+    """
     safe = json.dumps(text[: 4 * limit]).replace("<", "\\u003c").replace(">", "\\u003e")[1:-1]
     return safe if len(safe) <= limit else safe[: limit - 3] + "..."

@@ -16,13 +16,28 @@ from triptych.errors import ConfigError
 LONGEST_WAIT = 120.0  # seconds a server may ask us to wait
 LONGEST_BODY = 8 << 20  # bytes of a reply that are read
 
-CONTEXT_HINT = "Raise the server's context length (--max-model-len, --ctx-size, num_ctx), or lower --max-new-tokens."
-_CONTEXT = re.compile(r"context (?:length|size|window)|context_length|too many tokens|exceeds? the (?:max|available|model)|\bn_ctx\b", re.I)
+CONTEXT_HINT = (
+    "Raise the server's context length (--max-model-len, --ctx-size, num_ctx), or lower --max-new-tokens."
+)
+_CONTEXT = re.compile(
+    r"context (?:length|size|window)|context_length|too many tokens|exceeds? the "
+    r"(?:max|available|model)|\bn_ctx\b",
+    re.I,
+)
 
 _CONNECTING = (
-    (r"WRONG_VERSION_NUMBER|record layer failure|UNKNOWN_PROTOCOL", "there is no TLS at that port: is it http:// instead of https://?"),
-    (r"CERTIFICATE_VERIFY|certificate verify", "its certificate is not trusted here; SSL_CERT_FILE may name one that is"),
-    (r"Name or service|getaddrinfo|nodename|name resolution|No address associated", "nobody knows that host's name"),
+    (
+        r"WRONG_VERSION_NUMBER|record layer failure|UNKNOWN_PROTOCOL",
+        "there is no TLS at that port: is it http:// instead of https://?",
+    ),
+    (
+        r"CERTIFICATE_VERIFY|certificate verify",
+        "its certificate is not trusted here; SSL_CERT_FILE may name one that is",
+    ),
+    (
+        r"Name or service|getaddrinfo|nodename|name resolution|No address associated",
+        "nobody knows that host's name",
+    ),
     (r"refused", "refused: nothing listens at that port"),
     (r"unreachable|No route to host", "there is no way to that host"),
     (r"Proxy", "the proxy in the way refuses"),
@@ -31,14 +46,17 @@ _CONNECTING = (
 V1_HINT = "Check base_url: it usually ends in /v1, as in http://127.0.0.1:8000/v1."
 
 _POLICY = re.compile(
-    r"content[ _-]?(?:policy|filter|management|moderation)|moderation|safety|data_?inspection|inappropriate|responsible_?ai|blocklist"
-    r"|prohibited|recitation|\bspii\b|\bsensitive\b|flagged|refusal|risk[ _-]?control|violat|image_?safety|input_?image_?unsafe|\bnsfw\b"
+    r"content[ _-]?(?:policy|filter|management|moderation)|moderation|safety"
+    r"|data_?inspection|inappropriate|responsible_?ai|blocklist"
+    r"|prohibited|recitation|\bspii\b|\bsensitive\b|flagged|refusal|risk[ "
+    r"_-]?control|violat|image_?safety|input_?image_?unsafe|\bnsfw\b"
     r"|敏感|违规|不安全|不适当",
     re.IGNORECASE,
 )
 _CUT_OFF = {"length", "max_tokens", "max_output_tokens", "model_length", "max_new_tokens", "token_limit"}
 _NO_ENDPOINT = re.compile(
-    r"(?:unexpected|unknown|invalid|no such|not a valid) (?:endpoint|route|path|url)|cannot (?:post|get) /|no route|route not found"
+    r"(?:unexpected|unknown|invalid|no such|not a valid) (?:endpoint|route|path|url)|cannot (?:post|get) "
+    r"/|no route|route not found"
     r"|endpoint not found|404 page not found",
     re.IGNORECASE,
 )
@@ -47,7 +65,8 @@ _NO_ENDPOINT = re.compile(
 class ReplyError(Exception):
     """A body with status 200 that is no completion; the message says what it is, in words that may be shown.
 
-    `endpoint`: it says that there is no such endpoint, so that base_url is wrong. `status`: the HTTP status it names in its error.
+    `endpoint`: it says that there is no such endpoint, so that base_url is wrong. `status`: the HTTP status
+    it names in its error.
     """
 
     def __init__(self, message: str, *, endpoint: bool = False, status: int = 0) -> None:
@@ -62,7 +81,8 @@ def read_reply(body: bytes, key: str = "") -> str:
         key: a secret that is never shown, whatever the server repeats.
 
     Raises:
-        AnswerError: it is a completion, but no use: refused, cut off, or empty. ReplyError: it is no completion.
+        AnswerError: it is a completion, but no use: refused, cut off, or empty. ReplyError: it is no
+            completion.
     """
     try:
         reply = _completion_in(_decoded(body))
@@ -77,7 +97,11 @@ def read_reply(body: bytes, key: str = "") -> str:
     said = words_of(choice, key) if choice and choice.get("error") else words_of(reply, key)
     if choice is None or not isinstance(message, dict) or choice.get("error"):
         blocked = json.dumps(
-            [reply.get(name) for name in ("promptFeedback", "prompt_feedback", "prompt_filter_results") if reply.get(name)]
+            [
+                reply.get(name)
+                for name in ("promptFeedback", "prompt_feedback", "prompt_filter_results")
+                if reply.get(name)
+            ]
         )
         if said and _POLICY.search(said):
             raise refused(said)
@@ -86,7 +110,11 @@ def read_reply(body: bytes, key: str = "") -> str:
         if said:
             error = (choice or reply).get("error")
             code = str(error.get("code")) if isinstance(error, dict) else ""
-            raise ReplyError(f"it says: {said}", endpoint=bool(_NO_ENDPOINT.search(said)), status=int(code) if code.isdecimal() else 0)
+            raise ReplyError(
+                f"it says: {said}",
+                endpoint=bool(_NO_ENDPOINT.search(said)),
+                status=int(code) if code.isdecimal() else 0,
+            )
         raise ReplyError("its reply holds no answer" if choices == [] else "its reply is no chat completion")
     return _answer(choice, message)
 
@@ -99,7 +127,8 @@ def _decoded(body: bytes) -> str:
 
 
 def _completion_in(text: str) -> Any:
-    """The JSON of a reply: as it is, put together from the events of a stream nobody asked for, or out of a gateway's wrapping.
+    """The JSON of a reply: as it is, put together from the events of a stream nobody asked for, or out of a
+    gateway's wrapping.
 
     Raises:
         ValueError, RecursionError: it is no JSON.
@@ -120,7 +149,12 @@ def _completion_in(text: str) -> Any:
     inner = reply.get("data") if isinstance(reply, dict) and "choices" not in reply else None
     reply = inner if isinstance(inner, dict) and "choices" in inner else reply
     choices = reply.get("choices") if isinstance(reply, dict) else None
-    if isinstance(choices, list) and choices and isinstance(choices[0], dict) and isinstance(choices[0].get("text"), str):
+    if (
+        isinstance(choices, list)
+        and choices
+        and isinstance(choices[0], dict)
+        and isinstance(choices[0].get("text"), str)
+    ):
         choices[0].setdefault("message", {"content": choices[0]["text"]})  # as completions were before chat
     return reply
 
@@ -135,7 +169,9 @@ def _answer(choice: dict[str, Any], message: dict[str, Any]) -> str:
         raise ReplyError("its reply is no chat completion") from None
     if _CUT_OFF & set(ends):
         if thought.strip() or re.search(r"<think|\[THINK\]|◁think", text[:200], re.IGNORECASE):
-            raise AnswerError("the answer was cut off by the length limit while the model was thinking", CUT_OFF_HINT)
+            raise AnswerError(
+                "the answer was cut off by the length limit while the model was thinking", CUT_OFF_HINT
+            )
         raise AnswerError("the answer was cut off by the length limit", CUT_OFF_HINT)
     if not text.strip() and thought.strip():  # the server took the answer for a part of the thought
         text = f"<think>{thought}" if "</think>" not in thought else thought
@@ -200,16 +236,35 @@ def words_of(body: Any, key: str = "", limit: int = 200) -> str:
             body = {"message": " ".join(text.split())}
     found: list[str] = []
     parts, seen = [body], 0
-    while parts and seen < 50:  # nested as servers nest: error → message; LiteLLM and OpenRouter put the first server's words deeper
+    while (
+        parts and seen < 50
+    ):  # nested as servers nest: error → message; LiteLLM and OpenRouter put the first server's words deeper
         part, seen = parts.pop(0), seen + 1
         if isinstance(part, str):
             found.append(part)
         elif isinstance(part, list):
             parts += [one for one in part if isinstance(one, dict)]
         elif isinstance(part, dict):
-            named = [part.get(name) for name in ("error", "detail", "message", "msg", "error_msg", "code", "type", "metadata", "raw")]
+            named = [
+                part.get(name)
+                for name in (
+                    "error",
+                    "detail",
+                    "message",
+                    "msg",
+                    "error_msg",
+                    "code",
+                    "type",
+                    "metadata",
+                    "raw",
+                )
+            ]
             parts += [one for one in named if isinstance(one, (str, dict, list))]
-    words = [word.strip() for word in dict.fromkeys(found) if word.strip() and word.strip().lower() not in ("error", "none", "list")]
+    words = [
+        word.strip()
+        for word in dict.fromkeys(found)
+        if word.strip() and word.strip().lower() not in ("error", "none", "list")
+    ]
     said = ", ".join(words)
     for secret in {key, key[:12] if len(key) > 20 else key} - {""}:
         said = said.replace(secret, "***")
@@ -234,22 +289,30 @@ def check_url(url: str | None) -> str | None:
     """The address of a server, unchanged.
 
     Raises:
-        ConfigError: not http or https, or a name, password or query inside it (the address is shown and stored).
+        ConfigError: not http or https, or a name, password or query inside it (the address is shown and
+            stored).
     """
     if url is None:
         return None
     try:
-        plain = bool(re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", url)) and url.isascii() and bool(urlsplit(url).hostname)
+        plain = (
+            bool(re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", url))
+            and url.isascii()
+            and bool(urlsplit(url).hostname)
+        )
         plain = plain and urlsplit(url).port != 0  # reading it checks it
     except ValueError:
         plain = False
     if not plain:
         raise ConfigError(
-            "base_url is not a plain http address.", "Write for instance http://127.0.0.1:8000/v1; a key goes into OPENAI_API_KEY."
+            "base_url is not a plain http address.",
+            "Write for instance http://127.0.0.1:8000/v1; a key goes into OPENAI_API_KEY.",
         )
     if endpoint := re.search(r"/(?:chat/completions|completions|models|responses)/?$", url):
         hint = f"Leave {endpoint[0].rstrip('/')} out: {url[: endpoint.start()]}."
-        raise ConfigError("base_url names one of the server's endpoints, not the address below which they are.", hint)
+        raise ConfigError(
+            "base_url names one of the server's endpoints, not the address below which they are.", hint
+        )
     return url
 
 
@@ -258,7 +321,10 @@ def no_connection(error: BaseException) -> str:
     while inner := error.__cause__ or error.__context__:
         error = inner
     said = str(error)
-    words = next((words for pattern, words in _CONNECTING if re.search(pattern, said, re.IGNORECASE)), type(error).__name__)
+    words = next(
+        (words for pattern, words in _CONNECTING if re.search(pattern, said, re.IGNORECASE)),
+        type(error).__name__,
+    )
     return f"no connection ({words})"
 
 

@@ -41,12 +41,28 @@ log = logging.getLogger(__name__)
 
 OPENAI = "https://api.openai.com/v1"
 _PROXIES = ("all_proxy", "https_proxy", "http_proxy", "no_proxy")
-_OUTAGES = (408, 409, 425, 429, 502, 503, 504, 520, 521, 522, 523, 524, 529)  # of the server, whatever it was asked
+_OUTAGES = (
+    408,
+    409,
+    425,
+    429,
+    502,
+    503,
+    504,
+    520,
+    521,
+    522,
+    523,
+    524,
+    529,
+)  # of the server, whatever it was asked
 _ABOUT_THE_PICTURE = (400, 413, 415, 422, 451)
 
 
 class _Passing(Exception):
-    """A failure that may pass. `about` says what it is once it does not: `outage` (the server's) or `picture`."""
+    """A failure that may pass. `about` says what it is once it does not: `outage` (the server's) or
+    `picture`.
+    """
 
     def __init__(self, reason: str, about: str = "outage", wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -56,15 +72,17 @@ class _Passing(Exception):
 class ServerCaptioner:
     """A model behind OpenAI's chat completions: OpenAI, vLLM, SGLang, llama.cpp, Ollama and others.
 
-    The picture travels inside the request as a data URL; no server is ever told to fetch an address, and no server's word sends
-    a request elsewhere. Busy, failing and unreachable servers are asked again after a random wait (full jitter: uniform between 0
-    and 1, 2, 4, … 30 s), or after the wait they name themselves.
+    The picture travels inside the request as a data URL; no server is ever told to fetch an address, and no
+    server's word sends a request elsewhere. Busy, failing and unreachable servers are asked again after a
+    random wait (full jitter: uniform between 0 and 1, 2, 4, … 30 s), or after the wait they name themselves.
     """
 
     concurrent = True
     knows = ""
 
-    def __init__(self, model: str, base_url: str | None = None, *, timeout: float = 120.0, attempts: int = 5) -> None:
+    def __init__(
+        self, model: str, base_url: str | None = None, *, timeout: float = 120.0, attempts: int = 5
+    ) -> None:
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if base_url is None and not key:
             raise ModelError(
@@ -72,7 +90,10 @@ class ServerCaptioner:
                 "Set it, give base_url for another server, or write local:NAME for a transformers model.",
             )
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise ModelError("OPENAI_API_KEY holds characters that no key has.", "Set it again, without quotes or line ends.")
+            raise ModelError(
+                "OPENAI_API_KEY holds characters that no key has.",
+                "Set it again, without quotes or line ends.",
+            )
         self._key, self._attempts, self._timeout = key, attempts, timeout
         self._base_url = check_url(base_url) or OPENAI
         self._client = _client(self._base_url, key or "none", timeout)
@@ -86,7 +107,8 @@ class ServerCaptioner:
     def check(self) -> None:
         """One free request, for the list of models: is somebody there, and is it a server of this kind?
 
-        Servers that have no such list pass. A model that is not in it is a warning: some servers load what they are asked for.
+        Servers that have no such list pass. A model that is not in it is a warning: some servers load what
+        they are asked for.
 
         Raises:
             ModelError: nobody answers, the key is refused, or base_url is no address of such a server.
@@ -107,7 +129,9 @@ class ServerCaptioner:
             except openai.APIStatusError as error:
                 if error.status_code == 401 or 300 <= error.status_code < 400:
                     why = f"status {error.status_code}"
-                    raise ModelError(f"The server of {self._model} refuses: {why}.", status_hint(error.status_code, 0)) from None
+                    raise ModelError(
+                        f"The server of {self._model} refuses: {why}.", status_hint(error.status_code, 0)
+                    ) from None
                 return
             except openai.OpenAIError:
                 return
@@ -123,15 +147,28 @@ class ServerCaptioner:
         except (ValueError, RecursionError):
             reply = None
         if isinstance(reply, dict) and reply.get("error") and not re.search(r"/v\d", self._base_url):
-            raise ModelError(f"{self._base_url} is no chat completions server: it says: {words_of(reply, self._key)}.", V1_HINT)
+            raise ModelError(
+                f"{self._base_url} is no chat completions server: it says: {words_of(reply, self._key)}.",
+                V1_HINT,
+            )
         rows = reply.get("data") if isinstance(reply, dict) else None
-        names = [str(row["id"]) for row in rows if isinstance(row, dict) and "id" in row] if isinstance(rows, list) else []
+        names = (
+            [str(row["id"]) for row in rows if isinstance(row, dict) and "id" in row]
+            if isinstance(rows, list)
+            else []
+        )
         asked = self._model.lower()
-        if names and not any(asked in (name.lower(), name.lower().split(":")[0], name.lower().rsplit("/")[-1]) for name in names):
+        if names and not any(
+            asked in (name.lower(), name.lower().split(":")[0], name.lower().rsplit("/")[-1])
+            for name in names
+        ):
             log.warning("The server lists no model '%s'; it has: %s.", self._model, quote(", ".join(names)))
 
     def ask(self, image: Image.Image, prompt: str, max_new_tokens: int) -> str:
-        content = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": _data_url(image)}}]
+        content = [
+            {"type": "text", "text": prompt},
+            {"type": "image_url", "image_url": {"url": _data_url(image)}},
+        ]
         messages = [{"role": "user", "content": content}]
         failure = _Passing("")
         for attempt in range(self._attempts):
@@ -163,9 +200,13 @@ class ServerCaptioner:
             answer = read_reply(self._body(messages, options), self._key)
         except ReplyError as error:
             if error.endpoint and not self._answered:
-                raise ModelError(f"{self._base_url} is no chat completions server: {error}.", V1_HINT) from None
+                raise ModelError(
+                    f"{self._base_url} is no chat completions server: {error}.", V1_HINT
+                ) from None
             if error.status in (401, 402):
-                raise ModelError(f"The server of {self._model} refuses: {error}.", status_hint(error.status, 0)) from None
+                raise ModelError(
+                    f"The server of {self._model} refuses: {error}.", status_hint(error.status, 0)
+                ) from None
             raise _Passing(str(error), "outage" if error.status == 429 else "picture") from None
         except AnswerError:
             self._answered = True
@@ -193,7 +234,9 @@ class ServerCaptioner:
                         raise ReplyError(f"its reply is larger than {LONGEST_BODY >> 20} MB")
             except (ReplyError, openai.OpenAIError, OSError):
                 raise
-            except Exception as error:  # the client's own kinds: broken off, or packed in a way that cannot be unpacked
+            except (
+                Exception
+            ) as error:  # the client's own kinds: broken off, or packed in a way that cannot be unpacked
                 if "Timeout" in type(error).__name__:
                     raise _Passing(f"no whole reply within {self._timeout:g} s") from None
                 raise _Passing(f"its reply broke off ({type(error).__name__})") from None
@@ -201,7 +244,10 @@ class ServerCaptioner:
 
     def _status_error(self, error: openai.APIStatusError, sent: set[str]) -> Exception:
         """What an HTTP status other than 200 means."""
-        status, said = error.status_code, words_of(error.body if error.body is not None else error.response.text, self._key)
+        status, said = (
+            error.status_code,
+            words_of(error.body if error.body is not None else error.response.text, self._key),
+        )
         # a 401 may repeat parts of the key, nothing else should; never show it
         why = f"status {status}" + (f", {said}" if said and status != 401 else "")
         wait = retry_after(error.response.headers.get("retry-after"))
@@ -221,23 +267,35 @@ class ServerCaptioner:
         return ModelError(f"The server of {self._model} refuses: {why}.", status_hint(status, wait))
 
     def _is_well(self) -> bool:
-        """Whether the server answers something else at once, so that its error was about what it had been asked."""
+        """Whether the server answers something else at once, so that its error was about what it had been
+        asked.
+        """
         import openai
 
         try:
-            return self._client.with_options(timeout=min(10.0, self._timeout)).models.with_raw_response.list().status_code == 200
+            return (
+                self._client.with_options(timeout=min(10.0, self._timeout))
+                .models.with_raw_response.list()
+                .status_code
+                == 200
+            )
         except openai.OpenAIError:
             return False
 
     def _adapt(self, said: str, sent: set[str]) -> bool:
-        """Change the options that the server's complaint names; False when it names none, or once too often."""
+        """Change the options that the server's complaint names; False when it names none,
+        or once too often.
+        """
         with self._lock:
             if sent != {*self._options, self._limit}:
                 return True  # another thread has done it since
             if "temperature" in said and self._options:
                 self._options = {}
             elif self._limit in said and not self._swapped:
-                self._limit, self._swapped = ("max_completion_tokens", "max_tokens")[self._limit != "max_tokens"], True
+                self._limit, self._swapped = (
+                    ("max_completion_tokens", "max_tokens")[self._limit != "max_tokens"],
+                    True,
+                )
             else:
                 return False
             return True
@@ -247,7 +305,8 @@ class ServerCaptioner:
 
 
 def _client(base_url: str, key: str, timeout: float) -> openai.OpenAI:
-    """OpenAI's client for one server. Addresses on this machine, and those that NO_PROXY names, are reached without a proxy.
+    """OpenAI's client for one server. Addresses on this machine, and those that NO_PROXY names, are reached
+    without a proxy.
 
     Raises:
         ConfigError: the environment names a proxy that cannot be used.
@@ -260,19 +319,31 @@ def _client(base_url: str, key: str, timeout: float) -> openai.OpenAI:
         http = openai.DefaultHttpxClient(trust_env=not direct, follow_redirects=False)
         return openai.OpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=timeout, http_client=http)
     except Exception as error:  # the client's own kinds, a ValueError or an ImportError, by the proxy's form
-        certificates = [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if not os.path.exists(os.environ.get(name) or ".")]
+        certificates = [
+            name
+            for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")
+            if not os.path.exists(os.environ.get(name) or ".")
+        ]
         if isinstance(error, OSError) and certificates:
             raise ConfigError(
                 f"The certificates in the environment variable {' or '.join(certificates)} cannot be read.",
                 "Unset it, or let it name a file of certificates that is there.",
             ) from None
         named = _named_proxies()
-        odd = [name for name, value in named.items() if "://" in value and not re.match(r"https?://[^\s/]", value)]
+        odd = [
+            name
+            for name, value in named.items()
+            if "://" in value and not re.match(r"https?://[^\s/]", value)
+        ]
         if not named:
-            raise ConfigError(f"base_url {base_url} cannot be used ({type(error).__name__}).", V1_HINT) from error
+            raise ConfigError(
+                f"base_url {base_url} cannot be used ({type(error).__name__}).", V1_HINT
+            ) from error
         raise ConfigError(
-            f"The proxy in the environment variable {' or '.join(odd or named)} cannot be used to reach {host}.",
-            "Unset it, set it to an http:// proxy, or name the host in NO_PROXY; a socks5:// proxy needs `pip install socksio`.",
+            f"The proxy in the environment variable {' or '.join(odd or named)} cannot be used to reach "
+            f"{host}.",
+            "Unset it, set it to an http:// proxy, or name the host in NO_PROXY; a socks5:// proxy needs "
+            "`pip install socksio`.",
         ) from None
 
 

@@ -1,6 +1,8 @@
-"""What a captioner's answer says once its dress is off: thinking aloud, tags, fences, JSON, markdown, small talk.
+"""What a captioner's answer says once its dress is off: thinking aloud, tags, fences, JSON, markdown, small
+talk.
 
-Only what is surely dress is taken off. Whatever else does not belong is left in, for `captions.lint` to find and for the next question.
+Only what is surely dress is taken off. Whatever else does not belong is left in, for `captions.lint` to find
+and for the next question.
 """
 
 from __future__ import annotations
@@ -16,10 +18,15 @@ _THOUGHT_OUT = re.compile(rf"</{_THOUGHT}>|<\|end_of_thought\|>|\[/THINK\]|◁/t
 _CHANNEL = "<|channel|>final<|message|>"  # where models of OpenAI's harmony format begin their answer
 _SPECIAL = r"<[|｜][^|｜<>\n]{1,40}[|｜]>|</?s>|<(?:end_of_turn|eos|bos|pad)>|\[/?INST\]|\[(?:EOS|BOS|PAD)\]"
 _SPECIAL_ENDS = re.compile(rf"^(?:\s*(?:{_SPECIAL}))+|(?:(?:{_SPECIAL})\s*)+$", re.IGNORECASE)
-_ANSWER = re.compile(r"<(answer|final|final_answer|output|response|result|caption|description|solution|text)>\s*(.+?)\s*</\1>", re.I | re.S)
+_ANSWER = re.compile(
+    r"<(answer|final|final_answer|output|response|result|caption|description|solution|text)>\s*(.+?)\s*</\1>",
+    re.I | re.S,
+)
 _BOX = re.compile(r"<\|begin_of_box\|>(.+?)<\|end_of_box\|>|\\boxed\{(?:\\text\{)?([^{}]+)\}", re.DOTALL)
 _FENCE = re.compile(
-    r"^[ \t]*(?:```|~~~)[ \t]*[\w+-]*[ \t]*$|^[ \t]*```(?:json|text|markdown|plaintext|md|txt)?[ \t]*|```[ \t]*$", re.I | re.M
+    r"^[ \t]*(?:```|~~~)[ \t]*[\w+-]*[ \t]*$|^[ \t]*```(?:json|text|markdown|plaintext|md|txt)?[ \t]*|```[ "
+    r"\t]*$",
+    re.I | re.M,
 )
 
 _OPENING = re.compile(
@@ -27,9 +34,11 @@ _OPENING = re.compile(
       (?:sure(?:\s+thing)?|certainly|of\s+course|absolutely|okay|ok|got\s+it|great|alright|understood|no\s+problem)\s*[!.,:…]+
     | i(?:'d|\s+would|'ll|\s+will)\s+(?:be\s+)?(?:happy|glad|love)[^.!:<]{0,80}[.!:]
     | i\s+can\s+(?:help|do|certainly|describe)[^.!:<]{0,80}[.!:]
-    | (?:here(?:'s|\s+is|\s+are)|below\s+is|this\s+is|(?:the\s+)?following\s+is)\s+(?:the\s+|a\s+|an\s+|my\s+|your\s+|our\s+)?
+    | (?:here(?:'s|\s+is|\s+are)|below\s+is|this\s+is|(?:the\s+)?following\s+is)
+      \s+(?:the\s+|a\s+|an\s+|my\s+|your\s+|our\s+)?
       [^.!:<]{0,60}?(?:description|caption|summary|answer|text|form|format|request|words|result|response|version)[^.!:<]{0,80}:
-    | based\s+on\s+(?:the|your|this)\s+(?:\w+\s+){0,3}?(?:image|picture|photo|panel)s?(?:\s+(?:provided|shared|above|given))*\s*,
+    | based\s+on\s+(?:the|your|this)\s+(?:\w+\s+){0,3}?(?:image|picture|photo|panel)s?(?:
+      \s+(?:provided|shared|above|given))*\s*,
     | (?:(?:final|overall|short|brief|english|image|picture|triptych|general)\s+)?
       (?:answer|output|response|caption|description|summary|overview)[ \t]*(?:[:：]|\n)
     )\s*""",
@@ -40,10 +49,12 @@ _CLOSING = re.compile(
     (?:please\s+)?
     (?: let\s+me\s+know\b | i\s+hope\s+(?:this|that|it)\b | hope\s+(?:this|that|it)\s+helps
       | (?:please\s+)?feel\s+free\b | would\s+you\s+like\b
-      | do\s+you\s+(?:want|need)\b | if\s+you(?:\s+(?:need|want|would|have|like|require)|'d)\b | is\s+there\s+anything\b
+      | do\s+you\s+(?:want|need)\b | if\s+you(?:\s+(?:need|want|would|have|like|require)|'d)\b
+        | is\s+there\s+anything\b
       | (?:i'm|i\s+am)\s+(?:happy|glad|here)\b | happy\s+to\s+help | \(?\s*word\s+count\b
       | \(\s*(?:about\s+|approximately\s+|~\s*)?\d+\s+words?\s*\)
-      | (?:this|the)\s+(?:above\s+)?(?:description|caption|text)\s+(?:is|has|contains|avoids|follows|adheres|uses)\b
+      | (?:this|the)\s+(?:above\s+)?(?:description|caption|text)
+        \s+(?:is|has|contains|avoids|follows|adheres|uses)\b
       | (?:please\s+)?\(?note\b\s*(?:that\b|:) | disclaimer\s*:
       | i(?:'ve|\s+have)?\s+(?:left\s+out|omitted|replaced|avoided|followed|kept)\b
     ).*$""",
@@ -52,12 +63,24 @@ _CLOSING = re.compile(
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
 """Where a word or a line may break: soft hyphen, zero-width space, word joiner, byte-order mark."""
 _NO_OR_WHAT = "[\u274c\u2716\u2717\u2718\u26d4\u2753\u2754\U0001f6ab]"
-_EMOJI = re.compile(f" ?(?!{_NO_OR_WHAT})[\u2600-\u27bf\u2b50\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff][\ufe0f\u200d\u2640\u2642]*")
+_EMOJI = re.compile(
+    f" ?(?!{_NO_OR_WHAT})[\u2600-\u27bf\u2b50\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff]"
+    r"[\ufe0f\u200d\u2640\u2642]*"
+)
 """Small pictures that say nothing, and not those that say no or ask."""
 _PLACEHOLDER = re.compile(r"(?<!\w)[\[{(]\s*brand(?:[ _-]?name)?\s*[\]})]", re.IGNORECASE)
 _LOOSE_MARKER = r"[<\[({{＜【&]\s*(?:lt;)?\s*IMAGE\s*[#_:-]?\s*0?{number}\s*(?:[>\])}}＞】]|&gt;)"
 _CLOSED_MARKER = re.compile(r"<\s*/\s*IMAGE\s*[#_:-]?\s*\d{1,2}\s*>", re.IGNORECASE)
-_NUMBERS = {"first": 1, "front": 1, "left": 1, "second": 2, "back": 2, "middle": 2, "center": 2, "centre": 2} | {
+_NUMBERS = {
+    "first": 1,
+    "front": 1,
+    "left": 1,
+    "second": 2,
+    "back": 2,
+    "middle": 2,
+    "center": 2,
+    "centre": 2,
+} | {
     "third": 3,
     "right": 3,
     "worn": 3,
@@ -70,7 +93,8 @@ _SUMMARY = ("summary", "overview", "overall", "intro", "introduction")
 
 
 def bare(answer: str) -> str:
-    """The answer without what was thought aloud, without the tokens of a chat format, and out of the tags it was put into.
+    """The answer without what was thought aloud, without the tokens of a chat format, and out of the tags it
+    was put into.
 
     A thought that never ends leaves what stands before it, or else its last paragraph.
     """
@@ -95,7 +119,9 @@ def bare(answer: str) -> str:
 
 
 def json_in(text: str) -> Any:
-    """The JSON that a text is, be it in a fence or with a sentence around it; None if there is none, or more beside it."""
+    """The JSON that a text is, be it in a fence or with a sentence around it; None if there is none, or more
+    beside it.
+    """
     text = _FENCE.sub("", text).strip()
     begin = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=-1)
     if begin < 0 or text.count("[") + text.count("{") > 200:  # nobody nests a caption so deeply
@@ -109,7 +135,8 @@ def json_in(text: str) -> Any:
 
 
 def without_markdown(text: str, *, numbering: bool = False) -> str:
-    """The text without fences, headings, bullets, numbers of lists, block quotes, rules and emphasis; its lines stay lines.
+    """The text without fences, headings, bullets, numbers of lists, block quotes, rules and emphasis; its
+    lines stay lines.
 
     With `numbering`, the numbers stay.
     """
@@ -132,7 +159,9 @@ def without_markdown(text: str, *, numbering: bool = False) -> str:
 
 
 def plain_caption(answer: str, panels: int = 3) -> str:
-    """The caption in an answer, as plain text with its markers in the house form. No text between the markers is lost."""
+    """The caption in an answer, as plain text with its markers in the house form. No text between the markers
+    is lost.
+    """
     text = bare(answer)
     value = json_in(text)
     if value is not None:
@@ -145,7 +174,9 @@ def plain_caption(answer: str, panels: int = 3) -> str:
         if f"<IMAGE {number}>" not in text:
             text = re.sub(_LOOSE_MARKER.format(number=number), f"<IMAGE {number}>", text, flags=re.IGNORECASE)
     if "<IMAGE" not in text:
-        text = re.sub(r"^\W*image\s*#?([1-9])\s*[:.–—-]+", r"<IMAGE \1>", text, flags=re.IGNORECASE | re.MULTILINE)
+        text = re.sub(
+            r"^\W*image\s*#?([1-9])\s*[:.–—-]+", r"<IMAGE \1>", text, flags=re.IGNORECASE | re.MULTILINE
+        )
     if "<IMAGE" not in text:
         text = _named_markers(text, panels)
     text = re.sub(r"(<IMAGE [1-9]>)\s*[:：–—-]+\s*", r"\1 ", text)
@@ -163,7 +194,13 @@ def _unquoted(text: str) -> str:
     text = text.strip()
     for left, right in ('""', "''", "“”", "‘’", "«»"):
         inner = text[1:-1]
-        if len(text) > 1 and text[0] == left and text[-1] == right and left not in inner and right not in inner:
+        if (
+            len(text) > 1
+            and text[0] == left
+            and text[-1] == right
+            and left not in inner
+            and right not in inner
+        ):
             return inner.strip()
     return text
 
@@ -182,7 +219,9 @@ def _without_talk(text: str) -> str:
 
 
 def caption_in(value: Any, panels: int) -> str | None:
-    """The caption that a JSON answer holds: whole, or as a summary and one text per panel; None where that is not plain."""
+    """The caption that a JSON answer holds: whole, or as a summary and one text per panel; None where that is
+    not plain.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -193,15 +232,27 @@ def caption_in(value: Any, panels: int) -> str | None:
             return None
         if any("<IMAGE" in str(text) for text in texts):
             return " ".join(map(str, texts))
-        return _joined(texts[0], texts[1:]) if len(texts) == panels + 1 else _joined("", texts) if len(texts) == panels else None
+        return (
+            _joined(texts[0], texts[1:])
+            if len(texts) == panels + 1
+            else _joined("", texts)
+            if len(texts) == panels
+            else None
+        )
     if not isinstance(value, dict):
         return None
     named = {str(key).strip().lower(): part for key, part in value.items()}
     whole = [part for part in named.values() if isinstance(part, str) and "<IMAGE 1>" in part]
     if len(whole) == 1:
         return whole[0]
-    summary = next((part for key, part in named.items() if key.startswith(_SUMMARY) and isinstance(part, str)), "")
-    by_number = {number: part for key, part in named.items() if (number := _number(key)) and not key.startswith(_SUMMARY)}
+    summary = next(
+        (part for key, part in named.items() if key.startswith(_SUMMARY) and isinstance(part, str)), ""
+    )
+    by_number = {
+        number: part
+        for key, part in named.items()
+        if (number := _number(key)) and not key.startswith(_SUMMARY)
+    }
     if sorted(by_number) == list(range(1, panels + 1)):
         return _joined(summary, [caption_in(by_number[number], panels) for number in sorted(by_number)])
     for part in named.values():
@@ -219,11 +270,17 @@ def _number(key: str) -> int | None:
     digits = re.findall(r"\d+", key)
     if len(digits) == 1:
         return int(digits[0])
-    found = {number for word, number in _NUMBERS.items() if re.search(rf"(?<![a-z]){word}(?![a-z])", key.replace("_", " "))}
+    found = {
+        number
+        for word, number in _NUMBERS.items()
+        if re.search(rf"(?<![a-z]){word}(?![a-z])", key.replace("_", " "))
+    }
     return found.pop() if len(found) == 1 else None
 
 
 def _joined(summary: Any, texts: list[Any]) -> str | None:
     if not all(isinstance(text, str) and text.strip() for text in texts):
         return None
-    return " ".join([str(summary or ""), *(f"<IMAGE {number}> {text}" for number, text in enumerate(texts, 1))]).strip()
+    return " ".join(
+        [str(summary or ""), *(f"<IMAGE {number}> {text}" for number, text in enumerate(texts, 1))]
+    ).strip()

@@ -26,7 +26,9 @@ def linter(model: str, limit: int, brands: Sequence[str] = ()) -> Callable[[str,
         if tokenizer is None:
             return lint(text, panels, brands=brands, max_words=int(limit * WORDS_PER_TOKEN))
         share = tokenizer.unknown_share
-        return lint(text, panels, brands=brands, token_counter=tokenizer.count, max_tokens=limit, unknown_share=share)
+        return lint(
+            text, panels, brands=brands, token_counter=tokenizer.count, max_tokens=limit, unknown_share=share
+        )
 
     return problems
 
@@ -43,7 +45,8 @@ def check_order(ask: Callable[[str], str], roles: Sequence[str]) -> None:
     An answer that cannot be read is asked for once more, in plainer words.
 
     Raises:
-        InputError: it plainly says another order. AnswerError: no answer that can be read. Whatever else `ask` raises.
+        InputError: it plainly says another order. AnswerError: no answer that can be read. Whatever else
+            `ask` raises.
     """
     expected = ["person" if role == "worn" else "garment" for role in roles]
     seen, failure = None, AnswerError("")
@@ -55,7 +58,9 @@ def check_order(ask: Callable[[str], str], roles: Sequence[str]) -> None:
                 break
             failure = AnswerError(f"the answer to the order check cannot be read: {quote(answer)}")
         except AnswerError as error:
-            if error.fault != "model":  # a refusal, or a server that failed at this picture: it was asked often enough
+            if (
+                error.fault != "model"
+            ):  # a refusal, or a server that failed at this picture: it was asked often enough
                 raise
             failure = error
     if seen is None:
@@ -65,9 +70,15 @@ def check_order(ask: Callable[[str], str], roles: Sequence[str]) -> None:
 
 
 def usable_caption(
-    ask: Callable[[str], str], problems: Callable[[str], list[str]], brands: Sequence[str], limit: int, retries: int, panels: int = 3
+    ask: Callable[[str], str],
+    problems: Callable[[str], list[str]],
+    brands: Sequence[str],
+    limit: int,
+    retries: int,
+    panels: int = 3,
 ) -> tuple[str, Counter[str]]:
-    """The captioner's caption of a triptych, brands replaced, in which `problems` finds nothing; and how often each brand was.
+    """The captioner's caption of a triptych, brands replaced, in which `problems` finds nothing; and how
+    often each brand was.
 
     Args:
         ask: the captioner's answer to a question about the picture. problems: as `captions.lint`.
@@ -92,5 +103,9 @@ def usable_caption(
         # our own words only: nothing of an answer or of a server is ever part of a question
         words = max(10, min(200, int(limit * WORDS_PER_TOKEN)) >> attempt)
         said = "; ".join(found) if failure.fault == "model" else "it was refused"
-        prompt = f"{CAPTION_PROMPT} Try {attempt + 2}: the last answer was no use ({said}). At most {words} words."
-    raise AnswerError(f"no usable caption in {attempt + 1} tries: {failure.message}", failure.hint, failure.fault)
+        prompt = (
+            f"{CAPTION_PROMPT} Try {attempt + 2}: the last answer was no use ({said}). At most {words} words."
+        )
+    raise AnswerError(
+        f"no usable caption in {attempt + 1} tries: {failure.message}", failure.hint, failure.fault
+    )

@@ -1,4 +1,5 @@
-"""Attention as every family's processors call it: diffusers' dispatch, but on a CPU, where nothing is to be differentiated.
+"""Attention as every family's processors call it: diffusers' dispatch, but on a CPU, where nothing is to be
+differentiated.
 
 Legend: B batch, S sequence, H heads, D head width, Q queries and K keys of one sample and some heads.
 """
@@ -15,18 +16,23 @@ from torch import Tensor
 from triptych.compute.cpu import AVAILABLE, linear, only_computes
 
 FEW, MOST = 1 << 17, 1 << 26
-"""Scores (queries × keys) of a head below which PyTorch's kernel is as fast; and the most that are held at once: 128 or 256 MiB."""
+"""Scores (queries × keys) of a head below which PyTorch's kernel is as fast; and the most that are held at
+once: 128 or 256 MiB.
+"""
 
 SAFE = 60.0
-"""A score up to which its exponential and their sum over all keys stay far inside the range of float32 and bfloat16."""
+"""A score up to which its exponential and their sum over all keys stay far inside the range of float32 and
+bfloat16.
+"""
 
 
 def attention(query_BSHD: Tensor, key_BSHD: Tensor, value_BSHD: Tensor, backend: Any = None) -> Tensor:
     """softmax(q·kᵀ / √D)·v, (B, S, H, D) (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
-    PyTorch's kernel for the CPU computes bfloat16 no faster than float32, a fifth of what its matrix products reach, and its
-    float32 by MKL (see `cpu`). Two products and an exponential are 2.5 to 3 and 1.8 times as fast for 1,424 tokens. In
-    bfloat16 scores and weights are then rounded, which adds about as much as the rounding of queries and keys did before.
+    PyTorch's kernel for the CPU computes bfloat16 no faster than float32, a fifth of what its matrix products
+    reach, and its float32 by MKL (see `cpu`). Two products and an exponential are 2.5 to 3 and 1.8 times as
+    fast for 1,424 tokens. In bfloat16 scores and weights are then rounded, which adds about as much as the
+    rounding of queries and keys did before.
     """
     states = query_BSHD, key_BSHD, value_BSHD
     quick = query_BSHD.dtype == torch.bfloat16 or (query_BSHD.dtype == torch.float32 and AVAILABLE)
@@ -41,12 +47,18 @@ def attention(query_BSHD: Tensor, key_BSHD: Tensor, value_BSHD: Tensor, backend:
 
 def _sample(query_HSD: Tensor, key_HSD: Tensor, value_HSD: Tensor, out_HSD: Tensor) -> None:
     """One sample, into `out_HSD`."""
-    # 2^x is the quicker one in float32, but takes log₂ e in the scale, which bfloat16 would round; √64 it does not.
-    exponential, unit = (Tensor.exp_, 1.0) if query_HSD.dtype == torch.bfloat16 else (Tensor.exp2_, math.log2(math.e))
+    # 2^x is the quicker one in float32, but takes log₂ e in the scale, which bfloat16 would round; √64 it
+    # does not.
+    exponential, unit = (
+        (Tensor.exp_, 1.0) if query_HSD.dtype == torch.bfloat16 else (Tensor.exp2_, math.log2(math.e))
+    )
     query_HSD = query_HSD * (unit * query_HSD.shape[-1] ** -0.5)
-    query_length, key_length = (float(torch.linalg.vector_norm(one, dim=-1).amax()) for one in (query_HSD, key_HSD))
+    query_length, key_length = (
+        float(torch.linalg.vector_norm(one, dim=-1).amax()) for one in (query_HSD, key_HSD)
+    )
     safe = query_length * key_length <= SAFE  # no score can be further from 0 (Cauchy and Schwarz)
-    # At once: what stays in the cache. bfloat16's batched product gives every thread a head; float32 has no batched oneDNN.
+    # At once: what stays in the cache. bfloat16's batched product gives every thread a head; float32 has no
+    # batched oneDNN.
     heads = torch.get_num_threads() if query_HSD.dtype == torch.bfloat16 else 1
     rows = max(1, MOST // (heads * key_HSD.shape[1]))
     for head in range(0, len(query_HSD), heads):

@@ -1,9 +1,10 @@
 """What PyTorch leaves slow on a CPU, and diffusers' models consist of: linear layers in float32, and GELU.
 
-PyTorch hands float32 products on a CPU to MKL, which on processors that are not Intel's computes as if there were AVX2 only:
-2.2 times slower than oneDNN on an AMD Zen 5. oneDNN is a part of PyTorch too, computes its products in bfloat16, and in float32
-is reached by the operator that `torch.compile` puts into its programs. GELU spends its time in the hyperbolic tangent; the
-sigmoid, which says the same, takes half of it. (Attention has a file of its own.)
+PyTorch hands float32 products on a CPU to MKL, which on processors that are not Intel's computes as if there
+were AVX2 only: 2.2 times slower than oneDNN on an AMD Zen 5. oneDNN is a part of PyTorch too, computes its
+products in bfloat16, and in float32 is reached by the operator that `torch.compile` puts into its programs.
+GELU spends its time in the hyperbolic tangent; the sigmoid, which says the same, takes half of it. (Attention
+has a file of its own.)
 
 Legend: O output and I input features, S anything before the features.
 """
@@ -23,7 +24,9 @@ FEW = 1 << 21
 
 
 def only_computes(*inputs: Tensor | None) -> bool:
-    """Whether something is computed on a CPU as it is written: nothing will be differentiated, no program is being compiled."""
+    """Whether something is computed on a CPU as it is written: nothing will be differentiated, no program is
+    being compiled.
+    """
     on_cpu = all(one is None or one.device.type == "cpu" for one in inputs)
     return on_cpu and not learns(*inputs) and not torch.compiler.is_compiling()
 
@@ -38,15 +41,31 @@ def linear(input_SI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) ->
     differentiable = learns(input_SI, weight_OI, bias_O)
     if not _by_onednn(input_SI, weight_OI, differentiable):
         return nn.functional.linear(input_SI, weight_OI, bias_O)
-    made: Tensor = _Linear.apply(input_SI, weight_OI, bias_O) if differentiable else _product(input_SI, weight_OI, bias_O)
+    made: Tensor = (
+        _Linear.apply(input_SI, weight_OI, bias_O)
+        if differentiable
+        else _product(input_SI, weight_OI, bias_O)
+    )
     return made
 
 
 def _by_onednn(input_SI: Tensor, weight_OI: Tensor, differentiable: bool) -> bool:
     dtype = input_SI.dtype
-    pays = dtype == torch.float32 or (dtype == torch.bfloat16 and not differentiable)  # whose other way to oneDNN is 2 % longer
-    fits = input_SI.device.type == "cpu" and dtype == weight_OI.dtype and input_SI.numel() * len(weight_OI) >= FEW
-    return AVAILABLE and pays and fits and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    pays = dtype == torch.float32 or (
+        dtype == torch.bfloat16 and not differentiable
+    )  # whose other way to oneDNN is 2 % longer
+    fits = (
+        input_SI.device.type == "cpu"
+        and dtype == weight_OI.dtype
+        and input_SI.numel() * len(weight_OI) >= FEW
+    )
+    return (
+        AVAILABLE
+        and pays
+        and fits
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _product(input_SI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -74,12 +93,19 @@ class _Linear(torch.autograd.Function):
 
 
 def gelu(input_S: Tensor) -> Tensor:
-    """x·Φ(x) by the hyperbolic tangent (Hendrycks & Gimpel 2016, arXiv 1606.08415): x·(1 + tanh z)/2 = x·sigmoid(2z) with
-    z = √(2/π)·(x + 0.044715·x³)."""
+    """x·Φ(x) by the hyperbolic tangent (Hendrycks & Gimpel 2016, arXiv 1606.08415): x·(1 + tanh z)/2 =
+    x·sigmoid(2z) with z = √(2/π)·(x + 0.044715·x³).
+    """
     if input_S.dtype not in (torch.float32, torch.bfloat16) or not only_computes(input_S):
         return nn.functional.gelu(input_S, approximate="tanh")
     x, scale = input_S.float(), 2 * math.sqrt(2 / math.pi)
-    return torch.addcmul(torch.tensor(scale), x, x, value=0.044715 * scale).mul_(x).sigmoid_().mul_(x).to(input_S.dtype)
+    return (
+        torch.addcmul(torch.tensor(scale), x, x, value=0.044715 * scale)
+        .mul_(x)
+        .sigmoid_()
+        .mul_(x)
+        .to(input_S.dtype)
+    )
 
 
 class Linear(nn.Linear):

@@ -1,8 +1,8 @@
 """Modulation for all steps of a sampling run at once.
 
-Scales, shifts and gates of every block follow from the time, the guidance and the pooled text alone. Their layers are 27 % of
-FLUX.1-dev's parameters, and a step reads (or dequantises) them all for a single vector. Here they are read once for a run: one
-row for each step.
+Scales, shifts and gates of every block follow from the time, the guidance and the pooled text alone. Their
+layers are 27 % of FLUX.1-dev's parameters, and a step reads (or dequantises) them all for a single vector.
+Here they are read once for a run: one row for each step.
 
 Legend: T steps, B batch, D width, O what a layer makes of it.
 """
@@ -13,7 +13,12 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZero, AdaLayerNormZeroSingle, SD35AdaLayerNormZeroX
+from diffusers.models.normalization import (
+    AdaLayerNormContinuous,
+    AdaLayerNormZero,
+    AdaLayerNormZeroSingle,
+    SD35AdaLayerNormZeroX,
+)
 from torch import Tensor, nn
 
 MODULATED = (AdaLayerNormContinuous, AdaLayerNormZero, AdaLayerNormZeroSingle, SD35AdaLayerNormZeroX)
@@ -24,13 +29,17 @@ class Steps:
     """A transformer, for each step of one sampling run."""
 
     def __init__(self, transformer: Any, times: Sequence[float], conditioning_TBD: Tensor) -> None:
-        """conditioning_TBD: what the transformer's `time_text_embed` makes of the times; of equal samples one is enough."""
+        """conditioning_TBD: what the transformer's `time_text_embed` makes of the times; of equal samples one
+        is enough.
+        """
         self._rows = {t: row for row, t in enumerate(times)}
         self.row = 0
         if conditioning_TBD.shape[1] > 1 and bool((conditioning_TBD == conditioning_TBD[:, :1]).all()):
             conditioning_TBD = conditioning_TBD[:, :1]
         lists = {
-            name: nn.ModuleList([self._modulated(block, conditioning_TBD) if untouched(block) else block for block in blocks])
+            name: nn.ModuleList(
+                [self._modulated(block, conditioning_TBD) if untouched(block) else block for block in blocks]
+            )
             for name, blocks in transformer.named_children()
             if isinstance(blocks, nn.ModuleList)
         }
@@ -43,12 +52,15 @@ class Steps:
         return self._transformer
 
     def _modulated(self, module: nn.Module, conditioning_TBD: Tensor) -> Any:
-        """The same module, weights and all, but what its norms scale by is there already. The module itself is left as it is:
-        others may be running it."""
+        """The same module, weights and all, but what its norms scale by is there already. The module itself
+        is left as it is: others may be running it.
+        """
         norms = {}
         for name, norm in module.named_children():
             if isinstance(norm, MODULATED) and untouched(norm):
-                made = norm.linear(norm.silu(conditioning_TBD.flatten(0, 1))).unflatten(0, conditioning_TBD.shape[:2])
+                made = norm.linear(norm.silu(conditioning_TBD.flatten(0, 1))).unflatten(
+                    0, conditioning_TBD.shape[:2]
+                )
                 norms[name] = with_children(norm, linear=_Made(self, made))
         return with_children(module, **norms)
 
@@ -65,8 +77,9 @@ class _Made(nn.Module):
 
 
 def untouched(module: nn.Module) -> bool:
-    """Whether calling a module runs its class's own forward and nothing else: its weights are not swapped or sharded, which come
-    when it is called, its output is not cached, and nobody watches its calls."""
+    """Whether calling a module runs its class's own forward and nothing else: its weights are not swapped or
+    sharded, which come when it is called, its output is not cached, and nobody watches its calls.
+    """
     return _own_forward(module) and not (module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -79,5 +92,7 @@ def with_children(module: nn.Module, **children: nn.Module) -> Any:
     shown = copy.copy(module)
     shown._modules = {**module._modules, **children}
     if _own_forward(module):
-        vars(shown).pop("forward", None)  # bound to the given one, as diffusers' hooks leave it when they are taken off
+        vars(shown).pop(
+            "forward", None
+        )  # bound to the given one, as diffusers' hooks leave it when they are taken off
     return shown

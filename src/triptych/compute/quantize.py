@@ -1,13 +1,16 @@
-"""A transformer whose linear layers are kept in 4 or 8 bits: a third or half of bf16's memory, for training a LoRA and for sampling.
+"""A transformer whose linear layers are kept in 4 or 8 bits: a third or half of bf16's memory, for training a
+LoRA and for sampling.
 
-What is quantised: the weights of every nn.Linear inside a transformer block, the modulation (`norm*.linear`) included, which
-in FLUX.1-dev is 3.2 of 11.9 billion parameters. What stays in the working dtype, and why: biases and the norms' weights are
-vectors; the embedders (`x_embedder`, `context_embedder`, `time_text_embed`) and the output (`norm_out`, `proj_out`) stand
-outside the blocks, are 0.6 % of FLUX.1-dev, and every error made there reaches every token.
+What is quantised: the weights of every nn.Linear inside a transformer block, the modulation (`norm*.linear`)
+included, which in FLUX.1-dev is 3.2 of 11.9 billion parameters. What stays in the working dtype, and why:
+biases and the norms' weights are vectors; the embedders (`x_embedder`, `context_embedder`, `time_text_embed`)
+and the output (`norm_out`, `proj_out`) stand outside the blocks, are 0.6 % of FLUX.1-dev, and every error
+made there reaches every token.
 
-A weight is dequantised for one matrix product and dropped, in the backward pass once more: no full-precision copy outlives
-a layer. The same code runs on the CPU and on a card. A checkpoint is read tensor by tensor onto a model without memory, and
-each tensor is quantised before the next is read: the full-precision model never exists.
+A weight is dequantised for one matrix product and dropped, in the backward pass once more: no full-precision
+copy outlives a layer. The same code runs on the CPU and on a card. A checkpoint is read tensor by tensor onto
+a model without memory, and each tensor is quantised before the next is read: the full-precision model never
+exists.
 
 Legend: O output and I input features, S anything before the features.
 """
@@ -46,7 +49,9 @@ class QuantizedLinear(nn.Linear):
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.register_buffer("scale", scale)
         self.scale: Tensor
-        self.register_parameter("bias", None if bias_O is None else nn.Parameter(bias_O.detach(), requires_grad=False))
+        self.register_parameter(
+            "bias", None if bias_O is None else nn.Parameter(bias_O.detach(), requires_grad=False)
+        )
 
     @staticmethod
     @abstractmethod
@@ -76,7 +81,13 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input_SI: Tensor, codes: Tensor, scale: Tensor, bias_O: Tensor | None, kind: type[QuantizedLinear], shape: torch.Size
+        ctx: Any,
+        input_SI: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        bias_O: Tensor | None,
+        kind: type[QuantizedLinear],
+        shape: torch.Size,
     ) -> Tensor:
         ctx.save_for_backward(codes, scale)
         ctx.kind, ctx.shape = kind, shape
@@ -90,8 +101,9 @@ class _Product(torch.autograd.Function):
 
 
 class NF4Linear(QuantizedLinear):
-    """4 bits in blocks of 64 with a float32 maximum each, 4.5 bits in all (QLoRA, arXiv 2305.14314, §3; its second
-    quantisation of the maxima would save another 0.4 bits and is left out)."""
+    """4 bits in blocks of 64 with a float32 maximum each, 4.5 bits in all (QLoRA, arXiv 2305.14314, §3; its
+    second quantisation of the maxima would save another 0.4 bits and is left out).
+    """
 
     package = "bitsandbytes"
     BLOCK = 64
@@ -107,12 +119,16 @@ class NF4Linear(QuantizedLinear):
     def unpack(codes: Tensor, scale: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         import bitsandbytes  # noqa: F401 - registers the operator
 
-        weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit(codes, scale, NF4Linear.BLOCK, "nf4", shape, dtype)
+        weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit(
+            codes, scale, NF4Linear.BLOCK, "nf4", shape, dtype
+        )
         return weight
 
 
 class Int8Linear(QuantizedLinear):
-    """8 bits with one maximum for each row (LLM.int8's weights, arXiv 2208.07339, §2; the activations are not quantised)."""
+    """8 bits with one maximum for each row (LLM.int8's weights, arXiv 2208.07339, §2; the activations are not
+    quantised).
+    """
 
     package = "bitsandbytes"
 
@@ -125,11 +141,15 @@ class Int8Linear(QuantizedLinear):
 
     @staticmethod
     def unpack(codes: Tensor, scale: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return codes.to(dtype).mul_((scale / 127.0)[:, None])  # in place: a bf16 weight is rounded once, its scale never
+        return codes.to(dtype).mul_(
+            (scale / 127.0)[:, None]
+        )  # in place: a bf16 weight is rounded once, its scale never
 
 
 class TorchaoInt8Linear(QuantizedLinear):
-    """8 bits in groups of at most 64 with a float32 scale each, 8.5 bits in all: finer than one scale for a row."""
+    """8 bits in groups of at most 64 with a float32 scale each, 8.5 bits in all: finer than one scale for a
+    row.
+    """
 
     package = "torchao"
     GROUP = 64
@@ -151,7 +171,11 @@ class TorchaoInt8Linear(QuantizedLinear):
         return weight
 
 
-FORMATS: dict[str, type[QuantizedLinear]] = {"nf4": NF4Linear, "int8": Int8Linear, "int8-torchao": TorchaoInt8Linear}
+FORMATS: dict[str, type[QuantizedLinear]] = {
+    "nf4": NF4Linear,
+    "int8": Int8Linear,
+    "int8-torchao": TorchaoInt8Linear,
+}
 
 
 def check_installed(quantize: str) -> None:
@@ -166,15 +190,21 @@ def check_installed(quantize: str) -> None:
         importlib.import_module(package)
     except (ImportError, OSError, RuntimeError) as error:
         hint = "pip install 'triptych[quantization]', or use --quantize none."
-        raise ModelError(f"--quantize {quantize} needs the package {package}, which cannot be imported: {error}.", hint) from error
+        raise ModelError(
+            f"--quantize {quantize} needs the package {package}, which cannot be imported: {error}.", hint
+        ) from error
 
 
 def is_quantized(name: str, module: nn.Module) -> bool:
-    """Whether the module of that name in a transformer is one whose weight gets quantised; see the top of this file."""
+    """Whether the module of that name in a transformer is one whose weight gets quantised; see the top of
+    this file.
+    """
     return isinstance(module, nn.Linear) and "blocks." in name
 
 
-def load_quantized(transformer_class: Any, folder: Path, quantize: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def load_quantized(
+    transformer_class: Any, folder: Path, quantize: str, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
     """The transformer whose config and weights lie in `folder`, quantised on `device` layer by layer, in RAM.
 
     Raises:
@@ -193,7 +223,9 @@ def load_quantized(transformer_class: Any, folder: Path, quantize: str, device: 
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)} instead of {tuple(place.shape)}")
         if leaf == "weight" and is_quantized(owner, module):
             codes, scale = kind.pack(tensor.to(device, torch.float32))
-            quantized = kind(codes.cpu(), scale.cpu(), tensor.shape, module.bias)  # the bias may come later, from another shard
+            quantized = kind(
+                codes.cpu(), scale.cpu(), tensor.shape, module.bias
+            )  # the bias may come later, from another shard
             modules[owner] = quantized
             transformer.set_submodule(owner, quantized)
         elif leaf in module._parameters:
@@ -217,6 +249,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(folder / Path(shard).name, framework="pt") as stream:
             names = list(stream.keys())
         for name in names:
-            # Opened anew for each: a mapped file's pages count as memory of this process for as long as it is open.
+            # Opened anew for each: a mapped file's pages count as memory of this process for as long as it is
+            # open.
             with safe_open(folder / Path(shard).name, framework="pt") as stream:
                 yield name, stream.get_tensor(name)

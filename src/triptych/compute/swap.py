@@ -1,9 +1,9 @@
 """Block swapping: transformer blocks that lie in RAM and are on the device only while they run.
 
-A swapped block's frozen tensors are copied to the device when its forward begins, and the copies are dropped when it ends.
-What autograd kept of a copy lives on until the backward pass; with gradient checkpointing that is of one block at a time,
-because the block's forward then runs again, copies included, just before its backward. LoRA layers are not swapped: they
-are added after this and are small.
+A swapped block's frozen tensors are copied to the device when its forward begins, and the copies are dropped
+when it ends. What autograd kept of a copy lives on until the backward pass; with gradient checkpointing that
+is of one block at a time, because the block's forward then runs again, copies included, just before its
+backward. LoRA layers are not swapped: they are added after this and are small.
 """
 
 from __future__ import annotations
@@ -34,13 +34,18 @@ class _Slot:
 
 def blocks_of(transformer: nn.Module) -> list[nn.Module]:
     """All transformer blocks in the order they run in."""
-    lists = [child for name, child in transformer.named_children() if name.endswith("blocks") and isinstance(child, nn.ModuleList)]
+    lists = [
+        child
+        for name, child in transformer.named_children()
+        if name.endswith("blocks") and isinstance(child, nn.ModuleList)
+    ]
     return [block for blocks in lists for block in blocks]
 
 
 def place(transformer: nn.Module, device: torch.device, blocks_to_swap: int) -> nn.Module:
-    """Move a frozen transformer in RAM to the device, but for its first `blocks_to_swap` blocks (at most all), which from
-    now on come there only while they run. The first, because FLUX's are the larger ones."""
+    """Move a frozen transformer in RAM to the device, but for its first `blocks_to_swap` blocks (at most
+    all), which from now on come there only while they run. The first, because FLUX's are the larger ones.
+    """
     swapped = blocks_of(transformer)[:blocks_to_swap]
     if not swapped:
         return transformer.to(device)
@@ -82,4 +87,6 @@ def fetch(tensor: Tensor, device: torch.device) -> Tensor:
 def _slots(module: nn.Module) -> list[_Slot]:
     """The module's own tensors, not its children's."""
     owners: list[dict[str, Any]] = [module._parameters, module._buffers]
-    return [_Slot(owner, name, tensor) for owner in owners for name, tensor in owner.items() if tensor is not None]
+    return [
+        _Slot(owner, name, tensor) for owner in owners for name, tensor in owner.items() if tensor is not None
+    ]

@@ -1,4 +1,6 @@
-"""Config files: shared keys at the top, a section per verb; and the two flat files of the original project."""
+"""Config files: shared keys at the top, a section per verb;
+and the two flat files of the original project.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,18 @@ from triptych.wording.settings import shown
 
 MAX_BYTES = 1 << 20
 """Largest config file that is read; one with every setting has some 5 KB."""
-SHARED = ("work", "catalogue", "triptychs", "embeddings", "lora_folder", "model", "quantize", "blocks_to_swap", "seed", "anyway")
+SHARED = (
+    "work",
+    "catalogue",
+    "triptychs",
+    "embeddings",
+    "lora_folder",
+    "model",
+    "quantize",
+    "blocks_to_swap",
+    "seed",
+    "anyway",
+)
 """Keys at the top of a file; every verb that knows one takes it."""
 
 
@@ -27,13 +40,16 @@ class Values(dict[str, Any]):
 
     def changed(self, other: Mapping[str, Any]) -> Values:
         """These values, those of `other` in place of some; they stand in no file."""
-        return Values({**self, **other}, {key: place for key, place in self.places.items() if key not in other})
+        return Values(
+            {**self, **other}, {key: place for key, place in self.places.items() if key not in other}
+        )
 
     def put(self, key: str, value: Any, place: str) -> None:
         self[key], self.places[key] = value, place
 
 
-# The original's flat keys → (section, key); section "" is the shared top. None: understood, and not needed any more.
+# The original's flat keys → (section, key); section "" is the shared top. None: understood, and not needed
+# any more.
 ORIGINAL_KEYS: dict[str, tuple[str, str] | None] = {
     "training_data_human": ("clean", "human"),
     "training_data_object": ("clean", "garment"),
@@ -67,7 +83,8 @@ def read_yaml(path: Path) -> Values:
     """The mapping in a YAML file (UTF-8); sections are `Values` too.
 
     Raises:
-        ConfigError: missing file, YAML that does not parse (with its line), or something other than a mapping.
+        ConfigError: missing file, YAML that does not parse (with its line), or something other than a
+            mapping.
     """
     path = packaged(path)
     try:
@@ -78,7 +95,10 @@ def read_yaml(path: Path) -> Values:
     if data is None:
         return Values()
     if not isinstance(data, dict):
-        raise ConfigError(f"{shown_path(path)} does not hold 'key: value' pairs.", "Start from the file that `triptych init` writes.")
+        raise ConfigError(
+            f"{shown_path(path)} does not hold 'key: value' pairs.",
+            "Start from the file that `triptych init` writes.",
+        )
     values = Values()
     for key, value in data.items():
         if isinstance(value, dict):
@@ -99,7 +119,9 @@ def shown_path(path: Path) -> str:
 
 
 def is_original(data: Mapping[str, Any]) -> bool:
-    """True for the original's `data_clean_config.yaml` (flat) and `model_config.yaml` (sections data and model)."""
+    """True for the original's `data_clean_config.yaml` (flat) and `model_config.yaml` (sections data and
+    model).
+    """
     nested = isinstance(data.get("model"), dict) or isinstance(data.get("data"), dict)
     return nested or bool(_ORIGINAL_ONLY & set(data))
 
@@ -112,7 +134,11 @@ def from_original(data: Values) -> Values:
     """
     flat = Values()
     for key, value in data.items():
-        inner = value if isinstance(value, Values) and key in ("data", "model") else Values({key: value}, data.places)
+        inner = (
+            value
+            if isinstance(value, Values) and key in ("data", "model")
+            else Values({key: value}, data.places)
+        )
         for name, given in inner.items():
             flat.put(name, given, inner.places[name])
     ours = Values()
@@ -162,8 +188,10 @@ def load_config(paths: Iterable[Path], verbs: Iterable[str]) -> Values:
 
 
 def _with_data_folders(data: Values) -> Values:
-    """The original's two folders of triptychs, in whichever order its files were read: `concat` and `caption` work in
-    `concat_data_path`, `embed` and `train` read `data_path` (`triptych run` copies there what is captioned); one alone is both."""
+    """The original's two folders of triptychs, in whichever order its files were read: `concat` and `caption`
+    work in `concat_data_path`, `embed` and `train` read `data_path` (`triptych run` copies there what is
+    captioned); one alone is both.
+    """
     for source, others in (("concat", ("caption", "embed")), ("embed", ("train", "concat", "caption"))):
         if "triptychs" in data.get(source, {}):
             for other in others:

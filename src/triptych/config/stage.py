@@ -1,7 +1,7 @@
 """Configs: one frozen pydantic model per verb, and the YAML file that fills them.
 
-A config file has shared keys at the top (`work`, `model`, folders) and one section per verb. The docstring under a
-field is its help text everywhere. The two flat files of the original project are read as they are.
+A config file has shared keys at the top (`work`, `model`, folders) and one section per verb. The docstring
+under a field is its help text everywhere. The two flat files of the original project are read as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def seeds_from(first: int, count: int) -> list[int]:
     """
     if first + count > 2**64:
         raise ConfigError(
-            f"{count} pictures from seed {first} on need seeds of more than 64 bits.", f"The largest seed is {2**64 - count}."
+            f"{count} pictures from seed {first} on need seeds of more than 64 bits.",
+            f"The largest seed is {2**64 - count}.",
         )
     return list(range(first, first + count))
 
@@ -60,7 +61,9 @@ class StageConfig(BaseModel):
     @field_validator("*")
     @classmethod
     def _home(cls, value: Any) -> Any:
-        """`~` in a config file means the home folder, as it does in a shell: also in a model's name, if that is a path."""
+        """`~` in a config file means the home folder, as it does in a shell: also in a model's name, if that
+        is a path.
+        """
         if "\0" in str(value) or (isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value)):
             raise ValueError("text and names of files without NUL and without half characters")
         if isinstance(value, str) and value.removeprefix("local:").startswith("~"):
@@ -92,7 +95,8 @@ class StageConfig(BaseModel):
 
 
 def section(data: Mapping[str, Any], verb: str, model: type[BaseModel]) -> Values:
-    """The keys of one verb: its section, and the shared keys it knows. A key without a value (`model:`) is as if left out.
+    """The keys of one verb: its section, and the shared keys it knows. A key without a value (`model:`) is as
+    if left out.
 
     Raises:
         ConfigError: a key the verb does not have.
@@ -134,4 +138,14 @@ def validated(model: type[StageConfig], values: Mapping[str, Any], verb: str) ->
     return config
 
 
-__all__ = ["Seed", "StageConfig", "Values", "expanded", "load_config", "section", "seeds_from", "unknown_key", "validated"]
+__all__ = [
+    "Seed",
+    "StageConfig",
+    "Values",
+    "expanded",
+    "load_config",
+    "section",
+    "seeds_from",
+    "unknown_key",
+    "validated",
+]

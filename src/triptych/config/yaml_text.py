@@ -1,8 +1,9 @@
-"""YAML as config files need it: nested mappings, lists and plain values, each key once, every value with its line.
+"""YAML as config files need it: nested mappings, lists and plain values, each key once, every value with its
+line.
 
-Read from PyYAML's events, so that nothing is built before it has been looked at: no tags, no anchors, no deep nesting.
-Words are what they look like. YAML 1.1 takes 010 for 8, 1:30 for 90 and `no` for false; here they stay text, and the
-setting they are given to says whether it can be meant.
+Read from PyYAML's events, so that nothing is built before it has been looked at: no tags, no anchors, no deep
+nesting. Words are what they look like. YAML 1.1 takes 010 for 8, 1:30 for 90 and `no` for false; here they
+stay text, and the setting they are given to says whether it can be meant.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]{0,19})?(\.[0-9]{0,40})?([eE][-+]?[0-9]
 
 _HINT = "Indent with spaces, write 'key: value'."
 _HINTS = {
-    "mapping values are not allowed here"[:24]: "Put text with a colon and a space in it in 'quotes', and indent keys alike.",
+    "mapping values are not allowed here"[
+        :24
+    ]: "Put text with a colon and a space in it in 'quotes', and indent keys alike.",
     "expected escape sequence"[:24]: "Put paths with backslashes in 'single quotes', or write them with /.",
-    "found unknown escape character"[:24]: "Put paths with backslashes in 'single quotes', or write them with /.",
+    "found unknown escape character"[
+        :24
+    ]: "Put paths with backslashes in 'single quotes', or write them with /.",
 }
 """What to do, by the beginning of what PyYAML says."""
 
@@ -58,7 +63,9 @@ class _Reader:
             problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
             raise self._refused(line, str(problem), _HINTS.get(str(problem)[:24], _HINT)) from error
         except (ValueError, OverflowError) as error:  # an escape or a version number that is out of range
-            raise self._refused(None, "a number in it is out of range", "Write text without \\U escapes.") from error
+            raise self._refused(
+                None, "a number in it is out of range", "Write text without \\U escapes."
+            ) from error
 
     def document(self) -> tuple[Any, Lines]:
         value = None
@@ -82,9 +89,17 @@ class _Reader:
             what = "too deeply nested" if len(path) > MAX_DEPTH else f"more than {MAX_VALUES} values"
             raise self._refused(line, what, "A config has sections, and keys with plain values in them.")
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise self._refused(line, "anchors and aliases (& and *) are not read", "Write the value out, or put it in quotes.")
+            raise self._refused(
+                line,
+                "anchors and aliases (& and *) are not read",
+                "Write the value out, or put it in quotes.",
+            )
         if event.tag is not None and event.tag != "!":
-            raise self._refused(line, "tags (! or !!) are not read", "Write a plain 'key: value'; put text with a ! in quotes.")
+            raise self._refused(
+                line,
+                "tags (! or !!) are not read",
+                "Write a plain 'key: value'; put text with a ! in quotes.",
+            )
         if isinstance(event, yaml.SequenceStartEvent):
             return self._list(path)
         if isinstance(event, yaml.MappingStartEvent):
@@ -107,7 +122,10 @@ class _Reader:
             key = event.value
             if key in mapping:
                 before = self._lines[*path, key]
-                raise ConfigError(f"'{key}' stands twice in {self._name}, at lines {before} and {line}.", "Keep one of them.")
+                raise ConfigError(
+                    f"'{key}' stands twice in {self._name}, at lines {before} and {line}.",
+                    "Keep one of them.",
+                )
             self._lines[*path, key] = line
             mapping[key] = self._node(next(self._events), (*path, key))
         return mapping
@@ -123,7 +141,11 @@ class _Reader:
 
     def _checked(self, text: str, line: int) -> str:
         if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
-            raise self._refused(line, "a character in it can stand in no text and no file name", "Delete the escape (\\0 or \\u…).")
+            raise self._refused(
+                line,
+                "a character in it can stand in no text and no file name",
+                "Delete the escape (\\0 or \\u…).",
+            )
         return text
 
 

@@ -1,7 +1,9 @@
-"""Names of brands in running text: found whatever their apostrophes, accents and hyphens, but not where they are common words.
+"""Names of brands in running text: found whatever their apostrophes, accents and hyphens, but not where they
+are common words.
 
-`Levi's` is also Levi’s, Levis and LEVI'S; `H&M` is also H & M and H and M; `Hermès` is also Hermes. `On`, `Next` and `Gap` are
-common words: they are a brand only with a capital letter, and at the start of a sentence only where no sentence would begin so.
+`Levi's` is also Levi’s, Levis and LEVI'S; `H&M` is also H & M and H and M; `Hermès` is also Hermes. `On`,
+`Next` and `Gap` are common words: they are a brand only with a capital letter, and at the start of a sentence
+only where no sentence would begin so.
 """
 
 from __future__ import annotations
@@ -99,7 +101,11 @@ def _folded(text: str) -> tuple[str, list[int]]:
 
 def _is_common(name: str) -> bool:
     words = re.findall(r"\w+", _folded(name)[0])
-    return bool(words) and all(word in _FUNCTION or word in _PLAIN or len(word) == 1 for word in words) and "&" not in name
+    return (
+        bool(words)
+        and all(word in _FUNCTION or word in _PLAIN or len(word) == 1 for word in words)
+        and "&" not in name
+    )
 
 
 def _pattern(name: str, common: bool) -> str:
@@ -125,7 +131,10 @@ def _pattern(name: str, common: bool) -> str:
 
 def find_brands(text: str, brands: Iterable[str]) -> list[tuple[int, int, str]]:
     """(start, end, brand) of every place where a brand is named, longest names first, none within another."""
-    names = sorted({unicodedata.normalize("NFC", " ".join(name.split())) for name in brands}, key=lambda name: (-len(name), name))
+    names = sorted(
+        {unicodedata.normalize("NFC", " ".join(name.split())) for name in brands},
+        key=lambda name: (-len(name), name),
+    )
     names = [name for name in names if _folded(name)[0].strip()]
     if not names:
         return []
@@ -146,11 +155,15 @@ def find_brands(text: str, brands: Iterable[str]) -> list[tuple[int, int, str]]:
 
 
 def _is_name(text: str, start: int, end: int, name: str) -> bool:
-    """Whether a common word, as it stands in the text, is the brand: written as one, and not just the start of a sentence."""
+    """Whether a common word, as it stands in the text, is the brand: written as one, and not just the start
+    of a sentence.
+    """
     word = text[start:end]
     words = re.findall(r"\w+", word)
     capital = [part for part in words if part[0].isupper()]
-    if len(capital) < len(words) and not all(part in re.findall(r"\w+", name) for part in words if not part[0].isupper()):
+    if len(capital) < len(words) and not all(
+        part in re.findall(r"\w+", name) for part in words if not part[0].isupper()
+    ):
         return False
     if not capital or re.search(r"\w[-‐‑–]$", text[:start]) or re.match(r"[-‐‑–][a-z]", text[end:]):
         return False  # hands-on, On-trend

@@ -1,6 +1,8 @@
-"""Captions in the house format: a summary, then `<IMAGE k>` and the description of panel k, brands written `<Brand>`.
+"""Captions in the house format: a summary, then `<IMAGE k>` and the description of panel k, brands written
+`<Brand>`.
 
-    Three pictures of one linen shirt. <IMAGE 1> The front: ... <IMAGE 2> The back: ... <IMAGE 3> A man wears it: ...
+    Three pictures of one linen shirt. <IMAGE 1> The front: ... <IMAGE 2> The back: ... <IMAGE 3> A man wears
+    it: ...
 
 The grammar is exact: every marker once, in order, with text behind it. Whitespace is one space everywhere.
 """
@@ -22,7 +24,9 @@ BRAND = "<Brand>"
 _MARKER = re.compile(r"<IMAGE ([1-9][0-9]?)>")
 _TOKEN = re.compile(r"(<IMAGE [1-9][0-9]?>|<Brand>)")
 _ANY_BRAND = re.compile(r"<brand>", re.IGNORECASE)
-_MARKUP = re.compile(r"<(?:[/!?a-zA-Z]|\s+[/!?a-zA-Z][^<>]*>)|&#?\w+;|\]\s*\(|https?:|javascript:|data:\w+/", re.IGNORECASE)
+_MARKUP = re.compile(
+    r"<(?:[/!?a-zA-Z]|\s+[/!?a-zA-Z][^<>]*>)|&#?\w+;|\]\s*\(|https?:|javascript:|data:\w+/", re.IGNORECASE
+)
 _SPECIAL = re.compile(
     r"<[|｜]|[|｜]>|</?s>|<(?:pad|unk|eos|bos|mask|end_of_turn|start_of_turn|extra_id_\d+|image|think)>|\[/?(?:INST|EOS|BOS|PAD|CLS|SEP|MASK|UNK)\]",
     re.IGNORECASE,
@@ -54,10 +58,12 @@ def normalise(text: str) -> str:
 
 
 def read_caption(path: Path, *, hint: str = "") -> str:
-    """The caption in a file, normalised: no byte-order mark, one line, one space between words. `hint`: see `read_text`.
+    """The caption in a file, normalised: no byte-order mark, one line, one space between words. `hint`: see
+    `read_text`.
 
     Raises:
-        InputError: missing, larger than a caption can be, no regular file, or not UTF-8 (UTF-16 and cp1252 are not).
+        InputError: missing, larger than a caption can be, no regular file, or not UTF-8 (UTF-16 and cp1252
+            are not).
     """
     return normalise(read_text(path, CAPTION_BYTES, "The caption", hint=hint).replace("\ufeff", ""))
 
@@ -78,7 +84,9 @@ class Caption:
         """
         problems = _structure(text, panels)
         if problems:
-            raise InputError(f"The caption is not in the house format: {'; '.join(problems)}.", f"Write {example(panels)}.")
+            raise InputError(
+                f"The caption is not in the house format: {'; '.join(problems)}.", f"Write {example(panels)}."
+            )
         parts = [normalise(part) for part in _MARKER.split(text)[::2]]
         return cls(parts[0], tuple(parts[1:]))
 
@@ -99,13 +107,23 @@ def _structure(text: str, panels: int) -> list[str]:
     found = [int(number) for number in _MARKER.findall(text)]
     expected = list(range(1, panels + 1))
     problems = [f"marker {marker(number)} is missing" for number in expected if number not in found]
-    problems += [f"marker {marker(number)} stands there {found.count(number)} times" for number in expected if found.count(number) > 1]
-    problems += ["there are markers of panels that do not exist"] if any(number not in expected for number in found) else []
+    problems += [
+        f"marker {marker(number)} stands there {found.count(number)} times"
+        for number in expected
+        if found.count(number) > 1
+    ]
+    problems += (
+        ["there are markers of panels that do not exist"]
+        if any(number not in expected for number in found)
+        else []
+    )
     if not problems and found != expected:
         problems = ["the markers are not in order"]
     if not problems:
         parts = _MARKER.split(text)[::2]
-        problems = [f"no text after {marker(number)}" for number, part in enumerate(parts[1:], 1) if not part.strip()]
+        problems = [
+            f"no text after {marker(number)}" for number, part in enumerate(parts[1:], 1) if not part.strip()
+        ]
     return problems
 
 
@@ -130,7 +148,8 @@ def lint(
         token_counter: counts the text encoder's tokens, end token included.
         max_tokens: what the text encoder reads; needs `token_counter`.
         max_words: a plainer limit.
-        unknown_share: how much of a text's letters the text encoder does not know, 0 to 1; by default those of other scripts.
+        unknown_share: how much of a text's letters the text encoder does not know, 0 to 1; by default those
+            of other scripts.
     """
     problems = _structure(text, panels)
     if not problems and not _MARKER.split(text)[0].strip():
@@ -155,7 +174,9 @@ def lint(
     words = len(text.split())
     if max_words is not None and words > max_words:
         problems.append(f"it is too long: {words} words, at most {max_words}")
-    if not problems and token_counter is not None and max_tokens is not None:  # tokenizers choke on some broken text
+    if (
+        not problems and token_counter is not None and max_tokens is not None
+    ):  # tokenizers choke on some broken text
         tokens = token_counter(normalise(text))
         if tokens > max_tokens:
             problems.append(f"it is too long: {tokens} tokens, the text encoder reads {max_tokens}")
@@ -163,16 +184,32 @@ def lint(
 
 
 def foreign_share(text: str) -> float:
-    """How much of a text, 0 to 1, is in letters and signs that no text encoder here knows: not Latin, emoji."""
-    signs = [character for character in text if unicodedata.category(character) in {"Ll", "Lu", "Lt", "Lo", "Lm", "So"}]
-    return sum(not unicodedata.name(sign, "").startswith(("LATIN", "DEGREE", "COPYRIGHT", "REGISTERED")) for sign in signs) / max(
-        1, len(signs)
-    )
+    """How much of a text, 0 to 1, is in letters and signs that no text encoder here knows:
+    not Latin, emoji.
+    """
+    signs = [
+        character
+        for character in text
+        if unicodedata.category(character) in {"Ll", "Lu", "Lt", "Lo", "Lm", "So"}
+    ]
+    return sum(
+        not unicodedata.name(sign, "").startswith(("LATIN", "DEGREE", "COPYRIGHT", "REGISTERED"))
+        for sign in signs
+    ) / max(1, len(signs))
 
 
 def _invisible(character: str) -> bool:
-    """Control, bidirectional and other format characters, surrogates, private use; line ends and tabs are whitespace."""
-    return character not in "\n\r\t" and unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+    """Control, bidirectional and other format characters, surrogates, private use; line ends and tabs are
+    whitespace.
+    """
+    return character not in "\n\r\t" and unicodedata.category(character) in {
+        "Cc",
+        "Cf",
+        "Cs",
+        "Co",
+        "Zl",
+        "Zp",
+    }
 
 
 def replace_brand(text: str, brands: Iterable[str]) -> str:
@@ -190,7 +227,9 @@ def replaced_brands(text: str, brands: Iterable[str]) -> tuple[str, Counter[str]
     while names and before != text:  # a name may come to light beside one that was replaced
         before, parts = text, []
         for part in _TOKEN.split(text):
-            replaced, found = (part, Counter[str]()) if _TOKEN.fullmatch(part) else replace_names(part, names, BRAND)
+            replaced, found = (
+                (part, Counter[str]()) if _TOKEN.fullmatch(part) else replace_names(part, names, BRAND)
+            )
             parts.append(replaced)
             counts += found
         text = normalise("".join(parts))
@@ -198,7 +237,8 @@ def replaced_brands(text: str, brands: Iterable[str]) -> tuple[str, Counter[str]
 
 
 def where_cut(text: str, limit: int, count_tokens: Callable[[str], int]) -> str:
-    """What a text encoder that reads `limit` tokens leaves of a prompt, as a sentence; "" if it reads all of it.
+    """What a text encoder that reads `limit` tokens leaves of a prompt, as a sentence; "" if it reads all of
+    it.
 
     count_tokens: tokens of a text, end token included.
     """
@@ -209,4 +249,7 @@ def where_cut(text: str, limit: int, count_tokens: Callable[[str], int]) -> str:
     read, lost = [number for number, fits in panels if fits], [number for number, fits in panels if not fits]
     place = f"the text of panel {read[-1]}" if read else "the summary"
     beyond = f", and nothing is read of panel {' and '.join(map(str, lost))}" if lost else ""
-    return f"The prompt has {total} tokens, the model reads {limit}: it is cut in {place}{beyond}. Make it shorter."
+    return (
+        f"The prompt has {total} tokens, the model reads {limit}: it is cut in {place}{beyond}. Make it "
+        "shorter."
+    )

@@ -1,11 +1,10 @@
 """The catalogue of photos: the item each belongs to, and the verdict about every one.
 
-`photos.jsonl` has one row per file under the photo folder, rejected ones with their reason. `overrides.txt` is the
-user's word, which wins over the classifier:
+`photos.jsonl` has one row per file under the photo folder, rejected ones with their reason. `overrides.txt`
+is the user's word, which wins over the classifier:
 
-    # path from the photo folder, then a label: human, garment, front, back (a garment seen from there) or rejected
-    item1/IMG_0012.jpg  human
-    item2/my coat 3.jpg back
+    # path from the photo folder, then a label: human, garment, front, back (a garment seen from there) or
+    rejected item1/IMG_0012.jpg  human item2/my coat 3.jpg back
 """
 
 from __future__ import annotations
@@ -25,7 +24,13 @@ from triptych.store.files import read_jsonl, read_text, write_jsonl
 
 PHOTOS, OVERRIDES = "photos.jsonl", "overrides.txt"
 LABELS = ("human", "garment", "unsure", "rejected")
-OVERRIDE_LABELS = {"human": "human", "garment": "garment", "front": "garment", "back": "garment", "rejected": "rejected"}
+OVERRIDE_LABELS = {
+    "human": "human",
+    "garment": "garment",
+    "front": "garment",
+    "back": "garment",
+    "rejected": "rejected",
+}
 """Words of the override file, and the label of the catalogue that each gives."""
 MIXED = "its item seems to hold several garments"
 """Reason of the garment photos of such an item; they are labelled unsure."""
@@ -37,11 +42,11 @@ class Photo:
 
     Attributes:
         item: the product it belongs to; "" for files that lie in no item folder.
-        path: the photo folder as the user gave it, joined with the way down; opens from the same current directory.
-        sha256: hex digest of the file's bytes; "" for what was refused unread.
-        label: one of `LABELS`.
-        score: confidence in [0, 1] that it shows a human; None where the classifier was not asked.
-        reason: why it is rejected or (`MIXED`) unsure, or who said so if not the classifier (`override: back`, `example`); else "".
+        path: the photo folder as the user gave it, joined with the way down; opens from the same current
+        directory. sha256: hex digest of the file's bytes; "" for what was refused unread. label: one of
+        `LABELS`. score: confidence in [0, 1] that it shows a human; None where the classifier was not asked.
+        reason: why it is rejected or (`MIXED`) unsure, or who said so if not the classifier (`override:
+        back`, `example`); else "".
     """
 
     item: str
@@ -57,7 +62,13 @@ class Photo:
 
 def write_photos(path: Path, photos: Iterable[Photo]) -> None:
     """Write `photos.jsonl`; names that are not UTF-8 (they are always rejected ones) are written with "?"."""
-    write_jsonl(path, ({key: writable(value) if isinstance(value, str) else value for key, value in asdict(p).items()} for p in photos))
+    write_jsonl(
+        path,
+        (
+            {key: writable(value) if isinstance(value, str) else value for key, value in asdict(p).items()}
+            for p in photos
+        ),
+    )
 
 
 def read_photos(path: Path) -> list[Photo]:
@@ -67,11 +78,15 @@ def read_photos(path: Path) -> list[Photo]:
         WorkError: the file is missing, damaged, or not one of these.
     """
     if not path.exists():
-        raise WorkError(f"There is no catalogue in {path.parent}.", "Run `triptych clean` first, with the same --work.")
+        raise WorkError(
+            f"There is no catalogue in {path.parent}.", "Run `triptych clean` first, with the same --work."
+        )
     try:
         return [Photo(**row) for row in read_jsonl(path)]
     except (TypeError, AssertionError) as error:
-        raise WorkError(f"{path} does not hold a catalogue of photos: {error}.", "Run 'triptych clean' again.") from error
+        raise WorkError(
+            f"{path} does not hold a catalogue of photos: {error}.", "Run 'triptych clean' again."
+        ) from error
 
 
 def reject_reasons(photos: Iterable[Photo]) -> list[tuple[str, int]]:
@@ -94,21 +109,28 @@ def nothing_usable(reasons: Counter[str]) -> tuple[str, str]:
     if not reasons:
         return "There is no photo in the catalogue.", "Give `clean` folders with photos."
     if reasons[LEAVES] == reasons.total():
-        return f"All {reasons.total()} photos are links that leave the photo folder, and such links are not followed.", COPY_LINKS
+        return (
+            f"All {reasons.total()} photos are links that leave the photo folder, and such links are not "
+            "followed.",
+            COPY_LINKS,
+        )
     listed = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))
     hint = COPY_LINKS if reasons[LEAVES] else "Mend that, then run the same command again."
     return f"No photo is usable: {listed}.", hint
 
 
-# --- What the user says -------------------------------------------------------------------------------------------------
+# --- What the user says
+# -------------------------------------------------------------------------------------------------
 
 MAX_OVERRIDE_BYTES = 16 << 20
 
 
 def read_overrides(path: Path) -> dict[str, str]:
-    """{path from the photo folder as it is written: word of `OVERRIDE_LABELS`}; of two lines about one photo the later wins.
+    """{path from the photo folder as it is written: word of `OVERRIDE_LABELS`}; of two lines about one photo
+    the later wins.
 
-    A name may hold anything but a line break; with one, or with spaces at its ends, it is written as a JSON string.
+    A name may hold anything but a line break; with one, or with spaces at its ends, it is written as a JSON
+    string.
 
     Raises:
         InputError: unreadable file, or a line without a known label at its end.
@@ -122,7 +144,10 @@ def read_overrides(path: Path) -> dict[str, str]:
         name, word = _override(line)
         if word not in OVERRIDE_LABELS or not name:
             known = ", ".join(OVERRIDE_LABELS)
-            raise InputError(f"{path} line {number} does not end in a label.", f"Write 'item1/photo.jpg human'; labels: {known}.")
+            raise InputError(
+                f"{path} line {number} does not end in a label.",
+                f"Write 'item1/photo.jpg human'; labels: {known}.",
+            )
         overrides[name] = word
     return overrides
 
@@ -140,11 +165,14 @@ def _override(line: str) -> tuple[str, str]:
     return name, word.lower()
 
 
-def match_overrides(overrides: Mapping[str, str], names: Iterable[str], photos: Path = Path(".")) -> tuple[dict[str, str], list[str]]:
+def match_overrides(
+    overrides: Mapping[str, str], names: Iterable[str], photos: Path = Path(".")
+) -> tuple[dict[str, str], list[str]]:
     """({name of a photo: word}, lines that mean no photo). Names are paths from the photo folder with "/".
 
-    The exact name counts first. Windows' backslashes are understood, and so are letters with accents that are written as
-    one character here and as two in the name of the file; and the path of `photos`, or that folder's name, in front.
+    The exact name counts first. Windows' backslashes are understood, and so are letters with accents that are
+    written as one character here and as two in the name of the file; and the path of `photos`, or that
+    folder's name, in front.
     """
     fronts = _fronts(photos)
     known = list(names)
@@ -153,10 +181,14 @@ def match_overrides(overrides: Mapping[str, str], names: Iterable[str], photos: 
     matched, missed = dict[str, str](), list[str]()
     for written, word in overrides.items():
         slashed = written.replace("\\", "/").removeprefix("./")
-        below = [one.removeprefix(front) for one in (written, slashed) for front in fronts if one.startswith(front)]
+        below = [
+            one.removeprefix(front) for one in (written, slashed) for front in fronts if one.startswith(front)
+        ]
         candidates = [written, slashed, *below]
         name = next((one for one in candidates if one in exact), None)
-        name = name or next((near[nfc] for one in candidates if (nfc := unicodedata.normalize("NFC", one)) in near), None)
+        name = name or next(
+            (near[nfc] for one in candidates if (nfc := unicodedata.normalize("NFC", one)) in near), None
+        )
         if name is None:
             missed.append(written)
         else:

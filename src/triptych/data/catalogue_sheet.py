@@ -1,4 +1,6 @@
-"""The contact sheet of a catalogue: every photo with its verdict, so that a person finds what the classifier got wrong."""
+"""The contact sheet of a catalogue: every photo with its verdict, so that a person finds what the classifier
+got wrong.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,10 @@ _FORMAT = 3  # of the sheet's layout: an older sheet is drawn anew
 def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path) -> int:
     """Draw the contact sheet, unless it shows the same already; how many photos are on it.
 
-    Every photo has a number. A text file of the sheet's name lists number, path from the photo folder (as `overrides.txt`
-    takes it) and verdict, for names that are too long or in a script that no font here has. Of large catalogues the sheet
-    shows the items that need a look: first those with unsure or rejected photos, then the rest.
+    Every photo has a number. A text file of the sheet's name lists number, path from the photo folder (as
+    `overrides.txt` takes it) and verdict, for names that are too long or in a script that no font here has.
+    Of large catalogues the sheet shows the items that need a look: first those with unsure or rejected
+    photos, then the rest.
     """
     items: dict[str, list[Photo]] = {}
     for row in rows:
@@ -38,7 +41,9 @@ def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path) -> int:
             room -= len(items[item])
             chosen.add(item)
     groups = [photos for item, photos in items.items() if item in chosen]
-    shown = digest([_FORMAT, [[{**row.__dict__, "side": sides.get(row)} for row in photos] for photos in groups]])
+    shown = digest(
+        [_FORMAT, [[{**row.__dict__, "side": sides.get(row)} for row in photos] for photos in groups]]
+    )
     listing = path.with_suffix(".txt")
     if not (listing.exists() and _shows(path, shown)):
         _draw(groups, sides, path, listing, shown, photos_dir)
@@ -68,7 +73,14 @@ def _shows(path: Path, shown: str) -> bool:
         return False
 
 
-def _draw(groups: list[list[Photo]], sides: dict[Photo, str], path: Path, listing: Path, shown: str, photos_dir: Path) -> None:
+def _draw(
+    groups: list[list[Photo]],
+    sides: dict[Photo, str],
+    path: Path,
+    listing: Path,
+    shown: str,
+    photos_dir: Path,
+) -> None:
     cells: list[Cell] = []
     lines = ["number\tpath\tverdict"]
     for index, photos in enumerate(groups):
@@ -82,8 +94,19 @@ def _draw(groups: list[list[Photo]], sides: dict[Photo, str], path: Path, listin
                 verdict += f" {100 * (1 - row.score if row.label == 'garment' else row.score):.0f} %"
             number = str(len(cells) + 1)
             item, name = row.item or "(no item)", Path(row.path).name
-            label = [f"{number} {item}" if drawable(item) else f"{number} (see {listing.name})", name if drawable(name) else "", verdict]
-            cells.append(Cell(image, "\n".join(map(plain, [*label, sides.get(row, "")])), COLOURS[row.label], _ground(index)))
+            label = [
+                f"{number} {item}" if drawable(item) else f"{number} (see {listing.name})",
+                name if drawable(name) else "",
+                verdict,
+            ]
+            cells.append(
+                Cell(
+                    image,
+                    "\n".join(map(plain, [*label, sides.get(row, "")])),
+                    COLOURS[row.label],
+                    _ground(index),
+                )
+            )
             told = "; ".join(filter(None, (plain(verdict), sides.get(row, ""))))
             lines.append("\t".join((number, plain(override_name(Path(row.path), photos_dir)), told)))
     write_text(listing, "\n".join(lines) + "\n")

@@ -1,5 +1,6 @@
-"""EmbeddingRecord: everything training needs of one triptych, keyed by id: `<id>.safetensors` and, once for every caption,
-`texts/<sha256 of the caption>.safetensors` (a T5-XXL embedding is larger than a triptych's latents).
+"""EmbeddingRecord: everything training needs of one triptych, keyed by id: `<id>.safetensors` and, once for
+every caption, `texts/<sha256 of the caption>.safetensors` (a T5-XXL embedding is larger than a triptych's
+latents).
 
 Legend: C latent channels, H and W latent rows and columns of the whole canvas.
 """
@@ -23,12 +24,16 @@ from triptych.pictures.panels import PanelLayout
 from triptych.store.files import parse_json, publish, read_json
 
 EMPTY = "_empty_prompt"
-"""Name of the record-like file that holds the text embeddings of the empty prompt, for caption dropout and guidance."""
+"""Name of the record-like file that holds the text embeddings of the empty prompt, for caption dropout and
+guidance.
+"""
 TEXTS = "texts"
 """Folder below the records for the text embeddings, one file per caption."""
 
 INDEX = "embed.index.json"
-"""Name of the list of ids that the last complete run of `embed` found; records of triptychs gone since are not in it."""
+"""Name of the list of ids that the last complete run of `embed` found; records of triptychs gone since are
+not in it.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,9 @@ class EmbeddingRecord:
     """Latents and text of one triptych, and the hashes of what they were made from.
 
     latent_mean_CHW, latent_std_CHW: the autoencoder's posterior, in the space the transformer works in.
-    text: the backbone's text tensors, without a batch dimension. dtype: in which its encoders computed it. layout_by: who
-    says where the panels are; item: the garment's name; both empty in records of older versions.
+    text: the backbone's text tensors, without a batch dimension. dtype: in which its encoders computed it.
+    layout_by: who says where the panels are; item: the garment's name; both empty in records of older
+    versions.
     """
 
     id: str
@@ -90,11 +96,17 @@ def save_text(text: Mapping[str, Tensor], model: str, path: Path, dtype: str = "
 
 def _save(tensors: dict[str, Tensor], about: dict[str, object], path: Path) -> None:
     with publish(path) as temporary:
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata={"triptych": json.dumps(about)})
+        save_file(
+            {k: v.contiguous().cpu() for k, v in tensors.items()},
+            temporary,
+            metadata={"triptych": json.dumps(about)},
+        )
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
-    """What a record or a text file says it was made from, without reading its tensors; None if the file is missing or damaged."""
+    """What a record or a text file says it was made from, without reading its tensors; None if the file is
+    missing or damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return dict(parse_json((file.metadata() or {})["triptych"]))
@@ -135,8 +147,12 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict]:
             return {key: file.get_tensor(key) for key in file.keys()}, about
     except (OSError, SafetensorError, ValueError) as error:
         if not path.exists():
-            raise WorkError(f"{path} is missing.", "Run `triptych embed` again; it makes what is missing.") from error
-        raise WorkError(f"{path} cannot be read: {error}.", "Delete it and run `triptych embed` again.") from error
+            raise WorkError(
+                f"{path} is missing.", "Run `triptych embed` again; it makes what is missing."
+            ) from error
+        raise WorkError(
+            f"{path} cannot be read: {error}.", "Delete it and run `triptych embed` again."
+        ) from error
 
 
 def _text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,15 +172,24 @@ class EmbeddingFolder:
 
     def __post_init__(self) -> None:
         if not self.ids:
-            raise WorkError(f"There are no embeddings in {self.path}.", "Run `triptych embed` first, with the same --work.")
+            raise WorkError(
+                f"There are no embeddings in {self.path}.",
+                "Run `triptych embed` first, with the same --work.",
+            )
 
     @cached_property
     def ids(self) -> list[str]:
         index = self.path / INDEX
-        here = {file.stem for file in self.path.glob("*.safetensors") if file.stem != EMPTY and not file.name.startswith(".")}
+        here = {
+            file.stem
+            for file in self.path.glob("*.safetensors")
+            if file.stem != EMPTY and not file.name.startswith(".")
+        }
         listed = read_json(index) if index.exists() else sorted(here)
         if not isinstance(listed, list) or not all(isinstance(id, str) for id in listed):
-            raise WorkError(f"{index} is no list of ids.", "Run `triptych embed` again; it writes that list anew.")
+            raise WorkError(
+                f"{index} is no list of ids.", "Run `triptych embed` again; it writes that list anew."
+            )
         return sorted(here & set(listed))
 
     @cached_property
@@ -174,7 +199,9 @@ class EmbeddingFolder:
         Raises:
             WorkError: a record that is damaged.
         """
-        return {id: read_about(self.path / f"{id}.safetensors") or _damaged(self.path / id) for id in self.ids}
+        return {
+            id: read_about(self.path / f"{id}.safetensors") or _damaged(self.path / id) for id in self.ids
+        }
 
     @cached_property
     def empty(self) -> dict[str, Tensor]:
@@ -191,7 +218,9 @@ class EmbeddingFolder:
 
 
 def _damaged(path: Path) -> dict[str, Any]:
-    raise WorkError(f"The record {path} is damaged.", "Run `triptych embed` again; it makes damaged records anew.")
+    raise WorkError(
+        f"The record {path} is damaged.", "Run `triptych embed` again; it makes damaged records anew."
+    )
 
 
 def stack_text(texts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

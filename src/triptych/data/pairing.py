@@ -25,7 +25,8 @@ EARLIER = "earlier_sha256"
 def made_from(picture: Path) -> dict[str, Any] | None:
     """What a triptych says it was made from; {} if it says nothing, None if it is missing or damaged.
 
-    The picture may come from anybody: what it says is compared with what is known, and nothing is done because of it.
+    The picture may come from anybody: what it says is compared with what is known, and nothing is done
+    because of it.
     """
     try:
         with Image.open(picture, formats=["PNG"]) as image:
@@ -37,7 +38,9 @@ def made_from(picture: Path) -> dict[str, Any] | None:
 
 
 def earlier_pictures(picture: Path) -> list[str]:
-    """sha256 of the files that a triptych has taken the place of with the same photos: captions of those are its own."""
+    """sha256 of the files that a triptych has taken the place of with the same photos: captions of those are
+    its own.
+    """
     earlier = (made_from(picture) or {}).get(EARLIER)
     return [one for one in earlier if isinstance(one, str)] if isinstance(earlier, list) else []
 
@@ -58,7 +61,10 @@ class Triple:
     @property
     def guessed(self) -> bool:
         """Whether nobody has said which photo is the front and which the back."""
-        return self.sides.front is not self.sides.back and "guess" in (self.sides.front_by, self.sides.back_by)
+        return self.sides.front is not self.sides.back and "guess" in (
+            self.sides.front_by,
+            self.sides.back_by,
+        )
 
     def origin(self, layout: PanelLayout) -> dict[str, Any]:
         """What the canvas is made from: equal origins, equal pixels."""
@@ -69,8 +75,11 @@ class Triple:
         return {"id": self.id, "item": self.item} | {role: photo.path for role, photo in self.photos.items()}
 
 
-def plan(photos: Iterable[Photo], max_concat_n: int, seed: int) -> tuple[list[Triple], list[dict[str, Any]], list[dict[str, Any]]]:
-    """(triptychs, items that give none with the reason, photos that are not needed with the reason), item by item.
+def plan(
+    photos: Iterable[Photo], max_concat_n: int, seed: int
+) -> tuple[list[Triple], list[dict[str, Any]], list[dict[str, Any]]]:
+    """(triptychs, items that give none with the reason, photos that are not needed with the reason), item by
+    item.
 
     What becomes of an item depends on its own photos alone.
     """
@@ -83,17 +92,34 @@ def plan(photos: Iterable[Photo], max_concat_n: int, seed: int) -> tuple[list[Tr
     for item, all_photos in items.items():
         human, garment = _distinct(all_photos, "human", spares), _distinct(all_photos, "garment", spares)
         if not human or not garment:
-            lacks = "no photo of a person wearing it" if garment else "no photo of the garment alone" if human else "no usable photo"
+            lacks = (
+                "no photo of a person wearing it"
+                if garment
+                else "no photo of the garment alone"
+                if human
+                else "no usable photo"
+            )
             lacks = MIXED if any(photo.reason == MIXED for photo in all_photos) else lacks
             unsure = sum(photo.label == "unsure" for photo in all_photos)
             rejects.append({"item": item, "reason": lacks, "photos": len(all_photos), "unsure": unsure})
-            spares += [_spare(photo, lacks if lacks == MIXED else f"its item has {lacks}") for photo in human + garment]
+            spares += [
+                _spare(photo, lacks if lacks == MIXED else f"its item has {lacks}")
+                for photo in human + garment
+            ]
             continue
         sides = choose_sides(garment)
         front, back = sides.front, sides.back
         chosen = choose_worn(human, item, max_concat_n, seed)
-        spares += [_spare(photo, "another photo is the front or back") for photo in garment if photo not in (front, back)]
-        spares += [_spare(photo, f"the item has more than {max_concat_n} worn photos") for photo in human if photo not in chosen]
+        spares += [
+            _spare(photo, "another photo is the front or back")
+            for photo in garment
+            if photo not in (front, back)
+        ]
+        spares += [
+            _spare(photo, f"the item has more than {max_concat_n} worn photos")
+            for photo in human
+            if photo not in chosen
+        ]
         triples += [Triple(triptych_id(item, worn.sha256), item, sides, worn) for worn in chosen]
     return triples, rejects, spares
 
@@ -114,14 +140,17 @@ def _spare(photo: Photo, reason: str) -> dict[str, Any]:
 def choose_worn(human: Sequence[Photo], item: str, at_most: int, seed: int) -> list[Photo]:
     """At most so many of the worn photos of an item, in their order.
 
-    The choice hangs on seed, item and photo only: adding an item, or a photo that is not chosen, changes nothing.
+    The choice hangs on seed, item and photo only: adding an item, or a photo that is not chosen, changes
+    nothing.
     """
     chosen = sorted(human, key=lambda photo: digest([seed, item, photo.sha256]))[:at_most]
     return [photo for photo in human if photo in chosen]
 
 
 def triptych_id(item: str, worn_sha256: str) -> str:
-    """A file name for any item name: what ASCII it has, and 12 hex digits that tell items and worn photos apart."""
+    """A file name for any item name: what ASCII it has, and 12 hex digits that tell items and worn photos
+    apart.
+    """
     ascii_only = unicodedata.normalize("NFKD", item).encode("ascii", "ignore").decode()
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_only).strip("-._")[:48] or "item"
     return f"{readable}-{digest([item, worn_sha256])[:12]}"

@@ -1,4 +1,6 @@
-"""Folders of photos: which files lie there, which item each belongs to, and what is no photo whatever it contains."""
+"""Folders of photos: which files lie there, which item each belongs to, and what is no photo whatever it
+contains.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,39 @@ from triptych.pictures.images import SUFFIXES
 
 STRAY = "not in an item folder: it lies beside folders of items"
 LEAVES = "link that leaves the photo folder"
-COPY_LINKS = "Copy the folder with `cp -rL FOLDER COPY`, which puts the photos in the place of the links, and give the copy."
+COPY_LINKS = (
+    "Copy the folder with `cp -rL FOLDER COPY`, which puts the photos in the place of the links, "
+    "and give the copy."
+)
 
 _MANAGED_WORDS = """
-@eadir @recycle @recently-snapshot @sharebin @tmp #recycle #snapshot .@__thumb thumbs thumbnails thumb _thumbs _thumbnails _vti_cnf
+@eadir @recycle @recently-snapshot @sharebin @tmp #recycle #snapshot .@__thumb thumbs thumbnails thumb
+_thumbs _thumbnails _vti_cnf
 captureone picasaoriginals
-__macosx $recycle.bin recycler recycled recycle.bin lost+found desktop.ini thumbs.db ehthumbs.db ehthumbs_vista.db
+__macosx $recycle.bin recycler recycled recycle.bin lost+found desktop.ini thumbs.db ehthumbs.db
+ehthumbs_vista.db
 __pycache__ node_modules
 """
 MANAGED = frozenset(
-    {*_MANAGED_WORDS.split(), "icon\r", "system volume information", "lightroom previews", "temporary items", "network trash folder"}
+    {
+        *_MANAGED_WORDS.split(),
+        "icon\r",
+        "system volume information",
+        "lightroom previews",
+        "temporary items",
+        "network trash folder",
+    }
 )
 """Names that photo managers, network drives and systems keep for themselves, in small letters."""
-_MANAGED_ENDINGS = (".lrdata", ".photoslibrary", ".aplibrary", ".photolibrary", ".lrcat", ".cocatalogdb", ".cosessiondb")
+_MANAGED_ENDINGS = (
+    ".lrdata",
+    ".photoslibrary",
+    ".aplibrary",
+    ".photolibrary",
+    ".lrcat",
+    ".cocatalogdb",
+    ".cosessiondb",
+)
 
 _VIEW_WORDS = """
 front back rear side worn model models look looks lifestyle onmodel onbody people person human flat
@@ -61,19 +83,22 @@ def real(path: Path) -> Path:
 def scan(photos_dir: Path, skip: Iterable[Path] = ()) -> list[tuple[str, Path]]:
     """Every file below a photo folder as (item, path), items and names in natural order (2 before 10).
 
-    An item is the topmost folder that holds photos: all that lies deeper belongs to it. Folders above it (categories)
-    become part of its name: `coats/item1` → `coats__item1`. Files directly in the photo folder have the item "", and so
-    have photos that lie beside folders of items (`coats/sizechart.jpg`).
-    What `refusal` refuses is listed too; hidden folders, those of photo managers and links to folders are listed as one
-    entry and not entered. Folders in `skip` (work folder, examples) are left out.
+    An item is the topmost folder that holds photos: all that lies deeper belongs to it. Folders above it
+    (categories) become part of its name: `coats/item1` → `coats__item1`. Files directly in the photo folder
+    have the item "", and so have photos that lie beside folders of items (`coats/sizechart.jpg`). What
+    `refusal` refuses is listed too; hidden folders, those of photo managers and links to folders are listed
+    as one entry and not entered. Folders in `skip` (work folder, examples) are left out.
 
     Raises:
-        InputError: the folder is missing, is no folder or cannot be read; two item folders have the same item name; or
-            the folder is sorted as known data sets are, not by item.
+        InputError: the folder is missing, is no folder or cannot be read; two item folders have the same item
+            name; or the folder is sorted as known data sets are, not by item.
     """
     root = Path(photos_dir)
     if not root.is_dir():
-        raise InputError(f"The photo folder {root} does not exist or is not a folder.", "Give --photos a folder with one folder per item.")
+        raise InputError(
+            f"The photo folder {root} does not exist or is not a folder.",
+            "Give --photos a folder with one folder per item.",
+        )
     closed: list[Path] = []
     tree = _tree(root, {real(folder) for folder in skip}, closed)
     if root in closed:
@@ -83,13 +108,16 @@ def scan(photos_dir: Path, skip: Iterable[Path] = ()) -> list[tuple[str, Path]]:
     found: list[tuple[str, Path]] = []
     for item, folder in _items(tree, root):
         if item and owners.setdefault(item, folder.path) != folder.path:
-            raise InputError(f"{owners[item]} and {folder.path} would both be item '{item}'.", "Rename one of them.")
+            raise InputError(
+                f"{owners[item]} and {folder.path} would both be item '{item}'.", "Rename one of them."
+            )
         found += [(item, path) for path in (_all(folder) if _is_item(folder) and item else folder.entries)]
     return sorted(found, key=lambda entry: (natural(entry[0]), natural(str(entry[1]))))
 
 
 def find_photos(photos_dir: Path, asides: Iterable[Path | None]) -> list[tuple[str, Path]]:
-    """What `scan` finds, without the folders among `asides` that lie in the photo folder (work folder, examples).
+    """What `scan` finds, without the folders among `asides` that lie in the photo folder (work folder,
+    examples).
 
     Raises:
         InputError: as `scan`; or there is no file.
@@ -97,18 +125,28 @@ def find_photos(photos_dir: Path, asides: Iterable[Path | None]) -> list[tuple[s
     given = [folder for folder in asides if folder is not None]
     found = scan(photos_dir, skip=[folder for folder in given if real(folder) != real(photos_dir)])
     if not found:
-        inside = [folder for folder in given if real(folder) != real(photos_dir) and real(folder).is_relative_to(real(photos_dir))]
+        inside = [
+            folder
+            for folder in given
+            if real(folder) != real(photos_dir) and real(folder).is_relative_to(real(photos_dir))
+        ]
         if there := [str(folder) for folder in inside if any(folder.rglob("*"))]:
             left_out = (
-                f"There are no photos in {photos_dir} besides {', '.join(there)}, which are left out: examples, or triptych's own files."
+                f"There are no photos in {photos_dir} besides {', '.join(there)}, which are left out: "
+                "examples, or triptych's own files."
             )
             raise InputError(left_out, "Give --photos a folder that holds one folder of photos per item.")
-        raise InputError(f"There are no files in {photos_dir}.", "Give --photos a folder that holds one folder of photos per item.")
+        raise InputError(
+            f"There are no files in {photos_dir}.",
+            "Give --photos a folder that holds one folder of photos per item.",
+        )
     return found
 
 
 def _tree(root: Path, left_out: set[Path], closed: list[Path]) -> _Folder:
-    """All folders below `root` that are entered. Folders that may not be read go to `closed` and become an entry."""
+    """All folders below `root` that are entered. Folders that may not be read go to `closed` and become an
+    entry.
+    """
     folders = {root: _Folder(root)}
 
     def deny(error: OSError) -> None:
@@ -136,7 +174,9 @@ def _tree(root: Path, left_out: set[Path], closed: list[Path]) -> _Folder:
 
 
 def _items(folder: _Folder, root: Path) -> Iterator[tuple[str, _Folder]]:
-    """(item, folder) for every item below, and ("", or the own name, folder) for the files of folders that are none."""
+    """(item, folder) for every item below, and ("", or the own name, folder) for the files of folders that
+    are none.
+    """
     if folder.path != root and _is_item(folder):
         yield item_name(folder.path, root), folder
         return
@@ -151,41 +191,72 @@ def _is_item(folder: _Folder) -> bool:
     subs = [below for below in folder.below if below.total]
     odd = [below for below in subs if not _is_view(below)]
     if folder.photos:
-        # Own photos beside several folders with photos: those are the items. One such folder may be a part of this item.
+        # Own photos beside several folders with photos: those are the items. One such folder may be a part of
+        # this item.
         return not odd or (len(odd) == 1 and folder.photos >= 2 and folder.photos >= odd[0].total)
-    return len(subs) > 1 and not odd and all(below.total <= MOST_PER_VIEW and not below.below for below in subs)
+    return (
+        len(subs) > 1 and not odd and all(below.total <= MOST_PER_VIEW and not below.below for below in subs)
+    )
 
 
 def _refuse_data_sets(folder: _Folder, depth: int = 0) -> None:
-    """Refuse data sets for training that are sorted by kind of picture: as item folders they would mix garments.
+    """Refuse data sets for training that are sorted by kind of picture: as item folders they would mix
+    garments.
 
     Raises:
-        InputError: VITON-HD's `image/` and `cloth/` with pictures of equal names, or DressCode's `images/` with
-            pictures 0123_0 and 0123_1, or a list of pairs beside such folders.
+        InputError: VITON-HD's `image/` and `cloth/` with pictures of equal names, or DressCode's `images/`
+            with pictures 0123_0 and 0123_1, or a list of pairs beside such folders.
     """
     listed = any(_PAIRS.fullmatch(path.name.lower()) for path in folder.entries)
     people = [below for below in folder.below if below.path.name.casefold() in _PEOPLE and below.photos >= 2]
-    things = [below for below in folder.below if below.path.name.casefold() in _GARMENTS and below.photos >= 2]
+    things = [
+        below for below in folder.below if below.path.name.casefold() in _GARMENTS and below.photos >= 2
+    ]
     whole = depth == 0 or listed or folder.path.name.casefold() in _PARTS
     for one in people:
         for other in things:
             common = _stems(one) & _stems(other)
             if 2 * len(common) >= min(one.photos, other.photos) and (whole or one.photos > MOST_PER_VIEW):
-                raise _data_set(f"{folder.path} is sorted like VITON-HD: people in {one.path.name}/, garments in {other.path.name}/.")
+                raise _data_set(
+                    f"{folder.path} is sorted like VITON-HD: people in {one.path.name}/, garments in "
+                    f"{other.path.name}/."
+                )
         if listed or _numbered_pairs(one):
-            raise _data_set(f"{one.path} is sorted like DressCode: the people and garments of many items in one folder.")
+            raise _data_set(
+                f"{one.path} is sorted like DressCode: the people and garments of many items in one folder."
+            )
     for below in folder.below:
         _refuse_data_sets(below, depth + 1)
 
 
 def _data_set(message: str) -> InputError:
-    return InputError(message, "Copy each pair into a folder of its own: photos/ITEM/*.jpg. docs/photos.md has the commands.")
+    return InputError(
+        message,
+        "Copy each pair into a folder of its own: photos/ITEM/*.jpg. docs/photos.md has the commands.",
+    )
 
 
 _PAIRS = re.compile(r"(\w+_)?pairs?(_\w+)?\.(txt|csv|tsv|json)")
-_PEOPLE = frozenset({"image", "images", "img", "person", "persons", "people", "model", "models", "human", "humans", "worn"})
-_GARMENTS = frozenset({"cloth", "cloths", "clothes", "clothing", "garment", "garments", "product", "products", "object", "objects"})
-_PARTS = frozenset({"train", "test", "val", "valid", "validation", "training", "testing", "paired", "unpaired"})
+_PEOPLE = frozenset(
+    {"image", "images", "img", "person", "persons", "people", "model", "models", "human", "humans", "worn"}
+)
+_GARMENTS = frozenset(
+    {
+        "cloth",
+        "cloths",
+        "clothes",
+        "clothing",
+        "garment",
+        "garments",
+        "product",
+        "products",
+        "object",
+        "objects",
+    }
+)
+_PARTS = frozenset(
+    {"train", "test", "val", "valid", "validation", "training", "testing", "paired", "unpaired"}
+)
 
 
 def _stems(folder: _Folder) -> set[str]:
@@ -195,11 +266,15 @@ def _stems(folder: _Folder) -> set[str]:
 def _numbered_pairs(folder: _Folder) -> bool:
     """Whether it holds pictures N_0 and N_1 of several numbers N."""
     stems = _stems(folder)
-    return sum(re.fullmatch(r"\d{3,}_0", stem) is not None and stem[:-1] + "1" in stems for stem in stems) >= 2
+    return (
+        sum(re.fullmatch(r"\d{3,}_0", stem) is not None and stem[:-1] + "1" in stems for stem in stems) >= 2
+    )
 
 
 def _is_view(folder: _Folder) -> bool:
-    words = [word for word in re.split(r"[\s_\-.]+", folder.path.name.casefold()) if word]  # `model 2` is an item
+    words = [
+        word for word in re.split(r"[\s_\-.]+", folder.path.name.casefold()) if word
+    ]  # `model 2` is an item
     return "".join(words) in VIEW_FOLDERS or (bool(words) and VIEW_FOLDERS.issuperset(words))
 
 
@@ -224,7 +299,8 @@ def is_managed(name: str) -> bool:
 
 
 def refusal(photos_dir: Path, item: str, path: Path) -> str | None:
-    """Why an entry (item, path) found by `scan` is no photo whatever it contains; None if it deserves to be opened.
+    """Why an entry (item, path) found by `scan` is no photo whatever it contains; None if it deserves to be
+    opened.
 
     Links are followed only as far as they stay inside the photo folder.
     """
@@ -255,7 +331,8 @@ def refusal(photos_dir: Path, item: str, path: Path) -> str | None:
 
 
 def check_examples(human: Path | None, garment: Path | None, photos: Path | None = None) -> None:
-    """Nothing, if the two folders of examples have no folder in common, and the photos do not lie in one of them.
+    """Nothing, if the two folders of examples have no folder in common, and the photos do not lie in one of
+    them.
 
     Raises:
         InputError: one lies in the other, or both are the same.
@@ -265,12 +342,17 @@ def check_examples(human: Path | None, garment: Path | None, photos: Path | None
         one, other = real(human), real(garment)
         if one == other:
             raise InputError(f"--human and --garment are the same folder, {human}.", apart)
-        for inner, outer, words in ((one, other, "--human lies in --garment"), (other, one, "--garment lies in --human")):
+        for inner, outer, words in (
+            (one, other, "--human lies in --garment"),
+            (other, one, "--garment lies in --human"),
+        ):
             if inner.is_relative_to(outer):
                 raise InputError(f"{words}: {human} and {garment}.", apart)
     for option, folder in (("human", human), ("garment", garment)):
         if folder is not None and photos is not None and real(photos).is_relative_to(real(folder)):
-            raise InputError(f"The photos in {photos} lie in the folder of examples given for --{option}, {folder}.", apart)
+            raise InputError(
+                f"The photos in {photos} lie in the folder of examples given for --{option}, {folder}.", apart
+            )
 
 
 def natural(text: str) -> tuple[list[tuple[str, int]], str]:

@@ -13,7 +13,8 @@ REJECTS = "concat.rejects.jsonl"
 
 
 def no_triptychs(folder: Path, hint: str) -> WorkError:
-    """The error of a stage that finds no pictures in the folder of triptychs, with the reasons that `concat` gave.
+    """The error of a stage that finds no pictures in the folder of triptychs, with the reasons that `concat`
+    gave.
 
     `hint` is for a folder that `concat` has not written to.
     """
@@ -26,5 +27,8 @@ def no_triptychs(folder: Path, hint: str) -> WorkError:
         return WorkError(f"There are no triptychs in {folder}.", hint)
     reasons = Counter(str(row.get("reason")) for row in rows).most_common(3)
     listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
-    mend = "Mend the photos, or say what they show in overrides.txt; then run `triptych clean` and `triptych concat` again."
+    mend = (
+        "Mend the photos, or say what they show in overrides.txt; then run `triptych clean` and `triptych "
+        "concat` again."
+    )
     return WorkError(f"There are no triptychs in {folder}: `concat` could make none ({listed}).", mend)

@@ -1,8 +1,8 @@
 """Triptychs on disk, whoever made them: the picture, its caption, its layout and the item it belongs to.
 
-A picture `<id>.png` (or .jpg, .jpeg, .webp, in any case) has its caption in `<id>.txt` or, without one, in the field `text` of its row in
-metadata.jsonl. The row, with `file_name` as in a Hugging Face `imagefolder`, also says its `layout` and `item`. Rows
-come from anywhere: they are data to be checked.
+A picture `<id>.png` (or .jpg, .jpeg, .webp, in any case) has its caption in `<id>.txt` or, without one, in
+the field `text` of its row in metadata.jsonl. The row, with `file_name` as in a Hugging Face `imagefolder`,
+also says its `layout` and `item`. Rows come from anywhere: they are data to be checked.
 """
 
 from __future__ import annotations
@@ -24,25 +24,31 @@ from triptych.store.files import read_jsonl, sha256_file
 from triptych.store.text import CAPTION_BYTES
 
 LayoutBy = Literal["metadata", "option", "guess"]
-"""Who says which panel stands where: the picture's row, an option for the whole folder, or the picture's shape alone."""
+"""Who says which panel stands where: the picture's row, an option for the whole folder, or the picture's
+shape alone.
+"""
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 _OTHER_PICTURES = frozenset({".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jfif", ".jpe"})
-# Width by height of a panel for which three of them in a row are a fair guess. A portrait photo in three columns gives 0.25, a
-# square one 0.33, one of 3:2 or a pair of panels of 3:4 gives 0.5, a film still 0.59.
+# Width by height of a panel for which three of them in a row are a fair guess. A portrait photo in three
+# columns gives 0.25, a square one 0.33, one of 3:2 or a pair of panels of 3:4 gives 0.5, a film still 0.59.
 _NARROWEST, _WIDEST = 0.6, 1.4
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a folder that may be triptychs: `taken`, one to an id; `left_out`, the file and why it is not."""
+    """The pictures of a folder that may be triptychs: `taken`, one to an id; `left_out`, the file and why it
+    is not.
+    """
 
     taken: list[Path]
     left_out: list[tuple[Path, str]]
 
 
 def list_pictures(folder: Path) -> Pictures:
-    """The triptychs of a folder by name, for every stage that looks for them; nothing if there is no such folder."""
+    """The triptychs of a folder by name, for every stage that looks for them; nothing if there is no such
+    folder.
+    """
     taken, left_out = dict[str, Path](), []
     for file in sorted(folder.glob("*")):
         ending = file.suffix.lower()
@@ -58,7 +64,8 @@ def list_pictures(folder: Path) -> Pictures:
 def caption_file(picture: Path) -> Path:
     """Where the caption of a picture lies or will lie: `<id>.txt`, or `<id>.TXT` if that is there."""
     return next(
-        (file for file in (picture.with_suffix(".txt"), picture.with_suffix(".TXT")) if file.is_file()), picture.with_suffix(".txt")
+        (file for file in (picture.with_suffix(".txt"), picture.with_suffix(".TXT")) if file.is_file()),
+        picture.with_suffix(".txt"),
     )
 
 
@@ -82,7 +89,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Grid:
-    """The layout of a whole folder's pictures, without its size: roles in reading order, `columns` of them to a row."""
+    """The layout of a whole folder's pictures, without its size: roles in reading order, `columns` of them to
+    a row.
+    """
 
     roles: tuple[str, ...]
     columns: int
@@ -162,8 +171,8 @@ class TriptychFolder:
         """The captioned triptychs, and the others with the reason why they are left out.
 
         Args:
-            stride: pixels of the model's token grid. grid: the layout of pictures whose row has none; without it three
-                panels in a row are guessed where the shape allows it.
+            stride: pixels of the model's token grid. grid: the layout of pictures whose row has none; without
+                it three panels in a row are guessed where the shape allows it.
         """
         rows, wrong = self._rows
         sources: list[Source] = []
@@ -180,7 +189,11 @@ class TriptychFolder:
                 item = row.get("item", "")
                 if not isinstance(item, str):
                     raise InputError("the item in metadata.jsonl is no text")
-                sources.append(Source(picture.stem, picture, caption, layout.check(stride), by, item, sha256_file(picture)))
+                sources.append(
+                    Source(
+                        picture.stem, picture, caption, layout.check(stride), by, item, sha256_file(picture)
+                    )
+                )
             except BadImage as error:
                 rejects.append(reject(picture, caption, error.reason))
             except (TriptychError, OSError, ValueError) as error:
@@ -189,11 +202,15 @@ class TriptychFolder:
 
 
 def reject(picture: Path, caption: str | None, reason: str) -> dict[str, Any]:
-    """The row of a picture that is left out: with the hashes of what was looked at, so that a later stage can tell
-    whether it was looked at as it is now."""
+    """The row of a picture that is left out: with the hashes of what was looked at, so that a later stage can
+    tell whether it was looked at as it is now.
+    """
     row = {"id": picture.stem, "reason": reason}
     if caption is not None and picture.is_file():
-        row |= {"image_sha256": sha256_file(picture), "caption_sha256": hashlib.sha256(caption.encode()).hexdigest()}
+        row |= {
+            "image_sha256": sha256_file(picture),
+            "caption_sha256": hashlib.sha256(caption.encode()).hexdigest(),
+        }
     return row
 
 
@@ -201,19 +218,24 @@ def _layout(row: dict[str, Any], size: tuple[int, int], grid: Grid | None) -> tu
     """The layout of a canvas of `size` (width, height), and who says so.
 
     Raises:
-        InputError, ValueError: a layout that does not fit, or none where three panels in a row are no fair guess.
+        InputError, ValueError: a layout that does not fit, or none where three panels in a row are no fair
+            guess.
     """
     width, height = size
     if row.get("layout") is not None:
         layout = PanelLayout.from_dict(row["layout"])
         if layout.size != size:
-            raise InputError(f"it is {width}×{height} px, its layout in metadata.jsonl {layout.size[0]}×{layout.size[1]} px")
+            raise InputError(
+                f"it is {width}×{height} px, its layout in metadata.jsonl {layout.size[0]}×{layout.size[1]} "
+                "px"
+            )
         return layout, "metadata"
     if grid is not None:
         return grid.on(width, height), "option"
     if width % 3 or not _NARROWEST <= width / 3 / height <= _WIDEST:
         raise InputError(
-            f"{width}×{height} px does not look like three panels in a row, and metadata.jsonl has no layout for it; "
+            f"{width}×{height} px does not look like three panels in a row, and metadata.jsonl has no layout "
+            "for it; "
             "give --columns and --roles if all pictures have one layout"
         )
     return Grid(("front", "back", "worn"), 3).on(width, height), "guess"
@@ -228,13 +250,17 @@ def grid_of(columns: int | None, roles: Sequence[str] | None) -> Grid | None:
     if columns is None and roles is None:
         return None
     names = tuple(roles or ("front", "back", "worn"))
-    layout = PanelLayout.from_dict({"width": 1, "height": 1, "roles": list(names), "columns": columns or len(names)})
+    layout = PanelLayout.from_dict(
+        {"width": 1, "height": 1, "roles": list(names), "columns": columns or len(names)}
+    )
     return Grid(layout.roles, layout.columns)
 
 
 def item_of(id: str, item: str | None) -> str:
-    """What tells the garments of triptychs apart: the item that the record names. Older records name none, and ids as
-    `concat` gives them then tell it: the item's name and 12 hex digits. Where that name held no ASCII, each is its own."""
+    """What tells the garments of triptychs apart: the item that the record names. Older records name none,
+    and ids as `concat` gives them then tell it: the item's name and 12 hex digits. Where that name held no
+    ASCII, each is its own.
+    """
     if item:
         return item
     readable = re.sub(r"-[0-9a-f]{12}$", "", id)

@@ -1,4 +1,6 @@
-"""Which photo of an item is the garment's front and which its back: the user's word, then file names, then their order."""
+"""Which photo of an item is the garment's front and which its back: the user's word, then file names, then
+their order.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ _PART_WORDS = """
 detail details closeup closeups macro zoom swatch swatches fabric texture label labels hangtag tag
 carelabel care sizechart sizeguide sizetable measurement measurements packaging lining inside inner
 detailansicht nahaufnahme etikett größentabelle groessentabelle masstabelle stoff détail détails
-étiquette etiquette tissu detalle detalles etiqueta tela dettaglio etichetta 细节 細節 细节图 吊牌 面料 尺码 尺码表 水洗标
+étiquette etiquette tissu detalle detalles etiqueta tela dettaglio etichetta 细节 細節 细节图
+吊牌 面料 尺码 尺码表
+水洗标
 詳細
 """
 _PART = frozenset(_PART_WORDS.split())
@@ -38,7 +42,9 @@ _NUMBERS = {"f": "front", "b": "back", "1": "front", "2": "back"}
 
 
 class Sides(NamedTuple):
-    """The front and the back of a garment (the same photo if there is one), and who said so: override, name or guess."""
+    """The front and the back of a garment (the same photo if there is one), and who said so: override, name
+    or guess.
+    """
 
     front: Photo
     back: Photo
@@ -48,19 +54,27 @@ class Sides(NamedTuple):
 
 @cache
 def _words(name: str) -> tuple[str, ...]:
-    """The words and numbers of a file name in small letters; accents as one character, as Macs do not write them."""
+    """The words and numbers of a file name in small letters; accents as one character, as Macs do not write
+    them.
+    """
     stem = re.sub(r"([a-z])([A-Z])", r"\1 \2", unicodedata.normalize("NFKC", Path(name).stem))
     words = re.findall(r"[^\W\d_]+|\d+", stem.lower())
-    joined = [one + two for one, two in zip(words, words[1:], strict=False) if one + two in _PART | _SIDE | _FRONT | _BACK]
+    joined = [
+        one + two
+        for one, two in zip(words, words[1:], strict=False)
+        if one + two in _PART | _SIDE | _FRONT | _BACK
+    ]
     return (*joined, *words)
 
 
 def view_hint(name: str, common: frozenset[str] = frozenset()) -> str | None:
-    """What a file name says a photo shows: front, back, side, part (a detail, a swatch, a label, a size chart) or None.
+    """What a file name says a photo shows: front, back, side, part (a detail, a swatch, a label, a size
+    chart) or None.
 
-    Whole words count first (`coat_front.jpg`, `BackView-2.png`), then a last word `f` or `b`, then a last number 1 or 2
-    (`coat 1.jpg`); `backpack.jpg` and `IMG_2081.jpg` say nothing, nor does a name that says both sides. Words in `common`
-    stand in the names of all photos of the item, as part of the product's name, and say nothing.
+    Whole words count first (`coat_front.jpg`, `BackView-2.png`), then a last word `f` or `b`, then a last
+    number 1 or 2 (`coat 1.jpg`); `backpack.jpg` and `IMG_2081.jpg` say nothing, nor does a name that says
+    both sides. Words in `common` stand in the names of all photos of the item, as part of the product's name,
+    and say nothing.
     """
     words = [word for word in _words(name) if word not in common or word.isdigit()]
     if not _PART.isdisjoint(words):
@@ -77,19 +91,28 @@ def view_hint(name: str, common: frozenset[str] = frozenset()) -> str | None:
 
 def common_words(names: Sequence[str]) -> frozenset[str]:
     """The words that stand in all of several names."""
-    return frozenset.intersection(*(frozenset(_words(name)) for name in names)) if len(names) > 1 else frozenset()
+    return (
+        frozenset.intersection(*(frozenset(_words(name)) for name in names))
+        if len(names) > 1
+        else frozenset()
+    )
 
 
 def choose_sides(garment: Sequence[Photo]) -> Sides:
-    """Front and back among the garment photos of one item: the user's override first, then file names, then order.
+    """Front and back among the garment photos of one item: the user's override first, then file names, then
+    order.
 
-    A single photo is both, and so is a single one beside photos whose names say that they show neither: a swatch or a size
-    chart is no back.
+    A single photo is both, and so is a single one beside photos whose names say that they show neither: a
+    swatch or a size chart is no back.
     """
     assert garment
     common = common_words([photo.path for photo in garment])
     hints = {photo: view_hint(photo.path, common) for photo in garment}
-    said = {photo: photo.reason.removeprefix("override: ") for photo in garment if photo.reason in ("override: front", "override: back")}
+    said = {
+        photo: photo.reason.removeprefix("override: ")
+        for photo in garment
+        if photo.reason in ("override: front", "override: back")
+    }
     for level in ((None, "front", "back"), ("side",), ("part",)):
         whole = [photo for photo in garment if photo in said or hints[photo] in level]
         if whole:
@@ -123,21 +146,26 @@ def count_guessed(photos: Iterable[Photo]) -> int:
         if photo.label == "garment" and photo.item:
             items.setdefault(photo.item, []).append(photo)
     chosen = [choose_sides(garment) for garment in items.values()]
-    return sum("guess" in (sides.front_by, sides.back_by) and sides.front is not sides.back for sides in chosen)
+    return sum(
+        "guess" in (sides.front_by, sides.back_by) and sides.front is not sides.back for sides in chosen
+    )
 
 
-# --- Items that are many items ------------------------------------------------------------------------------------------
+# --- Items that are many items
+# ------------------------------------------------------------------------------------------
 
 ALIKE = 0.8
-"""Mean cosine of the default features among photos of garments. Front and back of one real garment have 0.75 to 0.98 (mean
-0.9), different garments 0.36 to 0.86 (mean 0.55)."""
+"""Mean cosine of the default features among photos of garments. Front and back of one real garment have 0.75
+to 0.98 (mean 0.9), different garments 0.36 to 0.86 (mean 0.55).
+"""
 
 
 def mixed_items(photos: Iterable[Photo], features: Callable[[list[str]], np.ndarray] | None) -> set[str]:
     """Items that seem to hold several garments with the people who wear them: their triptychs would be wrong.
 
-    A garment has a front and a back. An item with three or more garment photos and about as many people may still be one
-    product, if overrides or names say which photo is the front and which the back, or if its garment photos look alike.
+    A garment has a front and a back. An item with three or more garment photos and about as many people may
+    still be one product, if overrides or names say which photo is the front and which the back, or if its
+    garment photos look alike.
 
     Args:
         features: (N, D) features of length 1 by sha256, where `ALIKE` is known to hold for them.
@@ -153,7 +181,9 @@ def mixed_items(photos: Iterable[Photo], features: Callable[[list[str]], np.ndar
         hints = {photo: view_hint(photo.path, common) for photo in garment}
         whole = [photo for photo in garment if hints[photo] not in ("part", "side")]
         people = len(members) - len(garment)
-        if min(len(whole), people) < 3 or not (0.75 <= len(whole) / people <= 4 / 3 or min(len(whole), people) >= 8):
+        if min(len(whole), people) < 3 or not (
+            0.75 <= len(whole) / people <= 4 / 3 or min(len(whole), people) >= 8
+        ):
             continue
         if any(photo.reason in ("override: front", "override: back") for photo in garment):
             continue

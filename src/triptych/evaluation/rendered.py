@@ -1,8 +1,9 @@
 """How well garments are carried over, on the rendered world, where the right answer is known.
 
-Items are held out: their garments and people were in nobody's LoRA training (``world.HELD_OUT``). Captions are silent about
-the look of the garment, so what the worn panel shows of it comes from the product photos. Every share has its 95 % interval
-and stands beside the ceiling: what the judge says of the true pictures after the autoencoder's round trip.
+Items are held out: their garments and people were in nobody's LoRA training (``world.HELD_OUT``). Captions
+are silent about the look of the garment, so what the worn panel shows of it comes from the product photos.
+Every share has its 95 % interval and stands beside the ceiling: what the judge says of the true pictures
+after the autoencoder's round trip.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import Rendered, render
 from triptych.pocket.world import Garment, Scene, sample_garment, sample_printed, sample_scene
 from triptych.sampling.generate import Models, Sampling, generate_triptych, to_images, to_pixels
-from triptych.tryon.dress import Person, try_on
+from triptych.vton.dress import Person, try_on
 
 SCALE = 4
 """A shop's photos are four times the size of a pocket panel."""
@@ -54,20 +55,27 @@ class Item:
 
 
 def held_out_items(count: int, seed: int = 0, *, back_prints: bool = False) -> list[Item]:
-    """Items of held-out garments on held-out people; `back_prints`: only printed garments, on people seen from behind."""
+    """Items of held-out garments on held-out people; `back_prints`: only printed garments, on people seen
+    from behind.
+    """
     rng = random.Random(f"held out {seed}")
     items = []
     for _ in range(count):
         garment, (front, back, worn) = sample_triptych(rng, held_out=True)
         if back_prints:
-            garment, worn = sample_printed(rng, held_out=True), sample_scene(rng, "worn", held_out=True, facing="behind")
+            garment, worn = (
+                sample_printed(rng, held_out=True),
+                sample_scene(rng, "worn", held_out=True, facing="behind"),
+            )
         items.append(Item(garment, (front, back, worn), rng.getrandbits(30)))
     return items
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of `n` trials and its 95 % interval (Wilson 1927, as in Brown, Cai and DasGupta 2001, eq. 4)."""
+    """A share of `n` trials and its 95 % interval (Wilson 1927, as in Brown, Cai and DasGupta 2001,
+    eq. 4).
+    """
 
     hits: int
     n: int
@@ -89,12 +97,15 @@ class Share:
 
 
 def verdicts(panels: Sequence[Image.Image], items: Sequence[Item]) -> dict[str, list[bool]]:
-    """By attribute, whether each worn panel shows what it should; `both`: colour and pattern; `print`: the right one or rightly none."""
+    """By attribute, whether each worn panel shows what it should; `both`: colour and pattern; `print`: the
+    right one or rightly none.
+    """
     seen = judge(panels, [item.garment.type for item in items])
     untold = judge(panels)
     truth = [shown(item.garment, item.scenes[2]) for item in items]
     hits = {
-        name: [getattr(one, name) == true[name] for one, true in zip(seen, truth, strict=True)] for name in ("colour", "pattern", "print")
+        name: [getattr(one, name) == true[name] for one, true in zip(seen, truth, strict=True)]
+        for name in ("colour", "pattern", "print")
     }
     hits["type"] = [one.type == true["type"] for one, true in zip(untold, truth, strict=True)]
     hits["both"] = [a and b for a, b in zip(hits["colour"], hits["pattern"], strict=True)]
@@ -105,7 +116,9 @@ def verdicts(panels: Sequence[Image.Image], items: Sequence[Item]) -> dict[str, 
 
 
 def summary_of(hits: Mapping[str, list[bool]]) -> dict[str, Any]:
-    """Shares with intervals by attribute, and `named`: all that the caption says of the worn panel, pooled."""
+    """Shares with intervals by attribute, and `named`: all that the caption says of the worn
+    panel, pooled.
+    """
     pooled = [hit for name in NAMED for hit in hits[name]]
     shares = {name: Share(sum(values), len(values)) for name, values in {**hits, "named": pooled}.items()}
     return {name: share.as_json() for name, share in shares.items()}
@@ -114,8 +127,8 @@ def summary_of(hits: Mapping[str, list[bool]]) -> dict[str, Any]:
 def colour_distance(panels: Sequence[Image.Image], items: Sequence[Item]) -> float:
     """Mean distance (ΔE*ab, CIE 1976) of the garment region's mean colours, made and true, over the items.
 
-    The region is the true garment's mask. In try-on the pose is given and it is exact; in mode 1 the person stands as the
-    model likes, and the true mask is only about where the garment is.
+    The region is the true garment's mask. In try-on the pose is given and it is exact; in mode 1 the person
+    stands as the model likes, and the true mask is only about where the garment is.
     """
     distances = []
     for panel, item in zip(panels, items, strict=True):
@@ -136,10 +149,14 @@ def _lab(image: Image.Image) -> np.ndarray:
 
 
 def round_trips(models: Models, items: Sequence[Item]) -> list[Image.Image]:
-    """The true worn panels after the autoencoder, encoded and decoded as whole triptychs: the judge's ceiling."""
+    """The true worn panels after the autoencoder, encoded and decoded as whole triptychs: the judge's
+    ceiling.
+    """
     layout, made = layout_of(models), []
     for start in range(0, len(items), BATCH):
-        canvases = [concatenate([item.front, item.back, item.worn], layout) for item in items[start : start + BATCH]]
+        canvases = [
+            concatenate([item.front, item.back, item.worn], layout) for item in items[start : start + BATCH]
+        ]
         with torch.no_grad():
             mean, _ = models.autoencoder.encode(to_pixels(canvases))
             made += [split(canvas, layout)[2] for canvas in to_images(models.autoencoder.decode(mean))]
@@ -152,15 +169,23 @@ def layout_of(models: Models) -> PanelLayout:
 
 
 def worn_panels(
-    models: Models, sampling: Sampling, items: Sequence[Item], seed: int, on_batch: Callable[[], object] = lambda: None
+    models: Models,
+    sampling: Sampling,
+    items: Sequence[Item],
+    seed: int,
+    on_batch: Callable[[], object] = lambda: None,
 ) -> list[Image.Image]:
-    """Mode 1: the worn panel of each item, generated beside its two product photos from the silent caption."""
+    """Mode 1: the worn panel of each item, generated beside its two product photos from the
+    silent caption.
+    """
     layout, made = layout_of(models), []
     for start in range(0, len(items), BATCH):
         batch = items[start : start + BATCH]
         products = [{"front": item.front, "back": item.back} for item in batch]
         seeds = [seed + start + n for n in range(len(batch))]
-        canvases = generate_triptych(models, [item.prompt for item in batch], layout, seeds, sampling, products)
+        canvases = generate_triptych(
+            models, [item.prompt for item in batch], layout, seeds, sampling, products
+        )
         made += [split(canvas, layout)[2] for canvas in canvases]
         on_batch()
     return made
@@ -168,10 +193,11 @@ def worn_panels(
 
 @dataclass(frozen=True)
 class Dressed:
-    """Mode 2's results: pictures, how far the part outside the feathered polygon moved (0 is exact), and the seam.
+    """Mode 2's results: pictures, how far the part outside the feathered polygon moved (0 is exact), and the
+    seam.
 
-    outside: largest difference of any channel, in 0..255. seam: mean absolute difference from the true photo in a band
-    around the polygon's edge, in 0..255; what a perfect try-on would leave there is 0.
+    outside: largest difference of any channel, in 0..255. seam: mean absolute difference from the true photo
+    in a band around the polygon's edge, in 0..255; what a perfect try-on would leave there is 0.
     """
 
     panels: list[Image.Image]
@@ -179,7 +205,9 @@ class Dressed:
     seam: float
 
 
-def dressed(models: Models, sampling: Sampling, items: Sequence[Item], seed: int, feather: int = 4) -> Dressed:
+def dressed(
+    models: Models, sampling: Sampling, items: Sequence[Item], seed: int, feather: int = 4
+) -> Dressed:
     """Mode 2: each person, wearing another garment of the same type, re-dressed within a generous polygon."""
     layout, panels, outside, seams = layout_of(models), [], 0, []
     for number, item in enumerate(items):
@@ -196,7 +224,9 @@ def dressed(models: Models, sampling: Sampling, items: Sequence[Item], seed: int
 
 
 def outline(mask: np.ndarray, margin: int) -> list[tuple[float, float]]:
-    """A generous polygon around a (H, W) bool mask: its left and right edge every few rows, `margin` pixels away."""
+    """A generous polygon around a (H, W) bool mask: its left and right edge every few rows, `margin` pixels
+    away.
+    """
     height, width = mask.shape
     rows = np.flatnonzero(mask.any(axis=1))
     top, bottom = max(0, int(rows[0]) - margin), min(height, int(rows[-1]) + 1 + margin)
@@ -209,12 +239,20 @@ def outline(mask: np.ndarray, margin: int) -> list[tuple[float, float]]:
     return [*left, *reversed(right)]
 
 
-def sheet(items: Sequence[Item], columns: Mapping[str, Sequence[Image.Image]], count: int = 12) -> Image.Image:
+def sheet(
+    items: Sequence[Item], columns: Mapping[str, Sequence[Image.Image]], count: int = 12
+) -> Image.Image:
     """A contact sheet: one row per item, its two product photos, then one column per kind of result."""
-    rows = [[item.front, item.back, *(made[n] for made in columns.values())] for n, item in enumerate(items[:count])]
+    rows = [
+        [item.front, item.back, *(made[n] for made in columns.values())]
+        for n, item in enumerate(items[:count])
+    ]
     width, height = 96, 144
     page = Image.new("RGB", (width * len(rows[0]), height * len(rows)), "white")
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
-            page.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x * width, y * height))
+            page.paste(
+                picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST),
+                (x * width, y * height),
+            )
     return page

@@ -1,8 +1,8 @@
 """LoRA in and out of a transformer: peft layers, safetensors only.
 
-Any format in `lora_names` is read (`lora_file` opens files). What is written holds `transformer.<module>.lora_A.weight` (rank, in) and
-`.lora_B.weight` (out, rank) with alpha folded in (alpha = rank), so that every program applies it at the same strength.
-Its metadata says what it was trained for.
+Any format in `lora_names` is read (`lora_file` opens files). What is written holds
+`transformer.<module>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank) with alpha folded in (alpha =
+rank), so that every program applies it at the same strength. Its metadata says what it was trained for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from triptych.errors import ModelError
-from triptych.lora.file import FILE_NAME, LoraFile, LoraHeader, lora_file, open_lora, read_about, read_header, read_lora
+from triptych.lora.file import (
+    FILE_NAME,
+    LoraFile,
+    LoraHeader,
+    lora_file,
+    open_lora,
+    read_about,
+    read_header,
+    read_lora,
+)
 from triptych.lora.formats import from_diffusers, scaled
 from triptych.lora.models import FAMILIES
 from triptych.lora.strength import is_about_strength
@@ -42,10 +51,14 @@ def target_modules(transformer: nn.Module, suffixes: Sequence[str]) -> list[str]
     return [name for name in linear if "blocks." in name and name.endswith(tuple("." + s for s in suffixes))]
 
 
-def add_lora(transformer: nn.Module, suffixes: Sequence[str], rank: int, alpha: float, dropout: float, seed: int) -> list[nn.Parameter]:
+def add_lora(
+    transformer: nn.Module, suffixes: Sequence[str], rank: int, alpha: float, dropout: float, seed: int
+) -> list[nn.Parameter]:
     """Add a trainable LoRA (A gaussian, B zero: no change at first); its parameters, in float32."""
     names = target_modules(transformer, suffixes)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, init_lora_weights="gaussian", target_modules=names)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, init_lora_weights="gaussian", target_modules=names
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, transformer, ADAPTER)
@@ -58,9 +71,12 @@ def add_lora(transformer: nn.Module, suffixes: Sequence[str], rank: int, alpha: 
 
 
 def _base(transformer: nn.Module) -> nn.Parameter:
-    """A parameter of the base model that shows its device and dtype: one outside the blocks, which may lie in RAM or be
-    quantised."""
-    return next(p for name, p in transformer.named_parameters() if "lora_" not in name and "blocks." not in name)
+    """A parameter of the base model that shows its device and dtype: one outside the blocks, which may lie in
+    RAM or be quantised.
+    """
+    return next(
+        p for name, p in transformer.named_parameters() if "lora_" not in name and "blocks." not in name
+    )
 
 
 def lora_state(transformer: nn.Module) -> dict[str, Tensor]:
@@ -82,22 +98,38 @@ def lora_switched_off(transformer: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def save_lora(path: Path, state: Mapping[str, Tensor], rank: int, alpha: float, about: Mapping[str, Any]) -> None:
-    """Write a LoRA file that `load_lora_weights` of diffusers' pipelines and ComfyUI read. alpha/rank is folded into lora_B."""
+def save_lora(
+    path: Path, state: Mapping[str, Tensor], rank: int, alpha: float, about: Mapping[str, Any]
+) -> None:
+    """Write a LoRA file that `load_lora_weights` of diffusers' pipelines and ComfyUI read. alpha/rank is
+    folded into lora_B.
+    """
     folded = {k: scaled(v.float(), alpha / rank) if ".lora_B." in k else v.float() for k, v in state.items()}
     write_lora(path, folded, about)
 
 
 def write_lora(
-    path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any], target: str = "diffusers", metadata: Mapping[str, str] | None = None
+    path: Path,
+    state: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    target: str = "diffusers",
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write tensors in diffusers names without prefix, alpha folded in, as one of `lora_formats.TARGETS`.
 
-    `about` is what triptych wants to know of the file; `metadata` is kept of an older file, as far as it is still true.
+    `about` is what triptych wants to know of the file; `metadata` is kept of an older file, as far as it is
+    still true.
     """
     # Parts of a layer that was fused share their lora_A in memory; safetensors wants every tensor to itself.
-    tensors = {key: t.cpu().clone(memory_format=torch.contiguous_format) for key, t in from_diffusers(state, target).items()}
-    kept = {key: value for key, value in (metadata or {}).items() if not key.startswith(_OUTDATED) and not is_about_strength(key, value)}
+    tensors = {
+        key: t.cpu().clone(memory_format=torch.contiguous_format)
+        for key, t in from_diffusers(state, target).items()
+    }
+    kept = {
+        key: value
+        for key, value in (metadata or {}).items()
+        if not key.startswith(_OUTDATED) and not is_about_strength(key, value)
+    }
     entries = {**modelspec(about), **kept, "format": "pt", "modelspec.implementation": target}
     if about:
         entries["triptych"] = json.dumps(dict(about), default=str, sort_keys=True)
@@ -110,9 +142,15 @@ def write_lora(
 # Metadata that names tensors, scales or hashes of the file it was written for.
 _OUTDATED = ("format", "modelspec.hash", "modelspec.implementation", "sshs_", "triptych")
 
-# A base model's family and what its name contains, its name in modelspec, and what holds for whoever passes the LoRA on.
+# A base model's family and what its name contains, its name in modelspec, and what holds for whoever passes
+# the LoRA on.
 _BASES = (
-    ("flux", "flux.1-dev", "flux-1-dev", "Trained on FLUX.1 [dev]: its Non-Commercial License covers this LoRA too."),
+    (
+        "flux",
+        "flux.1-dev",
+        "flux-1-dev",
+        "Trained on FLUX.1 [dev]: its Non-Commercial License covers this LoRA too.",
+    ),
     ("flux", "flux.1-schnell", "flux-1-schnell", "Trained on FLUX.1 [schnell], which is under Apache-2.0."),
     ("flux", "pocket", "flux-1-pocket", "Trained on triptych's pocket model, which is under Apache-2.0."),
     ("flux", "", "flux-1", "The licence of the base model covers this LoRA too."),
@@ -124,7 +162,9 @@ _BASES = (
 def modelspec(about: Mapping[str, Any]) -> dict[str, str]:
     """The fields other programs show, in the terms of Stability AI's modelspec 1.0.0."""
     base, family = str(about.get("base_model", "")), about.get("family", "flux")
-    architecture, licence = next(row[2:] for row in _BASES if row[0] in ("", family) and row[1] in base.lower())
+    architecture, licence = next(
+        row[2:] for row in _BASES if row[0] in ("", family) and row[1] in base.lower()
+    )
     fields = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{architecture}/lora",
@@ -135,13 +175,21 @@ def modelspec(about: Mapping[str, Any]) -> dict[str, str]:
         layout = PanelLayout.from_dict(about["layout"])
         fields["modelspec.title"] = f"In-Context LoRA ({', '.join(layout.roles)})"
         fields["modelspec.resolution"] = "x".join(map(str, layout.size))
-        fields["modelspec.usage_hint"] = f"{len(layout.roles)} panels on one canvas, {about.get('context', 'noisy')} context"
+        fields["modelspec.usage_hint"] = (
+            f"{len(layout.roles)} panels on one canvas, {about.get('context', 'noisy')} context"
+        )
     return fields
 
 
 def _adapter_metadata(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A peft config in the form diffusers reads. `^` keeps peft from taking one layer's rank for another that ends alike."""
-    ranks = {key.removesuffix(".lora_A.weight"): tensor.shape[0] for key, tensor in state.items() if key.endswith(".lora_A.weight")}
+    """A peft config in the form diffusers reads. `^` keeps peft from taking one layer's rank for another that
+    ends alike.
+    """
+    ranks = {
+        key.removesuffix(".lora_A.weight"): tensor.shape[0]
+        for key, tensor in state.items()
+        if key.endswith(".lora_A.weight")
+    }
     most = max(ranks.values())
     config: dict[str, Any] = {"r": most, "lora_alpha": most, "target_modules": sorted(ranks)}
     others = {f"^{name}": rank for name, rank in ranks.items() if rank != most}
@@ -162,18 +210,28 @@ def load_lora(transformer: nn.Module, path: Path, scale: float = 1.0) -> dict[st
         log.warning("%s: %s", file.path, warning)
     state, about = file.state, file.about
     modules = dict(transformer.named_modules())
-    ranks = {key.removesuffix(".lora_A.weight"): tensor.shape[0] for key, tensor in state.items() if key.endswith(".lora_A.weight")}
+    ranks = {
+        key.removesuffix(".lora_A.weight"): tensor.shape[0]
+        for key, tensor in state.items()
+        if key.endswith(".lora_A.weight")
+    }
     for name in ranks:
         linear, down, up = modules.get(name), state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
-        if not isinstance(linear, nn.Linear) or (up.shape[0], down.shape[1]) != (linear.out_features, linear.in_features):
+        if not isinstance(linear, nn.Linear) or (up.shape[0], down.shape[1]) != (
+            linear.out_features,
+            linear.in_features,
+        ):
             trained = f" It was trained on {file.model.title}." if file.model.certain else ""
             problem = f"The LoRA {path} does not fit this model at '{name}'.{trained}"
             raise ModelError(problem, "Use it with the model it was trained on.")
     most = max(ranks.values())
-    # As a list, peft would take names as ends of names: `proj_out` is both a layer of its own and the end of others.
+    # As a list, peft would take names as ends of names: `proj_out` is both a layer of its own and the end of
+    # others.
     only = "|".join(map(re.escape, ranks))
     pattern = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
-    config = LoraConfig(r=most, lora_alpha=most, target_modules=only, rank_pattern=pattern, alpha_pattern=pattern)
+    config = LoraConfig(
+        r=most, lora_alpha=most, target_modules=only, rank_pattern=pattern, alpha_pattern=pattern
+    )
     inject_adapter_in_model(config, transformer, ADAPTER)
     set_peft_model_state_dict(transformer, state, adapter_name=ADAPTER)
     base = _base(transformer)

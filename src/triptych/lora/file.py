@@ -1,6 +1,7 @@
 """LoRA files: found, opened and checked. A LoRA file is data from anywhere: nothing in it is taken on trust.
 
-`read_header` reads names, shapes and metadata alone, which takes milliseconds whatever the file's size; `open_lora` the matrices too.
+`read_header` reads names, shapes and metadata alone, which takes milliseconds whatever the file's size;
+`open_lora` the matrices too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 PEFT_NAME = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 PEFT_BYTES = 4 << 20
-"""Largest adapter_config.json that is read; one with a rank and an alpha for each layer of FLUX.1-dev has some 100 KB."""
+"""Largest adapter_config.json that is read; one with a rank and an alpha for each layer of FLUX.1-dev has
+some 100 KB.
+"""
 
 
 def lora_file(path: Path) -> Path:
@@ -40,12 +43,16 @@ def lora_file(path: Path) -> Path:
         ModelError: there is none.
     """
     folder = path.parent if path.name == PEFT_CONFIG else path
-    if path.name == "state.safetensors" and (path.parent / FILE_NAME).is_file():  # the state of a training: its LoRA lies beside it
+    if (
+        path.name == "state.safetensors" and (path.parent / FILE_NAME).is_file()
+    ):  # the state of a training: its LoRA lies beside it
         return path.parent / FILE_NAME
     for candidate in (path, folder / FILE_NAME, folder / "lora" / FILE_NAME, folder / PEFT_NAME):
         if candidate.is_file() and candidate.name != PEFT_CONFIG:
             return candidate
-    saved = sorted([*path.glob(f"checkpoints/step-*/{FILE_NAME}"), *path.glob(f"lora/checkpoints/step-*/{FILE_NAME}")])
+    saved = sorted(
+        [*path.glob(f"checkpoints/step-*/{FILE_NAME}"), *path.glob(f"lora/checkpoints/step-*/{FILE_NAME}")]
+    )
     if saved:
         there = ", ".join(str(file.parent) for file in saved)
         hint = f"Give the LoRA of a checkpoint: {there}; or run the same `triptych train` again to its end."
@@ -56,8 +63,15 @@ def lora_file(path: Path) -> Path:
     other = sorted(one.name for one in folder.glob("*.safetensors")) if folder.is_dir() else []
     inner = sorted({file.parent for name in (FILE_NAME, PEFT_NAME) for file in folder.glob(f"*/{name}")})
     if inner and not other:
-        raise ModelError(f"There is no LoRA in {path} itself.", f"Give the folder that holds one: {', '.join(map(str, inner[:5]))}.")
-    hint = f"In it lies {other[0]}: give that file." if len(other) == 1 else f"Give a .safetensors file or a folder with {FILE_NAME}."
+        raise ModelError(
+            f"There is no LoRA in {path} itself.",
+            f"Give the folder that holds one: {', '.join(map(str, inner[:5]))}.",
+        )
+    hint = (
+        f"In it lies {other[0]}: give that file."
+        if len(other) == 1
+        else f"Give a .safetensors file or a folder with {FILE_NAME}."
+    )
     raise ModelError(f"There is no LoRA at {path}.", hint)
 
 
@@ -87,7 +101,11 @@ class LoraHeader:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(out, in) of every diffusers layer that it changes alone. Of a fused layer nothing is told."""
-        return {layer.parts[0]: (layer.up.shape[0], layer.down.shape[1]) for layer in self.layers if len(layer.parts) == 1}
+        return {
+            layer.parts[0]: (layer.up.shape[0], layer.down.shape[1])
+            for layer in self.layers
+            if len(layer.parts) == 1
+        }
 
     def refuse_other_models(self) -> None:
         """
@@ -108,11 +126,12 @@ class LoraFile(LoraHeader):
 
 
 def open_lora(path: Path, transformer_only: bool = False) -> LoraFile:
-    """Read a LoRA file of any format in `lora_names`; with `transformer_only`, without its part for text encoders.
+    """Read a LoRA file of any format in `lora_names`; with `transformer_only`, without its part for text
+    encoders.
 
     Raises:
-        ModelError: not a safetensors file, metadata or tensors that make no sense, a strength that is not clear, or a key that no
-            known format has.
+        ModelError: not a safetensors file, metadata or tensors that make no sense, a strength that is not
+            clear, or a key that no known format has.
     """
     file = lora_file(Path(path))
     tensors, metadata = _read(file, values=True)
@@ -125,14 +144,20 @@ def open_lora(path: Path, transformer_only: bool = False) -> LoraFile:
 
 
 def read_header(path: Path, transformer_only: bool = False) -> LoraHeader:
-    """What a LoRA file says of itself, from its header alone; every check of `open_lora` that needs no matrix is made.
+    """What a LoRA file says of itself, from its header alone; every check of `open_lora` that needs no matrix
+    is made.
 
     Raises:
         ModelError: see `open_lora`.
     """
     file = lora_file(Path(path))
     try:
-        stamps = tuple((s.st_mtime_ns, s.st_size) for one in (file, file.with_name(PEFT_CONFIG)) if one.exists() for s in [one.stat()])
+        stamps = tuple(
+            (s.st_mtime_ns, s.st_size)
+            for one in (file, file.with_name(PEFT_CONFIG))
+            if one.exists()
+            for s in [one.stat()]
+        )
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}.", "Check who may read it.") from error
     return _read_header(file, transformer_only, stamps)
@@ -149,7 +174,8 @@ def _read_header(file: Path, transformer_only: bool, stamps: tuple[tuple[int, in
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What triptych wrote into a LoRA file: layout, context, base model, recipe. Empty for other programs' files.
+    """What triptych wrote into a LoRA file: layout, context, base model, recipe. Empty for other programs'
+    files.
 
     Raises:
         ModelError: see `open_lora`.
@@ -177,7 +203,9 @@ def _read(file: Path, *, values: bool) -> tuple[dict[str, Tensor], dict[str, str
                 if values or (key.endswith(".alpha") and math.prod(about.get_shape()) == 1):
                     tensors[key] = stream.get_tensor(key)
                 else:
-                    tensors[key] = torch.empty(about.get_shape(), dtype=_DTYPES.get(about.get_dtype(), torch.uint8), device="meta")
+                    tensors[key] = torch.empty(
+                        about.get_shape(), dtype=_DTYPES.get(about.get_dtype(), torch.uint8), device="meta"
+                    )
             return tensors, dict(stream.metadata() or {})
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise ModelError(f"{file} is no safetensors file: {error}.", _hint_for(file)) from error
@@ -207,18 +235,30 @@ _DTYPES = {
     "I8": torch.int8,
     "C64": torch.complex64,
 }
-_DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16}
+_DTYPES |= {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+}
 _DTYPES |= {"I8": torch.int8}
 
 
-def _header(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], transformer_only: bool) -> LoraHeader:
-    kept = {key: tensor for key, tensor in tensors.items() if not (transformer_only and TEXT_ENCODER.match(key))}
+def _header(
+    file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], transformer_only: bool
+) -> LoraHeader:
+    kept = {
+        key: tensor for key, tensor in tensors.items() if not (transformer_only and TEXT_ENCODER.match(key))
+    }
     about = _about(metadata)
     layers = layers_of(kept)
     config = _config_beside(file)
     scales, warnings = _strengths(file, layers, metadata, config)
     model = model_of(layers, about, metadata, str(config.get("base_model_name_or_path") or ""))
-    return LoraHeader(file, layers, scales, about, metadata, len(tensors) - len(kept), model, (*model.warnings, *warnings))
+    return LoraHeader(
+        file, layers, scales, about, metadata, len(tensors) - len(kept), model, (*model.warnings, *warnings)
+    )
 
 
 def _config_beside(file: Path) -> dict[str, Any]:
@@ -236,21 +276,29 @@ def _config_beside(file: Path) -> dict[str, Any]:
     return config
 
 
-def _strengths(file: Path, layers: list[Layer], metadata: dict[str, str], config: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """See `strengths`. A config beside a file that peft did not name counts only if the file is silent, and then must be plain."""
+def _strengths(
+    file: Path, layers: list[Layer], metadata: dict[str, str], config: dict[str, Any]
+) -> tuple[dict[str, float], list[str]]:
+    """See `strengths`. A config beside a file that peft did not name counts only if the file is silent, and
+    then must be plain.
+    """
     if file.name == PEFT_NAME or any(layer.name.startswith("base_model.model.") for layer in layers):
         return strengths(layers, metadata, _config_of(config))
     scales, warnings = strengths(layers, metadata, None)
     silent = config and all(layer.alpha is None for layer in layers) and set(scales.values()) == {1.0}
     if silent:
-        hint = f"If that config is the file's own, name the file {PEFT_NAME}; if not, move it to another folder."
+        hint = (
+            f"If that config is the file's own, name the file {PEFT_NAME}; if not, move it to another folder."
+        )
         try:
             said = strengths(layers, metadata, _config_of(config))[0]
         except ModelError as error:
             problem = f"does not say how strong it is, and by the {PEFT_CONFIG} beside it, it {error.message}"
             raise ModelError(problem, hint) from error
         if said != scales:
-            problem = f"does not say how strong it is, and the {PEFT_CONFIG} beside it says another strength than 1"
+            problem = (
+                f"does not say how strong it is, and the {PEFT_CONFIG} beside it says another strength than 1"
+            )
             raise ModelError(problem, hint)
     return scales, warnings
 
@@ -282,9 +330,13 @@ def checked_layout(data: Any) -> PanelLayout:
     roles = data["roles"]
     named = isinstance(roles, list) and all(isinstance(role, str) and ROLE.fullmatch(role) for role in roles)
     if not named or not 1 <= len(roles) <= MOST_PANELS or len(set(roles)) != len(roles):
-        raise ModelError("has metadata that describes no panels: their roles are no list of different plain words", hint)
+        raise ModelError(
+            "has metadata that describes no panels: their roles are no list of different plain words", hint
+        )
     if len(roles) % data["columns"]:
-        problem = f"has metadata that describes no panels: {len(roles)} roles do not fill rows of {data['columns']}"
+        problem = (
+            f"has metadata that describes no panels: {len(roles)} roles do not fill rows of {data['columns']}"
+        )
         raise ModelError(problem, hint)
     return PanelLayout(data["width"], data["height"], tuple(roles), data["columns"])
 
@@ -300,7 +352,9 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
     if "layout" in about:
         checked_layout(about["layout"])
     hint = "Save or download the file again."
-    if about.get("context", "noisy") not in ("noisy", "clean") or about.get("context_reading", "joint") not in ("joint", "products"):
+    if about.get("context", "noisy") not in ("noisy", "clean") or about.get(
+        "context_reading", "joint"
+    ) not in ("joint", "products"):
         raise ModelError("has metadata that describes no panels", hint)
     if about.get("family", "flux") not in [*FAMILIES]:  # a list: what stands there may be unhashable
         raise ModelError("has metadata that names a model family which is not known here", hint)

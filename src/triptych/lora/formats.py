@@ -1,9 +1,10 @@
 """The one way from all LoRA formats to diffusers names, and from there to other programs' names.
 
-Splitting a fused layer keeps `down` and cuts `up` by rows; fusing puts the parts on a block diagonal. Both are exact. Whatever
-the tables of `lora_names` do not hold is refused by name, never left out.
+Splitting a fused layer keeps `down` and cuts `up` by rows; fusing puts the parts on a block diagonal. Both
+are exact. Whatever the tables of `lora_names` do not hold is refused by name, never left out.
 
-Legend: down is lora_A, (rank, in); up is lora_B, (out, rank); the layer's weight changes by scale · up @ down.
+Legend: down is lora_A, (rank, in); up is lora_B, (out, rank); the layer's weight changes by scale · up @
+down.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from triptych.lora.refused import READ_MODELS, refusal, whole_changes
 # Black Forest Labs keeps (shift, scale) in this layer's rows where diffusers keeps (scale, shift).
 _HALVES_SWAPPED = {"final_layer.adaLN_modulation.1"}
 
-_PART = re.compile(r"(?P<layer>.+?)\.(?:lora_A|lora_B|lora_down|lora_up|(?:lora\.)?(?:down|up))(?:\.(?!weight)[\w-]+)?\.weight")
+_PART = re.compile(
+    r"(?P<layer>.+?)\.(?:lora_A|lora_B|lora_down|lora_up|(?:lora\.)?(?:down|up))(?:\.(?!weight)[\w-]+)?\.weight"
+)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear layer as a file names and adapts it; `parts` are the diffusers layers it becomes. alpha None: not in the file."""
+    """One linear layer as a file names and adapts it; `parts` are the diffusers layers it becomes. alpha
+    None: not in the file.
+    """
 
     name: str
     path: str
@@ -44,12 +49,13 @@ class Layer:
 
 
 def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
-    """The adapted layers in a LoRA file of any known format. Tensors on the device `meta`, which are shapes alone, are enough to
-    find everything but numbers that are not finite; alphas must be there.
+    """The adapted layers in a LoRA file of any known format. Tensors on the device `meta`, which are shapes
+    alone, are enough to find everything but numbers that are not finite; alphas must be there.
 
     Raises:
-        ModelError: a key that no table holds; a layer without its down or up, or twice; shapes, numbers or ranks that are
-            not those of a LoRA for such a model. One sentence without the file's name, to be put behind it.
+        ModelError: a key that no table holds; a layer without its down or up, or twice; shapes, numbers or
+            ranks that are not those of a LoRA for such a model. One sentence without the file's name, to be
+            put behind it.
     """
     found: dict[str, dict[str, Tensor]] = {}
     sides = {key: _sides(key) for key in tensors}
@@ -60,7 +66,10 @@ def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
         layer, side = sides[key]
         assert layer is not None
         if side in found.setdefault(layer, {}):
-            raise ModelError(f"holds {shown(key)} twice", "Two trainings were mixed into one file; export one of them again.")
+            raise ModelError(
+                f"holds {shown(key)} twice",
+                "Two trainings were mixed into one file; export one of them again.",
+            )
         found[layer][side] = _checked(key, side, tensor)
     if not found:
         raise ModelError("is empty", "Save or download the file again.")
@@ -76,10 +85,15 @@ def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
 
 
 def _layer(name: str, sides: Mapping[str, Tensor], taken: dict[str, str]) -> Layer:
-    """One layer out of its tensors; `taken` says which diffusers layers the file adapts already, and by which name."""
+    """One layer out of its tensors; `taken` says which diffusers layers the file adapts already, and by which
+    name.
+    """
     if not {"down", "up"} <= sides.keys():
         missing = "down (lora_A)" if "up" in sides else "up (lora_B)"
-        raise ModelError(f"lacks the {missing} weight of {shown(name)}", "The file is incomplete; save or download it again.")
+        raise ModelError(
+            f"lacks the {missing} weight of {shown(name)}",
+            "The file is incomplete; save or download it again.",
+        )
     resolved = resolve(name)
     assert resolved is not None
     for part in resolved.parts:
@@ -111,15 +125,25 @@ def _checked(key: str, side: str, tensor: Tensor) -> Tensor:
     if tensor.is_floating_point() and tensor.element_size() == 1:
         tensor = tensor.bfloat16()  # holds every 8-bit float exactly, and can be computed with
     if tensor.is_complex() or (side != "alpha" and not tensor.is_floating_point()):
-        raise ModelError(f"holds {shown(key)} as {tensor.dtype}, not as floating-point numbers", "Export the LoRA without quantisation.")
+        raise ModelError(
+            f"holds {shown(key)} as {tensor.dtype}, not as floating-point numbers",
+            "Export the LoRA without quantisation.",
+        )
     if not tensor.is_meta and not torch.isfinite(tensor.float()).all():
-        raise ModelError(f"holds numbers that are not finite in {shown(key)}", "It was damaged or its training diverged; train again.")
+        raise ModelError(
+            f"holds numbers that are not finite in {shown(key)}",
+            "It was damaged or its training diverged; train again.",
+        )
     if side == "alpha":
         if tensor.numel() != 1 or tensor.is_meta or float(tensor) <= 0:
-            raise ModelError(f"holds {shown(key)}, which is not one number above 0", "Save or download the file again.")
+            raise ModelError(
+                f"holds {shown(key)}, which is not one number above 0", "Save or download the file again."
+            )
     elif tensor.ndim != 2 or 0 in tensor.shape:
         size = "×".join(map(str, tensor.shape)) or "a single number"
-        raise ModelError(f"holds {shown(key)} of the shape {size}, not a matrix", "Save or download the file again.")
+        raise ModelError(
+            f"holds {shown(key)} of the shape {size}, not a matrix", "Save or download the file again."
+        )
     return tensor
 
 
@@ -132,7 +156,10 @@ def _hidden_size(layer: Layer) -> set[int]:
     height = layer.up.shape[0]
     fits = not sides or (not rest and height == hidden * rows) or is_sd3_only(layer)
     if not fits or (layer.parts == ("norm_out.linear",) and height % 2):
-        problem = f"changes {shown(layer.name)} by {height}×{layer.down.shape[1]} weights, which fit neither FLUX.1 nor Stable Diffusion 3"
+        problem = (
+            f"changes {shown(layer.name)} by {height}×{layer.down.shape[1]} weights, which fit neither "
+            "FLUX.1 nor Stable Diffusion 3"
+        )
         raise ModelError(problem, READ_MODELS)
     return {hidden} if sides else set()
 
@@ -141,7 +168,9 @@ def is_sd3_only(layer: Layer) -> bool:
     """Whether a layer is one that Stable Diffusion 3 has and FLUX.1 has not, by its name or its size."""
     pattern = pattern_of(layer.parts[0])[0]
     return pattern in SD3_ONLY or (
-        layer.path == layer.parts[0] and pattern in SD3_ROWS and layer.up.shape[0] == SD3_ROWS[pattern] * layer.down.shape[1]
+        layer.path == layer.parts[0]
+        and pattern in SD3_ROWS
+        and layer.up.shape[0] == SD3_ROWS[pattern] * layer.down.shape[1]
     )
 
 
@@ -149,9 +178,11 @@ Pair = tuple[Tensor, Tensor]
 
 
 def to_diffusers(layers: Iterable[Layer], scales: Mapping[str, float]) -> dict[str, Tensor]:
-    """Tensors by diffusers name without prefix, `<layer>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank).
+    """Tensors by diffusers name without prefix, `<layer>.lora_A.weight` (rank, in) and `.lora_B.weight` (out,
+    rank).
 
-    `scales` says by what each layer's change is multiplied; it is folded into lora_B, so that afterwards alpha = rank.
+    `scales` says by what each layer's change is multiplied; it is folded into lora_B, so that afterwards
+    alpha = rank.
 
     Raises:
         ModelError: a scale that makes weights infinite.
@@ -161,25 +192,37 @@ def to_diffusers(layers: Iterable[Layer], scales: Mapping[str, float]) -> dict[s
         for part, (down, up) in _split(layer).items():
             up = scaled(up, scales[layer.name])
             if not torch.isfinite(up).all():
-                raise ModelError(f"has an alpha for {shown(layer.name)} beyond all bounds", "Save or download the file again.")
+                raise ModelError(
+                    f"has an alpha for {shown(layer.name)} beyond all bounds",
+                    "Save or download the file again.",
+                )
             if not _bounded(down, up):
                 problem = f"changes {shown(layer.name)} by numbers beyond all bounds"
-                raise ModelError(problem, "It was damaged or its training diverged; take an earlier checkpoint, or train again.")
+                raise ModelError(
+                    problem,
+                    "It was damaged or its training diverged; take an earlier checkpoint, or train again.",
+                )
             state[f"{part}.lora_A.weight"], state[f"{part}.lora_B.weight"] = down, up
     return state
 
 
 LARGEST_CHANGE = 1e8
-"""Frobenius norm of a layer's change. A whole layer of FLUX.1-dev has some 100; beyond 1e19 squares overflow in the model's norms."""
+"""Frobenius norm of a layer's change. A whole layer of FLUX.1-dev has some 100; beyond 1e19 squares overflow
+in the model's norms.
+"""
 
 
 def _bounded(down: Tensor, up: Tensor) -> bool:
     sizes = float(down.double().norm()), float(up.double().norm())
-    return max(sizes) < 1e15 and (sizes[0] * sizes[1] <= LARGEST_CHANGE or change_norm(down, up) <= LARGEST_CHANGE)
+    return max(sizes) < 1e15 and (
+        sizes[0] * sizes[1] <= LARGEST_CHANGE or change_norm(down, up) <= LARGEST_CHANGE
+    )
 
 
 def change_norm(down: Tensor, up: Tensor) -> float:
-    """‖up @ down‖, Frobenius, from two rank × rank products: the whole matrix would be hundreds of times larger."""
+    """‖up @ down‖, Frobenius, from two rank × rank products: the whole matrix would be hundreds of times
+    larger.
+    """
     down, up = down.double(), up.double()
     return max(0.0, float(((down @ down.T) * (up.T @ up)).sum())) ** 0.5
 
@@ -192,7 +235,9 @@ def scaled(up: Tensor, scale: float) -> Tensor:
 
 
 def _split(layer: Layer) -> dict[str, Pair]:
-    """A layer's parts. A part keeps only the ranks that reach its rows, so that a block diagonal falls apart again."""
+    """A layer's parts. A part keeps only the ranks that reach its rows, so that a block diagonal falls apart
+    again.
+    """
     if len(layer.parts) == 1:
         return {layer.parts[0]: (layer.down, layer.up)}
     hidden = layer.down.shape[1]
@@ -210,8 +255,8 @@ def _split(layer: Layer) -> dict[str, Pair]:
 def from_diffusers(state: Mapping[str, Tensor], target: str) -> dict[str, Tensor]:
     """Diffusers names (without prefix, alpha = rank) in another program's, prefix and all.
 
-    `diffusers` adds the prefix. The others are for FLUX.1: `comfyui` writes native names; `kohya` writes them with underscores
-    and an alpha for each layer.
+    `diffusers` adds the prefix. The others are for FLUX.1: `comfyui` writes native names; `kohya` writes them
+    with underscores and an alpha for each layer.
     """
     if target == "diffusers":
         return {f"transformer.{key}": tensor for key, tensor in state.items()}
@@ -220,7 +265,10 @@ def from_diffusers(state: Mapping[str, Tensor], target: str) -> dict[str, Tensor
         name = key.removesuffix(".lora_A.weight")
         pattern, number = pattern_of(name)
         native, position = _HOME[pattern]
-        groups.setdefault(native.replace("#", number), {})[position] = (state[key], state[f"{name}.lora_B.weight"])
+        groups.setdefault(native.replace("#", number), {})[position] = (
+            state[key],
+            state[f"{name}.lora_B.weight"],
+        )
     tensors: dict[str, Tensor] = {}
     for name, pairs in groups.items():
         pattern = pattern_of(name)[0]
@@ -242,7 +290,9 @@ def _fused(parts: tuple[str, ...], pairs: Mapping[int, Pair]) -> Pair:
     if len(parts) == 1:
         return pairs[0]
     downs = _one_dtype([pairs[position][0] for position in sorted(pairs)])
-    ups = dict(zip(sorted(pairs), _one_dtype([pairs[position][1] for position in sorted(pairs)]), strict=True))
+    ups = dict(
+        zip(sorted(pairs), _one_dtype([pairs[position][1] for position in sorted(pairs)]), strict=True)
+    )
     # Parts that came out of a fused layer share their down; fused again they need no block diagonal.
     shared = all(torch.equal(downs[0], down) for down in downs[1:])
     down = downs[0] if shared else torch.cat(downs)

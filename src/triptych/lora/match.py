@@ -1,4 +1,6 @@
-"""Whether a LoRA belongs to a model, told from the file's header and the model's config before anything is loaded."""
+"""Whether a LoRA belongs to a model, told from the file's header and the model's config before anything is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -34,18 +36,27 @@ def check_lora_fits(model: str, lora: Path) -> str:
     said = str(header.about.get("base_model", ""))
     trained = known_base(said) or _plain(said)
     if header.model.certain and header.family != family:
-        raise _other(header, trained or header.model.title, f"{ours}, a {FAMILIES.get(family, family)} model", said)
+        raise _other(
+            header, trained or header.model.title, f"{ours}, a {FAMILIES.get(family, family)} model", said
+        )
     misfit = _misfit(header, pipeline, model)
     if misfit:
         raise _other(header, trained if trained and trained != ours else "another model", ours, said, misfit)
     if known_base(said) and known_base(model) and trained != ours:
-        return f"The LoRA was trained on {trained}, and this is {ours}: its layers fit, but it may do less or something else here."
+        return (
+            f"The LoRA was trained on {trained}, and this is {ours}: its layers fit, but it may do less "
+            "or something else here."
+        )
     return ""
 
 
 def _other(header: LoraHeader, trained: str, ours: str, said: str, why: str = "") -> ModelError:
     again = re.fullmatch(r"pocket|[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", said, re.A)
-    hint = f"Give --model {said}, or a LoRA for this model." if again else "Use it with the model it was trained on."
+    hint = (
+        f"Give --model {said}, or a LoRA for this model."
+        if again
+        else "Use it with the model it was trained on."
+    )
     return ModelError(f"The LoRA {header.path} was trained on {trained}, and this is {ours}{why}.", hint)
 
 
@@ -55,20 +66,28 @@ def _plain(name: str) -> str:
 
 
 def _misfit(header: LoraHeader, pipeline: str, model: str) -> str:
-    """Where the LoRA's sizes are not the model's, in words; empty if they are, or if the model's are not known."""
+    """Where the LoRA's sizes are not the model's, in words; empty if they are, or if the model's are not
+    known.
+    """
     shapes = _shapes(pipeline, resolve_model(model))
     if not shapes:
         return ""
     for layer in header.layers:
         theirs = [shapes.get(f"{part}.weight") for part in layer.parts]
         if any(shape is None for shape in theirs):
-            return f", which has no layer '{next(p for p, shape in zip(layer.parts, theirs, strict=True) if shape is None)}'"
+            return (
+                ", which has no layer "
+                f"'{next(p for p, shape in zip(layer.parts, theirs, strict=True) if shape is None)}'"
+            )
         size = (sum(shape[0] for shape in theirs if shape), theirs[0][1] if theirs[0] else 0)
         if size != (layer.up.shape[0], layer.down.shape[1]):
             width, other = hidden_size(header.layers), shapes.get("transformer_blocks.0.attn.to_q.weight")
             if width and other and width != other[0]:
                 return f": the LoRA's layers are {width} wide, the model's {other[0]}"
-            return f": '{layer.parts[0]}' is {size[0]}×{size[1]} there, and {layer.up.shape[0]}×{layer.down.shape[1]} in the LoRA"
+            return (
+                f": '{layer.parts[0]}' is {size[0]}×{size[1]} there, and "
+                f"{layer.up.shape[0]}×{layer.down.shape[1]} in the LoRA"
+            )
     return ""
 
 
@@ -77,5 +96,10 @@ def _shapes(pipeline: str, model: str) -> dict[str, tuple[int, ...]]:
     config = part_config(model, "transformer/config.json")
     try:
         return shapes_of(BACKBONES[pipeline].transformer_class, config) if config else {}
-    except (TypeError, ValueError, KeyError, RuntimeError):  # a config that describes no model is an error where it is loaded
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+    ):  # a config that describes no model is an error where it is loaded
         return {}

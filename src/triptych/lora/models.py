@@ -1,7 +1,8 @@
 """Whose layers a LoRA adapts: the model family, from what its metadata says and from what its layers show.
 
-Several models have FLUX.1's layer names, and some its width: Chroma, Qwen-Image, FLUX.2, HunyuanVideo. A word in a file's metadata
-is data from anywhere: only words in the table below count, and only as far as the layers do not say otherwise.
+Several models have FLUX.1's layer names, and some its width: Chroma, Qwen-Image, FLUX.2, HunyuanVideo. A word
+in a file's metadata is data from anywhere: only words in the table below count, and only as far as the layers
+do not say otherwise.
 """
 
 from __future__ import annotations
@@ -55,10 +56,17 @@ _WORDS = tuple(
         (r"flux", "flux"),
     )
 )
-# These have layers of other names than a transformer's: a file that could be read is not theirs, whatever its metadata says.
+# These have layers of other names than a transformer's: a file that could be read is not theirs, whatever its
+# metadata says.
 _CONVOLUTIONAL = {"Stable Diffusion", "Stable Diffusion XL", "Kolors"}
 # Names of files and folders, which say less than a tag: another model in one is a warning.
-_PATHS = ("ss_sd_model_name", "ss_pretrained_model_name_or_path", "pretrained_model_name_or_path", "base_model_path", "model_path")
+_PATHS = (
+    "ss_sd_model_name",
+    "ss_pretrained_model_name_or_path",
+    "pretrained_model_name_or_path",
+    "base_model_path",
+    "model_path",
+)
 _TAGS = ("modelspec.architecture", "ss_base_model_version", "base_model", "base_model_name_or_path")
 
 # Names of base models that are told apart: what a name contains → how the model is called in messages.
@@ -83,7 +91,9 @@ class Model:
     family: str
     """A key of `FAMILIES`, the family whose names and sizes the layers have."""
     certain: bool
-    """Whether that is known: without a word in the metadata, attention layers alone are alike in both families."""
+    """Whether that is known: without a word in the metadata, attention layers alone are alike in both
+    families.
+    """
     title: str
     """For people: the family's name, or another model's."""
     other: bool
@@ -96,11 +106,16 @@ class Model:
             ModelError: it is for a model that is not read. One sentence without the file's name.
         """
         if self.other:
-            raise ModelError(f"is for {self.title}, whose layers are named like those of {FAMILIES[self.family]}", READ_MODELS)
+            raise ModelError(
+                f"is for {self.title}, whose layers are named like those of {FAMILIES[self.family]}",
+                READ_MODELS,
+            )
 
 
 def known_base(name: str) -> str:
-    """How a base model of that name (a hub id, a folder) is called, if it is one of those that are told apart, else empty."""
+    """How a base model of that name (a hub id, a folder) is called, if it is one of those that are told
+    apart, else empty.
+    """
     last = name.rstrip("/").rpartition("/")[2].lower()
     return next((title for pattern, title in _BASES if re.search(pattern, last)), "")
 
@@ -111,8 +126,11 @@ def meaning(word: str) -> str:
     return next((meant for pattern, meant in _WORDS if pattern.search(text)), "")
 
 
-def model_of(layers: Sequence[Layer], about: Mapping[str, Any], metadata: Mapping[str, str], base: str = "") -> Model:
-    """The model a LoRA is for. about: what triptych wrote. base: the base model's name in a peft config beside the file.
+def model_of(
+    layers: Sequence[Layer], about: Mapping[str, Any], metadata: Mapping[str, str], base: str = ""
+) -> Model:
+    """The model a LoRA is for. about: what triptych wrote. base: the base model's name in a peft config
+    beside the file.
 
     Raises:
         ModelError: layers that no one model has. One sentence without the file's name.
@@ -129,11 +147,13 @@ def model_of(layers: Sequence[Layer], about: Mapping[str, Any], metadata: Mappin
     family = shows or next((word for word in named if word in FAMILIES), "flux")
     odd = [word for word in told if word in _CONVOLUTIONAL or (word in FAMILIES and word != family)]
     warnings = tuple(
-        f"Its metadata says {FAMILIES.get(word, word)}, but its layers are those of {FAMILIES[family]}." for word in dict.fromkeys(odd)
+        f"Its metadata says {FAMILIES.get(word, word)}, but its layers are those of {FAMILIES[family]}."
+        for word in dict.fromkeys(odd)
     )
     from_path = [meant for key in _PATHS if (meant := meaning(_last(metadata.get(key, ""))))]
     warnings += tuple(
-        f"It was trained on a file named after {word}, by its metadata: it may do less or something else on {FAMILIES[family]}."
+        f"It was trained on a file named after {word}, by its metadata: it may do less or something else on "
+        f"{FAMILIES[family]}."
         for word in dict.fromkeys(from_path)
         if word not in FAMILIES and word not in told
     )
@@ -158,12 +178,16 @@ def hidden_size(layers: Sequence[Layer]) -> int | None:
 
 
 def _family_by_width(layers: Sequence[Layer]) -> str:
-    """Without single blocks, the widths of the published Stable Diffusion 3 models (medium, 3.5 medium, 3.5 large)."""
+    """Without single blocks, the widths of the published Stable Diffusion 3 models (medium, 3.5 medium, 3.5
+    large).
+    """
     return "sd3" if hidden_size(layers) in (1536, 2432) else ""
 
 
 def _lookalike(layers: Sequence[Layer], single: bool) -> str:
-    """A model with FLUX.1's names, told by numbers: FLUX.1 is 3072 wide and has 19 double and 38 single blocks."""
+    """A model with FLUX.1's names, told by numbers: FLUX.1 is 3072 wide and has 19 double and 38 single
+    blocks.
+    """
     width, last = hidden_size(layers), {"transformer_blocks": -1, "single_transformer_blocks": -1}
     for layer in layers:
         for part in layer.parts:

@@ -1,8 +1,8 @@
 """The names LoRA files give to the layers of FLUX.1 and Stable Diffusion 3, as tables.
 
-A trainer names a layer after the model it holds: diffusers keeps to_q, to_k, to_v and proj_mlp apart, Black Forest Labs'
-own model (and with it ComfyUI and kohya) fuses them. Of Stable Diffusion 3 only diffusers' names are read, nearly all of which
-it shares with FLUX.1.
+A trainer names a layer after the model it holds: diffusers keeps to_q, to_k, to_v and proj_mlp apart, Black
+Forest Labs' own model (and with it ComfyUI and kohya) fuses them. Of Stable Diffusion 3 only diffusers' names
+are read, nearly all of which it shares with FLUX.1.
 """
 
 from __future__ import annotations
@@ -12,16 +12,26 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 Names = Mapping[str, tuple[str, ...]]
-"""Layer in some model → the diffusers layers that hold its rows, top to bottom; `#` stands for the block's number."""
+"""Layer in some model → the diffusers layers that hold its rows, top to bottom; `#` stands for the block's
+number.
+"""
 
 _QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 _ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 
 
-def _names(double: str, of_double: Names, single: str, of_single: Names, outside: Names) -> dict[str, tuple[str, ...]]:
+def _names(
+    double: str, of_double: Names, single: str, of_single: Names, outside: Names
+) -> dict[str, tuple[str, ...]]:
     return {
-        **{f"{double}.#.{name}": tuple(f"transformer_blocks.#.{p}" for p in parts) for name, parts in of_double.items()},
-        **{f"{single}.#.{name}": tuple(f"single_transformer_blocks.#.{p}" for p in parts) for name, parts in of_single.items()},
+        **{
+            f"{double}.#.{name}": tuple(f"transformer_blocks.#.{p}" for p in parts)
+            for name, parts in of_double.items()
+        },
+        **{
+            f"{single}.#.{name}": tuple(f"single_transformer_blocks.#.{p}" for p in parts)
+            for name, parts in of_single.items()
+        },
         **outside,
     }
 
@@ -56,7 +66,8 @@ NATIVE = _names(
         "final_layer.adaLN_modulation.1": ("norm_out.linear",),
     },
 )
-# What Stable Diffusion 3 has and FLUX.1 has not: the second attention, of the image alone, in some blocks of SD3.5 medium.
+# What Stable Diffusion 3 has and FLUX.1 has not: the second attention, of the image alone, in some blocks of
+# SD3.5 medium.
 SD3_ONLY = tuple(f"transformer_blocks.#.attn2.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0"))
 DIFFUSERS = {part: (part,) for part in (*(part for parts in NATIVE.values() for part in parts), *SD3_ONLY)}
 # diffusers after `fuse_projections`, as SimpleTuner trains with --fuse_qkv_projections.
@@ -67,7 +78,12 @@ FUSED = {
 }
 # A format of OneTrainer that it no longer writes: native names, the fused layers cut into numbered parts.
 SPLIT_NATIVE = {
-    **{f"{name}.{i}": (part,) for name, parts in NATIVE.items() if len(parts) > 1 for i, part in enumerate(parts)},
+    **{
+        f"{name}.{i}": (part,)
+        for name, parts in NATIVE.items()
+        if len(parts) > 1
+        for i, part in enumerate(parts)
+    },
     **{name: parts for name, parts in NATIVE.items() if len(parts) == 1 and name != "img_in"},
     "img_in.proj": ("x_embedder",),
 }
@@ -131,24 +147,39 @@ FORMATS = (
     Format("DiffSynth", "pipe.dit.", DIFFSYNTH),
     *(
         Format("diffusers, projections fused", prefix, FUSED)
-        for prefix in ("transformer.", "", "diffusion_model.", "base_model.model.", "base_model.model.transformer.")
+        for prefix in (
+            "transformer.",
+            "",
+            "diffusion_model.",
+            "base_model.model.",
+            "base_model.model.transformer.",
+        )
     ),
     Format("LyCORIS (LoRA), projections fused", "lycoris_", FUSED, "_"),
 )
 TARGETS = ("diffusers", "comfyui", "kohya")
 
-# Rows and columns of a layer's weight in multiples of the hidden size. Outside the blocks they depend on the encoders.
+# Rows and columns of a layer's weight in multiples of the hidden size. Outside the blocks they depend on the
+# encoders.
 SIDES = {
-    **{f"transformer_blocks.#.{part}": (1, 1) for part in (*_QKV, *_ADDED_QKV, "attn.to_out.0", "attn.to_add_out")},
+    **{
+        f"transformer_blocks.#.{part}": (1, 1)
+        for part in (*_QKV, *_ADDED_QKV, "attn.to_out.0", "attn.to_add_out")
+    },
     **dict.fromkeys(SD3_ONLY, (1, 1)),
-    **{f"transformer_blocks.#.{ff}.net.{part}": s for ff in ("ff", "ff_context") for part, s in (("0.proj", (4, 1)), ("2", (1, 4)))},
+    **{
+        f"transformer_blocks.#.{ff}.net.{part}": s
+        for ff in ("ff", "ff_context")
+        for part, s in (("0.proj", (4, 1)), ("2", (1, 4)))
+    },
     **{f"transformer_blocks.#.{norm}.linear": (6, 1) for norm in ("norm1", "norm1_context")},
     **{f"single_transformer_blocks.#.{part}": (1, 1) for part in _QKV},
     "single_transformer_blocks.#.proj_mlp": (4, 1),
     "single_transformer_blocks.#.proj_out": (1, 5),
     "single_transformer_blocks.#.norm.linear": (3, 1),
 }
-# Stable Diffusion 3 has wider or narrower modulations in some blocks: beside a second attention, and in the last block.
+# Stable Diffusion 3 has wider or narrower modulations in some blocks: beside a second attention, and in the
+# last block.
 SD3_ROWS = {"transformer_blocks.#.norm1.linear": 9, "transformer_blocks.#.norm1_context.linear": 2}
 
 _BLOCK = re.compile(r"(?<=blocks[._])[0-9]{1,4}(?=[._])")
@@ -187,4 +218,8 @@ def resolve(name: str) -> Resolved | None:
     return Resolved(format, known, known.replace("#", number), parts)
 
 
-_LOOKUP = {format.prefix + name.replace(".", format.separator): (format, name) for format in FORMATS for name in format.names}
+_LOOKUP = {
+    format.prefix + name.replace(".", format.separator): (format, name)
+    for format in FORMATS
+    for name in format.names
+}

@@ -1,7 +1,8 @@
 """Regular expressions that came with a file, as peft understands them, and in bounded time.
 
-Python's own matcher tries one way after another, and a pattern made for that purpose keeps it busy for years. Here all ways are
-followed at once: each part of a pattern turns the set of places reached so far into the set of places reached after it.
+Python's own matcher tries one way after another, and a pattern made for that purpose keeps it busy for years.
+Here all ways are followed at once: each part of a pattern turns the set of places reached so far into the set
+of places reached after it.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ LONGEST = 300
 MOST = 4000
 """Patterns of one file; FLUX.1-dev has 502 linear layers."""
 MOST_STEPS = 2_000_000
-"""Places looked at for all patterns of a file together: a few seconds. A pattern for all 502 layers takes some 50,000."""
+"""Places looked at for all patterns of a file together: a few seconds. A pattern for all 502 layers takes
+some 50,000.
+"""
 
 _CHOICES = set("*+?{|(")
 Matcher = Callable[[str], bool]
 
 
 class PatternError(ValueError):
-    """A pattern that is too long, not valid, takes too many steps, or uses what is not followed here (look-around, back references,
-    flags)."""
+    """A pattern that is too long, not valid, takes too many steps, or uses what is not followed here
+    (look-around, back references, flags).
+    """
 
 
 class _Steps:
@@ -41,10 +45,12 @@ class _Steps:
 
 
 def peft_matchers(keys: Iterable[str]) -> list[tuple[str, Matcher]]:
-    """peft's rule for `rank_pattern` and `alpha_pattern`, a matcher for each key in order: `re.match(rf"(.*\\.)?({key})$", name)`.
+    """peft's rule for `rank_pattern` and `alpha_pattern`, a matcher for each key in order:
+    `re.match(rf"(.*\\.)?({key})$", name)`.
 
     Raises:
-        PatternError: too many keys, or one that cannot be used; a matcher raises it too, when all of them together took too long.
+        PatternError: too many keys, or one that cannot be used; a matcher raises it too, when all of them
+            together took too long.
     """
     found, steps = list(keys), _Steps()
     if len(found) > MOST:
@@ -103,8 +109,12 @@ def _step(what: Any, about: Any, text: str, places: set[int], steps: _Steps) -> 
     return {place + 1 for place in places if place < len(text) and _fits(what, about, text[place])}
 
 
-def _repeated(least: Any, most: Any, inner: Sequence[Any], text: str, places: set[int], steps: _Steps) -> set[int]:
-    """Places never go back, so that after one more turn than the text has characters nothing changes any more."""
+def _repeated(
+    least: Any, most: Any, inner: Sequence[Any], text: str, places: set[int], steps: _Steps
+) -> set[int]:
+    """Places never go back, so that after one more turn than the text has characters nothing changes any
+    more.
+    """
     enough = len(text) + 2
     least, most = min(int(least), enough), min(int(most), 2 * enough)
     reached = set(places) if least == 0 else set()

@@ -1,4 +1,6 @@
-"""What keys that are in no table of LoRA names betray of their file: another kind of adapter, or another model."""
+"""What keys that are in no table of LoRA names betray of their file: another kind of adapter, or another
+model.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,17 @@ from collections.abc import Sequence
 from triptych.errors import ModelError
 from triptych.lora.names import resolve, shown
 
-TEXT_ENCODER = re.compile(r"(base_model\.model\.)?(lora_te|text_encoder|text_encoders\.|clip_[lg]\.|t5(xxl)?\.|te[0-9]?\.|bundle_emb\.)")
-TRANSFORMER_ONLY = "`triptych lora convert IN OUT --transformer-only` writes a file without that part, which may then look different."
-READ_MODELS = "Only LoRAs for FLUX.1 and Stable Diffusion 3 are read; look for one that was trained on the model in use."
+TEXT_ENCODER = re.compile(
+    r"(base_model\.model\.)?(lora_te|text_encoder|text_encoders\.|clip_[lg]\.|t5(xxl)?\.|te[0-9]?\.|bundle_emb\.)"
+)
+TRANSFORMER_ONLY = (
+    "`triptych lora convert IN OUT --transformer-only` writes a file without that part, which "
+    "may then look different."
+)
+READ_MODELS = (
+    "Only LoRAs for FLUX.1 and Stable Diffusion 3 are read; look for one that was trained on the "
+    "model in use."
+)
 EXTRACT = "Merge it into the base model with the program that made it, and extract a plain LoRA there."
 _BEFORE = "Give the file as it was before that conversion; kohya's and diffusers' names are read."
 
@@ -18,10 +28,22 @@ _BEFORE = "Give the file as it was before that conversion; kohya's and diffusers
 _ROWS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
     (re.compile(pattern), what, hint)
     for pattern, what, hint in (
-        (r".*(lokr_|hada_|\.lora_mid|\.on_input)", "is a LoKr, LoHa or other LyCORIS file, not a LoRA", EXTRACT),
-        (r"(.*[._])?(oft_unet|oft_blocks|oft_diag|oft_[rRs](\.|$)|b?oft_)", "is an OFT (orthogonal finetuning), not a LoRA", EXTRACT),
+        (
+            r".*(lokr_|hada_|\.lora_mid|\.on_input)",
+            "is a LoKr, LoHa or other LyCORIS file, not a LoRA",
+            EXTRACT,
+        ),
+        (
+            r"(.*[._])?(oft_unet|oft_blocks|oft_diag|oft_[rRs](\.|$)|b?oft_)",
+            "is an OFT (orthogonal finetuning), not a LoRA",
+            EXTRACT,
+        ),
         (r".*(\.glora|\.(a|b|bm)[12]\.weight$)", "is a GLoRA of LyCORIS, not a LoRA", EXTRACT),
-        (r".*(dora_scale|lora_magnitude_vector|\.magnitude)", "is a DoRA, which is more than a LoRA", EXTRACT),
+        (
+            r".*(dora_scale|lora_magnitude_vector|\.magnitude)",
+            "is a DoRA, which is more than a LoRA",
+            EXTRACT,
+        ),
         (
             r".*(vera_lambda|ia3_l|hra_u|lora_E$|ranknum|vblora_|fourierft_|randlora_|c3a_|bone_|miss_|shira_)",
             "is a VeRA, IA3, AdaLoRA or other adapter of peft, not a LoRA",
@@ -44,8 +66,16 @@ _ROWS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             "is in HunyuanVideo's names, which musubi-tuner's convert_lora also writes",
             f"{READ_MODELS} If it was trained on FLUX.1: {_BEFORE[0].lower()}{_BEFORE[1:]}",
         ),
-        (r".*((double|single)_stream_modulation|to_qkv_mlp_proj|ff(_context)?[._]linear_(in|out))", "is for FLUX.2", READ_MODELS),
-        (r".*(mode_blocks[._]|single_blocks[._]\d+[._]([qkv]_proj|attn_out|mlp_(in|out)))", "is for FLUX 3", READ_MODELS),
+        (
+            r".*((double|single)_stream_modulation|to_qkv_mlp_proj|ff(_context)?[._]linear_(in|out))",
+            "is for FLUX.2",
+            READ_MODELS,
+        ),
+        (
+            r".*(mode_blocks[._]|single_blocks[._]\d+[._]([qkv]_proj|attn_out|mlp_(in|out)))",
+            "is for FLUX 3",
+            READ_MODELS,
+        ),
         (r".*(double|single)_stream_blocks[._]", "is for HiDream", READ_MODELS),
         (
             r"(.*\.|(lora_unet|lycoris|lora_transformer)_)?(layers[._]\d+[._](attention|attn|feed_forward|adaLN)|(noise|context)_refiner[._])",
@@ -53,30 +83,50 @@ _ROWS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             READ_MODELS,
         ),
         (r".*transformer_blocks[._]\d+[._](img|txt)_m(lp|od)", "is for Qwen-Image", READ_MODELS),
-        (r".*joint_blocks[._]", "is for Stable Diffusion 3 in that model's own names", "Export it again in diffusers' names."),
-        (r".*((down|up|input|output)_blocks?|mid_block|middle_block)[._]", "is for Stable Diffusion", READ_MODELS),
+        (
+            r".*joint_blocks[._]",
+            "is for Stable Diffusion 3 in that model's own names",
+            "Export it again in diffusers' names.",
+        ),
+        (
+            r".*((down|up|input|output)_blocks?|mid_block|middle_block)[._]",
+            "is for Stable Diffusion",
+            READ_MODELS,
+        ),
         (r".*(?<!_)blocks[._]\d+[._](self_attn|cross_attn|ffn)[._]", "is for Wan", READ_MODELS),
-        (r".*transformer_blocks[._]\d+[._]attn1[._]", "is for a model with cross attention, such as LTX-Video or PixArt", READ_MODELS),
+        (
+            r".*transformer_blocks[._]\d+[._]attn1[._]",
+            "is for a model with cross attention, such as LTX-Video or PixArt",
+            READ_MODELS,
+        ),
         (TEXT_ENCODER.pattern, "also adapts a text encoder, which is not supported", TRANSFORMER_ONLY),
     )
 )
 
 
 def refusal(keys: Sequence[str]) -> ModelError:
-    """The error for a file with these keys, none of which any table holds. It says the most telling thing about them."""
+    """The error for a file with these keys, none of which any table holds. It says the most telling thing
+    about them.
+    """
     for pattern, what, hint in _ROWS:
         for key in keys:
-            if pattern.match(key) and (pattern.pattern == TEXT_ENCODER.pattern or not TEXT_ENCODER.match(key)):
+            if pattern.match(key) and (
+                pattern.pattern == TEXT_ENCODER.pattern or not TEXT_ENCODER.match(key)
+            ):
                 return ModelError(f"{what} (it has the key {shown(key)})", hint)
         if what.startswith("is a DoRA"):  # every kind of adapter is told by now
             for key in keys:
                 if key.endswith(".weight") and resolve(key.removesuffix(".weight")):
                     hint = "Give a model with --model, and a LoRA with --lora."
-                    return ModelError(f"holds whole weights of a model, not a LoRA (it has the key {shown(key)})", hint)
+                    return ModelError(
+                        f"holds whole weights of a model, not a LoRA (it has the key {shown(key)})", hint
+                    )
     problem = f"has the key {shown(keys[0])}, which no known LoRA format for FLUX.1 or Stable Diffusion 3 has"
     return ModelError(problem, "docs/lora.md lists the formats that are read.")
 
 
 def whole_changes() -> ModelError:
     """The error for a file that holds one matrix for each layer where a LoRA holds two."""
-    return ModelError("holds one whole matrix for each layer (a full-rank training), not the two of a LoRA", EXTRACT)
+    return ModelError(
+        "holds one whole matrix for each layer (a full-rank training), not the two of a LoRA", EXTRACT
+    )

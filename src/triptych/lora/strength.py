@@ -1,8 +1,9 @@
-"""How strong a LoRA is: by what each layer's change is multiplied, alpha/rank, wherever a program has written that down.
+"""How strong a LoRA is: by what each layer's change is multiplied, alpha/rank, wherever a program has written
+that down.
 
-Four places are looked at: an `.alpha` beside the layer's matrices, peft's config inside the file (diffusers writes it as
-`lora_adapter_metadata`), peft's `adapter_config.json` beside it, and plain entries of the file's metadata (kohya's
-`ss_network_alpha`, others' `lora_alpha`). Where two of them disagree the file is refused.
+Four places are looked at: an `.alpha` beside the layer's matrices, peft's config inside the file (diffusers
+writes it as `lora_adapter_metadata`), peft's `adapter_config.json` beside it, and plain entries of the file's
+metadata (kohya's `ss_network_alpha`, others' `lora_alpha`). Where two of them disagree the file is refused.
 """
 
 from __future__ import annotations
@@ -32,22 +33,56 @@ _MORE_THAN_LORA = {
     "modules_to_save": "holds whole layers too (modules_to_save in its peft config)",
     "layer_replication": "was trained on a model with repeated layers (layer_replication in its peft config)",
     "use_qalora": "is a QALoRA, whose matrices are pooled (use_qalora in its peft config)",
-    "alora_invocation_tokens": "is an aLoRA, which acts on some tokens only (alora_invocation_tokens in its peft config)",
+    "alora_invocation_tokens": "is an aLoRA, which acts on some tokens only (alora_invocation_tokens in its "
+    "peft config)",
     "target_parameters": "changes parameters that are no layers (target_parameters in its peft config)",
-    "trainable_token_indices": "changes single tokens' embeddings (trainable_token_indices in its peft config)",
+    "trainable_token_indices": "changes single tokens' embeddings (trainable_token_indices in its peft "
+    "config)",
     "use_bdlora": "is a BD-LoRA of block-diagonal matrices (use_bdlora in its peft config)",
     "arrow_config": "is a router among LoRAs (arrow_config in its peft config)",
     "kasa_config": "is a KaSA, which is more than a LoRA (kasa_config in its peft config)",
     "monteclora_config": "is a MonteCLoRA, which draws its matrices (monteclora_config in its peft config)",
 }
 # Settings of training alone, or of how a file came about: they do not change what its matrices mean.
-_HARMLESS = {"auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules"}
-_HARMLESS |= {"fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config"}
-_HARMLESS |= {"lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "peft_type", "peft_version"}
-_HARMLESS |= {"alpha_pattern", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type"}
+_HARMLESS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+}
+_HARMLESS |= {
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+}
+_HARMLESS |= {
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+}
+_HARMLESS |= {
+    "alpha_pattern",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+}
 _HARMLESS |= {"use_rslora", "velora_config"}
-# Ways to begin a training that leave the base model as it was. PiSSA, OLoRA, LoftQ, CorDA and LoRA-GA change it: what they save is
-# the change of a base that nobody else has.
+# Ways to begin a training that leave the base model as it was. PiSSA, OLoRA, LoftQ, CorDA and LoRA-GA change
+# it: what they save is the change of a base that nobody else has.
 _PLAIN_BEGINNINGS = {"gaussian", "eva", "orthogonal", "mica", "true", "false"}
 _NAMES = {"pissa": "PiSSA", "olora": "OLoRA", "loftq": "LoftQ", "corda": "CorDA", "lora_ga": "LoRA-GA"}
 
@@ -71,28 +106,43 @@ class PeftConfig:
         rank = next(iter(self._fitting(self.ranks, layer)), self.rank)
         alpha = next(iter(self._fitting(self.alphas, layer)), self.alpha)
         if rank is not None and rank != layer.rank:
-            raise ModelError(f"gives {shown(layer.name)} the rank {rank:g} by its {self.where}, and matrices of rank {layer.rank}", _EXPORT)
+            raise ModelError(
+                f"gives {shown(layer.name)} the rank {rank:g} by its {self.where}, and matrices of rank "
+                f"{layer.rank}",
+                _EXPORT,
+            )
         if alpha is None:
             raise ModelError(f"has no usable alpha for {shown(layer.name)} in its {self.where}", _AGAIN)
         return alpha / (math.sqrt(layer.rank) if self.rslora else layer.rank)
 
     def is_ambiguous(self, layer: Layer) -> bool:
-        """Whether two patterns give a layer different numbers. peft saves patterns sorted, so that their order is lost."""
-        return any(len(set(self._fitting(rows, layer))) > 1 for rows in (self.ranks, self.alphas) if len(rows) > 1)
+        """Whether two patterns give a layer different numbers. peft saves patterns sorted, so that their
+        order is lost.
+        """
+        return any(
+            len(set(self._fitting(rows, layer))) > 1 for rows in (self.ranks, self.alphas) if len(rows) > 1
+        )
 
     def _fitting(self, rows: Sequence[tuple[str, Matcher, float]], layer: Layer) -> list[float]:
-        name = layer.name.removeprefix("base_model.model.") if layer.name.startswith("base_model.model.") else layer.path
+        name = (
+            layer.name.removeprefix("base_model.model.")
+            if layer.name.startswith("base_model.model.")
+            else layer.path
+        )
         try:
             return [value for _, fits, value in rows if fits(name)]
         except PatternError as error:
-            raise ModelError(f"has patterns in its {self.where} that cannot be followed: one {error}", _EXPORT) from error
+            raise ModelError(
+                f"has patterns in its {self.where} that cannot be followed: one {error}", _EXPORT
+            ) from error
 
 
 def peft_config(config: Mapping[str, Any], where: str) -> PeftConfig | None:
     """What a peft config says, None if it says nothing of rank and alpha. `where` names it in messages.
 
     Raises:
-        ModelError: it describes more than a LoRA, or a base model that was changed; or values that make no sense.
+        ModelError: it describes more than a LoRA, or a base model that was changed; or values that make no
+            sense.
     """
     kind = config.get("peft_type", "LORA")
     if not isinstance(kind, str) or kind.upper().rpartition(".")[2] != "LORA":
@@ -105,13 +155,24 @@ def peft_config(config: Mapping[str, Any], where: str) -> PeftConfig | None:
     beginning = config.get("init_lora_weights", True)
     word = str(beginning).lower()
     if beginning is not None and word not in _PLAIN_BEGINNINGS:
-        name = next((title for start, title in _NAMES.items() if word.startswith(start)), shown(str(beginning)))
+        name = next(
+            (title for start, title in _NAMES.items() if word.startswith(start)), shown(str(beginning))
+        )
         problem = f"was begun by {name} (init_lora_weights in its {where}), which changed the base model too"
-        hint = "Convert it to a plain LoRA with peft: save_pretrained(…, path_initial_model_for_weight_conversion=…)."
+        hint = (
+            "Convert it to a plain LoRA with peft: save_pretrained(…, "
+            "path_initial_model_for_weight_conversion=…)."
+        )
         raise ModelError(problem, hint)
     for key, value in config.items():
-        if key not in _HARMLESS and key not in _MORE_THAN_LORA and (value is True or (isinstance(value, (dict, list)) and value)):
-            raise ModelError(f"has the setting {shown(str(key))} in its {where}, whose meaning is not known here", EXTRACT)
+        if (
+            key not in _HARMLESS
+            and key not in _MORE_THAN_LORA
+            and (value is True or (isinstance(value, (dict, list)) and value))
+        ):
+            raise ModelError(
+                f"has the setting {shown(str(key))} in its {where}, whose meaning is not known here", EXTRACT
+            )
     if not {"r", "lora_alpha", "rank_pattern", "alpha_pattern"} & config.keys():
         return None
     rank = _number(config["r"], f"rank in its {where}") if "r" in config else None
@@ -130,8 +191,13 @@ def _patterns(value: Any, key: str, where: str) -> list[tuple[str, Matcher, floa
     try:
         matchers = peft_matchers(value or {})
     except PatternError as error:
-        raise ModelError(f"has a pattern in the {key} of its {where} that cannot be followed: {error}", _EXPORT) from error
-    return [(name, fits, _number((value or {})[name], f"alpha or rank for {shown(name)} in its {where}")) for name, fits in matchers]
+        raise ModelError(
+            f"has a pattern in the {key} of its {where} that cannot be followed: {error}", _EXPORT
+        ) from error
+    return [
+        (name, fits, _number((value or {})[name], f"alpha or rank for {shown(name)} in its {where}"))
+        for name, fits in matchers
+    ]
 
 
 def _number(value: Any, what: str) -> float:
@@ -165,14 +231,17 @@ _PLAIN = re.compile(
 )
 # JSON that trainers write about themselves. In it `alpha` alone may mean anything.
 _TRAINERS = re.compile(
-    r"(ss_)?(config|(train(ing)?|network|lora)_?(config|args|params|settings)|network|lora|args|hyper_?param(eter)?s)", re.IGNORECASE
+    r"(ss_)?(config|(train(ing)?|network|lora)_?(config|args|params|settings)|network|lora|args|hyper_?param(eter)?s)",
+    re.IGNORECASE,
 )
 _CONFIGS = ("adapter_config", "peft_config", "lora_config")
 _NOTHING = {"", "none", "null", "dynamic", "nan"}
 
 
 def is_about_strength(key: str, text: str) -> bool:
-    """Whether a metadata entry speaks of ranks or alphas, and stops being true when they are folded into the matrices."""
+    """Whether a metadata entry speaks of ranks or alphas, and stops being true when they are folded into the
+    matrices.
+    """
     return (
         key in (*_CONFIGS, "lora_adapter_metadata")
         or _PLAIN.fullmatch(key) is not None
@@ -203,7 +272,9 @@ def _plain_config(metadata: Mapping[str, str]) -> PeftConfig | None:
         found[what][number] = key
     for what, values in found.items():
         if len(values) > 1:
-            raise ModelError(f"has more than one {what} in its metadata: {', '.join(map(shown, values.values()))}", _EXPORT)
+            raise ModelError(
+                f"has more than one {what} in its metadata: {', '.join(map(shown, values.values()))}", _EXPORT
+            )
     if not found["alpha"]:
         return None
     rank = next(iter(found["rank"]), None)
@@ -215,7 +286,9 @@ def _plain_config(metadata: Mapping[str, str]) -> PeftConfig | None:
 
 
 def _trainers_words(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What a trainer's own settings, kept as JSON in the metadata, say of alpha and rank: `config: lora_alpha` → `8`."""
+    """What a trainer's own settings, kept as JSON in the metadata, say of alpha and rank: `config:
+    lora_alpha` → `8`.
+    """
     found = {}
     for key in metadata:
         if key in _CONFIGS or not _TRAINERS.fullmatch(key) or not metadata[key].lstrip().startswith("{"):
@@ -224,7 +297,9 @@ def _trainers_words(metadata: Mapping[str, str]) -> dict[str, str]:
             about = json_object(metadata, key)
         except ModelError:  # a remark of a trainer, which may be no JSON
             continue
-        inner = next((value for name in ("network", "lora") if isinstance(value := about.get(name), dict)), about)
+        inner = next(
+            (value for name in ("network", "lora") if isinstance(value := about.get(name), dict)), about
+        )
         for name, value in inner.items():
             match = _PLAIN.fullmatch(name)
             if match and isinstance(value, int | float | str) and name != "alpha":
@@ -244,9 +319,15 @@ def _says_yes(args: Mapping[str, Any], *names: str) -> bool:
 
 
 def _own_config(metadata: Mapping[str, str]) -> list[PeftConfig]:
-    """The peft configs inside a file. diffusers' pipelines put `transformer.` before each key, its models nothing."""
+    """The peft configs inside a file. diffusers' pipelines put `transformer.` before each key, its models
+    nothing.
+    """
     about = json_object(metadata, "lora_adapter_metadata")
-    prefixed = {key.removeprefix("transformer."): value for key, value in about.items() if key.startswith("transformer.")}
+    prefixed = {
+        key.removeprefix("transformer."): value
+        for key, value in about.items()
+        if key.startswith("transformer.")
+    }
     configs = [(prefixed or {k: v for k, v in about.items() if "." not in k}, "peft config")]
     for name in _CONFIGS:
         if metadata.get(name, "").lstrip().startswith("{"):
@@ -255,19 +336,24 @@ def _own_config(metadata: Mapping[str, str]) -> list[PeftConfig]:
 
 
 UNKNOWN = (
-    "The file does not say how strong it is: peft keeps alpha in adapter_config.json, which is not beside it. It is taken for alpha = rank."
+    "The file does not say how strong it is: peft keeps alpha in adapter_config.json, which is not "
+    "beside it. It is taken for alpha = rank."
 )
 LOST = (
-    "Several patterns of its peft config give one layer different numbers. The first counts, as in peft; but peft sorts them when it "
+    "Several patterns of its peft config give one layer different numbers. The first counts, as in peft; but "
+    "peft sorts them when it "
     "saves, so that the training may have meant another."
 )
 SPLIT = (
-    "It was trained with split_qkv: kohya's own file gives the fused layers a part of the strength they were trained at, "
+    "It was trained with split_qkv: kohya's own file gives the fused layers a part of the strength they were "
+    "trained at, "
     "and they are read as kohya reads them."
 )
 
 
-def strengths(layers: Sequence[Layer], metadata: Mapping[str, str], beside: PeftConfig | None) -> tuple[dict[str, float], list[str]]:
+def strengths(
+    layers: Sequence[Layer], metadata: Mapping[str, str], beside: PeftConfig | None
+) -> tuple[dict[str, float], list[str]]:
     """By what each layer's change is multiplied, by the layer's name; and what users should know about that.
 
     beside: what the adapter_config.json beside the file says, if it is the file's own.
@@ -279,7 +365,8 @@ def strengths(layers: Sequence[Layer], metadata: Mapping[str, str], beside: Peft
     plain = _plain_config(metadata)
     own = {layer.name: layer.alpha / layer.rank for layer in layers if layer.alpha is not None}
     if plain and own:
-        # A trainer's one number is the default of layers that may have their own; it is wrong only if it is right for none.
+        # A trainer's one number is the default of layers that may have their own; it is wrong only if it is
+        # right for none.
         _compare_with_plain([layer for layer in layers if layer.name in own], own, plain)
     scales: dict[str, float] = {}
     for layer in layers:
@@ -303,7 +390,9 @@ def strengths(layers: Sequence[Layer], metadata: Mapping[str, str], beside: Peft
 
 def _compare_with_plain(layers: Sequence[Layer], own: Mapping[str, float], plain: PeftConfig) -> None:
     assert plain.alpha is not None
-    told = {layer.name: plain.alpha / (math.sqrt(layer.rank) if plain.rslora else layer.rank) for layer in layers}
+    told = {
+        layer.name: plain.alpha / (math.sqrt(layer.rank) if plain.rslora else layer.rank) for layer in layers
+    }
     if not any(math.isclose(own[name], scale, rel_tol=1e-3) for name, scale in told.items()):
         first = layers[0].name
         both = f"{own[first]:g} by its alpha, {told[first]:g} by its {plain.where}"

@@ -1,13 +1,15 @@
-"""Smaller copies of a photo: what shops' systems make of every upload (`coat-300x300.jpg`, `coat@2x.jpg`, thumbnails).
+"""Smaller copies of a photo: what shops' systems make of every upload (`coat-300x300.jpg`, `coat@2x.jpg`,
+thumbnails).
 
-Two measures, both made for one danger: the front and the back of a plain garment look much alike and must never be taken
-for one picture.
+Two measures, both made for one danger: the front and the back of a plain garment look much alike and must
+never be taken for one picture.
 
-- What the pictures show. Both are brought to `SHAPE` × `SHAPE` fields of grey and `COLOUR` × `COLOUR` fields of colour.
-  Where a copy differs, it differs at edges, as far as scaling and JPEG blur them; where a front differs from a back, one has
-  an edge and the other has none. So a field's difference counts only beyond half of the contrast that both pictures have
-  there. docs/photos.md has the figures.
-- What the names say: `coat-300x300.jpg` is 300 × 300 pixels and `coat.jpg` lies in the same item. Cut-outs are copies too.
+- What the pictures show. Both are brought to `SHAPE` × `SHAPE` fields of grey and `COLOUR` × `COLOUR` fields
+  of colour. Where a copy differs, it differs at edges, as far as scaling and JPEG blur them; where a front
+  differs from a back, one has an edge and the other has none. So a field's difference counts only beyond half
+  of the contrast that both pictures have there. docs/photos.md has the figures.
+- What the names say: `coat-300x300.jpg` is 300 × 300 pixels and `coat.jpg` lies in the same item. Cut-outs
+  are copies too.
 """
 
 from __future__ import annotations
@@ -27,19 +29,24 @@ COLOUR = 24
 SIGNATURE = SHAPE * SHAPE + 2 * COLOUR * COLOUR
 """Numbers of 8 bits that a photo is compared by."""
 MOST_DIFFERENT, MOST_BLURRED = 8.0, 20.0
-"""The largest difference of a field beyond the contrast there, in levels of 255, of copies; and of copies that are blurred or
-compressed so much that all fields differ: there it may be `TIMES_MEAN` times the mean difference."""
+"""The largest difference of a field beyond the contrast there, in levels of 255, of copies; and of copies
+that are blurred or compressed so much that all fields differ: there it may be `TIMES_MEAN` times the mean
+difference.
+"""
 TIMES_MEAN = 6.0
 MOST_DIFFERENT_EQUAL_SIZE = 8.0
-"""The largest difference of a field, contrast or not, of copies of one size. Cameras make pictures of one size, so that two
-of them have to agree more to be one picture."""
+"""The largest difference of a field, contrast or not, of copies of one size. Cameras make pictures of one
+size, so that two of them have to agree more to be one picture.
+"""
 MOST_DIFFERENT_MEAN = (6.0, 4.0)
 """The largest mean difference of all fields: of grey, of colour."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A photo that may be a copy: its name, its size (width, height) in pixels, upright, and its `signature`."""
+    """A photo that may be a copy: its name, its size (width, height) in pixels, upright,
+    and its `signature`.
+    """
 
     name: str
     size: tuple[int, int]
@@ -55,15 +62,20 @@ class Seen:
 def signature(image: Image.Image) -> np.ndarray:
     """(SIGNATURE,) uint8 of an RGB picture of any size: its fields of grey, then those of colour."""
     parts = zip(image.convert("YCbCr").split(), (SHAPE, COLOUR, COLOUR), strict=True)
-    return np.concatenate([np.asarray(part.resize((side, side), Image.Resampling.BOX)).ravel() for part, side in parts])
+    return np.concatenate(
+        [np.asarray(part.resize((side, side), Image.Resampling.BOX)).ravel() for part, side in parts]
+    )
 
 
 def find_copies(photos: Sequence[Seen]) -> dict[int, int]:
     """{index of a photo: index of the larger one that shows the same picture}, among the photos of one item.
 
-    The largest stays; of equals the one the user has named, then the first. What stays is never a copy of anything.
+    The largest stays; of equals the one the user has named, then the first. What stays is never a copy of
+    anything.
     """
-    order = sorted(range(len(photos)), key=lambda index: (not photos[index].first, -photos[index].area, index))
+    order = sorted(
+        range(len(photos)), key=lambda index: (not photos[index].first, -photos[index].area, index)
+    )
     named = _by_name(photos)
     kept: list[int] = []
     copies: dict[int, int] = {}
@@ -84,7 +96,8 @@ def find_copies(photos: Sequence[Seen]) -> dict[int, int]:
     return copies
 
 
-# --- What the pictures show ---------------------------------------------------------------------------------------------
+# --- What the pictures show
+# ---------------------------------------------------------------------------------------------
 
 
 def same_picture(one: Seen, other: Seen) -> bool:
@@ -94,7 +107,9 @@ def same_picture(one: Seen, other: Seen) -> bool:
     if not 1 / slack < aspect < slack:
         return False
     equal_size = 0.98 < one.area / other.area < 1.02
-    for mine, theirs, most in zip(_fields(one), _fields(other), (*MOST_DIFFERENT_MEAN, MOST_DIFFERENT_MEAN[1]), strict=True):
+    for mine, theirs, most in zip(
+        _fields(one), _fields(other), (*MOST_DIFFERENT_MEAN, MOST_DIFFERENT_MEAN[1]), strict=True
+    ):
         difference = np.abs(mine - theirs)
         mean = difference.mean()
         if mean > most:
@@ -124,10 +139,15 @@ def _contrast(fields: np.ndarray) -> np.ndarray:
     return np.max(around, axis=0) - np.min(around, axis=0)
 
 
-# --- What the names say -------------------------------------------------------------------------------------------------
+# --- What the names say
+# -------------------------------------------------------------------------------------------------
 
-_SIZED = re.compile(r"(?P<base>.+?)[-_ ](?P<width>\d{2,5})x(?P<height>\d{2,5})(_crop_\w+)?(@\dx)?", re.IGNORECASE)
-_THUMB = re.compile(r"((?P<base>.+)[-_. ]|)(thumb|thumbnail|tn|icon|pico|preview)([-_. ](?P<rest>.+)|)", re.IGNORECASE)
+_SIZED = re.compile(
+    r"(?P<base>.+?)[-_ ](?P<width>\d{2,5})x(?P<height>\d{2,5})(_crop_\w+)?(@\dx)?", re.IGNORECASE
+)
+_THUMB = re.compile(
+    r"((?P<base>.+)[-_. ]|)(thumb|thumbnail|tn|icon|pico|preview)([-_. ](?P<rest>.+)|)", re.IGNORECASE
+)
 
 
 def _by_name(photos: Sequence[Seen]) -> dict[int, int]:
@@ -143,7 +163,11 @@ def _by_name(photos: Sequence[Seen]) -> dict[int, int]:
     for group in bases.values():
         best = min(group, key=lambda index: (not photos[index].first, -photos[index].area, index))
         for index in group:
-            if index in smaller and index != best and (photos[best].first or photos[index].area < photos[best].area):
+            if (
+                index in smaller
+                and index != best
+                and (photos[best].first or photos[index].area < photos[best].area)
+            ):
                 found[index] = best
     return found
 
@@ -154,7 +178,9 @@ def _base(photo: Seen) -> tuple[str, bool]:
     A size in pixels counts if the file has it; `thumb` counts in pictures that are as small as that.
     """
     stem = Path(photo.name).stem
-    if (match := _SIZED.fullmatch(stem)) and sorted((int(match["width"]), int(match["height"]))) == sorted(photo.size):
+    if (match := _SIZED.fullmatch(stem)) and sorted((int(match["width"]), int(match["height"]))) == sorted(
+        photo.size
+    ):
         return match["base"].removesuffix("-scaled"), True
     if (match := _THUMB.fullmatch(stem)) and (match["base"] or match["rest"]) and max(photo.size) <= 400:
         return f"{match['base'] or ''} {match['rest'] or ''}", True

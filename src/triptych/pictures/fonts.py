@@ -1,6 +1,8 @@
-"""Fonts that can draw a text: Pillow's own for most of Europe's names, a font of the system for any other script.
+"""Fonts that can draw a text: Pillow's own for most of Europe's names, a font of the system for any other
+script.
 
-A font draws a box for a character it lacks. So every character is looked up first, and what no font here has is not drawn.
+A font draws a box for a character it lacks. So every character is looked up first, and what no font here has
+is not drawn.
 """
 
 from __future__ import annotations
@@ -27,7 +29,19 @@ FOLDERS = (
     "C:/Windows/Fonts",
 )
 MAX_FILES = 2000  # a designer's machine has thousands; the search ends somewhere
-_FIRST = ("notosans", "notosanscjk", "dejavusans", "arialuni", "segoeui", "pingfang", "hiragino", "msyh", "malgun", "simsun", "arial")
+_FIRST = (
+    "notosans",
+    "notosanscjk",
+    "dejavusans",
+    "arialuni",
+    "segoeui",
+    "pingfang",
+    "hiragino",
+    "msyh",
+    "malgun",
+    "simsun",
+    "arial",
+)
 _SHAPED = frozenset({"R", "AL", "AN"})  # written from right to left, letters joined: only with Pillow's raqm
 _INDIC = range(0x0900, 0x0E00)  # letters that change places and shapes, likewise
 
@@ -37,7 +51,9 @@ def font_for(text: str, size: int) -> Font | None:
     needed = {character for character in text if not character.isspace()}
     if not needed:
         return _own(size)
-    if not features.check("raqm") and any(unicodedata.bidirectional(c) in _SHAPED or ord(c) in _INDIC for c in needed):
+    if not features.check("raqm") and any(
+        unicodedata.bidirectional(c) in _SHAPED or ord(c) in _INDIC for c in needed
+    ):
         return None
     return _find(frozenset(needed), size)
 
@@ -99,7 +115,15 @@ def _files() -> tuple[Path, ...]:
 
     def rank(path: Path) -> tuple[bool, int, int, str]:
         name = path.stem.lower().replace("-", "").replace("_", "")
-        fancy = any(word in name for word in ("bold", "italic", "oblique", "light", "thin", "mono", "serif", "condensed"))
-        return fancy, next((n for n, first in enumerate(_FIRST) if name.startswith(first)), len(_FIRST)), len(name), str(path)
+        fancy = any(
+            word in name
+            for word in ("bold", "italic", "oblique", "light", "thin", "mono", "serif", "condensed")
+        )
+        return (
+            fancy,
+            next((n for n, first in enumerate(_FIRST) if name.startswith(first)), len(_FIRST)),
+            len(name),
+            str(path),
+        )
 
     return tuple(sorted(found, key=rank))

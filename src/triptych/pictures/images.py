@@ -1,7 +1,8 @@
-"""The one image loader: every photo the product reads comes through here, and every picture it writes leaves through here.
+"""The one image loader: every photo the product reads comes through here, and every picture it writes leaves
+through here.
 
-Photos are untrusted: what a file is and how large it gets is settled from its header before a pixel is decoded, and any
-damage is a `BadImage` with a reason. Sizes are (width, height) in pixels.
+Photos are untrusted: what a file is and how large it gets is settled from its header before a pixel is
+decoded, and any damage is a `BadImage` with a reason. Sizes are (width, height) in pixels.
 """
 
 from __future__ import annotations
@@ -30,11 +31,31 @@ MAX_BYTES = 1 << 30
 """Larger files are refused unread: 64 megapixels of 16-bit colours with alpha take half of that."""
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif"} | RAW_SUFFIXES
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".avif",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".gif",
+        ".heic",
+        ".heif",
+    }
+    | RAW_SUFFIXES
 )
-"""What photos are called, also those that have to be exported first. Only folders are judged by it, files by their content."""
+"""What photos are called, also those that have to be exported first. Only folders are judged by it, files by
+their content.
+"""
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
-_HINT = "Readable are JPEG, PNG, WebP, AVIF, TIFF, BMP and GIF; open the photo in an image editor and save it again."
+_HINT = (
+    "Readable are JPEG, PNG, WebP, AVIF, TIFF, BMP and GIF; open the photo in an image editor and save "
+    "it again."
+)
 _GPS, _XMP, _ORIENTATION = 0x8825, 0x02BC, 0x0112
 
 
@@ -50,9 +71,10 @@ class BadImage(InputError):
 class OriginalPhoto:
     """A photo at native size with what is needed to write it back.
 
-    `image` is RGB, upright, its numbers those of the file whenever the file holds RGB (no colour conversion; they mean
-    colours of `icc_profile`). `exif` is without GPS, XMP, orientation and thumbnail; TIFFs come without it. A photo with
-    transparency has it in `alpha` (mode L), and in `under` its RGB numbers as they are; `image` is then the photo on white.
+    `image` is RGB, upright, its numbers those of the file whenever the file holds RGB (no colour conversion;
+    they mean colours of `icc_profile`). `exif` is without GPS, XMP, orientation and thumbnail; TIFFs come
+    without it. A photo with transparency has it in `alpha` (mode L), and in `under` its RGB numbers as they
+    are; `image` is then the photo on white.
     """
 
     image: Image.Image
@@ -66,8 +88,9 @@ class OriginalPhoto:
 def load_image(path: Path, *, longest: int | None = None) -> Image.Image:
     """A photo as upright 8-bit sRGB picture of mode RGB, fully decoded, without metadata.
 
-    EXIF orientation and ICC profile are applied, transparency lies on white, of an animation the first frame counts.
-    With `longest` the picture is scaled down so that its longer side is at most that (JPEGs then decode several times faster).
+    EXIF orientation and ICC profile are applied, transparency lies on white, of an animation the first frame
+    counts. With `longest` the picture is scaled down so that its longer side is at most that (JPEGs then
+    decode several times faster).
 
     Raises:
         BadImage: missing, not a regular file, not an image, larger than `MAX_PIXELS`, truncated or damaged.
@@ -117,7 +140,8 @@ def _transparency(decoded: Image.Image) -> tuple[Image.Image | None, Image.Image
 
 
 def load_mask(path: Path) -> Image.Image:
-    """A mask as upright picture of mode L: of a picture with transparent parts how opaque it is, else how bright.
+    """A mask as upright picture of mode L: of a picture with transparent parts how opaque it is, else how
+    bright.
 
     Raises:
         BadImage: as `load_image`.
@@ -141,7 +165,8 @@ def check_header(path: Path) -> tuple[int, int]:
 
 
 def sha256_photo(path: Path) -> str:
-    """sha256 (hex) of a photo's file; its header is looked at first, so nothing that is no photo is read to its end.
+    """sha256 (hex) of a photo's file; its header is looked at first, so nothing that is no photo is read to
+    its end.
 
     Raises:
         BadImage: as `check_header`.
@@ -155,7 +180,8 @@ SETTINGS = "triptych"
 
 
 def read_info(path: Path) -> tuple[str, dict[str, Any]]:
-    """The format of a picture, and what Pillow finds in its header: text chunks, comment, XMP. It may come from anybody.
+    """The format of a picture, and what Pillow finds in its header: text chunks, comment, XMP. It may come
+    from anybody.
 
     Raises:
         BadImage: as `check_header`.
@@ -165,7 +191,8 @@ def read_info(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """The settings that a picture was made with, if it says so. It may come from anybody: they are data to be checked.
+    """The settings that a picture was made with, if it says so. It may come from anybody: they are data to be
+    checked.
 
     Raises:
         BadImage: as `check_header`.
@@ -188,7 +215,9 @@ def save_png(
     exif: bytes | None = None,
     xmp: bytes | None = None,
 ) -> None:
-    """Write a PNG that is complete or absent; `text` becomes its text chunks (keys: 1 to 79 Latin-1 characters)."""
+    """Write a PNG that is complete or absent; `text` becomes its text chunks (keys: 1 to 79 Latin-1
+    characters).
+    """
     chunks = PngInfo()
     for key, value in (text or {}).items():
         assert 0 < len(key) < 80, key
@@ -209,15 +238,20 @@ def save_jpeg(
     exif: bytes | None = None,
     xmp: bytes | None = None,
 ) -> None:
-    """Write a JPEG (quality 95, full colour resolution) that is complete or absent. `comment`: ASCII, left out beyond 64 KB."""
+    """Write a JPEG (quality 95, full colour resolution) that is complete or absent. `comment`: ASCII, left
+    out beyond 64 KB.
+    """
     more: dict[str, Any] = {"xmp": xmp} if xmp else {}
     if 0 < len(comment) < 65_000:
         more["comment"] = comment.encode("ascii")
     with publish(Path(path)) as temporary:
-        image.save(temporary, "JPEG", quality=95, subsampling=0, icc_profile=icc_profile, exif=exif or b"", **more)
+        image.save(
+            temporary, "JPEG", quality=95, subsampling=0, icc_profile=icc_profile, exif=exif or b"", **more
+        )
 
 
-# --- Decoding -----------------------------------------------------------------------------------------------------------
+# --- Decoding
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _open(path: Path) -> Image.Image:
@@ -225,7 +259,10 @@ def _open(path: Path) -> Image.Image:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError) or getattr(error, "errno", None) == errno.ENAMETOOLONG
+        missing = (
+            isinstance(error, FileNotFoundError | NotADirectoryError)
+            or getattr(error, "errno", None) == errno.ENAMETOOLONG
+        )
         reason = "there is no such file" if missing else "it may not be read"
         raise BadImage(path, reason, "Check the path and who may read it.") from error
     if not stat.S_ISREG(mode):  # a pipe or device would block for ever
@@ -238,7 +275,11 @@ def _open(path: Path) -> Image.Image:
         if foreign is not None:
             raise BadImage(path, foreign.reason, foreign.hint)
         if path.stat().st_size > MAX_BYTES:
-            raise BadImage(path, f"too large: the file has {path.stat().st_size / (1 << 30):.0f} GB", "Save it again as JPEG.")
+            raise BadImage(
+                path,
+                f"too large: the file has {path.stat().st_size / (1 << 30):.0f} GB",
+                "Save it again as JPEG.",
+            )
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(path, formats=(*FORMATS, "HEIF") if _reads_heif() else FORMATS)
             if page:
@@ -273,7 +314,9 @@ def _reads_heif() -> bool:
 
 
 def _too_large(path: Path, what: str) -> BadImage:
-    return BadImage(path, f"too large: {what} more than {MAX_PIXELS / 1e6:g} megapixels", "Scale it down first.")
+    return BadImage(
+        path, f"too large: {what} more than {MAX_PIXELS / 1e6:g} megapixels", "Scale it down first."
+    )
 
 
 def _decode(path: Path, longest: int | None) -> Image.Image:
@@ -310,7 +353,8 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-_STRIP = 4_000_000  # pixels worked on at a time, so that 64 megapixels of floats take no gigabytes beside the picture
+# pixels worked on at a time, so that 64 megapixels of floats take no gigabytes beside the picture
+_STRIP = 4_000_000
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -336,7 +380,9 @@ def _on_white(strip: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Deep grey → L. Pillow's own conversion cuts everything over 255 off, which turns 16-bit photos white."""
+    """Deep grey → L. Pillow's own conversion cuts everything over 255 off,
+    which turns 16-bit photos white.
+    """
 
     def finite(strip: Image.Image) -> np.ndarray:
         values = np.asarray(strip)
@@ -355,13 +401,19 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """L, RGB or CMYK with or without profile → RGB in sRGB. A profile that is damaged or does not fit is ignored."""
+    """L, RGB or CMYK with or without profile → RGB in sRGB. A profile that is damaged or does not fit is
+    ignored.
+    """
     profile = image.info.get("icc_profile")
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "srgb" not in ImageCms.getProfileDescription(source).lower():  # sRGB to sRGB would only add rounding errors
-                converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if (
+                "srgb" not in ImageCms.getProfileDescription(source).lower()
+            ):  # sRGB to sRGB would only add rounding errors
+                converted = ImageCms.profileToProfile(
+                    image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+                )
                 return converted if converted is not None else image
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             pass
@@ -397,7 +449,9 @@ def _is_rgb_profile(profile: bytes) -> bool:
 
 
 def _clean_exif(image: Image.Image) -> bytes | None:
-    """EXIF of an upright picture, without the place, the orientation and the thumbnail of the unedited photo."""
+    """EXIF of an upright picture, without the place, the orientation and the thumbnail of the
+    unedited photo.
+    """
     try:
         with warnings.catch_warnings(action="ignore"):
             exif = image.getexif()

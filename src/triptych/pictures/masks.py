@@ -1,8 +1,9 @@
 """Where the photo is repainted: polygon → mask. White (1) = repaint, black (0) = keep.
 
-A mask is (H, W) float32 in [0, 1] whose values are multiples of 1/255, so that it is the same in memory and in a PNG.
-Polygon corners are (x, y) in pixels of the photo; (0, 0) is the outer corner of the top left pixel, so pixel (column x, row y)
-covers [x, x + 1) × [y, y + 1). Distances are in pixels, along rows and columns (a square neighbourhood).
+A mask is (H, W) float32 in [0, 1] whose values are multiples of 1/255, so that it is the same in memory and
+in a PNG. Polygon corners are (x, y) in pixels of the photo; (0, 0) is the outer corner of the top left pixel,
+so pixel (column x, row y) covers [x, x + 1) × [y, y + 1). Distances are in pixels, along rows and columns (a
+square neighbourhood).
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from triptych.errors import InputError
 from triptych.pictures.panels import Box
 from triptych.pictures.polygons import Polygons, check_polygons
 
-MAX_CROSSINGS = 3_000_000  # of outlines with scan lines; an outline around a person in a photo of 24 megapixels makes 100,000
+# of outlines with scan lines; an outline around a person in a photo of 24 megapixels makes 100,000
+MAX_CROSSINGS = 3_000_000
 
 
-# --- polygon → mask ---------------------------------------------------------------------------------------------------
+# --- polygon → mask
+# ---------------------------------------------------------------------------------------------------
 
 _LINES = 8  # scan lines per pixel row
 _STEPS = 256  # positions per pixel along a scan line; powers of two keep every float32 sum below exact
@@ -29,20 +32,24 @@ _STEPS = 256  # positions per pixel along a scan line; powers of two keep every 
 def polygon_mask(polygons: Polygons, size: tuple[int, int], noun: str = "polygon") -> np.ndarray:
     """How much of every pixel the union of `polygons` covers: (H, W) float32 in [0, 1], rounded up to n/255.
 
-    Everything an outline encloses counts, also where it crosses itself (non-zero winding). Parts outside the photo are
-    cut off. Coverage is exact along a row and sampled on eight lines down a pixel.
+    Everything an outline encloses counts, also where it crosses itself (non-zero winding). Parts outside the
+    photo are cut off. Coverage is exact along a row and sampled on eight lines down a pixel.
 
     Args:
         size: (width, height) of the photo in pixels. noun: what a sentence about one of them calls it.
 
     Raises:
-        InputError: no polygon, malformed ones (see `check_polygons`), one that lies wholly outside, one without area, or
-            outlines that run up and down the photo so often that filling them would take minutes.
+        InputError: no polygon, malformed ones (see `check_polygons`), one that lies wholly outside, one
+            without area, or outlines that run up and down the photo so often that filling them would take
+            minutes.
     """
     width, height = size
     outlines = [np.asarray(corners) for corners in check_polygons(polygons)]
     if sum(int(_count_crossings(corners, height).sum()) for corners in outlines) > MAX_CROSSINGS:
-        raise InputError(f"The {noun}s run up and down the photo too often to be filled.", "Simplify them; a few dozen corners are plenty.")
+        raise InputError(
+            f"The {noun}s run up and down the photo too often to be filled.",
+            "Simplify them; a few dozen corners are plenty.",
+        )
     spans: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for number, corners in enumerate(outlines, 1):
         lines, xs, signs = _boundaries(*_crossings(corners, height))
@@ -51,13 +58,18 @@ def polygon_mask(polygons: Polygons, size: tuple[int, int], noun: str = "polygon
             x, y = corners.T
             one = f"{noun.capitalize()} {number}"
             if x.max() <= 0 or y.max() <= 0 or x.min() >= width or y.min() >= height:
-                raise InputError(f"{one} lies outside the photo of {width}×{height} px.", "Was it drawn on another photo?")
-            raise InputError(f"{one} encloses no part of the photo of {width}×{height} px.", "Draw it larger.")
+                raise InputError(
+                    f"{one} lies outside the photo of {width}×{height} px.", "Was it drawn on another photo?"
+                )
+            raise InputError(
+                f"{one} encloses no part of the photo of {width}×{height} px.", "Draw it larger."
+            )
         spans.append((lines, xs, signs))
     lines, xs, signs = _boundaries(*(np.concatenate(parts) for parts in zip(*spans, strict=True)))
     pixel, part = np.divmod(xs, _STEPS)
     weight = signs.astype(np.float32) / _LINES
-    # A step up at x fills the rest of its pixel and all pixels to the right of it; the sum along the row does the latter.
+    # A step up at x fills the rest of its pixel and all pixels to the right of it; the sum along the row does
+    # the latter.
     steps = np.zeros((height, width + 2), dtype=np.float32)
     np.add.at(steps, (lines // _LINES, pixel), weight * (1 - part / _STEPS).astype(np.float32))
     np.add.at(steps, (lines // _LINES, pixel + 1), weight * (part / _STEPS).astype(np.float32))
@@ -66,10 +78,13 @@ def polygon_mask(polygons: Polygons, size: tuple[int, int], noun: str = "polygon
 
 
 def _edges(corners: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The edges (N, 2, 2) of an outline (N, 2), and the first scan line each crosses and the one behind its last."""
+    """The edges (N, 2, 2) of an outline (N, 2), and the first scan line each crosses and the one behind its
+    last.
+    """
     edges = np.stack([corners, np.roll(corners, -1, axis=0)], axis=1)
     ends = np.sort(edges[:, :, 1], axis=1)
-    # Scan line n lies at y = (n + 0.5) / _LINES; an edge owns its upper end but not its lower, so none counts twice.
+    # Scan line n lies at y = (n + 0.5) / _LINES; an edge owns its upper end but not its lower, so none counts
+    # twice.
     first, last = np.clip(np.ceil(ends * _LINES - 0.5), 0, height * _LINES).astype(int).T
     return edges, first, last
 
@@ -81,7 +96,9 @@ def _count_crossings(corners: np.ndarray, height: int) -> np.ndarray:
 
 
 def _crossings(corners: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the outline (N, 2) crosses the scan lines: line, x in 1/_STEPS pixels, and +1 downwards or -1 upwards."""
+    """Where the outline (N, 2) crosses the scan lines: line, x in 1/_STEPS pixels, and +1 downwards or -1
+    upwards.
+    """
     edges, first, last = _edges(corners, height)
     count = last - first
     edge = np.repeat(np.arange(len(edges)), count)
@@ -91,8 +108,12 @@ def _crossings(corners: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray
     return lines, np.rint(x * _STEPS).astype(int), np.where(y1 > y0, 1, -1)
 
 
-def _boundaries(lines: np.ndarray, xs: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The crossings at which the winding number leaves (+1) or comes back to (-1) zero: the ends of covered spans."""
+def _boundaries(
+    lines: np.ndarray, xs: np.ndarray, signs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The crossings at which the winding number leaves (+1) or comes back to (-1) zero: the ends of covered
+    spans.
+    """
     order = np.lexsort((-signs, xs, lines))
     lines, xs, signs = lines[order], xs[order], signs[order]
     after = np.cumsum(signs)  # every line sums to 0, so one sum runs through all of them
@@ -104,7 +125,8 @@ def _boundaries(lines: np.ndarray, xs: np.ndarray, signs: np.ndarray) -> tuple[n
 
 def _to_bytes(mask: np.ndarray) -> np.ndarray:
     """(H, W) uint8, rounded up: what is touched at all stays touched."""
-    # n / 255 · 255 may come out a hair above n: hence the 1e-3, and hence the second term for values below that.
+    # n / 255 · 255 may come out a hair above n: hence the 1e-3, and hence the second term for values below
+    # that.
     levels: np.ndarray = np.ceil(mask * np.float32(255) - np.float32(1e-3)).astype(np.uint8)
     return np.asarray(np.maximum(levels, mask > 0, dtype=np.uint8))
 
@@ -121,15 +143,19 @@ def as_mask(value: Any, size: tuple[int, int]) -> np.ndarray:
     """A mask from anywhere as this module's: (H, W) float32 in [0, 1], white = repaint.
 
     Args:
-        value: bool; uint8 of 0 and 255, or of 0 and 1; floats in [0, 1]; a picture without transparency. (H, W); further sides
-            of length 1, and three equal channels, do no harm. size: (width, height) of the photo.
+        value: bool; uint8 of 0 and 255, or of 0 and 1; floats in [0, 1]; a picture without transparency. (H,
+            W); further sides of length 1, and three equal channels, do no harm. size: (width, height) of the
+            photo.
 
     Raises:
         InputError: another shape or range, or a mask that repaints nothing.
     """
     if isinstance(value, Image.Image):
         if value.has_transparency_data and value.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-            raise InputError("The mask is transparent in places: is alpha the mask, or colour?", "Give one of the two, as grey values.")
+            raise InputError(
+                "The mask is transparent in places: is alpha the mask, or colour?",
+                "Give one of the two, as grey values.",
+            )
         value = value if value.mode in ("1", "L") or value.mode[0] in "IF" else value.convert("L")
     array = _array(value)
     if array.ndim == 3 and array.shape[2] == 3 and (array == array[:, :, :1]).all():
@@ -137,24 +163,40 @@ def as_mask(value: Any, size: tuple[int, int]) -> np.ndarray:
     array = array.reshape([side for side in array.shape if side != 1]) if array.ndim > 2 else array
     width, height = size
     if array.shape != (height, width):
-        turned = " Its sides are exchanged: an array is (height, width)." if array.shape == (width, height) else ""
-        raise InputError(f"The mask is {array.shape}, the photo {height} high and {width} wide.", f"Give one value a pixel.{turned}")
+        turned = (
+            " Its sides are exchanged: an array is (height, width)." if array.shape == (width, height) else ""
+        )
+        raise InputError(
+            f"The mask is {array.shape}, the photo {height} high and {width} wide.",
+            f"Give one value a pixel.{turned}",
+        )
     if array.dtype.kind not in "buif":
         raise InputError(f"A mask of {array.dtype} is not understood.", _MASK_VALUES)
     low, high = float(array.min()), float(array.max())
     if high == 0 and low == 0:
         raise InputError("The mask is black: nothing would be repainted.", "White is repainted.")
-    top = 1.0 if array.dtype.kind in "bf" or high <= 1 else 65535.0 if array.dtype.kind == "u" and array.itemsize == 2 else 255.0
+    top = (
+        1.0
+        if array.dtype.kind in "bf" or high <= 1
+        else 65535.0
+        if array.dtype.kind == "u" and array.itemsize == 2
+        else 255.0
+    )
     if not (low >= 0 and high <= top * (1 + 1e-3)):  # NaN fails too
         raise InputError(f"The mask has values from {low:g} to {high:g}.", _MASK_VALUES)
     mask = np.clip(array.astype(np.float32) / np.float32(top), 0, 1)
     if mask.max() < 0.5:
-        raise InputError(f"The mask is nowhere whiter than {mask.max():.3g}: next to nothing would be repainted.", _MASK_VALUES)
+        raise InputError(
+            f"The mask is nowhere whiter than {mask.max():.3g}: next to nothing would be repainted.",
+            _MASK_VALUES,
+        )
     return _from_bytes(_to_bytes(mask))
 
 
 def _array(value: Any) -> np.ndarray:
-    """A picture, list or tensor as an array; tensors come from any device, in any precision, also from within a computation."""
+    """A picture, list or tensor as an array; tensors come from any device, in any precision, also from within
+    a computation.
+    """
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value
@@ -170,11 +212,18 @@ def mask_image(mask: np.ndarray) -> Image.Image:
 
 
 def repaint_mask(
-    polygons: Polygons, size: tuple[int, int], *, holes: Polygons | None = None, grow_by: int = 0, expand: Literal["none", "hull"] = "none"
+    polygons: Polygons,
+    size: tuple[int, int],
+    *,
+    holes: Polygons | None = None,
+    grow_by: int = 0,
+    expand: Literal["none", "hull"] = "none",
 ) -> np.ndarray:
-    """What is repainted: the polygons, with `expand` "hull" each one's convex hull, widened by `grow_by` pixels, less the holes.
+    """What is repainted: the polygons, with `expand` "hull" each one's convex hull, widened by `grow_by`
+    pixels, less the holes.
 
-    Holes are cut out last, so that what they protect stays whatever the polygons grow to. (H, W) float32 as `polygon_mask`.
+    Holes are cut out last, so that what they protect stays whatever the polygons grow to. (H, W) float32 as
+    `polygon_mask`.
 
     Raises:
         InputError: see `polygon_mask`; or holes that leave nothing.
@@ -184,7 +233,9 @@ def repaint_mask(
     if holes:
         mask = _from_bytes(np.minimum(_to_bytes(mask), 255 - _to_bytes(polygon_mask(holes, size, "hole"))))
         if not mask.any():
-            raise InputError("The holes cover all polygons: nothing would be repainted.", "Make the holes smaller.")
+            raise InputError(
+                "The holes cover all polygons: nothing would be repainted.", "Make the holes smaller."
+            )
     return mask
 
 
@@ -207,11 +258,14 @@ def _hull(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return hull if len(hull) > 2 else corners  # on one line: `polygon_mask` says what is wrong with it
 
 
-# --- mask → mask ------------------------------------------------------------------------------------------------------
+# --- mask → mask
+# ------------------------------------------------------------------------------------------------------
 
 
 def grow(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """The mask (H, W) widened by `pixels` ≥ 0 to all sides: every pixel takes the largest value within that distance."""
+    """The mask (H, W) widened by `pixels` ≥ 0 to all sides: every pixel takes the largest value within that
+    distance.
+    """
     assert mask.ndim == 2
     assert pixels >= 0
     for _ in range(2):  # rows, then columns
@@ -220,7 +274,9 @@ def grow(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _spread(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Running maximum down the rows over 2 · reach + 1 of them; the window doubles, so cost grows with log(reach)."""
+    """Running maximum down the rows over 2 · reach + 1 of them; the window doubles, so cost grows with
+    log(reach).
+    """
     mask = np.pad(mask, ((reach, reach), (0, 0)))
     window = 1
     while window < 2 * reach + 1:
@@ -233,16 +289,18 @@ def _spread(mask: np.ndarray, reach: int) -> np.ndarray:
 def feather(mask: np.ndarray, pixels: int) -> np.ndarray:
     """The mask with a soft edge of `pixels` ≥ 0 OUTSIDE it: (H, W) float32 in [0, 1].
 
-    What was 1 stays exactly 1, what is more than `pixels` away from the mask stays exactly 0, nowhere is the result
-    smaller than the mask. (A Gaussian has no end and would touch the whole photo; here the mask grows by half the
-    way and two box blurs of finite reach make the ramp over the whole of it.)
+    What was 1 stays exactly 1, what is more than `pixels` away from the mask stays exactly 0, nowhere is the
+    result smaller than the mask. (A Gaussian has no end and would touch the whole photo; here the mask grows
+    by half the way and two box blurs of finite reach make the ramp over the whole of it.)
     """
     blur = pixels // 2
     result = np.zeros(mask.shape, dtype=np.float32)
     if not mask.any():
         return result
     left, top, right, bottom = bounds(mask)  # nothing changes farther away than `pixels`
-    near = np.s_[max(0, top - pixels - 1) : bottom + pixels + 1, max(0, left - pixels - 1) : right + pixels + 1]
+    near = np.s_[
+        max(0, top - pixels - 1) : bottom + pixels + 1, max(0, left - pixels - 1) : right + pixels + 1
+    ]
     image = mask_image(grow(mask[near], pixels - blur))
     for radius in (blur - blur // 2, blur // 2):
         image = image.filter(ImageFilter.BoxBlur(radius))
@@ -258,16 +316,19 @@ def bounds(mask: np.ndarray) -> Box:
     """
     columns, rows = np.flatnonzero((mask > 0).any(axis=0)), np.flatnonzero((mask > 0).any(axis=1))
     if len(rows) == 0:
-        raise InputError("The mask is empty: nothing would be repainted.", "Draw a polygon around what is to be repainted.")
+        raise InputError(
+            "The mask is empty: nothing would be repainted.", "Draw a polygon around what is to be repainted."
+        )
     return Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
 def crop_box(mask: np.ndarray, aspect: float, margin: float = 0.25) -> Box:
     """The smallest box of shape `aspect` (width / height) around the mask, as far as the photo reaches.
 
-    The mask's own box is widened by `margin` (a fraction of its longer side, ≥ 0) to every side, lengthened in one
-    direction to the aspect, and shifted into the photo. A side longer than the photo is cut to it, so the box always
-    lies inside and always holds the whole mask, but is then narrower or flatter than asked: `panels.fit` pads the rest.
+    The mask's own box is widened by `margin` (a fraction of its longer side, ≥ 0) to every side, lengthened
+    in one direction to the aspect, and shifted into the photo. A side longer than the photo is cut to it, so
+    the box always lies inside and always holds the whole mask, but is then narrower or flatter than asked:
+    `panels.fit` pads the rest.
 
     Raises:
         InputError: the mask is empty.
@@ -284,19 +345,23 @@ def crop_box(mask: np.ndarray, aspect: float, margin: float = 0.25) -> Box:
 
 
 def _inside(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
-    """Start and length of an interval centred on [start, stop), shifted and if need be cut to lie in [0, limit)."""
+    """Start and length of an interval centred on [start, stop), shifted and if need be cut to lie in [0,
+    limit).
+    """
     length = min(length, limit)
     return min(max((start + stop - length) // 2, 0), limit - length), length
 
 
-# --- mask and photo ---------------------------------------------------------------------------------------------------
+# --- mask and photo
+# ---------------------------------------------------------------------------------------------------
 
 
 def composite(original: Image.Image, repainted: Image.Image, mask: np.ndarray) -> Image.Image:
-    """The original, with `repainted` where the mask is white: per channel round((1 - mask) · original + mask · repainted).
+    """The original, with `repainted` where the mask is white: per channel round((1 - mask) · original + mask
+    · repainted).
 
-    Where the mask is 0 the pixels are bit-identical to the original, where it is 1 to `repainted`. All three have one
-    size, both pictures are RGB. Done in 8 bit by Pillow: a 4000 × 6000 photo needs no float copy.
+    Where the mask is 0 the pixels are bit-identical to the original, where it is 1 to `repainted`. All three
+    have one size, both pictures are RGB. Done in 8 bit by Pillow: a 4000 × 6000 photo needs no float copy.
     """
     assert original.mode == repainted.mode == "RGB"
     assert original.size == repainted.size == mask.shape[::-1]
@@ -308,12 +373,13 @@ HUGGING = 1.75
 
 
 def edge_ratio(image: Image.Image, mask: np.ndarray) -> float:
-    """How much stronger the edges of the photo are on the mask's outline than beside it; over `HUGGING` it hugs something.
+    """How much stronger the edges of the photo are on the mask's outline than beside it; over `HUGGING` it
+    hugs something.
 
-    The mean gradient within 1 % of the mask's longer side of the outline, divided by the mean gradient 2 to 6 % away from it on
-    both sides. An outline drawn along the silhouette of the garment worn now has all of its edge on it, one drawn freely
-    crosses edges as often as its neighbourhood does. It misses silhouettes that do not stand out, such as those of
-    strongly patterned clothes or of black cloth in front of black.
+    The mean gradient within 1 % of the mask's longer side of the outline, divided by the mean gradient 2 to 6
+    % away from it on both sides. An outline drawn along the silhouette of the garment worn now has all of its
+    edge on it, one drawn freely crosses edges as often as its neighbourhood does. It misses silhouettes that
+    do not stand out, such as those of strongly patterned clothes or of black cloth in front of black.
 
     Args:
         image: the photo. mask: (H, W) of the same size, not empty.
@@ -324,7 +390,10 @@ def edge_ratio(image: Image.Image, mask: np.ndarray) -> float:
     small = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX, box)).astype(np.float32)
     part = np.ascontiguousarray(mask[box.top : box.bottom, box.left : box.right])
     inside = (np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BOX)) > 0.5).astype(np.float32)
-    slopes = [np.abs(slope).max(axis=2) if min(size) > 1 else np.zeros(size[::-1]) for slope in np.gradient(small, axis=(0, 1))]
+    slopes = [
+        np.abs(slope).max(axis=2) if min(size) > 1 else np.zeros(size[::-1])
+        for slope in np.gradient(small, axis=(0, 1))
+    ]
     gradient = np.hypot(*slopes)
     unit = max(1, round(max(size) / 1.2 / 100))
 
@@ -339,7 +408,9 @@ def edge_ratio(image: Image.Image, mask: np.ndarray) -> float:
 
 
 def preview(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """The photo with the repainted area tinted, outlined and named, for a person to check: RGB of the same size."""
+    """The photo with the repainted area tinted, outlined and named, for a person to check: RGB of the same
+    size.
+    """
     image = image.convert("RGB")
     tint = Image.new("RGB", image.size, (255, 64, 96))
     shown = composite(image, Image.blend(image, tint, 0.4), mask)

@@ -1,4 +1,6 @@
-"""What an edited photo keeps of the file it came from: transparency, and the metadata that the new file can hold."""
+"""What an edited photo keeps of the file it came from: transparency, and the metadata that the new file can
+hold.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from triptych.pictures.images import JPEG_SUFFIXES, OriginalPhoto, to_srgb
 
 
 def writable_metadata(photo: OriginalPhoto, path: Path) -> tuple[OriginalPhoto, list[str]]:
-    """The photo as a file called `path` can hold it, and a warning for each part of it that it cannot: a JPEG has no transparency and
-    at most 64 KB of EXIF."""
+    """The photo as a file called `path` can hold it, and a warning for each part of it that it cannot: a JPEG
+    has no transparency and at most 64 KB of EXIF.
+    """
     warnings = []
     jpeg = path.suffix.lower() in JPEG_SUFFIXES
 
@@ -26,19 +29,28 @@ def writable_metadata(photo: OriginalPhoto, path: Path) -> tuple[OriginalPhoto, 
         return True
 
     if photo.exif and not writes(exif=photo.exif):
-        warnings.append(f"The photo's EXIF of {len(photo.exif)} bytes does not go into a {path.suffix} and is left out: use a .png.")
+        warnings.append(
+            f"The photo's EXIF of {len(photo.exif)} bytes does not go into a {path.suffix} and is left out: "
+            "use a .png."
+        )
         photo = replace(photo, exif=None)
     if photo.icc_profile and not writes(icc_profile=photo.icc_profile):
-        warnings.append(f"The photo's colour profile does not go into a {path.suffix}: its colours are converted to sRGB.")
+        warnings.append(
+            f"The photo's colour profile does not go into a {path.suffix}: its colours are converted to sRGB."
+        )
         photo = replace(photo, image=to_srgb(photo.image, photo.icc_profile), icc_profile=None)
     if photo.alpha and jpeg:
-        warnings.append("The photo is transparent in places, which no JPEG is: it is laid on white. Use a .png to keep that.")
+        warnings.append(
+            "The photo is transparent in places, which no JPEG is: it is laid on white. Use a .png to keep "
+            "that."
+        )
         photo = replace(photo, alpha=None, under=None)
     return photo, warnings
 
 
 def with_transparency(photo: OriginalPhoto, edited: Image.Image, mask: np.ndarray) -> Image.Image:
-    """An edit of `photo.image` with the photo's transparency: RGBA, as the file was where the mask is 0, opaque where it is 1.
+    """An edit of `photo.image` with the photo's transparency: RGBA, as the file was where the mask is 0,
+    opaque where it is 1.
 
     edited: RGB, (1 - mask) · photo on white + mask · new. mask: (H, W) float32 in [0, 1].
     """
@@ -49,7 +61,9 @@ def with_transparency(photo: OriginalPhoto, edited: Image.Image, mask: np.ndarra
     box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     part = mask[box[1] : box[3], box[0] : box[2]]
     opacity = np.asarray(photo.alpha.crop(box)).astype(np.float32) / 255
-    light = np.asarray(edited.crop(box)).astype(np.float32) - ((1 - part) * (1 - opacity) * 255)[:, :, None]  # less the white below
+    light = (
+        np.asarray(edited.crop(box)).astype(np.float32) - ((1 - part) * (1 - opacity) * 255)[:, :, None]
+    )  # less the white below
     covered = (1 - part) * opacity + part
     colours = np.clip(np.rint(light / np.maximum(covered, 1e-6)[:, :, None]), 0, 255).astype(np.uint8)
     changed = Image.fromarray(((part > 0) * 255).astype(np.uint8))

@@ -1,4 +1,5 @@
-"""What may be written, found out before any work: folders that allow it, and in place of files that triptych wrote itself.
+"""What may be written, found out before any work: folders that allow it, and in place of files that triptych
+wrote itself.
 
 Whose a file is, is told by what stands in it. All that triptych did not write is the user's own.
 """
@@ -22,7 +23,9 @@ def check_writable(folder: Path, option: str) -> None:
     """
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise WorkError(f"{folder} cannot be a folder: {there} is a file.", f"Give another folder with {option}.")
+        raise WorkError(
+            f"{folder} cannot be a folder: {there} is a file.", f"Give another folder with {option}."
+        )
     if not os.access(there, os.W_OK | os.X_OK):
         hint = f"Give another folder with {option}, or change its rights."
         raise WorkError(f"{folder} cannot be written to: {there} does not allow it.", hint)
@@ -32,7 +35,8 @@ def check_overwrites(paths: Iterable[Path], option: str = "--out") -> None:
     """See that pictures can be written, each to a new file or in place of one that triptych wrote.
 
     Raises:
-        InputError: a file that triptych did not write lies there. WorkError: a folder that cannot be written to.
+        InputError: a file that triptych did not write lies there. WorkError: a folder that cannot be written
+            to.
     """
     paths = list(paths)
     for folder in {path.parent: None for path in paths}:
@@ -40,7 +44,8 @@ def check_overwrites(paths: Iterable[Path], option: str = "--out") -> None:
     for path in paths:
         if (path.exists() or path.is_symlink()) and not is_ours(path):
             raise InputError(
-                f"{path} is there already, and triptych did not write it.", f"Move it away, or give another name with {option}."
+                f"{path} is there already, and triptych did not write it.",
+                f"Move it away, or give another name with {option}.",
             )
 
 

@@ -24,7 +24,9 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class PanelLayout:
-    """A grid of panels: `roles` in reading order, `columns` to a row, every panel `width` × `height` pixels."""
+    """A grid of panels: `roles` in reading order, `columns` to a row,
+    every panel `width` × `height` pixels.
+    """
 
     width: int
     height: int
@@ -81,7 +83,10 @@ class PanelLayout:
         *products, last = self.roles
         if last != "worn" or not products or not {*products} <= {"front", "back"}:
             found = ", ".join(ascii(role)[1:-1][:40] for role in self.roles[:9])
-            raise InputError(f"The LoRA's panels are {found}: they are no garment and who wears it.", "Use a LoRA of front, back and worn.")
+            raise InputError(
+                f"The LoRA's panels are {found}: they are no garment and who wears it.",
+                "Use a LoRA of front, back and worn.",
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,8 +97,8 @@ class PanelLayout:
         """A layout as `to_dict` gives it. It may come from any file: nothing in it is taken on trust.
 
         Raises:
-            ValueError: no layout: keys that are missing, numbers that are none or out of range, roles that are no
-                different plain words or do not fill the rows.
+            ValueError: no layout: keys that are missing, numbers that are none or out of range, roles that
+                are no different plain words or do not fill the rows.
         """
         if not isinstance(data, dict) or not {"width", "height", "roles", "columns"} <= data.keys():
             raise ValueError("a layout needs width, height, roles and columns")
@@ -101,7 +106,12 @@ class PanelLayout:
             if type(data[name]) is not int or not 0 < data[name] <= MAX_SIDE:
                 raise ValueError(f"the {name} of a layout is a whole number from 1 to {MAX_SIDE}")
         roles, columns = data["roles"], data["columns"]
-        if not isinstance(roles, list | tuple) or not roles or len(roles) > MAX_PANELS or not all(map(_is_role, roles)):
+        if (
+            not isinstance(roles, list | tuple)
+            or not roles
+            or len(roles) > MAX_PANELS
+            or not all(map(_is_role, roles))
+        ):
             raise ValueError(f"the roles of a layout are 1 to {MAX_PANELS} words without slashes")
         if len(set(roles)) != len(roles):
             raise ValueError("the roles of a layout are not all different")
@@ -116,7 +126,13 @@ MAX_SIDE, MAX_PANELS = 65_536, 64
 
 def _is_role(value: Any) -> bool:
     """Roles name panels in file names, log entries and tables."""
-    return isinstance(value, str) and 0 < len(value) <= 40 and value.isprintable() and not set(value) & set("/\\:") and value[0] != "."
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= 40
+        and value.isprintable()
+        and not set(value) & set("/\\:")
+        and value[0] != "."
+    )
 
 
 class Placement(NamedTuple):
@@ -129,14 +145,17 @@ class Placement(NamedTuple):
 
 
 def place(size: tuple[int, int], width: int, height: int) -> Placement:
-    """Where a picture of `size` (w, h) lies when it is scaled to fit `width` × `height`, centred, aspect kept."""
+    """Where a picture of `size` (w, h) lies when it is scaled to fit `width` × `height`, centred, aspect
+    kept.
+    """
     scale = min(width / size[0], height / size[1])
     fitted = max(1, min(width, round(size[0] * scale))), max(1, min(height, round(size[1] * scale)))
     return Placement((width - fitted[0]) // 2, (height - fitted[1]) // 2, *fitted)
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The whole picture inside `width` × `height`: scaled with its aspect kept, the rest filled by extending its edges.
+    """The whole picture inside `width` × `height`: scaled with its aspect kept, the rest filled by extending
+    its edges.
 
     Nothing is cropped. Edge extension keeps a plain studio background plain instead of adding bars.
     """
@@ -162,5 +181,8 @@ def split(canvas: Image.Image, layout: PanelLayout) -> list[Image.Image]:
         InputError: the canvas has another size than the layout.
     """
     if canvas.size != layout.size:
-        raise InputError(f"The picture is {canvas.size[0]}×{canvas.size[1]} px, its layout {layout.size[0]}×{layout.size[1]}.")
+        raise InputError(
+            f"The picture is {canvas.size[0]}×{canvas.size[1]} px, its layout "
+            f"{layout.size[0]}×{layout.size[1]}."
+        )
     return [canvas.crop(layout.box(role)) for role in layout.roles]

@@ -1,7 +1,8 @@
-"""What a file is, told by its first bytes: pictures that Pillow reads, and the many things that are no usable photo.
+"""What a file is, told by its first bytes: pictures that Pillow reads, and the many things that are no usable
+photo.
 
-A camera's raw file is the dangerous one. It is a TIFF inside, and the first picture in it is a thumbnail. The same holds
-for some ordinary TIFFs. So the pages of a TIFF are read here before Pillow sees the file.
+A camera's raw file is the dangerous one. It is a TIFF inside, and the first picture in it is a thumbnail. The
+same holds for some ordinary TIFFs. So the pages of a TIFF are read here before Pillow sees the file.
 
 All numbers come from untrusted files: reads are bounded, and a damaged directory ends the search.
 """
@@ -25,19 +26,43 @@ EXPORT = "Export it as JPEG, or save it as JPEG in an image editor."
 
 @dataclass(frozen=True)
 class Foreign:
-    """A file that is no usable photo: a few words that say what it is and what to do, and a hint in a sentence."""
+    """A file that is no usable photo: a few words that say what it is and what to do, and a hint in a
+    sentence.
+    """
 
     reason: str
     hint: str = EXPORT
 
 
-CAMERA_RAW = Foreign("camera RAW: export as JPEG", "Develop it in your camera's software and export it as JPEG.")
-HEIC = Foreign("HEIC: export as JPEG (or install pillow-heif)", "Export it as JPEG, or run `pip install pillow-heif`.")
+CAMERA_RAW = Foreign(
+    "camera RAW: export as JPEG", "Develop it in your camera's software and export it as JPEG."
+)
+HEIC = Foreign(
+    "HEIC: export as JPEG (or install pillow-heif)", "Export it as JPEG, or run `pip install pillow-heif`."
+)
 PREVIEW = Foreign("TIFF that begins with a small preview: export as JPEG")
 VIDEO = Foreign("video: not a photo", "Take a still picture from it and save that as JPEG.")
-POINTER = Foreign("placeholder of Git LFS, DVC or git-annex: fetch the photo itself", "Run `git lfs pull`, `dvc pull` or `git annex get`.")
+POINTER = Foreign(
+    "placeholder of Git LFS, DVC or git-annex: fetch the photo itself",
+    "Run `git lfs pull`, `dvc pull` or `git annex get`.",
+)
 
-_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1", b"heif"})
+_HEIF_BRANDS = frozenset(
+    {
+        b"heic",
+        b"heix",
+        b"heim",
+        b"heis",
+        b"hevc",
+        b"hevx",
+        b"hevm",
+        b"hevs",
+        b"mif1",
+        b"mif2",
+        b"msf1",
+        b"heif",
+    }
+)
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _STARTS: tuple[tuple[bytes, Foreign], ...] = (
     (b"%PDF", Foreign("PDF: not a photo")),
@@ -83,14 +108,17 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class Look(NamedTuple):
-    """What a file is: `foreign` if it is no usable photo, and the page to read (0 but for TIFFs that begin with a preview)."""
+    """What a file is: `foreign` if it is no usable photo, and the page to read (0 but for TIFFs that begin
+    with a preview).
+    """
 
     foreign: Foreign | None
     page: int = 0
 
 
 def look(file: BinaryIO, suffix: str, *, heif: bool = False) -> Look:
-    """Tell what an open file is. `suffix` is the ending of its name, `heif` says whether Pillow reads HEIC here.
+    """Tell what an open file is. `suffix` is the ending of its name, `heif` says whether Pillow reads HEIC
+    here.
 
     Only what is known to be something else is foreign; of any other file Pillow has the last word.
     """
@@ -132,7 +160,9 @@ def _iso_media(head: bytes, heif: bool) -> Foreign | None:
 def _text(head: bytes) -> Foreign | None:
     """Words in place of a picture: a saved web page, a drawing in SVG, a note."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1024].lower()
-    if start.startswith(b"<svg") or (start.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in head.lower()):
+    if start.startswith(b"<svg") or (
+        start.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in head.lower()
+    ):
         return Foreign("SVG drawing: export as JPEG")
     if start.startswith((b"<!doctype html", b"<html")):
         return Foreign("web page: not a photo", "Download the photo itself.")
@@ -148,12 +178,28 @@ def _text(head: bytes) -> Foreign | None:
     return None
 
 
-# --- TIFF ---------------------------------------------------------------------------------------------------------------
+# --- TIFF
+# ------------------------------------------------------------------------------------------------------------
 
 MAX_DIRECTORIES = 64
-_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = 254, 255, 256, 257, 262, 330, 50706
+_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = (
+    254,
+    255,
+    256,
+    257,
+    262,
+    330,
+    50706,
+)
 _SENSOR = (32803, 34892)  # photometric: colour filter array, linear raw
-_SIZES = {1: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}  # type of a value → its bytes; other types hold nothing asked for here
+_SIZES = {
+    1: 1,
+    3: 2,
+    4: 4,
+    13: 4,
+    16: 8,
+    18: 8,
+}  # type of a value → its bytes; other types hold nothing asked for here
 _LETTERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
 
@@ -169,7 +215,9 @@ class _Page(NamedTuple):
 
 
 def _tiff(file: BinaryIO) -> Look:
-    """Which page of a TIFF is the photo. A raw file of any name, and a photo that only a sub-directory holds, are foreign."""
+    """Which page of a TIFF is the photo. A raw file of any name, and a photo that only a sub-directory holds,
+    are foreign.
+    """
     file.seek(0)
     order = "<" if file.read(2) == b"II" else ">"
     big = struct.unpack(order + "H", file.read(2))[0] == 43
@@ -228,7 +276,10 @@ def _directory(file: BinaryIO, at: int, order: str, big: bool) -> tuple[dict[int
     for start in range(0, len(data) - entry + 1, entry):
         tag, kind = struct.unpack_from(order + "HH", data, start)
         number = struct.unpack_from(order + ("Q" if big else "I"), data, start + 4)[0]
-        if tag not in (_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION) or kind not in _SIZES:
+        if (
+            tag not in (_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION)
+            or kind not in _SIZES
+        ):
             continue
         number = min(number, MAX_DIRECTORIES)
         length = number * _SIZES[kind]

@@ -1,4 +1,5 @@
-"""Polygons that say where a photo is repainted: what counts as one, files that hold them, and the units they are in.
+"""Polygons that say where a photo is repainted: what counts as one, files that hold them, and the units they
+are in.
 
 Corners are (x, y) in pixels of the upright photo; (0, 0) is the outer corner of the top left pixel.
 """
@@ -42,7 +43,9 @@ _OTHERS = {
 
 
 class Outlines(NamedTuple):
-    """What a polygon file holds: what is repainted, what is kept inside that, and whether it says which photo it was drawn on."""
+    """What a polygon file holds: what is repainted, what is kept inside that, and whether it says which photo
+    it was drawn on.
+    """
 
     polygons: Polygons
     holes: Polygons
@@ -50,17 +53,25 @@ class Outlines(NamedTuple):
 
 
 def check_polygons(value: Any, name: str = "The polygon", noun: str = "polygon") -> Polygons:
-    """`value` as `Polygons`, if it is a non-empty sequence of polygons of at least three (x, y) pairs of finite numbers.
+    """`value` as `Polygons`, if it is a non-empty sequence of polygons of at least three (x, y) pairs of
+    finite numbers.
 
     Raises:
         InputError: it is not; the sentence begins with `name` and says which polygon and corner is wrong.
     """
     if not _is_list(value) or len(value) == 0:
-        raise InputError(f"{name} holds no polygon.", "Draw at least one outline around what is to be repainted.")
+        raise InputError(
+            f"{name} holds no polygon.", "Draw at least one outline around what is to be repainted."
+        )
     if len(value) > MAX_POLYGONS:
-        raise InputError(f"{name} has more than {MAX_POLYGONS} polygons.", "Keep those around what is to be repainted.")
+        raise InputError(
+            f"{name} has more than {MAX_POLYGONS} polygons.", "Keep those around what is to be repainted."
+        )
     if len(value) > 2 and all(_is_pair(corner) for corner in value):
-        raise InputError(f"{name}: its corners stand one list too high.", f"One polygon is a list in a list, too. {_FORMAT}")
+        raise InputError(
+            f"{name}: its corners stand one list too high.",
+            f"One polygon is a list in a list, too. {_FORMAT}",
+        )
     polygons: Polygons = []
     points = 0
     for number, corners in enumerate(value, 1):
@@ -68,15 +79,25 @@ def check_polygons(value: Any, name: str = "The polygon", noun: str = "polygon")
             raise InputError(f"{name}: {noun} {number} has fewer than 3 corners.", _FORMAT)
         points += len(corners)
         if points > MAX_POINTS:
-            raise InputError(f"{name} has more than {MAX_POINTS} corners.", "Simplify the outline; a few dozen corners are plenty.")
+            raise InputError(
+                f"{name} has more than {MAX_POINTS} corners.",
+                "Simplify the outline; a few dozen corners are plenty.",
+            )
         polygons.append([])
         for index, corner in enumerate(corners, 1):
             if not _is_pair(corner):
-                flat = " COCO's flat lists x, y, x, y … are to be cut into pairs." if _is_number(corner) else ""
-                raise InputError(f"{name}: corner {index} of {noun} {number} is not a pair of numbers.", _FORMAT + flat)
+                flat = (
+                    " COCO's flat lists x, y, x, y … are to be cut into pairs." if _is_number(corner) else ""
+                )
+                raise InputError(
+                    f"{name}: corner {index} of {noun} {number} is not a pair of numbers.", _FORMAT + flat
+                )
             # Compared before the conversion: float() of a huge int overflows. NaN fails every comparison.
             if not all(-MAX_COORDINATE <= v <= MAX_COORDINATE for v in corner):
-                raise InputError(f"{name}: corner {index} of {noun} {number} is not finite or far outside any photo.", _FORMAT)
+                raise InputError(
+                    f"{name}: corner {index} of {noun} {number} is not finite or far outside any photo.",
+                    _FORMAT,
+                )
             polygons[-1].append((float(corner[0]), float(corner[1])))
     return polygons
 
@@ -93,14 +114,18 @@ def _is_pair(value: Any) -> bool:
     return _is_list(value) and len(value) == 2 and all(map(_is_number, value))
 
 
-# --- Units ------------------------------------------------------------------------------------------------------------
+# --- Units
+# ------------------------------------------------------------------------------------------------------------
 
 
-def check_units(polygons: Polygons, size: tuple[int, int], name: str = "The polygon", *, sized: bool = False) -> list[str]:
+def check_units(
+    polygons: Polygons, size: tuple[int, int], name: str = "The polygon", *, sized: bool = False
+) -> list[str]:
     """Warnings about corners that may not be pixels of a photo of `size` (width, height).
 
     Args:
-        sized: what was read says itself that it was drawn on a photo of that size, so its corners in a far corner are meant.
+        sized: what was read says itself that it was drawn on a photo of that size, so its corners in a far
+            corner are meant.
 
     Raises:
         InputError: fractions, percent, or x and y exchanged, as far as the numbers tell.
@@ -113,10 +138,15 @@ def check_units(polygons: Polygons, size: tuple[int, int], name: str = "The poly
         furthest = max(abs(side) for corner in corners for side in corner)
         if furthest <= 2:
             one = f"{name}: polygon {number}" if reach > 2 else name
-            raise InputError(f"{one} has no corner beyond {furthest:g}: these look like fractions.", f"{pixels}: multiply by them.")
+            raise InputError(
+                f"{one} has no corner beyond {furthest:g}: these look like fractions.",
+                f"{pixels}: multiply by them.",
+            )
     if reach <= 100 and short >= 256 and not sized:
         sure = f'If they are pixels, add "size": [{width}, {height}] to the file.'
-        raise InputError(f"{name} has no corner beyond {reach:g}: these look like percent.", f"{pixels}. {sure}")
+        raise InputError(
+            f"{name} has no corner beyond {reach:g}: these look like percent.", f"{pixels}. {sure}"
+        )
 
     def beyond(x: np.ndarray, y: np.ndarray) -> float:
         """How far corners lie outside the photo, as a share of its sides."""
@@ -124,31 +154,45 @@ def check_units(polygons: Polygons, size: tuple[int, int], name: str = "The poly
 
     outside = beyond(x, y)
     if outside > 0.05 and beyond(y, x) == 0:
-        raise InputError(f"{name} leaves the photo of {width}×{height} px, and would fit with x and y exchanged.", "A corner is [x, y].")
+        raise InputError(
+            f"{name} leaves the photo of {width}×{height} px, and would fit with x and y exchanged.",
+            "A corner is [x, y].",
+        )
     if outside > 0.05:
-        return [f"{name} reaches {100 * outside:.0f} % of a side beyond the photo: was it drawn on another one, or on a larger copy?"]
+        return [
+            f"{name} reaches {100 * outside:.0f} % of a side beyond the photo: was it drawn on another one, "
+            "or on a larger copy?"
+        ]
     if reach <= 1000 and short >= 2500 and not sized:
         return [f"{name} has no corner beyond {reach:g}: are these thousandths? {pixels}."]
     return []
 
 
-# --- Files ------------------------------------------------------------------------------------------------------------
+# --- Files
+# ------------------------------------------------------------------------------------------------------------
 
 
 def read_outlines(path: Path, size: tuple[int, int] | None = None) -> Outlines:
-    """What a JSON file as `write_polygons` writes it holds: `{"polygons": [[[x, y], …], …], "holes": […], "size": […]}`.
+    """What a JSON file as `write_polygons` writes it holds: `{"polygons": [[[x, y], …], …], "holes": […],
+    "size": […]}`.
 
     Args:
-        size: (width, height) of the photo it is for. If the file says what it was drawn on, the two must agree.
+        size: (width, height) of the photo it is for. If the file says what it was drawn on, the two must
+            agree.
 
     Raises:
-        InputError: missing or unreadable file, not JSON, not this format, or drawn on a photo of another size.
+        InputError: missing or unreadable file, not JSON, not this format, or drawn on a photo of another
+            size.
     """
     path = Path(path)
     data = _read(path)
     drawn_on = data.get("size")
-    if drawn_on is not None and not (_is_pair(drawn_on) and all(0 < side < MAX_COORDINATE for side in drawn_on)):
-        raise InputError(f"{path} has a 'size' that is no [width, height].", "Mend it, or delete it from the file.")
+    if drawn_on is not None and not (
+        _is_pair(drawn_on) and all(0 < side < MAX_COORDINATE for side in drawn_on)
+    ):
+        raise InputError(
+            f"{path} has a 'size' that is no [width, height].", "Mend it, or delete it from the file."
+        )
     if size is not None and drawn_on is not None and list(drawn_on) != list(size):
         raise InputError(
             f"{path} was drawn on a photo of {list(drawn_on)} px, this one has {list(size)} px.",
@@ -168,7 +212,9 @@ def read_polygons(path: Path, size: tuple[int, int] | None = None) -> Polygons:
 
 
 def read_holes(path: Path) -> Polygons:
-    """What a polygon file says is kept inside its polygons; [] if it names none. Raises InputError as `read_outlines`."""
+    """What a polygon file says is kept inside its polygons; [] if it names none. Raises InputError as
+    `read_outlines`.
+    """
     return read_outlines(path).holes
 
 
@@ -180,14 +226,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not JSON.", _FORMAT) from error
     first = data[0] if isinstance(data, list) and data else data
     if not isinstance(data, dict) or "polygons" not in data:
-        other = next((words for key, words in _OTHERS.items() if isinstance(first, dict) and key in first), "")
+        other = next(
+            (words for key, words in _OTHERS.items() if isinstance(first, dict) and key in first), ""
+        )
         raise InputError(f"{path} has no 'polygons'.", f"{other} {_FORM}" if other else _FORMAT)
     for key in data:
         near = difflib.get_close_matches(key.lower(), _KEYS, n=1, cutoff=0.7) if key not in _KEYS else []
         if near:  # other keys are for other programs
             raise InputError(f"{path} has a key {key[:40]!a}.", f"Did you mean '{near[0]}'?")
     if data["polygons"] == []:
-        raise InputError(f"{path} holds no polygon.", "Draw at least one outline around what is to be repainted.")
+        raise InputError(
+            f"{path} holds no polygon.", "Draw at least one outline around what is to be repainted."
+        )
     return data
 
 

@@ -11,7 +11,9 @@ from triptych.pictures.fonts import Font, font_for
 
 
 class Cell(NamedTuple):
-    """One picture of a contact sheet (None: unreadable), the lines below it, its frame's colour, and the ground's."""
+    """One picture of a contact sheet (None: unreadable), the lines below it, its frame's colour, and the
+    ground's.
+    """
 
     image: Image.Image | None
     label: str
@@ -19,11 +21,14 @@ class Cell(NamedTuple):
     ground: str = "#ffffff"
 
 
-def contact_sheet(cells: Sequence[tuple[Image.Image | None, str] | Cell], columns: int = 8, thumb: int = 128) -> Image.Image:
+def contact_sheet(
+    cells: Sequence[tuple[Image.Image | None, str] | Cell], columns: int = 8, thumb: int = 128
+) -> Image.Image:
     """A grid of labelled thumbnails in reading order.
 
-    `thumb` is the side in pixels of the square a thumbnail is fitted into; labels may have several lines, and lines
-    that are too long lose their middle. A line in a script that no font here has is left out (`drawable` tells).
+    `thumb` is the side in pixels of the square a thumbnail is fitted into; labels may have several lines, and
+    lines that are too long lose their middle. A line in a script that no font here has is left out
+    (`drawable` tells).
     """
     styled = [Cell(*cell) for cell in cells]
     size = _size(thumb)
@@ -38,7 +43,9 @@ def contact_sheet(cells: Sequence[tuple[Image.Image | None, str] | Cell], column
         draw.rectangle((left, top, left + width - 1, top + height - 1), fill=cell.ground)
         if cell.image is None:
             small = Image.new("RGB", (thumb, thumb), "#d8d8d8")
-            ImageDraw.Draw(small).text((thumb / 2, thumb / 2), "unreadable", "#606060", ImageFont.load_default(size), anchor="mm")
+            ImageDraw.Draw(small).text(
+                (thumb / 2, thumb / 2), "unreadable", "#606060", ImageFont.load_default(size), anchor="mm"
+            )
         else:
             small = cell.image.convert("RGB")
             small.thumbnail((thumb, thumb), Image.Resampling.LANCZOS)
@@ -49,7 +56,13 @@ def contact_sheet(cells: Sequence[tuple[Image.Image | None, str] | Cell], column
             text = plain(text)
             if font := font_for(text, size):
                 text = _shorten(text, font, thumb + pad)
-                draw.text((left + width / 2, top + thumb + 2 * pad + number * line), text, "#202020", font, anchor="ma")
+                draw.text(
+                    (left + width / 2, top + thumb + 2 * pad + number * line),
+                    text,
+                    "#202020",
+                    font,
+                    anchor="ma",
+                )
     return sheet
 
 
@@ -68,7 +81,9 @@ def _size(thumb: int) -> int:
 
 
 def _shorten(text: str, font: Font, width: int) -> str:
-    """The text, cut in its middle so that it is at most `width` pixels wide: the ends of file names tell them apart."""
+    """The text, cut in its middle so that it is at most `width` pixels wide: the ends of file names tell them
+    apart.
+    """
     keep = len(text)
     short = text
     while keep > 1 and font.getlength(short) > width:

@@ -15,11 +15,15 @@ PANEL_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Sides of smaller panels, as shares of those asked for. Below that there is little left of a garment."""
 
 
-def smallest_change(choices: Sequence[Sequence[Change]], size: Callable[[Change], float], room: float) -> Change | None:
-    """The first change that makes `size` no more than `room`, without the parts it does without; None if nothing does.
+def smallest_change(
+    choices: Sequence[Sequence[Change]], size: Callable[[Change], float], room: float
+) -> Change | None:
+    """The first change that makes `size` no more than `room`, without the parts it does without; None if
+    nothing does.
 
-    choices: what may be changed, the dearest last; of each, the values from the mildest to the strongest. A choice is made on top
-    of the strongest of those before it. size: what a change leads to, in the unit of `room`; it falls along each choice.
+    choices: what may be changed, the dearest last; of each, the values from the mildest to the strongest. A
+    choice is made on top of the strongest of those before it. size: what a change leads to, in the unit of
+    `room`; it falls along each choice.
     """
     made: list[Change] = []
     for values in choices:
@@ -46,18 +50,30 @@ def _all(changes: Sequence[Change], *more: Change) -> Change:
 
 
 def for_training(config: TrainConfig, layout: PanelLayout, stride: int, blocks: int) -> list[list[Change]]:
-    """What may be changed about a training, in this order: checkpointing and smaller batches leave the LoRA as it is and cost
-    time; fewer bits cost a little precision; swapping costs much time; smaller panels cost detail."""
+    """What may be changed about a training, in this order: checkpointing and smaller batches leave the LoRA
+    as it is and cost time; fewer bits cost a little precision; swapping costs much time; smaller panels cost
+    detail.
+    """
     passes = config.batch_size * config.gradient_accumulation_steps
     recompute: Change = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
     single = {"batch_size": 1, "gradient_accumulation_steps": passes}
     swap = [{"blocks_to_swap": number, **recompute} for number in range(1, blocks + 1)]
-    return [[recompute] if recompute else [], [single] if config.batch_size > 1 else [], *_weights(config), swap, panels(layout, stride)]
+    return [
+        [recompute] if recompute else [],
+        [single] if config.batch_size > 1 else [],
+        *_weights(config),
+        swap,
+        panels(layout, stride),
+    ]
 
 
 def for_sampling(config: Any, layout: PanelLayout, stride: int, blocks: int) -> list[list[Change]]:
     """What may be changed about sampling."""
-    return [*_weights(config), [{"blocks_to_swap": number} for number in range(1, blocks + 1)], panels(layout, stride)]
+    return [
+        *_weights(config),
+        [{"blocks_to_swap": number} for number in range(1, blocks + 1)],
+        panels(layout, stride),
+    ]
 
 
 def for_embedding(batch_size: int, layout: PanelLayout, stride: int) -> list[list[Change]]:
@@ -72,21 +88,31 @@ def _weights(config: Any) -> list[list[Change]]:
 
 def panels(layout: PanelLayout, stride: int) -> list[Change]:
     """Smaller and smaller panels of about the same aspect ratio, on the model's grid."""
-    sizes = [[max(stride, round(side * share / stride) * stride) for side in (layout.width, layout.height)] for share in PANEL_SHARES]
+    sizes = [
+        [max(stride, round(side * share / stride) * stride) for side in (layout.width, layout.height)]
+        for share in PANEL_SHARES
+    ]
     return [{"panel_width": width, "panel_height": height} for width, height in sizes]
 
 
 def in_words(change: Mapping[str, Any]) -> str:
     """As options of the command line; `triptych run` takes them as they stand here."""
-    return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in change.items())
+    return " ".join(
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in change.items()
+    )
 
 
 def for_run(changes: Mapping[str, Change | None], train: TrainConfig) -> Change:
-    """One change for `triptych run` that holds those of `embed` and `train`, and the panels of `generate`, which are the same ones.
+    """One change for `triptych run` that holds those of `embed` and `train`, and the panels of `generate`,
+    which are the same ones.
 
-    `run` has one batch size for both: it divides what a training step averages over, and more batches make that up.
+    `run` has one batch size for both: it divides what a training step averages over, and more batches make
+    that up.
     """
-    parts: dict[str, Change] = {name: dict(changes.get(name) or {}) for name in ("embed", "train", "generate")}
+    parts: dict[str, Change] = {
+        name: dict(changes.get(name) or {}) for name in ("embed", "train", "generate")
+    }
     both: Change = {**parts["embed"], **parts["train"]}
     if "batch_size" in both:
         most = min(part["batch_size"] for part in parts.values() if "batch_size" in part)

@@ -18,7 +18,9 @@ HERE = ("auto", "cpu")
 @cache
 def known_cards() -> dict[str, dict[str, float]]:
     """The rows of `cards.yaml` by name."""
-    rows: dict[str, dict[str, float]] = yaml.safe_load((files("triptych.planning") / "cards.yaml").read_text(encoding="utf-8"))
+    rows: dict[str, dict[str, float]] = yaml.safe_load(
+        (files("triptych.planning") / "cards.yaml").read_text(encoding="utf-8")
+    )
     return rows
 
 
@@ -29,11 +31,15 @@ def check_card(name: str) -> None:
         ConfigError: an unknown name, with the cards that were probably meant, and the known ones.
     """
     if name not in (*HERE, *known_cards()):
-        raise ConfigError(f"The card '{name}' is not known.", f"{_meant(name)}Known: {', '.join((*HERE, *known_cards()))}.")
+        raise ConfigError(
+            f"The card '{name}' is not known.", f"{_meant(name)}Known: {', '.join((*HERE, *known_cards()))}."
+        )
 
 
 def _meant(name: str) -> str:
-    """By memory (`12gb`), by a part of the name (`3060`, `RTX 4090`), by its spelling; nothing where none is like it."""
+    """By memory (`12gb`), by a part of the name (`3060`, `RTX 4090`), by its spelling; nothing where none is
+    like it.
+    """
     cards = known_cards()
     memory = re.fullmatch(r"\s*(\d{1,3})\s*(?:gi?b?)?\s*", name, re.IGNORECASE | re.ASCII)
     same = [card for card, row in cards.items() if memory and row["memory"] == int(memory[1])]
@@ -43,7 +49,9 @@ def _meant(name: str) -> str:
     alike = [card for card in cards if given and (given in _letters(card) or _letters(card) in given)]
     if not alike:
         model = re.findall(r"[a-z]?\d+[a-z]?", given)
-        alike = [card for card in cards if any(len(number) > 2 and number in _letters(card) for number in model)]
+        alike = [
+            card for card in cards if any(len(number) > 2 and number in _letters(card) for number in model)
+        ]
     near = alike or difflib.get_close_matches(name.lower(), list(cards), n=2, cutoff=0.7)
     return f"Did you mean {' or '.join(near)}? " if 0 < len(near) <= 4 else ""
 

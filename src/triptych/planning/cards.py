@@ -1,4 +1,6 @@
-"""How much memory and speed there is: a table of cards, or this machine, measured. Time is arithmetic ÷ (peak × efficiency)."""
+"""How much memory and speed there is: a table of cards, or this machine, measured. Time is arithmetic ÷ (peak
+× efficiency).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from triptych.planning.card_names import check_card, known_cards
 from triptych.planning.memory import Memory
 
 EFFICIENCY = 0.4
-"""Assumed: the share of a card's peak that a run reaches. Published figures of FLUX.1-dev: 0.32 on an H100 and 0.47 on an A800
-(sampling), 0.42 on an RTX 4090 (training a LoRA, 1024 × 1024 in 3.5 s)."""
+"""Assumed: the share of a card's peak that a run reaches. Published figures of FLUX.1-dev: 0.32 on an H100
+and 0.47 on an A800 (sampling), 0.42 on an RTX 4090 (training a LoRA, 1024 × 1024 in 3.5 s).
+"""
 MEASURED_EFFICIENCY = 0.7
 """The same where the peak is not the maker's but that of large matrix products as measured here."""
 
@@ -37,7 +40,9 @@ class Card:
         return torch.bfloat16 if self.is_card else default_dtype(torch.device("cpu"))
 
     def seconds(self, memory: Memory, dtype: torch.dtype) -> float:
-        """Of one unit of a stage's work. Copies to the card are taken to wait for each other and for the arithmetic."""
+        """Of one unit of a stage's work. Copies to the card are taken to wait for each other and for the
+        arithmetic.
+        """
         peak = self.fp32 if dtype == torch.float32 else self.bf16
         return memory.flops / (peak * self.efficiency) + memory.swapped / self.pcie
 
@@ -54,13 +59,19 @@ def find_card(name: str) -> Card:
         return _measured(torch.device("cpu"))
     check_card(name)
     row = known_cards()[name]
-    return Card(name, row["memory"] * 2**30, row["bf16_tflops"] * 1e12, row["fp32_tflops"] * 1e12, row["pcie"] * 1e9)
+    return Card(
+        name, row["memory"] * 2**30, row["bf16_tflops"] * 1e12, row["fp32_tflops"] * 1e12, row["pcie"] * 1e9
+    )
 
 
 def _measured(device: torch.device) -> Card:
     card = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if card else "cpu"
-    memory = torch.cuda.get_device_properties(device).total_memory if card else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = (
+        torch.cuda.get_device_properties(device).total_memory
+        if card
+        else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    )
     fp32 = _matmul_speed(device, torch.float32)
     bf16 = fp32 if default_dtype(device) == torch.float32 else _matmul_speed(device, torch.bfloat16)
     return Card(name, float(memory), bf16, fp32, is_card=card, efficiency=MEASURED_EFFICIENCY)

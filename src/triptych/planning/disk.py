@@ -16,12 +16,23 @@ PUBLISHED_BYTES = 2
 
 
 def disk_bytes(
-    shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, length: int, dtype: torch.dtype, triptychs: int
+    shapes: ModelShapes,
+    config: TrainConfig,
+    layout: PanelLayout,
+    length: int,
+    dtype: torch.dtype,
+    triptychs: int,
 ) -> dict[str, int]:
-    """model download: nothing for a folder. embeddings: mean and deviation of the latents in float32, the text in the encoders'
-    dtype. checkpoints: LoRA, moving average and optimizer, as many as are kept and the one being written. LoRA: float32."""
+    """model download: nothing for a folder. embeddings: mean and deviation of the latents in float32, the
+    text in the encoders' dtype. checkpoints: LoRA, moving average and optimizer, as many as are kept and the
+    one being written. LoRA: float32.
+    """
     numbers = shapes.lora_parameters(config.rank)
-    download = 0 if Path(config.model).exists() or config.model == "pocket" else PUBLISHED_BYTES * sum(shapes.parameters.values())
+    download = (
+        0
+        if Path(config.model).exists() or config.model == "pocket"
+        else PUBLISHED_BYTES * sum(shapes.parameters.values())
+    )
     text = sum(tensor.nbytes for tensor in shapes.text(length, 1, dtype).values())
     state = numbers * (8 + OPTIMIZER_BYTES[config.optimizer])
     return {

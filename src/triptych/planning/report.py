@@ -15,9 +15,13 @@ STAGES = {"embed": "triptych", "train": "step", "generate": "picture"}
 """Planned stages in order, and what they do one of at a time."""
 
 TIGHT = 0.95
-"""From this share of the memory on, a plan is tight: its estimate is good to a few per cent, and a desktop takes its share."""
+"""From this share of the memory on, a plan is tight: its estimate is good to a few per cent, and a desktop
+takes its share.
+"""
 PRESETS = (("80gb", 79), ("24gb", 23.5), ("16gb", 15.5), ("12gb", 11.5))
-"""Settings that come with the package (`triptych/presets`), and GiB of the cards they are for, the largest first."""
+"""Settings that come with the package (`triptych/presets`), and GiB of the cards they are for, the largest
+first.
+"""
 
 
 def in_gib(size: float) -> float:
@@ -25,13 +29,18 @@ def in_gib(size: float) -> float:
 
 
 def verdict(plan: Mapping[str, Any]) -> str:
-    """Whether every stage fits, or what does not and the smallest change that would make it fit. One sentence."""
+    """Whether every stage fits, or what does not and the smallest change that would make it fit. One
+    sentence.
+    """
     where = f"{plan['card']} ({plan['memory_gib']:g} GiB)"
     failing = [name for name in STAGES if not plan[name]["fits"]]
     if not failing:
         name, most = max(((name, plan[name]["total_bytes"]) for name in STAGES), key=lambda pair: pair[1])
         if most > TIGHT * plan["memory_gib"] * 2**30:
-            return f"It fits on {where}, but it is tight: {name} takes {in_gib(most)} GiB, and the system and other programs need some too."
+            return (
+                f"It fits on {where}, but it is tight: {name} takes {in_gib(most)} GiB, and the system "
+                "and other programs need some too."
+            )
         return f"It fits on {where}."
     parts = []
     for name in failing:
@@ -41,13 +50,17 @@ def verdict(plan: Mapping[str, Any]) -> str:
             parts.append(f"{need}, and nothing planned here makes it fit")
         else:
             tight = ", tight" if stage["bytes_with_change"] > TIGHT * plan["memory_gib"] * 2**30 else ""
-            with_change = f"{in_gib(stage['bytes_with_change'])} GiB{tight}, {duration(stage['seconds_each_with_change'])} a {STAGES[name]}"
+            with_change = (
+                f"{in_gib(stage['bytes_with_change'])} GiB{tight}, "
+                f"{duration(stage['seconds_each_with_change'])} a {STAGES[name]}"
+            )
             parts.append(f"{need} and would fit with {stage['change_words']} ({with_change})")
     return f"It does not fit on {where}: {'; '.join(parts)}."
 
 
 def run_line(plan: Mapping[str, Any], change: Change, layout: PanelLayout, rank: int) -> str:
-    """What can be typed behind `triptych run` where its stages do not fit: options, and the preset of such a card; else nothing.
+    """What can be typed behind `triptych run` where its stages do not fit: options, and the preset of such a
+    card; else nothing.
 
     change: one that makes all of it fit, see `advice.for_run`. layout, rank: as they are planned.
     """
@@ -66,7 +79,9 @@ def _preset_words(preset: str, layout: PanelLayout, rank: int) -> str:
     data = read_yaml(Path(preset))
     concat, train = data.get("concat", {}), data.get("train", {})
     words = []
-    if (pixels := concat.get("panel_width", layout.width) * concat.get("panel_height", layout.height)) != layout.width * layout.height:
+    if (
+        pixels := concat.get("panel_width", layout.width) * concat.get("panel_height", layout.height)
+    ) != layout.width * layout.height:
         words.append("smaller panels" if pixels < layout.width * layout.height else "larger panels")
     if train.get("rank", rank) != rank:
         words.append(f"rank {train['rank']}")
@@ -76,9 +91,11 @@ def _preset_words(preset: str, layout: PanelLayout, rank: int) -> str:
 def text_of(plan: Mapping[str, Any]) -> str:
     """The whole plan as lines of text."""
     lines = [
-        f"{plan['model']} on {plan['card']}: {plan['parameters']['transformer']:,} parameters in the transformer, "
+        f"{plan['model']} on {plan['card']}: {plan['parameters']['transformer']:,} parameters in the "
+        "transformer, "
         f"{plan['lora_parameters']:,} in the LoRA",
-        f"canvas {plan['canvas'][0]}×{plan['canvas'][1]} px: {plan['tokens']['image']} tokens, and {plan['tokens']['text']} of text",
+        f"canvas {plan['canvas'][0]}×{plan['canvas'][1]} px: {plan['tokens']['image']} tokens, and "
+        f"{plan['tokens']['text']} of text",
     ]
     for name, unit in STAGES.items():
         stage = plan[name]
@@ -87,7 +104,10 @@ def text_of(plan: Mapping[str, Any]) -> str:
         if stage["ram_bytes"]:
             lines.append(f"  {in_gib(stage['ram_bytes']):8.2f} GiB  plus system RAM")
         total = f", {duration(stage['seconds'])} for {stage['number']}" if stage["number"] > 1 else ""
-        lines.append(f"  {duration(stage['seconds_each'])} a {unit} ({number(float(format(stage['flops'] / 1e12, '.3g')))} TFLOP){total}")
+        lines.append(
+            f"  {duration(stage['seconds_each'])} a {unit} "
+            f"({number(float(format(stage['flops'] / 1e12, '.3g')))} TFLOP){total}"
+        )
     lines += ["", "disk"]
     lines += [f"  {in_gib(size):8.2f} GiB  {what}" for what, size in plan["disk_bytes"].items()]
     return "\n".join([*lines, "", plan["verdict"], *([plan["for_run"]] if plan["for_run"] else [])])

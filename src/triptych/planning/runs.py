@@ -1,4 +1,5 @@
-"""The product's own code, run on tensors without data: a training step, sampling, the autoencoder, the text encoders.
+"""The product's own code, run on tensors without data: a training step, sampling, the autoencoder, the text
+encoders.
 
 Legend: B batch, C channels, H and W latent rows and columns.
 """
@@ -21,25 +22,44 @@ from triptych.training.data import Batch
 from triptych.training.loss import losses_of
 
 _DECIDES = (
-    *("batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "context", "context_lora", "context_reading"),
+    *(
+        "batch_size",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "context",
+        "context_lora",
+        "context_reading",
+    ),
     *("noise_levels", "rank", "lora_dropout"),
 )
 
 
 def training_pass(
-    shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, length: int, dtype: torch.dtype, part: bool = False
+    shapes: ModelShapes,
+    config: TrainConfig,
+    layout: PanelLayout,
+    length: int,
+    dtype: torch.dtype,
+    part: bool = False,
 ) -> Profile:
     """One forward and one backward pass as `verbs/train.py` runs them.
 
-    length: T5 tokens of a caption. part: with clean context, a part of the worn panel is learned, and not all of it: a box of two
-    thirds of its sides, which is what `draw_active` draws in the mean.
+    length: T5 tokens of a caption. part: with clean context, a part of the worn panel is learned, and not all
+    of it: a box of two thirds of its sides, which is what `draw_active` draws in the mean.
     """
-    return _training_pass(shapes, tuple((name, getattr(config, name)) for name in _DECIDES), layout, length, dtype, part)
+    return _training_pass(
+        shapes, tuple((name, getattr(config, name)) for name in _DECIDES), layout, length, dtype, part
+    )
 
 
 @cache
 def _training_pass(
-    shapes: ModelShapes, settings: tuple[tuple[str, Any], ...], layout: PanelLayout, length: int, dtype: torch.dtype, part: bool
+    shapes: ModelShapes,
+    settings: tuple[tuple[str, Any], ...],
+    layout: PanelLayout,
+    length: int,
+    dtype: torch.dtype,
+    part: bool,
 ) -> Profile:
     config = TrainConfig(**dict(settings))
     backbone = shapes.backbone(dtype)
@@ -47,7 +67,9 @@ def _training_pass(
     times = thinned(transformer)
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()  # type: ignore[operator]
-    for parameter in add_lora(transformer, backbone.lora_targets, config.rank, config.alpha, config.lora_dropout, 0):
+    for parameter in add_lora(
+        transformer, backbone.lora_targets, config.rank, config.alpha, config.lora_dropout, 0
+    ):
         if config.gradient_accumulation_steps > 1:  # all but the first pass add to gradients that are there
             parameter.grad = torch.zeros_like(parameter)
     b = config.batch_size * config.noise_levels
@@ -78,9 +100,16 @@ def _training_pass(
 
 @cache
 def sampling_run(
-    shapes: ModelShapes, sampling: Sampling, layout: PanelLayout, length: int, dtype: torch.dtype, known: bool, rank: int
+    shapes: ModelShapes,
+    sampling: Sampling,
+    layout: PanelLayout,
+    length: int,
+    dtype: torch.dtype,
+    known: bool,
+    rank: int,
 ) -> Profile:
-    """Denoising one canvas, `generate` without (`known` False) or with product photos. rank: of the LoRA, 0 without one.
+    """Denoising one canvas, `generate` without (`known` False) or with product photos. rank: of the LoRA, 0
+    without one.
 
     Every step is alike, so two are run, and the arithmetic of the second counts for all that follow.
     """
@@ -98,7 +127,18 @@ def sampling_run(
         with traced(transformer, times) as trace:
             text = shapes.text(length, 1, dtype)
             short = replace(sampling, num_inference_steps=number)
-            sample_latents(backbone, transformer, layout, shape, text, text, [0], short, latents_BCHW if known else None, mask)
+            sample_latents(
+                backbone,
+                transformer,
+                layout,
+                shape,
+                text,
+                text,
+                [0],
+                short,
+                latents_BCHW if known else None,
+                mask,
+            )
         return profile(trace.segments)
 
     one, two = steps(1), steps(2)
@@ -106,14 +146,18 @@ def sampling_run(
 
 
 @cache
-def autoencoding(shapes: ModelShapes, layout: PanelLayout, batch: int, dtype: torch.dtype, *, decode: bool) -> Profile:
+def autoencoding(
+    shapes: ModelShapes, layout: PanelLayout, batch: int, dtype: torch.dtype, *, decode: bool
+) -> Profile:
     """Canvases to latents, or (`decode`) back."""
     vae = shapes.build("vae", dtype)
     with torch.no_grad(), traced(vae) as trace:
         if decode:
             vae.decode(shapes.latents(layout, batch).to(dtype)).sample.float().clamp(-1, 1)  # type: ignore[operator]
         else:
-            posterior = vae.encode(torch.empty(batch, 3, layout.size[1], layout.size[0], device="meta", dtype=dtype)).latent_dist  # type: ignore[operator]
+            posterior = vae.encode(
+                torch.empty(batch, 3, layout.size[1], layout.size[0], device="meta", dtype=dtype)
+            ).latent_dist  # type: ignore[operator]
             del posterior
     return profile(trace.segments)
 

@@ -1,4 +1,6 @@
-"""What a model is made of, from its configs alone: every part as a module on the meta device, and its exact counts."""
+"""What a model is made of, from its configs alone: every part as a module on the meta device, and its exact
+counts.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,13 @@ from torch import Tensor, nn
 
 from triptych.backbones.contract import Backbone, Text
 from triptych.backbones.registry import FAMILIES
-from triptych.backbones.settings import FAMILY_SETTINGS, ModelSettings, model_class, model_settings, resolve_model
+from triptych.backbones.settings import (
+    FAMILY_SETTINGS,
+    ModelSettings,
+    model_class,
+    model_settings,
+    resolve_model,
+)
 from triptych.errors import ModelError
 from triptych.lora.adapter import target_modules
 from triptych.pictures.panels import PanelLayout
@@ -35,8 +43,10 @@ _CLIP_TOKENS = {"flux": 0, "sd3": 77}
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers in a transformer. total: all, tables of positions (which are no parameters) included. linear: those in the blocks'
-    linear layers, which can be quantised. largest: in the largest of these layers. blocks: in each block, in the order they run."""
+    """Numbers in a transformer. total: all, tables of positions (which are no parameters) included. linear:
+    those in the blocks' linear layers, which can be quantised. largest: in the largest of these layers.
+    blocks: in each block, in the order they run.
+    """
 
     total: int
     linear: int
@@ -78,13 +88,18 @@ class ModelShapes:
                     kind, settings = _TEXT_MODELS[config["architectures"][0]]
                     module = kind(settings(**config))
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(f"The config of {part} of {self.model} cannot be used: {error!r}.", "Is the folder complete?") from error
+            raise ModelError(
+                f"The config of {part} of {self.model} cannot be used: {error!r}.", "Is the folder complete?"
+            ) from error
         return nn.Module.to(module, dtype).eval().requires_grad_(False)
 
     @cached_property
     def parameters(self) -> dict[str, int]:
         """Numbers in each part."""
-        return {part: sum(p.numel() for p in self.build(part, torch.float32).parameters()) for part in self.configs}
+        return {
+            part: sum(p.numel() for p in self.build(part, torch.float32).parameters())
+            for part in self.configs
+        }
 
     @property
     def text_encoders(self) -> list[str]:
@@ -94,7 +109,12 @@ class ModelShapes:
     def weights(self) -> Weights:
         transformer = self.build("transformer", torch.float32)
         blocks = [block for run in runs_of_blocks(transformer) for block in run]
-        linear = [module.weight.numel() for block in blocks for module in block.modules() if isinstance(module, nn.Linear)]
+        linear = [
+            module.weight.numel()
+            for block in blocks
+            for module in block.modules()
+            if isinstance(module, nn.Linear)
+        ]
         return Weights(
             total=self.parameters["transformer"] + sum(buffer.numel() for buffer in transformer.buffers()),
             linear=sum(linear),
@@ -109,7 +129,9 @@ class ModelShapes:
     @cached_property
     def _sides(self) -> int:
         transformer = self.build("transformer", torch.float32)
-        layers = [transformer.get_submodule(name) for name in target_modules(transformer, self.family.lora_targets)]
+        layers = [
+            transformer.get_submodule(name) for name in target_modules(transformer, self.family.lora_targets)
+        ]
         return sum(int(layer.in_features) + int(layer.out_features) for layer in layers)  # type: ignore[arg-type,misc]
 
     @property
@@ -134,8 +156,12 @@ class ModelShapes:
         """Embeddings of a batch of captions, on the meta device."""
         config = self.configs["transformer"]
         return {
-            "prompt_embeds": torch.empty(batch, self.text_tokens(length), config["joint_attention_dim"], device="meta", dtype=dtype),
-            "pooled_prompt_embeds": torch.empty(batch, config["pooled_projection_dim"], device="meta", dtype=dtype),
+            "prompt_embeds": torch.empty(
+                batch, self.text_tokens(length), config["joint_attention_dim"], device="meta", dtype=dtype
+            ),
+            "pooled_prompt_embeds": torch.empty(
+                batch, config["pooled_projection_dim"], device="meta", dtype=dtype
+            ),
         }
 
 
@@ -146,7 +172,8 @@ def known_models() -> dict[str, dict[str, Any]]:
 
 @cache
 def model_shapes(model: str) -> ModelShapes:
-    """The shapes of `pocket`, of a diffusers folder (its configs suffice), or of a hub model that is built in.
+    """The shapes of `pocket`, of a diffusers folder (its configs suffice), or of a hub model that is built
+    in.
 
     Raises:
         ModelError: an unknown model, a family without a backbone, or a config that is missing or damaged.
@@ -171,7 +198,9 @@ def model_shapes(model: str) -> ModelShapes:
 
 def _family(model: str, pipeline: str) -> type[Backbone]:
     if pipeline not in FAMILIES:
-        raise ModelError(f"{model} is a {pipeline}, which has no backbone here.", f"Known: {', '.join(sorted(FAMILIES))}.")
+        raise ModelError(
+            f"{model} is a {pipeline}, which has no backbone here.", f"Known: {', '.join(sorted(FAMILIES))}."
+        )
     return FAMILIES[pipeline]
 
 
@@ -182,4 +211,6 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError("it is no object with keys")
         return about
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.", "A model folder has a config.json in every part.") from error
+        raise ModelError(
+            f"{path} cannot be read: {error}.", "A model folder has a config.json in every part."
+        ) from error

@@ -1,14 +1,17 @@
-"""The memory model: run the real code on tensors that have a shape but no data, and keep count of what would be alive.
+"""The memory model: run the real code on tensors that have a shape but no data, and keep count of what would
+be alive.
 
-torch's meta device runs forward, backward and gradient checkpointing as a real device does, without memory or arithmetic. So a
-step's memory is not described by formulas that age with the code: it is counted, tensor by tensor, while `losses_of` or
-`sample_latents` runs. Arithmetic is counted along the way, with torch's own formulas (`torch.utils.flop_counter`: a product of an
-(m, k) and a (k, n) matrix is 2·m·k·n operations).
+torch's meta device runs forward, backward and gradient checkpointing as a real device does, without memory or
+arithmetic. So a step's memory is not described by formulas that age with the code: it is counted, tensor by
+tensor, while `losses_of` or `sample_latents` runs. Arithmetic is counted along the way, with torch's own
+formulas (`torch.utils.flop_counter`: a product of an (m, k) and a (k, n) matrix is 2·m·k·n operations).
 
-A transformer's blocks are alike. `thinned` keeps three of every run of equal blocks; what the middle one adds, on the way
-forward and on the way back, is then taken as often as the whole model has it. FLUX.1-dev takes seconds that way.
+A transformer's blocks are alike. `thinned` keeps three of every run of equal blocks; what the middle one
+adds, on the way forward and on the way back, is then taken as often as the whole model has it. FLUX.1-dev
+takes seconds that way.
 
-What is not seen is what a kernel takes for itself and gives back before it returns (cuBLAS and cuDNN workspaces).
+What is not seen is what a kernel takes for itself and gives back before it returns (cuBLAS and cuDNN
+workspaces).
 """
 
 from __future__ import annotations
@@ -29,12 +32,16 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 KEPT = 3
-"""Blocks left of a run of equal ones: one after another kind, one before another kind, and the typical one between."""
+"""Blocks left of a run of equal ones: one after another kind, one before another kind, and the typical one
+between.
+"""
 
 
 @dataclass
 class Segment:
-    """A stretch of the run: how far live bytes rise above where they were at its start, what is left over, its arithmetic."""
+    """A stretch of the run: how far live bytes rise above where they were at its start, what is left over,
+    its arithmetic.
+    """
 
     name: str
     times: int = 1
@@ -46,8 +53,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a run takes beside the weights. peak: bytes alive at the worst moment. kept: bytes alive when the backward pass
-    begins (0 without one). flops: floating-point operations, a multiplication and an addition being two."""
+    """What a run takes beside the weights. peak: bytes alive at the worst moment. kept: bytes alive when the
+    backward pass begins (0 without one). flops: floating-point operations, a multiplication and an addition
+    being two.
+    """
 
     peak: int
     kept: int
@@ -81,8 +90,9 @@ def runs_of_blocks(transformer: nn.Module) -> list[list[nn.Module]]:
 
 
 def thinned(transformer: nn.Module) -> dict[nn.Module, int]:
-    """Take blocks out of a transformer, so that no more than `KEPT` equal ones follow each other; what remains, by how often
-    the whole model runs it."""
+    """Take blocks out of a transformer, so that no more than `KEPT` equal ones follow each other; what
+    remains, by how often the whole model runs it.
+    """
     times: dict[nn.Module, int] = {}
     for blocks in runs_of_blocks(transformer):
         kept = blocks if len(blocks) <= KEPT else [*blocks[:2], blocks[-1]]
@@ -95,16 +105,24 @@ def thinned(transformer: nn.Module) -> dict[nn.Module, int]:
 
 
 class Trace(TorchDispatchMode):
-    """Counts live bytes and arithmetic of meta tensors, segment by segment. What exists before is not counted."""
+    """Counts live bytes and arithmetic of meta tensors, segment by segment. What exists before is not
+    counted.
+    """
 
     def __init__(self, module: nn.Module, times: dict[nn.Module, int] | None = None) -> None:
-        """times: blocks of `module` that are segments of their own, and how often the whole model runs each."""
+        """times: blocks of `module` that are segments of their own,
+        and how often the whole model runs each.
+        """
         super().__init__()
         self.segments = [Segment("start")]
         self._times = times or {}
         self._live = self._start = 0
         self._owner: nn.Module | None = None
-        before = [*module.parameters(), *module.buffers(), *(p.grad for p in module.parameters() if p.grad is not None)]
+        before = [
+            *module.parameters(),
+            *module.buffers(),
+            *(p.grad for p in module.parameters() if p.grad is not None),
+        ]
         self._known: dict[int, Any] = {tensor.untyped_storage()._cdata: tensor for tensor in before}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -132,8 +150,9 @@ class Trace(TorchDispatchMode):
         segment.rise = max(segment.rise, self._live - self._start)
 
     def _freed(self, key: int, size: int, made: int, _: object) -> None:
-        """made: how many segments there were when it came. What many blocks leave and one goodbye takes away, as clean context's
-        keys and values when the forward pass ends, goes as often as it came."""
+        """made: how many segments there were when it came. What many blocks leave and one goodbye takes away,
+        as clean context's keys and values when the forward pass ends, goes as often as it came.
+        """
         del self._known[key]
         self._live -= size
         before, now = self.segments[made - 1], self.segments[-1]
@@ -155,7 +174,9 @@ class Trace(TorchDispatchMode):
             hook.remove()
 
     def _open(self, name: str, block: nn.Module) -> None:
-        """A new segment, up to the next one; forward passes that the backward pass repeats are a part of it, and make none."""
+        """A new segment, up to the next one; forward passes that the backward pass repeats are a part of it,
+        and make none.
+        """
         if name != "backward" and torch._C._current_graph_task_id() != -1:
             return
         if (self.segments[-1].name, self._owner) != (name, block):
@@ -169,12 +190,18 @@ class Trace(TorchDispatchMode):
 
     def _leave(self, block: nn.Module, _: Any, out: Any) -> None:
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.requires_grad and torch._C._current_graph_task_id() == -1:
+            if (
+                isinstance(tensor, Tensor)
+                and tensor.requires_grad
+                and torch._C._current_graph_task_id() == -1
+            ):
                 tensor.register_hook(lambda gradient, block=block: self._open("backward", block))
 
 
 def _all_meta(args: Any) -> Any:
-    """Real tensors among meta ones become meta; a real mask that selects becomes the places it selects, whose number counts."""
+    """Real tensors among meta ones become meta; a real mask that selects becomes the places it selects, whose
+    number counts.
+    """
 
     def places(indices: Any) -> Any:
         if not isinstance(indices, (list, tuple)):
@@ -195,8 +222,9 @@ _FULL = {F.layer_norm, F.rms_norm, F.group_norm}
 class Device(TorchFunctionMode):
     """How a card runs what the meta device would run otherwise.
 
-    Attention is fused: no matrix of queries × keys. With `autocast`, matrix products are taken in that dtype and norms in
-    float32, as torch's autocast for CUDA does it (ATen/autocast_mode.h); the meta device has no autocast.
+    Attention is fused: no matrix of queries × keys. With `autocast`, matrix products are taken in that dtype
+    and norms in float32, as torch's autocast for CUDA does it (ATen/autocast_mode.h); the meta device has no
+    autocast.
     """
 
     def __init__(self, autocast: torch.dtype | None) -> None:
@@ -207,9 +235,13 @@ class Device(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             named = [kwargs[name] for name in ("query", "key", "value") if name in kwargs]
-            return torch.ops.aten._scaled_dot_product_flash_attention(*_cast([*args, *named][:3], self.autocast))[0]
+            return torch.ops.aten._scaled_dot_product_flash_attention(
+                *_cast([*args, *named][:3], self.autocast)
+            )[0]
         if self.autocast is not None and (func in _LOW or func in _FULL):
-            args, kwargs = (_cast(part, self.autocast if func in _LOW else torch.float32) for part in (args, kwargs))
+            args, kwargs = (
+                _cast(part, self.autocast if func in _LOW else torch.float32) for part in (args, kwargs)
+            )
         return func(*args, **kwargs)
 
 
@@ -217,18 +249,25 @@ def _cast(part: Any, dtype: torch.dtype | None) -> Any:
     """Floating-point tensors in `part` as `dtype`; None leaves them."""
     if dtype is None:
         return part
-    return tree_map_only(Tensor, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, part)
+    return tree_map_only(
+        Tensor, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, part
+    )
 
 
 @contextmanager
-def traced(module: nn.Module, times: dict[nn.Module, int] | None = None, autocast: torch.dtype | None = None) -> Iterator[Trace]:
+def traced(
+    module: nn.Module, times: dict[nn.Module, int] | None = None, autocast: torch.dtype | None = None
+) -> Iterator[Trace]:
     """Count what runs inside; see `Trace` and `Device`."""
     with Device(autocast), Trace(module, times) as trace:
         yield trace
 
 
 def backward(loss: Tensor) -> None:
-    """`loss.backward()`, as it goes on inside. Called by its name it is one call to `Device`, which then does not see the
-    forward passes that gradient checkpointing repeats."""
+    """`loss.backward()`, as it goes on inside. Called by its name it is one call to `Device`, which then does
+    not see the forward passes that gradient checkpointing repeats.
+    """
     ones = torch.ones_like(loss)
-    torch.autograd.graph._engine_run_backward((loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+    torch.autograd.graph._engine_run_backward(
+        (loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )

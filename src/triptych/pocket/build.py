@@ -1,4 +1,6 @@
-"""pocket build: the embedded model from nothing, stage by stage. Each stage is resumable, logs JSON lines and is seeded."""
+"""pocket build: the embedded model from nothing, stage by stage. Each stage is resumable, logs JSON lines and
+is seeded.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,20 @@ from typing import Any, Literal
 from pydantic import Field
 
 from triptych.config.stage import StageConfig
-from triptych.run import Event, Run
+from triptych.events import Event, Run
 
-Name = Literal["autoencoder", "text", "bank", "transformer", "prints", "guidance", "oracle", "evaluate", "captioner", "package"]
+Name = Literal[
+    "autoencoder",
+    "text",
+    "bank",
+    "transformer",
+    "prints",
+    "guidance",
+    "oracle",
+    "evaluate",
+    "captioner",
+    "package",
+]
 
 
 class PocketBuildConfig(StageConfig):
@@ -22,7 +35,9 @@ class PocketBuildConfig(StageConfig):
     steps: int | None = Field(default=None, ge=1)
     """Training steps of the stage, if not the recipe's."""
     start_from: Path | None = None
-    """Pipeline folder (`pocket`: the shipped one) whose transformer the training goes on from, in place of nothing."""
+    """Pipeline folder (`pocket`: the shipped one) whose transformer the training goes on from, in place of
+    nothing.
+    """
     related_boards: bool = True
     """Train on boards of three related pictures too; without them is the ablation."""
     compile: bool = True
@@ -32,7 +47,9 @@ class PocketBuildConfig(StageConfig):
 
 
 def pocket_build(config: PocketBuildConfig) -> Run:
-    """Run one stage, or all; an event per finished stage. Run the same command again to go on after an interruption."""
+    """Run one stage, or all; an event per finished stage. Run the same command again to go on after an
+    interruption.
+    """
     names: list[str] = list(STAGES) if config.stage == "all" else [config.stage]
 
     def work() -> Iterator[Event]:

@@ -94,7 +94,9 @@ class Canvas:
         self._draw.rectangle(box, outline=colour, width=self.samples)
         self._draw_mask.rectangle(box, outline=255, width=self.samples)
 
-    def line(self, points: list[Point], width: float, colour: RGB, *, garment: bool = False, caps: bool = False) -> None:
+    def line(
+        self, points: list[Point], width: float, colour: RGB, *, garment: bool = False, caps: bool = False
+    ) -> None:
         """Draw a line; ``caps`` rounds its two ends."""
         _line(self._draw, self.points(points), width * self.samples, colour, caps)
         _line(self._draw_mask, self.points(points), width * self.samples, 255 * garment, caps)

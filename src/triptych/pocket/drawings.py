@@ -1,11 +1,13 @@
-"""Tells the pocket's drawings from photographs, by what drawings have: few colours, which are known, and a plain background.
+"""Tells the pocket's drawings from photographs, by what drawings have: few colours, which are known, and a
+plain background.
 
-A picture is looked at with its longest side at `SIDE` pixels, where a drawing is much the same whatever size it came in. A
-pixel is *flat* if it differs little from its eight neighbours. Then a drawing is a picture
+A picture is looked at with its longest side at `SIDE` pixels, where a drawing is much the same whatever size
+it came in. A pixel is *flat* if it differs little from its eight neighbours. Then a drawing is a picture
 
 - whose flat pixels nearly all (`PURITY`) have a colour that the renderer uses, and
 - some of whose flat pixels (`BACKGROUND` of all) have one of its four background colours, and
-- before whose background some pixels (`FIGURE` of the others) have at least roughly a colour of cloth or people,
+- before whose background some pixels (`FIGURE` of the others) have at least roughly a colour of cloth or
+  people,
 
 or one in which there is nothing at all to see (`BLANK`).
 
@@ -24,7 +26,9 @@ from triptych.pocket.world import BACKGROUNDS, COLOURS, HAIRS, OTHER_CLOTHES, SK
 
 SIDE = 144
 FLAT, EVEN = 14, 2
-"""Largest difference within 3 × 3 pixels, of 255: what JPEG leaves of a plain area, and what it leaves of an empty one."""
+"""Largest difference within 3 × 3 pixels, of 255: what JPEG leaves of a plain area, and what it leaves of an
+empty one.
+"""
 NEAR_CLOTH, ROUGHLY, NEAR_BACKGROUND = 6, 12, 14
 """How far a colour may be off, of 255 in each channel; backgrounds vary by 8 themselves."""
 PURITY, BACKGROUND, FIGURE, BLANK = 0.86, 0.02, 0.05, 0.99
@@ -43,7 +47,9 @@ def is_drawing(image: Image.Image) -> bool:
 
 
 def _pixels(image: Image.Image) -> tuple[np.ndarray, ...]:
-    """By pixel: is it flat, even, of a colour that clothes or people have, roughly so, of a background's colour? (H, W) bool each."""
+    """By pixel: is it flat, even, of a colour that clothes or people have, roughly so, of a background's
+    colour? (H, W) bool each.
+    """
     small = image.convert("RGB")
     scale = SIDE / max(small.size)
     if scale < 1:
@@ -59,7 +65,9 @@ def _pixels(image: Image.Image) -> tuple[np.ndarray, ...]:
 
 @cache
 def _tables() -> tuple[np.ndarray, ...]:
-    """(256 / CELL)³ bool each: is a colour near one of clothes and people, roughly so, near a background or a shadow on it?"""
+    """(256 / CELL)³ bool each: is a colour near one of clothes and people, roughly so, near a background or a
+    shadow on it?
+    """
     seams = [_times(colour, factor) for colour in COLOURS.values() for factor in (0.62, 0.5)]
     people = [*SKINS.values(), *(_times(skin, 0.6) for skin in SKINS.values()), *HAIRS.values(), SHOES, EYES]
     cloth = [*COLOURS.values(), *seams, (85, 85, 92), ZIP, *people, *OTHER_CLOTHES.values()]
@@ -74,5 +82,10 @@ def _times(colour: tuple[int, int, int], factor: float) -> tuple[int, ...]:
 def _near(colours: list[tuple[int, ...]], distance: int) -> np.ndarray:
     table = np.zeros((256 // CELL,) * 3, dtype=bool)
     for colour in colours:
-        table[tuple(slice(max(0, round((level - distance) / CELL)), round((level + distance) / CELL) + 1) for level in colour)] = True
+        table[
+            tuple(
+                slice(max(0, round((level - distance) / CELL)), round((level + distance) / CELL) + 1)
+                for level in colour
+            )
+        ] = True
     return table

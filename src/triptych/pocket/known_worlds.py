@@ -1,4 +1,5 @@
-"""What a model has seen. Most have seen photographs; one that only knows a small world says so in its `triptych.json`:
+"""What a model has seen. Most have seen photographs; one that only knows a small world says so in its
+`triptych.json`:
 
     {"knows": "rendered"}
 
@@ -29,7 +30,11 @@ OTHER = {
 
 
 def check_pictures(
-    knows: str, pictures: Iterable[tuple[str, Image.Image]], kind: Literal["model", "captioner"], name: str, anyway: bool
+    knows: str,
+    pictures: Iterable[tuple[str, Image.Image]],
+    kind: Literal["model", "captioner"],
+    name: str,
+    anyway: bool,
 ) -> None:
     """Refuse pictures that a model has never seen the like of; with `anyway`, warn.
 
@@ -71,7 +76,9 @@ def known_by(folder: Path) -> str:
         if knows not in WORLDS:
             raise ValueError(f"nothing is known of the world {str(knows)[:40]!r}")
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ModelError(f"The settings of {folder} cannot be used: {error}.", f"Mend {file}, or delete it.") from error
+        raise ModelError(
+            f"The settings of {folder} cannot be used: {error}.", f"Mend {file}, or delete it."
+        ) from error
     return str(knows)
 
 

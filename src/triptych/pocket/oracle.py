@@ -1,9 +1,9 @@
 """The judge of the pocket world: looks at one panel and says what it shows.
 
-A small CNN trained on renders and on autoencoder round trips of renders (``recipe/judge.py``); its own accuracy on held-out
-pictures stands in ``oracle/oracle.json``. It is a measuring instrument: it never takes part in training.
-The colour and pattern asked for are those of the garment, so the judge can be told which type to look at
-(a person who wears a red skirt and a grey top has no single colour).
+A small CNN trained on renders and on autoencoder round trips of renders (``recipe/judge.py``); its own
+accuracy on held-out pictures stands in ``oracle/oracle.json``. It is a measuring instrument: it never takes
+part in training. The colour and pattern asked for are those of the garment, so the judge can be told which
+type to look at (a person who wears a red skirt and a grey top has no single colour).
 """
 
 from __future__ import annotations
@@ -21,7 +21,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from triptych.pocket.canvas import PANEL_HEIGHT, PANEL_WIDTH
-from triptych.pocket.world import BACKGROUNDS, COLOURS, FACINGS, HAIRS, HAIRSTYLES, NONE, PATTERNS, PRINTS, TYPES, Garment, Scene
+from triptych.pocket.world import (
+    BACKGROUNDS,
+    COLOURS,
+    FACINGS,
+    HAIRS,
+    HAIRSTYLES,
+    NONE,
+    PATTERNS,
+    PRINTS,
+    TYPES,
+    Garment,
+    Scene,
+)
 
 FOLDER = Path(__file__).parent / "oracle"
 HEADS: dict[str, tuple[str, ...]] = {
@@ -58,7 +70,9 @@ class Judgement:
 
 
 def shown(garment: Garment, scene: Scene) -> dict[str, str]:
-    """Return what a panel truly shows, one value of :data:`HEADS` per attribute: a print only where it is seen."""
+    """Return what a panel truly shows, one value of :data:`HEADS` per attribute: a print only where it is
+    seen.
+    """
     values = asdict(garment) | asdict(scene) | {"person": "yes" if scene.worn else "no"}
     if not scene.shows_back:
         values["print"] = NONE
@@ -79,7 +93,9 @@ class OracleNetwork(torch.nn.Module):
         self.type_embedding = torch.nn.Embedding(len(TYPES) + 1, 64)
         self.heads = torch.nn.ModuleList(
             [
-                torch.nn.Sequential(torch.nn.Linear(320, 128), torch.nn.ReLU(), torch.nn.Linear(128, len(values)))
+                torch.nn.Sequential(
+                    torch.nn.Linear(320, 128), torch.nn.ReLU(), torch.nn.Linear(128, len(values))
+                )
                 for values in HEADS.values()
             ]
         )
@@ -92,20 +108,31 @@ class OracleNetwork(torch.nn.Module):
         x = F.relu(self.features(x.flatten(1)))
         untold = torch.full_like(types, len(TYPES))
         told = {name: self.type_embedding(types if name in LOOK else untold) for name in HEADS}
-        return {name: head(torch.cat([x, told[name]], 1)) for name, head in zip(HEADS, self.heads, strict=True)}
+        return {
+            name: head(torch.cat([x, told[name]], 1)) for name, head in zip(HEADS, self.heads, strict=True)
+        }
 
 
 @lru_cache(maxsize=1)
 def load_oracle() -> OracleNetwork:
     """Return the shipped judge."""
     network = OracleNetwork()
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(FOLDER / "oracle.safetensors").items()})
+    network.load_state_dict(
+        {
+            k: v.float() if v.is_floating_point() else v
+            for k, v in load_file(FOLDER / "oracle.safetensors").items()
+        }
+    )
     return network.eval().requires_grad_(False)
 
 
 def oracle_accuracy() -> dict[str, dict[str, float]]:
-    """Return the judge's own accuracy per attribute on held-out renders and on their autoencoder round trips."""
-    accuracy: dict[str, dict[str, float]] = json.loads((FOLDER / "oracle.json").read_text(encoding="utf-8"))["accuracy"]
+    """Return the judge's own accuracy per attribute on held-out renders and on their autoencoder
+    round trips.
+    """
+    accuracy: dict[str, dict[str, float]] = json.loads((FOLDER / "oracle.json").read_text(encoding="utf-8"))[
+        "accuracy"
+    ]
     return accuracy
 
 
@@ -136,7 +163,12 @@ def judge(
         else:
             told = torch.tensor([TYPES.index(type_) for type_ in types])
         logits = network(images, told)
-    best = {name: [HEADS[name][index] for index in values.argmax(1).tolist()] for name, values in logits.items()}
+    best = {
+        name: [HEADS[name][index] for index in values.argmax(1).tolist()] for name, values in logits.items()
+    }
     sure = logits["colour"].softmax(1).amax(1).tolist()
     rows = [dict(zip(best, values, strict=True)) for values in zip(*best.values(), strict=True)]
-    return [Judgement(**row | {"person": row["person"] == "yes", "confidence": p}) for row, p in zip(rows, sure, strict=True)]
+    return [
+        Judgement(**row | {"person": row["person"] == "yes", "confidence": p})
+        for row, p in zip(rows, sure, strict=True)
+    ]

@@ -47,7 +47,8 @@ class Caption:
 
 
 def look_phrase(garment: Garment, named: bool = True, *, back: bool = False, wording: int = 0) -> str:
-    """Return ``red dress with white dots``, ``plain red dress`` or, not named, ``dress``; ``back`` names the print too.
+    """Return ``red dress with white dots``, ``plain red dress`` or, not named, ``dress``; ``back`` names the
+    print too.
 
     ``wording`` 0 is the house wording, 1 another one with the same meaning.
     """
@@ -78,9 +79,11 @@ def panel_caption(
     article: str = "a",
     varied: bool = False,
 ) -> Caption:
-    """Describe one panel; every detail (hair, background) appears with probability ``details`` (without rng: all).
+    """Describe one panel; every detail (hair, background) appears with probability ``details`` (without rng:
+    all).
 
-    ``varied`` draws the wording too; otherwise it is the house's. A person who faces the camera is not said to.
+    ``varied`` draws the wording too; otherwise it is the house's. A person who faces the camera is not said
+    to.
     """
 
     def tell() -> bool:
@@ -138,7 +141,9 @@ def triptych_caption(
     for index, scene in enumerate(scenes):
         tell = named and (not index or (index == 1 and garment.print != NONE))
         article = "the" if index else "a"
-        captions.append(panel_caption(garment, scene, rng, named=tell, details=details, article=article, varied=varied))
+        captions.append(
+            panel_caption(garment, scene, rng, named=tell, details=details, article=article, varied=varied)
+        )
     return join_captions(summary, captions, "one item")
 
 
@@ -158,7 +163,9 @@ def sample_board(
     printed = rng.random() < print_share
 
     def scene(view: str | None = None) -> Scene:
-        drawn = sample_scene(rng, view or rng.choice(("back", "worn") if printed else BOARD_VIEWS), behind_share=behind_share)
+        drawn = sample_scene(
+            rng, view or rng.choice(("back", "worn") if printed else BOARD_VIEWS), behind_share=behind_share
+        )
         if printed and drawn.worn and rng.random() < 0.7:
             drawn = sample_scene(rng, "worn", facing="behind")
         small = not drawn.worn and rng.random() < 0.35
@@ -198,7 +205,9 @@ def board_caption(
     details: float = 0.5,
     varied: bool = False,
 ) -> Caption:
-    """Describe a board: no panel names its look (``silent``), one does (``one_named``), or all do (the rest)."""
+    """Describe a board: no panel names its look (``silent``), one does (``one_named``),
+    or all do (the rest).
+    """
     count, chance = len(panels), rng.random()
     if kind == "independent":
         named = [rng.random() < 0.6 for _ in panels]
@@ -210,12 +219,18 @@ def board_caption(
     else:
         named = [True] * count
     captions = [
-        panel_caption(garment, scene, rng, named=tell, details=details, article=rng.choice(("a", "the")), varied=varied)
+        panel_caption(
+            garment, scene, rng, named=tell, details=details, article=rng.choice(("a", "the")), varied=varied
+        )
         for (garment, scene), tell in zip(panels, named, strict=True)
     ]
     return join_captions(rng.choice(BOARD_SUMMARIES[kind]), captions, kind)
 
 
-def sample_triptych(rng: random.Random, *, held_out: bool | None = False) -> tuple[Garment, tuple[Scene, Scene, Scene]]:
-    """Draw one item and its front, back and worn scenes; ``held_out`` applies to the garment and to the person."""
+def sample_triptych(
+    rng: random.Random, *, held_out: bool | None = False
+) -> tuple[Garment, tuple[Scene, Scene, Scene]]:
+    """Draw one item and its front, back and worn scenes; ``held_out`` applies to the garment and to the
+    person.
+    """
     return sample_garment(rng, held_out=held_out), sample_triptych_scenes(rng, held_out=held_out)

@@ -1,9 +1,9 @@
 """Writes what a shop has: folders of product photos, as messy as they come, and the truth about them.
 
-    folder/photos/item01/ ...   shuffled, badly named photos: front, back, one to three people wearing it, rubbish
-    folder/labels/human/        30 photos of people, and
-    folder/labels/garment/      30 photos of garments lying flat, of other garments: to teach the classifier
-    folder/truth.json           for every file its label, view, garment, scene and seed; outside the photo folders
+    folder/photos/item01/ ...   shuffled, badly named photos: front, back, one to three people wearing it,
+    rubbish folder/labels/human/        30 photos of people, and folder/labels/garment/      30 photos of
+    garments lying flat, of other garments: to teach the classifier folder/truth.json           for every file
+    its label, view, garment, scene and seed; outside the photo folders
 
 Everything follows from the seed.
 """
@@ -50,7 +50,9 @@ class _Writer:
         if png:
             image.save(buffer, "PNG")
         else:
-            image.save(buffer, "JPEG", quality=self.rng.choice((85, 90, 95)), subsampling=self.rng.choice((0, 2)))
+            image.save(
+                buffer, "JPEG", quality=self.rng.choice((85, 90, 95)), subsampling=self.rng.choice((0, 2))
+            )
         return buffer.getvalue()
 
     def write(self, path: Path, data: bytes, **truth: Any) -> None:
@@ -103,8 +105,9 @@ def write_raw_catalogue(
 ) -> RawCatalogue:
     """Write ``items`` folders of photos, two label folders and ``truth.json``; returns where they are.
 
-    ``missing``: share of items that lack their front or back or worn view. ``spoilt``: files that are no photos (truncated
-    JPEG, text named .jpg, zero bytes). ``duplicates``: byte-identical copies under another name.
+    ``missing``: share of items that lack their front or back or worn view. ``spoilt``: files that are no
+    photos (truncated JPEG, text named .jpg, zero bytes). ``duplicates``: byte-identical copies under another
+    name.
     """
     rng = random.Random(f"raw catalogue {seed}")
     writer = _Writer(folder, rng)
@@ -130,7 +133,9 @@ def write_raw_catalogue(
     for number in range(spoilt):
         path, data = rng.choice([one for one in good if one[0].suffix != ".png"])
         kind = ("truncated", "text", "empty")[number % 3]
-        rubbish = {"truncated": data[: len(data) // 3], "text": b"see attached photo\n" * 20, "empty": b""}[kind]
+        rubbish = {"truncated": data[: len(data) // 3], "text": b"see attached photo\n" * 20, "empty": b""}[
+            kind
+        ]
         writer.write(path.with_name(f"{writer.meaningless()}.jpg"), rubbish, label="unreadable", spoilt=kind)
     others = garments[items:]
     for name, chosen in (("human", others[:labels]), ("garment", others[labels:])):
@@ -138,7 +143,9 @@ def write_raw_catalogue(
             view = "worn" if name == "human" else rng.choice(("front", "back"))
             writer.photo(label_folder / name, None, garment, sample_scene(rng, view))
     truth = folder / "truth.json"
-    truth.write_text(json.dumps({"seed": seed, "files": writer.truth}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    truth.write_text(
+        json.dumps({"seed": seed, "files": writer.truth}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
     return RawCatalogue(photos, label_folder, truth)
 
 

@@ -1,7 +1,7 @@
 """Draws garments and people. ``render(garment, scene, seed)`` is a pure function of its arguments.
 
-All random numbers are drawn before anything that depends on the garment, so the same (scene, seed) with another
-garment is the same picture but for the garment: that is the exact truth for try-on.
+All random numbers are drawn before anything that depends on the garment, so the same (scene, seed) with
+another garment is the same picture but for the garment: that is the exact truth for try-on.
 """
 
 from __future__ import annotations

@@ -60,10 +60,16 @@ def _print(canvas: Canvas, garment: Garment, centre: Point, radius: float) -> No
         for width, height in ((radius * 1.1, radius * 0.36), (radius * 0.36, radius * 1.1)):
             canvas.rectangle((x - width, y - height), (x + width, y + height), ink, garment=True)
     elif garment.print == "triangle":
-        canvas.polygon([(x, y - radius * 1.1), (x + radius * 1.15, y + radius), (x - radius * 1.15, y + radius)], ink, garment=True)
+        canvas.polygon(
+            [(x, y - radius * 1.1), (x + radius * 1.15, y + radius), (x - radius * 1.15, y + radius)],
+            ink,
+            garment=True,
+        )
 
 
-def draw_flat(canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random, offset: Point, background: RGB) -> None:
+def draw_flat(
+    canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random, offset: Point, background: RGB
+) -> None:
     """Draw the garment lying flat, seen from the front or from the back."""
     scale_x, scale_y = scene.zoom * rng.uniform(0.9, 1.06), scene.zoom * rng.uniform(0.92, 1.04)
     move_x, move_y = rng.uniform(-2, 2), rng.uniform(-3, 3)
@@ -134,7 +140,9 @@ class _Person:
         self.x = 32 + rng.uniform(-2.5, 2.5)
         self.shoulder, self.hip, self.foot = 26 + rng.uniform(-1, 1), 52 + rng.uniform(-1, 1), 91.0
         jitter: Callable[[], float] = lambda: rng.uniform(-1, 1)  # noqa: E731
-        left_elbow, left_hand, right_elbow, right_hand = (self.at(x + jitter(), y + jitter()) for x, y in ELBOWS_HANDS[scene.pose])
+        left_elbow, left_hand, right_elbow, right_hand = (
+            self.at(x + jitter(), y + jitter()) for x, y in ELBOWS_HANDS[scene.pose]
+        )
         self.arms = [
             [self.at(-9.5, self.shoulder + 3), left_elbow, left_hand],
             [self.at(9.5, self.shoulder + 3), right_elbow, right_hand],
@@ -151,7 +159,9 @@ class _Person:
         for arm in self.arms:
             canvas.line(arm, 4.4, self.skin, caps=True)
         for side in (-1, 1):
-            canvas.line([self.at(side * 4.5, self.hip), self.at(side * self.stance, self.foot - 2)], 6.5, self.skin)
+            canvas.line(
+                [self.at(side * 4.5, self.hip), self.at(side * self.stance, self.foot - 2)], 6.5, self.skin
+            )
             shoe = side * self.stance
             canvas.ellipse(self.at(shoe - 4.5, self.foot - 3), self.at(shoe + 4.5, self.foot + 3), SHOES)
         canvas.line([self.at(0, 16), self.at(0, self.shoulder + 2)], 6, self.skin, caps=True)
@@ -241,4 +251,6 @@ class _Person:
         canvas.ellipse(self.at(-6, 5), self.at(6, 20), self.skin)
         canvas.ellipse(self.at(-7.5, 2.5), self.at(7.5, 18), self.hair)
         if self.scene.hairstyle == "long":
-            canvas.polygon([self.at(-7.5, 10), self.at(7.5, 10), self.at(8.5, 29), self.at(-8.5, 29)], self.hair)
+            canvas.polygon(
+                [self.at(-7.5, 10), self.at(7.5, 10), self.at(8.5, 29), self.at(-8.5, 29)], self.hair
+            )

@@ -1,10 +1,12 @@
 """The pocket world: every garment and every picture of it that the renderer can draw.
 
-The world is small on purpose: six types of garment, eight well separated colours, four coarse patterns, three back prints.
-A :class:`Garment` says what is shown, a :class:`Scene` says how, and (garment, scene, seed) fixes every pixel.
+The world is small on purpose: six types of garment, eight well separated colours, four coarse patterns, three
+back prints. A :class:`Garment` says what is shown, a :class:`Scene` says how, and (garment, scene, seed)
+fixes every pixel.
 
-One garment in six and one person in six are *held out*: no sampler draws them unless it is asked to, so no training
-(of the base, the judge, the captioner or a LoRA) has seen them, and every measurement is made on them alone.
+One garment in six and one person in six are *held out*: no sampler draws them unless it is asked to, so no
+training (of the base, the judge, the captioner or a LoRA) has seen them, and every measurement is made on
+them alone.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ SECOND_COLOURS: dict[str, tuple[str, str]] = {
 TYPES = ("t-shirt", "sweater", "dress", "skirt", "jacket", "trousers")
 PATTERNS = ("plain", "stripes", "dots", "check")
 PRINTS = ("circle", "cross", "triangle")
-"""Large motifs on the back of plain garments: seen lying flat from the back and on people from behind, never from the front."""
+"""Large motifs on the back of plain garments: seen lying flat from the back and on people from behind, never
+from the front.
+"""
 PRINTABLE = ("t-shirt", "sweater", "dress", "jacket")
 VIEWS = ("front", "back", "worn")
 FACINGS = ("front", "behind")
@@ -83,7 +87,9 @@ class Garment:
         assert self.pattern in PATTERNS, self.pattern
         assert (self.colour2 == NONE) == (self.pattern == "plain"), self
         assert self.colour2 == NONE or self.colour2 in COLOURS, self.colour2
-        assert self.print == NONE or (self.print in PRINTS and self.type in PRINTABLE and self.pattern == "plain"), self
+        assert self.print == NONE or (
+            self.print in PRINTS and self.type in PRINTABLE and self.pattern == "plain"
+        ), self
 
     @property
     def look(self) -> tuple[str, str, str, str]:
@@ -122,7 +128,9 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """True for one person in six (looks, pose, clothes, background together); flat lays are never held out."""
+        """True for one person in six (looks, pose, clothes, background together); flat lays are never held
+        out.
+        """
         return self.worn and _held_out(astuple(replace(self, zoom=1.0)))
 
 
@@ -136,8 +144,8 @@ def sample_garment(
 ) -> Garment:
     """Draw a garment; keyword arguments fix attributes, ``pattern_weights`` follows :data:`PATTERNS`.
 
-    ``print_share`` is the part of plain printable garments that has a back print. ``held_out``: False draws what may be
-    trained on, True only what may not, None both.
+    ``print_share`` is the part of plain printable garments that has a back print. ``held_out``: False draws
+    what may be trained on, True only what may not, None both.
     """
     while True:
         type_ = fixed.get("type") or rng.choice(TYPES)
@@ -145,20 +153,30 @@ def sample_garment(
         pattern = fixed.get("pattern") or rng.choices(PATTERNS, pattern_weights)[0]
         colour2 = NONE if pattern == "plain" else fixed.get("colour2") or rng.choice(SECOND_COLOURS[colour])
         printed = type_ in PRINTABLE and pattern == "plain" and rng.random() < print_share
-        garment = Garment(type_, colour, pattern, colour2, fixed.get("print") or (rng.choice(PRINTS) if printed else NONE))
+        garment = Garment(
+            type_, colour, pattern, colour2, fixed.get("print") or (rng.choice(PRINTS) if printed else NONE)
+        )
         if held_out is None or garment.held_out == held_out:
             return garment
 
 
 def sample_printed(rng: random.Random, *, held_out: bool | None = False) -> Garment:
     """Draw a garment with a back print."""
-    return sample_garment(rng, print_share=1.0, held_out=held_out, type=rng.choice(PRINTABLE), pattern="plain")
+    return sample_garment(
+        rng, print_share=1.0, held_out=held_out, type=rng.choice(PRINTABLE), pattern="plain"
+    )
 
 
 def sample_scene(
-    rng: random.Random, view: str, *, behind_share: float = BEHIND_SHARE, held_out: bool | None = False, **fixed: Any
+    rng: random.Random,
+    view: str,
+    *,
+    behind_share: float = BEHIND_SHARE,
+    held_out: bool | None = False,
+    **fixed: Any,
 ) -> Scene:
-    """Draw a scene of one view; keyword arguments fix fields of the scene, ``held_out`` is that of :func:`sample_garment`.
+    """Draw a scene of one view; keyword arguments fix fields of the scene, ``held_out`` is that of
+    :func:`sample_garment`.
 
     ``behind_share`` is the part of the people that is seen from behind.
     """
@@ -184,7 +202,9 @@ def sample_triptych_scenes(
     rng: random.Random, *, behind_share: float = BEHIND_SHARE, held_out: bool | None = False
 ) -> tuple[Scene, Scene, Scene]:
     """Draw front, back and worn scenes of one item; the two flat lays often share a background."""
-    front, back, worn = (sample_scene(rng, view, behind_share=behind_share, held_out=held_out) for view in VIEWS)
+    front, back, worn = (
+        sample_scene(rng, view, behind_share=behind_share, held_out=held_out) for view in VIEWS
+    )
     if rng.random() < 0.6:
         back = replace(back, background=front.background)
     return front, back, worn

@@ -1,17 +1,21 @@
-"""Clean context: what attends to what, how known tokens are read before sampling, and how long what was read is kept.
+"""Clean context: what attends to what, how known tokens are read before sampling, and how long what was read
+is kept.
 
-Known tokens are the clean ones: the product panels, and what lies outside the polygon in the worn panel. They are read once, at
-t = 0 and without words; the active tokens (those being repainted) and the text run at every step and attend to each other and
-to all known tokens. What the known tokens attend to is the LoRA's `context_reading`, recorded in its file:
+Known tokens are the clean ones: the product panels, and what lies outside the polygon in the worn panel. They
+are read once, at t = 0 and without words; the active tokens (those being repainted) and the text run at every
+step and attend to each other and to all known tokens. What the known tokens attend to is the LoRA's
+`context_reading`, recorded in its file:
 
-- joint: all known tokens attend to all known tokens. Keys and values of the products then depend on the person as soon as a part
-  of the worn panel is known, so they can be kept for more seeds of the same person and polygon, not for another person.
-- products: product tokens attend to product tokens only, the person's known tokens to the products' and to each other. Keys and
-  values of the products depend on the product photos alone and serve every person. (The latents must not depend on the person
-  either: `generate` then encodes the products on a canvas of their own.)
+- joint: all known tokens attend to all known tokens. Keys and values of the products then depend on the
+  person as soon as a part of the worn panel is known, so they can be kept for more seeds of the same person
+  and polygon, not for another person.
+- products: product tokens attend to product tokens only, the person's known tokens to the products' and to
+  each other. Keys and values of the products depend on the product photos alone and serve every person. (The
+  latents must not depend on the person either: `generate` then encodes the products on a canvas of their
+  own.)
 
-If the whole worn panel is active the two are the same. Either way what is kept equals what would be read anew, and both equal one
-pass over all tokens with the attention mask just described; the tests compare them.
+If the whole worn panel is active the two are the same. Either way what is kept equals what would be read
+anew, and both equal one pass over all tokens with the attention mask just described; the tests compare them.
 
 Legend: B batch, C channels, H and W latent rows and columns of the whole canvas.
 """
@@ -38,8 +42,9 @@ ContextReading = Literal["joint", "products"]
 class ContextCache:
     """What was computed from known panels, up to a limit in bytes; what was used longest ago goes first.
 
-    One cache belongs to one transformer with one LoRA at one strength, and is of no use for another: so neither is part of a key.
-    Keys are hashes of everything else that goes in. Tensors stay on the device. Several threads may share it.
+    One cache belongs to one transformer with one LoRA at one strength, and is of no use for another: so
+    neither is part of a key. Keys are hashes of everything else that goes in. Tensors stay on the device.
+    Several threads may share it.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -57,7 +62,9 @@ class ContextCache:
         return len(self._kept)
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
-        """What is kept under `key`, else what `make` returns (it has `nbytes`), which is kept if it fits the limit at all."""
+        """What is kept under `key`, else what `make` returns (it has `nbytes`), which is kept if it fits the
+        limit at all.
+        """
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -74,7 +81,12 @@ class ContextCache:
 
     def summary(self) -> dict[str, Any]:
         """How it was used, for people."""
-        return {"reused": self.hits, "read": self.misses, "held": len(self), "held_gib": round(self.nbytes / 2**30, 3)}
+        return {
+            "reused": self.hits,
+            "read": self.misses,
+            "held": len(self),
+            "held_gib": round(self.nbytes / 2**30, 3),
+        }
 
 
 def product_tokens(layout: PanelLayout, stride: int) -> Tensor:
@@ -94,8 +106,9 @@ def read_window(
 ) -> Window:
     """Run the tokens that are not active once, clean, and let the active ones attend to them.
 
-    within: (rows, columns) bool; read only known tokens in there (the worn panel, for a pass without product panels).
-    first: (rows, columns) bool; known tokens in there attend to each other only, the others to all ("products" reading).
+    within: (rows, columns) bool; read only known tokens in there (the worn panel, for a pass without product
+    panels). first: (rows, columns) bool; known tokens in there attend to each other only, the others to all
+    ("products" reading).
     """
     with nullcontext() if with_lora else lora_switched_off(transformer):
         contexts: list[Context] = []
@@ -118,10 +131,12 @@ def kept_window(
     room: int,
     cache: ContextCache | None = None,
 ) -> Window:
-    """`read_window` for sampling: nothing that was read before is read again, and there is room for `room` tokens of each step.
+    """`read_window` for sampling: nothing that was read before is read again, and there is room for `room`
+    tokens of each step.
 
     active: as in `Window`, of all canvases alike or each one's own.
-    Equal canvases of a batch are read once; with a `cache`, canvases that were read in earlier calls are not read at all.
+    Equal canvases of a batch are read once; with a `cache`, canvases that were read in earlier calls are not
+    read at all.
     """
     cache = ContextCache(0) if cache is None else cache
     rows_active = active if active.ndim == 3 else active.expand(len(clean_BCHW), -1, -1)
@@ -133,10 +148,17 @@ def kept_window(
         for clean_CHW, own in zip(clean_BCHW, rows_active, strict=True):
             key, row = "", list[Context]()
             for known in _groups(own, within, first):
-                # One canvas and no cache: nothing could be found again, and a plan's tensors have no data to hash.
-                key = _key(key, clean_CHW, known, with_lora) if cache.limit_bytes or len(clean_BCHW) > 1 else f"{key}+"
+                # One canvas and no cache: nothing could be found again, and a plan's tensors have no data to
+                # hash.
+                key = (
+                    _key(key, clean_CHW, known, with_lora)
+                    if cache.limit_bytes or len(clean_BCHW) > 1
+                    else f"{key}+"
+                )
 
-                def make(clean_CHW: Tensor = clean_CHW, known: Tensor = known, row: list[Context] = row) -> Context:
+                def make(
+                    clean_CHW: Tensor = clean_CHW, known: Tensor = known, row: list[Context] = row
+                ) -> Context:
                     before = joined([row]) if row else None
                     return backbone.read(transformer, clean_CHW[None], known, _one(empty), before)
 
@@ -149,7 +171,9 @@ def kept_window(
 
 
 def _groups(active: Tensor, within: Tensor | None, first: Tensor | None) -> list[Tensor]:
-    """The known tokens in the order in which they are read; each group attends to itself and to those before it."""
+    """The known tokens in the order in which they are read; each group attends to itself and to those before
+    it.
+    """
     known = ~active if within is None else ~active & within
     parts = [known] if first is None else [known & first, known & ~first]
     return [part for part in parts if part.any()]
@@ -160,7 +184,9 @@ def _one(empty: Text) -> Text:
 
 
 def _key(before: str, clean_CHW: Tensor, known: Tensor, with_lora: bool) -> str:
-    """A hash of what keys and values follow from: clean latents under the known tokens, their places, what was read before."""
+    """A hash of what keys and values follow from: clean latents under the known tokens, their places, what
+    was read before.
+    """
     rows, columns = (size // cells for size, cells in zip(clean_CHW.shape[1:], known.shape, strict=True))
     cells = known.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
     digest = hashlib.sha256(f"{before} {tuple(clean_CHW.shape)} {tuple(known.shape)} {with_lora} ".encode())

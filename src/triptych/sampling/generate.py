@@ -1,4 +1,5 @@
-"""Panels in, pictures out, in memory: sampling, and mode (a), `generate_triptych`; mode (b) is in `dressing`. No files, no config.
+"""Panels in, pictures out, in memory: sampling, and mode (a), `generate_triptych`; mode (b) is in `dressing`.
+No files, no config.
 
 Legend: B batch, C channels, H and W latent rows and columns of the whole canvas.
 """
@@ -39,19 +40,23 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `guidance_scale` is the number fed to a guidance-distilled model (None: the model takes none),
-    `true_cfg_scale` runs a second pass on the empty prompt and extrapolates; 1 is off."""
+    """How to sample. `guidance_scale` is the number fed to a guidance-distilled model (None: the model takes
+    none), `true_cfg_scale` runs a second pass on the empty prompt and extrapolates; 1 is off.
+    """
 
     num_inference_steps: int = 28
     guidance_scale: float | None = 3.5
     true_cfg_scale: float = 1.0
     strength: float = 1.0
     time_shift: Literal["panel", "canvas"] = "panel"
-    """Tokens the time shift counts, where it does: of one panel, or of the whole canvas as diffusers does (which leaves a
-    triptych few steps at low noise, where texture is decided)."""
+    """Tokens the time shift counts, where it does: of one panel, or of the whole canvas as diffusers does
+    (which leaves a triptych few steps at low noise, where texture is decided).
+    """
     context: Literal["noisy", "clean"] = "noisy"
-    """How known panels are shown to the model: noised along with the rest and put back after every step (the paper's
-    way, and diffusers'), or clean, read once and attended to, which only a LoRA trained that way understands."""
+    """How known panels are shown to the model: noised along with the rest and put back after every step (the
+    paper's way, and diffusers'), or clean, read once and attended to, which only a LoRA trained that way
+    understands.
+    """
     context_lora: bool = False
     """Clean context: whether the LoRA also adapts how known tokens are read."""
     context_reading: ContextReading = "joint"
@@ -61,11 +66,13 @@ class Sampling:
     token_bucket: int = 1
     """Clean context: the number of active tokens is rounded up to a multiple of this."""
     step_cache: float = 0.0
-    """Threshold of diffusers' FirstBlockCache: a step whose first block changes by less takes the other blocks' change from the
-    step before. 0 is off; an approximation."""
+    """Threshold of diffusers' FirstBlockCache: a step whose first block changes by less takes the other
+    blocks' change from the step before. 0 is off; an approximation.
+    """
     context_guidance_scale: float = 1.0
-    """Clean context: extrapolate away from a pass without words and without product panels; 1 is off. It takes the place
-    of both other guidances: the model is then fed 1, what the LoRA saw in training."""
+    """Clean context: extrapolate away from a pass without words and without product panels; 1 is off. It
+    takes the place of both other guidances: the model is then fed 1, what the LoRA saw in training.
+    """
     guidance_stop: float = 1.0
     """Part of the steps after which guidance that takes a second pass is off."""
 
@@ -101,7 +108,8 @@ class Models:
         for prompt in prompts:
             if prompt not in self.texts:
                 raise InputError(
-                    f"The models were loaded without the prompt {prompt[:60]!r}.", "Give load_models all prompts that are to be used."
+                    f"The models were loaded without the prompt {prompt[:60]!r}.",
+                    "Give load_models all prompts that are to be used.",
                 )
         return self.backbone.to_device(stack_text([self.texts[prompt] for prompt in prompts]))
 
@@ -126,10 +134,17 @@ class Models:
 
     def warn_of(self, sampling: Sampling) -> None:
         """Say it if known panels are shown otherwise than the LoRA has learned."""
-        for name in ("context", "context_reading", "context_lora") if self.trained.get("context") == "clean" else ():
+        for name in (
+            ("context", "context_reading", "context_lora") if self.trained.get("context") == "clean" else ()
+        ):
             learned, asked = getattr(self.sampling(), name), getattr(sampling, name)
             if learned != asked:
-                log.warning("The LoRA was trained with %s=%r, not %r; models.sampling() has what it was trained for.", name, learned, asked)
+                log.warning(
+                    "The LoRA was trained with %s=%r, not %r; models.sampling() has what it was trained for.",
+                    name,
+                    learned,
+                    asked,
+                )
                 return
 
     def finite(self, values: Tensor) -> Tensor:
@@ -144,7 +159,10 @@ class Models:
                     f"With the LoRA {self.lora} the model makes numbers that are not finite, and no picture.",
                     "Lower --lora-scale, or use another LoRA.",
                 )
-            raise ModelError("The model makes numbers that are not finite, and no picture.", "Try --dtype fp32, or less guidance.")
+            raise ModelError(
+                "The model makes numbers that are not finite, and no picture.",
+                "Try --dtype fp32, or less guidance.",
+            )
         return values
 
 
@@ -161,8 +179,8 @@ def load_models(
 ) -> Models:
     """A model (`pocket`, a diffusers folder, a hub id), with a LoRA if given, ready for the given prompts.
 
-    The text encoders (9.5 GB for FLUX.1-dev) are gone again before the transformer is loaded. context_cache_gib: memory for
-    keys and values of known panels from one picture to the next.
+    The text encoders (9.5 GB for FLUX.1-dev) are gone again before the transformer is loaded.
+    context_cache_gib: memory for keys and values of known panels from one picture to the next.
 
     Raises:
         ModelError: see `load_backbone` and `load_lora`.
@@ -187,13 +205,17 @@ def load_models(
 
 
 def encode_texts(encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int) -> dict[str, Text]:
-    """Embeddings by prompt, each encoded once, alone and without a batch dimension; the empty prompt is always among them."""
+    """Embeddings by prompt, each encoded once, alone and without a batch dimension; the empty prompt is
+    always among them.
+    """
     encoded: dict[str, Text] = {}
     distinct = list(dict.fromkeys(["", *prompts]))
     for number, prompt in enumerate(distinct):
         progress.doing("reading prompts", number, len(distinct))
         encoded[prompt] = encoder.encode([prompt], max_sequence_length)
-    return {prompt: {name: value[0].cpu() for name, value in text.items()} for prompt, text in encoded.items()}
+    return {
+        prompt: {name: value[0].cpu() for name, value in text.items()} for prompt, text in encoded.items()
+    }
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
@@ -204,7 +226,9 @@ def to_pixels(images: Sequence[Image.Image]) -> Tensor:
 
 def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
     """(B, 3, H, W) in [−1, 1] → RGB pictures."""
-    array = ((pixels_BCHW.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    array = (
+        ((pixels_BCHW.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    )
     return [Image.fromarray(one) for one in array]
 
 
@@ -229,9 +253,9 @@ def sample_latents(
     Args:
         latent_shape: (C, H, W) of the canvas.
         text: embeddings of B prompts. negative: of the empty prompt, B times; for guidance and clean context.
-        known_BCHW: clean latents of the edited canvas. repaint_mask: (H, W), or (B, H, W), 1 = repaint. Both or neither.
-            The run starts from the known canvas noised to `strength`, and whatever is not repainted is put back after
-            every step (diffusers' inpainting pipelines compute the same).
+        known_BCHW: clean latents of the edited canvas. repaint_mask: (H, W), or (B, H, W), 1 = repaint. Both
+            or neither. The run starts from the known canvas noised to `strength`, and whatever is not
+            repainted is put back after every step (diffusers' inpainting pipelines compute the same).
         left_out: (rows, columns) bool on the token grid; clean context: known tokens that nothing attends to.
         contexts: clean context: keys and values that were kept for this transformer.
 
@@ -240,9 +264,15 @@ def sample_latents(
     """
     if sampling.step_cache and not backbone.step_cache:
         raise ModelError(
-            "Steps of this model cannot be cached: diffusers' FirstBlockCache does not fit its blocks.", "Give --step-cache 0."
+            "Steps of this model cannot be cached: diffusers' FirstBlockCache does not fit its blocks.",
+            "Give --step-cache 0.",
         )
-    noise = torch.cat([torch.randn((1, *latent_shape), generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
+    noise = torch.cat(
+        [
+            torch.randn((1, *latent_shape), generator=torch.Generator("cpu").manual_seed(seed))
+            for seed in seeds
+        ]
+    )
     noise = noise.to(backbone.device)
     stride = backbone.settings.stride
     sides = (layout.width, layout.height) if sampling.time_shift == "panel" else layout.size
@@ -261,7 +291,14 @@ def sample_latents(
         def velocity(latents_BCHW: Tensor, t: float) -> Tensor:
             times = torch.full((len(latents_BCHW),), t, device=latents_BCHW.device)
             with transformer.cache_context(branch) if steps is None else nullcontext():  # type: ignore[operator]
-                return backbone.velocity(transformer if steps is None else steps.at(t), latents_BCHW, times, embeddings, fed, window)
+                return backbone.velocity(
+                    transformer if steps is None else steps.at(t),
+                    latents_BCHW,
+                    times,
+                    embeddings,
+                    fed,
+                    window,
+                )
 
         return velocity
 
@@ -273,11 +310,19 @@ def sample_latents(
             assert negative is not None
             worn = layout.mask(layout.roles[-1:], stride)
             sets = active_tokens(repaint_mask, layout, stride).numpy()
-            sets = token_sets.rounded_up(sets.reshape(-1, *sets.shape[-2:]), worn, sampling.token_bucket).reshape(sets.shape)
+            sets = token_sets.rounded_up(
+                sets.reshape(-1, *sets.shape[-2:]), worn, sampling.token_bucket
+            ).reshape(sets.shape)
             active = torch.from_numpy(sets).to(backbone.device)
-            first = product_tokens(layout, stride).to(backbone.device) if sampling.context_reading == "products" else None
+            first = (
+                product_tokens(layout, stride).to(backbone.device)
+                if sampling.context_reading == "products"
+                else None
+            )
             within = None if left_out is None else ~left_out.to(backbone.device)
-            words = max(states.shape[1] for one in (text, negative) for states in one.values() if states.ndim == 3)
+            words = max(
+                states.shape[1] for one in (text, negative) for states in one.values() if states.ndim == 3
+            )
             room = int(active.sum()) // (len(active) if active.ndim == 3 else 1) + words
             about = (backbone, transformer, clamp.known_BCHW, active, negative, sampling.context_lora)
             window = kept_window(*about, within, first, room=room, cache=contexts)
@@ -287,7 +332,9 @@ def sample_latents(
                 without_products = kept_window(*about, kept, first, room=room, cache=contexts)
     velocity = velocity_with(text, window)
     if without_products is not None and negative is not None:
-        velocity = flow.guided(velocity, velocity_with(negative, without_products), sampling.context_guidance_scale, until)
+        velocity = flow.guided(
+            velocity, velocity_with(negative, without_products), sampling.context_guidance_scale, until
+        )
     elif sampling.true_cfg_scale != 1.0:
         assert negative is not None
         velocity = flow.guided(velocity, velocity_with(negative, window), sampling.true_cfg_scale, until)
@@ -315,7 +362,9 @@ def _steps_cached(transformer: Any, threshold: float) -> Iterator[None]:
 
 
 def active_tokens(repaint_mask: Tensor, layout: PanelLayout, stride: int) -> Tensor:
-    """(rows, columns) bool on the token grid: tokens with any latent to repaint. repaint_mask: (H, W), 1 = repaint; or a batch of both."""
+    """(rows, columns) bool on the token grid: tokens with any latent to repaint. repaint_mask: (H, W), 1 =
+    repaint; or a batch of both.
+    """
     rows, columns = layout.size[1] // stride, layout.size[0] // stride
     *batch, height, width = repaint_mask.shape
     return repaint_mask.reshape(*batch, rows, height // rows, columns, width // columns).amax((-3, -1)) > 0
@@ -335,10 +384,12 @@ def generate_triptych(
     Args:
         layout, sampling: by default what the LoRA was trained for, else what the model recommends.
         products: for each prompt the known panels by role, e.g. {"front": …, "back": …}; the other panels are
-            generated beside them and they come back pixel for pixel. None or empty: the whole canvas comes from the prompt.
+            generated beside them and they come back pixel for pixel. None or empty: the whole canvas comes
+                from the prompt.
 
     Raises:
-        InputError: a prompt the models were loaded without, or products that are no panels of the layout, or all of them.
+        InputError: a prompt the models were loaded without, or products that are no panels of the layout, or
+            all of them.
         ModelError: no finite numbers come out.
     """
     assert len(prompts) == len(seeds)
@@ -358,14 +409,19 @@ def generate_triptych(
     known = mask = None
     given = products or [{}] * len(prompts)
     unknown = [role for role in layout.roles if role not in given[0]]
-    canvases = [concatenate([_panel(panels, role, layout) for role in layout.roles], layout) for panels in given]
+    canvases = [
+        concatenate([_panel(panels, role, layout) for role in layout.roles], layout) for panels in given
+    ]
     if given[0]:
         known, _ = models.autoencoder.encode(to_pixels(canvases))
         mask = torch.from_numpy(layout.mask(unknown, unit)).float()
-    # Batched canvases share one set of tokens, so what is left out of one is left out of all: only if each has it as background.
+    # Batched canvases share one set of tokens, so what is left out of one is left out of all: only if each
+    # has it as background.
     without = left_out(canvases, layout, models, sampling) if given[0] else None
     about_known = known, mask, on_step, without, models.contexts
-    latents = sample_latents(models.backbone, models.transformer, layout, shape, text, negative, seeds, sampling, *about_known)
+    latents = sample_latents(
+        models.backbone, models.transformer, layout, shape, text, negative, seeds, sampling, *about_known
+    )
     if not given[0]:
         return to_images(models.finite(models.autoencoder.decode(models.finite(latents))))
     for role in unknown:
@@ -375,7 +431,8 @@ def generate_triptych(
 
 
 def decoded_panel(models: Models, latents_BCHW: Tensor, layout: PanelLayout, role: str) -> list[Image.Image]:
-    """One panel of each canvas, decoded alone: a third of the work, and no colour of a known panel runs in at its edge.
+    """One panel of each canvas, decoded alone: a third of the work, and no colour of a known panel runs in at
+    its edge.
 
     Raises:
         ModelError: latents or pixels that are not finite.
@@ -386,12 +443,20 @@ def decoded_panel(models: Models, latents_BCHW: Tensor, layout: PanelLayout, rol
 
 
 def _panel(given: Mapping[str, Image.Image], role: str, layout: PanelLayout) -> Image.Image:
-    """A known panel. In place of an unknown one, which no repainted latent keeps, a known one: the autoencoder's group
-    norms look at the whole canvas, and a grey panel would change the latents of the panels beside it."""
-    return given.get(role) or next(iter(given.values()), None) or Image.new("RGB", (layout.width, layout.height), (127, 127, 127))
+    """A known panel. In place of an unknown one, which no repainted latent keeps, a known one: the
+    autoencoder's group norms look at the whole canvas, and a grey panel would change the latents of the
+    panels beside it.
+    """
+    return (
+        given.get(role)
+        or next(iter(given.values()), None)
+        or Image.new("RGB", (layout.width, layout.height), (127, 127, 127))
+    )
 
 
-def left_out(canvases: Sequence[Image.Image], layout: PanelLayout, models: Models, sampling: Sampling) -> Tensor | None:
+def left_out(
+    canvases: Sequence[Image.Image], layout: PanelLayout, models: Models, sampling: Sampling
+) -> Tensor | None:
     """The tokens of product panels that show background on every canvas, if they are to be left out."""
     if not sampling.drop_background:
         return None

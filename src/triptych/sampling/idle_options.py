@@ -45,8 +45,16 @@ _OFF: dict[str, Callable[[ModelSettings], tuple[Any, ...]]] = {
     "guidance_stop": lambda _: (1.0,),
     "lora_scale": lambda _: (1.0,),
 }
-"""By option: values that ask for nothing. What a model recommends is among them, because `reproduce` gives every setting."""
-CLEAN_ONLY = ("drop_background", "token_bucket", "context_reading", "context_cache_gib", "context_guidance_scale")
+"""By option: values that ask for nothing. What a model recommends is among them, because `reproduce` gives
+every setting.
+"""
+CLEAN_ONLY = (
+    "drop_background",
+    "token_bucket",
+    "context_reading",
+    "context_cache_gib",
+    "context_guidance_scale",
+)
 
 
 def check_effects(given: dict[str, Any], run: Run) -> None:
@@ -70,16 +78,32 @@ def _reason(name: str, run: Run) -> tuple[str, str] | None:
     if name == "lora_scale" and not run.has_lora:
         return "there is no LoRA", "Give one with --lora, or leave the option out."
     if name in CLEAN_ONLY and run.context != "clean":
-        return "it is for clean context, and this is noisy context", "Give a LoRA that was trained with --context clean, or leave it out."
+        return (
+            "it is for clean context, and this is noisy context",
+            "Give a LoRA that was trained with --context clean, or leave it out.",
+        )
     if name in CLEAN_ONLY and not run.shows_products:
-        return "it is about product photos, and none is given", "Give one with --front, or leave the option out."
+        return (
+            "it is about product photos, and none is given",
+            "Give one with --front, or leave the option out.",
+        )
     if name in ("guidance_scale", "true_cfg_scale") and run.guides_by_products:
-        return "guidance on the product photos takes its place", "Give --context-guidance-scale 1 as well, or leave the option out."
+        return (
+            "guidance on the product photos takes its place",
+            "Give --context-guidance-scale 1 as well, or leave the option out.",
+        )
     if name == "guidance_scale" and not _takes_guidance(run):
-        return f"{run.model} takes no distilled guidance", "Give --true-cfg-scale; diffusers calls it guidance_scale here."
+        return (
+            f"{run.model} takes no distilled guidance",
+            "Give --true-cfg-scale; diffusers calls it guidance_scale here.",
+        )
     if name == "guidance_stop" and not run.guides_by_products and run.true_cfg_scale == 1:
         return "no guidance runs a second pass", "Give --true-cfg-scale as well, or leave the option out."
-    if name == "time_shift" and part_config(run.model, "scheduler/scheduler_config.json").get("use_dynamic_shifting", True) is False:
+    if (
+        name == "time_shift"
+        and part_config(run.model, "scheduler/scheduler_config.json").get("use_dynamic_shifting", True)
+        is False
+    ):
         return f"the time shift of {run.model} is fixed", "Leave the option out."
     return None
 

@@ -30,7 +30,16 @@ if TYPE_CHECKING:  # some import torch, which `--help` can do without
 log = logging.getLogger(__name__)
 
 
-MODEL_FIELDS = ("model", "lora", "lora_scale", "device", "dtype", "quantize", "blocks_to_swap", "context_cache_gib")
+MODEL_FIELDS = (
+    "model",
+    "lora",
+    "lora_scale",
+    "device",
+    "dtype",
+    "quantize",
+    "blocks_to_swap",
+    "context_cache_gib",
+)
 """The settings that decide what is loaded, and not what is made with it."""
 
 
@@ -65,8 +74,9 @@ PICTURE_SETTINGS = frozenset(
         "strength",
     }
 )
-"""The settings that decide pixels. A picture carries these, and `reproduce` takes these alone out of one. No path, no address and
-no captioner may ever stand here: a picture comes from anybody."""
+"""The settings that decide pixels. A picture carries these, and `reproduce` takes these alone out of one. No
+path, no address and no captioner may ever stand here: a picture comes from anybody.
+"""
 MAX_PANEL = 8192
 """Largest side of a panel in pixels; a whole canvas has at most `images.MAX_PIXELS`."""
 MAX_PROMPT = 20_000
@@ -81,7 +91,9 @@ class SamplingConfig(StageConfig):
     lora_scale: float = Field(default=1.0, ge=-100, le=100)
     """Strength of the LoRA."""
     model: str = ""
-    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows rendered clothes."""
+    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows
+    rendered clothes.
+    """
     num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
     """Denoising steps; by default what the model recommends."""
     guidance_scale: float | None = Field(default=None, ge=0, le=1000)
@@ -89,25 +101,39 @@ class SamplingConfig(StageConfig):
     true_cfg_scale: float | None = Field(default=None, ge=0, le=1000)
     """Classifier-free guidance on the empty prompt (1 is off); by default what the model recommends."""
     time_shift: Literal["panel", "canvas"] = "panel"
-    """Which tokens the time shift counts, if the model's depends on them: of one panel, or of the whole canvas as diffusers does."""
+    """Which tokens the time shift counts, if the model's depends on them: of one panel, or of the whole
+    canvas as diffusers does.
+    """
     context: Literal["auto", "noisy", "clean"] = "auto"
-    """How known panels are shown to the model; auto is what the LoRA was trained for, and noisy without one."""
+    """How known panels are shown to the model; auto is what the LoRA was trained for, and noisy without one.
+    """
     context_reading: Literal["auto", "joint", "products"] = "auto"
-    """Clean context only: what is shown clean attends to all that is (joint), or the product panels attend to each other only
-    (products), so that they are read once for many persons; auto is what the LoRA was trained for, and joint without one."""
+    """Clean context only: what is shown clean attends to all that is (joint), or the product panels attend to
+    each other only (products), so that they are read once for many persons; auto is what the LoRA was trained
+    for, and joint without one.
+    """
     drop_background: bool = False
     """Clean context only: leave out the plain background of the product photos. Faster; an approximation."""
     token_bucket: int = Field(default=1, ge=1, le=4096)
-    """Clean context only: the number of tokens that are run is rounded up to a multiple of this; compiled models then meet few sizes."""
+    """Clean context only: the number of tokens that are run is rounded up to a multiple of this; compiled
+    models then meet few sizes.
+    """
     context_cache_gib: float = Field(default=4.0, ge=0, le=1e6)
-    """Clean context only: GiB of memory, on the device, for what was read of known panels, from one picture to the next."""
+    """Clean context only: GiB of memory, on the device, for what was read of known panels, from one picture
+    to the next.
+    """
     step_cache: float = Field(default=0.0, ge=0, le=1)
-    """Threshold of diffusers' FirstBlockCache (FLUX only; 0 is off): steps that change less reuse the one before. An approximation."""
+    """Threshold of diffusers' FirstBlockCache (FLUX only; 0 is off): steps that change less reuse the one
+    before. An approximation.
+    """
     context_guidance_scale: float | None = Field(default=None, ge=0, le=1000)
-    """Clean context only: guidance on the product photos, in place of the two others (1 is off); by default what the model recommends."""
+    """Clean context only: guidance on the product photos, in place of the two others (1 is off); by default
+    what the model recommends.
+    """
     guidance_stop: float = Field(default=1.0, ge=0, le=1)
-    """Part of the steps after which guidance that runs a second pass (true_cfg_scale, context_guidance_scale) is left off: 0.5 saves a
-    quarter of all passes."""
+    """Part of the steps after which guidance that runs a second pass (true_cfg_scale, context_guidance_scale)
+    is left off: 0.5 saves a quarter of all passes.
+    """
     panel_width: int | None = Field(default=None, ge=8, le=MAX_PANEL)
     """Panel width in pixels; by default the LoRA's, else what the model recommends."""
     panel_height: int | None = Field(default=None, ge=8, le=MAX_PANEL)
@@ -119,10 +145,13 @@ class SamplingConfig(StageConfig):
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the model."""
     quantize: Quantize = "none"
-    """Weights of the model's blocks: nf4 (4.5 bits) and int8 need the package bitsandbytes, int8-torchao (8.5 bits, a little
-    closer to the full model) torchao. Together in `pip install 'triptych[quantization]'`."""
+    """Weights of the model's blocks: nf4 (4.5 bits) and int8 need the package bitsandbytes, int8-torchao (8.5
+    bits, a little closer to the full model) torchao. Together in `pip install 'triptych[quantization]'`.
+    """
     blocks_to_swap: int = Field(default=0, ge=0)
-    """Transformer blocks kept in RAM and moved to the device only while they run: less memory there, more time."""
+    """Transformer blocks kept in RAM and moved to the device only while they run: less memory there, more
+    time.
+    """
 
     @property
     def shows_products(self) -> bool:
@@ -152,7 +181,8 @@ class SamplingConfig(StageConfig):
         """The panels asked for, else those the LoRA was trained on, else the model's own.
 
         Raises:
-            InputError: panels that do not fall on the model's grid. ModelError: a LoRA that cannot be read, or is for another model.
+            InputError: panels that do not fall on the model's grid. ModelError: a LoRA that cannot be read,
+                or is for another model.
         """
         if self.lora is not None:  # before panels that are another model's are looked at
             from triptych.lora.match import check_lora_fits
@@ -160,19 +190,28 @@ class SamplingConfig(StageConfig):
             check_lora_fits(self.model, self.lora)
         settings = model_settings(self.model)
         stored = _trained(self.lora).get("layout")
-        base = PanelLayout.from_dict(stored) if stored else PanelLayout(settings.panel_width, settings.panel_height)
-        layout = PanelLayout(self.panel_width or base.width, self.panel_height or base.height, base.roles, base.columns)
+        base = (
+            PanelLayout.from_dict(stored)
+            if stored
+            else PanelLayout(settings.panel_width, settings.panel_height)
+        )
+        layout = PanelLayout(
+            self.panel_width or base.width, self.panel_height or base.height, base.roles, base.columns
+        )
         width, height = layout.size
         if width * height > MAX_PIXELS:
             limit = f"at most {MAX_PIXELS / 1e6:g} megapixels"
             raise InputError(
-                f"Panels of {layout.width}×{layout.height} px make a canvas of {width}×{height} px; {limit}.", "Make them smaller."
+                f"Panels of {layout.width}×{layout.height} px make a canvas of {width}×{height} px; {limit}.",
+                "Make them smaller.",
             )
         return layout.check(settings.stride)
 
-    def sampling(self, settings: ModelSettings, strength: float = 1.0, trained: Mapping[str, Any] | None = None) -> Sampling:
-        """The settings asked for, else those of the LoRA and of the model. `trained` is what the LoRA says about itself, by
-        default what its file says.
+    def sampling(
+        self, settings: ModelSettings, strength: float = 1.0, trained: Mapping[str, Any] | None = None
+    ) -> Sampling:
+        """The settings asked for, else those of the LoRA and of the model. `trained` is what the LoRA says
+        about itself, by default what its file says.
 
         Raises:
             ConfigError: an option that was given and has no effect. ModelError: a LoRA that cannot be read.
@@ -185,17 +224,25 @@ class SamplingConfig(StageConfig):
             trained = _trained(self.lora)
         context = trained.get("context", "noisy") if self.context == "auto" else self.context
         if context == "clean" and trained.get("context") != "clean":
-            log.warning("Clean context without a LoRA trained for it is an approximation; expect worse pictures.")
+            log.warning(
+                "Clean context without a LoRA trained for it is an approximation; expect worse pictures."
+            )
         if context == "noisy" and trained.get("context") == "clean":
             log.warning("The LoRA was trained with clean context; with noisy context expect worse pictures.")
         scale = choose(self.context_guidance_scale, settings.context_guidance_scale)
         true_cfg_scale = choose(self.true_cfg_scale, settings.true_cfg_scale)
-        run = idle_options.Run(self.model, settings, self.lora is not None, context, scale, true_cfg_scale, self.shows_products)
+        run = idle_options.Run(
+            self.model, settings, self.lora is not None, context, scale, true_cfg_scale, self.shows_products
+        )
         idle_options.check_effects({name: getattr(self, name) for name in self.model_fields_set}, run)
         recorded = trained.get("context_reading", "joint")
         reading = recorded if self.context_reading == "auto" else self.context_reading
         if context == trained.get("context") == "clean" and reading != recorded:
-            log.warning("The LoRA was trained with the context reading '%s'; '%s' is an approximation.", recorded, reading)
+            log.warning(
+                "The LoRA was trained with the context reading '%s'; '%s' is an approximation.",
+                recorded,
+                reading,
+            )
         from triptych.sampling.generate import Sampling
 
         return Sampling(
@@ -232,7 +279,9 @@ class PictureConfig(SamplingConfig):
     num_images_per_prompt: int = Field(default=1, ge=1, le=64)
     """How many pictures to make."""
     anyway: bool = False
-    """Show the model photographs even if it says that it has never seen any, as `pocket` does; with a warning."""
+    """Show the model photographs even if it says that it has never seen any, as `pocket` does; with a
+    warning.
+    """
 
     @property
     def seeds(self) -> list[int]:
@@ -240,12 +289,18 @@ class PictureConfig(SamplingConfig):
         return seeds_from(self.seed, self.num_images_per_prompt)
 
     def check_known(self, pictures: Mapping[Path, Image.Image]) -> None:
-        """Raises InputError if the model knows a world that a picture, by its file, is not of; with `anyway` only warns."""
+        """Raises InputError if the model knows a world that a picture, by its file, is not of; with `anyway`
+        only warns.
+        """
         named = [(path.name, image) for path, image in pictures.items()]
         check_pictures(model_settings(self.model).knows, named, "model", self.model, self.anyway)
 
-    def settings(self, verb: str, seed: int, photos: Mapping[str, Path | None], sampling: Sampling, layout: PanelLayout) -> dict[str, Any]:
-        """Everything that decides the pixels: every setting, the model's recommendations put in, and hashes (not paths) of what went in."""
+    def settings(
+        self, verb: str, seed: int, photos: Mapping[str, Path | None], sampling: Sampling, layout: PanelLayout
+    ) -> dict[str, Any]:
+        """Everything that decides the pixels: every setting, the model's recommendations put in, and hashes
+        (not paths) of what went in.
+        """
         chosen = {k: v for k, v in self.model_dump(mode="json").items() if k in PICTURE_SETTINGS}
         chosen |= {k: v for k, v in asdict(sampling).items() if k in chosen}
         chosen |= {"panel_width": layout.width, "panel_height": layout.height, "seed": seed}
@@ -263,13 +318,17 @@ class PictureConfig(SamplingConfig):
 
 
 def text_chunks(settings: Mapping[str, Any], models: Models, part: str = "") -> dict[str, str]:
-    """Text chunks for a PNG: the settings and what they ran on. `part` marks a file that lies beside the picture proper."""
+    """Text chunks for a PNG: the settings and what they ran on. `part` marks a file that lies beside the
+    picture proper.
+    """
     about = {**settings, "made_on": ran_on(models)} | ({"part": part} if part else {})
     return {"Software": "triptych", SETTINGS: json.dumps(about, sort_keys=True)}
 
 
 def ran_on(models: Models) -> dict[str, Any]:
-    """What pixels also hang on: device, precision, version of torch, and, on a CPU, the threads that share a sum."""
+    """What pixels also hang on: device, precision, version of torch, and, on a CPU, the threads that share a
+    sum.
+    """
     import torch
 
     device, dtype = str(models.backbone.device), str(models.backbone.dtype).removeprefix("torch.")

@@ -1,7 +1,8 @@
-"""Which tokens of the canvas are run, which are known, and which can be left out: mask and photo → token sets.
+"""Which tokens of the canvas are run, which are known, and which can be left out: mask and photo → token
+sets.
 
-A token set is (rows, columns) bool on the model's token grid, of one panel or of the canvas; `stride` is pixels to a token (or,
-for `latent_mask`, to a latent).
+A token set is (rows, columns) bool on the model's token grid, of one panel or of the canvas; `stride` is
+pixels to a token (or, for `latent_mask`, to a latent).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ PLAIN = 8
 
 
 def fit_mask(mask: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
-    """The part of the mask inside `box`, scaled into a panel exactly as `panels.fit` scales the photo: (height, width).
+    """The part of the mask inside `box`, scaled into a panel exactly as `panels.fit` scales the photo:
+    (height, width).
 
     Padding is 0 (kept). Every panel pixel that a pixel above 0 falls on is above 0.
     """
@@ -31,21 +33,28 @@ def fit_mask(mask: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
     # The filter may leave out a pixel whose centre lies right between two panel pixels.
     scaled = np.maximum(scaled, _touched(part > 0, h, w) / np.float32(255))
     panel = np.zeros((height, width), dtype=np.float32)
-    panel[top : top + h, left : left + w] = np.asarray(masks.mask_image(np.clip(scaled, 0, 1)), np.float32) / np.float32(255)
+    panel[top : top + h, left : left + w] = np.asarray(
+        masks.mask_image(np.clip(scaled, 0, 1)), np.float32
+    ) / np.float32(255)
     return panel
 
 
 def _touched(part: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(height, width) bool: pixels of the scaled picture that any True pixel of `part` (bool) falls on, be it by a corner."""
+    """(height, width) bool: pixels of the scaled picture that any True pixel of `part` (bool) falls on, be it
+    by a corner.
+    """
     for size in (height, width):  # rows, then, turned over, columns
-        counts = np.concatenate([np.zeros((1, part.shape[1]), np.int32), np.cumsum(part, axis=0, dtype=np.int32)])
+        counts = np.concatenate(
+            [np.zeros((1, part.shape[1]), np.int32), np.cumsum(part, axis=0, dtype=np.int32)]
+        )
         steps = np.arange(size)
         part = (counts[-(-(steps + 1) * len(part) // size)] > counts[steps * len(part) // size]).T
     return part
 
 
 def latent_mask(mask: np.ndarray, stride: int) -> np.ndarray:
-    """(H / stride, W / stride) bool: cells of `stride` × `stride` pixels that hold any pixel above 0, so none is missed.
+    """(H / stride, W / stride) bool: cells of `stride` × `stride` pixels that hold any pixel above 0, so none
+    is missed.
 
     `stride` must divide both sides (`PanelLayout.check` sees to it).
     """
@@ -56,10 +65,11 @@ def latent_mask(mask: np.ndarray, stride: int) -> np.ndarray:
 
 
 def rounded_up(sets: np.ndarray, allowed: np.ndarray, multiple: int) -> np.ndarray:
-    """The active tokens of each sample (B, rows, columns) and as many of their neighbours that all have equally many, a multiple.
+    """The active tokens of each sample (B, rows, columns) and as many of their neighbours that all have
+    equally many, a multiple.
 
-    Batches need that, and compiled models then meet few different sizes. Only `allowed` neighbours are taken: if there are too few,
-    all of them.
+    Batches need that, and compiled models then meet few different sizes. Only `allowed` neighbours are taken:
+    if there are too few, all of them.
     """
     assert multiple > 0
     most = int(sets.sum((1, 2)).max())
@@ -67,9 +77,11 @@ def rounded_up(sets: np.ndarray, allowed: np.ndarray, multiple: int) -> np.ndarr
 
 
 def grown_to(active: np.ndarray, allowed: np.ndarray, count: int) -> np.ndarray:
-    """The active tokens and as many of their `allowed` neighbours that they are `count`, or fewer if there are no more of them.
+    """The active tokens and as many of their `allowed` neighbours that they are `count`, or fewer if there
+    are no more of them.
 
-    Neighbours are taken ring by ring, within a ring in reading order. Nothing changes where nothing is active.
+    Neighbours are taken ring by ring, within a ring in reading order. Nothing changes where nothing is
+    active.
     """
     assert active.shape == allowed.shape
     chosen = active.copy()
@@ -87,12 +99,14 @@ def grown_to(active: np.ndarray, allowed: np.ndarray, count: int) -> np.ndarray:
 
 
 def background_tokens(panel: Image.Image, stride: int) -> np.ndarray:
-    """Tokens of a product panel that show nothing but plain background and can be left out: (rows, columns) bool.
+    """Tokens of a product panel that show nothing but plain background and can be left out: (rows, columns)
+    bool.
 
-    A token is left out if all its pixels are within `PLAIN` of the border's colour and connected with the border, none of its eight
-    neighbours holds anything else (soft edges and shadows reach that far), and it lies between tokens of the garment neither in its row
-    nor in its column (a white shirt in front of white shows little more than its outline; what is inside must stay).
-    Nothing is left out if the garment cannot be told from its background, or would be less than a fiftieth of the panel.
+    A token is left out if all its pixels are within `PLAIN` of the border's colour and connected with the
+    border, none of its eight neighbours holds anything else (soft edges and shadows reach that far), and it
+    lies between tokens of the garment neither in its row nor in its column (a white shirt in front of white
+    shows little more than its outline; what is inside must stay). Nothing is left out if the garment cannot
+    be told from its background, or would be less than a fiftieth of the panel.
     """
     try:
         garment = garment_mask(panel, PLAIN)
@@ -107,7 +121,9 @@ def background_tokens(panel: Image.Image, stride: int) -> np.ndarray:
 
 def _between(seen: np.ndarray) -> np.ndarray:
     """What has something seen both before and after it in its row, or is seen itself."""
-    return np.asarray(np.logical_or.accumulate(seen, axis=1) & np.logical_or.accumulate(seen[:, ::-1], axis=1)[:, ::-1])
+    return np.asarray(
+        np.logical_or.accumulate(seen, axis=1) & np.logical_or.accumulate(seen[:, ::-1], axis=1)[:, ::-1]
+    )
 
 
 def background_of(canvas: Image.Image, layout: PanelLayout, roles: Sequence[str], stride: int) -> np.ndarray:

@@ -26,19 +26,23 @@ log = logging.getLogger(__name__)
 def publish(path: Path) -> Iterator[Path]:
     """Write a file aside, then let it appear whole under its final name (fsync, rename, fsync of the folder).
 
-    The yielded temporary path has the name of `path` and lies in a hidden folder of its own beside it, where nobody who
-    lists `*.png` finds it after a kill. The file gets the permissions that the user's umask gives to new files. After an
-    exception nothing is left behind; what a killed writer left goes when the next file in the same folder is written.
+    The yielded temporary path has the name of `path` and lies in a hidden folder of its own beside it, where
+    nobody who lists `*.png` finds it after a kill. The file gets the permissions that the user's umask gives
+    to new files. After an exception nothing is left behind; what a killed writer left goes when the next file
+    in the same folder is written.
 
     Raises:
-        WorkError: the disk is full (of any writer, safetensors' too), or the file system cannot rename a file.
+        WorkError: the disk is full (of any writer, safetensors' too), or the file system cannot rename a
+            file.
     """
     with _place_aside(path.parent) as aside, explained(path):
         temporary = aside / path.name
         mode = _create(temporary)
         yield temporary
         sync(temporary)
-        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors puts a file of its own there, private to the user
+        if (
+            stat.S_IMODE(temporary.stat().st_mode) != mode
+        ):  # safetensors puts a file of its own there, private to the user
             try:
                 temporary.chmod(mode)
             except OSError:  # file systems that change no permissions: only new files get those of the umask
@@ -62,12 +66,16 @@ def rename(source: Path, target: Path) -> None:
         if error.errno not in NOT_SUPPORTED:
             raise
         hint = "Use a --work folder on a local disk, and copy the result from there."
-        raise WorkError(f"The file system of {target.parent} cannot rename a file ({error.strerror}).", hint) from error
+        raise WorkError(
+            f"The file system of {target.parent} cannot rename a file ({error.strerror}).", hint
+        ) from error
     sync(target.parent)
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to the disk, as far as its file system knows how to: many network drives do not for folders."""
+    """Flush a file or folder to the disk, as far as its file system knows how to: many network drives do not
+    for folders.
+    """
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -80,7 +88,15 @@ def sync(path: Path) -> None:
 
 
 # What file systems answer to a call that they do not know.
-NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EPERM, errno.EXDEV}
+NOT_SUPPORTED = {
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOLCK,
+    errno.EPERM,
+    errno.EXDEV,
+}
 _FULL = {
     errno.ENOSPC: "The disk is full",
     errno.EDQUOT: "The disk quota is used up",
@@ -93,14 +109,18 @@ def explained(path: Path) -> Iterator[None]:
     """Say in a sentence that there was no room to write `path`, whichever library noticed.
 
     Raises:
-        WorkError: the disk is full, or a limit for files or users is reached. OSError: what else the disk answered.
+        WorkError: the disk is full, or a limit for files or users is reached. OSError: what else the disk
+            answered.
     """
     try:
         yield
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else _errno_of_safetensors(error)
         if number in _FULL:
-            hint = "Make room there, or use another --work folder; the same command then goes on from what is whole."
+            hint = (
+                "Make room there, or use another --work folder; the same command then goes on from what "
+                "is whole."
+            )
             raise WorkError(f"{_FULL[number]}: {path} could not be written.", hint) from error
         if number is not None and not isinstance(error, OSError):
             raise OSError(number, os.strerror(number), str(path)) from error
@@ -108,7 +128,9 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def _errno_of_safetensors(error: Exception) -> int | None:
-    """safetensors wraps what the system answered into words: `I/O error: No space left on device (os error 28)`."""
+    """safetensors wraps what the system answered into words: `I/O error: No space left on device (os error
+    28)`.
+    """
     code = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
     return int(code[1]) if code else None
 
@@ -123,12 +145,16 @@ def _create(path: Path) -> int:
 
 
 _ATTEMPTS = 1000
-"""So often may other writers remove a folder that was just made; where none can be made (a link to nowhere), it ends."""
+"""So often may other writers remove a folder that was just made; where none can be made (a link to nowhere),
+it ends.
+"""
 
 
 @contextlib.contextmanager
 def _place_aside(folder: Path) -> Iterator[Path]:
-    """A new folder `folder/.part/<random>`, locked while it is in use, so that those of killed writers can be told and removed."""
+    """A new folder `folder/.part/<random>`, locked while it is in use, so that those of killed writers can be
+    told and removed.
+    """
     parts = folder / ".part"
     for left in range(_ATTEMPTS, 0, -1):
         place, handle = parts / secrets.token_hex(8), -1
@@ -139,7 +165,10 @@ def _place_aside(folder: Path) -> Iterator[Path]:
             _lock(handle, wait=True)
             place.stat()
             break
-        except (FileNotFoundError, FileExistsError):  # another writer was done just now and removed the empty folder
+        except (
+            FileNotFoundError,
+            FileExistsError,
+        ):  # another writer was done just now and removed the empty folder
             if handle >= 0:
                 os.close(handle)
             if left == 1 or any(folder.exists() and not folder.is_dir() for folder in (parts, folder)):
@@ -170,7 +199,9 @@ def sweep(folder: Path) -> None:
 
 
 def _lock(handle: int, *, wait: bool) -> bool:
-    """Lock an open file or folder until it is closed; False where another holds it, or the file system has no locks."""
+    """Lock an open file or folder until it is closed; False where another holds it, or the file system has no
+    locks.
+    """
     import fcntl
 
     try:
@@ -215,19 +246,30 @@ def parse_json(text: str | bytes, limit: int = MAX_JSON) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-_WRITERS = {"photos.jsonl": "clean", "metadata.jsonl": "concat", "caption.jsonl": "caption", "train.jsonl": "train"}
+_WRITERS = {
+    "photos.jsonl": "clean",
+    "metadata.jsonl": "concat",
+    "caption.jsonl": "caption",
+    "train.jsonl": "train",
+}
 
 
 def _writer(path: Path) -> str:
     """The verb that writes a file of the work folder."""
-    return _WRITERS.get(path.name) or (path.name.split(".")[0] if path.name.count(".") > 1 else "run --config triptych.yaml")
+    return _WRITERS.get(path.name) or (
+        path.name.split(".")[0] if path.name.count(".") > 1 else "run --config triptych.yaml"
+    )
 
 
 def _why(error: Exception) -> str:
     """An error without the path that the sentence names already."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
-    return "it does not exist" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or str(error).rstrip(".")
+    return (
+        "it does not exist"
+        if isinstance(error, FileNotFoundError)
+        else getattr(error, "strerror", None) or str(error).rstrip(".")
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -239,11 +281,14 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WorkError(f"{path} cannot be read: {_why(error)}.", f"Run `triptych {_writer(path)}` again.") from error
+        raise WorkError(
+            f"{path} cannot be read: {_why(error)}.", f"Run `triptych {_writer(path)}` again."
+        ) from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file; an unfinished last line (a killed append, which never wrote its end) is left out.
+    """The rows of a JSON Lines file; an unfinished last line (a killed append, which never wrote its end) is
+    left out.
 
     Raises:
         WorkError: the file is missing, or a whole line holds no JSON object.
@@ -251,7 +296,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise WorkError(f"{path} cannot be read: {_why(error)}.", f"Run `triptych {_writer(path)}` first.") from error
+        raise WorkError(
+            f"{path} cannot be read: {_why(error)}.", f"Run `triptych {_writer(path)}` first."
+        ) from error
     rows: list[dict[str, Any]] = []
     hint = f"Mend that line, or run `triptych {_writer(path)}` again."
     for number, line in enumerate(lines, 1):
@@ -277,9 +324,13 @@ def sha256_file(path: Path, limit_bytes: int | None = None) -> str:
     """
     about = Path(path).stat()
     if not stat.S_ISREG(about.st_mode):
-        raise InputError(f"{path} is not a regular file.", "Give the path of a file; a pipe or device is not read.")
+        raise InputError(
+            f"{path} is not a regular file.", "Give the path of a file; a pipe or device is not read."
+        )
     if limit_bytes is not None and about.st_size > limit_bytes:
-        raise InputError(f"{path} is too large: {about.st_size} bytes, at most {limit_bytes}.", "Is it the right file?")
+        raise InputError(
+            f"{path} is too large: {about.st_size} bytes, at most {limit_bytes}.", "Is it the right file?"
+        )
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

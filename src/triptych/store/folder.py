@@ -18,13 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class StageFolder:
-    """A folder that one stage fills: it remembers the config it was made with and admits one writer at a time.
+    """A folder that one stage fills: it remembers the config it was made with and admits one writer at a
+    time.
 
-    `identity` holds just the settings that change the result. Opened again with another identity the folder refuses,
-    so that results of two configs never mix; unless `begun()` is False, which says that there is no result yet. Both are
-    looked at when the stage is called, and once more when it holds the folder: another run may have begun in between.
-    `words` say, by a setting's name, how its value before and its value now differ. `retired` are settings that older
-    versions counted and that count no more; `hint` says what to do about another identity.
+    `identity` holds just the settings that change the result. Opened again with another identity the folder
+    refuses, so that results of two configs never mix; unless `begun()` is False, which says that there is no
+    result yet. Both are looked at when the stage is called, and once more when it holds the folder: another
+    run may have begun in between. `words` say, by a setting's name, how its value before and its value now
+    differ. `retired` are settings that older versions counted and that count no more; `hint` says what to do
+    about another identity.
     """
 
     def __init__(
@@ -36,20 +38,34 @@ class StageFolder:
         begun: Callable[[], bool] = lambda: True,
         words: Mapping[str, Callable[[Any, Any], str]] | None = None,
         retired: Iterable[str] = (),
-        hint: str = "Put the old settings back, or use another folder: --work, or the one option that names this folder alone.",
+        hint: str = "Put the old settings back, or use another folder: --work, or the one option that names "
+        "this folder alone.",
     ) -> None:
         self._words = words or {}
-        self.path, self.stage, self._begun, self._retired, self._hint = Path(path), stage, begun, frozenset(retired), hint
+        self.path, self.stage, self._begun, self._retired, self._hint = (
+            Path(path),
+            stage,
+            begun,
+            frozenset(retired),
+            hint,
+        )
         self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity), default=str))
         self._manifest = self.path / f"{stage}.manifest.json"
         self._check()
 
     def _check(self) -> None:
         if self._begun() and self._manifest.exists():
-            before = {k: v for k, v in read_json(self._manifest).get("identity", {}).items() if k not in self._retired}
+            before = {
+                k: v
+                for k, v in read_json(self._manifest).get("identity", {}).items()
+                if k not in self._retired
+            }
             changed = sorted(k for k in {*before, *self.identity} if before.get(k) != self.identity.get(k))
             if changed:
-                said = [self._words[k](before.get(k), self.identity.get(k)) if k in self._words else k for k in changed]
+                said = [
+                    self._words[k](before.get(k), self.identity.get(k)) if k in self._words else k
+                    for k in changed
+                ]
                 raise WorkError(f"{self.path} was made with other settings ({', '.join(said)}).", self._hint)
 
     @contextlib.contextmanager
@@ -64,11 +80,15 @@ class StageFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise WorkError(f"Another run is writing to {self.path}.", "Wait for it to end, or use another --work folder.") from error
+            raise WorkError(
+                f"Another run is writing to {self.path}.", "Wait for it to end, or use another --work folder."
+            ) from error
         except (OSError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno not in NOT_SUPPORTED:
                 raise
-            log.warning("The file system of %s has no locks: let only one run write there at a time.", self.path)
+            log.warning(
+                "The file system of %s has no locks: let only one run write there at a time.", self.path
+            )
         try:
             self._check()
             sweep(self.path)

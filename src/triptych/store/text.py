@@ -15,8 +15,10 @@ def read_text(path: Path, limit_bytes: int, what: str, *, hint: str = "", nul: b
     """The text of a small file in UTF-8, without a byte-order mark, every line end as `\\n`.
 
     Args:
-        limit_bytes: the largest size that is read. what: a noun for the file, as a sentence begins with it: `The batch file`.
-        hint: what to try where the path itself is at fault. nul: let NUL characters pass, for a reader that names their line.
+        limit_bytes: the largest size that is read. what: a noun for the file, as a sentence begins with it:
+            `The batch file`.
+        hint: what to try where the path itself is at fault. nul: let NUL characters pass, for a reader that
+            names their line.
 
     Raises:
         InputError: missing, not a regular file, too large, not readable, or not UTF-8 text.
@@ -24,19 +26,26 @@ def read_text(path: Path, limit_bytes: int, what: str, *, hint: str = "", nul: b
     path = Path(path)
 
     def refused(reason: str, help: str = "") -> InputError:
-        return InputError(f"{what} {path} cannot be read: {reason}.", help or hint or "Check the path, and who may read it.")
+        return InputError(
+            f"{what} {path} cannot be read: {reason}.", help or hint or "Check the path, and who may read it."
+        )
 
     try:
         about = path.stat()
         if stat.S_ISDIR(about.st_mode):
             raise refused("it is a folder")
         if not stat.S_ISREG(about.st_mode):  # a pipe or device would block, or never end
-            raise refused("it is not a regular file", "Give the path of a file; a pipe or device is not read.")
+            raise refused(
+                "it is not a regular file", "Give the path of a file; a pipe or device is not read."
+            )
         with open(path, "rb") as file:
             data = file.read(limit_bytes + 1)
     except FileNotFoundError as error:
         raise refused("it does not exist") from error
-    except (OSError, ValueError) as error:  # ValueError: a path that no file can have, such as one with a NUL character
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: a path that no file can have, such as one with a NUL character
         raise refused(getattr(error, "strerror", None) or "its path is no path") from error
     if len(data) > limit_bytes:
         raise refused(f"it is larger than {_size(limit_bytes)}", "Is it the right file?")
@@ -45,7 +54,9 @@ def read_text(path: Path, limit_bytes: int, what: str, *, hint: str = "", nul: b
     except UnicodeDecodeError as error:
         raise refused("it is not UTF-8 text", "Open it in an editor and save it as UTF-8.") from error
     if "\0" in text and not nul:  # UTF-16 without a mark, or no text at all
-        raise refused("it holds NUL characters, as text never does", "Open it in an editor and save it as UTF-8.")
+        raise refused(
+            "it holds NUL characters, as text never does", "Open it in an editor and save it as UTF-8."
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

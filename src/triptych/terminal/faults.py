@@ -22,7 +22,10 @@ _PATHS: dict[int, tuple[str, str]] = {
     errno.EPERM: ("the system does not allow it", _RIGHTS),
     errno.ENOSPC: ("the disk is full", _ROOM),
     errno.EDQUOT: ("your share of the disk is full", _ROOM),
-    errno.EFBIG: ("the file would be larger than is allowed here", "Choose a disk, or a limit, with more room."),
+    errno.EFBIG: (
+        "the file would be larger than is allowed here",
+        "Choose a disk, or a limit, with more room.",
+    ),
     errno.EROFS: ("the disk can only be read", "Choose a --work folder on a disk that can be written to."),
     errno.EISDIR: ("it is a folder", "Give the path of a file."),
     errno.ENOTDIR: ("a part of its path is a file", "Check the path."),
@@ -35,28 +38,51 @@ _PATHS: dict[int, tuple[str, str]] = {
     errno.ENOTEMPTY: ("the folder is not empty", "Choose another folder."),
 }
 _MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-_SMALLER = "Lower --batch-size or the panel size, close other programs, or use a larger machine; `triptych plan` says what is needed."
+_SMALLER = (
+    "Lower --batch-size or the panel size, close other programs, or use a larger machine; `triptych "
+    "plan` says what is needed."
+)
 
 
 def sentence(error: BaseException) -> tuple[str, str] | None:
     """(what is wrong, what to try); None for what nobody has foreseen."""
     if isinstance(error, TriptychError):
         return error.message, error.hint
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY)):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY)
+    ):
         device = "device" if isinstance(error, RuntimeError) else "machine"
         return f"The {device} has too little memory for this.", _SMALLER
-    if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "huggingface_hub", "requests", "urllib3"):
-        return f"The connection failed: {first_line(error)}.", "Check the network, then run the same command again."
+    if type(error).__module__.split(".")[0] in (
+        "httpx",
+        "httpcore",
+        "huggingface_hub",
+        "requests",
+        "urllib3",
+    ):
+        return (
+            f"The connection failed: {first_line(error)}.",
+            "Check the network, then run the same command again.",
+        )
     return _of_system(error) if isinstance(error, OSError) else None
 
 
 def _of_system(error: OSError) -> tuple[str, str] | None:
     if isinstance(error, ConnectionError | TimeoutError):
-        return f"The connection failed: {first_line(error)}.", "Check the network, then run the same command again."
+        return (
+            f"The connection failed: {first_line(error)}.",
+            "Check the network, then run the same command again.",
+        )
     if error.errno is None:  # a library's words, not the system's
         return None
-    what, hint = _PATHS.get(error.errno, (error.strerror or os.strerror(error.errno), "Check the disk and the path."))
-    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
+    what, hint = _PATHS.get(
+        error.errno, (error.strerror or os.strerror(error.errno), "Check the disk and the path.")
+    )
+    names = [
+        os.fsdecode(name)
+        for name in (error.filename, error.filename2)
+        if isinstance(name, str | bytes | os.PathLike)
+    ]
     return f"{' → '.join(names)}: {what}." if names else f"{what[0].upper()}{what[1:]}.", hint
 
 
@@ -69,7 +95,10 @@ def first_line(error: BaseException) -> str:
 def fault(error: BaseException, words: list[str], shown: bool) -> tuple[str, str]:
     """What nobody has foreseen: a sentence, and where its details are; `shown`: they are printed as well."""
     details = "".join(traceback.format_exception(error))
-    about = f"triptych {__version__}, Python {platform.python_version()}, {platform.platform()}\ntriptych {' '.join(words)}\n\n"
+    about = (
+        f"triptych {__version__}, Python {platform.python_version()}, {platform.platform()}\ntriptych "
+        f"{' '.join(words)}\n\n"
+    )
     path = Path(tempfile.gettempdir()) / f"triptych-fault-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     try:
         path.write_text(about + details, encoding="utf-8", errors="backslashreplace")
@@ -78,7 +107,10 @@ def fault(error: BaseException, words: list[str], shown: bool) -> tuple[str, str
         shown, where = True, "The details stand above."
     if shown:
         print(details, file=sys.stderr)
-    return f"This is a fault in triptych: {type(error).__name__}: {first_line(error)}. Please report it.", where
+    return (
+        f"This is a fault in triptych: {type(error).__name__}: {first_line(error)}. Please report it.",
+        where,
+    )
 
 
 __all__ = ["fault", "first_line", "sentence"]

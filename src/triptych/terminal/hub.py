@@ -1,4 +1,6 @@
-"""Whether the Hugging Face hub can be reached, found out once and within seconds, before its client tries for minutes."""
+"""Whether the Hugging Face hub can be reached, found out once and within seconds, before its client tries for
+minutes.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,11 @@ def look(config: Any, data: Mapping[str, Any]) -> None:
 
 
 def _names(config: Any, data: Mapping[str, Any]) -> Iterator[str]:
-    whole = [data, *(section for section in data.values() if isinstance(section, dict))] if type(config).__name__ == "RunConfig" else []
+    whole = (
+        [data, *(section for section in data.values() if isinstance(section, dict))]
+        if type(config).__name__ == "RunConfig"
+        else []
+    )
     for values in (vars(config), *whole):
         for key in ("model", "vlm_model"):
             name = str(values.get(key) or "")
@@ -55,7 +61,9 @@ def reachable() -> bool:
         except (OSError, ValueError):
             pass
 
-    thread = threading.Thread(target=knock, daemon=True)  # names are looked up for as long as the system pleases
+    thread = threading.Thread(
+        target=knock, daemon=True
+    )  # names are looked up for as long as the system pleases
     thread.start()
     thread.join(TIMEOUT + 1)
     return bool(found)

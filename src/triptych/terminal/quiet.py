@@ -1,4 +1,6 @@
-"""Libraries are quiet: what they log, warn of and draw is for their developers. `--verbose` or TRIPTYCH_DEBUG=1 brings it back."""
+"""Libraries are quiet: what they log, warn of and draw is for their developers. `--verbose` or
+TRIPTYCH_DEBUG=1 brings it back.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def wanted(words: list[str]) -> bool:
 
 
 def settle(say: Callable[[str], None], everything: bool) -> logging.Handler:
-    """Set up logging and warnings of this process, before any library is imported; the handler, to be removed at the end."""
+    """Set up logging and warnings of this process, before any library is imported; the handler, to be removed
+    at the end.
+    """
     handler = Handler(say, everything)
     root = logging.getLogger()
     root.addHandler(handler)

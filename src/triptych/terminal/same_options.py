@@ -1,4 +1,6 @@
-"""What a command that is printed has to repeat of the one that prints it, and the config that somebody forgot to name."""
+"""What a command that is printed has to repeat of the one that prints it, and the config that somebody forgot
+to name.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,17 @@ from triptych.verbs import STAGES
 from triptych.wording.commands import Same
 
 REPEATED = (
-    *("work", "catalogue", "triptychs", "embeddings", "lora_folder", "fail_path", "model", "vlm_model", "base_url"),
+    *(
+        "work",
+        "catalogue",
+        "triptychs",
+        "embeddings",
+        "lora_folder",
+        "fail_path",
+        "model",
+        "vlm_model",
+        "base_url",
+    ),
     *("device", "dtype", "quantize", "panel_width", "panel_height"),
 )
 """Options that say where things lie, and what else must stay the same from verb to verb."""
@@ -39,7 +51,9 @@ def same_options(files: Sequence[Path], data: Mapping[str, Any], given: Mapping[
         repeated = [f"--config {shlex.quote(str(file))}" for file in files]
         own = [name for name in REPEATED if name in fields and given.get(name) not in (None, "")]
         repeated += [f"--{name.replace('_', '-')} {shlex.quote(str(given[name]))}" for name in own]
-        said = set(own) | {key for key, value in {**data, **(data.get(verb) or {})}.items() if value not in (None, "")}
+        said = set(own) | {
+            key for key, value in {**data, **(data.get(verb) or {})}.items() if value not in (None, "")
+        }
         missing = [name for name in NEEDED.get(verb, ()) if name not in said]
         return repeated + [f"--{name.replace('_', '-')} {name.upper()}" for name in missing]
 
@@ -48,13 +62,19 @@ def same_options(files: Sequence[Path], data: Mapping[str, Any], given: Mapping[
 
 def forgotten_config(error: BaseException, verb: str, work: Path) -> str:
     """The hint where a config with the missing name lies near by, and was not given; else nothing."""
-    missing = {"No model is given.": "model", "No captioner is given.": "vlm_model", "`triptych run` needs a config.": "model"}
+    missing = {
+        "No model is given.": "model",
+        "No captioner is given.": "vlm_model",
+        "`triptych run` needs a config.": "model",
+    }
     wanted = missing.get(error.message, "") if isinstance(error, ModelError | ConfigError) else ""
     for path in (Path(USUAL_CONFIG), work / USUAL_CONFIG) if wanted else ():
         with contextlib.suppress(TriptychError, OSError):
             stage = next(stage for stage in STAGES if stage.name == verb)
             data = load_config([path], [other.name for other in STAGES]) if path.is_file() else {}
-            if section({verb: {}} | dict(data), verb, stage.config_class()).get(wanted) or (verb == "run" and data):
+            if section({verb: {}} | dict(data), verb, stage.config_class()).get(wanted) or (
+                verb == "run" and data
+            ):
                 return f"{path} lies here: add --config {shlex.quote(str(path))}."
     return ""
 

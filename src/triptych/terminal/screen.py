@@ -1,6 +1,8 @@
-"""Progress for people: one bar per stage at a terminal, plain lines in a log file; a sign of life at least every 30 seconds.
+"""Progress for people: one bar per stage at a terminal, plain lines in a log file; a sign of life at least
+every 30 seconds.
 
-Everything goes to stderr. A log that cannot be written (its disk is full) never ends the work; a closed pipe does.
+Everything goes to stderr. A log that cannot be written (its disk is full) never ends the work; a closed pipe
+does.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from triptych import progress
+from triptych.events import Event
 from triptych.progress import Moment
-from triptych.run import Event
 from triptych.terminal.words import plain
 from triptych.wording.amounts import duration
 from triptych.wording.commands import typed
@@ -25,7 +27,9 @@ from triptych.wording.commands import typed
 INTERVAL = 30.0
 """Seconds after which a log file gets a line, whatever happens."""
 WARM_UP = 3
-"""Units from which on the rest is judged: the first ones load and warm up. Of few units each is long, so there its parts count."""
+"""Units from which on the rest is judged: the first ones load and warm up. Of few units each is long, so
+there its parts count.
+"""
 NOTE = 60
 """Characters of a note beside a bar."""
 
@@ -82,7 +86,13 @@ class Row:
 
     def words(self) -> str:
         """The row as a line of a log."""
-        parts = [f"{self.name} {self.count()}".rstrip(), self.doing(), self.note, duration(time.monotonic() - self.started), self.left()]
+        parts = [
+            f"{self.name} {self.count()}".rstrip(),
+            self.doing(),
+            self.note,
+            duration(time.monotonic() - self.started),
+            self.left(),
+        ]
         return ", ".join(part for part in parts if part)
 
 
@@ -134,7 +144,9 @@ class Screen:
 
     @contextlib.contextmanager
     def watch(self, name: str) -> Iterator[Watch]:
-        """Show what a stage does, from before its first event; `name` stands there until an event says another."""
+        """Show what a stage does, from before its first event; `name` stands there until an event says
+        another.
+        """
         watch = Watch(self, name)
         with progress.listening(watch.hear), watch.shown():
             yield watch
@@ -147,7 +159,10 @@ class Watch:
     """The rows of one command."""
 
     def __init__(self, screen: Screen, name: str) -> None:
-        self._screen, self._bars = screen, None if not screen.is_terminal or screen.console.quiet else _bars(screen.console)
+        self._screen, self._bars = (
+            screen,
+            None if not screen.is_terminal or screen.console.quiet else _bars(screen.console),
+        )
         self._rows: dict[str, Row] = {}
         self._row = Row(name)
         self._name, self._total = name, 0
@@ -177,7 +192,9 @@ class Watch:
                     self._screen.say(self._row.words())
 
     def hear(self, moment: Moment) -> None:
-        if self._row.total and self._row.done >= self._row.total:  # what comes now belongs to a stage that has not said its name
+        if (
+            self._row.total and self._row.done >= self._row.total
+        ):  # what comes now belongs to a stage that has not said its name
             self._settle()
             self._row = Row(self._name)
             if self._bars is not None:
@@ -198,7 +215,12 @@ class Watch:
         if name not in self._rows:
             self._begin(name, event.of or self._total)
         row = self._rows[name]
-        if self._row is not row and self._bars is not None and self._row.task is not None and not self._row.done:
+        if (
+            self._row is not row
+            and self._bars is not None
+            and self._row.task is not None
+            and not self._row.done
+        ):
             self._bars.remove_task(self._row.task)
         self._row = row
         row.finish(event)

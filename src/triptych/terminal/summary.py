@@ -1,4 +1,6 @@
-"""What a command did, for people: short aligned lines, what was rejected first, and the command that follows."""
+"""What a command did, for people: short aligned lines, what was rejected first,
+and the command that follows.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def _words(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
         if _is_counts(value):
             return ", ".join(
-                f"{number(count)} {plain(str(name))}" for name, count in sorted(value.items(), key=lambda item: -item[1]) if count
+                f"{number(count)} {plain(str(name))}"
+                for name, count in sorted(value.items(), key=lambda item: -item[1])
+                if count
             )
         return ", ".join(_named(key, value))
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -79,7 +83,9 @@ def _words(key: str, value: Any) -> str:
 
 
 def _named(key: str, values: Mapping[str, Any]) -> list[str]:
-    """The parts of a row, each `name value`; a nothing is a 0 here. `held` and `held_gib` are one part: `held 2 (1.5 GiB)`."""
+    """The parts of a row, each `name value`; a nothing is a 0 here. `held` and `held_gib` are one part: `held
+    2 (1.5 GiB)`.
+    """
     parts = []
     for name, value in values.items():
         words = _inner(key, name, value)
@@ -94,7 +100,11 @@ def _named(key: str, values: Mapping[str, Any]) -> list[str]:
 def _inner(key: str, name: str, value: Any) -> str:
     """A value within a row; the row's own key may say its unit."""
     key = key if "second" in key else str(name)
-    return _number(key, value) if isinstance(value, int | float) and not isinstance(value, bool) else _words(key, value)
+    return (
+        _number(key, value)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else _words(key, value)
+    )
 
 
 def _title(name: Any) -> str:

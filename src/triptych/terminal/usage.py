@@ -87,22 +87,39 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "resume": (),
 }
 """What other programs call our options. The first one that the verb has is suggested."""
-ENDINGS = {".safetensors": ("lora",), ".yaml": ("config",), ".yml": ("config",), ".json": ("polygon",), ".csv": ("batch",)}
+ENDINGS = {
+    ".safetensors": ("lora",),
+    ".yaml": ("config",),
+    ".yml": ("config",),
+    ".json": ("polygon",),
+    ".csv": ("batch",),
+}
 PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def leave_server_out(typed: dict[str, Any], values: Values) -> str:
-    """If the command line names a captioner on this machine, the config's base_url is not meant: `typed` clears it; what to say."""
+    """If the command line names a captioner on this machine, the config's base_url is not meant: `typed`
+    clears it; what to say.
+    """
     captioner = str(typed.get("vlm_model") or "")
-    if not values.get("base_url") or "base_url" in typed or not (captioner == "pocket" or captioner.startswith("local:")):
+    if (
+        not values.get("base_url")
+        or "base_url" in typed
+        or not (captioner == "pocket" or captioner.startswith("local:"))
+    ):
         return ""
     typed["base_url"] = None
     place = values.places.get("base_url")
-    return f"base_url of the config{f' ({place})' if place else ''} is left out: --vlm-model {captioner} runs on this machine."
+    return (
+        f"base_url of the config{f' ({place})' if place else ''} is left out: --vlm-model {captioner} "
+        "runs on this machine."
+    )
 
 
 def _home_in_config(name: str) -> str:
-    """Where in a config `run` finds a setting that one of its stages has and `run` itself has not; empty for no such setting."""
+    """Where in a config `run` finds a setting that one of its stages has and `run` itself has not; empty for
+    no such setting.
+    """
     homes = [stage.name for stage in STAGES if stage.in_run and name in stage.config_class().model_fields]
     return f"Put `{name}:` under `{homes[0]}:` in the config." if homes else ""
 
@@ -122,14 +139,25 @@ def mistake(error: CycloptsError, stage: Stage | None) -> tuple[str, str]:
         name = given.lstrip("-").replace("-", "_").lower()
         if stage.name == "run" and name not in options and (home := _home_in_config(name)):
             return f"`triptych run` has no option {given}.", home
-        return f"`triptych {' '.join(stage.words)}` has no option {given}.", f"Did you mean {option(meant)}?" if meant else hint
+        return (
+            f"`triptych {' '.join(stage.words)}` has no option {given}.",
+            f"Did you mean {option(meant)}?" if meant else hint,
+        )
     if isinstance(error, UnusedCliTokensError) and stage and error.unused_tokens:
         word = error.unused_tokens[0]
         ending = Path(word).suffix.lower()
         fitting = [
-            name for name in (*ENDINGS.get(ending, ()), *(("front", "photos", "image") if ending in PICTURES else ())) if name in options
+            name
+            for name in (
+                *ENDINGS.get(ending, ()),
+                *(("front", "photos", "image") if ending in PICTURES else ()),
+            )
+            if name in options
         ]
-        return f"'{word}' stands there without an option before it.", f"Did you mean {option(fitting[0])} {word}?" if fitting else see
+        return (
+            f"'{word}' stands there without an option before it.",
+            f"Did you mean {option(fitting[0])} {word}?" if fitting else see,
+        )
     if isinstance(error, MissingArgumentError | RepeatArgumentError | CoercionError) and error.argument:
         return _of_argument(error, stage), see
     if isinstance(error, RepeatArgumentError) and error.token is not None:
@@ -140,7 +168,9 @@ def mistake(error: CycloptsError, stage: Stage | None) -> tuple[str, str]:
 def _of_argument(error: CycloptsError, stage: Stage | None) -> str:
     assert error.argument is not None
     name = error.argument.name
-    field = stage.config_class().model_fields.get(name.removeprefix("--").replace("-", "_")) if stage else None
+    field = (
+        stage.config_class().model_fields.get(name.removeprefix("--").replace("-", "_")) if stage else None
+    )
     takes = f"it takes {allowed(field)}" if field else ""
     if isinstance(error, RepeatArgumentError):
         return f"{name} is given more than once."
@@ -165,7 +195,14 @@ def _meant(given: str, options: Iterable[str]) -> str | None:
 
 def unknown_verb(given: str) -> tuple[str, str]:
     verbs = [" ".join(each.words) for each in STAGES]
-    common = {"infer": "generate", "inference": "generate", "sample": "generate", "try-on": "tryon", "try_on": "tryon", "fit": "train"}
+    common = {
+        "infer": "generate",
+        "inference": "generate",
+        "sample": "generate",
+        "try-on": "tryon",
+        "try_on": "tryon",
+        "fit": "train",
+    }
     near = [common[given]] if given in common else difflib.get_close_matches(given, verbs, n=1, cutoff=0.6)
     hint = f"Did you mean `triptych {near[0]}`?" if near else f"Verbs: {', '.join(verbs)}."
     return f"There is no verb '{given}'.", hint

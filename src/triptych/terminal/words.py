@@ -19,7 +19,9 @@ def _escaped(c: str) -> str:
     code = ord(c)
     if "\udc80" <= c <= "\udcff":  # a byte of a file name that is no UTF-8
         return f"\\x{code - 0xDC00:02x}"
-    return _ESCAPES.get(c) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}")
+    return _ESCAPES.get(c) or (
+        f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+    )
 
 
 def lines(text: str) -> str:
@@ -28,7 +30,9 @@ def lines(text: str) -> str:
 
 
 def tolerate_encodings() -> None:
-    """What a terminal or a log file cannot show becomes a question mark; without this it would end the command."""
+    """What a terminal or a log file cannot show becomes a question mark; without this it would end the
+    command.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -39,7 +43,9 @@ def speaks_unicode(stream: TextIO) -> bool:
 
 
 def strict(value: Any) -> Any:
-    """A value as strict JSON can hold it: a number that is not finite becomes null, other things their text."""
+    """A value as strict JSON can hold it: a number that is not finite becomes null,
+    other things their text.
+    """
     if isinstance(value, dict):
         return {str(key): strict(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,1 +1,3 @@
-"""The parts of the training loop in `verbs/train.py`, by responsibility: settings, data, loss, state, validation, log."""
+"""The parts of the training loop in `verbs/train.py`, by responsibility: settings, data, loss, state,
+validation, log.
+"""

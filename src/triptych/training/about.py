@@ -14,9 +14,15 @@ from triptych.training.state import TrainState
 _OF_CLEAN_CONTEXT = ("context_lora", "context_reading", "context_dropout", "noise_levels")
 
 
-def about_lora(config: TrainConfig, family: str, data: TrainingSet, state: TrainState, init: LoraFile | None) -> dict[str, Any]:
+def about_lora(
+    config: TrainConfig, family: str, data: TrainingSet, state: TrainState, init: LoraFile | None
+) -> dict[str, Any]:
     """What was done, and nothing that was not. A folder's place on this machine is nobody else's business."""
-    recipe = {name: value for name, value in settings_that_matter(config).items() if name not in ("model", "context")}
+    recipe = {
+        name: value
+        for name, value in settings_that_matter(config).items()
+        if name not in ("model", "context")
+    }
     recipe["max_train_steps"] = config.max_train_steps
     clean = {name: recipe.pop(name) for name in _OF_CLEAN_CONTEXT}
     about: dict[str, Any] = {
@@ -26,7 +32,9 @@ def about_lora(config: TrainConfig, family: str, data: TrainingSet, state: Train
         "context": config.context,
         "steps": state.step,
         "triptychs": len(data.ids),
-        "data_sha256": digest(sorted((row["image_sha256"], row["caption_sha256"]) for row in data.records.about.values())),
+        "data_sha256": digest(
+            sorted((row["image_sha256"], row["caption_sha256"]) for row in data.records.about.values())
+        ),
     }
     if config.context == "clean":
         about |= {name: clean.pop(name) for name in ("context_lora", "context_reading")}

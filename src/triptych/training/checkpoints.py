@@ -29,8 +29,8 @@ def save_checkpoint(
 ) -> None:
     """Publish `folder/step-<step>` by one rename; only then delete all but the `keep` newest up to it.
 
-    Checkpoints of later steps are deleted too: they are damaged ones that the training has gone back behind. `add` puts
-    further files into the checkpoint before it is published.
+    Checkpoints of later steps are deleted too: they are damaged ones that the training has gone back behind.
+    `add` puts further files into the checkpoint before it is published.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".part-*"):
@@ -40,7 +40,10 @@ def save_checkpoint(
     try:
         metadata = {"numbers": json.dumps(dict(numbers))}
         # Some optimizers share a tensor between parameters; safetensors wants every tensor to itself.
-        own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        own = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
         with publish(part / STATE) as state:
             save_file(own, state, metadata)
         add(part)
@@ -66,10 +69,17 @@ def steps_saved(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def load_newest(folder: Path, at_most: int | None = None) -> tuple[int, dict[str, Tensor], dict[str, float]] | None:
-    """Step, tensors and numbers of the newest checkpoint that is whole, of those up to step `at_most`; damaged ones are
-    passed over with a warning."""
-    found = [folder / f"step-{step:08d}" for step in reversed(steps_saved(folder)) if at_most is None or step <= at_most]
+def load_newest(
+    folder: Path, at_most: int | None = None
+) -> tuple[int, dict[str, Tensor], dict[str, float]] | None:
+    """Step, tensors and numbers of the newest checkpoint that is whole, of those up to step `at_most`;
+    damaged ones are passed over with a warning.
+    """
+    found = [
+        folder / f"step-{step:08d}"
+        for step in reversed(steps_saved(folder))
+        if at_most is None or step <= at_most
+    ]
     for path in found:
         try:
             about = read_json(path / ABOUT)

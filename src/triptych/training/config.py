@@ -15,9 +15,13 @@ from triptych.errors import ConfigError
 
 class TrainConfig(StageConfig):
     model: str = ""
-    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows rendered clothes."""
+    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows
+    rendered clothes.
+    """
     max_train_steps: int = Field(default=1000, ge=1)
-    """Optimizer steps in all. With more of them a finished training goes on, at the learning rate that the new length has there."""
+    """Optimizer steps in all. With more of them a finished training goes on, at the learning rate that the
+    new length has there.
+    """
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the triptychs, in place of max_train_steps."""
     batch_size: int = Field(default=4, ge=1)
@@ -25,8 +29,9 @@ class TrainConfig(StageConfig):
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Forward passes to one optimizer step."""
     optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
-    """adamw8bit (package bitsandbytes) keeps its state in a quarter of the memory; prodigy (package prodigyopt) finds
-    the learning rate itself and wants --learning-rate 1."""
+    """adamw8bit (package bitsandbytes) keeps its state in a quarter of the memory; prodigy (package
+    prodigyopt) finds the learning rate itself and wants --learning-rate 1.
+    """
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate."""
     lr_warmup_steps: int = Field(default=20, ge=0)
@@ -36,7 +41,9 @@ class TrainConfig(StageConfig):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     init_lora: Path | None = None
-    """LoRA file or folder to start from, in place of no change at all; also with other triptychs. Needs a --lora-folder of its own."""
+    """LoRA file or folder to start from, in place of no change at all; also with other triptychs. Needs a
+    --lora-folder of its own.
+    """
     rank: int = Field(default=16, ge=1)
     """Rank of the LoRA."""
     alpha: float = Field(default=16, gt=0)
@@ -46,33 +53,44 @@ class TrainConfig(StageConfig):
     caption_dropout: float = Field(default=0.05, ge=0, le=1)
     """Share of samples that see the empty caption, so that the panels are learned and not only the words."""
     shift: float | None = Field(default=None, gt=0)
-    """How far noise levels are moved towards noise: t → shift·t / (1 + (shift − 1)·t); by default the model's own
-    shift for one panel. 1 moves nothing."""
+    """How far noise levels are moved towards noise: t → shift·t / (1 + (shift − 1)·t); by default the model's
+    own shift for one panel. 1 moves nothing.
+    """
     min_t: float = Field(default=0.0, ge=0, lt=1)
     """Lowest noise level to learn; what is drawn from (0, 1) is scaled to (min_t, max_t)."""
     max_t: float = Field(default=1.0, gt=0, le=1)
     """Highest noise level to learn."""
     panel_weights: dict[str, float] = {}
-    """Weight of each panel's mean loss by role, e.g. {front: 0.5, back: 0.5, worn: 1}; 1 where none is given."""
+    """Weight of each panel's mean loss by role, e.g. {front: 0.5, back: 0.5, worn: 1}; 1 where none is given.
+    """
     loss_masks: Path | None = None
-    """Folder of pictures as large as the triptychs, each named as its triptych: white (or opaque) is learned, black (or
-    transparent) is not. A triptych without one is learned whole."""
+    """Folder of pictures as large as the triptychs, each named as its triptych: white (or opaque) is learned,
+    black (or transparent) is not. A triptych without one is learned whole.
+    """
     context: Literal["noisy", "clean"] = "noisy"
-    """noisy: all panels are noised and all are learned, as in the paper. clean: product panels, and in half of the batches
-    a part of the worn one, are shown clean and read once; the rest of the worn panel is learned. Sampling is faster that way."""
+    """noisy: all panels are noised and all are learned, as in the paper. clean: product panels, and in half
+    of the batches a part of the worn one, are shown clean and read once; the rest of the worn panel is
+    learned. Sampling is faster that way.
+    """
     context_lora: bool = False
-    """Clean context: the LoRA also adapts how known panels are read. Slower: the reading is then part of the backward pass."""
+    """Clean context: the LoRA also adapts how known panels are read. Slower: the reading is then part of the
+    backward pass.
+    """
     context_reading: Literal["joint", "products"] = "joint"
-    """Clean context: what is shown clean attends to all that is (joint), or the product panels attend to each other only (products):
-    tryon can then keep them from one person to the next. The LoRA's file says which."""
+    """Clean context: what is shown clean attends to all that is (joint), or the product panels attend to each
+    other only (products): tryon can then keep them from one person to the next. The LoRA's file says which.
+    """
     context_dropout: float = Field(default=0.1, ge=0, le=1)
     """Clean context: share of batches without product panels, so that sampling can be guided by them."""
     noise_levels: int = Field(default=1, ge=1, le=64)
-    """Clean context: noise levels learned at once of each triptych; its known panels are read only once for all of them."""
+    """Clean context: noise levels learned at once of each triptych; its known panels are read only once for
+    all of them.
+    """
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     """Moving average of the LoRA; it is what gets saved and shown. 0 turns it off."""
     guidance_scale: float = 1.0
-    """Guidance fed to a guidance-distilled model in training (others take no notice of it); 1 for FLUX.1-dev."""
+    """Guidance fed to a guidance-distilled model in training (others take no notice of it); 1 for FLUX.1-dev.
+    """
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: a third more time, several times less memory."""
     seed: Seed = 0
@@ -84,40 +102,61 @@ class TrainConfig(StageConfig):
     validation_steps: int = Field(default=250, ge=0)
     """Validation loss and pictures every so many steps; 0 for none."""
     num_validation_triptychs: int = Field(default=0, ge=0)
-    """Triptychs that are not trained on but measured: at least so many, all of an item's together. 0 trains on all."""
+    """Triptychs that are not trained on but measured: at least so many, all of an item's together. 0 trains
+    on all.
+    """
     num_validation_images: int = Field(default=2, ge=0)
-    """Triptychs, held-out ones first, whose worn panel is generated from the product panels as a validation picture."""
+    """Triptychs, held-out ones first, whose worn panel is generated from the product panels as a validation
+    picture.
+    """
     early_stopping_patience: int = Field(default=0, ge=0)
-    """Stop after so many validations in a row without a lower validation loss, and keep the LoRA of the lowest; 0 never."""
+    """Stop after so many validations in a row without a lower validation loss, and keep the LoRA of the
+    lowest; 0 never.
+    """
     logging_dir: Path | None = None
     """Where TensorBoard files go, if not in the LoRA folder."""
     tracker_name: str = "triptych"
     """Name of the run in TensorBoard."""
     shard_base: bool = False
-    """Several processes: each keeps only its part of the frozen model and gathers a block while it runs (FSDP). Slower, for
-    cards that cannot hold the whole of it."""
+    """Several processes: each keeps only its part of the frozen model and gathers a block while it runs
+    (FSDP). Slower, for cards that cannot hold the whole of it.
+    """
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 …"""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the frozen model and the matrix products; the LoRA is always float32."""
     quantize: Quantize = "none"
-    """Weights of the model's blocks: nf4 (4.5 bits) and int8 need the package bitsandbytes, int8-torchao (8.5 bits, a little
-    closer to the full model) torchao. Together in `pip install 'triptych[quantization]'`."""
+    """Weights of the model's blocks: nf4 (4.5 bits) and int8 need the package bitsandbytes, int8-torchao (8.5
+    bits, a little closer to the full model) torchao. Together in `pip install 'triptych[quantization]'`.
+    """
     blocks_to_swap: int = Field(default=0, ge=0)
-    """Transformer blocks kept in RAM and moved to the device only while they run: less memory there, more time."""
+    """Transformer blocks kept in RAM and moved to the device only while they run: less memory there, more
+    time.
+    """
 
 
-# What may change between two runs of one training without changing the LoRA it ends with. Loss masks count by content.
+# What may change between two runs of one training without changing the LoRA it ends with. Loss masks count by
+# content.
 _FREE = {
     *StageConfig.model_fields,
     *("checkpointing_steps", "checkpoints_total_limit", "num_validation_images"),
-    *("logging_dir", "tracker_name", "device", "gradient_checkpointing", "blocks_to_swap", "shard_base", "loss_masks"),
+    *(
+        "logging_dir",
+        "tracker_name",
+        "device",
+        "gradient_checkpointing",
+        "blocks_to_swap",
+        "shard_base",
+        "loss_masks",
+    ),
     *("max_train_steps", "epochs", "init_lora"),  # init_lora counts by content, too
 }
 
 
 def settings_that_matter(config: TrainConfig) -> dict[str, Any]:
-    """The settings that the LoRA follows from, JSON-able; when to validate matters only if that may end the training."""
+    """The settings that the LoRA follows from, JSON-able; when to validate matters only if that may end the
+    training.
+    """
     free = _FREE if config.early_stopping_patience else {*_FREE, "validation_steps"}
     return {name: value for name, value in config.model_dump(mode="json").items() if name not in free}
 
@@ -129,39 +168,63 @@ def check(config: TrainConfig, roles: Sequence[str]) -> None:
         ConfigError: as said.
     """
     if config.min_t >= config.max_t:
-        raise ConfigError(f"No noise level lies between --min-t {config.min_t:g} and --max-t {config.max_t:g}.", "Swap or widen them.")
+        raise ConfigError(
+            f"No noise level lies between --min-t {config.min_t:g} and --max-t {config.max_t:g}.",
+            "Swap or widen them.",
+        )
     for role, weight in config.panel_weights.items():
         if role not in roles or not 0 <= weight < float("inf"):
             hint = f"Roles here: {', '.join(roles)}; weights are 0 or more."
             raise ConfigError(f"The panel weight '{role}: {weight:g}' has no meaning.", hint)
     if not learned_roles(config, roles):
         could = ", ".join(roles[-1:] if config.context == "clean" else roles)
-        raise ConfigError("All panels that would be learned have weight 0.", f"Give one of {could} a --panel-weights above 0.")
+        raise ConfigError(
+            "All panels that would be learned have weight 0.",
+            f"Give one of {could} a --panel-weights above 0.",
+        )
     if config.context == "noisy":
         _check_noisy(config)
     if config.early_stopping_patience and not (config.validation_steps and config.num_validation_triptychs):
-        hint = "Give --num-validation-triptychs and --validation-steps, or leave --early-stopping-patience at 0."
+        hint = (
+            "Give --num-validation-triptychs and --validation-steps, or leave --early-stopping-patience at 0."
+        )
         raise ConfigError("Stopping early needs a validation loss, and nothing is validated.", hint)
     if config.shard_base and (config.blocks_to_swap or config.quantize != "none"):
         hint = "Give --shard-base alone, or leave it out."
-        raise ConfigError("A base model that is spread over processes is neither quantised nor swapped.", hint)
+        raise ConfigError(
+            "A base model that is spread over processes is neither quantised nor swapped.", hint
+        )
     if config.blocks_to_swap and not config.gradient_checkpointing:
         hint = "Turn --gradient-checkpointing on, or leave --blocks-to-swap at 0."
-        raise ConfigError("Without gradient checkpointing the backward pass keeps every swapped block on the device.", hint)
+        raise ConfigError(
+            "Without gradient checkpointing the backward pass keeps every swapped block on the device.", hint
+        )
     if config.optimizer == "prodigy" and config.learning_rate < 0.1:
         hint = "Give --learning-rate 1."
-        raise ConfigError(f"With prodigy the learning rate is a factor, and {config.learning_rate:g} would learn nothing.", hint)
+        raise ConfigError(
+            f"With prodigy the learning rate is a factor, and {config.learning_rate:g} would learn nothing.",
+            hint,
+        )
 
 
 def learned_roles(config: TrainConfig, roles: Sequence[str]) -> list[str]:
     """The panels that count in the loss: the last one alone where the others are shown clean."""
-    return [role for role in (roles[-1:] if config.context == "clean" else roles) if config.panel_weights.get(role, 1.0)]
+    return [
+        role
+        for role in (roles[-1:] if config.context == "clean" else roles)
+        if config.panel_weights.get(role, 1.0)
+    ]
 
 
 def _check_noisy(config: TrainConfig) -> None:
-    """Settings of clean context do nothing under noisy context: a user who changes them means the other one."""
+    """Settings of clean context do nothing under noisy context:
+    a user who changes them means the other one.
+    """
     for name in ("context_lora", "context_reading", "context_dropout", "noise_levels"):
         if getattr(config, name) != TrainConfig.model_fields[name].default:
             option = f"--{name.replace('_', '-')}"
             hint = f"Give --context clean, or leave out {option}."
-            raise ConfigError(f"{option} does nothing with noisy context: there all panels are noised, and none is read.", hint)
+            raise ConfigError(
+                f"{option} does nothing with noisy context: there all panels are noised, and none is read.",
+                hint,
+            )

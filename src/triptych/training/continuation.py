@@ -1,4 +1,6 @@
-"""Going on: where a training in a folder stands, whether it is done, and the LoRA that a new one starts from."""
+"""Going on: where a training in a folder stands, whether it is done,
+and the LoRA that a new one starts from.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,13 @@ def begun(folder: Path) -> bool:
 
 
 def is_done(config: TrainConfig) -> bool:
-    """Whether the folder's training has the length that is asked for. A longer one goes on from the newest checkpoint;
-    a shorter one ends at the checkpoint of just that step, as long as no LoRA of more steps is there.
+    """Whether the folder's training has the length that is asked for. A longer one goes on from the newest
+    checkpoint; a shorter one ends at the checkpoint of just that step, as long as no LoRA of more steps is
+    there.
 
     Raises:
-        WorkError: it has gone further than that, or there is no checkpoint to go on from; or a LoRA that was not trained here.
+        WorkError: it has gone further than that, or there is no checkpoint to go on from; or a LoRA that was
+            not trained here.
     """
     folder, wanted = config.train_folder, config.max_train_steps
     steps = steps_saved(folder / "checkpoints")
@@ -37,7 +41,9 @@ def is_done(config: TrainConfig) -> bool:
             raise WorkError(f"The training in {folder} is at step {steps[-1]} already.", _ways(folder, steps))
         return False
     if not (folder / "train.jsonl").exists():
-        raise WorkError(f"There is a LoRA in {folder} that was not trained here.", "Choose another --lora-folder.")
+        raise WorkError(
+            f"There is a LoRA in {folder} that was not trained here.", "Choose another --lora-folder."
+        )
     about = read_about(folder / FILE_NAME) or {}
     done, asked = steps_of(folder), about.get("recipe", {}).get("max_train_steps")
     if wanted in (done, asked):
@@ -45,7 +51,9 @@ def is_done(config: TrainConfig) -> bool:
     if wanted < done:
         raise WorkError(f"The LoRA in {folder} is of {done} steps already.", _ways(folder, steps))
     if not steps:
-        hint = f"Give --init-lora {folder} and another --lora-folder: a new training then starts from this LoRA."
+        hint = (
+            f"Give --init-lora {folder} and another --lora-folder: a new training then starts from this LoRA."
+        )
         raise WorkError(f"There is no checkpoint in {folder} to go on from.", hint)
     return False
 
@@ -58,7 +66,8 @@ def steps_of(folder: Path) -> int:
 def _ways(folder: Path, steps: list[int]) -> str:
     there = ", ".join(map(str, steps)) or "none"
     return (
-        f"Give --max-train-steps {steps[-1] if steps else 'as before'} or more, choose another --lora-folder, or use the LoRA of a "
+        f"Give --max-train-steps {steps[-1] if steps else 'as before'} or more, choose another "
+        "--lora-folder, or use the LoRA of a "
         f"checkpoint, {folder / 'checkpoints'}/step-…; steps there: {there}."
     )
 
@@ -67,7 +76,8 @@ def check_init_lora(config: TrainConfig, backbone: Backbone) -> LoraFile | None:
     """The LoRA to start from, if there is one to be.
 
     Raises:
-        ModelError: no LoRA file, or one for another family, or for layers that are not trained. ConfigError: a larger rank.
+        ModelError: no LoRA file, or one for another family, or for layers that are not trained. ConfigError:
+            a larger rank.
     """
     if config.init_lora is None:
         return None
@@ -78,18 +88,33 @@ def check_init_lora(config: TrainConfig, backbone: Backbone) -> LoraFile | None:
     others = [name for name in names if "blocks." not in name or not name.endswith(ends)]
     if file.family != backbone.name or others:
         other = FAMILIES.get(file.family, "another model")
-        what = f"is one for {other}" if file.family != backbone.name else f"changes '{others[0]}', which is not trained here"
-        raise ModelError(f"The LoRA {file.path} {what}.", "Start from a LoRA of the same kind of model, or leave out --init-lora.")
+        what = (
+            f"is one for {other}"
+            if file.family != backbone.name
+            else f"changes '{others[0]}', which is not trained here"
+        )
+        raise ModelError(
+            f"The LoRA {file.path} {what}.",
+            "Start from a LoRA of the same kind of model, or leave out --init-lora.",
+        )
     rank = max(file.state[f"{name}.lora_A.weight"].shape[0] for name in names)
     if rank > config.rank:
-        raise ConfigError(f"The LoRA {file.path} has rank {rank}, and --rank is {config.rank}.", f"Give --rank {rank}.")
+        raise ConfigError(
+            f"The LoRA {file.path} has rank {rank}, and --rank is {config.rank}.", f"Give --rank {rank}."
+        )
     if file.about.get("context", config.context) != config.context:
-        log.warning("The LoRA %s was trained with %s context, and goes on with %s.", file.path, file.about["context"], config.context)
+        log.warning(
+            "The LoRA %s was trained with %s context, and goes on with %s.",
+            file.path,
+            file.about["context"],
+            config.context,
+        )
     return file
 
 
 def start_from(file: LoraFile, transformer: nn.Module, config: TrainConfig) -> None:
-    """Give the LoRA in `transformer` the very change that a file makes; ranks beyond the file's begin as in a new LoRA.
+    """Give the LoRA in `transformer` the very change that a file makes; ranks beyond the file's begin as in a
+    new LoRA.
 
     Raises:
         ModelError: a layer of another size.
@@ -99,9 +124,15 @@ def start_from(file: LoraFile, transformer: nn.Module, config: TrainConfig) -> N
         for name in _modules(file.state):
             down, up = (f"{name}.lora_{side}.weight" for side in "AB")
             rank = file.state[down].shape[0]
-            fits = down in state and (state[down].shape[1], state[up].shape[0]) == (file.state[down].shape[1], file.state[up].shape[0])
+            fits = down in state and (state[down].shape[1], state[up].shape[0]) == (
+                file.state[down].shape[1],
+                file.state[up].shape[0],
+            )
             if not fits:
-                raise ModelError(f"The LoRA {file.path} does not fit this model at '{name}'.", "Use one that was trained on this model.")
+                raise ModelError(
+                    f"The LoRA {file.path} does not fit this model at '{name}'.",
+                    "Use one that was trained on this model.",
+                )
             state[down][:rank].copy_(file.state[down])
             state[up][:, :rank].copy_(file.state[up].float() * (config.rank / config.alpha))
 

@@ -1,8 +1,8 @@
 """What one forward pass sees: which triptychs, which noise, which noise levels, which tokens.
 
-All of it is a function of (seed, step, place in the step, id), never of what ran before. A step's triptychs are numbered
-through all its forward passes, so that the same step is the same however it is split into passes and processes.
-Legend: B batch, C channels, H and W latent rows and columns.
+All of it is a function of (seed, step, place in the step, id), never of what ran before. A step's triptychs
+are numbered through all its forward passes, so that the same step is the same however it is split into passes
+and processes. Legend: B batch, C channels, H and W latent rows and columns.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ class Batch:
     """Triptychs of one layout, noise and noise levels for them, and what is to be learned.
 
     Each triptych stands there `levels` times in a row, each time with noise and a noise level of its own.
-    clean_BCHW, noise_BCHW: latents. t_B: noise levels in [0, 1]. learned_BHW: how much each latent's error counts, in
-    [0, 1]. active: (rows, columns) bool on the token grid, the tokens that are run with clean context; None with noisy
-    context. within: likewise, where known tokens are read; None everywhere. empty: text of one empty prompt.
+    clean_BCHW, noise_BCHW: latents. t_B: noise levels in [0, 1]. learned_BHW: how much each latent's error
+    counts, in [0, 1]. active: (rows, columns) bool on the token grid, the tokens that are run with clean
+    context; None with noisy context. within: likewise, where known tokens are read; None everywhere. empty:
+    text of one empty prompt.
     """
 
     layout: PanelLayout
@@ -54,7 +55,9 @@ class Batch:
 
 
 class TrainingSet:
-    """Embedded triptychs, parted into those to learn (`ids`) and those held out for validation (`held_out`)."""
+    """Embedded triptychs, parted into those to learn (`ids`) and those held out for
+    validation (`held_out`).
+    """
 
     def __init__(self, records: EmbeddingFolder, config: TrainConfig) -> None:
         """
@@ -71,7 +74,9 @@ class TrainingSet:
 
     def _loss_masks(self) -> LossMasks:
         layouts = {id: PanelLayout.from_dict(about["layout"]) for id, about in self.records.about.items()}
-        roles = dict.fromkeys(role for layout in layouts.values() for role in learned_roles(self.config, layout.roles))
+        roles = dict.fromkeys(
+            role for layout in layouts.values() for role in learned_roles(self.config, layout.roles)
+        )
         assert self.config.loss_masks is not None
         return LossMasks(self.config.loss_masks, layouts, self.items, list(roles))
 
@@ -82,10 +87,18 @@ class TrainingSet:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """By id a digest that changes with its picture, caption, layout, loss mask and what embedded it, and with its being held out."""
+        """By id a digest that changes with its picture, caption, layout, loss mask and what embedded it, and
+        with its being held out.
+        """
         names = ("image_sha256", "caption_sha256", "model", "dtype", "layout")
         return {
-            id: digest([*(about.get(name) for name in names), self.masks and self.masks.sha256(id), id in self.held_out])[:16]
+            id: digest(
+                [
+                    *(about.get(name) for name in names),
+                    self.masks and self.masks.sha256(id),
+                    id in self.held_out,
+                ]
+            )[:16]
             for id, about in self.records.about.items()
         }
 
@@ -123,12 +136,18 @@ class TrainingSet:
         return replace(batch, active=active, within=self._worn(backbone, batch.layout) if dropped else None)
 
     def fixed(self, backbone: Backbone, id: str, t: float) -> Batch:
-        """One triptych as validation sees it at noise level t: the posterior's mean, always the same noise, no dropout."""
+        """One triptych as validation sees it at noise level t: the posterior's mean, always the same noise,
+        no dropout.
+        """
         record = self.records[id]
         clean = record.latent_mean_CHW
         noise = torch.randn(clean.shape, generator=flow.generator_for(self.config.seed, "validation", id))
         batch = self._batch(backbone, [id], [clean], [noise], [torch.tensor(t)], [record.text])
-        return batch if self.config.context == "noisy" else replace(batch, active=self._worn(backbone, batch.layout))
+        return (
+            batch
+            if self.config.context == "noisy"
+            else replace(batch, active=self._worn(backbone, batch.layout))
+        )
 
     def _batch(
         self,
@@ -176,8 +195,8 @@ def draw_held_out(item_by_id: Mapping[str, str], seed: int, count: int) -> list[
 def ids_of_step(buckets: Sequence[Sequence[str]], seed: int, step: int, size: int) -> list[str]:
     """The `size` ids of one step, all of one bucket.
 
-    Of as many steps as there are ids, each bucket has as many as it has ids, in random order; its n-th turn takes the
-    n-th piece of its own stream. So every id is seen equally often.
+    Of as many steps as there are ids, each bucket has as many as it has ids, in random order; its n-th turn
+    takes the n-th piece of its own stream. So every id is seen equally often.
     """
     owners = [number for number, bucket in enumerate(buckets) for _ in bucket]
     round_, position = divmod(step, len(owners))
@@ -197,7 +216,9 @@ def ids_of_batch(ids: Sequence[str], seed: int, number: int, size: int) -> list[
     return chosen
 
 
-def draw_time(config: TrainConfig, backbone: Backbone, layout: PanelLayout, generator: torch.Generator) -> Tensor:
+def draw_time(
+    config: TrainConfig, backbone: Backbone, layout: PanelLayout, generator: torch.Generator
+) -> Tensor:
     """One noise level in (min_t, max_t): logit-normal, shifted as for a picture of one panel. Shape ()."""
     stride = backbone.settings.stride
     tokens = (layout.width // stride) * (layout.height // stride)
@@ -206,15 +227,18 @@ def draw_time(config: TrainConfig, backbone: Backbone, layout: PanelLayout, gene
 
 
 def draw_active(layout: PanelLayout, stride: int, generator: torch.Generator) -> Tensor:
-    """Clean context: the tokens to learn, (rows, columns) bool. Half of the time the whole worn panel, else a box of a
-    third to all of its width and height, as a polygon in `tryon` would be."""
+    """Clean context: the tokens to learn, (rows, columns) bool. Half of the time the whole worn panel, else a
+    box of a third to all of its width and height, as a polygon in `tryon` would be.
+    """
     active = torch.from_numpy(layout.mask(layout.roles[-1:], stride))
     whole, *share, x, y = torch.rand(5, generator=generator).tolist()
     if whole < 0.5:
         return active
     box = layout.box(layout.roles[-1], stride)
     sides = box.right - box.left, box.bottom - box.top
-    width, height = (max(1, round(side * (1 + 2 * part) / 3)) for side, part in zip(sides, share, strict=True))
+    width, height = (
+        max(1, round(side * (1 + 2 * part) / 3)) for side, part in zip(sides, share, strict=True)
+    )
     left, top = box.left + round(x * (sides[0] - width)), box.top + round(y * (sides[1] - height))
     active = torch.zeros_like(active)
     active[top : top + height, left : left + width] = True

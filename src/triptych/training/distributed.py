@@ -1,7 +1,7 @@
 """Several processes as one training: `torchrun` and `accelerate launch` both say so in the environment.
 
-Only LoRA gradients are exchanged, summed in one go. The frozen model is on every device, or each has a part of it and
-blocks are gathered while they run. One process writes files.
+Only LoRA gradients are exchanged, summed in one go. The frozen model is on every device, or each has a part
+of it and blocks are gathered while they run. One process writes files.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ def leave() -> None:
 
 
 def wants_sharding(asked: bool) -> bool:
-    """Whether the frozen model is to be spread over the processes: asked for, or by accelerate's `distributed_type: FSDP`."""
+    """Whether the frozen model is to be spread over the processes: asked for, or by accelerate's
+    `distributed_type: FSDP`.
+    """
     return world_size() > 1 and (asked or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true")
 
 
 def shard(transformer: nn.Module, trained: Sequence[nn.Parameter], device: torch.device) -> None:
-    """Leave each process its part of every block's frozen weights (FSDP2: gathered for a block's forward and backward pass,
-    then given back), all of the rest, and all that is trained.
+    """Leave each process its part of every block's frozen weights (FSDP2: gathered for a block's forward and
+    backward pass, then given back), all of the rest, and all that is trained.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
     for blocks in (child for child in transformer.children() if isinstance(child, nn.ModuleList)):

@@ -1,4 +1,6 @@
-"""Whether the embeddings are those of the triptychs as they are now: all of them, and none of an older caption or picture."""
+"""Whether the embeddings are those of the triptychs as they are now: all of them, and none of an older
+caption or picture.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,29 @@ log = logging.getLogger(__name__)
 
 
 def check_embeddings(config: TrainConfig, records: EmbeddingFolder) -> None:
-    """Compare the records with the folder of triptychs; without that folder a warning says that it could not be done.
+    """Compare the records with the folder of triptychs; without that folder a warning says that it could not
+    be done.
 
     Raises:
-        WorkError: captioned triptychs without a record, or records of pictures or captions that have changed or gone.
+        WorkError: captioned triptychs without a record, or records of pictures or captions that have changed
+            or gone.
         ConfigError: clean context, and triptychs of which nobody has said which panel is the worn one.
     """
     guessed = [id for id, about in records.about.items() if about.get("layout_by") == "guess"]
     if config.context == "clean" and guessed:
-        problem = f"Of {len(guessed)} triptychs ({guessed[0]} …) it was only guessed where the panels are, and clean context hangs on that."
-        raise ConfigError(problem, "Run `triptych embed` again with --columns 3, or write their layouts into metadata.jsonl.")
+        problem = (
+            f"Of {len(guessed)} triptychs ({guessed[0]} …) it was only guessed where the panels are, "
+            "and clean context hangs on that."
+        )
+        raise ConfigError(
+            problem,
+            "Run `triptych embed` again with --columns 3, or write their layouts into metadata.jsonl.",
+        )
     folder = config.triptych_folder
     if not folder.is_dir() or not list_pictures(folder).taken:
-        log.warning("There are no triptychs in %s: nobody can tell whether all are embedded, as they are now.", folder)
+        log.warning(
+            "There are no triptychs in %s: nobody can tell whether all are embedded, as they are now.", folder
+        )
         return
     captioned = TriptychFolder(folder).captioned()
     if not captioned.keys() & set(records.ids):
@@ -48,7 +60,10 @@ def check_embeddings(config: TrainConfig, records: EmbeddingFolder) -> None:
         counts = ((missing, "not embedded"), (changed, "changed since"), (gone, "gone or without a caption"))
         said = ", ".join(f"{count} {'is' if count == 1 else 'are'} {what}" for count, what in counts if count)
         said = said.replace(" is changed", " has changed").replace(" are changed", " have changed")
-        problem = f"The embeddings in {records.path} are not those of the {len(captioned)} captioned triptychs in {folder}: {said}."
+        problem = (
+            f"The embeddings in {records.path} are not those of the {len(captioned)} captioned "
+            f"triptychs in {folder}: {said}."
+        )
         raise WorkError(problem, "Run `triptych embed` first, with the same --work and --model.")
 
 
@@ -64,5 +79,9 @@ def changes(before: Any, now: dict[str, str]) -> str:
     if not isinstance(before, dict):
         return "other triptychs"
     both = before.keys() & now.keys()
-    counts = ((len(now.keys() - both), "new"), (len(before.keys() - both), "gone"), (sum(before[id] != now[id] for id in both), "changed"))
+    counts = (
+        (len(now.keys() - both), "new"),
+        (len(before.keys() - both), "gone"),
+        (sum(before[id] != now[id] for id in both), "changed"),
+    )
     return "triptychs: " + ", ".join(f"{count} {what}" for count, what in counts if count)

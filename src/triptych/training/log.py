@@ -20,11 +20,14 @@ from triptych.store.files import explained, read_jsonl, write_jsonl
 class TrainLog:
     """Rows of numbers by step. Rows after a checkpoint that was lost are dropped when the run resumes there.
 
-    start: steps done already. ends_here: no more are to be done; rows of later checkpoints stay, for a training that goes on
-    longer goes on from those. writes: False keeps rows in memory only, for all processes but the first.
+    start: steps done already. ends_here: no more are to be done; rows of later checkpoints stay, for a
+    training that goes on longer goes on from those. writes: False keeps rows in memory only, for all
+    processes but the first.
     """
 
-    def __init__(self, folder: Path, tensorboard: Path, start: int, writes: bool = True, ends_here: bool = False) -> None:
+    def __init__(
+        self, folder: Path, tensorboard: Path, start: int, writes: bool = True, ends_here: bool = False
+    ) -> None:
         path = self._path = folder / "train.jsonl"
         before = read_jsonl(path) if path.exists() else []
         self._rows = [row for row in before if row["step"] <= start]
@@ -32,10 +35,15 @@ class TrainLog:
         if writes:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._hook, threading.excepthook = threading.excepthook, _quiet_about_tensorboard(threading.excepthook)
+            self._hook, threading.excepthook = (
+                threading.excepthook,
+                _quiet_about_tensorboard(threading.excepthook),
+            )
             write_jsonl(path, before if ends_here else self._rows)
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
-            self._board = SummaryWriter(str(tensorboard), purge_step=start + 1 if start and not ends_here else None)
+            self._board = SummaryWriter(
+                str(tensorboard), purge_step=start + 1 if start and not ends_here else None
+            )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add a row."""
@@ -77,8 +85,12 @@ class TrainLog:
             threading.excepthook = self._hook
 
 
-def _quiet_about_tensorboard(hook: Callable[[threading.ExceptHookArgs], object]) -> Callable[[threading.ExceptHookArgs], object]:
-    """TensorBoard's writing thread hands its error, a full disk, to the next call; Python would print its traceback as well."""
+def _quiet_about_tensorboard(
+    hook: Callable[[threading.ExceptHookArgs], object],
+) -> Callable[[threading.ExceptHookArgs], object]:
+    """TensorBoard's writing thread hands its error, a full disk, to the next call; Python would print its
+    traceback as well.
+    """
 
     def quiet(args: threading.ExceptHookArgs) -> None:
         if type(args.thread).__name__ != "_AsyncWriterThread":

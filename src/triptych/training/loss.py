@@ -24,8 +24,9 @@ BINS = ("t 0.00-0.25", "t 0.25-0.50", "t 0.50-0.75", "t 0.75-1.00")
 
 @dataclass(frozen=True)
 class Losses:
-    """panel_BP: mean squared error of each panel, over what is learned of it. area_BP: how much that is, in latents.
-    sample_B: their weighted mean, which is what training minimises."""
+    """panel_BP: mean squared error of each panel, over what is learned of it. area_BP: how much that is, in
+    latents. sample_B: their weighted mean, which is what training minimises.
+    """
 
     panel_BP: Tensor
     area_BP: Tensor
@@ -33,26 +34,45 @@ class Losses:
 
 
 def losses_of(config: TrainConfig, backbone: Backbone, transformer: nn.Module, batch: Batch) -> Losses:
-    """‖v(x_t, t) − (noise − data)‖² (arXiv 2209.03003, eq. 1) of every triptych: first the mean over what is learned of
-    each panel, then the mean over panels by `panel_weights`. A small learned area so counts as much as a large one."""
+    """‖v(x_t, t) − (noise − data)‖² (arXiv 2209.03003, eq. 1) of every triptych: first the mean over what is
+    learned of each panel, then the mean over panels by `panel_weights`. A small learned area so counts as
+    much as a large one.
+    """
     latents_BCHW = flow.interpolate(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
     target_BCHW = flow.velocity_target(batch.clean_BCHW, batch.noise_BCHW)
     window, learned_BHW = None, batch.learned_BHW
     with backbone.autocast():
         if batch.active is not None:
             products = config.context_reading == "products"
-            first = product_tokens(batch.layout, backbone.settings.stride).to(batch.active.device) if products else None
-            about = (batch.clean_BCHW[:: batch.levels], batch.active, batch.empty, config.context_lora, batch.within, first)
+            first = (
+                product_tokens(batch.layout, backbone.settings.stride).to(batch.active.device)
+                if products
+                else None
+            )
+            about = (
+                batch.clean_BCHW[:: batch.levels],
+                batch.active,
+                batch.empty,
+                config.context_lora,
+                batch.within,
+                first,
+            )
             window = read_window(backbone, transformer, *about)
             if window.context is not None:
                 window = replace(window, context=window.context.repeated(batch.levels))
-            rows, columns = (size // cells for size, cells in zip(learned_BHW.shape[1:], batch.active.shape, strict=True))
+            rows, columns = (
+                size // cells for size, cells in zip(learned_BHW.shape[1:], batch.active.shape, strict=True)
+            )
             learned_BHW = learned_BHW * batch.active.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
-        predicted = backbone.velocity(transformer, latents_BCHW, batch.t_B, batch.text, config.guidance_scale, window)
+        predicted = backbone.velocity(
+            transformer, latents_BCHW, batch.t_B, batch.text, config.guidance_scale, window
+        )
     error_BHW = (predicted.float() - target_BCHW).square().mean(1)
     area_BP = panel_sums(learned_BHW, batch.layout)
     panel_BP = panel_sums(error_BHW * learned_BHW, batch.layout) / area_BP.clamp(min=1e-6)
-    weights_P = torch.tensor([config.panel_weights.get(role, 1.0) for role in batch.layout.roles], device=area_BP.device)
+    weights_P = torch.tensor(
+        [config.panel_weights.get(role, 1.0) for role in batch.layout.roles], device=area_BP.device
+    )
     weights_BP = weights_P * (area_BP > 0)
     sample_B = (weights_BP * panel_BP).sum(1) / weights_BP.sum(1).clamp(min=1e-6)
     return Losses(panel_BP, area_BP, sample_B)
@@ -61,7 +81,11 @@ def losses_of(config: TrainConfig, backbone: Backbone, transformer: nn.Module, b
 def panel_sums(values_BHW: Tensor, layout: PanelLayout) -> Tensor:
     """Sums over each panel in reading order, (B, P)."""
     b, h, w = values_BHW.shape
-    return values_BHW.view(b, layout.rows, h // layout.rows, layout.columns, w // layout.columns).sum((2, 4)).flatten(1)
+    return (
+        values_BHW.view(b, layout.rows, h // layout.rows, layout.columns, w // layout.columns)
+        .sum((2, 4))
+        .flatten(1)
+    )
 
 
 class LossMeter:

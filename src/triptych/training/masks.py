@@ -1,4 +1,5 @@
-"""Loss masks: which picture in a folder belongs to which triptych, and what of the triptych it lets be learned.
+"""Loss masks: which picture in a folder belongs to which triptych, and what of the triptych it lets be
+learned.
 
 Everything that can be wrong with them is found before the first step.
 """
@@ -30,22 +31,34 @@ _BLACK = 16
 class LossMasks:
     """The loss masks of some triptychs.
 
-    A mask is called as its triptych, in any picture format and case, also with `-masklabel` (OneTrainer), `_mask` or the
-    like after the name; or as the item, where an item has a single triptych.
+    A mask is called as its triptych, in any picture format and case, also with `-masklabel` (OneTrainer),
+    `_mask` or the like after the name; or as the item, where an item has a single triptych.
     """
 
-    def __init__(self, folder: Path, layouts: Mapping[str, PanelLayout], items: Mapping[str, str], learned: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        layouts: Mapping[str, PanelLayout],
+        items: Mapping[str, str],
+        learned: Sequence[str],
+    ) -> None:
         """
         Args:
             layouts: by id. items: by id. learned: roles of the panels that count in the loss at all.
 
         Raises:
-            InputError: no folder, no mask in it that belongs to a triptych, two for one, one that is damaged or of another
-                size, or one that leaves nothing to learn.
+            InputError: no folder, no mask in it that belongs to a triptych, two for one, one that is damaged
+                or of another size, or one that leaves nothing to learn.
         """
         if not folder.is_dir():
-            raise InputError(f"The folder of loss masks {folder} is missing.", "Give a folder with <id>.png files.")
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".") and _is_picture(path))
+            raise InputError(
+                f"The folder of loss masks {folder} is missing.", "Give a folder with <id>.png files."
+            )
+        files = sorted(
+            path
+            for path in folder.iterdir()
+            if path.is_file() and not path.name.startswith(".") and _is_picture(path)
+        )
         self.by_id, strangers = _matched(files, list(layouts), items)
         if not self.by_id:
             names = ", ".join(path.name for path in strangers[:3]) or "no picture at all"
@@ -53,20 +66,30 @@ class LossMasks:
             raise InputError(f"No loss mask in {folder} belongs to a triptych: {names} is there.", hint)
         if strangers:
             names = ", ".join(path.name for path in strangers[:5]) + (" …" if len(strangers) > 5 else "")
-            log.warning("%d of the loss masks in %s belong to no triptych here: %s", len(strangers), folder, names)
+            log.warning(
+                "%d of the loss masks in %s belong to no triptych here: %s", len(strangers), folder, names
+            )
         self.unmatched = len(strangers)
         black = []
         for id, path in self.by_id.items():
             mask, layout = np.asarray(load_mask(path)), layouts[id]
             if mask.shape[::-1] != layout.size:
                 sizes = ["{}×{}".format(*pair) for pair in (mask.shape[::-1], layout.size)]
-                raise InputError(f"The loss mask {path} is {sizes[0]} px, its triptych {sizes[1]}.", "Make them of one size.")
+                raise InputError(
+                    f"The loss mask {path} is {sizes[0]} px, its triptych {sizes[1]}.",
+                    "Make them of one size.",
+                )
             if not (mask[layout.mask([role for role in learned if role in layout.roles])] >= _BLACK).any():
                 black.append(path.name)
         if black:
             names = ", ".join(black[:5]) + (" …" if len(black) > 5 else "")
-            hint = "Paint white what is to be learned, or delete the mask: a triptych without one is learned whole."
-            raise InputError(f"{len(black)} loss masks are black where there is something to learn: {names}.", hint)
+            hint = (
+                "Paint white what is to be learned, or delete the mask: a triptych without one is learned "
+                "whole."
+            )
+            raise InputError(
+                f"{len(black)} loss masks are black where there is something to learn: {names}.", hint
+            )
 
     def sha256(self, id: str) -> str | None:
         """The hash of a triptych's mask, if it has one."""
@@ -84,7 +107,9 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def _matched(files: Sequence[Path], ids: Sequence[str], items: Mapping[str, str]) -> tuple[dict[str, Path], list[Path]]:
+def _matched(
+    files: Sequence[Path], ids: Sequence[str], items: Mapping[str, str]
+) -> tuple[dict[str, Path], list[Path]]:
     """By id its mask, and the files that are nobody's.
 
     Raises:
@@ -92,7 +117,9 @@ def _matched(files: Sequence[Path], ids: Sequence[str], items: Mapping[str, str]
     """
     known = {id.casefold(): id for id in ids}
     alone = Counter(items.values())
-    known |= {items[id].casefold(): id for id in ids if alone[items[id]] == 1 and items[id].casefold() not in known}
+    known |= {
+        items[id].casefold(): id for id in ids if alone[items[id]] == 1 and items[id].casefold() not in known
+    }
     found: dict[str, Path] = {}
     strangers = []
     for file in files:
@@ -103,7 +130,10 @@ def _matched(files: Sequence[Path], ids: Sequence[str], items: Mapping[str, str]
         if owner is None:
             strangers.append(file)
         elif owner in found:
-            raise InputError(f"The triptych {owner} has two loss masks: {found[owner].name} and {file.name}.", "Keep one of them.")
+            raise InputError(
+                f"The triptych {owner} has two loss masks: {found[owner].name} and {file.name}.",
+                "Keep one of them.",
+            )
         else:
             found[owner] = file
     return found, strangers

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from triptych.errors import ConfigError
 from triptych.training.config import TrainConfig
 
-# Package, class, and settings beyond those that all share. Prodigy's are what its authors advise for diffusion models.
+# Package, class, and settings beyond those that all share. Prodigy's are what its authors advise for
+# diffusion models.
 _OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "adamw": ("torch.optim", "AdamW", {}),
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", {}),
@@ -34,12 +35,19 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         return getattr(importlib.import_module(module), kind)
     except ImportError as error:
         hint = "pip install 'triptych[optimizers]', or use --optimizer adamw."
-        raise ConfigError(f"The optimizer {name} needs the package {module.partition('.')[0]}, which is not installed.", hint) from error
+        raise ConfigError(
+            f"The optimizer {name} needs the package {module.partition('.')[0]}, which is not installed.",
+            hint,
+        ) from error
 
 
 def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of a config over the LoRA's parameters; see `optimizer_class`."""
-    shared: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.99), "weight_decay": config.weight_decay}
+    shared: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (0.9, 0.99),
+        "weight_decay": config.weight_decay,
+    }
     with contextlib.redirect_stdout(sys.stderr):  # prodigy prints a greeting, and stdout is for the summary
         return optimizer_class(config.optimizer)(parameters, **shared, **_OPTIMIZERS[config.optimizer][2])
 
@@ -55,13 +63,19 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:
     """All that an optimizer remembers, of each parameter and as a whole: tensors, and plain numbers."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    of_parameters = {f"{n}.{name}": v for n, p in enumerate(parameters) for name, v in optimizer.state[p].items()}
-    of_groups = {f"group{n}.{name}": v for n, group in enumerate(optimizer.param_groups) for name, v in group.items()}
+    of_parameters = {
+        f"{n}.{name}": v for n, p in enumerate(parameters) for name, v in optimizer.state[p].items()
+    }
+    of_groups = {
+        f"group{n}.{name}": v for n, group in enumerate(optimizer.param_groups) for name, v in group.items()
+    }
     numbers = {name: v for name, v in {**of_parameters, **of_groups}.items() if type(v) in (int, float)}
     return {name: v for name, v in of_parameters.items() if isinstance(v, Tensor)}, numbers
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]
+) -> None:
     """Put back what `optimizer_state` returned, into an optimizer over the same parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in {**tensors, **numbers}.items():

@@ -21,16 +21,25 @@ log = logging.getLogger(__name__)
 class TrainState:
     """The LoRA in `transformer`, its moving average, the optimizer, and the validation losses so far.
 
-    step: optimizer steps done. average: the LoRA's moving average by diffusers name. best: the average as it was at the
-    lowest validation loss, kept only if `keep_best`. lengths: from which step on how many steps there were to be in all;
-    more than one entry after a training went on with another --max-train-steps. threads: of the CPU that trains, 0 on a
-    card: sums depend on them in the last bits.
+    step: optimizer steps done. average: the LoRA's moving average by diffusers name. best: the average as it
+    was at the lowest validation loss, kept only if `keep_best`. lengths: from which step on how many steps
+    there were to be in all; more than one entry after a training went on with another --max-train-steps.
+    threads: of the CPU that trains, 0 on a card: sums depend on them in the last bits.
     """
 
     def __init__(
-        self, transformer: nn.Module, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, keep_best: bool = False
+        self,
+        transformer: nn.Module,
+        parameters: list[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        keep_best: bool = False,
     ) -> None:
-        self.transformer, self.parameters, self.optimizer, self.keep_best = transformer, parameters, optimizer, keep_best
+        self.transformer, self.parameters, self.optimizer, self.keep_best = (
+            transformer,
+            parameters,
+            optimizer,
+            keep_best,
+        )
         self.step = 0
         self.average = _copy_of(lora_state(transformer))
         self.best: dict[str, Tensor] = {}
@@ -84,36 +93,60 @@ class TrainState:
         """Publish a checkpoint; see `save_checkpoint`."""
         tensors, numbers = self._parts()
         lengths = {f"length.{step}": float(length) for step, length in self.lengths.items()}
-        save_checkpoint(folder, self.step, tensors, {**numbers, **lengths, "threads": self.threads}, keep, add)
+        save_checkpoint(
+            folder, self.step, tensors, {**numbers, **lengths, "threads": self.threads}, keep, add
+        )
 
     def restore(self, folder: Path, at_most: int | None = None) -> None:
-        """Go on from the newest whole checkpoint up to step `at_most`; from the beginning if there is none."""
+        """Go on from the newest whole checkpoint up to step `at_most`;
+        from the beginning if there is none.
+        """
         found = load_newest(folder, at_most)
         if found is None:
             return
         self.step, tensors, numbers = found
         threads = numbers.pop("threads", self.threads)
         if threads != self.threads:
-            before, now = (f"{int(number)} CPU threads" if number else "a card" for number in (threads, self.threads))
-            log.warning("This training ran on %s before and goes on with %s: the last bits of its LoRA depend on that.", before, now)
+            before, now = (
+                f"{int(number)} CPU threads" if number else "a card" for number in (threads, self.threads)
+            )
+            log.warning(
+                "This training ran on %s before and goes on with %s: the last bits of its LoRA depend on "
+                "that.",
+                before,
+                now,
+            )
         lengths = {name: numbers.pop(name) for name in list(numbers) if name.startswith("length.")}
         self.lengths = {int(name.removeprefix("length.")): int(length) for name, length in lengths.items()}
         _copy_into(self.transformer, _below("lora", tensors))
         for name, tensor in _below("ema", tensors).items():
             self.average[name].copy_(tensor)
-        self.best = {name: tensor.to(self.average[name].device) for name, tensor in _below("best", tensors).items()}
+        self.best = {
+            name: tensor.to(self.average[name].device) for name, tensor in _below("best", tensors).items()
+        }
         self.validation_losses = tensors["validation"].tolist()
         restore_optimizer(self.optimizer, _below("optimizer", tensors), numbers)
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         remembered, numbers = optimizer_state(self.optimizer)
-        groups = {"lora": lora_state(self.transformer), "ema": self.average, "best": self.best, "optimizer": remembered}
-        tensors = {f"{group}.{name}": tensor for group, part in groups.items() for name, tensor in part.items()}
+        groups = {
+            "lora": lora_state(self.transformer),
+            "ema": self.average,
+            "best": self.best,
+            "optimizer": remembered,
+        }
+        tensors = {
+            f"{group}.{name}": tensor for group, part in groups.items() for name, tensor in part.items()
+        }
         return {**tensors, "validation": torch.tensor(self.validation_losses, dtype=torch.float64)}, numbers
 
 
 def _below(group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(group + "."): tensor for name, tensor in tensors.items() if name.startswith(group + ".")}
+    return {
+        name.removeprefix(group + "."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(group + ".")
+    }
 
 
 def _copy_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

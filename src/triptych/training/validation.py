@@ -1,4 +1,6 @@
-"""How good the averaged LoRA is on fixed inputs: a loss that is the same function every time, and pictures."""
+"""How good the averaged LoRA is on fixed inputs: a loss that is the same function every time,
+and pictures.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +24,41 @@ LEVELS = (0.25, 0.5, 0.75, 1.0)
 
 
 @torch.no_grad()
-def validation_loss(config: TrainConfig, backbone: Backbone, transformer: nn.Module, data: TrainingSet) -> dict[str, float]:
-    """The loss on the held-out triptychs with fixed noise: its mean `validation/loss`, and `validation/t <level>`.
+def validation_loss(
+    config: TrainConfig, backbone: Backbone, transformer: nn.Module, data: TrainingSet
+) -> dict[str, float]:
+    """The loss on the held-out triptychs with fixed noise: its mean `validation/loss`, and `validation/t
+    <level>`.
 
     With clean context the whole worn panel is learned, as in `generate` with product photos.
     """
     means = {}
     for number, t in enumerate(LEVELS):
         progress.doing("validating", number, len(LEVELS))
-        losses = [losses_of(config, backbone, transformer, data.fixed(backbone, id, t)).sample_B for id in data.held_out]
+        losses = [
+            losses_of(config, backbone, transformer, data.fixed(backbone, id, t)).sample_B
+            for id in data.held_out
+        ]
         means[f"validation/t {t:.2f}"] = float(torch.cat(losses).mean())
     return {"validation/loss": sum(means.values()) / len(means), **means}
 
 
-def validation_pictures(config: TrainConfig, backbone: Backbone, transformer: nn.Module, data: TrainingSet, step: int) -> Image.Image:
-    """Worn panels that `generate` makes from the product panels, each with a fixed seed: truth above, made below, each with its label.
+def validation_pictures(
+    config: TrainConfig, backbone: Backbone, transformer: nn.Module, data: TrainingSet, step: int
+) -> Image.Image:
+    """Worn panels that `generate` makes from the product panels, each with a fixed seed: truth above, made
+    below, each with its label.
 
     The true panels come out of the autoencoder; held-out triptychs are shown first.
     """
     ids = [*data.held_out, *data.ids][: config.num_validation_images]
     texts = {"": data.records.empty, **{id: data.records[id].text for id in ids}}
     models = Models(backbone, transformer, backbone.load_autoencoder(), texts)
-    trained = {"context": config.context, "context_lora": config.context_lora, "context_reading": config.context_reading}
+    trained = {
+        "context": config.context,
+        "context_lora": config.context_lora,
+        "context_reading": config.context_reading,
+    }
     sampling = SamplingConfig(model=config.model).sampling(backbone.settings, trained=trained)
     rows: list[tuple[str, Image.Image]] = []
     for number, id in enumerate(ids):
@@ -51,7 +66,9 @@ def validation_pictures(config: TrainConfig, backbone: Backbone, transformer: nn
         (truth,) = to_images(models.autoencoder.decode(record.latent_mean_CHW[None].to(backbone.device)))
         products = dict(zip(record.layout.roles[:-1], split(truth, record.layout), strict=False))
         with progress.within("validation picture"), backbone.autocast():
-            (made,) = generate_triptych(models, [id], record.layout, [config.seed + number], sampling, [products])
+            (made,) = generate_triptych(
+                models, [id], record.layout, [config.seed + number], sampling, [products]
+            )
         kind = "held out" if id in data.held_out else "trained on"
         rows += [(f"true, {kind}: {id}", truth), (f"made at step {step}: {id}", made)]
     return _labelled(rows)
@@ -60,7 +77,9 @@ def validation_pictures(config: TrainConfig, backbone: Backbone, transformer: nn
 def _labelled(rows: list[tuple[str, Image.Image]]) -> Image.Image:
     """Pictures below each other, each under a line of text."""
     line = 18
-    sheet = Image.new("RGB", (max(image.width for _, image in rows), sum(image.height + line for _, image in rows)), "white")
+    sheet = Image.new(
+        "RGB", (max(image.width for _, image in rows), sum(image.height + line for _, image in rows)), "white"
+    )
     draw, top = ImageDraw.Draw(sheet), 0
     for label, image in rows:
         text = plain(label)

@@ -1,4 +1,6 @@
-"""The stage table: everything that knows "all verbs" (command line, package names, pipeline, docs) reads it from here."""
+"""The stage table: everything that knows "all verbs" (command line, package names, pipeline, docs) reads it
+from here.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from triptych.config.stage import StageConfig
-    from triptych.run import Run
+    from triptych.events import Run
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A verb: the function `name` in `module`, and the config class `config` in `config_module`, which imports no torch.
+    """A verb: the function `name` in `module`, and the config class `config` in `config_module`, which
+    imports no torch.
 
-    Both are imported when first used. A name of two words is a verb of a group; its function has `_` between them.
+    Both are imported when first used. A name of two words is a verb of a group; its function has `_` between
+    them.
     """
 
     name: str
@@ -30,9 +34,13 @@ class Stage:
     positional: tuple[str, ...] = ()
     """Fields that may be given without their option's name, in this order, right after the verb."""
     ask: tuple[str, ...] = ()
-    """Fields that the command line asks for at a terminal when nobody gave them; an empty answer leaves them empty."""
+    """Fields that the command line asks for at a terminal when nobody gave them; an empty answer leaves them
+    empty.
+    """
     whole_config: bool = False
-    """The function also gets the loaded config files, shared keys and all sections, and hands them to other stages itself."""
+    """The function also gets the loaded config files, shared keys and all sections, and hands them to other
+    stages itself.
+    """
 
     @property
     def words(self) -> list[str]:
@@ -107,15 +115,17 @@ STAGES: tuple[Stage, ...] = (
         "triptych.verbs.generate",
         "GenerateConfig",
         "Make triptychs from a prompt or from two product photos.",
-        'triptych generate --config triptych.yaml --front front.jpg --back back.jpg --lora work/lora --prompt "… <IMAGE 1> …"',
+        "triptych generate --config triptych.yaml --front front.jpg --back back.jpg --lora work/lora "
+        '--prompt "… <IMAGE 1> …"',
     ),
     Stage(
         "tryon",
         "triptych.verbs.tryon",
         "TryonConfig",
         "Dress a given person: only the polygon is regenerated.",
-        'triptych tryon --config triptych.yaml --front f.jpg --back b.jpg --person me.jpg --polygon me.json --lora work/lora --prompt "…"',
-        config_home="triptych.tryon.job",
+        "triptych tryon --config triptych.yaml --front f.jpg --back b.jpg --person me.jpg --polygon me.json "
+        '--lora work/lora --prompt "…"',
+        config_home="triptych.vton.job",
     ),
     Stage(
         "evaluate",

@@ -1,12 +1,15 @@
-"""caption: a vision-language model checks the order of the panels, then describes them; your own `<id>.txt` files go first.
+"""caption: a vision-language model checks the order of the panels, then describes them; your own `<id>.txt`
+files go first.
 
     triptychs/<id>.txt        the caption, in the house format of `captions.py`
     triptychs/metadata.jsonl  `text` and `caption_by` are filled in
-    triptychs/caption.jsonl   journal: every answer of the model, every caption written or replaced, every triptych that failed or came back
-    <fail_path>/              triptychs that failed, each with <id>.reason.json
+    triptychs/caption.jsonl   journal: every answer of the model, every caption written or replaced, every
+    triptych that failed or came back <fail_path>/              triptychs that failed, each with
+    <id>.reason.json
 
-An answer is in the journal before it is used, so a run that was stopped never asks (and never pays) for it again. Pictures fail for
-what they show; while nothing shows that the model or its server is well, none is moved for a reason that may be theirs.
+An answer is in the journal before it is used, so a run that was stopped never asks (and never pays) for it
+again. Pictures fail for what they show; while nothing shows that the model or its server is well, none is
+moved for a reason that may be theirs.
 """
 
 from __future__ import annotations
@@ -31,7 +34,15 @@ from triptych.captioning.answers import Answers, Journal, journal_rows
 from triptych.captioning.brought import newer_captions, own_captions, take_caption
 from triptych.captioning.captioners import load_captioner, no_captioner
 from triptych.captioning.failed import COME_BACK, Rejected, bring_back, find_failed, move_away, waiting
-from triptych.captioning.jobs import Job, last_captions, note_own, own_captions_seen, read_jobs, state_of, write_metadata
+from triptych.captioning.jobs import (
+    Job,
+    last_captions,
+    note_own,
+    own_captions_seen,
+    read_jobs,
+    state_of,
+    write_metadata,
+)
 from triptych.captioning.questions import AnswerError, Captioner
 from triptych.captioning.replies import check_url
 from triptych.captioning.write import check_order, linter, usable_caption
@@ -41,9 +52,9 @@ from triptych.data.captions import UNREADABLE, read_caption
 from triptych.data.rejects import no_triptychs
 from triptych.data.triptychs import list_pictures
 from triptych.errors import ConfigError, InputError, ModelError, WorkError, sentence_of
+from triptych.events import Event, Run, held
 from triptych.pictures.images import load_image
 from triptych.pocket.known_worlds import check_pictures
-from triptych.run import Event, Run, held
 from triptych.store.files import sha256_file, write_text
 from triptych.store.folder import StageFolder
 from triptych.wording.commands import typed
@@ -61,20 +72,28 @@ Described = tuple[str, Counter[str]]
 
 class CaptionConfig(StageConfig):
     vlm_model: str = ""
-    """Who looks at the triptychs: a model on a server such as gpt-4.1-mini (its key is read from OPENAI_API_KEY), the folder
-    of a transformers model, `local:NAME` for one of the hub, or `pocket`, which only knows rendered clothes."""
+    """Who looks at the triptychs: a model on a server such as gpt-4.1-mini (its key is read from
+    OPENAI_API_KEY), the folder of a transformers model, `local:NAME` for one of the hub, or `pocket`, which
+    only knows rendered clothes.
+    """
     base_url: str | None = None
-    """Address of an OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama …), such as http://127.0.0.1:8000/v1; with it
-    vlm_model is the name of a model on that server. Without it, or empty, OpenAI's own."""
+    """Address of an OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama …), such as
+    http://127.0.0.1:8000/v1; with it vlm_model is the name of a model on that server. Without it, or empty,
+    OpenAI's own.
+    """
     do_check: bool = True
-    """Ask first whether the panels are garment, garment, person. Triptychs with a caption of your own are not checked."""
+    """Ask first whether the panels are garment, garment, person. Triptychs with a caption of your own are not
+    checked.
+    """
     fail_path: Path | None = None
     """Where triptychs go that failed the check or could not be described, if not to WORK/failed."""
     retry_failed: bool = False
     """Bring the pictures back that failed before, and ask about them anew."""
     captions: Path | None = None
-    """Folder with captions of your own, named for the triptych (<id>.txt) or for its item (item1.txt); they are copied
-    beside the triptychs, and no model is asked for those. New and changed files win over earlier captions and failed checks."""
+    """Folder with captions of your own, named for the triptych (<id>.txt) or for its item (item1.txt); they
+    are copied beside the triptychs, and no model is asked for those. New and changed files win over earlier
+    captions and failed checks.
+    """
     brands: list[str] = []
     """Names of brands and makers; every caption says Brand in angle brackets instead."""
     model: str = ""
@@ -86,13 +105,17 @@ class CaptionConfig(StageConfig):
     retries: int = Field(default=2, ge=0, le=10)
     """How often a caption that cannot be used is asked for again, with the reason."""
     attempts: int = Field(default=5, ge=1, le=20)
-    """How often a busy or failing server is tried before the run stops, or, if it fails at one picture only, that picture fails."""
+    """How often a busy or failing server is tried before the run stops, or, if it fails at one picture only,
+    that picture fails.
+    """
     timeout: float = Field(default=120, gt=0)
     """Seconds a server may take for one answer."""
     concurrency: int = Field(default=4, ge=1, le=64)
     """Questions a server gets at the same time."""
     anyway: bool = False
-    """Show the captioner photographs even if it says that it has never seen any, as `pocket` does; with a warning."""
+    """Show the captioner photographs even if it says that it has never seen any, as `pocket` does; with a
+    warning.
+    """
 
     @property
     def fail_folder(self) -> Path:
@@ -102,44 +125,78 @@ class CaptionConfig(StageConfig):
 def caption(config: CaptionConfig) -> Run:
     """Write `<id>.txt` for every triptych that has none; move those that fail the check to `fail_path`.
 
-    Captions that are there already, yours or from an earlier run, need no captioner and are only replaced by newer ones of
-    yours; the one exception is a caption of ours whose picture was made anew from other photos. The rest is asked for, check first.
+    Captions that are there already, yours or from an earlier run, need no captioner and are only replaced by
+    newer ones of yours; the one exception is a caption of ours whose picture was made anew from other photos.
+    The rest is asked for, check first.
 
     Raises:
-        WorkError: no triptychs. ModelError: the captioner cannot be loaded or does not answer; while iterating: its server
+        WorkError: no triptychs. ModelError: the captioner cannot be loaded or does not answer; while
+            iterating: its server
         is down, or none of its answers is usable. ConfigError: an address or folder that cannot be meant.
         InputError: a folder of captions that is missing, or has none for any of these triptychs.
     """
-    folder = StageFolder(config.triptych_folder, "caption", {})  # captions of several models may lie side by side
+    folder = StageFolder(
+        config.triptych_folder, "caption", {}
+    )  # captions of several models may lie side by side
     if config.fail_folder.resolve() == folder.path.resolve():
-        raise ConfigError("fail_path is the folder of the triptychs.", "Choose another folder, or leave fail_path out.")
+        raise ConfigError(
+            "fail_path is the folder of the triptychs.", "Choose another folder, or leave fail_path out."
+        )
     if config.fail_folder.exists() and not config.fail_folder.is_dir():
-        raise ConfigError(f"fail_path {config.fail_folder} is no folder.", "Choose another folder, or leave fail_path out.")
+        raise ConfigError(
+            f"fail_path {config.fail_folder} is no folder.", "Choose another folder, or leave fail_path out."
+        )
     check_url(config.base_url)
     known = journal_rows(folder.path / JOURNAL)
     here = read_jobs(folder.path, known)
-    failed, left = find_failed(config.fail_folder, folder.path, known) if config.retry_failed or config.captions else ([], [])
+    failed, left = (
+        find_failed(config.fail_folder, folder.path, known)
+        if config.retry_failed or config.captions
+        else ([], [])
+    )
     own = own_captions(config.captions, folder.path, [*here, *(one.job for one in failed)])
     returning = [one for one in failed if config.retry_failed or one.job.id in own.texts]
     there = {job.id for job in here}
-    jobs = sorted([*here, *(one.job for one in returning if one.job.id not in there)], key=lambda job: job.picture)
+    jobs = sorted(
+        [*here, *(one.job for one in returning if one.job.id not in there)], key=lambda job: job.picture
+    )
     if not jobs:
         raise _no_triptychs(folder.path, config.fail_folder)
     limit = config.max_caption_tokens or model_settings(config.model).max_sequence_length
     problems = linter(config.model, limit, config.brands)
     ours = last_captions(known)
-    told = {job.id: job.told_caption + "\n" for job in jobs if job.told_caption and not job.text_file.exists()}
+    told = {
+        job.id: job.told_caption + "\n" for job in jobs if job.told_caption and not job.text_file.exists()
+    }
     texts = told | newer_captions(own, jobs, known)
     left_out = list_pictures(folder.path).left_out
-    summary: dict[str, Any] = {"triptychs": len(jobs), "captioned": 0, "kept": 0, "brought": 0, "rejected": 0, "reasons": {}}
-    summary |= {"still_failed": 0, "returned": len(returning), "not_returned": left if config.retry_failed else []}
+    summary: dict[str, Any] = {
+        "triptychs": len(jobs),
+        "captioned": 0,
+        "kept": 0,
+        "brought": 0,
+        "rejected": 0,
+        "reasons": {},
+    }
+    summary |= {
+        "still_failed": 0,
+        "returned": len(returning),
+        "not_returned": left if config.retry_failed else [],
+    }
     summary |= {"left_out": [f"{file.name}: {reason}" for file, reason in left_out]}
-    summary |= {"captions_without_triptych": own.unmatched, "captions_with_warnings": 0, "captions_unreadable": 0, "warnings": []}
+    summary |= {
+        "captions_without_triptych": own.unmatched,
+        "captions_with_warnings": 0,
+        "captions_unreadable": 0,
+        "warnings": [],
+    }
     summary |= {"brands_replaced": {}, "folder": str(folder.path), "fail_path": str(config.fail_folder)}
 
     @functools.cache
     def captioner() -> Captioner:
-        return load_captioner(config.vlm_model, config.base_url, timeout=config.timeout, attempts=config.attempts)
+        return load_captioner(
+            config.vlm_model, config.base_url, timeout=config.timeout, attempts=config.attempts
+        )
 
     if any(job.id not in texts and state_of(job, ours.get(job.id))[0] == "asked" for job in jobs):
         captioner().check()
@@ -154,7 +211,12 @@ def caption(config: CaptionConfig) -> Run:
             for file, reason in left_out:
                 yield Event(file.name, "rejected", f"{reason}; it stays where it is")
             for job in (job for job in jobs if job.id in texts):
-                take_caption(job.text_file, texts[job.id], own.texts[job.id][0] if job.id in own.texts else texts[job.id], journal)
+                take_caption(
+                    job.text_file,
+                    texts[job.id],
+                    own.texts[job.id][0] if job.id in own.texts else texts[job.id],
+                    journal,
+                )
             ours, seen = last_captions(journal.rows), own_captions_seen(journal.rows)
             for job in jobs:
                 state, writer = state_of(job, ours.get(job.id))
@@ -175,7 +237,9 @@ def caption(config: CaptionConfig) -> Run:
             run.failed = summary["rejected"]
 
     def ask(todo: list[Job], journal: Journal, by: dict[str, str]) -> Iterator[Event]:
-        """Check and caption; pictures that may have failed through the captioner stay until it has proved to be well."""
+        """Check and caption; pictures that may have failed through the captioner stay until it has proved to
+        be well.
+        """
         if todo and captioner().knows:
             check_pictures(captioner().knows, _panels(todo), "captioner", config.vlm_model, config.anyway)
         answers, ours = Answers(journal), last_captions(journal.rows)
@@ -202,7 +266,12 @@ def caption(config: CaptionConfig) -> Run:
                 waiting.clear()
                 text, replaced = result
                 # the journal knows the caption first: a file it does not know is the user's own
-                row = {"kind": "caption", "id": job.id, "image_sha256": sha256, "text_sha256": _sha256(text + "\n")}
+                row = {
+                    "kind": "caption",
+                    "id": job.id,
+                    "image_sha256": sha256,
+                    "text_sha256": _sha256(text + "\n"),
+                }
                 journal.append(row | {"captioner": captioner().identity})
                 write_text(job.text_file, text + "\n")
                 by[job.id] = captioner().identity
@@ -215,9 +284,15 @@ def caption(config: CaptionConfig) -> Run:
                 waiting.append((job, sha256, result))
                 if len(waiting) >= STREAK:
                     break
-        well = summary["captioned"] or any(row.get("captioner") == captioner().identity for row in ours.values()) if waiting else True
+        well = (
+            summary["captioned"] or any(row.get("captioner") == captioner().identity for row in ours.values())
+            if waiting
+            else True
+        )
         if not well or len(waiting) >= STREAK:
-            raise _captioner_at_fault([reason for _, _, reason in waiting], config, bool(summary["captioned"]))
+            raise _captioner_at_fault(
+                [reason for _, _, reason in waiting], config, bool(summary["captioned"])
+            )
         for one in waiting:
             yield fail(*one)
 
@@ -231,7 +306,12 @@ def _panels(jobs: list[Job]) -> Iterator[tuple[str, Image.Image]]:
         with contextlib.suppress(InputError):  # it is rejected when its turn comes
             canvas, columns = load_image(job.picture), max(1, len(job.roles))
             for number in range(columns):
-                box = (number * canvas.width // columns, 0, (number + 1) * canvas.width // columns, canvas.height)
+                box = (
+                    number * canvas.width // columns,
+                    0,
+                    (number + 1) * canvas.width // columns,
+                    canvas.height,
+                )
                 yield job.picture.name, canvas.crop(box)
 
 
@@ -241,7 +321,8 @@ def check_captioner(config: CaptionConfig) -> None:
     A server is asked one free question. With captions of your own and no captioner named, none is needed.
 
     Raises:
-        ModelError, ConfigError: no captioner, no folder with captions, and no caption there yet; or see `captioners.check_captioner`.
+        ModelError, ConfigError: no captioner, no folder with captions, and no caption there yet; or see
+            `captioners.check_captioner`.
     """
     own = config.captions is not None or any(config.triptych_folder.glob("*.txt"))
     if not own and not config.vlm_model.strip():
@@ -257,7 +338,9 @@ def _no_triptychs(folder: Path, fail_folder: Path) -> WorkError:
     return no_triptychs(folder, "Run `triptych concat` first, or put <id>.png files there.")
 
 
-def _warn(job: Job, problems: Callable[[str, int], list[str]], summary: dict[str, Any], changed: str = "") -> str:
+def _warn(
+    job: Job, problems: Callable[[str, int], list[str]], summary: dict[str, Any], changed: str = ""
+) -> str:
     """What is wrong with a caption that is there already; it is used all the same."""
     try:
         found = problems(read_caption(job.text_file), len(job.roles))
@@ -279,12 +362,20 @@ def _count_brands(job: Job, replaced: Counter[str], summary: dict[str, Any]) -> 
     for name, number in replaced.items():
         summary["brands_replaced"][name] = summary["brands_replaced"].get(name, 0) + number
         if number > MANY:
-            warning = f"{job.text_file.name}: the brand {name} was replaced {number} times; is it also a common word?"
+            warning = (
+                f"{job.text_file.name}: the brand {name} was replaced {number} times; is it also a "
+                "common word?"
+            )
             _add_warning(summary, warning)
 
 
 def _describe(
-    job: Job, captioner: Captioner, answers: Answers, config: CaptionConfig, problems: Callable[..., list[str]], limit: int
+    job: Job,
+    captioner: Captioner,
+    answers: Answers,
+    config: CaptionConfig,
+    problems: Callable[..., list[str]],
+    limit: int,
 ) -> tuple[str, Described]:
     """(sha256 of the picture, its caption).
 
@@ -292,7 +383,11 @@ def _describe(
         Rejected: the order is wrong, or no usable caption came. ModelError: the captioner is out of order.
     """
     if len(job.roles) != 3:
-        raise Rejected("caption", f"the captioner knows three panels, this picture has {len(job.roles)}: bring {job.text_file.name}")
+        raise Rejected(
+            "caption",
+            f"the captioner knows three panels, this picture has {len(job.roles)}: "
+            f"bring {job.text_file.name}",
+        )
     sha256 = sha256_file(job.picture)
     ask = answers.dialogue(captioner, job.id, lambda: load_image(job.picture), sha256, config.max_new_tokens)
     while True:
@@ -301,7 +396,9 @@ def _describe(
             if config.do_check:
                 check_order(ask, job.roles)
             step = "caption"
-            return sha256, usable_caption(ask, functools.partial(problems, panels=3), config.brands, limit, config.retries)
+            return sha256, usable_caption(
+                ask, functools.partial(problems, panels=3), config.brands, limit, config.retries
+            )
         except InputError as error:
             raise Rejected(step, sentence_of(error)) from error
         except AnswerError as error:
@@ -313,22 +410,30 @@ def _captioner_at_fault(reasons: Sequence[Rejected], config: CaptionConfig, work
     """The end of a run whose captioner is of no use."""
     reason = Counter(str(reason) for reason in reasons).most_common(1)[0][0]
     first = next(one for one in reasons if str(one) == reason)
-    which = f"the last {len(reasons)} pictures" if worked else f"any of the {len(reasons)} pictures it was asked about"
+    which = (
+        f"the last {len(reasons)} pictures"
+        if worked
+        else f"any of the {len(reasons)} pictures it was asked about"
+    )
     if len(reasons) == 1 and not worked:
         which = "the one picture it was asked about"
     hints = {
         "policy": "Use another --vlm-model, or bring captions of your own with --captions.",
         "server": "Check vlm_model and base_url, and that this model can see pictures.",
-        "model": "Use a --vlm-model that sees pictures and follows instructions, or bring captions of your own with --captions.",
+        "model": "Use a --vlm-model that sees pictures and follows instructions, or bring captions of your "
+        "own with --captions.",
     }
     return ModelError(
-        f"The captioner {config.vlm_model} gave no usable answer about {which}, so none of them was moved: {reason}.",
+        f"The captioner {config.vlm_model} gave no usable answer about {which}, so none of them was moved: "
+        f"{reason}.",
         first.hint or hints.get(first.fault, hints["model"]),
     )
 
 
 def _spread(jobs: list[Job]) -> list[Job]:
-    """The jobs, so that the first few are from all over the set: alike pictures, which lie together, may fail alike."""
+    """The jobs, so that the first few are from all over the set: alike pictures, which lie together, may fail
+    alike.
+    """
     if len(jobs) <= STREAK:
         return jobs
     first, rest = jobs[: STREAK // 2], jobs[STREAK // 2 :]
@@ -337,9 +442,13 @@ def _spread(jobs: list[Job]) -> list[Job]:
 
 
 def _in_order(
-    describe: Callable[[Job], tuple[str, Described]], jobs: list[Job], captioner: Callable[[], Captioner], concurrency: int
+    describe: Callable[[Job], tuple[str, Described]],
+    jobs: list[Job],
+    captioner: Callable[[], Captioner],
+    concurrency: int,
 ) -> Iterator[tuple[Job, str, Described | Rejected]]:
-    """(job, sha256 of its picture, caption or rejection), in the order of `jobs`; servers are asked several at a time.
+    """(job, sha256 of its picture, caption or rejection), in the order of `jobs`; servers are asked several
+    at a time.
 
     However this ends, answers under way are waited for, since they are paid for and go into the journal.
 

@@ -1,4 +1,5 @@
-"""concat: front, back and worn photo of an item side by side on one canvas, each whole and in its own aspect ratio.
+"""concat: front, back and worn photo of an item side by side on one canvas, each whole and in its own aspect
+ratio.
 
 catalogue/pairs.jsonl            which photos stand together
 triptychs/<id>.png               the canvas; what it was made from is in its text chunk `triptych`
@@ -29,10 +30,10 @@ from triptych.data.photo_folders import COPY_LINKS
 from triptych.data.rejects import REJECTS
 from triptych.data.triptychs import list_pictures
 from triptych.errors import InputError, TriptychError, WorkError
+from triptych.events import Event, Run, held
 from triptych.pictures.images import load_image, save_png
 from triptych.pictures.panels import PanelLayout, concatenate, fit
 from triptych.pictures.sheets import contact_sheet, drawable, plain
-from triptych.run import Event, Run, held
 from triptych.store.files import publish, read_jsonl, sha256_file, write_jsonl
 from triptych.store.folder import StageFolder
 
@@ -42,7 +43,8 @@ MOST_EARLIER = 20  # sizes of panels that a picture remembers
 
 class ConcatConfig(StageConfig):
     model: str = ""
-    """The diffusion model to be trained; it recommends the panel size and sets the grid that seams fall on."""
+    """The diffusion model to be trained; it recommends the panel size and sets the grid that seams fall on.
+    """
     max_concat_n: int = Field(default=3, ge=1)
     """Maximum worn photos per item; each gives a triptych of its own."""
     panel_width: int | None = Field(default=None, ge=16, le=8192)
@@ -54,36 +56,61 @@ class ConcatConfig(StageConfig):
 
 
 def concat(config: ConcatConfig) -> Run:
-    """Write one triptych for every chosen worn photo of every item that `clean` found both kinds of photos of.
+    """Write one triptych for every chosen worn photo of every item that `clean` found both kinds of photos
+    of.
 
-    A triptych that is there and was made from the same photos is kept, and so is one that was edited by hand. Other panel
-    sizes make the pictures anew and keep their captions. A file whose photos have left the catalogue is reported as stale
-    and left alone.
+    A triptych that is there and was made from the same photos is kept, and so is one that was edited by hand.
+    Other panel sizes make the pictures anew and keep their captions. A file whose photos have left the
+    catalogue is reported as stale and left alone.
 
     Raises:
-        WorkError: no catalogue, no usable photo in it, or triptychs of other settings in the folder. ModelError: no such model.
+        WorkError: no catalogue, no usable photo in it, or triptychs of other settings in the folder.
+            ModelError: no such model.
         InputError: a panel size that does not fall on the model's grid.
     """
     settings = model_settings(config.model)
-    layout = PanelLayout(config.panel_width or settings.panel_width, config.panel_height or settings.panel_height).check(settings.stride)
+    layout = PanelLayout(
+        config.panel_width or settings.panel_width, config.panel_height or settings.panel_height
+    ).check(settings.stride)
     photos = read_photos(config.catalogue_folder / PHOTOS)
     triples, rejects, spares = plan(photos, config.max_concat_n, config.seed)
     if not triples and not rejects:
-        raise WorkError(f"The catalogue in {config.catalogue_folder} has no items.", "Run `triptych clean` on folders with photos first.")
+        raise WorkError(
+            f"The catalogue in {config.catalogue_folder} has no items.",
+            "Run `triptych clean` on folders with photos first.",
+        )
     if not any(photo.label in ("human", "garment", "unsure") for photo in photos):
         message, hint = why_nothing_usable(photos)
         raise WorkError(message, f"{hint} Then run `triptych clean` again." if hint == COPY_LINKS else hint)
     identity = {"max_concat_n": config.max_concat_n, "seed": config.seed}
     keep = (
-        f"Put the old settings back, or choose another --triptychs folder; `caption --captions {config.triptych_folder}` brings"
+        "Put the old settings back, or choose another --triptychs folder; `caption --captions "
+        f"{config.triptych_folder}` brings"
         " the captions there."
     )
     folder = StageFolder(config.triptych_folder, "concat", identity, retired=("layout",), hint=keep)
-    summary: dict[str, Any] = {"items": len({photo.item for photo in photos if photo.item}), "triptychs": 0, "made": 0, "kept": 0}
-    summary |= {"rejected": len(rejects), "reasons": dict(Counter(reject["reason"] for reject in rejects)), "failed_before": 0}
-    summary |= {"spare_photos": len(spares), "stale": [], "panel": f"{layout.width}x{layout.height}", "folder": str(folder.path)}
+    summary: dict[str, Any] = {
+        "items": len({photo.item for photo in photos if photo.item}),
+        "triptychs": 0,
+        "made": 0,
+        "kept": 0,
+    }
+    summary |= {
+        "rejected": len(rejects),
+        "reasons": dict(Counter(reject["reason"] for reject in rejects)),
+        "failed_before": 0,
+    }
+    summary |= {
+        "spare_photos": len(spares),
+        "stale": [],
+        "panel": f"{layout.width}x{layout.height}",
+        "folder": str(folder.path),
+    }
     summary["sheet"] = str(config.work / "triptychs_sheet.jpg")
-    summary |= {"made_anew_for_other_panels": 0, "guessed_sides": len({triple.item for triple in triples if triple.guessed})}
+    summary |= {
+        "made_anew_for_other_panels": 0,
+        "guessed_sides": len({triple.item for triple in triples if triple.guessed}),
+    }
 
     def work() -> Iterator[Event]:
         write_jsonl(config.catalogue_folder / "pairs.jsonl", (triple.row() for triple in triples))
@@ -103,7 +130,11 @@ def concat(config: ConcatConfig) -> Run:
                     yield Event(triple.id, "kept")
                 elif not target.exists() and _sources(origin) in failed:
                     summary["failed_before"] += 1
-                    yield Event(triple.id, "rejected", f"`caption` has rejected it before; `{COME_BACK}` brings it back")
+                    yield Event(
+                        triple.id,
+                        "rejected",
+                        f"`caption` has rejected it before; `{COME_BACK}` brings it back",
+                    )
                 else:
                     try:
                         canvas = concatenate([panel(triple.photos[role]) for role in layout.roles], layout)
@@ -114,7 +145,9 @@ def concat(config: ConcatConfig) -> Run:
                         summary["reasons"][reason] = summary["reasons"].get(reason, 0) + 1
                         yield Event(triple.id, "rejected", error.message)
                         continue
-                    if before and _sources(before) == _sources(origin):  # other panels of the same photos: captions stay right
+                    if before and _sources(before) == _sources(
+                        origin
+                    ):  # other panels of the same photos: captions stay right
                         origin |= {EARLIER: [*earlier_pictures(target), sha256_file(target)][-MOST_EARLIER:]}
                         summary["made_anew_for_other_panels"] += 1
                     else:
@@ -142,12 +175,17 @@ def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
     """What the user should do next."""
     if not summary["triptychs"]:
         rejects = config.triptych_folder / REJECTS
-        return f"No triptych could be made; {rejects} says why for every item. `clean` has drawn what it sees in each photo."
+        return (
+            f"No triptych could be made; {rejects} says why for every item. `clean` has drawn what it "
+            "sees in each photo."
+        )
     advice = "Look at the sheet"
     if summary["guessed_sides"]:
         advice += (
-            f": in {summary['guessed_sides']} items front and back are a guess. To swap two, write 'item1/a.jpg front' and"
-            f" 'item1/b.jpg back' into {config.catalogue_folder / OVERRIDES}, then run `triptych clean` and `triptych concat` again"
+            f": in {summary['guessed_sides']} items front and back are a guess. To swap two, write "
+            "'item1/a.jpg front' and"
+            f" 'item1/b.jpg back' into {config.catalogue_folder / OVERRIDES}, then run `triptych clean` and "
+            "`triptych concat` again"
         )
     return advice + "; then run `triptych caption`."
 
@@ -174,20 +212,29 @@ def _sources(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _failed(folder: Path) -> set[tuple[Any, ...]]:
-    """The sources of triptychs that `caption` has moved away; they are made again when their photos are others."""
+    """The sources of triptychs that `caption` has moved away; they are made again when their photos are
+    others.
+    """
     return {_sources(row) for row in still_failed(journal_rows(folder / "caption.jsonl"))}
 
 
-def _rows(folder: Path, triples: Iterable[Triple], made: set[str], layout: PanelLayout) -> list[dict[str, Any]]:
+def _rows(
+    folder: Path, triples: Iterable[Triple], made: set[str], layout: PanelLayout
+) -> list[dict[str, Any]]:
     """A row for every picture in the folder, ours or not: an imagefolder must name them all."""
     metadata = folder / "metadata.jsonl"
-    before = {Path(str(row.get("file_name"))).stem: row for row in (read_jsonl(metadata) if metadata.exists() else [])}
+    before = {
+        Path(str(row.get("file_name"))).stem: row
+        for row in (read_jsonl(metadata) if metadata.exists() else [])
+    }
     planned = {triple.id: triple for triple in triples}
     rows = []
     for picture in list_pictures(folder).taken:
         row = dict(before.get(picture.stem, {}))
         if picture.stem in made:
-            row = {key: value for key, value in row.items() if key not in ("text", "caption_by")}  # of an earlier picture
+            row = {
+                key: value for key, value in row.items() if key not in ("text", "caption_by")
+            }  # of an earlier picture
         if triple := planned.get(picture.stem):
             row |= triple.row() | triple.origin(layout)
             row["layout"] = _drawn_layout(picture, layout, before.get(picture.stem, {}))
@@ -196,7 +243,9 @@ def _rows(folder: Path, triples: Iterable[Triple], made: set[str], layout: Panel
 
 
 def _drawn_layout(picture: Path, layout: PanelLayout, before: dict[str, Any]) -> dict[str, Any]:
-    """The layout that a picture has: an edited one, or one that a stopped run has not come to, keeps the earlier one."""
+    """The layout that a picture has: an edited one, or one that a stopped run has not come to, keeps the
+    earlier one.
+    """
     told = ((made_from(picture) or {}).get("layout"), before.get("layout"))
     try:
         with Image.open(picture, formats=["PNG"]) as image:
@@ -209,7 +258,9 @@ def _drawn_layout(picture: Path, layout: PanelLayout, before: dict[str, Any]) ->
     return layout.to_dict()
 
 
-def _write_sheet(path: Path, folder: Path, rows: Sequence[dict[str, Any]], guessed: set[str], *, anew: bool) -> None:
+def _write_sheet(
+    path: Path, folder: Path, rows: Sequence[dict[str, Any]], guessed: set[str], *, anew: bool
+) -> None:
     """Thumbnails of the first triptychs; outside their folder, where it would count as one of them."""
     if not rows or (path.exists() and not anew):
         return
@@ -217,7 +268,9 @@ def _write_sheet(path: Path, folder: Path, rows: Sequence[dict[str, Any]], guess
     cells: list[tuple[Image.Image | None, str]] = []
     for row in shown:
         name = str(row.get("item") or row["id"])
-        label = plain(name if drawable(name, 240) else row["id"]) + ("\nfront and back: a guess" if row["id"] in guessed else "")
+        label = plain(name if drawable(name, 240) else row["id"]) + (
+            "\nfront and back: a guess" if row["id"] in guessed else ""
+        )
         try:
             cells.append((load_image(folder / row["file_name"], longest=480), label))
         except InputError:

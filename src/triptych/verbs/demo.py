@@ -1,4 +1,5 @@
-"""demo: no input at all. A rendered shop goes through every stage on the pocket model; a report shows what came out.
+"""demo: no input at all. A rendered shop goes through every stage on the pocket model; a report shows what
+came out.
 
 Reads like the story it tells: `_story` is the whole of it.
 """
@@ -17,11 +18,11 @@ from PIL import Image
 
 from triptych.config.stage import seeds_from
 from triptych.evaluation.rendered import BATCH, Item, held_out_items, outline, verdicts, worn_panels
+from triptych.events import Event, Run
 from triptych.lora.adapter import load_lora
 from triptych.pages.demo import SUBJECTS, DemoPictures, write_report
 from triptych.pictures.polygons import write_polygons
 from triptych.pocket.raw_catalogue import write_raw_catalogue
-from triptych.run import Event, Run
 from triptych.sampling.generate import load_models
 from triptych.sampling.options import SamplingConfig
 from triptych.store.files import write_json
@@ -56,26 +57,44 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     yield from _stage(concat(ConcatConfig(**work, max_concat_n=1, seed=config.seed)), summary)
     yield from _stage(caption(CaptionConfig(**work, vlm_model="pocket")), summary)
     yield from _stage(embed(EmbedConfig(**work, batch_size=8)), summary)
-    recipe: dict[str, Any] = {"batch_size": 4, "noise_levels": 2, "learning_rate": 3e-3, "shift": 3.0, "caption_dropout": 0.1}
+    recipe: dict[str, Any] = {
+        "batch_size": 4,
+        "noise_levels": 2,
+        "learning_rate": 3e-3,
+        "shift": 3.0,
+        "caption_dropout": 0.1,
+    }
     recipe |= {"context": "clean", "context_lora": True, "gradient_checkpointing": False}
     recipe |= {"lr_warmup_steps": 10, "ema_decay": 0.95}  # over fewer steps than usual, as there are fewer
     recipe["validation_steps"] = config.max_train_steps
-    yield from _stage(train(TrainConfig(**work, **recipe, max_train_steps=config.max_train_steps, seed=config.seed)), summary)
+    yield from _stage(
+        train(TrainConfig(**work, **recipe, max_train_steps=config.max_train_steps, seed=config.seed)),
+        summary,
+    )
 
     unseen = held_out_items(config.garments, config.seed)
     match: dict[str, dict[str, list[bool]]] = {}
     made: dict[str, list[Image.Image]] = {}
     with _clock(summary, "evaluate"):
-        # Guidance on the product photos helps the LoRA alone: base and LoRA are also judged with the model's ordinary guidance.
+        # Guidance on the product photos helps the LoRA alone: base and LoRA are also judged with the model's
+        # ordinary guidance.
         ordinary = {"context_guidance_scale": 1.0}
         models = load_models("pocket", [item.prompt for item in unseen])
-        for name, lora, guidance in (("base", None, ordinary), ("lora", out / "lora", ordinary), ("guided", out / "lora", {})):
+        for name, lora, guidance in (
+            ("base", None, ordinary),
+            ("lora", out / "lora", ordinary),
+            ("guided", out / "lora", {}),
+        ):
             if name == "lora":
                 load_lora(models.transformer, out / "lora")  # onto the base, which has had its turn
-            sampling = SamplingConfig(model="pocket", lora=lora, **guidance).sampling(models.backbone.settings)
+            sampling = SamplingConfig(model="pocket", lora=lora, **guidance).sampling(
+                models.backbone.settings
+            )
             made[name] = []
             for start in range(0, len(unseen), BATCH):
-                made[name] += worn_panels(models, sampling, unseen[start : start + BATCH], config.seed + start)
+                made[name] += worn_panels(
+                    models, sampling, unseen[start : start + BATCH], config.seed + start
+                )
                 yield Event(name, stage="evaluate", of=len(SUBJECTS) * -(-len(unseen) // BATCH))
             match[name] = verdicts(made[name], unseen)
 
@@ -84,8 +103,15 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
         pairs = [_tryon_inputs(out / "tryon", number, item) for number, item in enumerate(unseen[3:6])]
         for number, inputs in enumerate(pairs):
             for name, lora in (("base", None), ("lora", out / "lora")):
-                options = {**inputs, "lora": lora, "seed": config.seed + number, "out": out / "tryon" / f"{number}-{name}.png"}
-                dressed = tryon(TryonConfig(work=out, model="pocket", crop="none", strength=0.95, feather=4, **options))
+                options = {
+                    **inputs,
+                    "lora": lora,
+                    "seed": config.seed + number,
+                    "out": out / "tryon" / f"{number}-{name}.png",
+                }
+                dressed = tryon(
+                    TryonConfig(work=out, model="pocket", crop="none", strength=0.95, feather=4, **options)
+                )
                 yield from (replace(event, stage="tryon", of=2 * len(pairs)) for event in dressed)
 
     summary.update(
@@ -98,8 +124,14 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     )
     summary["seconds"]["total"] = round(time.monotonic() - begun, 1)
     pictures = DemoPictures(
-        compared=[(item.front, item.back, *(made[name][n] for name in SUBJECTS), item.worn) for n, item in enumerate(unseen[:12])],
-        verdicts=[[(match[name]["colour"][n], match[name]["pattern"][n]) for name in SUBJECTS] for n in range(min(12, len(unseen)))],
+        compared=[
+            (item.front, item.back, *(made[name][n] for name in SUBJECTS), item.worn)
+            for n, item in enumerate(unseen[:12])
+        ],
+        verdicts=[
+            [(match[name]["colour"][n], match[name]["pattern"][n]) for name in SUBJECTS]
+            for n in range(min(12, len(unseen)))
+        ],
         tryons=[{k: Path(v) for k, v in inputs.items() if k != "prompt"} for inputs in pairs],
     )
     write_json(out / "summary.json", summary)
@@ -129,14 +161,29 @@ def _generate_pictures(out: Path, items: list[Item], seed: int) -> Run:
         for number, item in enumerate(items):
             item.front.save(folder / f"{number}-front.png")
             item.back.save(folder / f"{number}-back.png")
-            options = {"front": folder / f"{number}-front.png", "back": folder / f"{number}-back.png", "prompt": item.prompt}
-            yield from generate(GenerateConfig(work=out, model="pocket", out=folder / str(number), lora=out / "lora", seed=seed, **options))
+            options = {
+                "front": folder / f"{number}-front.png",
+                "back": folder / f"{number}-back.png",
+                "prompt": item.prompt,
+            }
+            yield from generate(
+                GenerateConfig(
+                    work=out,
+                    model="pocket",
+                    out=folder / str(number),
+                    lora=out / "lora",
+                    seed=seed,
+                    **options,
+                )
+            )
 
     return Run("generate", len(items), work(), {})
 
 
 def _tryon_inputs(folder: Path, number: int, item: Item) -> dict[str, Any]:
-    """A person who wears another garment of the same type, and a polygon around it, as a user would draw it."""
+    """A person who wears another garment of the same type, and a polygon around it,
+    as a user would draw it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     worn = item.view(2, item.other())
     paths = {name: folder / f"{number}-{name}.png" for name in ("front", "back", "person")}

@@ -1,4 +1,6 @@
-"""embed: the autoencoder's latents and the text embeddings of every triptych, computed once and kept on disk."""
+"""embed: the autoencoder's latents and the text embeddings of every triptych,
+computed once and kept on disk.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ from triptych.config.stage import StageConfig
 from triptych.data.captions import UNKNOWN_SHARE
 from triptych.data.triptychs import Source, TriptychFolder, grid_of, reject
 from triptych.errors import ConfigError, InputError, TriptychError
+from triptych.events import Event, Run, held
 from triptych.pictures.images import load_image
 from triptych.pictures.panels import PanelLayout, split
 from triptych.pocket.known_worlds import check_pictures
-from triptych.run import Event, Run, held
 from triptych.store.files import write_json, write_jsonl
 from triptych.store.folder import StageFolder
 
@@ -35,40 +37,62 @@ CHUNK = 256  # captions in memory at once; a T5 embedding of FLUX.1-dev has 4 MB
 
 class EmbedConfig(StageConfig):
     model: str = ""
-    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows rendered clothes."""
+    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows
+    rendered clothes.
+    """
     max_sequence_length: int | None = Field(default=None, ge=1, le=512)
-    """T5 tokens kept of a caption; by default what the model recommends. Longer captions are cut, and counted in the summary."""
+    """T5 tokens kept of a caption; by default what the model recommends. Longer captions are cut, and counted
+    in the summary.
+    """
     batch_size: int = Field(default=4, ge=1)
     """Triptychs that go through the autoencoder at once."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 …"""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the text encoders; the autoencoder always works in float32, where its latents are exact."""
+    """Precision of the text encoders; the autoencoder always works in float32, where its latents are exact.
+    """
     columns: int | None = Field(default=None, ge=1)
-    """Panels in a row, of all pictures that have no layout in metadata.jsonl. Without it, and without --roles, three in a row are
-    guessed where the picture's shape allows it."""
+    """Panels in a row, of all pictures that have no layout in metadata.jsonl. Without it, and without
+    --roles, three in a row are guessed where the picture's shape allows it.
+    """
     roles: list[str] | None = None
-    """What the panels show in reading order, of those pictures; the last one is what is made. Default: front, back, worn."""
+    """What the panels show in reading order, of those pictures; the last one is what is made. Default: front,
+    back, worn.
+    """
     anyway: bool = False
-    """Show the model photographs even if it says that it has never seen any, as `pocket` does; with a warning."""
+    """Show the model photographs even if it says that it has never seen any, as `pocket` does; with a
+    warning.
+    """
 
 
 def _panels(sources: Sequence[Source]) -> Iterator[tuple[str, Image.Image]]:
     """The panels of all triptychs that can be opened, each with its file's name."""
     for source in sources:
         with contextlib.suppress(InputError):  # it is rejected when its turn comes
-            yield from ((source.image.name, panel) for panel in split(load_image(source.image), source.layout))
+            yield from (
+                (source.image.name, panel) for panel in split(load_image(source.image), source.layout)
+            )
 
 
 def embed(config: EmbedConfig) -> Run:
-    """Write `<embeddings>/<backbone>/<id>.safetensors` for every captioned triptych; what is up to date is kept.
+    """Write `<embeddings>/<backbone>/<id>.safetensors` for every captioned triptych; what is up to date is
+    kept.
 
     Raises:
-        ModelError: the model cannot be opened. ConfigError: --columns and --roles that make no grid. WorkError: no
+        ModelError: the model cannot be opened. ConfigError: --columns and --roles that make no grid.
+            WorkError: no
         triptychs, or embeddings of another model in the folder.
     """
     from triptych.backbones.registry import load_backbone
-    from triptych.data.embeddings import EMPTY, INDEX, load_record, read_about, save_record, save_text, text_path
+    from triptych.data.embeddings import (
+        EMPTY,
+        INDEX,
+        load_record,
+        read_about,
+        save_record,
+        save_text,
+        text_path,
+    )
     from triptych.sampling.generate import encode_texts
 
     backbone = load_backbone(config.model, config.device, config.dtype)
@@ -76,14 +100,17 @@ def embed(config: EmbedConfig) -> Run:
         grid = grid_of(config.columns, config.roles)
     except ValueError as error:
         raise ConfigError(
-            f"--columns and --roles make no layout: {error}.", "Say for instance --columns 1 --roles front --roles back --roles worn."
+            f"--columns and --roles make no layout: {error}.",
+            "Say for instance --columns 1 --roles front --roles back --roles worn.",
         ) from error
     sources, rejects = TriptychFolder(config.triptych_folder).sources(backbone.settings.stride, grid)
     if knows := backbone.settings.knows:
         check_pictures(knows, _panels(sources), "model", config.model, config.anyway)
     length = config.max_sequence_length or backbone.settings.max_sequence_length
     model = backbone.encoder_fingerprint
-    folder = StageFolder(config.embedding_folder / backbone.name, "embed", {"model": model, "max_sequence_length": length})
+    folder = StageFolder(
+        config.embedding_folder / backbone.name, "embed", {"model": model, "max_sequence_length": length}
+    )
     summary: dict[str, Any] = {
         "triptychs": len(sources),
         "embedded": 0,
@@ -97,7 +124,8 @@ def embed(config: EmbedConfig) -> Run:
 
     if guessed := [source.image.name for source in sources if source.layout_by == "guess"]:
         log.warning(
-            "Of %d of %d pictures (%s …) it is only guessed that they are three panels in a row; pairs and wide photos look alike. "
+            "Of %d of %d pictures (%s …) it is only guessed that they are three panels in a row; pairs and "
+            "wide photos look alike. "
             "Say it with --columns 3, or in metadata.jsonl.",
             len(guessed),
             len(sources),
@@ -115,7 +143,10 @@ def embed(config: EmbedConfig) -> Run:
                 if any(about.get(name) != value for name, value in _facts(source).items()):
                     # The latents are those of the whole canvas, whatever its panels are.
                     old = load_record(record)
-                    save_record(replace(old, layout=source.layout, layout_by=source.layout_by, item=source.item), record)
+                    save_record(
+                        replace(old, layout=source.layout, layout_by=source.layout_by, item=source.item),
+                        record,
+                    )
                 summary["kept"] += 1
                 yield Event(source.id, "kept")
             else:
@@ -124,7 +155,9 @@ def embed(config: EmbedConfig) -> Run:
             empty = encode_texts(backbone.load_text_encoder(), [], length)[""]
             save_text(empty, model, folder.path / f"{EMPTY}.safetensors", str(backbone.dtype))
         for start in range(0, len(todo), CHUNK):
-            for event in _embed(backbone, folder.path, todo[start : start + CHUNK], length, config.batch_size, summary):
+            for event in _embed(
+                backbone, folder.path, todo[start : start + CHUNK], length, config.batch_size, summary
+            ):
                 if event.status == "rejected":
                     source = next(source for source in todo if source.id == event.id)
                     rejects.append(reject(source.image, source.caption, event.note))
@@ -138,9 +171,17 @@ def embed(config: EmbedConfig) -> Run:
 
 
 def _is_fresh(source: Source, about: dict[str, Any], text: dict[str, Any], backbone: Backbone) -> bool:
-    """Whether a record and its text were made from this picture and caption, by this model in this precision."""
-    hashes = (source.image_sha256, source.caption_sha256) == (about.get("image_sha256"), about.get("caption_sha256"))
-    made_by = all((row.get("model"), row.get("dtype")) == (backbone.encoder_fingerprint, str(backbone.dtype)) for row in (about, text))
+    """Whether a record and its text were made from this picture and caption,
+    by this model in this precision.
+    """
+    hashes = (source.image_sha256, source.caption_sha256) == (
+        about.get("image_sha256"),
+        about.get("caption_sha256"),
+    )
+    made_by = all(
+        (row.get("model"), row.get("dtype")) == (backbone.encoder_fingerprint, str(backbone.dtype))
+        for row in (about, text)
+    )
     return hashes and made_by
 
 
@@ -149,16 +190,30 @@ def _facts(source: Source) -> dict[str, Any]:
 
 
 def _unreadable(model: str, sources: Sequence[Source]) -> int:
-    """How many captions the text encoder cannot read, in whose tokens many words are the same unknown one; they are named in a warning."""
+    """How many captions the text encoder cannot read, in whose tokens many words are the same unknown one;
+    they are named in a warning.
+    """
     tokenizer = prompt_tokenizer(model)
     found = [one.id for one in sources if tokenizer and tokenizer.unknown_share(one.caption) > UNKNOWN_SHARE]
     if found:
         names = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
-        log.warning("The text encoder of %s does not know many words of %d captions: write them in English: %s.", model, len(found), names)
+        log.warning(
+            "The text encoder of %s does not know many words of %d captions: write them in English: %s.",
+            model,
+            len(found),
+            names,
+        )
     return len(found)
 
 
-def _embed(backbone: Backbone, folder: Path, todo: list[Source], length: int, batch_size: int, summary: dict[str, Any]) -> Iterator[Event]:
+def _embed(
+    backbone: Backbone,
+    folder: Path,
+    todo: list[Source],
+    length: int,
+    batch_size: int,
+    summary: dict[str, Any],
+) -> Iterator[Event]:
     """Text first, then latents, so that only one of the encoders is in memory at a time."""
     import torch
 
@@ -168,7 +223,9 @@ def _embed(backbone: Backbone, folder: Path, todo: list[Source], length: int, ba
     progress.doing("loading the text encoder")
     encoder = backbone.load_text_encoder()
     texts = encode_texts(encoder, [source.caption for source in todo], length)
-    summary["captions_cut"] += sum(encoder.count_tokens(caption) > length for caption in {source.caption for source in todo})
+    summary["captions_cut"] += sum(
+        encoder.count_tokens(caption) > length for caption in {source.caption for source in todo}
+    )
     del encoder
     save_text(texts[""], backbone.encoder_fingerprint, folder / f"{EMPTY}.safetensors", str(backbone.dtype))
     progress.doing("encoding pictures")
@@ -189,7 +246,11 @@ def _embed(backbone: Backbone, folder: Path, todo: list[Source], length: int, ba
 
 
 def _save_records(
-    autoencoder: Autoencoder, backbone: Backbone, images: dict[Source, Image.Image], texts: dict[str, Text], folder: Path
+    autoencoder: Autoencoder,
+    backbone: Backbone,
+    images: dict[Source, Image.Image],
+    texts: dict[str, Text],
+    folder: Path,
 ) -> Iterator[Event]:
     from triptych.data.embeddings import EmbeddingRecord, save_record
     from triptych.sampling.generate import to_pixels

@@ -1,4 +1,6 @@
-"""evaluate: how well a LoRA carries garments over, measured where the truth is known: on the rendered world."""
+"""evaluate: how well a LoRA carries garments over, measured where the truth is known:
+on the rendered world.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from pydantic import Field
 from triptych import progress
 from triptych.config.stage import StageConfig, seeds_from
 from triptych.errors import ConfigError
+from triptych.events import Event, Run
 from triptych.pictures.images import save_png
-from triptych.run import Event, Run
 from triptych.sampling.options import SamplingConfig
 from triptych.store.files import digest, read_json, sha256_file, write_json
 
@@ -25,9 +27,13 @@ class EvaluateConfig(SamplingConfig):
     items: int = Field(default=300, ge=2, le=5000)
     """Garments to measure on; a share's 95 % interval is about ±5 points at 300 and ±14 at 48."""
     back_prints: bool = False
-    """Only garments with a print on their back, on people from behind: what print is worn can only be seen on the second photo."""
+    """Only garments with a print on their back, on people from behind: what print is worn can only be seen on
+    the second photo.
+    """
     mode: Literal["generate", "tryon", "both"] = "generate"
-    """generate: a person wearing the garment of two product photos. tryon: a given person, redressed inside a polygon."""
+    """generate: a person wearing the garment of two product photos. tryon: a given person, redressed inside a
+    polygon.
+    """
     strength: float = Field(default=0.95, gt=0, le=1)
     """tryon: noise given to the photo before it is redrawn."""
     base: bool = True
@@ -40,10 +46,14 @@ def evaluate(config: EvaluateConfig) -> Run:
     """Write `evaluation.json` and a contact sheet per mode; what was measured with the same settings is kept.
 
     Raises:
-        ConfigError: without `pocket`: of other pictures no truth is known. ModelError: model or LoRA cannot be loaded.
+        ConfigError: without `pocket`: of other pictures no truth is known. ModelError: model or LoRA cannot
+            be loaded.
     """
     if not config.pocket:
-        hint = "Give --pocket; of photos no truth is known, look at the sheets of `triptych tryon --batch` instead."
+        hint = (
+            "Give --pocket; of photos no truth is known, look at the sheets of `triptych tryon --batch` "
+            "instead."
+        )
         raise ConfigError("evaluate measures on the rendered world only.", hint)
     # Not above: they import torch, which `--help` can do without.
     from triptych.evaluation.rendered import (
@@ -96,7 +106,11 @@ def evaluate(config: EvaluateConfig) -> Run:
                         extra["outside"] = max(extra["outside"], result.outside)
                         extra["seam"] += result.seam * len(batch) / len(items)
                     yield Event(name, note=mode)
-                row = {"settings": key, **summary_of(verdicts(panels, items)), "colour_distance": colour_distance(panels, items)}
+                row = {
+                    "settings": key,
+                    **summary_of(verdicts(panels, items)),
+                    "colour_distance": colour_distance(panels, items),
+                }
                 results[f"{mode}/{name}"] = row | (extra if mode == "tryon" else {})
                 made[mode][name] = panels
                 drawn = [config.items, config.seed, config.back_prints]
@@ -106,7 +120,9 @@ def evaluate(config: EvaluateConfig) -> Run:
                 write_json(path, results)
         for mode, columns in made.items():
             if columns:
-                save_png(sheet(items, {**columns, "truth": [item.worn for item in items]}), out / f"{mode}.png")
+                save_png(
+                    sheet(items, {**columns, "truth": [item.worn for item in items]}), out / f"{mode}.png"
+                )
         summary.update(_readable({name: row for name, row in results.items() if name in measured}))
 
     return Run("evaluate", sum(per_mode[mode] for mode in modes) * len(subjects), work(), summary)
@@ -114,7 +130,16 @@ def evaluate(config: EvaluateConfig) -> Run:
 
 def _settings(config: EvaluateConfig, mode: str) -> dict[str, Any]:
     """What a measurement follows from."""
-    free = {*StageConfig.model_fields, "mode", "base", "out", "lora", "device", "blocks_to_swap", "context_cache_gib"}
+    free = {
+        *StageConfig.model_fields,
+        "mode",
+        "base",
+        "out",
+        "lora",
+        "device",
+        "blocks_to_swap",
+        "context_cache_gib",
+    }
     free |= set() if mode == "tryon" else {"strength"}
     settings: dict[str, Any] = {k: v for k, v in config.model_dump(mode="json").items() if k not in free}
     if config.lora is not None:
@@ -128,7 +153,11 @@ def _readable(results: dict[str, Any]) -> dict[str, Any]:
     """Shares by mode and model for the summary: `0.97 (0.94-0.98)`."""
 
     def words(row: dict[str, Any]) -> dict[str, Any]:
-        shares = {k: f"{v['share']:.2f} ({v['low']:.2f}-{v['high']:.2f})" for k, v in row.items() if isinstance(v, dict)}
+        shares = {
+            k: f"{v['share']:.2f} ({v['low']:.2f}-{v['high']:.2f})"
+            for k, v in row.items()
+            if isinstance(v, dict)
+        }
         return shares | {k: row[k] for k in ("colour_distance", "outside", "seam") if k in row}
 
     return {name: words(row) for name, row in results.items()}

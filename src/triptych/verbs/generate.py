@@ -11,11 +11,11 @@ from typing import Any
 from triptych.backbones.settings import model_settings
 from triptych.captioning.write import prompt_problems
 from triptych.errors import InputError
+from triptych.events import Event, Run
 from triptych.pictures import xmp
 from triptych.pictures.images import load_image, save_png
 from triptych.pictures.overwrite import check_overwrites
 from triptych.pictures.panels import PanelLayout, split
-from triptych.run import Event, Run
 from triptych.sampling.options import PictureConfig, text_chunks
 from triptych.store.files import digest
 
@@ -43,7 +43,8 @@ def generate(config: GenerateConfig) -> Run:
     """Write triptychs, and their panels one by one, to `out`.
 
     Raises:
-        InputError: no prompt, or a photo that cannot be read. ModelError: no model, or model or LoRA cannot be loaded.
+        InputError: no prompt, or a photo that cannot be read. ModelError: no model, or model or LoRA cannot
+            be loaded.
     """
     from triptych.sampling.generate import (  # not above: they import torch, which `--help` can do without
         generate_triptych,
@@ -51,13 +52,20 @@ def generate(config: GenerateConfig) -> Run:
     )
 
     if not config.prompt.strip():
-        raise InputError("There is no prompt.", 'Say what to make: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …".')
+        raise InputError(
+            "There is no prompt.", 'Say what to make: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …".'
+        )
     if config.back and not config.front:
-        raise InputError("A back view without a front view.", "Give --front as well; one photo alone is given as --front.")
+        raise InputError(
+            "A back view without a front view.", "Give --front as well; one photo alone is given as --front."
+        )
     config.check_model()
     layout = config.layout()
     products = None
-    warnings = [f"The prompt: {problem}." for problem in prompt_problems(config.model, config.prompt, len(layout.roles))]
+    warnings = [
+        f"The prompt: {problem}."
+        for problem in prompt_problems(config.model, config.prompt, len(layout.roles))
+    ]
     if config.front:
         front = load_image(config.front)
         both = {"front": front, "back": load_image(config.back) if config.back else front}
@@ -78,17 +86,25 @@ def generate(config: GenerateConfig) -> Run:
     warnings += models.warnings.values()
     for warning in warnings:
         log.warning(warning)
-    summary: dict[str, Any] = {"images": [], "panels": list(layout.size), "num_inference_steps": sampling.num_inference_steps}
+    summary: dict[str, Any] = {
+        "images": [],
+        "panels": list(layout.size),
+        "num_inference_steps": sampling.num_inference_steps,
+    }
     summary["warnings"] = warnings
 
     def work() -> Iterator[Event]:
         for seed, name in names.items():
-            (canvas,) = generate_triptych(models, [config.prompt], layout, [seed], sampling, [products] if products else None)
+            (canvas,) = generate_triptych(
+                models, [config.prompt], layout, [seed], sampling, [products] if products else None
+            )
             about, files = abouts[seed], _files(out, name, layout)
             for role, panel in zip(layout.roles, split(canvas, layout), strict=True):
                 made = xmp.packet("trainedAlgorithmicMedia") if role not in (products or {}) else None
                 save_png(panel, files[role], text=text_chunks(about, models, role), xmp=made)
-            source: xmp.Source = "compositeWithTrainedAlgorithmicMedia" if products else "trainedAlgorithmicMedia"
+            source: xmp.Source = (
+                "compositeWithTrainedAlgorithmicMedia" if products else "trainedAlgorithmicMedia"
+            )
             save_png(canvas, files["canvas"], text=text_chunks(about, models), xmp=xmp.packet(source))
             summary["images"].append(str(files["canvas"]))
             yield Event(name)
@@ -99,5 +115,11 @@ def generate(config: GenerateConfig) -> Run:
 def _files(out: Path, name: str, layout: PanelLayout) -> dict[str, Path]:
     """Where a picture goes, `canvas`, and its panels, by role."""
     # Roles come from a LoRA's file: one that is no plain word is not made part of a path.
-    words = {role: role if re.fullmatch(r"\w{1,40}", role) else f"panel{number}" for number, role in enumerate(layout.roles, 1)}
-    return {"canvas": out / f"{name}.png", **{role: out / "panels" / f"{name}-{word}.png" for role, word in words.items()}}
+    words = {
+        role: role if re.fullmatch(r"\w{1,40}", role) else f"panel{number}"
+        for number, role in enumerate(layout.roles, 1)
+    }
+    return {
+        "canvas": out / f"{name}.png",
+        **{role: out / "panels" / f"{name}-{word}.png" for role, word in words.items()},
+    }

@@ -14,8 +14,8 @@ from triptych.config.stage import StageConfig
 from triptych.data.catalogue import nothing_usable, short_reason
 from triptych.data.photo_folders import check_examples, find_photos, is_photo_name, real, refusal
 from triptych.errors import InputError
+from triptych.events import Event, Run
 from triptych.pictures.images import BadImage, check_header
-from triptych.run import Event, Run
 from triptych.store.files import write_text
 
 HUMAN_NAMES, GARMENT_NAMES = ("human", "person", "model", "worn"), ("garment", "object", "product", "cloth")
@@ -32,11 +32,14 @@ class InitConfig(StageConfig):
     garment: Path | None = None
     """Folder with example photos of garments without people; looked for beside the photos if not given."""
     model: str = ""
-    """The model to train a LoRA for: a hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows
-    rendered clothes."""
+    """The model to train a LoRA for: a hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or
+    `pocket`, which only knows rendered clothes.
+    """
     vlm_model: str = ""
-    """Who describes the triptychs: a model on a server such as gpt-4.1-mini (one of your own: give its address with --base-url too), the
-    folder of a transformers model, or `pocket`, which only knows rendered clothes."""
+    """Who describes the triptychs: a model on a server such as gpt-4.1-mini (one of your own: give its
+    address with --base-url too), the folder of a transformers model, or `pocket`, which only knows rendered
+    clothes.
+    """
     base_url: str | None = None
     """Address of the captioner's server, such as http://127.0.0.1:8000/v1, if it is one of your own."""
     out: Path = Path("triptych.yaml")
@@ -47,12 +50,15 @@ def init(config: InitConfig) -> Run:
     """Write a commented config for the photos found.
 
     Raises:
-        InputError: no photos there, or the config file exists already. ModelError: a model that is a path and no diffusers folder.
+        InputError: no photos there, or the config file exists already. ModelError: a model that is a path and
+            no diffusers folder.
         ConfigError: a base_url that is no address.
     """
     photos = config.photos
     if photos is None or not str(photos).strip():
-        raise InputError("No folder of photos is given.", "Give --photos FOLDER with one folder of photos per item.")
+        raise InputError(
+            "No folder of photos is given.", "Give --photos FOLDER with one folder of photos per item."
+        )
     if config.out.exists():
         raise InputError(f"{config.out} exists already.", "Give another name with --out, or delete it.")
     check_url(config.base_url)
@@ -64,11 +70,25 @@ def init(config: InitConfig) -> Run:
         raise InputError(*nothing_usable(Counter(_reason(photos, *entry) or "" for entry in found)))
     if config.model:
         resolve_model(config.model)
-    missing = {"model": config.model, "clean.human": human, "clean.garment": garment, "caption.vlm_model": config.vlm_model}
-    summary: dict[str, Any] = {"config": str(config.out), "items": 0, "photos": 0, "human": human, "garment": garment}
+    missing = {
+        "model": config.model,
+        "clean.human": human,
+        "clean.garment": garment,
+        "caption.vlm_model": config.vlm_model,
+    }
+    summary: dict[str, Any] = {
+        "config": str(config.out),
+        "items": 0,
+        "photos": 0,
+        "human": human,
+        "garment": garment,
+    }
     summary |= {"fill_in": [key for key, value in missing.items() if not value], "rejected": 0, "reasons": {}}
     if summary["fill_in"]:
-        summary["next"] = f"fill in {', '.join(summary['fill_in'])} in {config.out}, then: triptych run --config {config.out}"
+        summary["next"] = (
+            f"fill in {', '.join(summary['fill_in'])} in {config.out}, then: triptych run --config "
+            f"{config.out}"
+        )
 
     def work() -> Iterator[Event]:
         items: set[str] = set()
@@ -100,13 +120,19 @@ def _reason(photos: Path, item: str, path: Path) -> str | None:
 
 
 def _beside(photos: Path, names: tuple[str, ...], apart_from: Path | None = None) -> Path | None:
-    """A folder beside the photos, or one level below a folder beside them, whose name begins with one of `names`."""
+    """A folder beside the photos, or one level below a folder beside them, whose name begins with one of
+    `names`.
+    """
     own = real(photos)
     taken = [own] if apart_from is None else [own, real(apart_from)]
     for pattern in ("*", "*/*"):
         for folder in sorted(own.parent.glob(pattern)):
             named = folder.name.lower().startswith(names) and os.path.isdir(folder)
-            if named and not any(one.is_relative_to(folder) or folder.is_relative_to(one) for one in taken) and _holds_photos(folder):
+            if (
+                named
+                and not any(one.is_relative_to(folder) or folder.is_relative_to(one) for one in taken)
+                and _holds_photos(folder)
+            ):
                 return folder
     return None
 
@@ -115,11 +141,24 @@ def _holds_photos(folder: Path) -> bool:
     return any(is_photo_name(file) for _, _, files in os.walk(folder) for file in files)
 
 
+def _base_url(config: InitConfig) -> str:
+    """The line of the config with the server's address; commented out where none is given."""
+    if config.base_url:
+        import json
+
+        return f"base_url: {json.dumps(config.base_url)}"
+    return "# base_url: http://127.0.0.1:8000/v1  # for a server of your own"
+
+
 def _yaml(config: InitConfig, human: Path | None, garment: Path | None, items: int, photos: int) -> str:
     import json
 
     def value(path: Path | None, what: str) -> str:
-        return json.dumps(str(path), ensure_ascii=False) if path else f"  # folder with 10 or more example photos of {what}"
+        return (
+            json.dumps(str(path), ensure_ascii=False)
+            if path
+            else f"  # folder with 10 or more example photos of {what}"
+        )
 
     def name(given: str, comment: str) -> str:
         return json.dumps(given, ensure_ascii=False) if given else f" # fill in: {comment}"
@@ -141,7 +180,7 @@ concat:
 caption:
   do_check: true
   vlm_model: {name(config.vlm_model, CAPTIONER_COMMENT)}
-  {f"base_url: {json.dumps(config.base_url)}" if config.base_url else "# base_url: http://127.0.0.1:8000/v1  # for a server of your own"}
+  {_base_url(config)}
   brands: []  # names that become <Brand> in captions
 
 train:

@@ -1,4 +1,6 @@
-"""lora convert, lora inspect: LoRA files of other programs become ours and the other way round, and say what they hold."""
+"""lora convert, lora inspect: LoRA files of other programs become ours and the other way round, and say what
+they hold.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,12 @@ from typing import Any
 import torch
 
 from triptych.errors import InputError, ModelError
+from triptych.events import Event, Run
 from triptych.lora.adapter import LoraFile, open_lora, write_lora
 from triptych.lora.formats import change_norm
 from triptych.lora.models import hidden_size
 from triptych.lora.names import SIDES, pattern_of
 from triptych.pictures.panels import PanelLayout
-from triptych.run import Event, Run
 from triptych.store.files import sha256_file
 from triptych.verbs.lora_config import LoraConvertConfig, LoraInspectConfig
 
@@ -28,19 +30,32 @@ def lora_convert(config: LoraConvertConfig) -> Run:
     """Write `lora` to `out` in other names; every layer's output stays what it was.
 
     Raises:
-        InputError: no file given, or `out` cannot be that. ModelError: see `open_lora`; or names that its model does not have.
+        InputError: no file given, or `out` cannot be that. ModelError: see `open_lora`; or names that its
+            model does not have.
     """
     if config.lora is None or config.out is None:
-        raise InputError("A LoRA to read and a file to write are needed.", "Say `triptych lora convert IN OUT`.")
+        raise InputError(
+            "A LoRA to read and a file to write are needed.", "Say `triptych lora convert IN OUT`."
+        )
     if config.out.suffix != ".safetensors":
-        raise InputError(f"{config.out} does not end in .safetensors.", "LoRA files are written as safetensors only.")
+        raise InputError(
+            f"{config.out} does not end in .safetensors.", "LoRA files are written as safetensors only."
+        )
     if config.out.exists():
         raise InputError(f"{config.out} exists already.", "Give another name, or delete it.")
     out, file = config.out, open_lora(config.lora, config.transformer_only)
     file.refuse_other_models()
     if config.to != "diffusers" and file.family != "flux":
-        raise ModelError(f"{file.path} is no LoRA for FLUX.1, and only theirs are written in other names.", "Leave out --to.")
-    summary: dict[str, Any] = {"lora": str(out), "from": _formats(file), "to": config.to, "layers": len(file.state) // 2}
+        raise ModelError(
+            f"{file.path} is no LoRA for FLUX.1, and only theirs are written in other names.",
+            "Leave out --to.",
+        )
+    summary: dict[str, Any] = {
+        "lora": str(out),
+        "from": _formats(file),
+        "to": config.to,
+        "layers": len(file.state) // 2,
+    }
     summary["warnings"] = [*file.warnings, *([OURS_ALONE] if file.about.get("context") == "clean" else [])]
 
     def work() -> Iterator[Event]:
@@ -78,12 +93,16 @@ def _lines(file: LoraFile, told: Mapping[str, Any]) -> list[str]:
         f"layers: {sum(told['modules'].values())}",
         *(f"  {kind}: {count}" for kind, count in told["modules"].items()),
         *(f"{name}: {_each(told[name])}" for name in ("rank", "alpha", "strength", "dtype")),
-        f"change: {change['median']:.4g} in a layer (median), at most {change['largest']:.4g} at {change['at']}",
+        f"change: {change['median']:.4g} in a layer (median), at most {change['largest']:.4g} at "
+        f"{change['at']}",
     ]
     about = file.about
     if "layout" in about:
         layout = PanelLayout.from_dict(about["layout"])
-        lines.append(f"panels: {', '.join(layout.roles)}, each {layout.width}×{layout.height} px, {layout.columns} in a row")
+        lines.append(
+            f"panels: {', '.join(layout.roles)}, each {layout.width}×{layout.height} px, {layout.columns} in "
+            "a row"
+        )
         lines.append(f"context: {about.get('context', 'noisy')}")
     lines.append(f"metadata: {len(file.metadata)} entries; --json shows them")
     return [*lines, *(f"warning: {warning}" for warning in told["warnings"])]
@@ -101,9 +120,16 @@ def _each(counts: Mapping[str, int]) -> str:
 def describe(file: LoraFile) -> dict[str, Any]:
     """Format, base, layers by kind, ranks, strengths, sizes of change and metadata of a LoRA file."""
     names = [key.removesuffix(".lora_A.weight") for key in file.state if key.endswith(".lora_A.weight")]
-    norms = {name: change_norm(file.state[f"{name}.lora_A.weight"], file.state[f"{name}.lora_B.weight"]) for name in names}
+    norms = {
+        name: change_norm(file.state[f"{name}.lora_A.weight"], file.state[f"{name}.lora_B.weight"])
+        for name in names
+    }
     largest = max(norms, key=lambda name: norms[name])
-    base = file.about.get("base_model") or file.metadata.get("modelspec.architecture") or file.metadata.get("ss_base_model_version")
+    base = (
+        file.about.get("base_model")
+        or file.metadata.get("modelspec.architecture")
+        or file.metadata.get("ss_base_model_version")
+    )
     return {
         "file": str(file.path),
         "format": _formats(file),
@@ -136,7 +162,9 @@ def _formats(file: LoraFile) -> str:
 
 
 def _counted(values: Any) -> dict[str, int]:
-    return {str(value): count for value, count in sorted(Counter(values).items(), key=lambda item: str(item[0]))}
+    return {
+        str(value): count for value, count in sorted(Counter(values).items(), key=lambda item: str(item[0]))
+    }
 
 
 def _kind(name: str) -> str:

@@ -1,4 +1,6 @@
-"""The settings of `lora convert` and `lora inspect`; apart from them, because LoRA files are read with torch."""
+"""The settings of `lora convert` and `lora inspect`; apart from them,
+because LoRA files are read with torch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ class LoraConvertConfig(StageConfig):
     out: Path | None = None
     """File to write, ending in .safetensors; an existing one is never overwritten."""
     to: Literal["diffusers", "comfyui", "kohya"] = "diffusers"
-    """Names to write: diffusers (ComfyUI reads them too); for FLUX.1 also native names for ComfyUI, or kohya's."""
+    """Names to write: diffusers (ComfyUI reads them too); for FLUX.1 also native names for ComfyUI, or
+    kohya's.
+    """
     transformer_only: bool = False
     """Leave out what the file holds for text encoders; without it such a file is refused."""
 

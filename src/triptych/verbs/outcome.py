@@ -9,8 +9,16 @@ from triptych.errors import WorkError
 
 # By stage: the counts of which one at least must not be nothing, what they count, and what to look at.
 _MADE: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "clean": (("human", "garment"), "photos", "Look at the reasons above and at the contact sheet; overrides.txt beside it wins."),
-    "concat": (("triptychs",), "items", "Look at the reasons above: an item needs a photo of the garment and one of somebody wearing it."),
+    "clean": (
+        ("human", "garment"),
+        "photos",
+        "Look at the reasons above and at the contact sheet; overrides.txt beside it wins.",
+    ),
+    "concat": (
+        ("triptychs",),
+        "items",
+        "Look at the reasons above: an item needs a photo of the garment and one of somebody wearing it.",
+    ),
     "caption": (
         ("captioned", "kept", "brought"),
         "triptychs",
@@ -32,7 +40,9 @@ def check_made(name: str, summary: Mapping[str, Any]) -> None:
     tried = summary.get(noun) or summary.get("rejected") or 0
     reasons = summary.get("reasons") or {}
     why = f"; most often: {max(reasons, key=lambda reason: reasons[reason])}" if reasons else ""
-    raise WorkError(f"`{name}` made nothing: of {tried} {noun} none can be used{why}.", str(summary.get("next") or hint))
+    raise WorkError(
+        f"`{name}` made nothing: of {tried} {noun} none can be used{why}.", str(summary.get("next") or hint)
+    )
 
 
 __all__ = ["check_made"]

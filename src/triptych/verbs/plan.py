@@ -1,4 +1,6 @@
-"""plan: memory, disk and time of a config, from shapes alone, before anything is downloaded or any weights are read."""
+"""plan: memory, disk and time of a config, from shapes alone, before anything is downloaded or any weights
+are read.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from typing import Any
 from triptych.backbones.registry import DTYPES
 from triptych.config.stage import section, validated
 from triptych.data.triptychs import list_pictures
+from triptych.events import Event, Run
 from triptych.pictures.panels import PanelLayout
 from triptych.planning import advice
 from triptych.planning.cards import Card, find_card
@@ -16,30 +19,35 @@ from triptych.planning.disk import disk_bytes
 from triptych.planning.memory import Machine, Memory, embed_memory, sampling_memory, train_memory
 from triptych.planning.report import in_gib, run_line, text_of, verdict
 from triptych.planning.shapes import ModelShapes, model_shapes
-from triptych.run import Event, Run
 from triptych.training.data import steps_of_epochs
 from triptych.verbs import STAGES
 from triptych.verbs.plan_config import PlanConfig
 
 USUAL_TRIPTYCHS = 50
-"""Assumed where none lie in the work folder yet: In-Context LoRAs are trained on 20 to 100 (arXiv 2410.23775)."""
+"""Assumed where none lie in the work folder yet: In-Context LoRAs are trained on 20 to 100 (arXiv
+2410.23775).
+"""
 
 
 def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
-    """Say what embed, train and generate will need and how long they will take, and the smallest change if that is too much.
+    """Say what embed, train and generate will need and how long they will take, and the smallest change if
+    that is too much.
 
     Args:
         data: a loaded config file (`config.load_config`): shared keys and a section per verb.
 
     Raises:
-        ConfigError: an unknown card, an unknown key, or a value that a stage refuses. ModelError: a model whose shapes are not
+        ConfigError: an unknown card, an unknown key, or a value that a stage refuses. ModelError: a model
+            whose shapes are not
         known here. InputError: panels that do not fall on the model's grid.
     """
     card = find_card(config.card)
     given: dict[str, Any] = {"model": config.model} if config.model else {}
     if "work" in config.model_fields_set:
         given["work"] = config.work
-    concat, embed, train, generate = (_config(name, data or {}, given) for name in ("concat", "embed", "train", "generate"))
+    concat, embed, train, generate = (
+        _config(name, data or {}, given) for name in ("concat", "embed", "train", "generate")
+    )
     shapes = {model: model_shapes(model) for model in {embed.model, train.model, generate.model}}
     settings = shapes[train.model].settings
     layout = _layout(concat, PanelLayout(settings.panel_width, settings.panel_height), settings.stride)
@@ -62,9 +70,14 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
         "parameters": shapes[train.model].parameters,
         "lora_parameters": shapes[train.model].lora_parameters(train.rank),
         "canvas": list(layout.size),
-        "tokens": {"image": shapes[train.model].image_tokens(layout), "text": shapes[train.model].text_tokens(length)},
+        "tokens": {
+            "image": shapes[train.model].image_tokens(layout),
+            "text": shapes[train.model].text_tokens(length),
+        },
         "triptychs": triptychs,
-        "disk_bytes": disk_bytes(shapes[train.model], train, layout, length, stages[0].machine.dtype, triptychs),
+        "disk_bytes": disk_bytes(
+            shapes[train.model], train, layout, length, stages[0].machine.dtype, triptychs
+        ),
     }
 
     def work() -> Iterator[Event]:
@@ -85,7 +98,9 @@ class _Stage(ABC):
 
     name: str
 
-    def __init__(self, config: Any, shapes: ModelShapes, layout: PanelLayout, length: int, card: Card) -> None:
+    def __init__(
+        self, config: Any, shapes: ModelShapes, layout: PanelLayout, length: int, card: Card
+    ) -> None:
         """length: T5 tokens of a caption."""
         self.config, self.shapes, self.layout, self.length, self.card = config, shapes, layout, length, card
         self.machine = Machine(card.dtype if config.dtype == "auto" else DTYPES[config.dtype], card.is_card)
@@ -103,7 +118,13 @@ class _Stage(ABC):
         memory = self.memory(self.config, self.layout)
         seconds = self.card.seconds(memory, self.machine.dtype)
         fits = memory.total <= self.card.memory
-        change = None if fits else advice.smallest_change(self.choices(), lambda change: self._changed(change).total, self.card.memory)
+        change = (
+            None
+            if fits
+            else advice.smallest_change(
+                self.choices(), lambda change: self._changed(change).total, self.card.memory
+            )
+        )
         changed = self._changed(change) if change else None
         return {
             "moment": memory.moment,
@@ -123,7 +144,10 @@ class _Stage(ABC):
 
     def _changed(self, change: advice.Change) -> Memory:
         settings = dict(change)
-        width, height = settings.pop("panel_width", self.layout.width), settings.pop("panel_height", self.layout.height)
+        width, height = (
+            settings.pop("panel_width", self.layout.width),
+            settings.pop("panel_height", self.layout.height),
+        )
         layout = PanelLayout(width, height, self.layout.roles, self.layout.columns)
         return self.memory(self.config.model_copy(update=settings), layout)
 
@@ -145,7 +169,9 @@ class _Training(_Stage):
         return train_memory(self.shapes, config, layout, self.length, self.machine)
 
     def choices(self) -> list[list[advice.Change]]:
-        return advice.for_training(self.config, self.layout, self.shapes.settings.stride, len(self.shapes.weights.blocks))
+        return advice.for_training(
+            self.config, self.layout, self.shapes.settings.stride, len(self.shapes.weights.blocks)
+        )
 
 
 class _Sampling(_Stage):
@@ -159,10 +185,14 @@ class _Sampling(_Stage):
         self.sampling, self.rank = config.sampling(shapes.settings, trained=trained), train.rank
 
     def memory(self, config: Any, layout: PanelLayout) -> Memory:
-        return sampling_memory(self.shapes, config, self.sampling, layout, self.length, self.machine, True, self.rank)
+        return sampling_memory(
+            self.shapes, config, self.sampling, layout, self.length, self.machine, True, self.rank
+        )
 
     def choices(self) -> list[list[advice.Change]]:
-        return advice.for_sampling(self.config, self.layout, self.shapes.settings.stride, len(self.shapes.weights.blocks))
+        return advice.for_sampling(
+            self.config, self.layout, self.shapes.settings.stride, len(self.shapes.weights.blocks)
+        )
 
 
 def _config(name: str, data: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
@@ -173,4 +203,6 @@ def _config(name: str, data: Mapping[str, Any], given: Mapping[str, Any]) -> Any
 
 def _layout(config: Any, otherwise: PanelLayout, stride: int) -> PanelLayout:
     """The panels that `concat` or `generate` will make; what the config leaves open is as in `otherwise`."""
-    return PanelLayout(config.panel_width or otherwise.width, config.panel_height or otherwise.height).check(stride)
+    return PanelLayout(config.panel_width or otherwise.width, config.panel_height or otherwise.height).check(
+        stride
+    )

@@ -1,7 +1,8 @@
-"""reproduce: make a picture again from the settings it carries and the photos it was made from, found by their hash.
+"""reproduce: make a picture again from the settings it carries and the photos it was made from, found by
+their hash.
 
-A picture comes from anybody. Of what it says only the settings in `PICTURE_SETTINGS` are taken, with their types and ranges; every
-path, the device and any model that is not well known come from the user.
+A picture comes from anybody. Of what it says only the settings in `PICTURE_SETTINGS` are taken, with their
+types and ranges; every path, the device and any model that is not well known come from the user.
 """
 
 from __future__ import annotations
@@ -17,18 +18,27 @@ from pydantic import ValidationError
 
 from triptych.config.stage import validated
 from triptych.errors import InputError
+from triptych.events import Event, Run
 from triptych.pictures import polygons
 from triptych.pictures.images import JPEG_SUFFIXES, check_header, load_original, read_settings
 from triptych.planning.shapes import known_models
-from triptych.run import Event, Run
 from triptych.sampling.options import PICTURE_SETTINGS, PictureConfig
 from triptych.store.files import sha256_file
 from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.reproduce_config import ReproduceConfig
 from triptych.verbs.tryon import TryonConfig, tryon
 
-WORDS = {"front": "front photo", "back": "back photo", "person": "person photo", "polygon": "polygon file", "lora": "LoRA file"}
-VERBS: dict[str, tuple[type[PictureConfig], Callable[[Any], Run]]] = {"tryon": (TryonConfig, tryon), "generate": (GenerateConfig, generate)}
+WORDS = {
+    "front": "front photo",
+    "back": "back photo",
+    "person": "person photo",
+    "polygon": "polygon file",
+    "lora": "LoRA file",
+}
+VERBS: dict[str, tuple[type[PictureConfig], Callable[[Any], Run]]] = {
+    "tryon": (TryonConfig, tryon),
+    "generate": (GenerateConfig, generate),
+}
 INPUTS = {"tryon": {*WORDS}, "generate": {"front", "back", "lora"}}
 NEEDED = {"tryon": ("front", "person", "polygon"), "generate": ()}
 MADE_ON = ("device", "dtype", "torch", "threads")
@@ -36,28 +46,50 @@ _AS_WRITTEN = "Give a picture as tryon or generate wrote it, never edited."
 
 
 def reproduce(config: ReproduceConfig) -> Run:
-    """Make the picture again; the summary's `identical` says whether every pixel is the same, and `differs` what may be the cause if not.
+    """Make the picture again; the summary's `identical` says whether every pixel is the same, and `differs`
+    what may be the cause if not.
 
     Raises:
-        InputError: no picture of ours, a setting in it that ours never have, or one of its inputs is not among the files given.
+        InputError: no picture of ours, a setting in it that ours never have, or one of its inputs is not
+            among the files given.
         ModelError: the model cannot be loaded.
     """
     if config.image is None:
-        raise InputError("There is no picture to reproduce.", "Give it right after the verb: triptych reproduce out.png --photos FOLDER.")
+        raise InputError(
+            "There is no picture to reproduce.",
+            "Give it right after the verb: triptych reproduce out.png --photos FOLDER.",
+        )
     about = read_settings(config.image) or {}
     verb, made_on = about.get("verb"), about.get("made_on")
-    if not isinstance(verb, str) or verb not in VERBS or not isinstance(about.get("sha256"), dict) or not isinstance(made_on, dict):
+    if (
+        not isinstance(verb, str)
+        or verb not in VERBS
+        or not isinstance(about.get("sha256"), dict)
+        or not isinstance(made_on, dict)
+    ):
         raise InputError(f"{config.image} does not say how it was made.", _AS_WRITTEN)
     if about.get("part"):
-        raise InputError(f"{config.image} only lies beside a picture.", "Give the picture itself, without the word at the end of its name.")
+        raise InputError(
+            f"{config.image} only lies beside a picture.",
+            "Give the picture itself, without the word at the end of its name.",
+        )
     kind, stage = VERBS[verb]
     made_on = _made_on(made_on, config.image)
     settings = picture_settings(about, kind, config.image)
     settings["model"] = config.model or _known(settings.get("model"), config.image)
-    settings |= {"dtype": {"float32": "fp32", "bfloat16": "bf16"}.get(str(made_on.get("dtype")), "auto"), "device": config.device}
+    settings |= {
+        "dtype": {"float32": "fp32", "bfloat16": "bf16"}.get(str(made_on.get("dtype")), "auto"),
+        "device": config.device,
+    }
     settings |= _found(_hashes(about["sha256"], verb, config.image), config.photos)
-    again = config.image.with_stem(f"{config.image.stem}-again") if verb == "tryon" else config.work / "reproduced"
-    run = stage(validated(kind, {**settings, "anyway": True, "work": config.work, "out": config.out or again}, verb))
+    again = (
+        config.image.with_stem(f"{config.image.stem}-again")
+        if verb == "tryon"
+        else config.work / "reproduced"
+    )
+    run = stage(
+        validated(kind, {**settings, "anyway": True, "work": config.work, "out": config.out or again}, verb)
+    )
     summary: dict[str, Any] = {"made_on": made_on}
 
     def work() -> Iterator[Event]:
@@ -69,7 +101,9 @@ def reproduce(config: ReproduceConfig) -> Run:
         if not summary["identical"]:
             now = (read_settings(Path(made)) or {}).get("made_on", {})
             summary["differs"] = differences(made_on, now)
-            if (then := _format(config.image)) != _format(Path(made)):  # a JPEG changes pixels when it is written
+            if (then := _format(config.image)) != _format(
+                Path(made)
+            ):  # a JPEG changes pixels when it is written
                 summary["differs"].insert(0, f"format: {then} then, {_format(Path(made))} now")
 
     return Run("reproduce", len(run), work(), summary)
@@ -80,22 +114,29 @@ def _format(path: Path) -> str:
 
 
 def picture_settings(about: Mapping[str, Any], kind: type[PictureConfig], image: Path) -> dict[str, Any]:
-    """The settings in a picture, less verb, hashes and what it was made on; all of them such as `PictureConfig.settings` writes.
+    """The settings in a picture, less verb, hashes and what it was made on; all of them such as
+    `PictureConfig.settings` writes.
 
     Raises:
         InputError: any other key, a value of another type or out of range, or no prompt.
     """
-    settings = {key: value for key, value in about.items() if key not in ("verb", "sha256", "made_on", "part")}
+    settings = {
+        key: value for key, value in about.items() if key not in ("verb", "sha256", "made_on", "part")
+    }
     for key in settings:
         if key not in PICTURE_SETTINGS or key not in kind.model_fields:
-            raise InputError(f"{image} has the setting {_shown(key)}, which no picture of triptych's has.", _AS_WRITTEN)
+            raise InputError(
+                f"{image} has the setting {_shown(key)}, which no picture of triptych's has.", _AS_WRITTEN
+            )
     try:
         # As JSON and strictly: text is no number, and half of a surrogate pair is no text.
         checked = kind.model_validate_json(json.dumps(settings), strict=True)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "its settings"
-        raise InputError(f"{image} has an impossible setting, {where}: {first['msg'][:200]}.", _AS_WRITTEN) from error
+        raise InputError(
+            f"{image} has an impossible setting, {where}: {first['msg'][:200]}.", _AS_WRITTEN
+        ) from error
     if "\0" in checked.prompt:
         raise InputError(f"{image} has an impossible setting, prompt: it holds a NUL character.", _AS_WRITTEN)
     if not checked.prompt.strip():
@@ -125,7 +166,9 @@ def _hashes(hashes: Mapping[Any, Any], verb: str, image: Path) -> dict[str, str]
     """The sha256 of each input, by option."""
     for name, value in hashes.items():
         if name not in INPUTS[verb] or not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
-            raise InputError(f"{image} names an input {_shown(name)} as no picture of triptych's does.", _AS_WRITTEN)
+            raise InputError(
+                f"{image} names an input {_shown(name)} as no picture of triptych's does.", _AS_WRITTEN
+            )
     for name in NEEDED[verb]:
         if name not in hashes:
             raise InputError(f"{image} does not name its {WORDS[name]}.", _AS_WRITTEN)
@@ -139,12 +182,19 @@ def _shown(value: Any) -> str:
 
 def differences(made_on: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """In which ways this machine is not like the one a picture was made on, in words."""
-    told = [f"{key}: {made_on.get(key, 'not recorded')} then, {now.get(key)} now" for key in MADE_ON if made_on.get(key) != now.get(key)]
-    return told or ["nothing that pictures record: the kind of processor or card, or a version of another package"]
+    told = [
+        f"{key}: {made_on.get(key, 'not recorded')} then, {now.get(key)} now"
+        for key in MADE_ON
+        if made_on.get(key) != now.get(key)
+    ]
+    return told or [
+        "nothing that pictures record: the kind of processor or card, or a version of another package"
+    ]
 
 
 def _found(hashes: dict[str, str], places: Iterable[Path]) -> dict[str, Path]:
-    """The files that have these hashes, by the same names; places are looked through in order, until all are found.
+    """The files that have these hashes, by the same names; places are looked through in order, until all are
+    found.
 
     Raises:
         InputError: a place that does not exist, or an input that is in none of them.
@@ -164,21 +214,29 @@ def _found(hashes: dict[str, str], places: Iterable[Path]) -> dict[str, Path]:
     for name, value in hashes.items():
         if value not in found:
             raise InputError(
-                f"The {WORDS[name]} this picture was made from (sha256 {value[:12]}…) is not among the files given.",
+                f"The {WORDS[name]} this picture was made from (sha256 {value[:12]}…) is not among the files "
+                "given.",
                 "Give the file, or a folder that holds it, with --photos.",
             )
     return {name: found[value] for name, value in hashes.items()}
 
 
 def _may_be_one(path: Path, hashes: Iterable[str]) -> bool:
-    """Whether a file can be an input at all, from its first bytes: films and archives are not worth hashing."""
+    """Whether a file can be an input at all, from its first bytes:
+    films and archives are not worth hashing.
+    """
     if not path.is_file():
         return False
     if "polygon" in hashes and path.stat().st_size <= polygons.MAX_BYTES:
         return True
     with open(path, "rb") as file:
         start = file.read(9)
-    if "lora" in hashes and len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 1 << 27:
+    if (
+        "lora" in hashes
+        and len(start) == 9
+        and start[8:] == b"{"
+        and int.from_bytes(start[:8], "little") < 1 << 27
+    ):
         return True  # safetensors: the length of its header, then the header, which is JSON
     try:
         check_header(path)

@@ -13,8 +13,12 @@ class ReproduceConfig(StageConfig):
     photos: list[Path] = []
     """Files and folders among which its inputs lie: photos, polygon and LoRA, under any name."""
     model: str | None = None
-    """The base model. Needed if the picture names a folder, or a model on the hub that is not well known: a picture only knows its name."""
+    """The base model. Needed if the picture names a folder, or a model on the hub that is not well known: a
+    picture only knows its name.
+    """
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 … Pixels are identical only on a device of the kind the picture was made on."""
     out: Path | None = None
-    """Where to write it: tryon, a file, if not NAME-again beside the picture; generate, a folder, if not WORK/reproduced."""
+    """Where to write it: tryon, a file, if not NAME-again beside the picture; generate, a folder, if not
+    WORK/reproduced.
+    """

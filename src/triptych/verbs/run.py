@@ -16,10 +16,10 @@ from triptych.config.stage import Seed, StageConfig, section, validated
 from triptych.data.photo_folders import find_photos
 from triptych.data.triptychs import caption_file, list_pictures
 from triptych.errors import ConfigError, InputError
+from triptych.events import Event, Run
 from triptych.pictures.images import load_image
 from triptych.pictures.overwrite import check_writable
 from triptych.pocket.known_worlds import check_pictures, known_by, strangers
-from triptych.run import Event, Run
 from triptych.store.files import read_jsonl, write_bytes, write_jsonl
 from triptych.verbs import STAGES
 from triptych.verbs.caption import check_captioner
@@ -34,7 +34,9 @@ PIPELINE = tuple(stage for stage in STAGES if stage.in_run)
 
 
 class RunConfig(StageConfig):
-    """What every stage that knows it takes; wins over the config file. The names are those that `plan` advises."""
+    """What every stage that knows it takes; wins over the config file. The names are those that `plan`
+    advises.
+    """
 
     model: str | None = None
     """Model for every stage; wins over the config file."""
@@ -55,7 +57,9 @@ class RunConfig(StageConfig):
     panel_height: int | None = Field(default=None, ge=16, le=8192)
     """Panel height in pixels; wins over the config file."""
     anyway: bool | None = None
-    """Go on with photographs even if model or captioner say that they have never seen any, as `pocket` does; with a warning."""
+    """Go on with photographs even if model or captioner say that they have never seen any, as `pocket` does;
+    with a warning.
+    """
 
 
 def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
@@ -66,13 +70,20 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
         data: a loaded config file (`config.load_config`): shared keys and a section per verb.
 
     Raises:
-        ConfigError: no config, an unknown key, or a value that a stage refuses. All sections are read before any work.
-        ModelError: no model for a stage, a path that holds none, or no captioner. InputError: photos of which model or captioner have
+        ConfigError: no config, an unknown key, or a value that a stage refuses. All sections are read before
+            any work.
+        ModelError: no model for a stage, a path that holds none, or no captioner. InputError: photos of which
+            model or captioner have
         never seen the like.
     """
     if not data:
-        raise ConfigError("`triptych run` needs a config.", "Make one with `triptych init --photos FOLDER`, then give it with --config.")
-    shared = {name: getattr(config, name) for name in config.model_fields_set if getattr(config, name) is not None}
+        raise ConfigError(
+            "`triptych run` needs a config.",
+            "Make one with `triptych init --photos FOLDER`, then give it with --config.",
+        )
+    shared = {
+        name: getattr(config, name) for name in config.model_fields_set if getattr(config, name) is not None
+    }
     configs = {}
     for stage in PIPELINE:
         model = stage.config_class()
@@ -92,7 +103,10 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
             summary[stage.name] = inner.summary
             check_made(stage.name, inner.summary)
             summary["seconds"][stage.name] = round(time.monotonic() - start, 2)
-            if stage.name == "caption" and (target := configs["embed"].triptych_folder) != configs["caption"].triptych_folder:
+            if (
+                stage.name == "caption"
+                and (target := configs["embed"].triptych_folder) != configs["caption"].triptych_folder
+            ):
                 summary["copied"] = hand_over(configs["caption"].triptych_folder, target)
                 yield Event(f"{summary['copied']} captioned triptychs copied to {target}", stage="copy", of=1)
 
@@ -101,7 +115,9 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
 
 
 def _check_models(configs: Mapping[str, Any]) -> None:
-    """Every stage's model and the captioner are named: `clean` is hours of work that the next stage must not refuse."""
+    """Every stage's model and the captioner are named: `clean` is hours of work that the next stage must not
+    refuse.
+    """
     for config in configs.values():
         if hasattr(config, "model"):
             resolve_model(config.model)
@@ -111,14 +127,21 @@ def _check_models(configs: Mapping[str, Any]) -> None:
 
 
 def _check_photos(configs: Mapping[str, Any]) -> None:
-    """Refuse if most of a few photos are strange to model or captioner: `clean` works for hours, and then they would be refused."""
+    """Refuse if most of a few photos are strange to model or captioner: `clean` works for hours, and then
+    they would be refused.
+    """
     cleaning, captioning, embedding = (configs[name] for name in ("clean", "caption", "embed"))
-    model, captioner = Path(resolve_model(embedding.model)), captioner_folder(captioning.vlm_model, captioning.base_url)
+    model, captioner = (
+        Path(resolve_model(embedding.model)),
+        captioner_folder(captioning.vlm_model, captioning.base_url),
+    )
     knows = known_by(model) if model.is_dir() else ""
     captioner_knows = known_by(captioner) if captioner and captioning.captions is None else ""
     if not (knows or captioner_knows) or cleaning.photos is None or not cleaning.photos.is_dir():
         return
-    found = [path for _, path in find_photos(cleaning.photos, [cleaning.human, cleaning.garment, cleaning.work])]
+    found = [
+        path for _, path in find_photos(cleaning.photos, [cleaning.human, cleaning.garment, cleaning.work])
+    ]
     shown: list[tuple[str, Image.Image]] = []
     for path in found[:: max(1, len(found) // PHOTOS_LOOKED_AT)]:
         with contextlib.suppress(InputError):  # `clean` says what is wrong with it
@@ -136,14 +159,22 @@ def _check_folders(configs: Mapping[str, Any]) -> None:
         WorkError: one that cannot.
     """
     first, caption = configs["clean"], configs["caption"]
-    folders = {first.catalogue_folder, configs["train"].train_folder, caption.fail_folder, configs["embed"].embedding_folder}
-    folders |= {config.work for config in configs.values()} | {config.triptych_folder for config in configs.values()}
+    folders = {
+        first.catalogue_folder,
+        configs["train"].train_folder,
+        caption.fail_folder,
+        configs["embed"].embedding_folder,
+    }
+    folders |= {config.work for config in configs.values()} | {
+        config.triptych_folder for config in configs.values()
+    }
     for folder in sorted(folders):
         check_writable(folder, "--work")
 
 
 def hand_over(source: Path, target: Path) -> int:
-    """Copy captioned triptychs to the folder that `embed` reads, if that is another one; how many were new there.
+    """Copy captioned triptychs to the folder that `embed` reads, if that is another one; how many were new
+    there.
 
     A file that is newer there is somebody's edit and stays.
     """
@@ -161,7 +192,10 @@ def hand_over(source: Path, target: Path) -> int:
     rows: dict[str, Any] = {}
     for folder in (target, source):
         if (folder / "metadata.jsonl").exists():
-            named = ((str(row.get("file_name") or f"{row.get('id')}.png"), row) for row in read_jsonl(folder / "metadata.jsonl"))
+            named = (
+                (str(row.get("file_name") or f"{row.get('id')}.png"), row)
+                for row in read_jsonl(folder / "metadata.jsonl")
+            )
             rows |= {name: row for name, row in named if folder is target or name in there}
     if copied:
         write_jsonl(target / "metadata.jsonl", rows.values())

@@ -1,7 +1,8 @@
-"""train: an In-Context LoRA with the rectified-flow loss. The loop is `_steps`, to be read from top to bottom.
+"""train: an In-Context LoRA with the rectified-flow loss. The loop is `_steps`, to be read from top to
+bottom.
 
-All randomness is a function of (seed, step, id), never of what ran before: a run that was stopped and started again
-makes the same LoRA. The parts of the loop lie in `triptych.training`.
+All randomness is a function of (seed, step, id), never of what ran before: a run that was stopped and started
+again makes the same LoRA. The parts of the loop lie in `triptych.training`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from triptych.backbones.registry import load_backbone
 from triptych.config.stage import seeds_from
 from triptych.data.embeddings import EmbeddingFolder
 from triptych.errors import WorkError
+from triptych.events import Event, Run, held
 from triptych.lora.adapter import FILE_NAME, LoraFile, add_lora, save_lora
-from triptych.run import Event, Run, held
 from triptych.signals import Request, Stopped, ending_after_this_step
 from triptych.store.files import read_jsonl, sha256_file
 from triptych.store.folder import StageFolder
@@ -40,16 +41,23 @@ from triptych.training.optimizer import learning_rate, make_optimizer, optimizer
 from triptych.training.state import TrainState
 from triptych.training.validation import validation_loss, validation_pictures
 
-_HINT = "Put the old settings back, or train in another folder with --lora-folder; with --init-lora it starts from the LoRA of this one."
+_HINT = (
+    "Put the old settings back, or train in another folder with --lora-folder; with --init-lora it "
+    "starts from the LoRA of this one."
+)
 
 
 def train(config: TrainConfig) -> Run:
-    """Train a LoRA on the embeddings of `<embeddings>/<backbone>`; leaves `<lora>/pytorch_lora_weights.safetensors`.
+    """Train a LoRA on the embeddings of `<embeddings>/<backbone>`; leaves
+    `<lora>/pytorch_lora_weights.safetensors`.
 
     Raises:
-        ModelError: the model cannot be opened, or what quantises it is not installed. ConfigError: settings that contradict each
-        other or the data, or an optimizer that is not installed. InputError: loss masks that cannot be used. WorkError: no
-        embeddings; or the folder holds a training with other settings; or, in the midst of it, a loss that is no longer a number.
+        ModelError: the model cannot be opened, or what quantises it is not installed. ConfigError: settings
+            that contradict each
+        other or the data, or an optimizer that is not installed. InputError: loss masks that cannot be used.
+            WorkError: no
+        embeddings; or the folder holds a training with other settings; or, in the midst of it, a loss that is
+            no longer a number.
     """
     seeds_from(config.seed, max(1, config.num_validation_images))
     device = distributed.own_device(config.device)
@@ -65,9 +73,17 @@ def train(config: TrainConfig) -> Run:
     if config.epochs is not None:
         steps = steps_of_epochs(config.epochs, len(data.ids), config.batch_size * _passes(config))
         config = config.model_copy(update={"max_train_steps": steps, "epochs": None})
-    made_with = {"model": fingerprint(config.model, ["transformer"]), "data": data.fingerprint, "processes": distributed.world_size()}
+    made_with = {
+        "model": fingerprint(config.model, ["transformer"]),
+        "data": data.fingerprint,
+        "processes": distributed.world_size(),
+    }
     init = check_init_lora(config, backbone)
-    identity = {**settings_that_matter(config), **made_with, "init_lora": sha256_file(init.path) if init else None}
+    identity = {
+        **settings_that_matter(config),
+        **made_with,
+        "init_lora": sha256_file(init.path) if init else None,
+    }
     about_folder: dict[str, Any] = {
         "begun": lambda: begun(config.train_folder),
         "words": {"data": changes},
@@ -79,7 +95,11 @@ def train(config: TrainConfig) -> Run:
     summary: dict[str, Any] = {
         "triptychs": len(data.ids),
         "held_out": len(data.held_out),
-        **({"loss_masks": len(data.masks.by_id), "loss_masks_unmatched": data.masks.unmatched} if data.masks else {}),
+        **(
+            {"loss_masks": len(data.masks.by_id), "loss_masks_unmatched": data.masks.unmatched}
+            if data.masks
+            else {}
+        ),
         "train_steps": 0,
         "resumed_at": 0,
         "loss": None,
@@ -108,15 +128,24 @@ def train(config: TrainConfig) -> Run:
 
 
 def _steps(
-    config: TrainConfig, backbone: Backbone, data: TrainingSet, init: LoraFile | None, folder: Path, summary: dict[str, Any]
+    config: TrainConfig,
+    backbone: Backbone,
+    data: TrainingSet,
+    init: LoraFile | None,
+    folder: Path,
+    summary: dict[str, Any],
 ) -> Iterator[Event]:
     sharded = distributed.wants_sharding(config.shard_base)
-    where = replace(backbone, device=torch.device("cpu")) if sharded else backbone  # the whole of it may fit into no card
+    where = (
+        replace(backbone, device=torch.device("cpu")) if sharded else backbone
+    )  # the whole of it may fit into no card
     progress.doing("loading the model")
     transformer = where.load_transformer()
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()  # type: ignore[operator]
-    parameters = add_lora(transformer, backbone.lora_targets, config.rank, config.alpha, config.lora_dropout, config.seed)
+    parameters = add_lora(
+        transformer, backbone.lora_targets, config.rank, config.alpha, config.lora_dropout, config.seed
+    )
     if init is not None:
         start_from(init, transformer, config)
     if sharded:
@@ -127,7 +156,11 @@ def _steps(
     state.set_length(config.max_train_steps)
     writes, start, clock = distributed.rank() == 0, state.step, time.monotonic()
     log = TrainLog(
-        folder, (config.logging_dir or folder / "tensorboard") / config.tracker_name, start, writes, start >= config.max_train_steps
+        folder,
+        (config.logging_dir or folder / "tensorboard") / config.tracker_name,
+        start,
+        writes,
+        start >= config.max_train_steps,
     )
     summary.update(resumed_at=start, train_steps=start, loss=log.mean_loss())
     for step in range(start):
@@ -142,17 +175,25 @@ def _steps(
             raise _diverged(config, state, folder)
         if writes and state.step != saved:
             log.flush()
-            state.save(folder / "checkpoints", config.checkpoints_total_limit, lambda part: save_average(part / FILE_NAME, state.average))
+            state.save(
+                folder / "checkpoints",
+                config.checkpoints_total_limit,
+                lambda part: save_average(part / FILE_NAME, state.average),
+            )
         saved = state.step
 
     def save_average(path: Path, tensors: dict[str, Tensor]) -> None:
-        save_lora(path, tensors, config.rank, config.alpha, about_lora(config, backbone.name, data, state, init))
+        save_lora(
+            path, tensors, config.rank, config.alpha, about_lora(config, backbone.name, data, state, init)
+        )
 
     def validated() -> dict[str, float]:
         """The averaged LoRA's losses on what is held out; its pictures are kept."""
         with state.averaged():
             losses = validation_loss(config, backbone, transformer, data) if data.held_out else {}
-            if config.num_validation_images and (writes or sharded):  # a sharded model runs on all or not at all
+            if config.num_validation_images and (
+                writes or sharded
+            ):  # a sharded model runs on all or not at all
                 log.picture(state.step, validation_pictures(config, backbone, transformer, data, state.step))
         return losses
 
@@ -198,16 +239,26 @@ def _stopped(request: Request, step: int, start: int) -> Stopped:
     """The end that a signal asked this process or another one for, when all that was done is saved."""
     where = f"step {step}" if step else "the beginning"
     done = "is saved" if step > start else "was saved before"
-    message = f"stopped at {where}, which {done}; the same command goes on from there" if step else "stopped before the first step"
+    message = (
+        f"stopped at {where}, which {done}; the same command goes on from there"
+        if step
+        else "stopped before the first step"
+    )
     return Stopped(request.number or signal.SIGTERM, message)
 
 
-def _accumulate(config: TrainConfig, backbone: Backbone, data: TrainingSet, state: TrainState) -> tuple[dict[str, float], int]:
-    """Leave the gradients of one step in the parameters, clipped; its losses and gradient norm, and its tokens in all."""
+def _accumulate(
+    config: TrainConfig, backbone: Backbone, data: TrainingSet, state: TrainState
+) -> tuple[dict[str, float], int]:
+    """Leave the gradients of one step in the parameters, clipped; its losses and gradient norm, and its
+    tokens in all.
+    """
     passes, processes, tokens, meter = _passes(config), distributed.world_size(), 0, LossMeter()
     state.transformer.train()
     for number in range(distributed.rank(), passes, processes):
-        torch.manual_seed(flow.generator_for(config.seed, "dropout", state.step, number).initial_seed() & 0xFFFFFFFF)
+        torch.manual_seed(
+            flow.generator_for(config.seed, "dropout", state.step, number).initial_seed() & 0xFFFFFFFF
+        )
         batch = data.draw(backbone, state.step, number, passes)
         losses = losses_of(config, backbone, state.transformer, batch)
         (losses.sample_B.mean() / passes).backward()
@@ -225,12 +276,19 @@ def _passes(config: TrainConfig) -> int:
     return config.gradient_accumulation_steps * distributed.world_size()
 
 
-def _diverged(config: TrainConfig, state: TrainState, folder: Path, save: Callable[[], None] | None = None) -> WorkError:
-    """The end of a training whose loss or gradient is no number: its last good state is saved, the error says where."""
+def _diverged(
+    config: TrainConfig, state: TrainState, folder: Path, save: Callable[[], None] | None = None
+) -> WorkError:
+    """The end of a training whose loss or gradient is no number: its last good state is saved, the error says
+    where.
+    """
     if save is not None and state.step and state.is_finite():
         save()
     hint = (
-        f"The last good state is in {folder / 'checkpoints'}. Lower --learning-rate and start in another --lora-folder; "
+        f"The last good state is in {folder / 'checkpoints'}. Lower --learning-rate and start in another "
+        "--lora-folder; "
         "if the first steps fail already, run `triptych embed` again."
     )
-    return WorkError(f"The loss or its gradient is not finite after step {state.step}; nothing of it was saved.", hint)
+    return WorkError(
+        f"The loss or its gradient is not finite after step {state.step}; nothing of it was saved.", hint
+    )

@@ -1,4 +1,6 @@
-"""tryon: this person, that garment. Only what lies inside the polygon is regenerated; the photo keeps its size."""
+"""tryon: this person, that garment. Only what lies inside the polygon is regenerated; the photo keeps its
+size.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,14 @@ from typing import Any
 
 from PIL import Image
 
+from triptych.events import Event, Run
 from triptych.pictures import xmp
 from triptych.pictures.images import save_png
 from triptych.pictures.sheets import contact_sheet
-from triptych.run import Event, Run
 from triptych.sampling.generate import load_models
-from triptych.tryon.batch import run_batch
-from triptych.tryon.job import TryonConfig, check, make, prepare, with_prompt
-from triptych.tryon.prompt import PromptWriter
+from triptych.vton.batch import run_batch
+from triptych.vton.job import TryonConfig, check, make, prepare, with_prompt
+from triptych.vton.prompt import PromptWriter
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +25,14 @@ THUMB = 320  # pixels; side of a picture on the contact sheet
 
 
 def tryon(config: TryonConfig) -> Run:
-    """Write the re-dressed photo; before that, and before a model is loaded, a preview of the mask; beside it the model's triptych.
+    """Write the re-dressed photo; before that, and before a model is loaded, a preview of the mask; beside it
+    the model's triptych.
 
     Several seeds also get a contact sheet. With `batch`, see `run_batch`.
 
     Raises:
-        InputError: a photo or polygon that is missing or cannot be used. ModelError: no model, or model or LoRA cannot be loaded.
+        InputError: a photo or polygon that is missing or cannot be used. ModelError: no model, or model or
+            LoRA cannot be loaded.
     """
     if config.batch:
         return run_batch(config)
@@ -47,7 +51,12 @@ def tryon(config: TryonConfig) -> Run:
         job.warnings.append(warning)
     size = list(job.person.image.size)
     summary: dict[str, Any] = {"images": [], "mask": str(config.preview), "size": size}
-    summary |= {"prompt": config.prompt, "feather": config.feather, "strength": config.strength, "warnings": job.warnings}
+    summary |= {
+        "prompt": config.prompt,
+        "feather": config.feather,
+        "strength": config.strength,
+        "warnings": job.warnings,
+    }
 
     def work() -> Iterator[Event]:
         thumbs: list[tuple[Image.Image | None, str]] = []
@@ -62,7 +71,12 @@ def tryon(config: TryonConfig) -> Run:
             yield Event(path.name)
         if len(thumbs) > 1:
             packet = xmp.packet("compositeWithTrainedAlgorithmicMedia")
-            save_png(contact_sheet(thumbs, columns=4, thumb=THUMB), config.sheet, text={"Software": "triptych"}, xmp=packet)
+            save_png(
+                contact_sheet(thumbs, columns=4, thumb=THUMB),
+                config.sheet,
+                text={"Software": "triptych"},
+                xmp=packet,
+            )
             summary["sheet"] = str(config.sheet)
 
     return Run("tryon", len(config.seeds), work(), summary)

@@ -2,8 +2,9 @@
 
 Shapes: N pictures, S support vectors, D feature dimensions.
 
-The kernel is linear. Measured on real photos with held-out groups (12 examples a class, EfficientNet-Lite0) it makes as few
-mistakes as the best RBF and fewer than most; scaling the features to equal variance made both worse.
+The kernel is linear. Measured on real photos with held-out groups (12 examples a class, EfficientNet-Lite0)
+it makes as few mistakes as the best RBF and fewer than most; scaling the features to equal variance made both
+worse.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from triptych.store.files import parse_json, publish
 
 PENALTY = 10.0  # C; anything from 0.3 to 100 measured the same: the examples are separable
 SLOPE = 2.2  # score = 1 / (1 + exp(-SLOPE · margin)): 0.9 at the support vectors, where the margin is 1
-UNLIKE = 0.3  # cosine; held-out photos have 0.34 to 0.98 to their nearest support vector, a size chart 0.27, noise 0.16
+# cosine; held-out photos have 0.34 to 0.98 to their nearest support vector, a size chart 0.27, noise 0.16
+UNLIKE = 0.3
 MIN_EXAMPLES = 3
 _FORMAT = "triptych-classifier-1"
 
@@ -46,7 +48,9 @@ class Classifier:
     extractor: str
 
     def margins(self, features: np.ndarray) -> np.ndarray:
-        """(N, D) features → (N,) float64 decision values, those of scikit-learn's SVC: human above 0, garment below."""
+        """(N, D) features → (N,) float64 decision values, those of scikit-learn's SVC: human above 0, garment
+        below.
+        """
         x_ND, support_SD = features.astype(np.float64), self.support.astype(np.float64)
         kernel_NS = x_ND @ support_SD.T
         if self.gamma is not None:
@@ -57,22 +61,33 @@ class Classifier:
     def decide(self, features: np.ndarray) -> tuple[list[str], np.ndarray]:
         """(N, D) features → N labels (human, garment, unsure) and (N,) scores in [0, 1].
 
-        The score is the confidence that a photo shows a human: the margin squashed by a logistic function, 0.5 on the
-        border and 0.9 as far on the human side as the nearest examples. It orders photos; it is not a measured frequency.
-        Unsure are photos near the border, and those unlike every example (a size chart, a logo) whatever their margin.
+        The score is the confidence that a photo shows a human: the margin squashed by a logistic function,
+        0.5 on the border and 0.9 as far on the human side as the nearest examples. It orders photos; it is
+        not a measured frequency. Unsure are photos near the border, and those unlike every example (a size
+        chart, a logo) whatever their margin.
         """
         margins = self.margins(features)
         unlike = (features @ self.support.T).max(axis=1, initial=-1.0) < UNLIKE
         open_question = unlike | (np.abs(margins) < self.unsure)
-        labels = ["unsure" if doubt else "human" if margin > 0 else "garment" for margin, doubt in zip(margins, open_question, strict=True)]
+        labels = [
+            "unsure" if doubt else "human" if margin > 0 else "garment"
+            for margin, doubt in zip(margins, open_question, strict=True)
+        ]
         return labels, 1 / (1 + np.exp(-SLOPE * np.clip(margins, -50, 50)))
 
     def save(self, path: Path) -> None:
         """Write safetensors with JSON metadata, complete or not at all."""
         from safetensors.numpy import save_file
 
-        # One metadata key: safetensors writes several in random order, and equal classifiers would be unequal files.
-        about = {"format": _FORMAT, "intercept": self.intercept, "gamma": self.gamma, "unsure": self.unsure, "extractor": self.extractor}
+        # One metadata key: safetensors writes several in random order, and equal classifiers would be unequal
+        # files.
+        about = {
+            "format": _FORMAT,
+            "intercept": self.intercept,
+            "gamma": self.gamma,
+            "unsure": self.unsure,
+            "extractor": self.extractor,
+        }
         tensors = {"support": np.ascontiguousarray(self.support), "dual": np.ascontiguousarray(self.dual)}
         with publish(Path(path)) as temporary:
             save_file(tensors, temporary, metadata={"triptych": json.dumps(about)})
@@ -92,18 +107,33 @@ def load_classifier(path: Path) -> Classifier:
             if not isinstance(about, dict) or about.get("format") != _FORMAT:
                 raise ValueError("it is not a classifier")
             support, dual = file.get_tensor("support"), file.get_tensor("dual")
-        if support.ndim != 2 or dual.shape != support.shape[:1] or not np.isfinite(support).all() or not np.isfinite(dual).all():
+        if (
+            support.ndim != 2
+            or dual.shape != support.shape[:1]
+            or not np.isfinite(support).all()
+            or not np.isfinite(dual).all()
+        ):
             raise ValueError("its arrays do not fit together")
         gamma = None if about["gamma"] is None else float(about["gamma"])
-        return Classifier(support, dual, float(about["intercept"]), gamma, float(about["unsure"]), str(about["extractor"]))
+        return Classifier(
+            support, dual, float(about["intercept"]), gamma, float(about["unsure"]), str(about["extractor"])
+        )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise WorkError(f"The classifier {path} cannot be read: {error}.", "Run 'triptych clean' again.") from error
+        raise WorkError(
+            f"The classifier {path} cannot be read: {error}.", "Run 'triptych clean' again."
+        ) from error
 
 
 def train_classifier(
-    features: np.ndarray, labels: list[str], *, extractor: str, unsure: float = 0.1, gamma: float | None = None
+    features: np.ndarray,
+    labels: list[str],
+    *,
+    extractor: str,
+    unsure: float = 0.1,
+    gamma: float | None = None,
 ) -> Classifier:
-    """Train on (N, D) features labelled "human" or "garment"; both classes weigh the same however many examples each has.
+    """Train on (N, D) features labelled "human" or "garment"; both classes weigh the same however many
+    examples each has.
 
     Raises:
         InputError: fewer than `MIN_EXAMPLES` of a class.
@@ -111,14 +141,22 @@ def train_classifier(
     human = _is_human(labels)
     machine = _machine(gamma).fit(features, human)
     trained = Classifier(
-        machine.support_vectors_.astype(np.float32), machine.dual_coef_[0].copy(), float(machine.intercept_[0]), gamma, unsure, extractor
+        machine.support_vectors_.astype(np.float32),
+        machine.dual_coef_[0].copy(),
+        float(machine.intercept_[0]),
+        gamma,
+        unsure,
+        extractor,
     )
-    assert np.allclose(trained.margins(features), machine.decision_function(features), atol=1e-4), "stored form differs from scikit-learn's"
+    assert np.allclose(trained.margins(features), machine.decision_function(features), atol=1e-4), (
+        "stored form differs from scikit-learn's"
+    )
     return trained
 
 
 def doubtful(features: np.ndarray, labels: list[str], *, seed: int = 0) -> list[int]:
-    """Indices of examples that a classifier trained on the others puts on the wrong side: often photos in the wrong folder.
+    """Indices of examples that a classifier trained on the others puts on the wrong side: often photos in the
+    wrong folder.
 
     Raises:
         InputError: fewer than `MIN_EXAMPLES` of a class.
@@ -126,11 +164,15 @@ def doubtful(features: np.ndarray, labels: list[str], *, seed: int = 0) -> list[
     from sklearn.model_selection import StratifiedKFold
 
     human = _is_human(labels)
-    folds = StratifiedKFold(min(10, int(human.sum()), int((~human).sum())), shuffle=True, random_state=seed % 2**32)
+    folds = StratifiedKFold(
+        min(10, int(human.sum()), int((~human).sum())), shuffle=True, random_state=seed % 2**32
+    )
     wrong: list[int] = []
     for train, test in folds.split(features, human):
         margins = _machine(None).fit(features[train], human[train]).decision_function(features[test])
-        wrong += [int(index) for index, margin in zip(test, margins, strict=True) if (margin > 0) != human[index]]
+        wrong += [
+            int(index) for index, margin in zip(test, margins, strict=True) if (margin > 0) != human[index]
+        ]
     return sorted(wrong)
 
 
@@ -138,7 +180,8 @@ def _is_human(labels: list[str]) -> np.ndarray:
     human = np.array([label == "human" for label in labels])
     if min(human.sum(), (~human).sum()) < MIN_EXAMPLES:
         raise InputError(
-            f"There are {human.sum()} human and {(~human).sum()} garment examples; each needs at least {MIN_EXAMPLES}.",
+            f"There are {human.sum()} human and {(~human).sum()} garment examples; each needs at least "
+            f"{MIN_EXAMPLES}.",
             "A few dozen of each make a good classifier.",
         )
     return human
@@ -147,4 +190,9 @@ def _is_human(labels: list[str]) -> np.ndarray:
 def _machine(gamma: float | None) -> Any:  # scikit-learn has no types
     from sklearn.svm import SVC
 
-    return SVC(kernel="linear" if gamma is None else "rbf", C=PENALTY, gamma=gamma or "scale", class_weight="balanced")
+    return SVC(
+        kernel="linear" if gamma is None else "rbf",
+        C=PENALTY,
+        gamma=gamma or "scale",
+        class_weight="balanced",
+    )

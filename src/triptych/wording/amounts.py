@@ -15,7 +15,11 @@ def duration(seconds: float) -> str:
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
-    for unit, size, below, small in (("min", 60, 3600, "s"), ("h", 3600, 86400, "min"), ("d", 86400, math.inf, "h")):
+    for unit, size, below, small in (
+        ("min", 60, 3600, "s"),
+        ("h", 3600, 86400, "min"),
+        ("d", 86400, math.inf, "h"),
+    ):
         if seconds < below:
             whole, rest = divmod(seconds, size)
             part = rest // {"s": 1, "min": 60, "h": 3600}[small]

@@ -1,4 +1,5 @@
-"""Commands that a sentence names, as they can be typed: with the config, model and folders of the command that says them.
+"""Commands that a sentence names, as they can be typed: with the config, model and folders of the command
+that says them.
 
 Who knows these (the command line) says so once with `speaking`; without it a command stays as it is written.
 """
@@ -15,7 +16,8 @@ Same = Callable[[str], Sequence[str]]
 
 _same: ContextVar[Same | None] = ContextVar("same_options", default=None)
 _COMMAND = re.compile(
-    r"(?:(?<=`)|(?<=: )|^)triptych (clean|concat|caption|embed|train|generate|tryon|run|plan)(?![\w-])([^`]*+)(?!` (?:has|needs)\b)"
+    r"(?:(?<=`)|(?<=: )|^)triptych "
+    r"(clean|concat|caption|embed|train|generate|tryon|run|plan)(?![\w-])([^`]*+)(?!` (?:has|needs)\b)"
 )
 
 
@@ -30,8 +32,9 @@ def speaking() -> Iterator[Callable[[Same], None]]:
 
 
 def typed(text: str) -> str:
-    """A text with its commands completed: those in backticks, after a colon, or at its begin; what a sentence is about stays as
-    it is (`triptych run` needs …). Completes nothing twice."""
+    """A text with its commands completed: those in backticks, after a colon, or at its begin; what a sentence
+    is about stays as it is (`triptych run` needs …). Completes nothing twice.
+    """
     same = _same.get()
     return _COMMAND.sub(lambda found: _completed(found, same), text) if same else text
 

@@ -6,12 +6,21 @@ import re
 
 from triptych.errors import ModelError
 
-_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError", "ReadTimeout"}
+_UNREACHABLE = {
+    "LocalEntryNotFoundError",
+    "OfflineModeIsEnabled",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionError",
+    "ReadTimeout",
+}
 _REACHED = {"RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "RemoteEntryNotFoundError"}
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
-def hub_unreachable(name: str, error: BaseException, instead: str, *, part: bool = False) -> ModelError | None:
+def hub_unreachable(
+    name: str, error: BaseException, instead: str, *, part: bool = False
+) -> ModelError | None:
     """The sentence in place of the hub client's own; None if `error` says something else.
 
     Args:

@@ -15,9 +15,19 @@ SHOWN = 40
 
 def shown(value: Any) -> str:
     """A value on one line, cut, without what would steer a terminal."""
-    text = value if isinstance(value, str) else "yes" if value is True else "no" if value is False else str(value)
+    text = (
+        value
+        if isinstance(value, str)
+        else "yes"
+        if value is True
+        else "no"
+        if value is False
+        else str(value)
+    )
     text = "".join(c if c.isprintable() else "�" for c in text[: SHOWN + 1])
-    return f"{text[:SHOWN]}…" if len(text) > SHOWN else text if text.strip() and " " not in text else f"'{text}'"
+    return (
+        f"{text[:SHOWN]}…" if len(text) > SHOWN else text if text.strip() and " " not in text else f"'{text}'"
+    )
 
 
 def allowed(field: FieldInfo) -> str:
@@ -49,7 +59,12 @@ def _range(kind: Any, metadata: list[Any]) -> str:
     longest = next((each.max_length for each in metadata if hasattr(each, "max_length")), None)
     if longest is not None:
         return f" of at most {longest} characters"
-    limits = {name: getattr(each, name) for each in metadata for name in ("ge", "gt", "le", "lt") if hasattr(each, name)}
+    limits = {
+        name: getattr(each, name)
+        for each in metadata
+        for name in ("ge", "gt", "le", "lt")
+        if hasattr(each, name)
+    }
     if kind is int:  # a limit that belongs to the range
         for name, inside, step in (("gt", "ge", 1), ("lt", "le", -1)):
             if name in limits:
@@ -74,10 +89,14 @@ def first_mistake(error: ValidationError, model: type[BaseModel]) -> tuple[str, 
 
 
 def misread(given: Any, taken: Any) -> bool:
-    """Whether a value from a config file was taken for a number that its writer may not mean: `yes` for 1, 010 for 10."""
+    """Whether a value from a config file was taken for a number that its writer may not mean: `yes` for 1,
+    010 for 10.
+    """
     if isinstance(taken, bool) or not isinstance(taken, int | float):
         return False
-    return isinstance(given, bool) or (isinstance(given, str) and given.lstrip("+-")[:1] == "0" and given.lstrip("+-")[1:2].isdigit())
+    return isinstance(given, bool) or (
+        isinstance(given, str) and given.lstrip("+-")[:1] == "0" and given.lstrip("+-")[1:2].isdigit()
+    )
 
 
 def option(name: str) -> str:

@@ -1,9 +1,11 @@
-"""Clean context for FLUX: known tokens are read once, and only the active tokens and the text run at every step.
+"""Clean context for FLUX: known tokens are read once, and only the active tokens and the text run at every
+step.
 
-Known tokens are clean, modulated at t = 0, and attend only to known tokens; so their keys and values do not depend on the
-step, and two ordinary forwards of the stock transformer suffice: one over the known tokens that keeps keys and values, one
-over active tokens and text that also attends to what was kept (the idea of OminiControl2, arXiv 2503.08280, and of
-FLUX.2-klein-KV; here without touching the model, by attention processors).
+Known tokens are clean, modulated at t = 0, and attend only to known tokens; so their keys and values do not
+depend on the step, and two ordinary forwards of the stock transformer suffice: one over the known tokens that
+keeps keys and values, one over active tokens and text that also attends to what was kept (the idea of
+OminiControl2, arXiv 2503.08280, and of FLUX.2-klein-KV; here without touching the model, by attention
+processors).
 
 Legend: B batch, S sequence, H heads, D head width.
 """
@@ -23,7 +25,9 @@ from triptych.compute.modulation import untouched, with_children
 
 
 class ContextAttention(FluxAttnProcessor):
-    """FluxAttnProcessor with a quicker rotary embedding, that also attends to the tokens of `before`, and keeps its own in `context`."""
+    """FluxAttnProcessor with a quicker rotary embedding, that also attends to the tokens of `before`, and
+    keeps its own in `context`.
+    """
 
     def __call__(
         self,
@@ -36,7 +40,9 @@ class ContextAttention(FluxAttnProcessor):
         before: Context | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if attention_mask is not None or image_rotary_emb is None:  # never in FLUX.1 itself
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+            return super().__call__(
+                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+            )
 
         def heads(states: Tensor) -> Tensor:
             return states.unflatten(-1, (-1, attn.head_dim))
@@ -47,8 +53,20 @@ class ContextAttention(FluxAttnProcessor):
         key = turned(attn.norm_k, heads(attn.to_k(hidden_states)), table[:, text:])
         value = heads(attn.to_v(hidden_states))
         if encoder_hidden_states is not None:
-            query = torch.cat([turned(attn.norm_added_q, heads(attn.add_q_proj(encoder_hidden_states)), table[:, :text]), query], dim=1)
-            key = torch.cat([turned(attn.norm_added_k, heads(attn.add_k_proj(encoder_hidden_states)), table[:, :text]), key], dim=1)
+            query = torch.cat(
+                [
+                    turned(attn.norm_added_q, heads(attn.add_q_proj(encoder_hidden_states)), table[:, :text]),
+                    query,
+                ],
+                dim=1,
+            )
+            key = torch.cat(
+                [
+                    turned(attn.norm_added_k, heads(attn.add_k_proj(encoder_hidden_states)), table[:, :text]),
+                    key,
+                ],
+                dim=1,
+            )
             value = torch.cat([heads(attn.add_v_proj(encoder_hidden_states)), value], dim=1)
         if context is not None:
             context.kept[self] = key, value
@@ -62,7 +80,9 @@ class ContextAttention(FluxAttnProcessor):
 
 
 class KeysOnly(nn.Module):
-    """The last single block while known tokens are read: nothing runs after it, so its keys and values are all that is needed."""
+    """The last single block while known tokens are read: nothing runs after it, so its keys and values are
+    all that is needed.
+    """
 
     def __init__(self, block: FluxSingleTransformerBlock) -> None:
         super().__init__()
@@ -78,17 +98,21 @@ class KeysOnly(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         attn, context = self.block.attn, joint_attention_kwargs["context"]
         states, _ = self.block.norm(torch.cat([encoder_hidden_states, hidden_states], dim=1), emb=temb)
-        key, value = (states_of(states).unflatten(-1, (-1, attn.head_dim)) for states_of in (attn.to_k, attn.to_v))
+        key, value = (
+            states_of(states).unflatten(-1, (-1, attn.head_dim)) for states_of in (attn.to_k, attn.to_v)
+        )
         table = table_of(image_rotary_emb, states.shape[1], states.device)
         context.kept[attn.processor] = turned(attn.norm_k, key, table), value
         return encoder_hidden_states, hidden_states
 
 
 def reader(transformer: Any) -> Any:
-    """The transformer for reading known tokens: the same modules, but of the last block no more than is kept of it.
+    """The transformer for reading known tokens: the same modules, but of the last block no more than is kept
+    of it.
 
-    The transformer itself is untouched, others may be running it. A block that is more than diffusers' own (its weights are
-    swapped or sharded, and come when it is called; or somebody watches its calls) runs whole.
+    The transformer itself is untouched, others may be running it. A block that is more than diffusers' own
+    (its weights are swapped or sharded, and come when it is called; or somebody watches its calls) runs
+    whole.
     """
     *others, last = transformer.single_transformer_blocks
     if type(last) is not FluxSingleTransformerBlock or not untouched(last):
@@ -97,17 +121,26 @@ def reader(transformer: Any) -> Any:
 
 
 def table_of(rotary: tuple[Tensor, Tensor], count: int, device: torch.device) -> Tensor:
-    """Cosines and sines of each place, (1 or B, S, 1, D/2, 2), of the model's: two of (S, D), each number twice; or of (B·S, D)
-    where each sample has places of its own."""
-    return torch.stack([part[:, ::2].unflatten(0, (-1, count)).unsqueeze(2).to(device) for part in rotary], dim=-1)
+    """Cosines and sines of each place, (1 or B, S, 1, D/2, 2), of the model's: two of (S, D), each number
+    twice; or of (B·S, D) where each sample has places of its own.
+    """
+    return torch.stack(
+        [part[:, ::2].unflatten(0, (-1, count)).unsqueeze(2).to(device) for part in rotary], dim=-1
+    )
 
 
 def turned(norm: nn.Module, states_BSHD: Tensor, table: Tensor) -> Tensor:
     """Normed queries or keys, turned by their places (see `rotate`).
 
-    PyTorch's norm for the CPU is made of single operations, and in bfloat16 rounds before the rotation: this goes over memory less.
+    PyTorch's norm for the CPU is made of single operations, and in bfloat16 rounds before the rotation: this
+    goes over memory less.
     """
-    if type(norm) is not nn.RMSNorm or not norm.elementwise_affine or norm.eps is None or not only_computes(states_BSHD, norm.weight):
+    if (
+        type(norm) is not nn.RMSNorm
+        or not norm.elementwise_affine
+        or norm.eps is None
+        or not only_computes(states_BSHD, norm.weight)
+    ):
         return rotate(norm(states_BSHD), table)
     states = states_BSHD.float()
     squares = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square() / states.shape[-1]
@@ -116,8 +149,9 @@ def turned(norm: nn.Module, states_BSHD: Tensor, table: Tensor) -> Tensor:
 
 
 def rotate(states_BSHD: Tensor, table: Tensor) -> Tensor:
-    """diffusers' `apply_rotary_emb` (Su et al. 2021, arXiv 2104.09864, eq. 34), as one product of complex numbers: it reads and
-    writes memory once instead of six times."""
+    """diffusers' `apply_rotary_emb` (Su et al. 2021, arXiv 2104.09864, eq. 34), as one product of complex
+    numbers: it reads and writes memory once instead of six times.
+    """
     pairs = states_BSHD.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # which fuses the plain form, and knows no complex numbers
         (real, imaginary), (cos, sin) = pairs.unbind(-1), table.unbind(-1)

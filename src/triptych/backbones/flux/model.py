@@ -1,6 +1,7 @@
 """FLUX.1: FluxTransformer2DModel, AutoencoderKL, CLIP and T5, as diffusers' FluxPipeline uses them.
 
-Legend: B batch, C latent channels, H and W latent rows and columns, N = H/2·W/2 image tokens, L text tokens, D width.
+Legend: B batch, C latent channels, H and W latent rows and columns, N = H/2·W/2 image tokens, L text tokens,
+D width.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ CLIP_TOKENS = 77
 def pack(latents_BCHW: Tensor) -> Tensor:
     """(B, C, H, W) → (B, N, 4C): each token is a 2×2 patch of latents."""
     b, c, h, w = latents_BCHW.shape
-    return latents_BCHW.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h // 2 * (w // 2), c * 4)
+    return (
+        latents_BCHW.view(b, c, h // 2, 2, w // 2, 2)
+        .permute(0, 2, 4, 1, 3, 5)
+        .reshape(b, h // 2 * (w // 2), c * 4)
+    )
 
 
 def unpack(tokens_BND: Tensor, h: int, w: int) -> Tensor:
@@ -105,7 +110,9 @@ class Flux(Backbone):
         tokens, ids = pack(latents_BCHW), position_ids(h, w, latents_BCHW.device)
         states, pooled = text["prompt_embeds"], text["pooled_prompt_embeds"]
         if window is None:
-            return unpack(self._forward(transformer, tokens, ids, t_B, states, pooled, guidance_scale), h, w).float()
+            return unpack(
+                self._forward(transformer, tokens, ids, t_B, states, pooled, guidance_scale), h, w
+            ).float()
         attend = {} if window.context is None else {"before": window.context}
         about = window.take(tokens), ids[window.places], t_B, states, pooled, guidance_scale, attend
         return unpack(window.put(self._forward(transformer, *about)), h, w).float()
@@ -119,14 +126,30 @@ class Flux(Backbone):
         made: Tensor = transformer.time_text_embed(*about, pooled.repeat(len(t_T), 1))
         return made.unflatten(0, (len(t_T), len(pooled)))
 
-    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
+    def read(
+        self,
+        transformer: nn.Module,
+        clean_BCHW: Tensor,
+        known: Tensor,
+        empty: Text,
+        before: Context | None = None,
+    ) -> Context:
         b, _, h, w = clean_BCHW.shape
         context, window = Context(sequence_dim=1), Window(known)
         states = empty["prompt_embeds"][:, :0].expand(b, -1, -1)
         pooled = empty["pooled_prompt_embeds"].expand(b, -1)
         tokens, ids = window.take(pack(clean_BCHW)), position_ids(h, w, clean_BCHW.device)[window.places]
         install(transformer)
-        self._forward(reader(transformer), tokens, ids, torch.zeros(b), states, pooled, 1.0, {"context": context, "before": before})
+        self._forward(
+            reader(transformer),
+            tokens,
+            ids,
+            torch.zeros(b),
+            states,
+            pooled,
+            1.0,
+            {"context": context, "before": before},
+        )
         return context
 
     def _forward(
@@ -140,7 +163,9 @@ class Flux(Backbone):
         guidance_scale: float | None,
         attend: dict[str, Any] | None = None,
     ) -> Tensor:
-        """The stock forward: tokens (B, N, 4C) and their position ids, (N, 3) or (1 or B, N, 3), in, velocity tokens out."""
+        """The stock forward: tokens (B, N, 4C) and their position ids, (N, 3) or (1 or B, N, 3), in, velocity
+        tokens out.
+        """
         install(transformer)
         b, device = len(tokens_BND), tokens_BND.device
         words = torch.zeros(states.shape[1], 3, device=device)

@@ -1,7 +1,8 @@
-"""Stable Diffusion 3 and 3.5: SD3Transformer2DModel, AutoencoderKL, two CLIPs and T5, as diffusers' StableDiffusion3Pipeline uses them.
+"""Stable Diffusion 3 and 3.5: SD3Transformer2DModel, AutoencoderKL, two CLIPs and T5, as diffusers'
+StableDiffusion3Pipeline uses them.
 
-Legend: B batch, C latent channels, H and W latent rows and columns, P patch size, N = H/P·W/P image tokens, L text tokens,
-D width, S sequence, heads come as (B, heads, S, D/heads).
+Legend: B batch, C latent channels, H and W latent rows and columns, P patch size, N = H/P·W/P image tokens, L
+text tokens, D width, S sequence, heads come as (B, heads, S, D/heads).
 """
 
 from __future__ import annotations
@@ -27,21 +28,30 @@ CLIP_TOKENS = 77
 
 
 def unpatch(tokens_BND: Tensor, h: int, w: int, patch: int) -> Tensor:
-    """(B, N, P·P·C) → (B, C, h, w), as the end of SD3Transformer2DModel does; a token's numbers are rows, columns, channels."""
+    """(B, N, P·P·C) → (B, C, h, w), as the end of SD3Transformer2DModel does; a token's numbers are rows,
+    columns, channels.
+    """
     grid = tokens_BND.unflatten(2, (patch, patch, -1)).unflatten(1, (h // patch, w // patch))
     return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 class SD3Text(TextEncoder):
-    """Both CLIPs' last but one states side by side, then T5's below them (`prompt_embeds`, (B, 77 + L, D)); both pooled
-    vectors side by side (`pooled_prompt_embeds`, (B, D))."""
+    """Both CLIPs' last but one states side by side, then T5's below them (`prompt_embeds`, (B, 77 + L, D));
+    both pooled vectors side by side (`pooled_prompt_embeds`, (B, D)).
+    """
 
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
         load = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        self.clip_tokenizers = [AutoTokenizer.from_pretrained(model, subfolder=name) for name in ("tokenizer", "tokenizer_2")]
-        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=T5_TOKENIZERS["StableDiffusion3Pipeline"])
+        self.clip_tokenizers = [
+            AutoTokenizer.from_pretrained(model, subfolder=name) for name in ("tokenizer", "tokenizer_2")
+        ]
+        self.t5_tokenizer = AutoTokenizer.from_pretrained(
+            model, subfolder=T5_TOKENIZERS["StableDiffusion3Pipeline"]
+        )
         self.clips = [
-            whole(model, name, CLIPTextModelWithProjection.from_pretrained(model, subfolder=name, **load)).to(device).eval()
+            whole(model, name, CLIPTextModelWithProjection.from_pretrained(model, subfolder=name, **load))
+            .to(device)
+            .eval()
             for name in ("text_encoder", "text_encoder_2")
         ]
         t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_3", **load)
@@ -60,7 +70,10 @@ class SD3Text(TextEncoder):
         t5 = self.t5(ids.to(self.t5.device))[0]
         clip_states = torch.cat(states, dim=-1)
         clip_states = nn.functional.pad(clip_states, (0, t5.shape[-1] - clip_states.shape[-1]))
-        return {"prompt_embeds": torch.cat([clip_states, t5], dim=-2), "pooled_prompt_embeds": torch.cat(pooled, dim=-1)}
+        return {
+            "prompt_embeds": torch.cat([clip_states, t5], dim=-2),
+            "pooled_prompt_embeds": torch.cat(pooled, dim=-1),
+        }
 
     def count_tokens(self, prompt: str) -> int:
         return len(self.t5_tokenizer(prompt).input_ids)
@@ -69,9 +82,18 @@ class SD3Text(TextEncoder):
 class SD3(Backbone):
     name = "sd3"
     text_encoder_class, autoencoder_class, transformer_class = SD3Text, KLAutoencoder, SD3Transformer2DModel
-    encoders = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
-    # attn2 is the second attention, of the image alone, in the first blocks of SD3.5 medium. The last block drops its text:
-    # it has neither to_add_out nor ff_context, and its add_q_proj is there but changes nothing.
+    encoders = (
+        "vae",
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+        "tokenizer",
+        "tokenizer_2",
+        "tokenizer_3",
+    )
+    # attn2 is the second attention, of the image alone, in the first blocks of SD3.5 medium. The last block
+    # drops its text: it has neither to_add_out nor ff_context, and its add_q_proj is there but changes
+    # nothing.
     lora_targets = (
         "attn.to_q",
         "attn.to_k",
@@ -95,7 +117,9 @@ class SD3(Backbone):
         return int(transformer.config.in_channels)  # type: ignore[union-attr,arg-type]
 
     def sigmas(self, num_inference_steps: int, tokens: int) -> list[float]:
-        """As the scheduler sets them when it is given nothing: evenly from 1 to its smallest, which is shifted already."""
+        """As the scheduler sets them when it is given nothing: evenly from 1 to its smallest, which is
+        shifted already.
+        """
         smallest = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config).sigma_min
         return flow.sigmas(num_inference_steps, self.shift_mu(tokens), smallest)
 
@@ -129,23 +153,46 @@ class SD3(Backbone):
         made: Tensor = transformer.time_text_embed(times, pooled.repeat(len(t_T), 1))
         return made.unflatten(0, (len(t_T), len(pooled)))
 
-    def read(self, transformer: nn.Module, clean_BCHW: Tensor, known: Tensor, empty: Text, before: Context | None = None) -> Context:
+    def read(
+        self,
+        transformer: nn.Module,
+        clean_BCHW: Tensor,
+        known: Tensor,
+        empty: Text,
+        before: Context | None = None,
+    ) -> Context:
         self._check_size(transformer, clean_BCHW)
         install(transformer)
         b = len(clean_BCHW)
         context = Context(sequence_dim=2)
         states = empty["prompt_embeds"][:, :0].expand(b, -1, -1).to(self.dtype)
         pooled = empty["pooled_prompt_embeds"].expand(b, -1).to(self.dtype)
-        self._run_tokens(transformer, clean_BCHW, Window(known), torch.zeros(b), states, pooled, {"context": context, "before": before})
+        self._run_tokens(
+            transformer,
+            clean_BCHW,
+            Window(known),
+            torch.zeros(b),
+            states,
+            pooled,
+            {"context": context, "before": before},
+        )
         return context
 
     def _run_tokens(
-        self, transformer: Any, latents_BCHW: Tensor, window: Window, t_B: Tensor, states: Tensor, pooled: Tensor, attend: dict[str, Any]
+        self,
+        transformer: Any,
+        latents_BCHW: Tensor,
+        window: Window,
+        t_B: Tensor,
+        states: Tensor,
+        pooled: Tensor,
+        attend: dict[str, Any],
     ) -> Tensor:
-        """SD3Transformer2DModel.forward for some of the canvas's tokens, each at its own place: velocity tokens (B, S, P·P·C).
+        """SD3Transformer2DModel.forward for some of the canvas's tokens, each at its own place: velocity
+        tokens (B, S, P·P·C).
 
-        The stock forward cannot do it: it embeds positions by cropping a table to the whole canvas, and puts a whole canvas
-        together at its end. Everything between is called as it calls it.
+        The stock forward cannot do it: it embeds positions by cropping a table to the whole canvas, and puts
+        a whole canvas together at its end. Everything between is called as it calls it.
         """
         hidden = window.take(transformer.pos_embed(latents_BCHW.to(self.dtype)))
         time = transformer.time_text_embed(t_B.to(hidden.device) * 1000, pooled)
@@ -153,7 +200,9 @@ class SD3(Backbone):
         recompute = torch.is_grad_enabled() and transformer.gradient_checkpointing
         for block in transformer.transformer_blocks:
             given = (hidden, states, time, attend)
-            states, hidden = transformer._gradient_checkpointing_func(block, *given) if recompute else block(*given)
+            states, hidden = (
+                transformer._gradient_checkpointing_func(block, *given) if recompute else block(*given)
+            )
         return transformer.proj_out(transformer.norm_out(hidden, time))
 
     def _check_size(self, transformer: Any, latents_BCHW: Tensor) -> None:
@@ -162,16 +211,18 @@ class SD3(Backbone):
         sides = [side // patch for side in latents_BCHW.shape[2:]]
         if max(sides) > most:
             raise ModelError(
-                f"The canvas is {sides[1]} × {sides[0]} tokens large, and {self.model} has places for {most} × {most}.",
+                f"The canvas is {sides[1]} × {sides[0]} tokens large, and {self.model} has places for {most} "
+                f"× {most}.",
                 f"Make the panels smaller; their sides may add up to {most * self.settings.stride} pixels.",
             )
 
 
 class ContextAttention(JointAttnProcessor2_0):
-    """JointAttnProcessor2_0 that also attends to the tokens of `before`, and keeps its own in `context`; without both it is its parent.
+    """JointAttnProcessor2_0 that also attends to the tokens of `before`, and keeps its own in `context`;
+    without both it is its parent.
 
-    Known tokens are clean, modulated at t = 0, and attend only to known tokens, so that their keys and values do not depend
-    on the step and are kept; see `flux_context`, which does the same for FLUX.
+    Known tokens are clean, modulated at t = 0, and attend only to known tokens, so that their keys and values
+    do not depend on the step and are kept; see `flux_context`, which does the same for FLUX.
     """
 
     def __call__(
@@ -191,17 +242,26 @@ class ContextAttention(JointAttnProcessor2_0):
             return states if norm is None else norm(states)
 
         image = hidden_states.shape[1]
-        query, key = heads(attn.to_q(hidden_states), attn.norm_q), heads(attn.to_k(hidden_states), attn.norm_k)
+        query, key = (
+            heads(attn.to_q(hidden_states), attn.norm_q),
+            heads(attn.to_k(hidden_states), attn.norm_k),
+        )
         value = heads(attn.to_v(hidden_states))
         if encoder_hidden_states is not None:
-            query = torch.cat([query, heads(attn.add_q_proj(encoder_hidden_states), attn.norm_added_q)], dim=2)
+            query = torch.cat(
+                [query, heads(attn.add_q_proj(encoder_hidden_states), attn.norm_added_q)], dim=2
+            )
             key = torch.cat([key, heads(attn.add_k_proj(encoder_hidden_states), attn.norm_added_k)], dim=2)
             value = torch.cat([value, heads(attn.add_v_proj(encoder_hidden_states))], dim=2)
         if context is not None:
             context.kept[self] = key, value
         if before is not None:
             key, value = before.join(self, key, value)
-        states = attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)).flatten(2).to(query.dtype)
+        states = (
+            attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+            .flatten(2)
+            .to(query.dtype)
+        )
         image_states = attn.to_out[1](attn.to_out[0](states[:, :image]))
         if encoder_hidden_states is None:
             return image_states

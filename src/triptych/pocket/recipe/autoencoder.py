@@ -150,7 +150,9 @@ def train_autoencoder(folder: Path, steps: int = STEPS) -> None:
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % 100 == 0:
             psnr_single, psnr_wide, _ = evaluate()
-            log.write(step=step + 1, loss=loss.item(), kl=divergence.item(), psnr=psnr_single, psnr_wide=psnr_wide)
+            log.write(
+                step=step + 1, loss=loss.item(), kl=divergence.item(), psnr=psnr_single, psnr_wide=psnr_wide
+            )
         if (step + 1) % 200 == 0:
             weights = {f"model.{k}": v for k, v in model.state_dict().items()}
             save_tensors(weights | optimizer_tensors(optimizer), state_path, step=step + 1)

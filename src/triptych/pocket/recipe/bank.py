@@ -1,8 +1,8 @@
 """Stage ``bank``: the latents the transformer is trained on, encoded once.
 
-No garment and no person of it is held out. Singles are encoded alone, boards as one wide picture (what is used wide must be
-trained wide). A board is NEVER front, back and worn of one item: that relation is what a LoRA has to add later.
-``bank_panels.jsonl`` says what every picture shows.
+No garment and no person of it is held out. Singles are encoded alone, boards as one wide picture (what is
+used wide must be trained wide). A board is NEVER front, back and worn of one item: that relation is what a
+LoRA has to add later. ``bank_panels.jsonl`` says what every picture shows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def _draw(index: int, single: bool) -> tuple[str, list[Panel], np.ndarray]:
     """Draw one entry of the bank: its kind, its panels and the picture."""
     rng = random.Random(SEED * 10**7 + (0 if single else 10**6) + index)
     if single and rng.random() < PRINTED:
-        scene = sample_scene(rng, "worn", behind_share=0.8) if rng.random() < 0.6 else sample_scene(rng, "back")
+        scene = (
+            sample_scene(rng, "worn", behind_share=0.8) if rng.random() < 0.6 else sample_scene(rng, "back")
+        )
         kind, panels = "single", [(sample_printed(rng), scene)]
     elif single:
         garment = sample_garment(rng, pattern_weights=PATTERN_WEIGHTS)
@@ -55,7 +57,9 @@ def make_bank(folder: Path, singles: int = SINGLES, boards: int = BOARDS) -> Non
             drawn = [_draw(index, name == "singles") for index in range(start, min(count, start + 48))]
             parts.append(codec.encode(np.stack([picture for _, _, picture in drawn])).half())
             for kind, panels, _ in drawn:
-                lines.append(json.dumps({"kind": kind, "panels": [[as_json(g), as_json(s)] for g, s in panels]}))
+                lines.append(
+                    json.dumps({"kind": kind, "panels": [[as_json(g), as_json(s)] for g, s in panels]})
+                )
             if start % 4800 == 0:
                 log.write(part=name, done=start)
         latents[name] = torch.cat(parts)

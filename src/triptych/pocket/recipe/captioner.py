@@ -1,8 +1,10 @@
-"""Stage ``captioner``: a tiny Llava from nothing that answers the product's two questions about a rendered triptych.
+"""Stage ``captioner``: a tiny Llava from nothing that answers the product's two questions about a rendered
+triptych.
 
-Ordinary transformers classes (CLIP vision tower, Llama, LlavaProcessor). It learns from renders alone: the order check from
-right and wrong orders, the caption in the house format with every detail told. While it trains, heads that are thrown
-away afterwards make the vision tower tell the attributes of each panel; the language model then only has to read them.
+Ordinary transformers classes (CLIP vision tower, Llama, LlavaProcessor). It learns from renders alone: the
+order check from right and wrong orders, the caption in the house format with every detail told. While it
+trains, heads that are thrown away afterwards make the vision tower tell the attributes of each panel; the
+language model then only has to read them.
 """
 
 from __future__ import annotations
@@ -32,7 +34,15 @@ from transformers import (
 
 from triptych.pocket.canvas import PANEL_HEIGHT, PANEL_WIDTH
 from triptych.pocket.prompts import sample_triptych, triptych_caption
-from triptych.pocket.recipe.state import Log, autocast, load_tensors, optimizer_tensors, restore_optimizer, save_tensors, set_learning_rate
+from triptych.pocket.recipe.state import (
+    Log,
+    autocast,
+    load_tensors,
+    optimizer_tensors,
+    restore_optimizer,
+    save_tensors,
+    set_learning_rate,
+)
 from triptych.pocket.recipe.text import ATTRIBUTES
 from triptych.pocket.render import concatenate_panels, render
 from triptych.pocket.world import NONE, Garment, Scene, sample_printed, sample_triptych_scenes
@@ -59,7 +69,9 @@ class Example:
     """One triptych: its panels as pictures, what each shows, and its caption."""
 
     def __init__(self, rng: random.Random, *, held_out: bool = False) -> None:
-        """Draw one item; some are drawn large, packed as JPEG would be, and reduced, as photos of a shop are."""
+        """Draw one item; some are drawn large, packed as JPEG would be, and reduced,
+        as photos of a shop are.
+        """
         self.garment, self.scenes = sample_triptych(rng, held_out=held_out)
         if rng.random() < PRINTED_SHARE:
             self.garment = sample_printed(rng, held_out=held_out)
@@ -91,7 +103,9 @@ def make_processor() -> LlavaProcessor:
     items = [(sample_printed(rng), sample_triptych_scenes(rng, behind_share=1.0)) for _ in range(300)]
     items += [sample_triptych(rng) for _ in range(3000)]
     texts = [*questions(), *(triptych_caption(*item).text for item in items), "garment, person"]
-    words = collections.Counter(word for text in texts for word in text.replace(",", " ").replace(". ", " ").split())
+    words = collections.Counter(
+        word for text in texts for word in text.replace(",", " ").replace(". ", " ").split()
+    )
     special = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<answer>"]
     letters = [*string.ascii_letters, *string.digits, *string.punctuation]
     vocabulary = [(token, 0.0) for token in special] + [(f"▁{word}", -2.0) for word, _ in words.most_common()]
@@ -154,7 +168,9 @@ def new_captioner(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     model = LlavaForConditionalGeneration(config)
     model.generation_config.update(**ids)
     for name, parameter in model.named_parameters():
-        if name.endswith("position_embedding.weight"):  # the usual 0.02 drowns beside the patches: shapes are learned late
+        if name.endswith(
+            "position_embedding.weight"
+        ):  # the usual 0.02 drowns beside the patches: shapes are learned late
             torch.nn.init.normal_(parameter, std=0.5)
     return model
 
@@ -184,16 +200,22 @@ class _Teacher(torch.nn.Module):
         )
 
     def loss(self, patches_BLD: torch.Tensor, shown: list[list[dict[str, str]]]) -> torch.Tensor:
-        grid = patches_BLD.unflatten(1, (SIDE // PATCH, 3, SIDE // PATCH // 3)).movedim(2, 1).flatten(2, 3)  # (B, 3, L, D)
+        grid = (
+            patches_BLD.unflatten(1, (SIDE // PATCH, 3, SIDE // PATCH // 3)).movedim(2, 1).flatten(2, 3)
+        )  # (B, 3, L, D)
         total = torch.zeros(())
-        for logits, (name, values) in zip(self.read(grid).split(self.sizes, -1), ATTRIBUTES.items(), strict=True):
+        for logits, (name, values) in zip(
+            self.read(grid).split(self.sizes, -1), ATTRIBUTES.items(), strict=True
+        ):
             index = {value: number for number, value in enumerate(values)} | {NONE: len(values)}
             truth = torch.tensor([[index[panel[name]] for panel in panels] for panels in shown])
             total = total + F.cross_entropy(logits.float().flatten(0, 1), truth.flatten())
         return total / len(ATTRIBUTES)
 
 
-def _batch(processor: LlavaProcessor, pool: list[Example], prefix: list[int], captions: bool, rng: random.Random) -> Any:
+def _batch(
+    processor: LlavaProcessor, pool: list[Example], prefix: list[int], captions: bool, rng: random.Random
+) -> Any:
     examples = rng.sample(pool, BATCH)
     orders, answers = [], []
     for example in examples:
@@ -209,8 +231,13 @@ def _batch(processor: LlavaProcessor, pool: list[Example], prefix: list[int], ca
     longest = max(map(len, targets))
     padding = processor.tokenizer.pad_token_id
     ids = torch.tensor([prefix + target + [padding] * (longest - len(target)) for target in targets])
-    labels = torch.tensor([[-100] * len(prefix) + target + [-100] * (longest - len(target)) for target in targets])
-    shown = [[_shown(one.garment, one.scenes[index]) for index in order] for one, order in zip(examples, orders, strict=True)]
+    labels = torch.tensor(
+        [[-100] * len(prefix) + target + [-100] * (longest - len(target)) for target in targets]
+    )
+    shown = [
+        [_shown(one.garment, one.scenes[index]) for index in order]
+        for one, order in zip(examples, orders, strict=True)
+    ]
     return pixels, ids, labels, shown
 
 
@@ -223,7 +250,9 @@ def train_captioner(folder: Path, steps: int = STEPS) -> None:
     processor = make_processor()
     model, teacher = new_captioner(processor), _Teacher()
     both = torch.nn.ModuleDict({"model": model, "teacher": teacher})
-    optimizer = torch.optim.AdamW(both.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        both.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     first = 0
     if state_path.exists():
         tensors, metadata = load_tensors(state_path)
@@ -233,7 +262,12 @@ def train_captioner(folder: Path, steps: int = STEPS) -> None:
     draw = random.Random(SEED)
     pool = [Example(draw) for _ in range(POOL)]
     prefixes = [chat_ids(processor, question) for question in questions()]
-    log.write(pool=POOL, check_tokens=len(prefixes[0]), caption_tokens=len(prefixes[1]), vocabulary=len(processor.tokenizer))
+    log.write(
+        pool=POOL,
+        check_tokens=len(prefixes[0]),
+        caption_tokens=len(prefixes[1]),
+        vocabulary=len(processor.tokenizer),
+    )
     image_id = model.config.image_token_id
     for step in range(first, steps):
         rng = random.Random(SEED * 10**7 + step)
@@ -279,14 +313,17 @@ pipeline_tag: image-text-to-text
 ---
 # The triptych pocket captioner
 
-A tiny Llava trained from nothing on pictures that `triptych.pocket.render` drew. It answers exactly two questions about a
+A tiny Llava trained from nothing on pictures that `triptych.pocket.render` drew. It answers exactly two
+questions about a
 triptych of the pocket world (the order of its panels, and its caption) and knows nothing else.
 Recipe: `triptych pocket build captioner --work FOLDER`.
 """
 
 
 def measure_captioner(folder: Path, count: int = 120, seed: int = 777) -> dict[str, float]:
-    """Ask both questions about held-out triptychs, greedily, as the product does; returns shares of right answers."""
+    """Ask both questions about held-out triptychs, greedily, as the product does; returns shares of right
+    answers.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder)
@@ -296,28 +333,52 @@ def measure_captioner(folder: Path, count: int = 120, seed: int = 777) -> dict[s
 
     def ask(pictures: list[Image.Image], question: str) -> list[str]:
         ids = torch.tensor([chat_ids(processor, question)] * len(pictures))
-        pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"].to(model.dtype)
-        said = model.generate(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), max_new_tokens=80, do_sample=False)
-        return [text.strip() for text in processor.batch_decode(said[:, ids.shape[1] :], skip_special_tokens=True)]
+        pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"].to(
+            model.dtype
+        )
+        said = model.generate(
+            input_ids=ids,
+            pixel_values=pixels,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=80,
+            do_sample=False,
+        )
+        return [
+            text.strip() for text in processor.batch_decode(said[:, ids.shape[1] :], skip_special_tokens=True)
+        ]
 
     check, caption = questions()
     orders = [(0, 1, 2) if index % 2 else tuple(rng.choices(range(3), k=3)) for index in range(count)]
     answers = ask([one.picture(order) for one, order in zip(examples, orders, strict=True)], check)
-    right = [answer == one.answer(order) for answer, one, order in zip(answers, examples, orders, strict=True)]
+    right = [
+        answer == one.answer(order) for answer, one, order in zip(answers, examples, orders, strict=True)
+    ]
     scores = {"check": sum(right) / count}
     captions = ask([one.picture((0, 1, 2)) for one in examples], caption)
-    scores["caption_exact"] = sum(text == one.caption for text, one in zip(captions, examples, strict=True)) / count
+    scores["caption_exact"] = (
+        sum(text == one.caption for text, one in zip(captions, examples, strict=True)) / count
+    )
     for name in ("type", "colour", "pattern", "colour2"):
         known = [(text, getattr(one.garment, name)) for text, one in zip(captions, examples, strict=True)]
-        known = [(text.split("<IMAGE 2>")[0].replace(",", ""), value) for text, value in known if value != NONE]
+        known = [
+            (text.split("<IMAGE 2>")[0].replace(",", ""), value) for text, value in known if value != NONE
+        ]
         scores[name] = float(np.mean([_says(text, name, value) for text, value in known]))
-    printed = [(text, one.garment.print) for text, one in zip(captions, examples, strict=True) if one.garment.print != NONE]
+    printed = [
+        (text, one.garment.print)
+        for text, one in zip(captions, examples, strict=True)
+        if one.garment.print != NONE
+    ]
     scores["print"] = float(np.mean([f"{value} print" in text for text, value in printed]))
     return scores
 
 
 def _says(text: str, name: str, value: str) -> bool:
-    """Tell whether the words about panel 1 name this value in its place (``plain red dress``, ``red dress with white dots``)."""
+    """Tell whether the words about panel 1 name this value in its place (``plain red dress``, ``red dress
+    with white dots``).
+    """
     words = text.split()
-    before, after = (words[: words.index("with")], words[words.index("with") :]) if "with" in words else (words, [])
+    before, after = (
+        (words[: words.index("with")], words[words.index("with") :]) if "with" in words else (words, [])
+    )
     return value in (after if name == "colour2" or (name == "pattern" and value != "plain") else before)

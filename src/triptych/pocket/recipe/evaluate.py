@@ -1,6 +1,8 @@
-"""Stage ``evaluate``: does the base obey every named attribute in single pictures, and do related boards agree?
+"""Stage ``evaluate``: does the base obey every named attribute in single pictures, and do related boards
+agree?
 
-Garments and people are held out from its training. What a LoRA adds is measured by ``triptych evaluate --pocket --model FOLDER``.
+Garments and people are held out from its training. What a LoRA adds is measured by ``triptych evaluate
+--pocket --model FOLDER``.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ from triptych.pocket.world import NONE, VIEWS, sample_garment, sample_printed, s
 BATCH, SINGLES, BOARDS = 16, 300, 48
 PRINTED = 0.2
 """Part of the single pictures that shows a back print."""
-GUIDANCE: dict[str, dict[str, Any]] = {"true CFG 3": {"true_cfg_scale": 3.0}, "distilled 3": {"guidance": 3.0}, "none": {}}
+GUIDANCE: dict[str, dict[str, Any]] = {
+    "true CFG 3": {"true_cfg_scale": 3.0},
+    "distilled 3": {"guidance": 3.0},
+    "none": {},
+}
 
 
 def save_grid(pictures: np.ndarray, columns: int, path: Path, scale: int = 2) -> None:
@@ -36,9 +42,13 @@ def save_grid(pictures: np.ndarray, columns: int, path: Path, scale: int = 2) ->
     sheet = np.full((rows * (height + 2), columns * (width + 2), 3), 255, np.uint8)
     for index, picture in enumerate(pictures):
         y, x = divmod(index, columns)
-        sheet[y * (height + 2) : y * (height + 2) + height, x * (width + 2) : x * (width + 2) + width] = picture
+        sheet[y * (height + 2) : y * (height + 2) + height, x * (width + 2) : x * (width + 2) + width] = (
+            picture
+        )
     image = Image.fromarray(sheet)
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path, optimize=True)
+    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(
+        path, optimize=True
+    )
 
 
 def share(hits: Sequence[bool]) -> float:
@@ -52,11 +62,17 @@ def draw_single(rng: random.Random, view: str) -> Panel:
     return sample_garment(rng, held_out=True), sample_scene(rng, view, held_out=True)
 
 
-def obeyed(panels: Sequence[Panel], said: Sequence[dict[str, str]], pictures: Sequence[Any]) -> dict[str, float]:
-    """Share of the pictures that show what their prompt said, by attribute; `person`: one or none, rightly."""
+def obeyed(
+    panels: Sequence[Panel], said: Sequence[dict[str, str]], pictures: Sequence[Any]
+) -> dict[str, float]:
+    """Share of the pictures that show what their prompt said, by attribute; `person`:
+    one or none, rightly.
+    """
     seen = judge(pictures, [garment.type for garment, _ in panels])
     untold = judge(pictures)
-    hits: dict[str, list[bool]] = {"person": [one.person == scene.worn for one, (_, scene) in zip(seen, panels, strict=True)]}
+    hits: dict[str, list[bool]] = {
+        "person": [one.person == scene.worn for one, (_, scene) in zip(seen, panels, strict=True)]
+    }
     for one, free, words in zip(seen, untold, said, strict=True):
         for name in HEADS:
             value = words.get(name, NONE)
@@ -69,7 +85,11 @@ def looks_alike(seen: list[Judgement], truth: list[Judgement]) -> dict[str, floa
     """Share of equal colours, patterns, and both."""
     colour = [a.colour == b.colour for a, b in zip(seen, truth, strict=True)]
     pattern = [a.pattern == b.pattern for a, b in zip(seen, truth, strict=True)]
-    return {"colour": share(colour), "pattern": share(pattern), "both": share([a and b for a, b in zip(colour, pattern, strict=True)])}
+    return {
+        "colour": share(colour),
+        "pattern": share(pattern),
+        "both": share([a and b for a, b in zip(colour, pattern, strict=True)]),
+    }
 
 
 class Evaluation:
@@ -84,11 +104,15 @@ class Evaluation:
         """Draw pictures uint8 (B, 72, 48 per panel, 3), in batches."""
         parts = []
         for start in range(0, len(prompts), BATCH):
-            latents = sample(self.model, self.encoders, prompts[start : start + BATCH], panels, seed=start, **options)
+            latents = sample(
+                self.model, self.encoders, prompts[start : start + BATCH], panels, seed=start, **options
+            )
             parts.append(self.codec.decode(latents))
         return np.concatenate(parts)
 
-    def singles(self, count: int = SINGLES, steps: int = 16, seed: int = 909, **guidance: float) -> tuple[dict[str, float], np.ndarray]:
+    def singles(
+        self, count: int = SINGLES, steps: int = 16, seed: int = 909, **guidance: float
+    ) -> tuple[dict[str, float], np.ndarray]:
         """Return how well single panels obey prompts that tell everything, and the pictures."""
         rng = random.Random(seed)
         panels = [draw_single(rng, VIEWS[index % 3]) for index in range(count)]
@@ -96,8 +120,12 @@ class Evaluation:
         pictures = self.draw([caption.text for caption in captions], 1, steps=steps, **guidance)
         return obeyed(panels, [caption.said[0] for caption in captions], list(pictures)), pictures
 
-    def boards(self, named: bool, count: int = BOARDS, steps: int = 16, seed: int = 910) -> tuple[dict[str, float], np.ndarray]:
-        """Return how often panels 2 and 3 of matching boards look like panel 1 (panel 1 named or nothing named)."""
+    def boards(
+        self, named: bool, count: int = BOARDS, steps: int = 16, seed: int = 910
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """Return how often panels 2 and 3 of matching boards look like panel 1 (panel 1 named or nothing
+        named).
+        """
         rng = random.Random(seed)
         boards = [sample_board(rng, "matching") for _ in range(count)]
         prompts = []
@@ -106,7 +134,10 @@ class Evaluation:
             prompts.append(join_captions(BOARD_SUMMARIES["matching"][0], captions, "matching").text)
         pictures = self.draw(prompts, 3, steps=steps, true_cfg_scale=3.0)
         panels = np.split(pictures, 3, axis=2)
-        seen = [judge(list(panel), [board[index][0].type for board in boards]) for index, panel in enumerate(panels)]
+        seen = [
+            judge(list(panel), [board[index][0].type for board in boards])
+            for index, panel in enumerate(panels)
+        ]
         return looks_alike(seen[1] + seen[2], seen[0] * 2), pictures
 
 

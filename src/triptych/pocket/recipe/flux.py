@@ -13,7 +13,8 @@ from triptych.pocket.recipe.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, WIDTH, T
 
 CHANNELS, ROWS, COLUMNS = 8, 18, 12
 SHIFT = 1.6
-"""Time shift in training and in sampling: exp(0.47), what FluxPipeline computes for a triptych of this size."""
+"""Time shift in training and in sampling: exp(0.47), what FluxPipeline computes for a triptych of this size.
+"""
 
 
 def new_transformer() -> FluxTransformer2DModel:
@@ -42,7 +43,9 @@ def new_transformer() -> FluxTransformer2DModel:
 def pack(latents_BCHW: torch.Tensor) -> torch.Tensor:
     """Turn latents into tokens of 2 x 2, as FluxPipeline does."""
     b, c, h, w = latents_BCHW.shape
-    return latents_BCHW.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
+    return (
+        latents_BCHW.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
+    )
 
 
 def unpack(tokens_BLD: torch.Tensor, columns: int) -> torch.Tensor:
@@ -67,7 +70,9 @@ def velocity(
     text: tuple[torch.Tensor, torch.Tensor],
     guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return noise - data (B, L, D) for tokens at times t (B,); text: T5 states, CLIP pooled vectors; guidance (B,) or 1."""
+    """Return noise - data (B, L, D) for tokens at times t (B,); text: T5 states, CLIP pooled vectors;
+    guidance (B,) or 1.
+    """
     states, pooled = text
     columns = tokens.shape[1] * 4 // ROWS
     return model(
@@ -101,7 +106,9 @@ def sample(
     guidance: float = 1.0,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Draw latents_BCHW; ``guidance`` is the number fed to the model, ``true_cfg_scale`` a second pass without words."""
+    """Draw latents_BCHW; ``guidance`` is the number fed to the model, ``true_cfg_scale`` a second pass
+    without words.
+    """
     columns, batch = COLUMNS * panels, len(prompts)
     noises = [torch.Generator().manual_seed(seed + index) for index in range(batch)]
     x = pack(torch.stack([torch.randn(CHANNELS, ROWS, columns, generator=one) for one in noises]))

@@ -1,9 +1,11 @@
-"""Stage ``guidance``: distil classifier-free guidance into the guidance embedding, as FLUX.1-dev was made from FLUX.1-pro.
+"""Stage ``guidance``: distil classifier-free guidance into the guidance embedding, as FLUX.1-dev was made
+from FLUX.1-pro.
 
-The student sees a guidance scale w and must give in one pass what its teacher, the trained transformer itself, gives in two:
-u + w (c - u) (Ho & Salimans 2022, arXiv 2207.12598; distilled as in Meng et al. 2023, arXiv 2210.03142). Only the embedder
-of w is trained, a perceptron of 131,000 numbers whose output is added to the time's, and its output at w = 1 is pinned to what
-it was: so at guidance 1, where LoRAs are trained, the model stays what it was, and no relation between panels is taught.
+The student sees a guidance scale w and must give in one pass what its teacher, the trained transformer
+itself, gives in two: u + w (c - u) (Ho & Salimans 2022, arXiv 2207.12598; distilled as in Meng et al. 2023,
+arXiv 2210.03142). Only the embedder of w is trained, a perceptron of 131,000 numbers whose output is added to
+the time's, and its output at w = 1 is pinned to what it was: so at guidance 1, where LoRAs are trained, the
+model stays what it was, and no relation between panels is taught.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ SAVE_EVERY = 100
 
 
 class PinnedEmbedder(torch.nn.Module):
-    """A guidance embedder whose output at w = 1 is always what it was at the start; its second bias follows from that."""
+    """A guidance embedder whose output at w = 1 is always what it was at the start; its second bias follows
+    from that.
+    """
 
     def __init__(self, embedder: torch.nn.Module, sinusoid: torch.Tensor) -> None:
         """``sinusoid`` (1, D): how w = 1 comes in."""
@@ -42,7 +46,11 @@ class PinnedEmbedder(torch.nn.Module):
 
     def forward(self, sinusoids_BD: torch.Tensor) -> torch.Tensor:
         """The embedding (B, D) of guidance scales."""
-        return self.embedder(sinusoids_BD) - self.embedder(self.sinusoid.to(sinusoids_BD)) + self.pinned.to(sinusoids_BD)
+        return (
+            self.embedder(sinusoids_BD)
+            - self.embedder(self.sinusoid.to(sinusoids_BD))
+            + self.pinned.to(sinusoids_BD)
+        )
 
     @torch.no_grad()
     def unwrapped(self) -> torch.nn.Module:
@@ -54,7 +62,9 @@ class PinnedEmbedder(torch.nn.Module):
 def pin(student: FluxTransformer2DModel) -> PinnedEmbedder:
     """Freeze everything but the guidance embedder, and put the pinned one in its place."""
     embed = student.requires_grad_(False).time_text_embed
-    sinusoid = embed.time_proj(torch.tensor([1000.0]))  # FluxTransformer2DModel multiplies guidance by 1000, as it does t
+    sinusoid = embed.time_proj(
+        torch.tensor([1000.0])
+    )  # FluxTransformer2DModel multiplies guidance by 1000, as it does t
     embed.guidance_embedder = PinnedEmbedder(embed.guidance_embedder.requires_grad_(True), sinusoid)
     return embed.guidance_embedder
 
@@ -75,9 +85,21 @@ def train_guidance(folder: Path, steps: int = STEPS) -> None:
         return name, guidance_loss(student, teacher, encoders, prompts[:half], latents[:half], noise)
 
     def rate(step: int) -> float:
-        return LEARNING_RATE * min(1, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+        return (
+            LEARNING_RATE * min(1, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+        )
 
-    train_steps(folder, "guidance", pinned.embedder, steps, SEED, rate, loss_of, weight_decay=0.0, save_every=SAVE_EVERY)
+    train_steps(
+        folder,
+        "guidance",
+        pinned.embedder,
+        steps,
+        SEED,
+        rate,
+        loss_of,
+        weight_decay=0.0,
+        save_every=SAVE_EVERY,
+    )
     save_tensors(dict(pinned.unwrapped().state_dict()), done, steps=steps)
 
 
@@ -95,7 +117,10 @@ def guidance_loss(
     scales = 1 + (LARGEST - 1) * torch.rand(len(prompts), generator=generator)
     with torch.no_grad(), autocast():
         text, empty = encoders(prompts, length), encoders([""] * len(prompts), length)
-        with_text, without = velocity(teacher, mixed, t, text).float(), velocity(teacher, mixed, t, empty).float()
+        with_text, without = (
+            velocity(teacher, mixed, t, text).float(),
+            velocity(teacher, mixed, t, empty).float(),
+        )
     target = without + scales[:, None, None] * (with_text - without)
     with autocast():
         predicted = velocity(student, mixed, t, text, scales)

@@ -1,4 +1,6 @@
-"""Stage ``oracle``: train the judge on renders and autoencoder round trips, and measure it on held-out garments and people."""
+"""Stage ``oracle``: train the judge on renders and autoencoder round trips, and measure it on held-out
+garments and people.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,14 @@ PICTURES, ROUND_TRIPS, HELD_OUT = 12_000, 3000, 600
 
 
 def _panel(rng: random.Random, held_out: bool) -> tuple[np.ndarray, dict[str, str]]:
-    """Draw one panel and what it truly shows; backs and back prints are more frequent than in the world, to be judged well."""
-    garment = sample_printed(rng, held_out=held_out) if rng.random() < 0.2 else sample_garment(rng, held_out=held_out)
+    """Draw one panel and what it truly shows; backs and back prints are more frequent than in the world, to
+    be judged well.
+    """
+    garment = (
+        sample_printed(rng, held_out=held_out)
+        if rng.random() < 0.2
+        else sample_garment(rng, held_out=held_out)
+    )
     scene = sample_scene(rng, rng.choice(VIEW_MIX), behind_share=0.45, held_out=held_out)
     return np.asarray(render(garment, scene, rng.getrandbits(31)).image), shown(garment, scene)
 
@@ -64,7 +72,9 @@ def train_oracle(folder: Path, steps: int = STEPS) -> None:
             blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
             images = 0.6 * blurred + 0.4 * images
         answers = network(images, truth[index][:, list(HEADS).index("type")])
-        loss = torch.stack([F.cross_entropy(answers[name], truth[index][:, number]) for number, name in enumerate(HEADS)]).sum()
+        loss = torch.stack(
+            [F.cross_entropy(answers[name], truth[index][:, number]) for number, name in enumerate(HEADS)]
+        ).sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -91,8 +101,12 @@ def _labels(said: list[dict[str, str]]) -> torch.Tensor:
     return torch.tensor([[values.index(one[name]) for name, values in HEADS.items()] for one in said])
 
 
-def measure_judge(network: OracleNetwork, pictures: np.ndarray, truth: list[dict[str, str]]) -> dict[str, float]:
-    """Return the share of right answers per head; ``printed``: which motif, among the panels that show one."""
+def measure_judge(
+    network: OracleNetwork, pictures: np.ndarray, truth: list[dict[str, str]]
+) -> dict[str, float]:
+    """Return the share of right answers per head; ``printed``: which motif,
+    among the panels that show one.
+    """
     seen = judge(list(pictures), [one["type"] for one in truth], network)
     said = [asdict(one) | {"person": "yes" if one.person else "no"} for one in seen]
     right = {name: [a[name] == b[name] for a, b in zip(said, truth, strict=True)] for name in HEADS}

@@ -33,8 +33,10 @@ pipeline_tag: text-to-image
 # The triptych pocket model
 
 A `FluxPipeline` of ordinary diffusers and transformers classes, trained from nothing on pictures that
-`triptych.pocket.render` drew: garments lying flat and people who wear them, panels of 48 x 72 pixels, boards of three.
-No photograph, no person and no other model's output is in its data. It has never seen front, back and worn views of
+`triptych.pocket.render` drew: garments lying flat and people who wear them, panels of 48 x 72 pixels, boards
+of three.
+No photograph, no person and no other model's output is in its data. It has never seen front, back and worn
+views of
 one garment together: that is left to a LoRA. Recipe: `triptych pocket build --work FOLDER`.
 """
 
@@ -67,7 +69,10 @@ def package_pipeline(folder: Path, to: Path) -> None:
     (aside / "triptych.json").write_text(json.dumps(SETTINGS, indent=2) + "\n", encoding="utf-8")
     _, state = load_tensors(folder / "transformer.state.safetensors")
     done = (folder / "transformer.done").exists()
-    card = CARD + f"\nTraining, last leg: {state['step']} steps, pictures seen {state['seen']}, {'final' if done else 'provisional'}.\n"
+    card = (
+        CARD + f"\nTraining, last leg: {state['step']} steps, pictures seen {state['seen']}, "
+        f"{'final' if done else 'provisional'}.\n"
+    )
     (aside / "README.md").write_text(card, encoding="utf-8")
     for config in aside.rglob("config.json"):  # where a part was loaded from is nobody's business
         values = json.loads(config.read_text(encoding="utf-8"))

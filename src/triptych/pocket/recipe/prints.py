@@ -1,7 +1,8 @@
 """Stage ``prints``: a last leg of the transformer's training in which most single pictures show a back print.
 
-A motif is smaller than two by two tokens, so its shape hardly shows in the loss: after the long training a print was drawn wherever it
-was asked for, but in .46 of the pictures as the right one, where colours and patterns were right in .97 and more.
+A motif is smaller than two by two tokens, so its shape hardly shows in the loss: after the long training a
+print was drawn wherever it was asked for, but in .46 of the pictures as the right one, where colours and
+patterns were right in .97 and more.
 """
 
 from __future__ import annotations
@@ -32,24 +33,40 @@ EMA, SAVE_EVERY = 0.98, 100
 
 def part_of(step: int, steps: int) -> tuple[int, float]:
     """Return how many steps were made of this part, and the learning rate."""
-    begin, end, peak = (0, min(steps, FIRST_PART), LEARNING_RATES[0]) if step < FIRST_PART else (FIRST_PART, steps, LEARNING_RATES[1])
+    begin, end, peak = (
+        (0, min(steps, FIRST_PART), LEARNING_RATES[0])
+        if step < FIRST_PART
+        else (FIRST_PART, steps, LEARNING_RATES[1])
+    )
     done = step - begin
-    return done, peak * min(1, (done + 1) / WARMUP) * (0.02 + 0.49 * (1 + math.cos(math.pi * done / (end - begin))))
+    return done, peak * min(1, (done + 1) / WARMUP) * (
+        0.02 + 0.49 * (1 + math.cos(math.pi * done / (end - begin)))
+    )
 
 
 def printed_singles(bank: Bank) -> list[int]:
     """Numbers of the bank's single pictures in which a print is seen."""
     panels = [panels[0] for _, panels in bank.entries["singles"]]
-    return [number for number, (garment, scene) in enumerate(panels) if garment.print != NONE and scene.shows_back]
+    return [
+        number for number, (garment, scene) in enumerate(panels) if garment.print != NONE and scene.shows_back
+    ]
 
 
-def sample_printed_batch(bank: Bank, printed: list[int], rng: random.Random) -> tuple[list[str], torch.Tensor]:
+def sample_printed_batch(
+    bank: Bank, printed: list[int], rng: random.Random
+) -> tuple[list[str], torch.Tensor]:
     """Draw prompts and latents_BCHW of single pictures, most of them with a print."""
     prompts: list[str] = []
     latents: list[torch.Tensor] = []
     while len(prompts) < BATCH["singles"]:
-        number = rng.choice(printed) if rng.random() < PRINTED_SHARE else rng.randrange(len(bank.entries["singles"]))
-        caption = panel_caption(*bank.entries["singles"][number][1][0], rng, named=rng.random() < 0.93, varied=True)
+        number = (
+            rng.choice(printed)
+            if rng.random() < PRINTED_SHARE
+            else rng.randrange(len(bank.entries["singles"]))
+        )
+        caption = panel_caption(
+            *bank.entries["singles"][number][1][0], rng, named=rng.random() < 0.93, varied=True
+        )
         prompts.append("" if rng.random() < 0.05 else caption.text)
         latents.append(bank.latents["singles"][number])
     return prompts, torch.stack(latents).float()
@@ -68,7 +85,11 @@ def train_prints(folder: Path, steps: int = STEPS, compile_model: bool = True) -
 
     def loss_of(rng: random.Random, noise: torch.Generator) -> tuple[str, torch.Tensor]:
         name = "printed" if rng.random() < SINGLES_SHARE else "boards"
-        prompts, latents = sample_printed_batch(bank, printed, rng) if name == "printed" else sample_batch(bank, "boards", rng)
+        prompts, latents = (
+            sample_printed_batch(bank, printed, rng)
+            if name == "printed"
+            else sample_batch(bank, "boards", rng)
+        )
         with torch.no_grad(), autocast():
             text = encoders(prompts, SINGLE_LENGTH if name == "printed" else TRIPTYCH_LENGTH)
         return name, flow_loss(compiled, latents, text, noise)
@@ -79,12 +100,16 @@ def train_prints(folder: Path, steps: int = STEPS, compile_model: bool = True) -
     def ema(step: int) -> float:
         return EMA if part_of(step, steps)[0] > WARMUP else 0.0
 
-    average = train_steps(folder, "prints", model, steps, SEED, rate, loss_of, weight_decay=0.01, ema=ema, save_every=SAVE_EVERY)
+    average = train_steps(
+        folder, "prints", model, steps, SEED, rate, loss_of, weight_decay=0.01, ema=ema, save_every=SAVE_EVERY
+    )
     save_tensors(average, result, steps=steps)
 
 
 def printed_transformer(folder: Path) -> FluxTransformer2DModel:
-    """The transformer of a build folder as it stands: after this stage if it was run, else the averaged one."""
+    """The transformer of a build folder as it stands: after this stage if it was run,
+    else the averaged one.
+    """
     path = folder / "prints.safetensors"
     if not path.exists():
         return averaged_transformer(folder)

@@ -32,7 +32,10 @@ def world_sheet(path: Path, columns: int = 3, scale: int = 2, seed: int = 0) -> 
 def read_series(path: Path, *names: str) -> dict[str, list[tuple[float, float]]]:
     """Return (step, value) pairs of a stage's log."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {name: [(line["step"], line[name]) for line in lines if name in line and "step" in line] for name in names}
+    return {
+        name: [(line["step"], line[name]) for line in lines if name in line and "step" in line]
+        for name in names
+    }
 
 
 def loss_curves(folder: Path, path: Path) -> None:
@@ -55,13 +58,18 @@ def loss_curves(folder: Path, path: Path) -> None:
     sheet.quantize(32).save(path, optimize=True)
 
 
-def _plot(draw: ImageDraw.ImageDraw, left: int, title: str, series: dict[str, list[tuple[float, float]]]) -> None:
+def _plot(
+    draw: ImageDraw.ImageDraw, left: int, title: str, series: dict[str, list[tuple[float, float]]]
+) -> None:
     points = [point for line in series.values() for point in line]
     last = max(x for x, _ in points)
     top = sorted(y for _, y in points)[int(len(points) * 0.97)] * 1.05
     bottom = min(0.0, min(y for _, y in points)) if top < 10 else min(y for _, y in points) * 0.95
     x_of: Callable[[float], float] = lambda x: left + 50 + x / last * 350  # noqa: E731
-    y_of: Callable[[float], float] = lambda y: 260 - (min(max(y, bottom), top) - bottom) / (top - bottom) * 220  # noqa: E731
+
+    def y_of(y: float) -> float:
+        return 260 - (min(max(y, bottom), top) - bottom) / (top - bottom) * 220
+
     draw.text((left + 50, 8), title, fill=INK)
     for part in range(5):
         value = bottom + (top - bottom) * part / 4

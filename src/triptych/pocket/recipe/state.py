@@ -23,7 +23,9 @@ def autocast() -> torch.autocast:
 
 
 class Log:
-    """Appends JSON lines to ``<stage>.jsonl`` and tells them to whoever shows progress: the loss curves come from here."""
+    """Appends JSON lines to ``<stage>.jsonl`` and tells them to whoever shows progress: the loss curves come
+    from here.
+    """
 
     def __init__(self, folder: Path, stage: str) -> None:
         """Open the log of one stage."""
@@ -58,7 +60,9 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return the state of an Adam optimizer as named tensors."""
     state = optimizer.state_dict()["state"]
-    return {f"optimizer.{index}.{key}": value for index, values in state.items() for key, value in values.items()}
+    return {
+        f"optimizer.{index}.{key}": value for index, values in state.items() for key, value in values.items()
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
@@ -93,13 +97,16 @@ def train_steps(
     log_every: int = 50,
     save_every: int = 100,
 ) -> dict[str, torch.Tensor]:
-    """Train a module for so many steps, or go on where ``<stage>.state.safetensors`` was written; returns its moving average.
+    """Train a module for so many steps, or go on where ``<stage>.state.safetensors`` was written; returns its
+    moving average.
 
-    rate: learning rate of a step. loss_of: what kind of batch it was, and the loss, of that step's random numbers.
-    ema: how much of the average a step keeps; 0 makes it the parameters themselves.
+    rate: learning rate of a step. loss_of: what kind of batch it was, and the loss, of that step's random
+    numbers. ema: how much of the average a step keeps; 0 makes it the parameters themselves.
     """
     state_path, parameters = folder / f"{stage}.state.safetensors", dict(module.named_parameters())
-    optimizer = torch.optim.AdamW(parameters.values(), rate(0), betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), rate(0), betas=(0.9, 0.98), weight_decay=weight_decay, fused=True
+    )
     average = {name: value.detach().clone() for name, value in parameters.items()}
     first = 0
     if state_path.exists():
@@ -111,7 +118,9 @@ def train_steps(
     log, losses = Log(folder, stage), dict[str, list[float]]()
     for step in range(first, steps):
         set_learning_rate(optimizer, rate(step))
-        name, loss = loss_of(random.Random(seed * 10**8 + step), torch.Generator().manual_seed(seed * 10**8 + step))
+        name, loss = loss_of(
+            random.Random(seed * 10**8 + step), torch.Generator().manual_seed(seed * 10**8 + step)
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
@@ -124,6 +133,8 @@ def train_steps(
             log.write(step=step + 1, **{f"loss_{k}": sum(v) / len(v) for k, v in losses.items()})
             losses.clear()
         if (step + 1) % save_every == 0:
-            tensors = {f"model.{k}": v for k, v in module.state_dict().items()} | {f"ema.{k}": v for k, v in average.items()}
+            tensors = {f"model.{k}": v for k, v in module.state_dict().items()} | {
+                f"ema.{k}": v for k, v in average.items()
+            }
             save_tensors(tensors | optimizer_tensors(optimizer), state_path, step=step + 1)
     return average

@@ -1,8 +1,10 @@
-"""Stages ``tokenizers`` and ``text``: a T5 and a CLIP text encoder that understand the captions before any picture.
+"""Stages ``tokenizers`` and ``text``: a T5 and a CLIP text encoder that understand the captions before any
+picture.
 
-FLUX gives text tokens no position, so which panel a word belongs to must be in the T5 states themselves. Both encoders
-are therefore trained first, on captions alone: learned (panel, attribute) queries must read the attributes that each
-panel said from the T5 states, and linear heads from the CLIP pooled vector. Then they are frozen.
+FLUX gives text tokens no position, so which panel a word belongs to must be in the T5 states themselves. Both
+encoders are therefore trained first, on captions alone: learned (panel, attribute) queries must read the
+attributes that each panel said from the T5 states, and linear heads from the CLIP pooled vector. Then they
+are frozen.
 """
 
 from __future__ import annotations
@@ -82,7 +84,9 @@ def sample_caption(rng: random.Random) -> Caption:
 
 
 def make_tokenizers(folder: Path) -> None:
-    """Write ``folder/tokenizer`` (CLIP, byte-level BPE) and ``folder/tokenizer_2`` (T5, whole words plus characters)."""
+    """Write ``folder/tokenizer`` (CLIP, byte-level BPE) and ``folder/tokenizer_2`` (T5, whole words plus
+    characters).
+    """
     rng = random.Random(3)
     corpus = [sample_caption(rng).text for _ in range(7500)]
     counts = collections.Counter(word for text in corpus for word in text.replace(",", " , ").split())
@@ -172,7 +176,9 @@ class _Reader(torch.nn.Module):
         self.kind_from_t5 = torch.nn.Linear(WIDTH, len(KINDS))
         self.kind_from_clip = torch.nn.Linear(WIDTH, len(KINDS))
 
-    def forward(self, states: torch.Tensor, pooled: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def forward(
+        self, states: torch.Tensor, pooled: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return logits per attribute (B, 3, values + 1), first from T5, then from CLIP; kinds come last."""
         read = self.attention(self.queries.expand(len(states), -1, -1), states, states, need_weights=False)[0]
         read = self.norm(read).unflatten(1, (3, len(ATTRIBUTES)))
@@ -184,7 +190,10 @@ class _Reader(torch.nn.Module):
 def _labels(captions: list[Caption]) -> list[torch.Tensor]:
     labels = []
     for name, values in ATTRIBUTES.items():
-        rows = [[said.get(name, "") for said in caption.said] + [""] * (3 - len(caption.said)) for caption in captions]
+        rows = [
+            [said.get(name, "") for said in caption.said] + [""] * (3 - len(caption.said))
+            for caption in captions
+        ]
         index = {value: number for number, value in enumerate(values)}
         labels.append(torch.tensor([[index.get(value, len(values)) for value in row] for row in rows]))
     return [*labels, torch.tensor([KINDS.index(caption.kind) for caption in captions])]
@@ -209,13 +218,18 @@ def train_text(folder: Path, steps: int = STEPS) -> None:
             states, pooled = encoders([caption.text for caption in captions], TRIPTYCH_LENGTH)
         answers = reader(states.float(), pooled.float())
         pairs = [pair for logits in answers for pair in zip(logits, labels, strict=True)]
-        loss = torch.stack([F.cross_entropy(logits.flatten(0, -2), label.flatten()) for logits, label in pairs]).sum()
+        loss = torch.stack(
+            [F.cross_entropy(logits.flatten(0, -2), label.flatten()) for logits, label in pairs]
+        ).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % 50 == 0:
-            accuracy = [{name: _accuracy(a, y) for name, a, y in zip(ATTRIBUTES, of[:-1], labels[:-1], strict=True)} for of in answers]
+            accuracy = [
+                {name: _accuracy(a, y) for name, a, y in zip(ATTRIBUTES, of[:-1], labels[:-1], strict=True)}
+                for of in answers
+            ]
             log.write(step=step + 1, loss=loss.item(), t5=accuracy[0], clip=accuracy[1])
     encoders.t5.save_pretrained(folder / "text_encoder_2.part")
     encoders.clip.save_pretrained(folder / "text_encoder.part")

@@ -1,8 +1,9 @@
 """Stage ``transformer``: rectified flow on the bank, from nothing, with frozen text encoders.
 
-The learning rate is constant until a decay is asked for (``steps`` reached, or a file ``decay-now`` in the build folder),
-then a cosine takes it down over 60 % of the steps made so far: the run ends when the session demands.
-Every panel of a board has the same noise level; the base never sees clean context, nor a prompt without its panels.
+The learning rate is constant until a decay is asked for (``steps`` reached, or a file ``decay-now`` in the
+build folder), then a cosine takes it down over 60 % of the steps made so far: the run ends when the session
+demands. Every panel of a board has the same noise level; the base never sees clean context, nor a prompt
+without its panels.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from triptych.pocket.recipe.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEnco
 
 STEPS, LEARNING_RATE, SEED = 2993, 1e-3, 5
 ATTENTION = "_native_math"
-"""PyTorch's flash kernel for the CPU takes bfloat16 products by a slow way; compiled, the plain formula is 1.7 times as fast."""
+"""PyTorch's flash kernel for the CPU takes bfloat16 products by a slow way; compiled, the plain formula is
+1.7 times as fast.
+"""
 BATCH = {"singles": 48, "boards": 20}
 BOARD_SHARE, BOARD_SHARE_STEPS = (0.35, 0.75), 2000
 """Share of board batches at the start and after so many steps."""
@@ -52,7 +55,9 @@ def learning_rate_factor(step: int, decay_start: int | None) -> float:
     return 0.0 if part >= 1 else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part))
 
 
-def sample_batch(bank: Bank, name: str, rng: random.Random, related: bool = True) -> tuple[list[str], torch.Tensor]:
+def sample_batch(
+    bank: Bank, name: str, rng: random.Random, related: bool = True
+) -> tuple[list[str], torch.Tensor]:
     """Draw prompts and latents_BCHW; without ``related`` boards only those of independent items."""
     prompts: list[str] = []
     latents: list[torch.Tensor] = []
@@ -71,7 +76,10 @@ def sample_batch(bank: Bank, name: str, rng: random.Random, related: bool = True
 
 
 def flow_loss(
-    model: torch.nn.Module, latents: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor], noise: torch.Generator
+    model: torch.nn.Module,
+    latents: torch.Tensor,
+    text: tuple[torch.Tensor, torch.Tensor],
+    noise: torch.Generator,
 ) -> torch.Tensor:
     """Return the mean squared error of the velocity."""
     mixed, t, target = noised(pack(latents), noise)
@@ -81,7 +89,9 @@ def flow_loss(
 
 
 def noised(data_BLD: torch.Tensor, noise: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return noised tokens, their times (B,) and the target velocity; t is logit-normal through the time shift."""
+    """Return noised tokens, their times (B,) and the target velocity; t is logit-normal through the time
+    shift.
+    """
     epsilon = torch.randn(data_BLD.shape, generator=noise)
     t = torch.sigmoid(torch.randn(len(data_BLD), generator=noise))
     t = SHIFT * t / (1 + (SHIFT - 1) * t)
@@ -98,12 +108,16 @@ class Training:
         self.path = folder / "transformer.state.safetensors"
         self.model = new_transformer()
         if start_from is not None and not self.path.exists():
-            shipped = FluxTransformer2DModel.from_pretrained(start_from, subfolder="transformer", local_files_only=True)
+            shipped = FluxTransformer2DModel.from_pretrained(
+                start_from, subfolder="transformer", local_files_only=True
+            )
             self.model.load_state_dict(shipped.state_dict())
         self.model.set_attention_backend(ATTENTION)
         self.parameters = list(self.model.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(self.parameters, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        )
         self.step, self.decay_start, self.seen = 0, None, {"singles": 0, "boards": 0}
         if self.path.exists():
             tensors, metadata = load_tensors(self.path)
@@ -111,7 +125,11 @@ class Training:
             names = [name for name, _ in self.model.named_parameters()]
             self.average = [tensors[f"ema.{name}"] for name in names]
             restore_optimizer(self.optimizer, tensors)
-            self.step, self.decay_start, self.seen = metadata["step"], metadata["decay_start"], metadata["seen"]
+            self.step, self.decay_start, self.seen = (
+                metadata["step"],
+                metadata["decay_start"],
+                metadata["seen"],
+            )
 
     def save(self) -> None:
         """Write the state under its final name, complete."""
@@ -141,9 +159,15 @@ def averaged_transformer(folder: Path) -> FluxTransformer2DModel:
 
 
 def train_transformer(
-    folder: Path, steps: int = STEPS, compile_model: bool = True, start_from: Path | None = None, related: bool = True
+    folder: Path,
+    steps: int = STEPS,
+    compile_model: bool = True,
+    start_from: Path | None = None,
+    related: bool = True,
 ) -> None:
-    """Train until the decay is over; ends by writing ``transformer.done``. Without ``related`` boards: the ablation."""
+    """Train until the decay is over; ends by writing ``transformer.done``. Without ``related`` boards: the
+    ablation.
+    """
     if (folder / "transformer.done").exists():
         return
     bank, encoders, run = Bank(folder), TextEncoders.trained(folder), Training(folder, start_from)

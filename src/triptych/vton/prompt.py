@@ -19,22 +19,27 @@ from triptych.pictures.images import load_image, sha256_photo
 from triptych.pictures.panels import concatenate
 from triptych.pocket.known_worlds import check_pictures
 from triptych.store.files import digest
-from triptych.tryon.job import TryonConfig
+from triptych.vton.job import TryonConfig
 
 RETRIES, MAX_NEW_TOKENS = 2, 600
 JOURNAL = "prompts.jsonl"
 
 
 class PromptWriter:
-    """Fills in prompts. Answers are kept in a journal in `folder`, so the same photos are never asked about twice."""
+    """Fills in prompts. Answers are kept in a journal in `folder`, so the same photos are never asked about
+    twice.
+    """
 
     def __init__(self, config: TryonConfig, folder: Path) -> None:
-        """Raises ModelError or ConfigError if the captioner cannot be loaded, InputError if somebody else's file stands in the
-        place of the journal."""
+        """Raises ModelError or ConfigError if the captioner cannot be loaded, InputError if somebody else's
+        file stands in the place of the journal.
+        """
         self._folder = folder
         if config.vlm_model:
             _check_journal(folder / JOURNAL)
-        self._captioner: Captioner | None = load_captioner(config.vlm_model, config.base_url) if config.vlm_model else None
+        self._captioner: Captioner | None = (
+            load_captioner(config.vlm_model, config.base_url) if config.vlm_model else None
+        )
 
     @functools.cached_property
     def _answers(self) -> Answers:
@@ -45,7 +50,8 @@ class PromptWriter:
         """The config with a prompt; as it is if it has one.
 
         Raises:
-            InputError: a photo that cannot be read. AnswerError: no usable caption came. ModelError: the captioner is out of order.
+            InputError: a photo that cannot be read. AnswerError: no usable caption came. ModelError: the
+                captioner is out of order.
         """
         if config.prompt.strip():
             return config
@@ -66,10 +72,14 @@ class PromptWriter:
         panels = len(layout.roles)
         while True:
             try:
-                prompt, _ = usable_caption(ask, lambda text: problems(text, panels), (), limit, RETRIES, panels)
+                prompt, _ = usable_caption(
+                    ask, lambda text: problems(text, panels), (), limit, RETRIES, panels
+                )
                 return config.model_copy(update={"prompt": prompt})
             except AnswerError:
-                if not ask.forget():  # answers of an earlier run are asked for anew before they count as no use
+                if (
+                    not ask.forget()
+                ):  # answers of an earlier run are asked for anew before they count as no use
                     raise
 
     def close(self) -> None:
@@ -94,4 +104,7 @@ def _check_journal(path: Path) -> None:
     except (ValueError, AttributeError, RecursionError):
         ours = False
     if not ours:
-        raise InputError(f"{path} is there already, and triptych did not write it.", "Move it away, or give another place with --out.")
+        raise InputError(
+            f"{path} is there already, and triptych did not write it.",
+            "Move it away, or give another place with --out.",
+        )

@@ -1,4 +1,6 @@
-"""Many try-ons from one CSV file, with models loaded once; what is finished is kept, what fails is noted and passed over."""
+"""Many try-ons from one CSV file, with models loaded once; what is finished is kept, what fails is noted and
+passed over.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +20,30 @@ from PIL import Image
 
 from triptych.backbones.registry import load_backbone
 from triptych.errors import InputError, ModelError, TriptychError
+from triptych.events import Event, Run
 from triptych.pictures.images import load_image
-from triptych.run import Event, Run
 from triptych.sampling.generate import load_models
 from triptych.store.files import write_text
-from triptych.tryon.job import SUFFIXES, Job, TryonConfig, alike, is_finished, make, prepare
-from triptych.tryon.lines import Line, read_lines, shortened
-from triptych.tryon.prompt import PromptWriter
+from triptych.vton.job import SUFFIXES, Job, TryonConfig, alike, is_finished, make, prepare
+from triptych.vton.lines import Line, read_lines, shortened
+from triptych.vton.prompt import PromptWriter
 
 log = logging.getLogger(__name__)
 
-EVENTS: dict[str, Literal["done", "kept", "rejected"]] = {"made": "done", "kept": "kept", "failed": "rejected"}
+EVENTS: dict[str, Literal["done", "kept", "rejected"]] = {
+    "made": "done",
+    "kept": "kept",
+    "failed": "rejected",
+}
 WRITE_EVERY = 10.0  # seconds between two writes of results.csv
 THUMB = 240  # pixels
 
 
 @dataclass
 class Result:
-    """One line of results.csv. `picture` is a name in the same folder; `reason` says why it failed, or what to beware of."""
+    """One line of results.csv. `picture` is a name in the same folder; `reason` says why it failed, or what
+    to beware of.
+    """
 
     id: str
     seed: int | None
@@ -50,23 +58,36 @@ HEADER = [field.name for field in fields(Result)]
 def run_batch(config: TryonConfig) -> Run:
     """Make what the lines of `config.batch` ask for; in the folder `out` also results.csv and index.html.
 
-    Lines of one product are done one after the other. A picture that is there and was made with the same settings is kept.
+    Lines of one product are done one after the other. A picture that is there and was made with the same
+    settings is kept.
 
     Raises:
-        InputError: the file cannot be used at all, or files that triptych did not write lie in the place of the results.
+        InputError: the file cannot be used at all, or files that triptych did not write lie in the place of
+            the results.
         ModelError: model or LoRA cannot be used; or, in the midst of it, the captioner is out of order.
     """
     assert config.batch
     config.check_model()
     out = config.out or config.work / "tryon"
     if not out.is_dir() and (out.exists() or out.suffix.lower() in SUFFIXES):
-        raise InputError(f"{out} is {'a file' if out.exists() else 'the name of a picture'}.", "With --batch, give a folder with --out.")
+        raise InputError(
+            f"{out} is {'a file' if out.exists() else 'the name of a picture'}.",
+            "With --batch, give a folder with --out.",
+        )
     _check_results(out, config.batch)
     lines = read_lines(config.batch, config, out)
-    load_backbone(config.model, config.device, config.dtype, config.quantize, config.blocks_to_swap)  # no weights yet
+    load_backbone(
+        config.model, config.device, config.dtype, config.quantize, config.blocks_to_swap
+    )  # no weights yet
     config.layout().check_roles()
     writer = PromptWriter(config, out)
-    summary: dict[str, Any] = {"made": 0, "kept": 0, "failed": 0, "results": str(out / "results.csv"), "index": str(out / "index.html")}
+    summary: dict[str, Any] = {
+        "made": 0,
+        "kept": 0,
+        "failed": 0,
+        "results": str(out / "results.csv"),
+        "index": str(out / "index.html"),
+    }
     results = Results(out / "results.csv")
 
     def note(number: int, result: Result) -> Event:
@@ -113,19 +134,25 @@ def run_batch(config: TryonConfig) -> Run:
         finally:
             results.write()
 
-    run = Run("tryon", sum(len(line.config.seeds) if line.config else 1 for line in lines), recorded(), summary)
+    run = Run(
+        "tryon", sum(len(line.config.seeds) if line.config else 1 for line in lines), recorded(), summary
+    )
     return run
 
 
 def _looked_at(line: Line, writer: PromptWriter) -> tuple[Line, dict[int, bool]]:
-    """A line with its prompt, and by seed whether the picture is there. Raises what is wrong with its inputs."""
+    """A line with its prompt, and by seed whether the picture is there.
+    Raises what is wrong with its inputs.
+    """
     config = cast(TryonConfig, line.config)
     if not config.prompt.strip():
         prepare(config)  # before the captioner is asked: it may cost money
         config = writer.fill(config)
     ready = {seed: is_finished(config, seed) for seed in config.seeds}
     if not all(ready.values()):
-        prepare(config)  # again when its turn comes: here to know all mistakes, and show all masks, beforehand
+        prepare(
+            config
+        )  # again when its turn comes: here to know all mistakes, and show all masks, beforehand
     return replace(line, config=config), ready
 
 
@@ -134,7 +161,9 @@ def _prompt(line: Line) -> str:
 
 
 class Results:
-    """results.csv, written at the end and now and then before: after a kill the pictures themselves say what is done."""
+    """results.csv, written at the end and now and then before: after a kill the pictures themselves say what
+    is done.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -157,19 +186,32 @@ class Results:
 
 
 def _check_results(out: Path, batch: Path) -> None:
-    """Raises InputError if results.csv or index.html in `out` are files that triptych did not write, or the batch file itself."""
+    """Raises InputError if results.csv or index.html in `out` are files that triptych did not write, or the
+    batch file itself.
+    """
     for name, beginning in (("results.csv", ",".join(HEADER)), ("index.html", _HEAD.split("\n", 1)[0])):
         path = out / name
         if not path.exists():
             continue
         if path.resolve() == batch.resolve():
-            raise InputError(f"The batch file {batch} would be overwritten by the results.", "Give another folder with --out.")
-        if not path.is_file() or (path.stat().st_size and not path.read_bytes()[: len(beginning)] == beginning.encode()):
-            raise InputError(f"{path} is there already, and triptych did not write it.", "Give another folder with --out.")
+            raise InputError(
+                f"The batch file {batch} would be overwritten by the results.",
+                "Give another folder with --out.",
+            )
+        if not path.is_file() or (
+            path.stat().st_size and not path.read_bytes()[: len(beginning)] == beginning.encode()
+        ):
+            raise InputError(
+                f"{path} is there already, and triptych did not write it.", "Give another folder with --out."
+            )
 
 
-def _batches(lines: Sequence[Line], pending: Mapping[int, Sequence[int]], size: int) -> list[list[tuple[int, int]]]:
-    """(line, seed) of the pictures to make, up to `size` together if they can be sampled at once; products one after another."""
+def _batches(
+    lines: Sequence[Line], pending: Mapping[int, Sequence[int]], size: int
+) -> list[list[tuple[int, int]]]:
+    """(line, seed) of the pictures to make, up to `size` together if they can be sampled at once; products
+    one after another.
+    """
     batches: list[list[tuple[int, int]]] = []
     for number in _by_product(lines, pending):
         for seed in pending[number]:
@@ -191,7 +233,8 @@ def _made(
     prepared: dict[int, Job],
     run: Callable[[list[tuple[Job, Sequence[int]]]], object],
 ) -> Iterator[tuple[int, Result]]:
-    """(line, result) of each picture of a batch. What cannot be made together is tried one by one: only what is wrong fails.
+    """(line, result) of each picture of a batch. What cannot be made together is tried one by one: only what
+    is wrong fails.
 
     prepared: the jobs of the batch before, which may go on in this one; then those of this batch.
     """
@@ -199,7 +242,10 @@ def _made(
     for number, seed in batch:
         seeds.setdefault(number, []).append(seed)
     try:
-        jobs = {number: prepared.get(number) or prepare(cast(TryonConfig, lines[number].config)) for number in seeds}
+        jobs = {
+            number: prepared.get(number) or prepare(cast(TryonConfig, lines[number].config))
+            for number in seeds
+        }
         prepared.clear()
         prepared.update(jobs)
         run([(jobs[number], of_job) for number, of_job in seeds.items()])
@@ -213,11 +259,16 @@ def _made(
         return
     for number, seed in batch:
         job = jobs[number]
-        yield number, Result(lines[number].id, seed, "made", job.config.files(seed)[0].name, " ".join(job.warnings))
+        yield (
+            number,
+            Result(lines[number].id, seed, "made", job.config.files(seed)[0].name, " ".join(job.warnings)),
+        )
 
 
 def _by_product(lines: Sequence[Line], numbers: Mapping[int, Any]) -> list[int]:
-    """The numbers of lines, those of one product together, products in the order in which they first appear."""
+    """The numbers of lines, those of one product together,
+    products in the order in which they first appear.
+    """
     first: dict[Any, int] = {}
     return sorted(numbers, key=lambda number: (first.setdefault(_product(lines[number]), number), number))
 
@@ -232,12 +283,15 @@ def _reason(error: Exception) -> str:
     return shortened(f"{error}") or type(error).__name__
 
 
-# --- index.html -------------------------------------------------------------------------------------------------------
+# --- index.html
+# -------------------------------------------------------------------------------------------------------
 
 _HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>try-on</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
+ style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width"><style>
-body{font:15px/1.4 system-ui,sans-serif;margin:2em;max-width:80em}section{border-top:1px solid #ccc;padding:1em 0}
+body{font:15px/1.4 system-ui,sans-serif;margin:2em;max-width:80em}section{border-top:1px solid
+#ccc;padding:1em 0}
 div{display:flex;flex-wrap:wrap;gap:1em;align-items:flex-end}figure{margin:0;max-width:15em}img{max-width:100%;display:block}
 figcaption{overflow-wrap:anywhere}.failed{color:#a00;border:1px solid #a00;padding:.5em}</style>
 """
@@ -245,7 +299,10 @@ figcaption{overflow-wrap:anywhere}.failed{color:#a00;border:1px solid #a00;paddi
 
 def _page(lines: Sequence[Line], results: Mapping[tuple[int, int | None], Result], out: Path) -> str:
     """One self-contained page, without scripts: every result beside its product."""
-    counts = ", ".join(f"{sum(r.status == status for r in results.values())} {status}" for status in ("made", "kept", "failed"))
+    counts = ", ".join(
+        f"{sum(r.status == status for r in results.values())} {status}"
+        for status in ("made", "kept", "failed")
+    )
     parts = [_HEAD, f"<h1>Try-on</h1><p>{counts}</p>"]
     groups: dict[Any, list[int]] = {}
     for number, line in enumerate(lines):
@@ -254,11 +311,16 @@ def _page(lines: Sequence[Line], results: Mapping[tuple[int, int | None], Result
         parts.append("<section><div>")
         if front:
             parts.append(_figure(front, f"product: {front.name}"))
-        for key in sorted((key for key in results if key[0] in numbers), key=lambda key: (key[0], key[1] or 0)):
+        for key in sorted(
+            (key for key in results if key[0] in numbers), key=lambda key: (key[0], key[1] or 0)
+        ):
             result = results[key]
             words = result.id if result.seed is None else f"{result.id}, seed {result.seed}"
             if result.status == "failed":
-                parts.append(f'<figure class="failed"><figcaption>{html.escape(f"{words} failed: {result.reason}")}</figcaption></figure>')
+                parts.append(
+                    '<figure class="failed"><figcaption>'
+                    f"{html.escape(f'{words} failed: {result.reason}')}</figcaption></figure>"
+                )
             else:
                 parts.append(_figure(out / result.picture, words, result.picture))
         parts.append("</div></section>")

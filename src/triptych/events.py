@@ -24,9 +24,10 @@ class Event:
 class Run:
     """A stage at work: an iterable of `Event`s with a length, which does the work while it is iterated.
 
-    Errors in the config or the inputs are raised when the stage is called, before the first event. `summary` grows as
-    the work goes on and is complete after the last event. `text`, where a stage sets it by then, says the same for people.
-    `failed` counts the units of work that came to nothing through a mistake; a command whose run has any ends with exit code 1.
+    Errors in the config or the inputs are raised when the stage is called, before the first event. `summary`
+    grows as the work goes on and is complete after the last event. `text`, where a stage sets it by then,
+    says the same for people. `failed` counts the units of work that came to nothing through a mistake; a
+    command whose run has any ends with exit code 1.
     """
 
     text = ""
@@ -42,7 +43,9 @@ class Run:
         return self._events
 
     def nested(self) -> Iterator[Event]:
-        """The events, marked with this run's name and length, to be passed on by a run that has this one as a part."""
+        """The events, marked with this run's name and length, to be passed on by a run that has this one as a
+        part.
+        """
         for event in self:
             yield replace(event, stage=event.stage or self.name, of=event.of or self.total)
 

@@ -1,4 +1,6 @@
-"""The rough edit: what the model starts from inside the polygon, made from the product photo. SDEdit turns it into cloth."""
+"""The rough edit: what the model starts from inside the polygon, made from the product photo. SDEdit turns it
+into cloth.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,20 @@ _COLOURS, _BANDS = 4, 8
 
 
 def rough_edit(
-    person: Image.Image, product: Image.Image, mask: np.ndarray, rough: Literal["paint", "paste"], icc_profile: bytes | None = None
+    person: Image.Image,
+    product: Image.Image,
+    mask: np.ndarray,
+    rough: Literal["paint", "paste"],
+    icc_profile: bytes | None = None,
 ) -> Image.Image:
     """The person photo with the garment roughly put inside the mask.
 
-    "paint": from top to bottom, the colour that dominates the garment at that height. "paste": on top of that the garment itself,
-    cut out, its aspect kept, centred in the mask's box.
+    "paint": from top to bottom, the colour that dominates the garment at that height. "paste": on top of that
+    the garment itself, cut out, its aspect kept, centred in the mask's box.
 
     Args:
-        person: RGB, in the colour space of `icc_profile`. product: sRGB. mask: (H, W) of the size of `person`, 1 = repaint, not empty.
+        person: RGB, in the colour space of `icc_profile`. product: sRGB. mask: (H, W) of the size of
+            `person`, 1 = repaint, not empty.
 
     Raises:
         InputError: the garment cannot be told from its background.
@@ -47,21 +54,35 @@ def rough_edit(
         at = place((round(source[2] - source[0]), round(source[3] - source[1])), *size)
         cut = product.convert("RGB").resize((at.width, at.height), Image.Resampling.LANCZOS, source)
         core = masks.grow((~garment).astype(np.float32), 1) == 0  # its rim is mixed with the background
-        alpha = Image.fromarray(core[top:bottom, left:right].astype(np.uint8) * 255).resize(cut.size, Image.Resampling.BILINEAR)
+        alpha = Image.fromarray(core[top:bottom, left:right].astype(np.uint8) * 255).resize(
+            cut.size, Image.Resampling.BILINEAR
+        )
         edit.paste(cut, (at.left, at.top), alpha)
     result = person.convert("RGB").copy()
-    result.paste(from_srgb(edit, icc_profile), box[:2], masks.mask_image(mask[box.top : box.bottom, box.left : box.right]))
+    result.paste(
+        from_srgb(edit, icc_profile),
+        box[:2],
+        masks.mask_image(mask[box.top : box.bottom, box.left : box.right]),
+    )
     return result
 
 
 def _dominant(pixels: np.ndarray, garment: np.ndarray) -> np.ndarray:
-    """(_BANDS, 3) uint8: of a palette of few colours the most frequent one in each band of rows, among garment pixels.
+    """(_BANDS, 3) uint8: of a palette of few colours the most frequent one in each band of rows, among
+    garment pixels.
 
     pixels: (H, W, 3) uint8. garment: (H, W) bool with at least one pixel in the first and in the last row.
     """
     chosen = Image.fromarray(pixels[garment][None])
-    numbers = np.asarray(chosen.quantize(_COLOURS, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE))[0]
-    palette = np.stack([np.median(pixels[garment][numbers == n], axis=0) if (numbers == n).any() else np.zeros(3) for n in range(_COLOURS)])
+    numbers = np.asarray(
+        chosen.quantize(_COLOURS, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE)
+    )[0]
+    palette = np.stack(
+        [
+            np.median(pixels[garment][numbers == n], axis=0) if (numbers == n).any() else np.zeros(3)
+            for n in range(_COLOURS)
+        ]
+    )
     band = np.nonzero(garment)[0] * _BANDS // len(garment)
     overall = np.bincount(numbers, minlength=_COLOURS)
     counts = [np.bincount(numbers[band == n], minlength=_COLOURS) for n in range(_BANDS)]

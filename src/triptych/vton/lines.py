@@ -1,4 +1,6 @@
-"""The lines of a batch file: a CSV with one try-on a line. A mistake in a line fails that line, and no other."""
+"""The lines of a batch file: a CSV with one try-on a line. A mistake in a line fails that line,
+and no other.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,18 @@ from triptych.config.stage import StageConfig, unknown_key, validated
 from triptych.errors import ConfigError, InputError, TriptychError
 from triptych.sampling.options import MODEL_FIELDS
 from triptych.store.files import read_text
-from triptych.tryon.job import TryonConfig, check
+from triptych.vton.job import TryonConfig, check
 
-SHARED = {*StageConfig.model_fields, *MODEL_FIELDS, "vlm_model", "base_url", "batch", "batch_size", "out", "anyway"}
+SHARED = {
+    *StageConfig.model_fields,
+    *MODEL_FIELDS,
+    "vlm_model",
+    "base_url",
+    "batch",
+    "batch_size",
+    "out",
+    "anyway",
+}
 """Settings that are the same for all lines."""
 COLUMNS = sorted({"id", *TryonConfig.model_fields} - SHARED)
 """What a line may set."""
@@ -34,21 +45,28 @@ class Line:
 
 
 def read_lines(path: Path, base: TryonConfig, out: Path) -> list[Line]:
-    """The try-ons of a CSV file (UTF-8, with a header; commas, semicolons or tabs). Paths in it are relative to its folder, empty
-    cells are as in `base`.
+    """The try-ons of a CSV file (UTF-8, with a header; commas, semicolons or tabs). Paths in it are relative
+    to its folder, empty cells are as in `base`.
 
     Raises:
-        InputError: not such a file. ConfigError: a column of another name. A mistake in one line only fails that line.
+        InputError: not such a file. ConfigError: a column of another name. A mistake in one line only fails
+            that line.
     """
     text = read_text(path, MAX_BYTES, "The batch file", hint="Check the path given to --batch.", nul=True)
     header, *body = list(_rows(text)) or [[]]
     if isinstance(header, str) or "\0" in "".join(header):
-        raise InputError(f"The header of {path} cannot be read.", "Save it as CSV in UTF-8, the names of the columns in its first line.")
+        raise InputError(
+            f"The header of {path} cannot be read.",
+            "Save it as CSV in UTF-8, the names of the columns in its first line.",
+        )
     header = [name.strip().lower().removeprefix("--").replace("-", "_") for name in header]
     header, body = _without_empty_columns(header, body)
     for name in header:
         if name in SHARED:
-            raise ConfigError(f"{path} has a column '{name}', which is the same for all lines.", "Give it on the command line instead.")
+            raise ConfigError(
+                f"{path} has a column '{name}', which is the same for all lines.",
+                "Give it on the command line instead.",
+            )
         if name not in COLUMNS:
             raise unknown_key(name, COLUMNS, str(path))
         if header.count(name) > 1:
@@ -56,20 +74,32 @@ def read_lines(path: Path, base: TryonConfig, out: Path) -> list[Line]:
     if not body:
         raise InputError(f"{path} has no line below its header.", "Write one try-on per line.")
     if len(body) > MAX_LINES:
-        raise InputError(f"{path} has {len(body)} lines, at most {MAX_LINES} are read.", "Cut it into several files.")
-    return _apart([_line(header, row, f"{number:03d}", path, base, out) for number, row in enumerate(body, 1)])
+        raise InputError(
+            f"{path} has {len(body)} lines, at most {MAX_LINES} are read.", "Cut it into several files."
+        )
+    return _apart(
+        [_line(header, row, f"{number:03d}", path, base, out) for number, row in enumerate(body, 1)]
+    )
 
 
-def _without_empty_columns(header: list[str], body: list[list[str] | str]) -> tuple[list[str], list[list[str] | str]]:
-    """Header and rows without columns at the end that hold nothing: spreadsheets save those that once held something."""
+def _without_empty_columns(
+    header: list[str], body: list[list[str] | str]
+) -> tuple[list[str], list[list[str] | str]]:
+    """Header and rows without columns at the end that hold nothing: spreadsheets save those that once held
+    something.
+    """
     named = max((number for number, name in enumerate(header, 1) if name), default=0)
     if any(isinstance(row, list) and any(cell.strip() for cell in row[named : len(header)]) for row in body):
         return header, body
-    return header[:named], [row[:named] + row[len(header) :] if isinstance(row, list) else row for row in body]
+    return header[:named], [
+        row[:named] + row[len(header) :] if isinstance(row, list) else row for row in body
+    ]
 
 
 def _rows(text: str) -> Iterator[list[str] | str]:
-    """The rows of a CSV that hold anything; in place of one that cannot be read, why. After such a row the next line counts again."""
+    """The rows of a CSV that hold anything; in place of one that cannot be read, why. After such a row the
+    next line counts again.
+    """
     lines = text.split("\n")
     start = 0
     if told := re.fullmatch(r"sep=([,;\t])\s*", lines[0], re.IGNORECASE):  # a line that Excel reads
@@ -91,10 +121,14 @@ def _rows(text: str) -> Iterator[list[str] | str]:
             yield row
 
 
-def _line(header: Sequence[str], row: Sequence[str] | str, number: str, path: Path, base: TryonConfig, out: Path) -> Line:
+def _line(
+    header: Sequence[str], row: Sequence[str] | str, number: str, path: Path, base: TryonConfig, out: Path
+) -> Line:
     if isinstance(row, str):
         return Line(number, None, row)
-    given: dict[str, Any] = {name: cell.strip() for name, cell in zip(header, row, strict=False) if cell.strip()}
+    given: dict[str, Any] = {
+        name: cell.strip() for name, cell in zip(header, row, strict=False) if cell.strip()
+    }
     name = given.pop("id", number)
     if not re.fullmatch(r"\w[\w.-]{0,79}", name):
         return Line(number, None, "its id is no name for a file: use letters, digits, - and _")
@@ -110,12 +144,19 @@ def _line(header: Sequence[str], row: Sequence[str] | str, number: str, path: Pa
                 given[key] = path.parent / Path(given[key]).expanduser()
         values: Mapping[str, Any] = {**base.model_dump(), **given, "batch": None, "out": out / f"{name}.png"}
         return Line(name, check(cast(TryonConfig, validated(TryonConfig, values, "tryon"))))
-    except (TriptychError, ValueError, RuntimeError, OSError) as error:  # a path that no file can have, a home that nobody has
+    except (
+        TriptychError,
+        ValueError,
+        RuntimeError,
+        OSError,
+    ) as error:  # a path that no file can have, a home that nobody has
         return Line(name, None, shortened(str(error)))
 
 
 def shortened(text: str) -> str:
-    """A reason on one line of a table, its middle left out if it is long: the sentence may quote a whole cell."""
+    """A reason on one line of a table, its middle left out if it is long: the sentence may quote a whole
+    cell.
+    """
     text = " ".join(text.split())
     return text if len(text) <= 600 else f"{text[:200]} … {text[-300:]}"
 
@@ -127,8 +168,12 @@ def _files(line: Line) -> set[Path]:
 
 
 def _apart(lines: list[Line]) -> list[Line]:
-    """The lines; those that would write what an earlier one writes, or overwrite a photo of any of them, have failed."""
-    inputs = {photo.resolve() for line in lines if line.config for photo in line.config.photos().values() if photo}
+    """The lines; those that would write what an earlier one writes, or overwrite a photo of any of them, have
+    failed.
+    """
+    inputs = {
+        photo.resolve() for line in lines if line.config for photo in line.config.photos().values() if photo
+    }
     written: dict[Path, str] = {}
     for number, line in enumerate(lines):
         if line.config is None:
@@ -136,9 +181,15 @@ def _apart(lines: list[Line]) -> list[Line]:
         files = _files(line)
         before = next((written[file] for file in files if file in written), None)
         if before is not None:
-            lines[number] = replace(line, config=None, reason=f"it would write the same picture as line {before}: give it an id of its own")
+            lines[number] = replace(
+                line,
+                config=None,
+                reason=f"it would write the same picture as line {before}: give it an id of its own",
+            )
         elif inputs & {file.resolve() for file in files}:
-            lines[number] = replace(line, config=None, reason="it would overwrite a photo of the batch: give another --out or id")
+            lines[number] = replace(
+                line, config=None, reason="it would overwrite a photo of the batch: give another --out or id"
+            )
         else:
             written |= dict.fromkeys(files, line.id)
     return lines
