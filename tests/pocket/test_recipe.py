@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recipes.pocket import guidance, prints, transformer
+from recipes.pocket.bank import Bank, make_bank
+from recipes.pocket.evaluate import Evaluation, draw_single, obeyed
+from recipes.pocket.flux import velocity
+from recipes.pocket.package import package_pipeline
+from recipes.pocket.state import train_steps
+from recipes.pocket.text import make_tokenizers, train_text
 from triptych.pocket import checkpoint_path
 from triptych.pocket.prompts import panel_caption
-from triptych.pocket.recipe import guidance, prints, transformer
-from triptych.pocket.recipe.bank import Bank, make_bank
-from triptych.pocket.recipe.evaluate import Evaluation, draw_single, obeyed
-from triptych.pocket.recipe.flux import pack, velocity
-from triptych.pocket.recipe.package import package_pipeline
-from triptych.pocket.recipe.state import train_steps
-from triptych.pocket.recipe.text import make_tokenizers, train_text
 from triptych.pocket.render import render
 from triptych.pocket.world import NONE, VIEWS
 
@@ -120,10 +120,10 @@ def test_guidance_is_distilled_and_packaged(build: Path, tmp_path: Path) -> None
     guidance.train_guidance(folder, 4)
     student = guidance.guided_transformer(folder)
     assert loss(student) < before
-    tokens, text = pack(latents), (torch.randn(48, 24, 128), torch.randn(48, 128))
+    text = (torch.randn(48, 24, 128), torch.randn(48, 128))
     with torch.no_grad():
         plain, guided = (
-            [velocity(model, tokens, torch.full((48,), 0.5), text, torch.full((48,), w)) for w in (1.0, 3.0)]
+            [velocity(model, latents, torch.full((48,), 0.5), text, torch.full((48,), w)) for w in (1.0, 3.0)]
             for model in (teacher, student)
         )
     assert (plain[0] - guided[0]).abs().max() < 1e-4, "at guidance 1 the model is what it was"

@@ -1,8 +1,8 @@
 """The pocket model: a small FLUX-architecture pipeline trained from nothing on rendered garments and people.
 
 Importing this package costs nothing; the parts are modules of their own:
-``world`` and ``render`` (the pictures), ``prompts`` (the captions), ``raw_catalogue`` (a shop's folders),
-``oracle`` (the judge), ``build`` (the recipe).
+`world` and `render` (the pictures), `prompts` (the captions), `raw_catalogue` (a shop's folders),
+`oracle` (the judge). How it was made lies in `recipes/pocket` of the repository.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["captioner_path", "checkpoint_path"]
 
 
 def checkpoint_path() -> Path:
-    """Return the folder of the shipped model: an ordinary diffusers ``FluxPipeline`` folder."""
+    """Return the folder of the shipped model: an ordinary diffusers `FluxPipeline` folder."""
     return Path(__file__).parent / "checkpoint"
 
 

@@ -1,6 +1,6 @@
 """The judge of the pocket world: looks at one panel and says what it shows.
 
-A small CNN trained on renders and on autoencoder round trips of renders (``recipe/judge.py``); its own
+A small CNN trained on renders and on autoencoder round trips of renders (`recipes/pocket/judge.py`); its own
 accuracy on held-out pictures stands in ``oracle/oracle.json``. It is a measuring instrument: it never takes
 part in training. The colour and pattern asked for are those of the garment, so the judge can be told which
 type to look at (a person who wears a red skirt and a grey top has no single colour).
@@ -8,7 +8,6 @@ type to look at (a person who wears a red skirt and a grey top has no single col
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -124,16 +123,6 @@ def load_oracle() -> OracleNetwork:
         }
     )
     return network.eval().requires_grad_(False)
-
-
-def oracle_accuracy() -> dict[str, dict[str, float]]:
-    """Return the judge's own accuracy per attribute on held-out renders and on their autoencoder
-    round trips.
-    """
-    accuracy: dict[str, dict[str, float]] = json.loads((FOLDER / "oracle.json").read_text(encoding="utf-8"))[
-        "accuracy"
-    ]
-    return accuracy
 
 
 def as_images(pictures: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:

@@ -186,15 +186,7 @@ STAGES: tuple[Stage, ...] = (
         positional=("lora",),
         config_home="triptych.verbs.lora_config",
     ),
-    Stage(
-        "pocket_build",
-        "triptych.pocket.build",
-        "PocketBuildConfig",
-        "Train the embedded model from nothing: hours in the background, resumable.",
-        "triptych pocket build --work pocket-build",
-        positional=("stage",),
-    ),
 )
 
-GROUPS = {"lora": "Read, convert and explain LoRA files.", "pocket": "The embedded model: how it was made."}
+GROUPS = {"lora": "Read, convert and explain LoRA files."}
 """Help of the words that stand before several verbs."""

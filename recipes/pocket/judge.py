@@ -1,4 +1,4 @@
-"""Stage ``oracle``: train the judge on renders and autoencoder round trips, and measure it on held-out
+"""Stage `oracle`: train the judge on renders and autoencoder round trips, and measure it on held-out
 garments and people.
 """
 
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from recipes.pocket.autoencoder import VIEW_MIX, Codec
+from recipes.pocket.state import Log, set_learning_rate
 from triptych.pocket.oracle import HEADS, OracleNetwork, judge, shown
-from triptych.pocket.recipe.autoencoder import VIEW_MIX, Codec
-from triptych.pocket.recipe.state import Log, set_learning_rate
 from triptych.pocket.render import render
 from triptych.pocket.world import NONE, sample_garment, sample_printed, sample_scene
 
@@ -50,7 +50,7 @@ def _round_trip(codec: Codec, pictures: np.ndarray) -> np.ndarray:
 
 
 def train_oracle(folder: Path, steps: int = STEPS) -> None:
-    """Train and measure; writes ``folder/oracle/oracle.safetensors`` and ``oracle.json``."""
+    """Train and measure; writes `folder/oracle/oracle.safetensors` and `oracle.json`."""
     if (folder / "oracle" / "oracle.json").exists():
         return
     torch.manual_seed(SEED)
@@ -104,7 +104,7 @@ def _labels(said: list[dict[str, str]]) -> torch.Tensor:
 def measure_judge(
     network: OracleNetwork, pictures: np.ndarray, truth: list[dict[str, str]]
 ) -> dict[str, float]:
-    """Return the share of right answers per head; ``printed``: which motif,
+    """Return the share of right answers per head; `printed`: which motif,
     among the panels that show one.
     """
     seen = judge(list(pictures), [one["type"] for one in truth], network)

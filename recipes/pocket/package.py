@@ -1,4 +1,4 @@
-"""Stage ``package``: put the trained parts together as an ordinary ``FluxPipeline`` folder in bfloat16."""
+"""Stage `package`: put the trained parts together as an ordinary `FluxPipeline` folder in bfloat16."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 
+from recipes.pocket.guidance import guided_transformer
+from recipes.pocket.state import load_tensors
+from recipes.pocket.text import TRIPTYCH_LENGTH, TextEncoders
 from triptych.pocket.canvas import PANEL_HEIGHT, PANEL_WIDTH
-from triptych.pocket.recipe.guidance import guided_transformer
-from triptych.pocket.recipe.state import load_tensors
-from triptych.pocket.recipe.text import TRIPTYCH_LENGTH, TextEncoders
 
 SETTINGS = {
     "panel_width": PANEL_WIDTH,
@@ -34,15 +34,14 @@ pipeline_tag: text-to-image
 
 A `FluxPipeline` of ordinary diffusers and transformers classes, trained from nothing on pictures that
 `triptych.pocket.render` drew: garments lying flat and people who wear them, panels of 48 x 72 pixels, boards
-of three.
-No photograph, no person and no other model's output is in its data. It has never seen front, back and worn
-views of
-one garment together: that is left to a LoRA. Recipe: `triptych pocket build --work FOLDER`.
+of three. No photograph, no person and no other model's output is in its data. It has never seen front, back
+and worn views of one garment together: that is left to a LoRA. Recipe: `python -m recipes.pocket
+--work FOLDER`, in triptych's repository.
 """
 
 
 def package_pipeline(folder: Path, to: Path) -> None:
-    """Write the pipeline folder ``to`` from a build folder; replaces it whole."""
+    """Write the pipeline folder `to` from a build folder; replaces it whole."""
     transformer, text = guided_transformer(folder), TextEncoders.trained(folder)
     scheduler = FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=1000,

@@ -1,4 +1,4 @@
-"""Stages ``tokenizers`` and ``text``: a T5 and a CLIP text encoder that understand the captions before any
+"""Stages `tokenizers` and `text`: a T5 and a CLIP text encoder that understand the captions before any
 picture.
 
 FLUX gives text tokens no position, so which panel a word belongs to must be in the T5 states themselves. Both
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from recipes.pocket.state import Log, autocast, set_learning_rate
 from triptych.pocket.prompts import (
     BOARD_SUMMARIES,
     Caption,
@@ -28,7 +29,6 @@ from triptych.pocket.prompts import (
     sample_triptych,
     triptych_caption,
 )
-from triptych.pocket.recipe.state import Log, autocast, set_learning_rate
 from triptych.pocket.world import (
     BACKGROUNDS,
     COLOURS,
@@ -46,7 +46,7 @@ from triptych.pocket.world import (
 
 STEPS, BATCH, LEARNING_RATE, SEED, WIDTH = 600, 96, 2e-3, 21, 128
 SINGLE_LENGTH, TRIPTYCH_LENGTH = 24, 56
-"""T5 tokens of a single panel's and of a triptych's prompt (``max_sequence_length``)."""
+"""T5 tokens of a single panel's and of a triptych's prompt (`max_sequence_length`)."""
 PRINTED = 0.2
 """Part of the captions whose garment has a back print for certain."""
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -84,7 +84,7 @@ def sample_caption(rng: random.Random) -> Caption:
 
 
 def make_tokenizers(folder: Path) -> None:
-    """Write ``folder/tokenizer`` (CLIP, byte-level BPE) and ``folder/tokenizer_2`` (T5, whole words plus
+    """Write `folder/tokenizer` (CLIP, byte-level BPE) and `folder/tokenizer_2` (T5, whole words plus
     characters).
     """
     rng = random.Random(3)
@@ -200,9 +200,13 @@ def _labels(captions: list[Caption]) -> list[torch.Tensor]:
 
 
 def train_text(folder: Path, steps: int = STEPS) -> None:
-    """Train both encoders on captions alone; writes ``folder/text_encoder`` and ``folder/text_encoder_2``."""
+    """Train both encoders on captions alone; writes `folder/text_encoder`, `folder/text_encoder_2`,
+    and the tokenizers if they are not there yet.
+    """
     if (folder / "text_encoder_2").exists():
         return
+    if not (folder / "tokenizer_2").exists():
+        make_tokenizers(folder)
     torch.manual_seed(SEED)
     rng, log = random.Random(SEED), Log(folder, "text")
     encoders, reader = TextEncoders(folder), _Reader()

@@ -14,8 +14,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from triptych import progress
-
 
 def autocast() -> torch.autocast:
     """bfloat16 where the processor computes it; elsewhere it would be many times slower than float32."""
@@ -23,9 +21,7 @@ def autocast() -> torch.autocast:
 
 
 class Log:
-    """Appends JSON lines to ``<stage>.jsonl`` and tells them to whoever shows progress: the loss curves come
-    from here.
-    """
+    """Appends JSON lines to `<stage>.jsonl` and prints them: the loss curves come from here."""
 
     def __init__(self, folder: Path, stage: str) -> None:
         """Open the log of one stage."""
@@ -39,7 +35,7 @@ class Log:
         text = json.dumps({key: round(v, 5) if isinstance(v, float) else v for key, v in line.items()})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
-        progress.doing(text)
+        print(text, flush=True)
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path, **metadata: Any) -> None:
@@ -97,7 +93,7 @@ def train_steps(
     log_every: int = 50,
     save_every: int = 100,
 ) -> dict[str, torch.Tensor]:
-    """Train a module for so many steps, or go on where ``<stage>.state.safetensors`` was written; returns its
+    """Train a module for so many steps, or go on where `<stage>.state.safetensors` was written; returns its
     moving average.
 
     rate: learning rate of a step. loss_of: what kind of batch it was, and the loss, of that step's random

@@ -1,4 +1,4 @@
-"""Stage ``captioner``: a tiny Llava from nothing that answers the product's two questions about a rendered
+"""Stage `captioner`: a tiny Llava from nothing that answers the product's two questions about a rendered
 triptych.
 
 Ordinary transformers classes (CLIP vision tower, Llama, LlavaProcessor). It learns from renders alone: the
@@ -32,9 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from triptych.pocket.canvas import PANEL_HEIGHT, PANEL_WIDTH
-from triptych.pocket.prompts import sample_triptych, triptych_caption
-from triptych.pocket.recipe.state import (
+from recipes.pocket.state import (
     Log,
     autocast,
     load_tensors,
@@ -43,7 +41,9 @@ from triptych.pocket.recipe.state import (
     save_tensors,
     set_learning_rate,
 )
-from triptych.pocket.recipe.text import ATTRIBUTES
+from recipes.pocket.text import ATTRIBUTES
+from triptych.pocket.canvas import PANEL_HEIGHT, PANEL_WIDTH
+from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import concatenate_panels, render
 from triptych.pocket.world import NONE, Garment, Scene, sample_printed, sample_triptych_scenes
 
@@ -242,7 +242,7 @@ def _batch(
 
 
 def train_captioner(folder: Path, steps: int = STEPS) -> None:
-    """Train, or go on training; writes ``folder/captioner`` and what it gets right."""
+    """Train, or go on training; writes `folder/captioner` and what it gets right."""
     if (folder / "captioner").exists():
         return
     torch.manual_seed(SEED)
@@ -314,9 +314,8 @@ pipeline_tag: image-text-to-text
 # The triptych pocket captioner
 
 A tiny Llava trained from nothing on pictures that `triptych.pocket.render` drew. It answers exactly two
-questions about a
-triptych of the pocket world (the order of its panels, and its caption) and knows nothing else.
-Recipe: `triptych pocket build captioner --work FOLDER`.
+questions about a triptych of the pocket world (the order of its panels, and its caption) and knows nothing
+else. Recipe: `python -m recipes.pocket captioner --work FOLDER`, in triptych's repository.
 """
 
 
@@ -374,8 +373,8 @@ def measure_captioner(folder: Path, count: int = 120, seed: int = 777) -> dict[s
 
 
 def _says(text: str, name: str, value: str) -> bool:
-    """Tell whether the words about panel 1 name this value in its place (``plain red dress``, ``red dress
-    with white dots``).
+    """Tell whether the words about panel 1 name this value in its place (`plain red dress`, `red dress
+    with white dots`).
     """
     words = text.split()
     before, after = (

@@ -1,8 +1,8 @@
-"""Stage ``evaluate``: does the base obey every named attribute in single pictures, and do related boards
+"""Stage `evaluate`: does the base obey every named attribute in single pictures, and do related boards
 agree?
 
-Garments and people are held out from its training. What a LoRA adds is measured by ``triptych evaluate
---pocket --model FOLDER``.
+Garments and people are held out from its training. What a LoRA adds is measured by `triptych evaluate
+--pocket --model FOLDER`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from recipes.pocket.autoencoder import Codec
+from recipes.pocket.flux import sample
+from recipes.pocket.guidance import guided_transformer
+from recipes.pocket.state import Log
+from recipes.pocket.text import TextEncoders
 from triptych.pocket.oracle import HEADS, Judgement, judge
 from triptych.pocket.prompts import BOARD_SUMMARIES, Panel, join_captions, panel_caption, sample_board
-from triptych.pocket.recipe.autoencoder import Codec
-from triptych.pocket.recipe.flux import sample
-from triptych.pocket.recipe.guidance import guided_transformer
-from triptych.pocket.recipe.state import Log
-from triptych.pocket.recipe.text import TextEncoders
 from triptych.pocket.world import NONE, VIEWS, sample_garment, sample_printed, sample_scene
 
 BATCH, SINGLES, BOARDS = 16, 300, 48
@@ -142,7 +142,7 @@ class Evaluation:
 
 
 def evaluate(folder: Path, count: int = SINGLES) -> None:
-    """Measure the base as it stands; writes sheets and a line of ``evaluate.jsonl``."""
+    """Measure the base as it stands; writes sheets and a line of `evaluate.jsonl`."""
     evaluation, log = Evaluation(folder), Log(folder, "evaluate")
     results = {}
     for name, guidance in GUIDANCE.items():

@@ -1,4 +1,4 @@
-"""Stage ``autoencoder``: an f4, 8-channel AutoencoderKL from nothing, on single panels and whole triptychs.
+"""Stage `autoencoder`: an f4, 8-channel AutoencoderKL from nothing, on single panels and whole triptychs.
 
 GroupNorm is global, so half of the batches are three panels wide: what is used wide must be trained wide.
 
@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 
-from triptych.pocket.recipe.state import (
+from recipes.pocket.state import (
     Log,
     autocast,
     load_tensors,
@@ -101,7 +101,7 @@ def _psnr(output: torch.Tensor, target: torch.Tensor) -> float:
 
 
 def train_autoencoder(folder: Path, steps: int = STEPS) -> None:
-    """Train, or go on training; writes ``folder/vae`` and a state every 200 steps."""
+    """Train, or go on training; writes `folder/vae` and a state every 200 steps."""
     done, state_path, log = folder / "vae", folder / "vae.state.safetensors", Log(folder, "autoencoder")
     if done.exists():
         return

@@ -1,4 +1,4 @@
-"""Stage ``prints``: a last leg of the transformer's training in which most single pictures show a back print.
+"""Stage `prints`: a last leg of the transformer's training in which most single pictures show a back print.
 
 A motif is smaller than two by two tokens, so its shape hardly shows in the loss: after the long training a
 print was drawn wherever it was asked for, but in .46 of the pictures as the right one, where colours and
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel
 
+from recipes.pocket.bank import Bank
+from recipes.pocket.flux import new_transformer
+from recipes.pocket.state import autocast, load_tensors, save_tensors, train_steps
+from recipes.pocket.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEncoders
+from recipes.pocket.transformer import ATTENTION, BATCH, averaged_transformer, flow_loss, sample_batch
 from triptych.pocket.prompts import panel_caption
-from triptych.pocket.recipe.bank import Bank
-from triptych.pocket.recipe.flux import new_transformer
-from triptych.pocket.recipe.state import autocast, load_tensors, save_tensors, train_steps
-from triptych.pocket.recipe.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEncoders
-from triptych.pocket.recipe.transformer import ATTENTION, BATCH, averaged_transformer, flow_loss, sample_batch
 from triptych.pocket.world import NONE
 
 STEPS, SEED = 770, 77
@@ -73,7 +73,7 @@ def sample_printed_batch(
 
 
 def train_prints(folder: Path, steps: int = STEPS, compile_model: bool = True) -> None:
-    """Train, or go on training, from the averaged transformer; writes ``folder/prints.safetensors``."""
+    """Train, or go on training, from the averaged transformer; writes `folder/prints.safetensors`."""
     result = folder / "prints.safetensors"
     if result.exists():
         return

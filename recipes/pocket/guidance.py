@@ -1,4 +1,4 @@
-"""Stage ``guidance``: distil classifier-free guidance into the guidance embedding, as FLUX.1-dev was made
+"""Stage `guidance`: distil classifier-free guidance into the guidance embedding, as FLUX.1-dev was made
 from FLUX.1-pro.
 
 The student sees a guidance scale w and must give in one pass what its teacher, the trained transformer
@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 
-from triptych.pocket.recipe.bank import Bank
-from triptych.pocket.recipe.flux import pack, velocity
-from triptych.pocket.recipe.prints import printed_transformer
-from triptych.pocket.recipe.state import autocast, load_tensors, save_tensors, train_steps
-from triptych.pocket.recipe.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEncoders
-from triptych.pocket.recipe.transformer import noised, sample_batch
+from recipes.pocket.bank import Bank
+from recipes.pocket.flux import velocity
+from recipes.pocket.prints import printed_transformer
+from recipes.pocket.state import autocast, load_tensors, save_tensors, train_steps
+from recipes.pocket.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEncoders
+from recipes.pocket.transformer import noised, sample_batch
 
 STEPS, LEARNING_RATE, SEED = 400, 2e-3, 11
 BOARD_SHARE = 0.4
@@ -38,7 +38,7 @@ class PinnedEmbedder(torch.nn.Module):
     """
 
     def __init__(self, embedder: torch.nn.Module, sinusoid: torch.Tensor) -> None:
-        """``sinusoid`` (1, D): how w = 1 comes in."""
+        """`sinusoid` (1, D): how w = 1 comes in."""
         super().__init__()
         self.embedder, self.sinusoid = embedder, sinusoid
         with torch.no_grad():
@@ -70,7 +70,7 @@ def pin(student: FluxTransformer2DModel) -> PinnedEmbedder:
 
 
 def train_guidance(folder: Path, steps: int = STEPS) -> None:
-    """Train, or go on training; writes ``folder/guidance.safetensors``, the embedder that is packaged."""
+    """Train, or go on training; writes `folder/guidance.safetensors`, the embedder that is packaged."""
     done = folder / "guidance.safetensors"
     if done.exists():
         return
@@ -113,7 +113,7 @@ def guidance_loss(
 ) -> torch.Tensor:
     """Mean squared difference between the student at guidance w and the teacher's guided velocity."""
     length = SINGLE_LENGTH if latents_BCHW.shape[-1] == latents_BCHW.shape[-2] * 2 // 3 else TRIPTYCH_LENGTH
-    mixed, t, _ = noised(pack(latents_BCHW), generator)
+    mixed, t, _ = noised(latents_BCHW, generator)
     scales = 1 + (LARGEST - 1) * torch.rand(len(prompts), generator=generator)
     with torch.no_grad(), autocast():
         text, empty = encoders(prompts, length), encoders([""] * len(prompts), length)
@@ -121,7 +121,7 @@ def guidance_loss(
             velocity(teacher, mixed, t, text).float(),
             velocity(teacher, mixed, t, empty).float(),
         )
-    target = without + scales[:, None, None] * (with_text - without)
+    target = without + scales.view(-1, 1, 1, 1) * (with_text - without)
     with autocast():
         predicted = velocity(student, mixed, t, text, scales)
     return F.mse_loss(predicted.float(), target)

@@ -1,6 +1,6 @@
-"""Stage ``transformer``: rectified flow on the bank, from nothing, with frozen text encoders.
+"""Stage `transformer`: rectified flow on the bank, from nothing, with frozen text encoders.
 
-The learning rate is constant until a decay is asked for (``steps`` reached, or a file ``decay-now`` in the
+The learning rate is constant until a decay is asked for (`steps` reached, or a file `decay-now` in the
 build folder), then a cosine takes it down over 60 % of the steps made so far: the run ends when the session
 demands. Every panel of a board has the same noise level; the base never sees clean context, nor a prompt
 without its panels.
@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 
-from triptych.pocket.prompts import board_caption, panel_caption
-from triptych.pocket.recipe.bank import Bank
-from triptych.pocket.recipe.flux import SHIFT, new_transformer, pack, velocity
-from triptych.pocket.recipe.state import (
+from recipes.pocket.bank import Bank
+from recipes.pocket.flux import MU, new_transformer, velocity
+from recipes.pocket.state import (
     Log,
     autocast,
     load_tensors,
@@ -30,7 +29,9 @@ from triptych.pocket.recipe.state import (
     save_tensors,
     set_learning_rate,
 )
-from triptych.pocket.recipe.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEncoders
+from recipes.pocket.text import SINGLE_LENGTH, TRIPTYCH_LENGTH, TextEncoders
+from triptych import flow
+from triptych.pocket.prompts import board_caption, panel_caption
 
 STEPS, LEARNING_RATE, SEED = 2993, 1e-3, 5
 ATTENTION = "_native_math"
@@ -58,7 +59,7 @@ def learning_rate_factor(step: int, decay_start: int | None) -> float:
 def sample_batch(
     bank: Bank, name: str, rng: random.Random, related: bool = True
 ) -> tuple[list[str], torch.Tensor]:
-    """Draw prompts and latents_BCHW; without ``related`` boards only those of independent items."""
+    """Draw prompts and latents_BCHW; without `related` boards only those of independent items."""
     prompts: list[str] = []
     latents: list[torch.Tensor] = []
     while len(prompts) < BATCH[name]:
@@ -82,21 +83,21 @@ def flow_loss(
     noise: torch.Generator,
 ) -> torch.Tensor:
     """Return the mean squared error of the velocity."""
-    mixed, t, target = noised(pack(latents), noise)
+    mixed, t, target = noised(latents, noise)
     with autocast():
         predicted = velocity(model, mixed, t, text)
     return F.mse_loss(predicted.float(), target)
 
 
-def noised(data_BLD: torch.Tensor, noise: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return noised tokens, their times (B,) and the target velocity; t is logit-normal through the time
+def noised(
+    data_BCHW: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return noised latents, their times (B,) and the target velocity; t is logit-normal through the time
     shift.
     """
-    epsilon = torch.randn(data_BLD.shape, generator=noise)
-    t = torch.sigmoid(torch.randn(len(data_BLD), generator=noise))
-    t = SHIFT * t / (1 + (SHIFT - 1) * t)
-    mixed = (1 - t[:, None, None]) * data_BLD + t[:, None, None] * epsilon
-    return mixed, t, epsilon - data_BLD
+    noise = torch.randn(data_BCHW.shape, generator=generator)
+    t = flow.shift_time(torch.sigmoid(torch.randn(len(data_BCHW), generator=generator)), MU)
+    return flow.interpolate(data_BCHW, noise, t), t, flow.velocity_target(data_BCHW, noise)
 
 
 class Training:
@@ -165,7 +166,7 @@ def train_transformer(
     start_from: Path | None = None,
     related: bool = True,
 ) -> None:
-    """Train until the decay is over; ends by writing ``transformer.done``. Without ``related`` boards: the
+    """Train until the decay is over; ends by writing `transformer.done`. Without `related` boards: the
     ablation.
     """
     if (folder / "transformer.done").exists():

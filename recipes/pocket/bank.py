@@ -1,8 +1,8 @@
-"""Stage ``bank``: the latents the transformer is trained on, encoded once.
+"""Stage `bank`: the latents the transformer is trained on, encoded once.
 
 No garment and no person of it is held out. Singles are encoded alone, boards as one wide picture (what is
 used wide must be trained wide). A board is NEVER front, back and worn of one item: that relation is what a
-LoRA has to add later. ``bank_panels.jsonl`` says what every picture shows.
+LoRA has to add later. `bank_panels.jsonl` says what every picture shows.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from recipes.pocket.autoencoder import VIEW_MIX, Codec
+from recipes.pocket.state import Log, load_tensors, save_tensors
 from triptych.pocket.prompts import Panel, sample_board
-from triptych.pocket.recipe.autoencoder import VIEW_MIX, Codec
-from triptych.pocket.recipe.state import Log, load_tensors, save_tensors
 from triptych.pocket.render import render
 from triptych.pocket.world import Garment, Scene, as_json, sample_garment, sample_printed, sample_scene
 
@@ -47,7 +47,7 @@ def _draw(index: int, single: bool) -> tuple[str, list[Panel], np.ndarray]:
 
 
 def make_bank(folder: Path, singles: int = SINGLES, boards: int = BOARDS) -> None:
-    """Render and encode; writes ``bank.safetensors`` and ``bank_panels.jsonl``."""
+    """Render and encode; writes `bank.safetensors` and `bank_panels.jsonl`."""
     if (folder / "bank.safetensors").exists():
         return
     codec, log, lines, latents = Codec(folder / "vae"), Log(folder, "bank"), [], {}
@@ -69,7 +69,7 @@ def make_bank(folder: Path, singles: int = SINGLES, boards: int = BOARDS) -> Non
 
 
 class Bank:
-    """The encoded pictures in memory: ``latents[name]`` (N, C, H, W) and ``entries[name]`` (kind, panels)."""
+    """The encoded pictures in memory: `latents[name]` (N, C, H, W) and `entries[name]` (kind, panels)."""
 
     def __init__(self, folder: Path) -> None:
         """Read the bank of a build folder."""

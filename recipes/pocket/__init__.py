@@ -1,0 +1,1 @@
+"""How the pocket model was made: one module per stage of the build. `python -m recipes.pocket --help`."""

@@ -1,1 +1,0 @@
-"""The recipe: one module per stage of the build of the pocket model (see ``triptych.pocket.build``)."""
