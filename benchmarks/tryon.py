@@ -217,7 +217,7 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
     rotary embedding, copies, Python) is what is missing to 1. Beside it, the step's speed as a share of a
     square product's: by `torch.mm`, and by the model's own function.
     """
-    from triptych.backbones.contract import Window
+    from triptych.backbones.context import Window
     from triptych.sampling.clean_context import kept_window
     from triptych.sampling.generate import active_tokens
 

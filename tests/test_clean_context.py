@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from triptych import flow
-from triptych.backbones.contract import Backbone, Window
+from triptych.backbones.context import Window
+from triptych.backbones.contract import Backbone
 from triptych.backbones.flux.model import pack, position_ids
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import ModelSettings

@@ -32,7 +32,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from triptych.backbones.contract import Backbone, Context, Text, Window, joined
+from triptych.backbones.context import Context, Window, joined
+from triptych.backbones.contract import Backbone, Text
 from triptych.lora.adapter import lora_switched_off
 from triptych.pictures.panels import PanelLayout
 

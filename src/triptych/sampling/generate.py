@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from triptych import flow, progress
-from triptych.backbones.contract import Autoencoder, Backbone, Text, TextEncoder, Window
+from triptych.backbones.context import Window
+from triptych.backbones.contract import Autoencoder, Backbone, Text, TextEncoder
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import Quantize
 from triptych.data.captions import where_cut

@@ -18,7 +18,7 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxSingleTransformerBlock
 from torch import Tensor, nn
 
-from triptych.backbones.contract import Context
+from triptych.backbones.context import Context
 from triptych.compute.attention import attention
 from triptych.compute.cpu import only_computes
 from triptych.compute.modulation import untouched, with_children

@@ -1,27 +1,22 @@
-"""FLUX.1: FluxTransformer2DModel, AutoencoderKL, CLIP and T5, as diffusers' FluxPipeline uses them.
+"""FLUX.1's transformer, FluxTransformer2DModel, as diffusers' FluxPipeline uses it.
 
-Legend: B batch, C latent channels, H and W latent rows and columns, N = H/2·W/2 image tokens, L text tokens,
-D width.
+Legend: B batch, C latent channels, H and W latent rows and columns, N = H/2·W/2 image tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from triptych import flow
 from triptych.backbones.autoencoder_kl import KLAutoencoder
-from triptych.backbones.checkpoint import whole
-from triptych.backbones.contract import Backbone, Context, Text, TextEncoder, Window
+from triptych.backbones.context import Context, Window
+from triptych.backbones.contract import Backbone, Text
 from triptych.backbones.flux.attention import install, reader
-from triptych.backbones.settings import T5_TOKENIZERS
-
-CLIP_TOKENS = 77
+from triptych.backbones.flux.text import FluxText
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:
@@ -44,32 +39,6 @@ def position_ids(h: int, w: int, device: torch.device) -> Tensor:
     """(N, 3): 0, row and column of every token, for rotary position embedding."""
     rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
     return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(device, torch.float32)
-
-
-class FluxText(TextEncoder):
-    """T5 states (`prompt_embeds`, (B, L, D)) and CLIP's pooled vector (`pooled_prompt_embeds`, (B, D))."""
-
-    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
-        self.clip_tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer")
-        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=T5_TOKENIZERS["FluxPipeline"])
-        load = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", **load)
-        self.clip = whole(model, "text_encoder", clip).to(device).eval()
-        t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", **load)
-        self.t5 = whole(model, "text_encoder_2", t5).to(device).eval()
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str], max_sequence_length: int) -> Text:
-        pad = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        clip = self.clip_tokenizer(list(prompts), max_length=CLIP_TOKENS, **pad).input_ids
-        t5 = self.t5_tokenizer(list(prompts), max_length=max_sequence_length, **pad).input_ids
-        return {
-            "prompt_embeds": self.t5(t5.to(self.t5.device))[0],
-            "pooled_prompt_embeds": self.clip(clip.to(self.clip.device)).pooler_output,
-        }
-
-    def count_tokens(self, prompt: str) -> int:
-        return len(self.t5_tokenizer(prompt).input_ids)
 
 
 class Flux(Backbone):
@@ -114,16 +83,17 @@ class Flux(Backbone):
                 self._forward(transformer, tokens, ids, t_B, states, pooled, guidance_scale), h, w
             ).float()
         attend = {} if window.context is None else {"before": window.context}
-        about = window.take(tokens), ids[window.places], t_B, states, pooled, guidance_scale, attend
-        return unpack(window.put(self._forward(transformer, *about)), h, w).float()
+        active, places = window.take(tokens), ids[window.places]
+        made = self._forward(transformer, active, places, t_B, states, pooled, guidance_scale, attend)
+        return unpack(window.put(made), h, w).float()
 
     def conditioning(self, transformer: Any, t_T: Tensor, text: Text, guidance_scale: float | None) -> Tensor:
         pooled = text["pooled_prompt_embeds"].to(self.dtype)
-        about = [t_T.to(pooled).repeat_interleave(len(pooled)) * 1000]
+        numbers = [t_T.to(pooled).repeat_interleave(len(pooled)) * 1000]
         if transformer.config.guidance_embeds:
             assert guidance_scale is not None
-            about.append(torch.full_like(about[0], guidance_scale) * 1000)
-        made: Tensor = transformer.time_text_embed(*about, pooled.repeat(len(t_T), 1))
+            numbers.append(torch.full_like(numbers[0], guidance_scale) * 1000)
+        made: Tensor = transformer.time_text_embed(*numbers, pooled.repeat(len(t_T), 1))
         return made.unflatten(0, (len(t_T), len(pooled)))
 
     def read(

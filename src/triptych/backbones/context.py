@@ -1,0 +1,142 @@
+"""Clean context: what is kept of known tokens, and which tokens of a canvas are run.
+
+`Backbone.read` returns a `Context`: keys and values of the known tokens. `Backbone.velocity` takes a
+`Window`: the active tokens, and the context that they attend to beside each other and the text.
+
+Legend: B batch, N tokens of a canvas, K active tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Context:
+    """Keys and values of known tokens, one pair for each attention layer, shaped as the family's attention
+    has them.
+    """
+
+    sequence_dim: int
+    """Which dimension of keys and values counts tokens."""
+    kept: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Key and value by attention processor."""
+    filled: int | None = None
+    """How many tokens at the front are known, if there is room for others behind them; None: no room."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the keys and values take."""
+        return sum(tensor.nbytes for pair in self.kept.values() for tensor in pair)
+
+    def repeated(self, times: int) -> Context:
+        """The context of a batch in which each sample is repeated `times` in a row. One sample is expanded
+        without a copy.
+        """
+        if times == 1:
+            return self
+
+        def repeat(kept: Tensor) -> Tensor:
+            return kept.expand(times, *kept.shape[1:]) if len(kept) == 1 else kept.repeat_interleave(times, 0)
+
+        return Context(
+            self.sequence_dim,
+            {layer: (repeat(key), repeat(value)) for layer, (key, value) in self.kept.items()},
+        )
+
+    def join(self, layer: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values that a layer attends to: the known ones, then the given ones.
+
+        With room, the given ones are written behind the known ones, which are not copied. The result is then
+        a view into that buffer, and valid until the next call.
+        """
+        dim, pairs = self.sequence_dim, zip(self.kept[layer], (key, value), strict=True)
+        if self.filled is None:
+            known_key, known_value = (torch.cat([known, new], dim) for known, new in pairs)
+            return known_key, known_value
+        count = key.shape[dim]
+        for places, new in pairs:
+            places.narrow(dim, self.filled, count).copy_(new)
+        known_key, known_value = (places.narrow(dim, 0, self.filled + count) for places in self.kept[layer])
+        return known_key, known_value
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which tokens are run, and what they attend to beside each other and the text.
+
+    active: (rows, columns) bool on the token grid of the canvas; or (B, rows, columns), each sample its own,
+    with equally many active tokens. context: the result of `Backbone.read`, or several of them `joined`; with
+    None the active tokens attend to the text alone.
+    """
+
+    active: Tensor
+    context: Context | None = None
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Indices of the active tokens, (1, K) or (B, K)."""
+        rows = self.active.reshape(-1, self.active.shape[-2] * self.active.shape[-1])
+        return rows.nonzero()[:, 1].view(len(rows), int(rows[0].sum()))
+
+    def take(self, tokens_BND: Tensor) -> Tensor:
+        """The active ones of a canvas's tokens, (B, K, D)."""
+        places = self.places.to(tokens_BND.device)[..., None]
+        return tokens_BND.gather(1, places.expand(len(tokens_BND), -1, tokens_BND.shape[2]))
+
+    def put(self, made_BKD: Tensor) -> Tensor:
+        """A canvas's tokens (B, N, D): the active ones as given, the others 0."""
+        places = self.places.to(made_BKD.device)[..., None].expand_as(made_BKD)
+        count = self.active.shape[-2] * self.active.shape[-1]
+        return made_BKD.new_zeros(len(made_BKD), count, made_BKD.shape[2]).scatter(1, places, made_BKD)
+
+
+def joined(rows: list[list[Context]], room: int = 0) -> Context:
+    """One context for a batch: each row's contexts one after another, then room for `room` more tokens.
+
+    All rows must have equally many tokens. With room, the given lists are emptied and each layer is freed as
+    soon as it is copied, unless somebody else holds the context: contexts are gigabytes.
+    """
+    first = rows[0][0]
+    if len(rows) == len(rows[0]) == 1 and not room:
+        return first
+    dim, layers, parts = (
+        first.sequence_dim,
+        list(first.kept),
+        [[dict(one.kept) for one in row] for row in rows],
+    )
+    del first
+    if room:
+        for row in rows:
+            row.clear()
+    made = Context(dim)
+    for layer in layers:
+        pairs = [[part.pop(layer) for part in row] for row in parts]
+        made.kept[layer] = tuple(
+            _side_by_side([[pair[which] for pair in row] for row in pairs], dim, room) for which in (0, 1)
+        )  # type: ignore[assignment]
+        if room:
+            made.filled = sum(pair[0].shape[dim] for pair in pairs[0])
+    return made
+
+
+def _side_by_side(rows: Sequence[Sequence[Tensor]], dim: int, room: int) -> Tensor:
+    if not room and len(rows) == 1:
+        return torch.cat(list(rows[0]), dim)
+    if not room:
+        return torch.cat([torch.cat(list(row), dim) for row in rows])
+    shape = list(rows[0][0].shape)
+    shape[0], shape[dim] = len(rows), sum(part.shape[dim] for part in rows[0]) + room
+    places = rows[0][0].new_empty(shape)
+    for number, row in enumerate(rows):
+        at = 0
+        for part in row:
+            places[number : number + 1].narrow(dim, at, part.shape[dim]).copy_(part)
+            at += part.shape[dim]
+    return places
