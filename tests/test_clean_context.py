@@ -279,8 +279,8 @@ def test_a_stopped_clean_run_resumes_to_the_same_lora(tiny: Path, tmp_path: Path
     train(config(tmp_path / "whole", tiny, **options)).finish()
     run = train(config(tmp_path / "stopped", tiny, **options))
     for _ in range(3):
-        next(iter(run))
-    run._events.close()
+        next(run)
+    run.close()
     assert train(config(tmp_path / "stopped", tiny, **options)).finish()["resumed_at"] == 2
     whole, stopped = (load_file(tmp_path / name / "lora" / FILE_NAME) for name in ("whole", "stopped"))
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)

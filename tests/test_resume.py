@@ -119,7 +119,7 @@ def run_and_stop(
         patch.setattr(checkpoints, "_prune", stop_at(number, checkpoints._prune, stop))
     for done, _ in enumerate(run, 1):
         if place == "after a step" and done == number:
-            run._events.close()
+            run.close()
             stop()
 
 

@@ -232,7 +232,7 @@ def embedded(work: Path, model: Path, stop_after: int | None = None) -> None:
     run = embed(EmbedConfig(work=work, model=str(model), device="cpu", dtype="fp32", batch_size=1))
     for number, _ in enumerate(run, 1):
         if number == stop_after:
-            run._events.close()  # type: ignore[attr-defined]
+            run.close()
             return
 
 

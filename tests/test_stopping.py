@@ -161,7 +161,7 @@ def test_a_lora_can_be_taken_from_any_checkpoint(
     for event in run:
         if event.id == "step 5":
             break
-    run._events.close()
+    run.close()
     checkpoint = tmp_path / "lora" / "checkpoints" / "step-00000004"
     with pytest.raises(ModelError, match="has not come to its end") as caught:
         read_lora(tmp_path / "lora")
@@ -197,7 +197,7 @@ def test_a_training_goes_on_longer(tmp_path: Path, tiny_flux: Path) -> None:
     for event in run:
         if event.id == "step 5" and event.status == "done":
             break
-    run._events.close()
+    run.close()
     assert train(config(killed, tiny_flux, max_train_steps=6)).finish()["resumed_at"] == 4
     assert same_lora(longer, killed)
     assert [row["step"] for row in rows_of(longer)] == [1, 2, 3, 4, 5, 6]
@@ -272,7 +272,7 @@ def test_a_training_ended_early_keeps_the_rows_of_its_later_checkpoints(
     for event in run:
         if event.id == "step 7":
             break
-    run._events.close()  # checkpoints of steps 2, 4 and 6
+    run.close()  # checkpoints of steps 2, 4 and 6
     for _ in range(2):  # made, and kept
         summary = train(config(shorter, tiny_flux, max_train_steps=4)).finish()
         assert (summary["train_steps"], read_lora(shorter / "lora")[1]["steps"]) == (4, 4)

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import save_file
 
 from triptych.errors import InputError, WorkError
-from triptych.events import Event, Run
 from triptych.store.files import digest, publish, read_jsonl, read_text, sha256_file, write_json, write_text
 from triptych.store.folder import StageFolder
 
@@ -194,10 +193,9 @@ def test_digest_does_not_depend_on_key_order() -> None:
     assert digest({"a": 1}) != digest({"a": 2})
 
 
-def test_nested_events_carry_the_inner_run(tmp_path: Path) -> None:
-    inner = Run("inner", 2, iter([Event("x"), Event("y")]), {})
-    assert [(event.stage, event.of) for event in inner.nested()] == [("inner", 2)] * 2
+def test_a_path_is_written_as_text(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": Path("p")})
+    assert (tmp_path / "a.json").read_text() == '{\n  "x": "p"\n}\n'
 
 
 def test_a_users_text_file_is_read_without_its_mark(tmp_path: Path) -> None:

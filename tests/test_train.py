@@ -123,7 +123,7 @@ def test_a_stopped_run_resumes_to_the_same_lora(tmp_path: Path, tiny: Path) -> N
         for number, _ in enumerate(run, 1):
             if number == stop_after:
                 break
-        run._events.close()
+        run.close()
     last = train(config(stopped, tiny, **options)).finish()
     assert last["resumed_at"] > 0
     theirs, ours = (load_file(work / "lora" / FILE_NAME) for work in (whole, stopped))
@@ -220,8 +220,8 @@ def test_embeddings_of_another_model_are_refused(tmp_path: Path, tiny_flux: Path
 def test_settings_may_change_as_long_as_nothing_is_trained(tmp_path: Path, tiny_flux: Path) -> None:
     write_records(tmp_path, ["id-1"], tiny_flux)
     run = train(config(tmp_path, tiny_flux))
-    next(iter(run))
-    run._events.close()
+    next(run)
+    run.close()
     train(config(tmp_path, tiny_flux, batch_size=1, max_train_steps=1)).finish()
 
 

@@ -366,7 +366,7 @@ def test_training_stops_early_and_keeps_the_best_also_when_resumed(
     run = train(config(best, tiny_flux, **options))
     for number, _ in enumerate(run, 1):
         if number == summary["train_steps"] - 4:
-            run._events.close()
+            run.close()
             break
     at_best = load_newest(best / "lora" / "checkpoints")
     assert at_best is not None and at_best[0] == summary["train_steps"] - 4
@@ -429,7 +429,7 @@ def test_weights_that_are_no_numbers_are_never_saved(work: Path, tiny_flux: Path
 def test_a_resumed_run_has_as_many_events_as_it_says(work: Path, tiny_flux: Path) -> None:
     run = train(config(work, tiny_flux))
     next(event for event in run if event.id == "step 4")
-    run._events.close()
+    run.close()
     events = list(train(config(work, tiny_flux)))
     assert [event.status for event in events] == ["kept"] * 4 + ["done"] * 2
     assert events[-1].note.endswith("s/step"), "the time that is left stands in the bar"

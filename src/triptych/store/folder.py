@@ -76,7 +76,7 @@ class StageFolder:
             WorkError: another process is writing to it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / f".{self.stage}.lock")
+        lock = FileLock(self.path / f".{self.stage}.lock", thread_local=False)  # closed by any thread
         try:
             lock.acquire(timeout=0)
         except Timeout as error:

@@ -136,7 +136,7 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     )
     write_json(out / "summary.json", summary)
     write_report(out, summary, pictures)
-    yield Event("report.html", stage="report", of=1)
+    yield Event("report.html", stage="report", of=1, result=out / "report.html")
 
 
 def _stage(run: Run, summary: dict[str, Any]) -> Iterator[Event]:

@@ -107,7 +107,7 @@ def generate(config: GenerateConfig) -> Run:
             )
             save_png(canvas, files["canvas"], text=text_chunks(about, models), xmp=xmp.packet(source))
             summary["images"].append(str(files["canvas"]))
-            yield Event(name)
+            yield Event(name, result=files["canvas"])
 
     return Run("generate", len(config.seeds), work(), summary)
 

@@ -98,7 +98,7 @@ def init(config: InitConfig) -> Run:
             if reason is None:
                 items.add(item)
                 summary["photos"] += 1
-                yield Event(path.relative_to(photos).as_posix())
+                yield Event(path.relative_to(photos).as_posix(), result=path)
             else:
                 reasons[short_reason(reason)] += 1
                 yield Event(path.relative_to(photos).as_posix(), "rejected", reason)

@@ -62,7 +62,7 @@ def lora_convert(config: LoraConvertConfig) -> Run:
         about = {"family": file.family, **file.about, "converted_from_sha256": sha256_file(file.path)}
         write_lora(out, file.state, about, config.to, file.metadata)
         summary["text_encoder_tensors_left_out"] = file.left_out
-        yield Event(out.name)
+        yield Event(out.name, result=out)
 
     return Run("lora_convert", 1, work(), summary)
 
@@ -77,7 +77,7 @@ def lora_inspect(config: LoraInspectConfig) -> Run:
         raise InputError("There is no LoRA to look at.", "Say `triptych lora inspect FILE`.")
     file = open_lora(config.lora)
     summary = describe(file)
-    run = Run("lora_inspect", 1, iter([Event(file.path.name)]), summary)
+    run = Run("lora_inspect", 1, iter([Event(file.path.name, result=summary)]), summary)
     run.text = "\n".join(_lines(file, summary))
     return run
 

@@ -83,7 +83,7 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
     def work() -> Iterator[Event]:
         for stage in stages:
             summary[stage.name] = stage.planned(units[stage.name])
-            yield Event(stage.name)
+            yield Event(stage.name, result=summary[stage.name])
         summary["verdict"] = verdict(summary)
         change = advice.for_run({stage.name: summary[stage.name]["change"] for stage in stages}, train)
         summary["for_run"] = run_line(summary, change, layout, train.rank)

@@ -227,7 +227,9 @@ def _steps(
             summary.update(train_steps=state.step, loss=log.mean_loss())
             if last or state.step % config.checkpointing_steps == 0:
                 save()
-            yield Event(f"step {state.step}", note=f"loss {log.mean_loss():.4f}, {speed:.2f} s/step")
+            yield Event(
+                f"step {state.step}", note=f"loss {log.mean_loss():.4f}, {speed:.2f} s/step", result=row
+            )
         log.close()
         if writes:
             save_average(folder / FILE_NAME, state.best or state.average)

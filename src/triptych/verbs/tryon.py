@@ -68,7 +68,7 @@ def tryon(config: TryonConfig) -> Run:
             summary["images"].append(str(path))
             if job.sampling.context == "clean":
                 summary["context_cache"] = models.contexts.summary()
-            yield Event(path.name)
+            yield Event(path.name, result=path)
         if len(thumbs) > 1:
             packet = xmp.packet("compositeWithTrainedAlgorithmicMedia")
             save_png(
