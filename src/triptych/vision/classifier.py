@@ -35,7 +35,6 @@ class Classifier:
         support: (S, D) float32 support vectors.
         dual: (S,) float64 dual coefficients.
         intercept: the decision function's constant.
-        gamma: width of an RBF kernel, None for the linear one.
         unsure: photos with |margin| below this are labelled `unsure`.
         extractor: `Extractor.identity` of the features it was trained on.
     """
@@ -43,7 +42,6 @@ class Classifier:
     support: np.ndarray
     dual: np.ndarray
     intercept: float
-    gamma: float | None
     unsure: float
     extractor: str
 
@@ -53,9 +51,6 @@ class Classifier:
         """
         x_ND, support_SD = features.astype(np.float64), self.support.astype(np.float64)
         kernel_NS = x_ND @ support_SD.T
-        if self.gamma is not None:
-            squares = (x_ND**2).sum(1)[:, None] + (support_SD**2).sum(1)[None] - 2 * kernel_NS
-            kernel_NS = np.exp(-self.gamma * np.maximum(squares, 0))
         return kernel_NS @ self.dual + self.intercept
 
     def decide(self, features: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -84,7 +79,6 @@ class Classifier:
         about = {
             "format": _FORMAT,
             "intercept": self.intercept,
-            "gamma": self.gamma,
             "unsure": self.unsure,
             "extractor": self.extractor,
         }
@@ -114,9 +108,8 @@ def load_classifier(path: Path) -> Classifier:
             or not np.isfinite(dual).all()
         ):
             raise ValueError("its arrays do not fit together")
-        gamma = None if about["gamma"] is None else float(about["gamma"])
         return Classifier(
-            support, dual, float(about["intercept"]), gamma, float(about["unsure"]), str(about["extractor"])
+            support, dual, float(about["intercept"]), float(about["unsure"]), str(about["extractor"])
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise WorkError(
@@ -130,7 +123,6 @@ def train_classifier(
     *,
     extractor: str,
     unsure: float = 0.1,
-    gamma: float | None = None,
 ) -> Classifier:
     """Train on (N, D) features labelled "human" or "garment"; both classes weigh the same however many
     examples each has.
@@ -139,12 +131,11 @@ def train_classifier(
         InputError: fewer than `MIN_EXAMPLES` of a class.
     """
     human = _is_human(labels)
-    machine = _machine(gamma).fit(features, human)
+    machine = _machine().fit(features, human)
     trained = Classifier(
         machine.support_vectors_.astype(np.float32),
         machine.dual_coef_[0].copy(),
         float(machine.intercept_[0]),
-        gamma,
         unsure,
         extractor,
     )
@@ -169,7 +160,7 @@ def doubtful(features: np.ndarray, labels: list[str], *, seed: int = 0) -> list[
     )
     wrong: list[int] = []
     for train, test in folds.split(features, human):
-        margins = _machine(None).fit(features[train], human[train]).decision_function(features[test])
+        margins = _machine().fit(features[train], human[train]).decision_function(features[test])
         wrong += [
             int(index) for index, margin in zip(test, margins, strict=True) if (margin > 0) != human[index]
         ]
@@ -187,12 +178,7 @@ def _is_human(labels: list[str]) -> np.ndarray:
     return human
 
 
-def _machine(gamma: float | None) -> Any:  # scikit-learn has no types
+def _machine() -> Any:  # scikit-learn has no types
     from sklearn.svm import SVC
 
-    return SVC(
-        kernel="linear" if gamma is None else "rbf",
-        C=PENALTY,
-        gamma=gamma or "scale",
-        class_weight="balanced",
-    )
+    return SVC(kernel="linear", C=PENALTY, class_weight="balanced")
