@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych.data.captions import BRAND, Caption, lint, marker, normalise, replace_brand
+from triptych.data.captions import (
+    BRAND,
+    Caption,
+    foreign_share,
+    lint,
+    marker,
+    normalise,
+    read_caption,
+    replace_brand,
+)
 from triptych.errors import InputError
 
 GOOD = (
@@ -65,8 +76,9 @@ def test_parse_takes_text_apart() -> None:
 )
 def test_broken_structure_is_named_and_refused(text: str, problem: str) -> None:
     assert problem in lint(text)
-    with pytest.raises(InputError, match="house format"):
+    with pytest.raises(InputError, match="house format") as caught:
         Caption.parse(text)
+    assert caught.value.hint == "Write summary <IMAGE 1> text <IMAGE 2> text <IMAGE 3> text."
 
 
 @pytest.mark.parametrize(
@@ -84,6 +96,8 @@ def test_broken_structure_is_named_and_refused(text: str, problem: str) -> None:
         ("\x1b[31mred", "control or invisible"),
         ("nul\x00", "control or invisible"),
         ("line\u2028separator", "control or invisible"),
+        ("paragraph\u2029separator", "control or invisible"),
+        ("private\ue000use", "control or invisible"),
         ("\udc80", "control or invisible"),
         ("<IMAGE " + "9" * 5000 + ">", "markup"),
     ],
@@ -92,6 +106,39 @@ def test_what_does_not_belong_in_a_caption(insert: str, problem: str) -> None:
     found = lint(GOOD.replace("red", f"red {insert} "))
     assert any(problem in one for one in found), found
     assert all(insert not in one for one in found)  # problems never quote the text
+
+
+def test_small_talk_after_a_marker_is_small_talk() -> None:
+    assert lint("<IMAGE 1> Sure, a red shirt.", 1) == [
+        "no summary before <IMAGE 1>",
+        "it has small talk, which describes nothing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("", 0), ("ж", 1), ("Ж", 1), ("ー", 1), ("\U00017000", 1), ("ǅж", 0.5), ("°©®ж", 0.25), ("123 -", 0)],
+)
+def test_what_is_not_latin_is_foreign(text: str, share: float) -> None:
+    assert foreign_share(text) == share
+
+
+def test_a_caption_file_is_read_as_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "c.txt"
+    file.write_bytes("\ufeff\ufeffA  red\r\n\tshirt \ufeff\n".encode())
+    assert read_caption(file) == "A red shirt"
+    file.write_bytes(b"a" * 65536)
+    assert len(read_caption(file)) == 65536
+    file.write_bytes(b"a" * 65537)
+    with pytest.raises(InputError, match=r"^The caption .*c\.txt cannot be read: it is larger than 64 KB"):
+        read_caption(file)
+    for about, shown in (
+        ({}, "Check the path, and who may read it."),
+        ({"hint": "Look there."}, "Look there."),
+    ):
+        with pytest.raises(InputError, match="does not exist") as caught:
+            read_caption(tmp_path / "none.txt", **about)
+        assert caught.value.hint == shown
 
 
 def test_plain_punctuation_is_welcome() -> None:
@@ -121,6 +168,9 @@ def test_limits() -> None:
     assert lint(GOOD, token_counter=count, max_tokens=count(GOOD) - 1) == [
         "it is too long: 23 tokens, the text encoder reads 22"
     ]
+    assert lint(GOOD, token_counter=count) == [], "without a limit nothing is counted"
+    assert len(lint("", token_counter=lambda _: pytest.fail("broken text"), max_tokens=1)) == 3
+    assert lint(GOOD, unknown_share=lambda _: 0.1) == []
     assert lint(GOOD, max_words=22) == []
     assert lint(GOOD, max_words=21) == ["it is too long: 22 words, at most 21"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,15 @@ import pytest
 from triptych.data.catalogue import (
     Photo,
     match_overrides,
+    nothing_usable,
     override_name,
     read_overrides,
     read_photos,
+    reject_reasons,
+    why_nothing_usable,
     write_photos,
 )
+from triptych.data.photo_folders import COPY_LINKS, LEAVES
 from triptych.errors import InputError, WorkError
 
 
@@ -53,7 +58,13 @@ def test_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["item1/a.jpg", "human", "item1/a.jpg cat", "item1/a.jpg unsure"])
 def test_override_lines_without_a_label(line: str, tmp_path: Path) -> None:
     (tmp_path / "o.txt").write_text("# first\n" + line)
-    with pytest.raises(InputError, match="line 2"):
+    with pytest.raises(InputError, match="line 2") as caught:
+        read_overrides(tmp_path / "o.txt")
+    assert caught.value.hint.endswith("labels: human, garment, front, back, rejected.")
+
+
+def test_a_missing_override_file_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^The override file .* does not exist"):
         read_overrides(tmp_path / "o.txt")
 
 
@@ -88,6 +99,22 @@ def test_overrides_understand_windows_and_macs(tmp_path: Path) -> None:
     assert missed == ["item1\\x.jpg"]
 
 
+def test_of_two_names_that_look_alike_the_one_written_is_meant() -> None:
+    composed, decomposed = "r\u00fcck.jpg", "ru\u0308ck.jpg"
+    matched, _ = match_overrides(
+        {composed: "back", decomposed: "front"}, [composed, decomposed], Path("photos")
+    )
+    assert matched == {composed: "back", decomposed: "front"}
+
+
+@pytest.mark.parametrize(("photos", "front"), [("/", "/"), ("BOX", "BOX/"), ("new ", "new /")])
+def test_odd_folders_stand_in_front_too(photos: str, front: str) -> None:
+    assert match_overrides({f"{front}a/1.jpg": "back"}, ["a/1.jpg"], Path(photos)) == (
+        {"a/1.jpg": "back"},
+        [],
+    )
+
+
 @pytest.mark.parametrize(
     "front", ["photos/", "shop/photos/", "{tmp}/shop/photos/", "./shop/photos/", "shop\\photos\\"]
 )
@@ -108,6 +135,35 @@ def test_overrides_take_the_paths_that_are_shown(
 def test_the_listing_spells_a_photo_as_overrides_takes_it(name: str, tmp_path: Path) -> None:
     (tmp_path / "o.txt").write_text(f"{override_name(tmp_path / name, tmp_path)} back\n", encoding="utf-8")
     assert match_overrides(read_overrides(tmp_path / "o.txt"), [name], tmp_path) == ({name: "back"}, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "spelled"),
+    [
+        ("X1.jpg", "X1.jpg"),
+        (" \u00e9.jpg", '" \u00e9.jpg"'),
+        ("a\u2028\u00e9.jpg", '"a\\u2028\\u00e9.jpg"'),
+    ],
+)
+def test_the_listing_quotes_no_more_than_it_must(name: str, spelled: str) -> None:
+    assert override_name(Path("p") / name, Path("p")) == spelled
+
+
+def test_why_photos_were_rejected_is_counted() -> None:
+    reasons = ["too small: 90 × 80 pixels", "one of 3 copies", "too small: 70 × 60 pixels"]
+    photos = [Photo("i", f"p/{n}", "", "rejected", None, reason) for n, reason in enumerate(reasons)]
+    kept = Photo("i", "p/kept", "ab", "garment", 0.1, "example")
+    assert reject_reasons([*photos, kept]) == [("too small", 2), ("one", 1)]
+    said, hint = why_nothing_usable([*photos[:1], kept])
+    assert said == "No photo is usable: 1 × too small: 90 × 80 pixels."
+    assert hint == "Mend that, then run the same command again."
+    assert nothing_usable(Counter())[0] == "There is no photo in the catalogue."
+    said, hint = nothing_usable(Counter({LEAVES: 2}))
+    assert said.startswith("All 2 photos are links that leave") and hint == COPY_LINKS
+    assert nothing_usable(Counter({"a": 4, LEAVES: 3, "b": 2, "c": 1})) == (
+        f"No photo is usable: 4 × a; 3 × {LEAVES}; 2 × b.",
+        COPY_LINKS,
+    )
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, "[1]", '{"a": 1' + "0" * 5000 + "}"])

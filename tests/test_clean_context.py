@@ -5,6 +5,7 @@ changes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from triptych.backbones.contract import Backbone
 from triptych.backbones.flux.model import pack, position_ids
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import ModelSettings
-from triptych.lora.adapter import FILE_NAME
+from triptych.lora.adapter import FILE_NAME, add_lora
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling import token_sets
 from triptych.sampling.clean_context import kept_window, product_tokens, read_window
@@ -216,6 +217,29 @@ def test_products_that_read_only_products_equal_one_pass(parts: Parts, share: fl
     assert (made[0] - joint).abs().max() > 1e-5, "joint reading is something else"
 
 
+def test_known_tokens_are_read_with_the_lora_or_without_and_only_where_told(tiny: Path) -> None:
+    backbone = load_backbone(str(tiny), "cpu", "fp32")
+    transformer = backbone.load_transformer()
+    latents = torch.randn(1, 16, 6, 12, generator=torch.Generator().manual_seed(1))
+    products = product_tokens(PanelLayout(32, 48), 16)
+    assert products.tolist() == [[True] * 4 + [False] * 2] * 3
+    words, t, about = text(1, 1), torch.tensor([0.7]), (backbone, transformer, latents, ~products, text(1, 2))
+    kept = functools.partial(kept_window, room=6 + 24)
+
+    def velocity(window: Window) -> torch.Tensor:
+        return backbone.velocity(transformer, latents, t, words, 3.5, window)
+
+    with torch.no_grad():
+        bare = read_window(*about, True)
+        for parameter in add_lora(transformer, backbone.lora_targets, 4, 4, 0.0, 0):
+            nn.init.normal_(parameter, std=0.2)
+        for read in (read_window, kept):
+            without, with_lora = (velocity(read(*about, lora)) - velocity(bare) for lora in (False, True))
+            assert without.abs().max() < 1e-6 and with_lora.abs().max() > 1e-4
+            window = read(*about, True, ~products)
+            assert window.context is None and window.active is about[3], "of the worn panel nothing is known"
+
+
 def test_installed_processors_change_nothing_without_a_context(parts: Parts) -> None:
     backbone, transformer = parts
     stock = backbone.load_transformer()
@@ -305,13 +329,18 @@ def test_the_lora_says_what_its_products_attended_to(
     assert f"trained with the context reading '{reading}'" in caplog.text
 
 
-def test_training_reads_as_sampling_does(parts: Parts, tiny: Path, tmp_path: Path) -> None:
+def test_training_reads_as_sampling_does(
+    parts: Parts, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a part of the person known the two readings differ, and training's loss is that of sampling's
     velocity.
     """
     backbone, transformer = parts
     write_records(tmp_path, ["id-1", "id-2"], tiny)
-    errors = []
+    errors, predicted, velocity = [], [], backbone.velocity
+    monkeypatch.setattr(
+        backbone, "velocity", lambda *about: predicted.append(velocity(*about)) or predicted[-1]
+    )
     for reading in ("joint", "products"):
         options = config(tmp_path, tiny, context="clean", context_reading=reading)
         batch = training_set(tmp_path, options).fixed(backbone, "id-1", 0.6)
@@ -329,6 +358,8 @@ def test_training_reads_as_sampling_does(parts: Parts, tiny: Path, tmp_path: Pat
                 options, backbone, transformer, dataclasses.replace(batch, active=active)
             ).sample_B
         assert loss.item() == pytest.approx(error[:, :, :4, 8:].square().mean().item(), rel=1e-5)
+        sampled, trained = predicted[-2:]
+        assert (sampled - trained).abs().max() < 1e-6
         errors.append(error)
     assert (errors[0] - errors[1]).abs().max() > 1e-5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from triptych.pictures.panels import PanelLayout
+from triptych.sampling import clean_context
 from triptych.sampling.clean_context import ContextCache, kept_window, product_tokens, read_window
 from triptych.sampling.generate import Models, Sampling, load_models
 from triptych.verbs.tryon import TryonConfig, tryon
@@ -94,6 +96,19 @@ def test_the_limit_holds_and_the_longest_unused_goes_first() -> None:
     large = torch.zeros(26)
     assert cache.get("large", lambda: large) is large
     assert len(cache) == 2, "what is larger than the limit drives nothing out"
+    exact = ContextCache(80)
+    for name in "ab":
+        exact.get(name, lambda name=name: entries[name])
+    assert exact.nbytes == 80, "what just fits stays"
+    whole = ContextCache(40)
+    whole.get("a", lambda: entries["a"])
+    assert whole.nbytes == 40
+
+
+def test_the_summary_is_in_gib() -> None:
+    cache = ContextCache(1 << 31)
+    cache.get("key", lambda: SimpleNamespace(nbytes=1_234_567_890))
+    assert cache.summary() == {"reused": 0, "read": 1, "held": 1, "held_gib": 1.15}
 
 
 def test_reading_with_room_is_reading(models: Models) -> None:
@@ -120,6 +135,20 @@ def test_reading_with_room_is_reading(models: Models) -> None:
         assert cache.misses == (2 if first is None else 4)
     assert roomy.context is not None and roomy.context.filled == 14
     assert not any(value.requires_grad for pair in roomy.context.kept.values() for value in pair)
+
+
+def test_what_was_read_with_nothing_to_find_again_is_not_hashed(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan's tensors have no data to hash."""
+    monkeypatch.setattr(clean_context, "_key", lambda *_: pytest.fail("one canvas and no cache: no key"))
+    active = product_tokens(LAYOUT, 16)
+    latents = torch.zeros(1, 16, 6, 12)
+    for cache in (None, ContextCache(0)):
+        window = kept_window(
+            models.backbone, models.transformer, latents, active, models.text([""]), True, room=1, cache=cache
+        )
+        assert window.context is not None and window.context.filled == 6
 
 
 @pytest.mark.parametrize("change", ["places", "grid", "values", "before", "lora"])

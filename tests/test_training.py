@@ -178,6 +178,13 @@ def test_panel_weights_weigh_the_means_of_panels(
         work, tiny_flux, monkeypatch, "back", panel_weights=weights
     )
     assert torch.allclose(weighed.sample_B, torch.full((2,), 0.5))
+    small = {"front": 0.1, "back": 0.1, "worn": 0.0}
+    weighed = losses_where_only_one_panel_is_wrong(work, tiny_flux, monkeypatch, "back", panel_weights=small)
+    assert torch.allclose(weighed.sample_B, torch.full((2,), 2.0)), "only their proportion matters"
+    named = losses_where_only_one_panel_is_wrong(
+        work, tiny_flux, monkeypatch, "back", panel_weights={"back": 2.0}
+    )
+    assert torch.allclose(named.sample_B, torch.full((2,), 2.0)), "a panel that is not named weighs 1"
 
 
 def test_a_loss_mask_says_where_errors_count_and_panels_stay_equal(
@@ -186,16 +193,16 @@ def test_a_loss_mask_says_where_errors_count_and_panels_stay_equal(
     masks = work / "masks"
     masks.mkdir()
     pixels = np.zeros((48, 96), dtype=np.uint8)
-    pixels[:8, :8] = 255  # one latent of the front
+    pixels[:8, :4] = 255  # half of one latent of the front
     pixels[:, 64:] = 255  # the worn panel; nothing of the back
     for n in range(1, 5):
         Image.fromarray(pixels).save(masks / f"id-{n}.png")
     at = {"loss_masks": masks}
     front = losses_where_only_one_panel_is_wrong(work, tiny_flux, monkeypatch, "front", **at)
     assert torch.allclose(front.sample_B, torch.full((2,), 2.0)), (
-        "one latent of the front weighs as much as all of the worn panel"
+        "half a latent of the front weighs as much as all of the worn panel"
     )
-    assert torch.equal(front.area_BP, torch.tensor([[1.0, 0.0, 24.0]] * 2))
+    assert torch.equal(front.area_BP, torch.tensor([[0.5, 0.0, 24.0]] * 2))
     back = losses_where_only_one_panel_is_wrong(work, tiny_flux, monkeypatch, "back", **at)
     assert torch.equal(back.sample_B, torch.zeros(2))
     before = training_set(work, config(work, tiny_flux, **at)).fingerprint
