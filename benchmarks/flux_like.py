@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from triptych.backbones.registry import load_backbone
 from triptych.compute.cpu import GELU, Linear, ProjectedGELU, install
-from triptych.sampling.generate import Models
+from triptych.sampling.opened import Models
 
 PROMPT = "p"
 """Its embeddings are random, as everything else."""

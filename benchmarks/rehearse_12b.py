@@ -33,7 +33,8 @@ from triptych.data.embeddings import EMPTY, EmbeddingRecord, save_record, save_t
 from triptych.flow import generator_for
 from triptych.lora.adapter import load_lora
 from triptych.pictures.panels import PanelLayout
-from triptych.sampling.generate import Sampling, sample_latents
+from triptych.sampling.options import Sampling
+from triptych.sampling.sampler import Canvases, Known, sample_latents
 from triptych.store.files import write_json, write_text
 from triptych.training.config import TrainConfig
 from triptych.training.log import duration, peak_memory_gib
@@ -323,7 +324,8 @@ def _sample(
     states = torch.zeros(1, text_tokens, config["joint_attention_dim"])
     text = {"prompt_embeds": states, "pooled_prompt_embeds": torch.zeros(1, config["pooled_projection_dim"])}
     sampling = Sampling(num_inference_steps=2, context=context)  # type: ignore[arg-type]
-    made = sample_latents(backbone, transformer, layout, shape, text, text, [0], sampling, known, mask)
+    canvas = Canvases(layout, shape, text, [0], text, Known(known, mask))
+    made = sample_latents(backbone, transformer, canvas, sampling)
     return bool(made.isfinite().all()) and torch.equal(
         made[..., : -layout.width // 8], known[..., : -layout.width // 8]
     )

@@ -20,7 +20,9 @@ from PIL import Image
 from triptych.pictures.panels import PanelLayout
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import render
-from triptych.sampling.generate import Sampling, generate_triptych, load_models
+from triptych.sampling.generate import generate_triptych
+from triptych.sampling.opened import load_models
+from triptych.sampling.options import Sampling
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:

@@ -39,7 +39,7 @@ from triptych.backbones.contract import Backbone
 from triptych.data.embeddings import EMPTY, EmbeddingFolder, EmbeddingRecord, save_record, save_text
 from triptych.lora.adapter import add_lora
 from triptych.pictures.panels import PanelLayout
-from triptych.sampling.generate import Models
+from triptych.sampling.opened import Models
 from triptych.training.config import TrainConfig
 from triptych.training.data import Batch, TrainingSet
 from triptych.training.loss import losses_of

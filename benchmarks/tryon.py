@@ -33,8 +33,9 @@ from triptych.backbones.flux.model import pack, unpack
 from triptych.compute.attention import attention
 from triptych.compute.cpu import linear
 from triptych.pictures.panels import PanelLayout, concatenate
+from triptych.sampling.canvas import decoded_panel
 from triptych.sampling.clean_context import ContextCache
-from triptych.sampling.generate import Sampling, decoded_panel
+from triptych.sampling.options import Sampling
 from triptych.vton.dress import Person, try_on
 
 PERSONS = 8
@@ -219,7 +220,7 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
     """
     from triptych.backbones.context import Window
     from triptych.sampling.clean_context import kept_window
-    from triptych.sampling.generate import active_tokens
+    from triptych.sampling.sampler import active_tokens
 
     models, layout, size = bench.models, bench.layout, bench.size
     backbone, transformer = models.backbone, models.transformer

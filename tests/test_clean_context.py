@@ -24,7 +24,8 @@ from triptych.lora.adapter import FILE_NAME, add_lora
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling import token_sets
 from triptych.sampling.clean_context import kept_window, product_tokens, read_window
-from triptych.sampling.generate import active_tokens, load_models, sample_latents
+from triptych.sampling.opened import load_models
+from triptych.sampling.sampler import Canvases, Known, active_tokens, sample_latents
 from triptych.training.data import draw_active
 from triptych.training.loss import losses_of
 from triptych.verbs.generate import GenerateConfig
@@ -272,26 +273,15 @@ def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny: Pat
     words, empty = models.text(["a dress"]), models.text([""])
     for guidance in (1.0, 3.0):
         sampling = dataclasses.replace(sampling, context_guidance_scale=guidance)
-        made = sample_latents(
-            models.backbone,
-            models.transformer,
-            layout,
-            known.shape[1:],
-            words,
-            empty,
-            [1],
-            sampling,
-            known,
-            mask,
-        )
+        canvas = Canvases(layout, known.shape[1:], words, [1], empty, Known(known, mask))
+        made = sample_latents(models.backbone, models.transformer, canvas, sampling)
         outside = (mask == 0).expand_as(made)
         assert torch.equal(made[outside], known[outside])
         assert (made - known)[~outside].abs().min() > 0
     other = torch.randn(1, 16, 6, 12)
     other[..., 8:] = known[..., 8:]
-    moved = sample_latents(
-        models.backbone, models.transformer, layout, known.shape[1:], words, empty, [1], sampling, other, mask
-    )
+    canvas = Canvases(layout, known.shape[1:], words, [1], empty, Known(other, mask))
+    moved = sample_latents(models.backbone, models.transformer, canvas, sampling)
     inside = (mask == 1).expand_as(made)
     assert (made[inside] - moved[inside]).abs().max() > 1e-4, "other product panels make another picture"
 

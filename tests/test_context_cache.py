@@ -14,7 +14,8 @@ from PIL import Image
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling import clean_context
 from triptych.sampling.clean_context import ContextCache, kept_window, product_tokens, read_window
-from triptych.sampling.generate import Models, Sampling, load_models
+from triptych.sampling.opened import Models, load_models
+from triptych.sampling.options import Sampling
 from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vton.dress import Person, try_on
 

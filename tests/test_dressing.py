@@ -14,7 +14,8 @@ from PIL import Image
 from triptych.errors import InputError
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.clean_context import ContextCache
-from triptych.sampling.generate import Sampling, load_models
+from triptych.sampling.opened import load_models
+from triptych.sampling.options import Sampling
 from triptych.vton.dress import Person, try_on
 
 LAYOUT = PanelLayout(48, 64)

@@ -27,7 +27,10 @@ from triptych.backbones.flux.model import pack, unpack
 from triptych.backbones.registry import load_backbone
 from triptych.errors import ConfigError, ModelError
 from triptych.pictures.panels import PanelLayout
-from triptych.sampling.generate import Models, Sampling, load_models, sample_latents, to_images
+from triptych.sampling.canvas import to_images
+from triptych.sampling.opened import Models, load_models
+from triptych.sampling.options import Sampling
+from triptych.sampling.sampler import Canvases, Known, sample_latents
 from triptych.verbs.generate import GenerateConfig, generate
 
 LAYOUT = PanelLayout(32, 48)
@@ -74,12 +77,11 @@ def family(models: Models) -> Family:
     return FAMILIES[models.backbone.name]
 
 
-def run(models: Models, sampling: Sampling, seeds: list[int], **known) -> torch.Tensor:
+def run(models: Models, sampling: Sampling, seeds: list[int], known: Known | None = None) -> torch.Tensor:
     count = len(seeds)
     text, empty = models.text([PROMPT] * count), models.text([""] * count)
-    return sample_latents(
-        models.backbone, models.transformer, LAYOUT, (16, 6, 12), text, empty, seeds, sampling, **known
-    )
+    canvases = Canvases(LAYOUT, (16, 6, 12), text, seeds, empty, known)
+    return sample_latents(models.backbone, models.transformer, canvases, sampling)
 
 
 def generators(seeds: list[int]) -> list[torch.Generator]:
@@ -113,11 +115,7 @@ def test_text_to_image_equals_diffusers(
     silent = sample_latents(
         models.backbone,
         models.transformer,
-        LAYOUT,
-        (16, 6, 12),
-        empty,
-        empty,
-        seeds,
+        Canvases(LAYOUT, (16, 6, 12), empty, seeds, empty),
         Sampling(steps, 3.5, time_shift="canvas"),
     )
     assert (ours - silent).abs().max() > 1e-4, "the prompt is heard"
@@ -159,9 +157,7 @@ def test_clamped_sampling_equals_diffusers_inpainting(
         output_type="latent",
         **family.options(true_cfg),
     ).images
-    ours = run(
-        models, Sampling(steps, 3.5, true_cfg, strength, "canvas"), [21], known_BCHW=known, repaint_mask=cells
-    )
+    ours = run(models, Sampling(steps, 3.5, true_cfg, strength, "canvas"), [21], Known(known, cells))
     assert (ours - family.latents(theirs)).abs().max() <= 1e-5
     outside = cells[None, None].expand_as(ours) == 0
     assert torch.equal(ours[outside], known[outside]), "known latents come back clean"

@@ -18,7 +18,9 @@ from triptych.data.captions import where_cut
 from triptych.errors import InputError, ModelError
 from triptych.lora.adapter import add_lora, lora_state, save_lora
 from triptych.pictures.panels import PanelLayout
-from triptych.sampling.generate import Sampling, generate_triptych, load_models
+from triptych.sampling.generate import generate_triptych
+from triptych.sampling.opened import load_models
+from triptych.sampling.options import Sampling
 from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vton.dress import Person, try_on

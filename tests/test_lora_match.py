@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from triptych.cli import main
 from triptych.errors import ModelError
 from triptych.lora.match import check_lora_fits
-from triptych.sampling.generate import load_models
+from triptych.sampling.opened import load_models
 from triptych.sampling.options import SamplingConfig
 
 LAYOUT = {"width": 48, "height": 72, "roles": ["front", "back", "worn"], "columns": 3}

@@ -16,7 +16,8 @@ from triptych.backbones.registry import load_backbone
 from triptych.compute.modulation import MODULATED, Steps
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.clean_context import read_window
-from triptych.sampling.generate import Sampling, sample_latents
+from triptych.sampling.options import Sampling
+from triptych.sampling.sampler import Canvases, sample_latents
 
 from .test_clean_context import text
 
@@ -88,9 +89,8 @@ def test_a_run_reads_each_layer_once_and_leaves_the_model_as_it_is(parts: tuple[
             module.linear.register_forward_hook(
                 lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1})
             )
-    sample_latents(
-        backbone, transformer, PanelLayout(32, 48), latents.shape[1:], words, text(1, 1), [0], Sampling(5)
-    )
+    canvas = Canvases(PanelLayout(32, 48), latents.shape[1:], words, [0], text(1, 1))
+    sample_latents(backbone, transformer, canvas, Sampling(5))
     assert len(calls) >= 4 and set(calls.values()) == {1}
     with torch.no_grad():
         assert torch.equal(backbone.velocity(transformer, latents, t, words, 3.5), before)

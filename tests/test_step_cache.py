@@ -12,7 +12,9 @@ import torch
 
 from triptych.errors import ModelError
 from triptych.pictures.panels import PanelLayout
-from triptych.sampling.generate import Models, Sampling, load_models, sample_latents
+from triptych.sampling.opened import Models, load_models
+from triptych.sampling.options import Sampling
+from triptych.sampling.sampler import Canvases, Known, sample_latents
 
 LAYOUT = PanelLayout(32, 48)
 
@@ -26,9 +28,8 @@ def run(models: Models, sampling: Sampling) -> tuple[torch.Tensor, int]:
     mask = torch.zeros(6, 12)
     mask[1:5, 9:12] = 1
     text, empty = models.text(["p"]), models.text([""])
-    made = sample_latents(
-        models.backbone, models.transformer, LAYOUT, (16, 6, 12), text, empty, [3], sampling, known, mask
-    )
+    canvas = Canvases(LAYOUT, (16, 6, 12), text, [3], empty, Known(known, mask))
+    made = sample_latents(models.backbone, models.transformer, canvas, sampling)
     handle.remove()
     assert torch.equal(made[..., :9], known[..., :9])
     return made, len(ran)
@@ -74,11 +75,7 @@ def test_a_family_without_it_says_so(tiny_sd3: Path) -> None:
         sample_latents(
             models.backbone,
             models.transformer,
-            LAYOUT,
-            (16, 6, 12),
-            text,
-            text,
-            [0],
+            Canvases(LAYOUT, (16, 6, 12), text, [0], text),
             Sampling(2, step_cache=0.1),
         )
     assert "--step-cache 0" in caught.value.hint

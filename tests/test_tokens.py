@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from triptych.pictures import masks
 from triptych.pictures.panels import Box, PanelLayout
 from triptych.sampling import token_sets
-from triptych.sampling.generate import Sampling, load_models
+from triptych.sampling.opened import load_models
+from triptych.sampling.options import Sampling
 from triptych.vton.dress import Person, try_on
 
 

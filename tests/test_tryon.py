@@ -14,7 +14,9 @@ from triptych.pictures import masks
 from triptych.pictures.images import from_srgb, to_srgb
 from triptych.pictures.panels import PanelLayout, fit, split
 from triptych.pictures.polygons import read_polygons
-from triptych.sampling.generate import Sampling, generate_triptych, load_models
+from triptych.sampling.generate import generate_triptych
+from triptych.sampling.opened import load_models
+from triptych.sampling.options import Sampling
 from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.tryon import TryonConfig, tryon
 

@@ -15,7 +15,8 @@ from triptych.pictures import masks
 from triptych.pictures.images import OriginalPhoto, from_srgb, load_image, read_settings, to_srgb
 from triptych.pictures.originals import with_transparency
 from triptych.pictures.panels import PanelLayout, fit, split
-from triptych.sampling.generate import Sampling, load_models
+from triptych.sampling.opened import load_models
+from triptych.sampling.options import Sampling
 from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vision.garment import garment_mask
 from triptych.vton.dress import Person, try_on

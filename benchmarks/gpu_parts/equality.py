@@ -16,7 +16,9 @@ from gpu_parts.model import SMALL, TINY, Random, random_model
 from train import OurStep, ScriptStep, lora_of, write_records
 from triptych.backbones.flux.model import unpack
 from triptych.compute.quantize import FORMATS
-from triptych.sampling.generate import Models, Sampling, sample_latents
+from triptych.sampling.opened import Models
+from triptych.sampling.options import Sampling
+from triptych.sampling.sampler import Canvases, Known, sample_latents
 from triptych.training.loss import losses_of
 
 STEPS = 4
@@ -98,17 +100,9 @@ def _pipeline(models: Models, made: Random, kind: str) -> Tensor:
 def _ours(models: Models, made: Random, kind: str) -> Tensor:
     noise, known, mask = _inputs(made, models)
     sampling = Sampling(STEPS, strength=_strength(kind), time_shift="canvas")
-    about = (
-        models.backbone,
-        models.transformer,
-        made.layout,
-        noise.shape[1:],
-        models.text([PROMPT]),
-        None,
-        [0],
-        sampling,
-    )
-    return sample_latents(*about) if kind == "text to image" else sample_latents(*about, known, mask)
+    shown = None if kind == "text to image" else Known(known, mask)
+    canvas = Canvases(made.layout, noise.shape[1:], models.text([PROMPT]), [0], known=shown)
+    return sample_latents(models.backbone, models.transformer, canvas, sampling)
 
 
 def _strength(kind: str) -> float:

@@ -37,7 +37,7 @@ from triptych.compute.swap import place
 from triptych.pictures.panels import PanelLayout
 from triptych.planning.memory import CARD_OVERHEAD, Machine, embed_memory, held_weights
 from triptych.planning.shapes import known_models, model_shapes
-from triptych.sampling.generate import encode_texts
+from triptych.sampling.prompts import encode_texts
 
 PRESETS = Path(triptych.__file__).parent / "presets"
 CAPTIONS = 128

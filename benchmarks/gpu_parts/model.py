@@ -38,8 +38,8 @@ from triptych.planning.memory import (
 )
 from triptych.planning.shapes import ModelShapes, known_models, model_shapes
 from triptych.pocket import checkpoint_path
-from triptych.sampling.generate import Models, Sampling
-from triptych.sampling.options import SamplingConfig
+from triptych.sampling.opened import Models
+from triptych.sampling.options import Sampling, SamplingConfig
 from triptych.store.files import write_json
 from triptych.training.config import TrainConfig
 from tryon import Bench as Dressing

@@ -16,7 +16,8 @@ from gpu_parts.bench import Bench, Figures, Skip, Variant
 from gpu_parts.model import Random, Shop, largest, one_velocity, random_model, with_panels
 from triptych.backbones.flux.model import Flux
 from triptych.lora.adapter import load_lora, save_lora, target_modules
-from triptych.sampling.generate import Models, Sampling
+from triptych.sampling.opened import Models
+from triptych.sampling.options import Sampling
 
 PART = 0.36
 """Of the worn panel, active."""

@@ -9,7 +9,7 @@ from typing import Any
 from gpu_parts.bench import Bench, Variant
 from gpu_parts.model import Random, largest, random_model
 from train import OurStep, ScriptStep, same_loss, write_records
-from triptych.sampling.generate import Models
+from triptych.sampling.opened import Models
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "noisy": {},

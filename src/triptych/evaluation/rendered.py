@@ -23,7 +23,10 @@ from triptych.pocket.oracle import judge, shown
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import Rendered, render
 from triptych.pocket.world import Garment, Scene, sample_garment, sample_printed, sample_scene
-from triptych.sampling.generate import Models, Sampling, generate_triptych, to_images, to_pixels
+from triptych.sampling.canvas import to_images, to_pixels
+from triptych.sampling.generate import generate_triptych
+from triptych.sampling.opened import Models
+from triptych.sampling.options import Sampling
 from triptych.vton.dress import Person, try_on
 
 SCALE = 4

@@ -21,8 +21,7 @@ import torch
 from triptych.pictures.panels import PanelLayout
 from triptych.planning.runs import autoencoding, sampling_run, text_encoding, training_pass
 from triptych.planning.shapes import ModelShapes
-from triptych.sampling.generate import Sampling
-from triptych.sampling.options import SamplingConfig
+from triptych.sampling.options import Sampling, SamplingConfig
 from triptych.training.config import TrainConfig
 
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.04, "prodigy": 16.0}

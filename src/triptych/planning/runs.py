@@ -16,7 +16,8 @@ from triptych.lora.adapter import add_lora
 from triptych.pictures.panels import PanelLayout
 from triptych.planning.shapes import ModelShapes
 from triptych.planning.trace import Profile, backward, profile, thinned, traced
-from triptych.sampling.generate import Sampling, sample_latents
+from triptych.sampling.options import Sampling
+from triptych.sampling.sampler import Canvases, Known, sample_latents
 from triptych.training.config import TrainConfig
 from triptych.training.data import Batch
 from triptych.training.loss import losses_of
@@ -121,24 +122,15 @@ def sampling_run(
         torch.nn.Module.to(transformer, dtype).requires_grad_(False)
     latents_BCHW = shapes.latents(layout, 1)
     shape, unit = latents_BCHW.shape[1:], shapes.latent_stride
-    mask = torch.from_numpy(layout.mask(layout.roles[-1:], unit)).float() if known else None
+    mask = torch.from_numpy(layout.mask(layout.roles[-1:], unit)).float()
+    shown = Known(latents_BCHW, mask) if known else None
 
     def steps(number: int) -> Profile:
         with traced(transformer, times) as trace:
             text = shapes.text(length, 1, dtype)
             short = replace(sampling, num_inference_steps=number)
-            sample_latents(
-                backbone,
-                transformer,
-                layout,
-                shape,
-                text,
-                text,
-                [0],
-                short,
-                latents_BCHW if known else None,
-                mask,
-            )
+            canvas = Canvases(layout, shape, text, [0], text, shown)
+            sample_latents(backbone, transformer, canvas, short)
         return profile(trace.segments)
 
     one, two = steps(1), steps(2)

@@ -27,7 +27,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,6 @@ from triptych.backbones.context import Context, Window, joined
 from triptych.backbones.contract import Backbone, Text
 from triptych.lora.adapter import lora_switched_off
 from triptych.pictures.panels import PanelLayout
-
-ContextReading = Literal["joint", "products"]
 
 
 class ContextCache:

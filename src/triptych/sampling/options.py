@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -25,9 +25,54 @@ from triptych.wording.hub import HUB_NAME
 if TYPE_CHECKING:  # some import torch, which `--help` can do without
     from PIL import Image
 
-    from triptych.sampling.generate import Models, Sampling
+    from triptych.sampling.opened import Models
 
 log = logging.getLogger(__name__)
+
+ContextReading = Literal["joint", "products"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample. `guidance_scale` is the number fed to a guidance-distilled model (None: the model takes
+    none), `true_cfg_scale` runs a second pass on the empty prompt and extrapolates; 1 is off.
+    """
+
+    num_inference_steps: int = 28
+    guidance_scale: float | None = 3.5
+    true_cfg_scale: float = 1.0
+    strength: float = 1.0
+    time_shift: Literal["panel", "canvas"] = "panel"
+    """Tokens the time shift counts, where it does: of one panel, or of the whole canvas as diffusers does
+    (which leaves a triptych few steps at low noise, where texture is decided).
+    """
+    context: Literal["noisy", "clean"] = "noisy"
+    """How known panels are shown to the model: noised along with the rest and put back after every step (the
+    paper's way, and diffusers'), or clean, read once and attended to, which only a LoRA trained that way
+    understands.
+    """
+    context_lora: bool = False
+    """Clean context: whether the LoRA also adapts how known tokens are read."""
+    context_reading: ContextReading = "joint"
+    """Clean context: which known tokens the known tokens attend to, see `clean_context`."""
+    drop_background: bool = False
+    """Clean context: leave out tokens of the product panels that show plain background."""
+    token_bucket: int = 1
+    """Clean context: the number of active tokens is rounded up to a multiple of this."""
+    step_cache: float = 0.0
+    """Threshold of diffusers' FirstBlockCache: a step whose first block changes by less takes the other
+    blocks' change from the step before. 0 is off; an approximation.
+    """
+    context_guidance_scale: float = 1.0
+    """Clean context: extrapolate away from a pass without words and without product panels; 1 is off. It
+    takes the place of both other guidances: the model is then fed 1, what the LoRA saw in training.
+    """
+    guidance_stop: float = 1.0
+    """Part of the steps after which guidance that takes a second pass is off."""
+
+    @property
+    def needs_empty_prompt(self) -> bool:
+        return self.true_cfg_scale != 1.0 or self.context == "clean"
 
 
 MODEL_FIELDS = (
@@ -243,8 +288,6 @@ class SamplingConfig(StageConfig):
                 recorded,
                 reading,
             )
-        from triptych.sampling.generate import Sampling
-
         return Sampling(
             num_inference_steps=self.num_inference_steps or settings.num_inference_steps,
             guidance_scale=settings.guidance_scale if self.guidance_scale is None else self.guidance_scale,

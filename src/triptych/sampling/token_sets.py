@@ -53,15 +53,16 @@ def _touched(part: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def latent_mask(mask: np.ndarray, stride: int) -> np.ndarray:
-    """(H / stride, W / stride) bool: cells of `stride` × `stride` pixels that hold any pixel above 0, so none
-    is missed.
+    """(…, H, W) → (…, H / stride, W / stride) bool: cells of `stride` × `stride` pixels that hold any pixel
+    above 0, so none is missed.
 
     `stride` must divide both sides (`PanelLayout.check` sees to it).
     """
-    height, width = mask.shape
+    *batch, height, width = mask.shape
     assert not height % stride, (mask.shape, stride)
     assert not width % stride, (mask.shape, stride)
-    return np.asarray((mask > 0).reshape(height // stride, stride, width // stride, stride).any(axis=(1, 3)))
+    cells = (mask > 0).reshape(*batch, height // stride, stride, width // stride, stride)
+    return np.asarray(cells.any(axis=(-3, -1)))
 
 
 def rounded_up(sets: np.ndarray, allowed: np.ndarray, multiple: int) -> np.ndarray:

@@ -13,7 +13,9 @@ from triptych.backbones.contract import Backbone
 from triptych.pictures.fonts import font_for
 from triptych.pictures.panels import split
 from triptych.pictures.sheets import plain
-from triptych.sampling.generate import Models, generate_triptych, to_images
+from triptych.sampling.canvas import to_images
+from triptych.sampling.generate import generate_triptych
+from triptych.sampling.opened import Models
 from triptych.sampling.options import SamplingConfig
 from triptych.training.config import TrainConfig
 from triptych.training.data import TrainingSet

@@ -23,7 +23,7 @@ from triptych.lora.adapter import load_lora
 from triptych.pages.demo import SUBJECTS, DemoPictures, write_report
 from triptych.pictures.polygons import write_polygons
 from triptych.pocket.raw_catalogue import write_raw_catalogue
-from triptych.sampling.generate import load_models
+from triptych.sampling.opened import load_models
 from triptych.sampling.options import SamplingConfig
 from triptych.store.files import write_json
 from triptych.verbs.caption import CaptionConfig, caption

@@ -93,7 +93,7 @@ def embed(config: EmbedConfig) -> Run:
         save_text,
         text_path,
     )
-    from triptych.sampling.generate import encode_texts
+    from triptych.sampling.prompts import encode_texts
 
     backbone = load_backbone(config.model, config.device, config.dtype)
     try:
@@ -218,7 +218,7 @@ def _embed(
     import torch
 
     from triptych.data.embeddings import EMPTY, save_text
-    from triptych.sampling.generate import encode_texts
+    from triptych.sampling.prompts import encode_texts
 
     progress.doing("loading the text encoder")
     encoder = backbone.load_text_encoder()
@@ -253,7 +253,7 @@ def _save_records(
     folder: Path,
 ) -> Iterator[Event]:
     from triptych.data.embeddings import EmbeddingRecord, save_record
-    from triptych.sampling.generate import to_pixels
+    from triptych.sampling.canvas import to_pixels
 
     mean, std = autoencoder.encode(to_pixels(list(images.values())))
     for row, source in enumerate(images):

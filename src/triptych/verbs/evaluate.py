@@ -67,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> Run:
         verdicts,
         worn_panels,
     )
-    from triptych.sampling.generate import load_models
+    from triptych.sampling.opened import load_models
 
     out = config.out or config.work / "evaluation"
     modes = ("generate", "tryon") if config.mode == "both" else (config.mode,)

@@ -46,10 +46,9 @@ def generate(config: GenerateConfig) -> Run:
         InputError: no prompt, or a photo that cannot be read. ModelError: no model, or model or LoRA cannot
             be loaded.
     """
-    from triptych.sampling.generate import (  # not above: they import torch, which `--help` can do without
-        generate_triptych,
-        load_models,
-    )
+    # Not above: they import torch, which `--help` can do without.
+    from triptych.sampling.generate import generate_triptych
+    from triptych.sampling.opened import load_models
 
     if not config.prompt.strip():
         raise InputError(

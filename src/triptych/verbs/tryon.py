@@ -14,7 +14,7 @@ from triptych.events import Event, Run
 from triptych.pictures import xmp
 from triptych.pictures.images import save_png
 from triptych.pictures.sheets import contact_sheet
-from triptych.sampling.generate import load_models
+from triptych.sampling.opened import load_models
 from triptych.vton.batch import run_batch
 from triptych.vton.job import TryonConfig, check, make, prepare, with_prompt
 from triptych.vton.prompt import PromptWriter

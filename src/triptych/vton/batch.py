@@ -22,7 +22,7 @@ from triptych.backbones.registry import load_backbone
 from triptych.errors import InputError, ModelError, TriptychError
 from triptych.events import Event, Run
 from triptych.pictures.images import load_image
-from triptych.sampling.generate import load_models
+from triptych.sampling.opened import load_models
 from triptych.store.files import write_text
 from triptych.vton.job import SUFFIXES, Job, TryonConfig, alike, is_finished, make, prepare
 from triptych.vton.lines import Line, read_lines, shortened

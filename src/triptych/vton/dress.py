@@ -17,15 +17,10 @@ from triptych.pictures.images import from_srgb, to_srgb
 from triptych.pictures.panels import Box, PanelLayout, concatenate, place
 from triptych.pictures.polygons import Polygons, check_polygons, check_units
 from triptych.sampling import token_sets
-from triptych.sampling.generate import (
-    Models,
-    OnStep,
-    Sampling,
-    decoded_panel,
-    left_out,
-    sample_latents,
-    to_pixels,
-)
+from triptych.sampling.canvas import decoded_panel, left_out, to_pixels
+from triptych.sampling.opened import Models
+from triptych.sampling.options import Sampling
+from triptych.sampling.sampler import Canvases, Known, OnStep, sample_latents
 
 
 @dataclass(frozen=True)
@@ -151,24 +146,21 @@ def try_on(
         )
     rows = [number for number, person in enumerate(persons) for _ in person.seeds]
     prompts = [persons[number].prompt for number in rows]
-    made = sample_latents(
-        models.backbone,
-        models.transformer,
+    repaint = [fittings[number].repaint for number in rows] if len(persons) > 1 else fittings[0].repaint
+    wanted = Canvases(
         layout,
         latents.shape[1:],
         models.text(prompts),
-        models.text([""] * len(rows)) if sampling.needs_empty_prompt else None,
         [seed for person in persons for seed in person.seeds],
-        sampling,
-        latents[rows],
-        torch.from_numpy(
-            np.stack([fittings[number].repaint for number in rows])
-            if len(persons) > 1
-            else fittings[0].repaint
+        models.text([""] * len(rows)) if sampling.needs_empty_prompt else None,
+        Known(
+            latents[rows],
+            torch.from_numpy(np.asarray(repaint)),
+            left_out([one.canvas for one in fittings], layout, models, sampling),
         ),
-        on_step,
-        left_out([one.canvas for one in fittings], layout, models, sampling),
-        models.contexts,
+    )
+    made = sample_latents(
+        models.backbone, models.transformer, wanted, sampling, contexts=models.contexts, on_step=on_step
     )
     results: list[list[TryOnResult]] = [[] for _ in persons]
     for number, panel in zip(rows, decoded_panel(models, made, layout, "worn"), strict=True):

@@ -38,7 +38,8 @@ from triptych.sampling.options import PictureConfig, text_chunks
 from triptych.vton.rough_edit import Rough, rough_edit
 
 if TYPE_CHECKING:  # they import torch, which `--help` can do without
-    from triptych.sampling.generate import Models, Sampling
+    from triptych.sampling.opened import Models
+    from triptych.sampling.options import Sampling
     from triptych.vton.dress import TryOnResult
 
 SUFFIXES = {".png"} | JPEG_SUFFIXES

@@ -1,0 +1,22 @@
+"""Prompts become embeddings, each of them once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from triptych import progress
+from triptych.backbones.contract import Text, TextEncoder
+
+
+def encode_texts(encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int) -> dict[str, Text]:
+    """Embeddings by prompt, each encoded once, alone and without a batch dimension; the empty prompt is
+    always among them.
+    """
+    encoded: dict[str, Text] = {}
+    distinct = list(dict.fromkeys(["", *prompts]))
+    for number, prompt in enumerate(distinct):
+        progress.doing("reading prompts", number, len(distinct))
+        encoded[prompt] = encoder.encode([prompt], max_sequence_length)
+    return {
+        prompt: {name: value[0].cpu() for name, value in text.items()} for prompt, text in encoded.items()
+    }

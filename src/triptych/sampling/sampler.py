@@ -1,0 +1,256 @@
+"""Latents of canvases: noise levels, guidance, what is put back after every step, and clean context.
+
+Legend: B batch, C channels, H and W latent rows and columns of the whole canvas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import FirstBlockCacheConfig
+from torch import Tensor, nn
+
+from triptych import flow, progress
+from triptych.backbones.context import Window
+from triptych.backbones.contract import Backbone, Text
+from triptych.errors import ModelError
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling import token_sets
+from triptych.sampling.clean_context import ContextCache, kept_window, product_tokens
+from triptych.sampling.options import Sampling
+
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the canvases.
+
+    latents_BCHW: clean latents of the edited canvases. repaint: (H, W), or (B, H, W), 1 = repaint. left_out:
+    (rows, columns) bool on the token grid; clean context: known tokens that nothing attends to.
+    """
+
+    latents_BCHW: Tensor
+    repaint: Tensor
+    left_out: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Canvases:
+    """B canvases to sample, one seed each.
+
+    latent_shape: (C, H, W) of a canvas. text: embeddings of B prompts. empty: embeddings of the empty prompt,
+    B times; guidance and clean context need them. known: without it every canvas comes from its prompt alone.
+    """
+
+    layout: PanelLayout
+    latent_shape: Sequence[int]
+    text: Text
+    seeds: Sequence[int]
+    empty: Text | None = None
+    known: Known | None = None
+
+    def noise(self) -> Tensor:
+        """(B, C, H, W) on the CPU, each canvas from a generator of its own seed."""
+        return torch.cat(
+            [
+                torch.randn((1, *self.latent_shape), generator=torch.Generator("cpu").manual_seed(seed))
+                for seed in self.seeds
+            ]
+        )
+
+
+@torch.no_grad()
+def sample_latents(
+    backbone: Backbone,
+    transformer: nn.Module,
+    canvases: Canvases,
+    sampling: Sampling,
+    *,
+    contexts: ContextCache | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Latents of the canvases, clean: (B, C, H, W) float32.
+
+    With known canvases the run starts from them, noised to `strength`, and whatever is not repainted is put
+    back after every step (diffusers' inpainting pipelines compute the same).
+
+    Args:
+        contexts: clean context: keys and values that were kept for this transformer.
+
+    Raises:
+        ModelError: a step cache for a family that has none.
+    """
+    if sampling.step_cache and not backbone.step_cache:
+        raise ModelError(
+            "Steps of this model cannot be cached: diffusers' FirstBlockCache does not fit its blocks.",
+            "Give --step-cache 0.",
+        )
+    noise = canvases.noise().to(backbone.device)
+    levels = noise_levels(backbone, canvases.layout, sampling)
+    clamp = None
+    if known := canvases.known:
+        clamp = flow.Clamp(known.latents_BCHW.to(noise), noise, known.repaint.to(noise).unsqueeze(-3))
+    run = _Run(backbone, transformer, canvases, sampling, levels)
+    velocity = run.velocity(None if clamp is None else clamp.known_BCHW, contexts)
+    start = noise if clamp is None else clamp.start(levels[0])
+
+    def stepped(done: int, of: int) -> None:
+        progress.step("step", done, of)
+        if on_step is not None:
+            on_step(done, of)
+
+    with _steps_cached(transformer, sampling.step_cache):
+        return flow.sample(velocity, start, levels, clamp, stepped)
+
+
+def noise_levels(backbone: Backbone, layout: PanelLayout, sampling: Sampling) -> list[float]:
+    """The noise levels of a run, from where `strength` lets it begin down to 0."""
+    stride = backbone.settings.stride
+    sides = (layout.width, layout.height) if sampling.time_shift == "panel" else layout.size
+    count = (sides[0] // stride) * (sides[1] // stride)
+    return flow.from_strength(backbone.sigmas(sampling.num_inference_steps, count), sampling.strength)
+
+
+def active_tokens(repaint_mask: Tensor, layout: PanelLayout, stride: int) -> Tensor:
+    """(rows, columns) bool on the token grid: tokens with any latent to repaint. repaint_mask: (H, W), 1 =
+    repaint; or a batch of both.
+    """
+    cells = repaint_mask.shape[-2] // (layout.size[1] // stride)
+    return torch.from_numpy(token_sets.latent_mask(repaint_mask.cpu().numpy(), cells))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One sampling run: whose velocity it follows."""
+
+    backbone: Backbone
+    transformer: nn.Module
+    canvases: Canvases
+    sampling: Sampling
+    levels: Sequence[float]
+
+    def velocity(self, known_BCHW: Tensor | None, contexts: ContextCache | None) -> flow.Velocity:
+        """The velocity with its guidance. known_BCHW: clean latents on the device, if anything is known."""
+        text, empty, sampling = self.canvases.text, self.canvases.empty, self.sampling
+        fed = sampling.guidance_scale
+        until = self.levels[math.ceil(sampling.guidance_stop * (len(self.levels) - 1))]
+        window = alone = None
+        if known_BCHW is not None and sampling.context == "clean":
+            assert empty is not None
+            reader = self._reader(known_BCHW, empty, contexts)
+            window = reader.everything()
+            if sampling.context_guidance_scale != 1.0:
+                fed, alone = 1.0, reader.without_products()
+        guided = self._unguided(text, "cond", fed, window)
+        if alone is not None and empty is not None:
+            without = self._unguided(empty, "uncond", fed, alone)
+            return flow.guided(guided, without, sampling.context_guidance_scale, until)
+        if sampling.true_cfg_scale != 1.0:
+            assert empty is not None
+            silent = self._unguided(empty, "uncond", fed, window)
+            return flow.guided(guided, silent, sampling.true_cfg_scale, until)
+        return guided
+
+    def _unguided(
+        self, text: Text, branch: str, guidance_scale: float | None, window: Window | None
+    ) -> flow.Velocity:
+        """The transformer's own velocity. branch: where a step cache keeps what it saw of this pass."""
+        backbone, transformer, levels = self.backbone, self.transformer, self.levels
+        # A step cache looks at the blocks themselves.
+        cached = self.sampling.step_cache
+        steps = None if cached else backbone.steps(transformer, levels[:-1], text, guidance_scale)
+
+        def velocity(latents_BCHW: Tensor, t: float) -> Tensor:
+            times = torch.full((len(latents_BCHW),), t, device=latents_BCHW.device)
+            shown = transformer if steps is None else steps.at(t)
+            with transformer.cache_context(branch) if steps is None else nullcontext():  # type: ignore[operator]
+                return backbone.velocity(shown, latents_BCHW, times, text, guidance_scale, window)
+
+        return velocity
+
+    def _reader(self, known_BCHW: Tensor, empty: Text, contexts: ContextCache | None) -> _Reader:
+        backbone, canvases, sampling = self.backbone, self.canvases, self.sampling
+        known, layout, stride = canvases.known, canvases.layout, backbone.settings.stride
+        assert known is not None
+        worn = layout.mask(layout.roles[-1:], stride)
+        sets = active_tokens(known.repaint, layout, stride).numpy()
+        rows = sets.reshape(-1, *sets.shape[-2:])
+        sets = token_sets.rounded_up(rows, worn, sampling.token_bucket).reshape(sets.shape)
+        active = torch.from_numpy(sets).to(backbone.device)
+        reads_products_first = sampling.context_reading == "products"
+        return _Reader(
+            backbone,
+            self.transformer,
+            known_BCHW,
+            empty,
+            active,
+            worn=torch.from_numpy(worn).to(backbone.device),
+            within=None if known.left_out is None else ~known.left_out.to(backbone.device),
+            first=product_tokens(layout, stride).to(backbone.device) if reads_products_first else None,
+            with_lora=sampling.context_lora,
+            room=int(active.sum()) // (len(active) if active.ndim == 3 else 1)
+            + _longest(canvases.text, empty),
+            contexts=contexts,
+        )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Clean context: reads what is known of the canvases, see `clean_context.kept_window`."""
+
+    backbone: Backbone
+    transformer: nn.Module
+    known_BCHW: Tensor
+    empty: Text
+    active: Tensor
+    worn: Tensor
+    within: Tensor | None
+    first: Tensor | None
+    with_lora: bool
+    room: int
+    contexts: ContextCache | None
+
+    def everything(self) -> Window:
+        """What the active tokens attend to."""
+        return self._read(self.within)
+
+    def without_products(self) -> Window:
+        """The same less the product panels, for guidance on them."""
+        return self._read(self.worn)
+
+    def _read(self, within: Tensor | None) -> Window:
+        return kept_window(
+            self.backbone,
+            self.transformer,
+            self.known_BCHW,
+            self.active,
+            self.empty,
+            self.with_lora,
+            within,
+            self.first,
+            room=self.room,
+            cache=self.contexts,
+        )
+
+
+def _longest(*texts: Text) -> int:
+    """Tokens of the longest of these texts."""
+    return max(states.shape[1] for text in texts for states in text.values() if states.ndim == 3)
+
+
+@contextmanager
+def _steps_cached(transformer: Any, threshold: float) -> Iterator[None]:
+    """diffusers' FirstBlockCache on the transformer, for one sampling run; with threshold 0 nothing."""
+    if threshold:
+        transformer.enable_cache(FirstBlockCacheConfig(threshold))
+    try:
+        yield
+    finally:
+        if threshold:
+            transformer.disable_cache()
