@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from tests.caption_server import HOSTILE, KEY, ORDER, Call, Desk, Reply, Server, good, serve, write_model
-from triptych.captioning.answers import Journal
 from triptych.captioning.questions import CAPTION_PROMPT, CHECK_PROMPT
 from triptych.data.captions import lint
 from triptych.errors import ConfigError, WorkError
 from triptych.store.files import read_json
+from triptych.store.journal import Journal
 from triptych.verbs.caption import caption
 
 

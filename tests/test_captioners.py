@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from tests.caption_server import HOSTILE, KEY, ORDER, Call, Desk, Reply, Server, good, serve, write_model
-from triptych.captioning.answers import Journal
 from triptych.captioning.captioners import load_captioner
 from triptych.captioning.questions import CAPTION_PROMPT, CHECK_PROMPT, AnswerError, quote
 from triptych.captioning.replies import ReplyError, read_reply, retry_after
 from triptych.data.captions import Caption
 from triptych.errors import ConfigError, ModelError
 from triptych.store.files import read_jsonl
+from triptych.store.journal import Journal
 from triptych.verbs.caption import caption
 
 

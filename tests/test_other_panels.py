@@ -12,11 +12,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests.test_concat import Shop
-from triptych.captioning.answers import Journal
 from triptych.data.pairing import earlier_pictures
 from triptych.errors import WorkError
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import read_jsonl, sha256_file, write_jsonl
+from triptych.store.journal import Journal
 from triptych.verbs.caption import CaptionConfig, caption
 
 

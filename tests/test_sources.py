@@ -53,7 +53,7 @@ def test_pictures_of_every_usual_ending_are_taken_and_others_are_named(tmp_path:
     only = tmp_path / "only"
     put(only, "x.bmp")
     with pytest.raises(WorkError, match="no triptychs") as caught:
-        TriptychFolder(only)
+        TriptychFolder(only).sources(16)
     assert "x.bmp" in caught.value.hint
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from triptych.captioning.answers import Journal
 from triptych.captioning.jobs import Job, last_captions
 from triptych.data.captions import Caption, read_caption
 from triptych.errors import InputError, sentence_of
 from triptych.store.files import sha256_file, write_text
+from triptych.store.journal import Journal
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.captioning.answers import Journal
 from triptych.captioning.jobs import Job, checked_row, origin_of
-from triptych.data.triptychs import PICTURES, list_pictures
+from triptych.data.triptychs import PICTURES, TriptychFolder
 from triptych.errors import TriptychError
 from triptych.store.files import read_json, sha256_file, write_json
+from triptych.store.journal import Journal
 from triptych.wording.commands import typed
 
 COME_BACK = "triptych caption --retry-failed"
@@ -102,7 +102,7 @@ def find_failed(
     }
     latest: dict[str, tuple[int, Failed]] = {}
     left = []
-    names = {picture.stem: picture for picture in list_pictures(folder).taken}
+    there = TriptychFolder(folder)
     for picture in sorted(fail_folder.glob("*")) if fail_folder.is_dir() else []:
         if picture.name.startswith(".") or picture.suffix.lower() not in PICTURES or not picture.is_file():
             continue
@@ -121,7 +121,7 @@ def find_failed(
         ):
             left.append(f"{picture.name}: no reason of ours lies beside it")
             continue
-        target = names.get(id, folder / f"{id}{picture.suffix}")
+        target = there.picture(id, picture.suffix)
         if target.exists() and sha256_file(target) != sha256:
             left.append(f"{picture.name}: another picture of that name is in {folder}")
             continue

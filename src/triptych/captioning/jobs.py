@@ -14,13 +14,13 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.captioning.answers import Journal
 from triptych.data.captions import normalise, read_caption
 from triptych.data.pairing import CHUNK, earlier_pictures
-from triptych.data.triptychs import caption_file, list_pictures
+from triptych.data.triptychs import TriptychFolder, caption_file
 from triptych.errors import InputError, TriptychError
 from triptych.pictures.panels import PanelLayout
-from triptych.store.files import read_jsonl, sha256_file, write_jsonl
+from triptych.store.files import sha256_file
+from triptych.store.journal import Journal
 from triptych.store.text import CAPTION_BYTES
 
 HASHES = ("front_sha256", "back_sha256", "worn_sha256")
@@ -65,7 +65,7 @@ class Job:
         return str(self.row.get("item") or "")
 
 
-def read_jobs(folder: Path, journal: Iterable[Mapping[str, Any]]) -> list[Job]:
+def read_jobs(folder: TriptychFolder) -> list[Job]:
     """A job for every picture in a folder.
 
     A picture without a row (one that was moved back by hand, say) gets what the journal or the picture itself
@@ -74,11 +74,14 @@ def read_jobs(folder: Path, journal: Iterable[Mapping[str, Any]]) -> list[Job]:
     Raises:
         WorkError: a metadata.jsonl that is damaged.
     """
-    metadata = folder / "metadata.jsonl"
-    rows = {str(row.get("file_name")): row for row in (read_jsonl(metadata) if metadata.exists() else [])}
-    before = {row.get("id"): checked_row(row.get("row")) for row in journal if row.get("kind") == "rejected"}
+    rows = {str(row.get("file_name")): row for row in folder.rows()}
+    before = {
+        row.get("id"): checked_row(row.get("row"))
+        for row in folder.journal_rows()
+        if row.get("kind") == "rejected"
+    }
     jobs = []
-    for picture in list_pictures(folder).taken:
+    for picture in folder.pictures():
         row = rows.get(picture.name) or {}
         if not row.get("item"):
             row = (
@@ -163,14 +166,13 @@ def note_own(job: Job, seen: Mapping[str, Any] | None, journal: Journal) -> tupl
     return False, "" if same else OTHER_PICTURE
 
 
-def write_metadata(folder: Path, jobs: Sequence[Job], by: Mapping[str, str]) -> None:
+def write_metadata(path: Path, jobs: Sequence[Job], by: Mapping[str, str]) -> None:
     """metadata.jsonl with one row for every triptych in the folder, `text` from the caption beside it; rows
     of other files stay.
     """
-    metadata = folder / "metadata.jsonl"
+    folder = TriptychFolder(path)
     ours = {job.picture.name for job in jobs}
-    before = read_jsonl(metadata) if metadata.exists() else []
-    rows = []
+    before, rows = folder.rows(), []
     for job in jobs:
         if not job.picture.exists():
             continue
@@ -182,11 +184,9 @@ def write_metadata(folder: Path, jobs: Sequence[Job], by: Mapping[str, str]) -> 
                 row["text"] = read_caption(job.text_file)
             row["caption_by"] = by.get(job.id, row.get("caption_by", "user"))
         rows.append(row)
-    rows += [
-        row for row in before if _is_beside(folder, row.get("file_name")) and row["file_name"] not in ours
-    ]
+    rows += [row for row in before if _is_beside(path, row.get("file_name")) and row["file_name"] not in ours]
     if rows != before:
-        write_jsonl(metadata, rows)
+        folder.write_rows(rows)
 
 
 def _is_beside(folder: Path, name: Any) -> bool:

@@ -35,6 +35,9 @@ INDEX = "embed.index.json"
 not in it.
 """
 
+REJECTS = "embed.rejects.jsonl"
+"""Name of the list of triptychs that were left out, each with its reason."""
+
 
 @dataclass(frozen=True)
 class EmbeddingRecord:

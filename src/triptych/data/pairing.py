@@ -16,6 +16,8 @@ from triptych.data.views import Sides, choose_sides
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import digest, parse_json
 
+PAIRS = "pairs.jsonl"
+"""File in the catalogue: which photos stand together."""
 CHUNK = "triptych"
 """Text chunk of a triptych's PNG that holds what it was made from, as JSON."""
 EARLIER = "earlier_sha256"

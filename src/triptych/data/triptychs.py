@@ -3,30 +3,42 @@
 A picture `<id>.png` (or .jpg, .jpeg, .webp, in any case) has its caption in `<id>.txt` or, without one, in
 the field `text` of its row in metadata.jsonl. The row, with `file_name` as in a Hugging Face `imagefolder`,
 also says its `layout` and `item`. Rows come from anywhere: they are data to be checked.
+
+Three stages share the folder: `concat` writes pictures, rows and what it rejects; `caption` writes captions,
+their rows and its journal; `embed` reads.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from triptych.data.captions import read_caption
-from triptych.data.rejects import no_triptychs
-from triptych.errors import InputError, TriptychError
+from triptych.errors import InputError, TriptychError, WorkError
 from triptych.pictures.images import BadImage, check_header
 from triptych.pictures.panels import PanelLayout
-from triptych.store.files import read_jsonl, sha256_file
+from triptych.store.files import read_jsonl, sha256_file, write_jsonl
+from triptych.store.journal import Journal, journal_rows
 from triptych.store.text import CAPTION_BYTES
 
 LayoutBy = Literal["metadata", "option", "guess"]
 """Who says which panel stands where: the picture's row, an option for the whole folder, or the picture's
 shape alone.
 """
+
+METADATA = "metadata.jsonl"
+"""A row for every picture."""
+REJECTS = "concat.rejects.jsonl"
+"""Items and photos that `concat` made no triptych of, each with its reason."""
+JOURNAL = "caption.jsonl"
+"""What `caption` was answered, wrote and moved away."""
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 _OTHER_PICTURES = frozenset({".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jfif", ".jpe"})
@@ -111,88 +123,192 @@ class Grid:
 class TriptychFolder:
     """The pictures of a folder of triptychs, and what their rows say.
 
-    Raises:
-        WorkError: the folder holds no picture, or a metadata.jsonl that cannot be read.
+    What is there is looked at once, when it is first asked for; whoever has changed the folder looks at it
+    with a new `TriptychFolder`. A folder that does not exist has no pictures.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        found_here = list_pictures(path)
-        self.pictures, self._left_out = found_here.taken, found_here.left_out
-        if not self.pictures:
-            found = f" {self._left_out[0][0].name} is no PNG, JPEG or WebP." if self._left_out else ""
-            hint = f"Run `triptych concat` first, or put <id>.png and <id>.txt there.{found}"
-            raise no_triptychs(path, hint)
 
     @cached_property
-    def _rows(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    def _found(self) -> Pictures:
+        return list_pictures(self.path)
+
+    def pictures(self) -> list[Path]:
+        """The triptychs by name, one to an id."""
+        return self._found.taken
+
+    def left_out(self) -> list[tuple[Path, str]]:
+        """Pictures that are no triptychs, each with the reason."""
+        return self._found.left_out
+
+    def picture(self, id: str, suffix: str = ".png") -> Path:
+        """Where the picture of an id lies or, if there is none, would lie."""
+        return self._by_id.get(id, self.path / f"{id}{suffix}")
+
+    @cached_property
+    def _by_id(self) -> dict[str, Path]:
+        return {picture.stem: picture for picture in self.pictures()}
+
+    def has_captions(self) -> bool:
+        """Whether there is any text file."""
+        return any(self.path.glob("*.txt"))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metadata.jsonl as they are, of whatever files; none if it is missing.
+
+        Raises:
+            WorkError: it is damaged.
+        """
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        metadata = self.path / METADATA
+        return read_jsonl(metadata) if metadata.exists() else []
+
+    def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write metadata.jsonl anew."""
+        write_jsonl(self.path / METADATA, rows)
+
+    def write_rejects(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write down of what no triptych was made; rows with `spare` are photos that were not needed."""
+        write_jsonl(self.path / REJECTS, rows)
+
+    def journal(self) -> Journal:
+        """The journal of `caption`, for writing."""
+        return Journal(self.path / JOURNAL)
+
+    def journal_rows(self) -> list[dict[str, Any]]:
+        """What stands in the journal of `caption`."""
+        return journal_rows(self.path / JOURNAL)
+
+    def nothing_here(self, hint: str) -> WorkError:
+        """The error of a stage that finds no pictures, with the reasons that `concat` gave.
+
+        hint: for a folder that `concat` has not written to.
+        """
+        rejects = self.path / REJECTS
+        try:
+            rows = [row for row in read_jsonl(rejects) if not row.get("spare")] if rejects.exists() else []
+        except WorkError:
+            rows = []
+        if not rows:
+            return WorkError(f"There are no triptychs in {self.path}.", hint)
+        reasons = Counter(str(row.get("reason")) for row in rows).most_common(3)
+        listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
+        mend = (
+            "Mend the photos, or say what they show in overrides.txt; then run `triptych clean` and "
+            "`triptych concat` again."
+        )
+        return WorkError(f"There are no triptychs in {self.path}: `concat` could make none ({listed}).", mend)
+
+    @cached_property
+    def _checked(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """By file name the row of a picture; and why a row cannot be used, by the name that it gives."""
         rows: dict[str, dict[str, Any]] = {}
         wrong: dict[str, str] = {}
-        metadata = self.path / "metadata.jsonl"
-        for number, row in enumerate(read_jsonl(metadata) if metadata.exists() else [], 1):
-            name = row.get("file_name") if isinstance(row, dict) else None
+        for number, row in enumerate(self.rows(), 1):
+            name = row.get("file_name")
             if not isinstance(name, str) or not name:
-                wrong[f"metadata.jsonl:{number}"] = "a row of metadata.jsonl without a file_name"
+                wrong[f"{METADATA}:{number}"] = f"a row of {METADATA} without a file_name"
             elif Path(name).name != name or "\\" in name:
-                wrong[name] = "metadata.jsonl names a file outside the folder"
+                wrong[name] = f"{METADATA} names a file outside the folder"
             elif name in rows and rows[name] != row:
-                wrong[name] = "metadata.jsonl has two different rows for it"
+                wrong[name] = f"{METADATA} has two different rows for it"
             else:
                 rows[name] = row
         return rows, wrong
 
-    def captioned(self) -> dict[str, tuple[Path, str]]:
-        """By id each picture that has a caption, and the caption."""
-        found = dict[str, tuple[Path, str]]()
-        for picture in self.pictures:
-            try:
-                if picture.name not in self._rows[1]:
-                    found[picture.stem] = picture, self._caption(picture)
-            except TriptychError:
-                continue
-        return found
+    def row(self, id: str) -> dict[str, Any]:
+        """What metadata.jsonl says of a picture; nothing if it has no row.
 
-    def _caption(self, picture: Path) -> str:
-        text = caption_file(picture)
+        Raises:
+            InputError: its row cannot be used.
+        """
+        name = self.picture(id).name
+        rows, wrong = self._checked
+        if name in wrong:
+            raise InputError(wrong[name])
+        return rows.get(name, {})
+
+    def caption(self, id: str) -> str:
+        """The caption beside a picture or, without one, in its row.
+
+        Raises:
+            InputError: there is none, or none that can be read.
+        """
+        row, text = self.row(id), caption_file(self.picture(id))
         if text.is_file():
             caption = read_caption(text)
             if not caption:
                 raise InputError(f"{text.name} is empty")
             return caption
-        stored = self._rows[0].get(picture.name, {}).get("text", "")
+        stored = row.get("text", "")
         if not isinstance(stored, str) or len(stored) > CAPTION_BYTES:
-            raise InputError("the text in metadata.jsonl is no caption")
+            raise InputError(f"the text in {METADATA} is no caption")
         if not stored.strip():
-            raise InputError(f"no caption: {picture.stem}.txt is missing")
+            raise InputError(f"no caption: {id}.txt is missing")
         return stored.strip()
+
+    def layout(self, id: str, grid: Grid | None = None) -> tuple[PanelLayout, LayoutBy]:
+        """The layout of a picture, and who says so.
+
+        grid: the layout of pictures whose row has none; without it three panels in a row are guessed where
+        the shape allows it.
+
+        Raises:
+            BadImage: the picture cannot be opened. InputError, ValueError: no layout that fits it.
+        """
+        return _layout(self.row(id), check_header(self.picture(id)), grid)
+
+    def item(self, id: str) -> str:
+        """What the garment of a picture is called; empty if nobody says.
+
+        Raises:
+            InputError: it is no text.
+        """
+        item = self.row(id).get("item", "")
+        if not isinstance(item, str):
+            raise InputError(f"the item in {METADATA} is no text")
+        return item
+
+    def captioned(self) -> dict[str, tuple[Path, str]]:
+        """By id each picture that has a caption, and the caption."""
+        found = dict[str, tuple[Path, str]]()
+        for picture in self.pictures():
+            with contextlib.suppress(TriptychError):
+                found[picture.stem] = picture, self.caption(picture.stem)
+        return found
 
     def sources(self, stride: int, grid: Grid | None = None) -> tuple[list[Source], list[dict[str, Any]]]:
         """The captioned triptychs, and the others with the reason why they are left out.
 
         Args:
-            stride: pixels of the model's token grid. grid: the layout of pictures whose row has none; without
-                it three panels in a row are guessed where the shape allows it.
+            stride: pixels of the model's token grid. grid: see `layout`.
+
+        Raises:
+            WorkError: the folder holds no picture, or a metadata.jsonl that cannot be read.
         """
-        rows, wrong = self._rows
+        if not self.pictures():
+            found = f" {self.left_out()[0][0].name} is no PNG, JPEG or WebP." if self.left_out() else ""
+            raise self.nothing_here(
+                f"Run `triptych concat` first, or put <id>.png and <id>.txt there.{found}"
+            )
+        wrong = self._checked[1]
         sources: list[Source] = []
         rejects: list[dict[str, Any]] = [{"id": name, "reason": reason} for name, reason in wrong.items()]
-        rejects += [{"id": file.name, "reason": reason} for file, reason in self._left_out]
-        for picture in self.pictures:
-            caption: str | None = None
+        rejects += [{"id": file.name, "reason": reason} for file, reason in self.left_out()]
+        for picture in self.pictures():
+            id, caption = picture.stem, None
+            if picture.name in wrong:
+                continue
             try:
-                if picture.name in wrong:
-                    continue
-                caption = self._caption(picture)
-                row = rows.get(picture.name, {})
-                layout, by = _layout(row, check_header(picture), grid)
-                item = row.get("item", "")
-                if not isinstance(item, str):
-                    raise InputError("the item in metadata.jsonl is no text")
+                caption = self.caption(id)
+                layout, by = self.layout(id, grid)
+                item = self.item(id)
                 sources.append(
-                    Source(
-                        picture.stem, picture, caption, layout.check(stride), by, item, sha256_file(picture)
-                    )
+                    Source(id, picture, caption, layout.check(stride), by, item, sha256_file(picture))
                 )
             except BadImage as error:
                 rejects.append(reject(picture, caption, error.reason))
@@ -226,17 +342,15 @@ def _layout(row: dict[str, Any], size: tuple[int, int], grid: Grid | None) -> tu
         layout = PanelLayout.from_dict(row["layout"])
         if layout.size != size:
             raise InputError(
-                f"it is {width}×{height} px, its layout in metadata.jsonl {layout.size[0]}×{layout.size[1]} "
-                "px"
+                f"it is {width}×{height} px, its layout in {METADATA} {layout.size[0]}×{layout.size[1]} px"
             )
         return layout, "metadata"
     if grid is not None:
         return grid.on(width, height), "option"
     if width % 3 or not _NARROWEST <= width / 3 / height <= _WIDEST:
         raise InputError(
-            f"{width}×{height} px does not look like three panels in a row, and metadata.jsonl has no layout "
-            "for it; "
-            "give --columns and --roles if all pictures have one layout"
+            f"{width}×{height} px does not look like three panels in a row, and {METADATA} has no layout "
+            "for it; give --columns and --roles if all pictures have one layout"
         )
     return Grid(("front", "back", "worn"), 3).on(width, height), "guess"
 

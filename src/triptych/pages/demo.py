@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from triptych.data.captions import read_caption
-from triptych.data.triptychs import list_pictures
+from triptych.data.triptychs import TriptychFolder, caption_file
 from triptych.errors import InputError
 from triptych.store.files import read_jsonl, write_text
 
@@ -165,13 +165,13 @@ def _cropped(sheet: Path, height: int = 620) -> Image.Image:
 
 
 def _triptychs(folder: Path, count: int = 6) -> str:
-    paths = [path for path in list_pictures(folder).taken if path.with_suffix(".txt").exists()]
+    paths = [path for path in TriptychFolder(folder).pictures() if caption_file(path).is_file()]
     random.Random(0).shuffle(paths)
     cards = []
     for path in paths[:count]:
         with Image.open(path) as image:
             try:
-                text = html.escape(read_caption(path.with_suffix(".txt")))
+                text = html.escape(read_caption(caption_file(path)))
             except InputError as error:
                 text = html.escape(str(error))
             cards.append(f"<div class=card>{_image(_larger(image, 480), 480, path.stem)}<p>{text}</p></div>")

@@ -8,8 +8,8 @@ import hashlib
 import logging
 from typing import Any
 
-from triptych.data.embeddings import EmbeddingFolder
-from triptych.data.triptychs import TriptychFolder, list_pictures
+from triptych.data.embeddings import REJECTS, EmbeddingFolder
+from triptych.data.triptychs import METADATA, TriptychFolder
 from triptych.errors import ConfigError, WorkError
 from triptych.store.files import read_jsonl, sha256_file
 from triptych.training.config import TrainConfig
@@ -34,17 +34,18 @@ def check_embeddings(config: TrainConfig, records: EmbeddingFolder) -> None:
         )
         raise ConfigError(
             problem,
-            "Run `triptych embed` again with --columns 3, or write their layouts into metadata.jsonl.",
+            f"Run `triptych embed` again with --columns 3, or write their layouts into {METADATA}.",
         )
-    folder = config.triptych_folder
-    if not folder.is_dir() or not list_pictures(folder).taken:
+    folder = TriptychFolder(config.triptych_folder)
+    if not folder.pictures():
         log.warning(
-            "There are no triptychs in %s: nobody can tell whether all are embedded, as they are now.", folder
+            "There are no triptychs in %s: nobody can tell whether all are embedded, as they are now.",
+            folder.path,
         )
         return
-    captioned = TriptychFolder(folder).captioned()
+    captioned = folder.captioned()
     if not captioned.keys() & set(records.ids):
-        log.warning("The triptychs in %s are not those of the embeddings in %s.", folder, records.path)
+        log.warning("The triptychs in %s are not those of the embeddings in %s.", folder.path, records.path)
         return
     missing = changed = 0
     left_out = _left_out(records)
@@ -62,14 +63,14 @@ def check_embeddings(config: TrainConfig, records: EmbeddingFolder) -> None:
         said = said.replace(" is changed", " has changed").replace(" are changed", " have changed")
         problem = (
             f"The embeddings in {records.path} are not those of the {len(captioned)} captioned "
-            f"triptychs in {folder}: {said}."
+            f"triptychs in {folder.path}: {said}."
         )
         raise WorkError(problem, "Run `triptych embed` first, with the same --work and --model.")
 
 
 def _left_out(records: EmbeddingFolder) -> dict[str, tuple[Any, Any]]:
     """By id the hashes of what `embed` looked at and left out."""
-    path = records.path / "embed.rejects.jsonl"
+    path = records.path / REJECTS
     rows = read_jsonl(path) if path.exists() else []
     return {str(row.get("id")): (row.get("image_sha256"), row.get("caption_sha256")) for row in rows}
 

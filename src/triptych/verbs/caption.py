@@ -30,7 +30,7 @@ from pydantic import Field
 from triptych import progress
 from triptych.backbones.settings import model_settings
 from triptych.captioning import captioners
-from triptych.captioning.answers import Answers, Journal, journal_rows
+from triptych.captioning.answers import Answers
 from triptych.captioning.brought import newer_captions, own_captions, take_caption
 from triptych.captioning.captioners import load_captioner, no_captioner
 from triptych.captioning.failed import COME_BACK, Rejected, bring_back, find_failed, move_away, waiting
@@ -49,20 +49,19 @@ from triptych.captioning.write import check_order, linter, usable_caption
 from triptych.config.stage import StageConfig
 from triptych.data.brands import MANY
 from triptych.data.captions import UNREADABLE, read_caption
-from triptych.data.rejects import no_triptychs
-from triptych.data.triptychs import list_pictures
+from triptych.data.triptychs import TriptychFolder
 from triptych.errors import ConfigError, InputError, ModelError, WorkError, sentence_of
 from triptych.events import Event, Run, held
 from triptych.pictures.images import load_image
 from triptych.pocket.known_worlds import check_pictures
 from triptych.store.files import sha256_file, write_text
 from triptych.store.folder import StageFolder
+from triptych.store.journal import Journal
 from triptych.wording.commands import typed
 
 log = logging.getLogger(__name__)
 
 WARNINGS_SHOWN = 20
-JOURNAL = "caption.jsonl"
 STREAK = 8
 """So many pictures in a row without one usable answer are not the pictures' fault."""
 
@@ -147,8 +146,9 @@ def caption(config: CaptionConfig) -> Run:
             f"fail_path {config.fail_folder} is no folder.", "Choose another folder, or leave fail_path out."
         )
     check_url(config.base_url)
-    known = journal_rows(folder.path / JOURNAL)
-    here = read_jobs(folder.path, known)
+    there_now = TriptychFolder(folder.path)
+    known = there_now.journal_rows()
+    here = read_jobs(there_now)
     failed, left = (
         find_failed(config.fail_folder, folder.path, known)
         if config.retry_failed or config.captions
@@ -169,7 +169,7 @@ def caption(config: CaptionConfig) -> Run:
         job.id: job.told_caption + "\n" for job in jobs if job.told_caption and not job.text_file.exists()
     }
     texts = told | newer_captions(own, jobs, known)
-    left_out = list_pictures(folder.path).left_out
+    left_out = there_now.left_out()
     summary: dict[str, Any] = {
         "triptychs": len(jobs),
         "captioned": 0,
@@ -202,7 +202,7 @@ def caption(config: CaptionConfig) -> Run:
         captioner().check()
 
     def work() -> Iterator[Event]:
-        journal = Journal(folder.path / JOURNAL)
+        journal = there_now.journal()
         by: dict[str, str] = {}
         todo = []
         try:
@@ -324,7 +324,7 @@ def check_captioner(config: CaptionConfig) -> None:
         ModelError, ConfigError: no captioner, no folder with captions, and no caption there yet; or see
             `captioners.check_captioner`.
     """
-    own = config.captions is not None or any(config.triptych_folder.glob("*.txt"))
+    own = config.captions is not None or TriptychFolder(config.triptych_folder).has_captions()
     if not own and not config.vlm_model.strip():
         raise no_captioner()
     if config.vlm_model.strip():
@@ -335,7 +335,7 @@ def _no_triptychs(folder: Path, fail_folder: Path) -> WorkError:
     if number := waiting(fail_folder):
         hint = f"{number} failed before and lie in {fail_folder}: `{COME_BACK}` brings them back."
         return WorkError(f"There are no triptychs in {folder}.", hint)
-    return no_triptychs(folder, "Run `triptych concat` first, or put <id>.png files there.")
+    return TriptychFolder(folder).nothing_here("Run `triptych concat` first, or put <id>.png files there.")
 
 
 def _warn(

@@ -14,27 +14,27 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from pydantic import Field
 
 from triptych.backbones.settings import model_settings
-from triptych.captioning.answers import journal_rows
 from triptych.captioning.failed import COME_BACK, still_failed
 from triptych.config.stage import Seed, StageConfig
 from triptych.data.catalogue import OVERRIDES, PHOTOS, Photo, read_photos, why_nothing_usable
-from triptych.data.pairing import CHUNK, EARLIER, Triple, earlier_pictures, made_from, plan
+from triptych.data.pairing import CHUNK, EARLIER, PAIRS, Triple, earlier_pictures, made_from, plan
 from triptych.data.photo_folders import COPY_LINKS
-from triptych.data.rejects import REJECTS
-from triptych.data.triptychs import list_pictures
+from triptych.data.triptychs import REJECTS, TriptychFolder
 from triptych.errors import InputError, TriptychError, WorkError
 from triptych.events import Event, Run, held
+from triptych.execution import PerWorker, execute
 from triptych.pictures.images import load_image, save_png
 from triptych.pictures.panels import PanelLayout, concatenate, fit
 from triptych.pictures.sheets import contact_sheet, drawable, plain
-from triptych.store.files import publish, read_jsonl, sha256_file, write_jsonl
+from triptych.store.files import publish, sha256_file, write_jsonl
 from triptych.store.folder import StageFolder
 
 SHEET_SIZE = 48
@@ -74,91 +74,40 @@ def concat(config: ConcatConfig) -> Run:
     ).check(settings.stride)
     photos = read_photos(config.catalogue_folder / PHOTOS)
     triples, rejects, spares = plan(photos, config.max_concat_n, config.seed)
-    if not triples and not rejects:
-        raise WorkError(
-            f"The catalogue in {config.catalogue_folder} has no items.",
-            "Run `triptych clean` on folders with photos first.",
-        )
-    if not any(photo.label in ("human", "garment", "unsure") for photo in photos):
-        message, hint = why_nothing_usable(photos)
-        raise WorkError(message, f"{hint} Then run `triptych clean` again." if hint == COPY_LINKS else hint)
-    identity = {"max_concat_n": config.max_concat_n, "seed": config.seed}
-    keep = (
-        "Put the old settings back, or choose another --triptychs folder; `caption --captions "
-        f"{config.triptych_folder}` brings"
-        " the captions there."
-    )
-    folder = StageFolder(config.triptych_folder, "concat", identity, retired=("layout",), hint=keep)
+    _check(config, photos, anything=bool(triples or rejects))
+    folder = _folder(config)
     summary: dict[str, Any] = {
         "items": len({photo.item for photo in photos if photo.item}),
         "triptychs": 0,
         "made": 0,
         "kept": 0,
-    }
-    summary |= {
         "rejected": len(rejects),
         "reasons": dict(Counter(reject["reason"] for reject in rejects)),
         "failed_before": 0,
-    }
-    summary |= {
         "spare_photos": len(spares),
         "stale": [],
         "panel": f"{layout.width}x{layout.height}",
         "folder": str(folder.path),
-    }
-    summary["sheet"] = str(config.work / "triptychs_sheet.jpg")
-    summary |= {
+        "sheet": str(config.work / "triptychs_sheet.jpg"),
         "made_anew_for_other_panels": 0,
         "guessed_sides": len({triple.item for triple in triples if triple.guessed}),
     }
+    book = Book(TriptychFolder(folder.path), layout, summary)
+    tools = PerWorker(Panels, layout)
 
     def work() -> Iterator[Event]:
-        write_jsonl(config.catalogue_folder / "pairs.jsonl", (triple.row() for triple in triples))
+        write_jsonl(config.catalogue_folder / PAIRS, (triple.row() for triple in triples))
         for reject in rejects:
             yield Event(reject["item"], "rejected", reject["reason"])
-        failed = _failed(folder.path)
-        panel = functools.lru_cache(maxsize=8)(functools.partial(_panel, layout))
-        made: set[str] = set()
-        later: list[dict[str, Any]] = []
         try:
-            for triple in triples:
-                target = folder.path / f"{triple.id}.png"
-                origin = triple.origin(layout)
-                before = made_from(target)
-                if before == {} or (before and _origin(before) == origin):  # {}: somebody drew or edited it
-                    summary["kept"] += 1
-                    yield Event(triple.id, "kept")
-                elif not target.exists() and _sources(origin) in failed:
-                    summary["failed_before"] += 1
-                    yield Event(
-                        triple.id,
-                        "rejected",
-                        f"`caption` has rejected it before; `{COME_BACK}` brings it back",
-                    )
-                else:
-                    try:
-                        canvas = concatenate([panel(triple.photos[role]) for role in layout.roles], layout)
-                    except TriptychError as error:
-                        reason = str(getattr(error, "reason", error.message))
-                        later.append({"item": triple.item, "id": triple.id, "reason": error.message})
-                        summary["rejected"] += 1
-                        summary["reasons"][reason] = summary["reasons"].get(reason, 0) + 1
-                        yield Event(triple.id, "rejected", error.message)
-                        continue
-                    if before and _sources(before) == _sources(
-                        origin
-                    ):  # other panels of the same photos: captions stay right
-                        origin |= {EARLIER: [*earlier_pictures(target), sha256_file(target)][-MOST_EARLIER:]}
-                        summary["made_anew_for_other_panels"] += 1
-                    else:
-                        made.add(triple.id)
-                    save_png(canvas, target, text={CHUNK: json.dumps(origin)})
-                    summary["made"] += 1
-                    yield Event(triple.id)
+            found = todo(triples, layout, book.folder)
+            yield from _standing(found, summary)
+            for drawn in execute(make, found.draw, tools):
+                yield record(book, drawn)
         finally:
-            write_jsonl(folder.path / REJECTS, [*rejects, *later, *spares])
-            rows = _rows(folder.path, triples, made, layout)
-            write_jsonl(folder.path / "metadata.jsonl", rows)
+            book.folder.write_rejects([*rejects, *book.rejects, *spares])
+            rows = _rows(TriptychFolder(folder.path), triples, book.fresh, layout)
+            book.folder.write_rows(rows)
         summary["triptychs"] = len(rows)
         planned = {triple.id for triple in triples}
         summary["stale"] = [row["id"] for row in rows if "item" in row and row["id"] not in planned]
@@ -171,23 +120,129 @@ def concat(config: ConcatConfig) -> Run:
     return run
 
 
-def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
-    """What the user should do next."""
-    if not summary["triptychs"]:
-        rejects = config.triptych_folder / REJECTS
-        return (
-            f"No triptych could be made; {rejects} says why for every item. `clean` has drawn what it "
-            "sees in each photo."
+def _check(config: ConcatConfig, photos: list[Photo], *, anything: bool) -> None:
+    if not anything:
+        raise WorkError(
+            f"The catalogue in {config.catalogue_folder} has no items.",
+            "Run `triptych clean` on folders with photos first.",
         )
-    advice = "Look at the sheet"
-    if summary["guessed_sides"]:
-        advice += (
-            f": in {summary['guessed_sides']} items front and back are a guess. To swap two, write "
-            "'item1/a.jpg front' and"
-            f" 'item1/b.jpg back' into {config.catalogue_folder / OVERRIDES}, then run `triptych clean` and "
-            "`triptych concat` again"
+    if not any(photo.label in ("human", "garment", "unsure") for photo in photos):
+        message, hint = why_nothing_usable(photos)
+        raise WorkError(message, f"{hint} Then run `triptych clean` again." if hint == COPY_LINKS else hint)
+
+
+def _folder(config: ConcatConfig) -> StageFolder:
+    hint = (
+        "Put the old settings back, or choose another --triptychs folder; `caption --captions "
+        f"{config.triptych_folder}` brings the captions there."
+    )
+    identity = {"max_concat_n": config.max_concat_n, "seed": config.seed}
+    return StageFolder(config.triptych_folder, "concat", identity, retired=("layout",), hint=hint)
+
+
+# --- todo · make · record
+
+
+class Todo(NamedTuple):
+    """The triptychs that are to be drawn, those that are there, and those that `caption` has moved away."""
+
+    draw: list[Triple]
+    kept: list[Triple]
+    failed: list[Triple]
+
+
+def todo(triples: Iterable[Triple], layout: PanelLayout, folder: TriptychFolder) -> Todo:
+    """What is to be drawn: what is missing, and what was drawn of other photos or for other panels."""
+    found = Todo([], [], [])
+    failed = {_sources(row) for row in still_failed(folder.journal_rows())}
+    for triple in triples:
+        origin, target = triple.origin(layout), folder.path / f"{triple.id}.png"
+        before = made_from(target)
+        if before == {} or (before and _origin(before) == origin):  # {}: somebody drew or edited it
+            found.kept.append(triple)
+        elif not target.exists() and _sources(origin) in failed:
+            found.failed.append(triple)
+        else:
+            found.draw.append(triple)
+    return found
+
+
+def _standing(found: Todo, summary: dict[str, Any]) -> Iterator[Event]:
+    """The events of triptychs that are not drawn."""
+    for triple in found.kept:
+        summary["kept"] += 1
+        yield Event(triple.id, "kept", result=Path(summary["folder"]) / f"{triple.id}.png")
+    for triple in found.failed:
+        summary["failed_before"] += 1
+        note = f"`caption` has rejected it before; `{COME_BACK}` brings it back"
+        yield Event(triple.id, "rejected", note)
+
+
+class Panels:
+    """The tools of a worker: photos as panels. It keeps the last few, which triptychs of one item share."""
+
+    def __init__(self, layout: PanelLayout) -> None:
+        self.layout = layout
+        self.panel = functools.lru_cache(maxsize=8)(functools.partial(_panel, layout))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A canvas; or None, and why there is none: as a sentence, and in the few words that are counted."""
+
+    triple: Triple
+    canvas: Image.Image | None
+    message: str = ""
+    reason: str = ""
+
+
+def make(triple: Triple, panels: Panels) -> Drawn:
+    """One triptych: its photos side by side."""
+    layout = panels.layout
+    try:
+        return Drawn(
+            triple, concatenate([panels.panel(triple.photos[role]) for role in layout.roles], layout)
         )
-    return advice + "; then run `triptych caption`."
+    except TriptychError as error:
+        return Drawn(triple, None, error.message, str(getattr(error, "reason", error.message)))
+
+
+@dataclass
+class Book:
+    """What `record` writes to: the folder, the counts, the rejects, and the ids of pictures of other photos
+    than before.
+    """
+
+    folder: TriptychFolder
+    layout: PanelLayout
+    summary: dict[str, Any]
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    fresh: set[str] = field(default_factory=set)
+
+
+def record(book: Book, drawn: Drawn) -> Event:
+    """Save a canvas, or note why there is none."""
+    triple, summary = drawn.triple, book.summary
+    if drawn.canvas is None:
+        book.rejects.append({"item": triple.item, "id": triple.id, "reason": drawn.message})
+        summary["rejected"] += 1
+        summary["reasons"][drawn.reason] = summary["reasons"].get(drawn.reason, 0) + 1
+        return Event(triple.id, "rejected", drawn.message)
+    target, origin = book.folder.path / f"{triple.id}.png", triple.origin(book.layout)
+    before = made_from(target)
+    if before and _sources(before) == _sources(
+        origin
+    ):  # other panels of the same photos: captions stay right
+        origin |= {EARLIER: [*earlier_pictures(target), sha256_file(target)][-MOST_EARLIER:]}
+        summary["made_anew_for_other_panels"] += 1
+    else:
+        book.fresh.add(triple.id)
+    save_png(drawn.canvas, target, text={CHUNK: json.dumps(origin)})
+    summary["made"] += 1
+    return Event(triple.id, result=target)
+
+
+# --- Panels, rows and the sheet
 
 
 def _panel(layout: PanelLayout, photo: Photo) -> Image.Image:
@@ -211,27 +266,16 @@ def _sources(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(key) for key in ("id", "front_sha256", "back_sha256", "worn_sha256"))
 
 
-def _failed(folder: Path) -> set[tuple[Any, ...]]:
-    """The sources of triptychs that `caption` has moved away; they are made again when their photos are
-    others.
-    """
-    return {_sources(row) for row in still_failed(journal_rows(folder / "caption.jsonl"))}
-
-
 def _rows(
-    folder: Path, triples: Iterable[Triple], made: set[str], layout: PanelLayout
+    folder: TriptychFolder, triples: Iterable[Triple], fresh: set[str], layout: PanelLayout
 ) -> list[dict[str, Any]]:
     """A row for every picture in the folder, ours or not: an imagefolder must name them all."""
-    metadata = folder / "metadata.jsonl"
-    before = {
-        Path(str(row.get("file_name"))).stem: row
-        for row in (read_jsonl(metadata) if metadata.exists() else [])
-    }
+    before = {Path(str(row.get("file_name"))).stem: row for row in folder.rows()}
     planned = {triple.id: triple for triple in triples}
     rows = []
-    for picture in list_pictures(folder).taken:
+    for picture in folder.pictures():
         row = dict(before.get(picture.stem, {}))
-        if picture.stem in made:
+        if picture.stem in fresh:
             row = {
                 key: value for key, value in row.items() if key not in ("text", "caption_by")
             }  # of an earlier picture
@@ -277,3 +321,22 @@ def _write_sheet(
             cells.append((None, label))
     with publish(path) as temporary:
         contact_sheet(cells, columns=4, thumb=240).save(temporary, quality=88)
+
+
+def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
+    """What the user should do next."""
+    if not summary["triptychs"]:
+        rejects = config.triptych_folder / REJECTS
+        return (
+            f"No triptych could be made; {rejects} says why for every item. `clean` has drawn what it "
+            "sees in each photo."
+        )
+    advice = "Look at the sheet"
+    if summary["guessed_sides"]:
+        advice += (
+            f": in {summary['guessed_sides']} items front and back are a guess. To swap two, write "
+            "'item1/a.jpg front' and"
+            f" 'item1/b.jpg back' into {config.catalogue_folder / OVERRIDES}, then run `triptych clean` and "
+            "`triptych concat` again"
+        )
+    return advice + "; then run `triptych caption`."

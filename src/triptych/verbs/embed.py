@@ -87,6 +87,7 @@ def embed(config: EmbedConfig) -> Run:
     from triptych.data.embeddings import (
         EMPTY,
         INDEX,
+        REJECTS,
         load_record,
         read_about,
         save_record,
@@ -163,7 +164,7 @@ def embed(config: EmbedConfig) -> Run:
                     rejects.append(reject(source.image, source.caption, event.note))
                 summary["embedded" if event.status == "done" else "rejected"] += 1
                 yield event
-        write_jsonl(folder.path / "embed.rejects.jsonl", rejects)
+        write_jsonl(folder.path / REJECTS, rejects)
         rejected = {row["id"] for row in rejects}
         write_json(folder.path / INDEX, [source.id for source in sources if source.id not in rejected])
 

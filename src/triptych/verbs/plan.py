@@ -10,7 +10,7 @@ from typing import Any
 
 from triptych.backbones.registry import DTYPES
 from triptych.config.stage import section, validated
-from triptych.data.triptychs import list_pictures
+from triptych.data.triptychs import TriptychFolder
 from triptych.events import Event, Run
 from triptych.pictures.panels import PanelLayout
 from triptych.planning import advice
@@ -51,7 +51,9 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
     shapes = {model: model_shapes(model) for model in {embed.model, train.model, generate.model}}
     settings = shapes[train.model].settings
     layout = _layout(concat, PanelLayout(settings.panel_width, settings.panel_height), settings.stride)
-    triptychs = config.num_triptychs or len(list_pictures(train.triptych_folder).taken) or USUAL_TRIPTYCHS
+    triptychs = (
+        config.num_triptychs or len(TriptychFolder(train.triptych_folder).pictures()) or USUAL_TRIPTYCHS
+    )
     if train.epochs is not None:
         steps = steps_of_epochs(train.epochs, triptychs, train.batch_size * train.gradient_accumulation_steps)
         train = train.model_copy(update={"max_train_steps": steps, "epochs": None})

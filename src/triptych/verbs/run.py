@@ -14,13 +14,13 @@ from triptych.backbones.settings import Quantize, model_class, resolve_model
 from triptych.captioning.captioners import captioner_folder
 from triptych.config.stage import Seed, StageConfig, section, validated
 from triptych.data.photo_folders import find_photos
-from triptych.data.triptychs import caption_file, list_pictures
+from triptych.data.triptychs import TriptychFolder, caption_file
 from triptych.errors import ConfigError, InputError
 from triptych.events import Event, Run
 from triptych.pictures.images import load_image
 from triptych.pictures.overwrite import check_writable
 from triptych.pocket.known_worlds import check_pictures, known_by, strangers
-from triptych.store.files import read_jsonl, write_bytes, write_jsonl
+from triptych.store.files import write_bytes
 from triptych.verbs import STAGES
 from triptych.verbs.caption import check_captioner
 from triptych.verbs.outcome import check_made
@@ -180,7 +180,7 @@ def hand_over(source: Path, target: Path) -> int:
     """
     target.mkdir(parents=True, exist_ok=True)
     copied, there = set(), set()
-    for picture in list_pictures(source).taken:
+    for picture in TriptychFolder(source).pictures():
         if not (text := caption_file(picture)).is_file():
             continue
         there.add(picture.name)
@@ -191,12 +191,10 @@ def hand_over(source: Path, target: Path) -> int:
                 copied.add(picture.stem)
     rows: dict[str, Any] = {}
     for folder in (target, source):
-        if (folder / "metadata.jsonl").exists():
-            named = (
-                (str(row.get("file_name") or f"{row.get('id')}.png"), row)
-                for row in read_jsonl(folder / "metadata.jsonl")
-            )
-            rows |= {name: row for name, row in named if folder is target or name in there}
+        for row in TriptychFolder(folder).rows():
+            name = str(row.get("file_name") or f"{row.get('id')}.png")
+            if folder is target or name in there:
+                rows[name] = row
     if copied:
-        write_jsonl(target / "metadata.jsonl", rows.values())
+        TriptychFolder(target).write_rows(rows.values())
     return len(copied)

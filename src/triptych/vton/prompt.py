@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from triptych.backbones.settings import model_settings
-from triptych.captioning.answers import Answers, Journal
+from triptych.captioning.answers import Answers
 from triptych.captioning.captioners import load_captioner
 from triptych.captioning.questions import AnswerError, Captioner
 from triptych.captioning.write import linter, usable_caption
@@ -19,6 +19,7 @@ from triptych.pictures.images import load_image, sha256_photo
 from triptych.pictures.panels import concatenate
 from triptych.pocket.known_worlds import check_pictures
 from triptych.store.files import digest
+from triptych.store.journal import Journal
 from triptych.vton.job import TryonConfig
 
 RETRIES, MAX_NEW_TOKENS = 2, 600
