@@ -200,7 +200,7 @@ def test_a_prompt_the_models_do_not_know_is_a_sentence(tiny_flux: Path) -> None:
         (14, ""),
         (13, "the text of panel 3."),
         (11, "the text of panel 2, and nothing is read of panel 3."),
-        (8, "the text of panel 2, and nothing is read of panel 3."),
+        (8, "the text of panel 1, and nothing is read of panel 2 and 3."),
         (9, "the text of panel 2, and nothing is read of panel 3."),
         (1, "the summary, and nothing is read of panel 1 and 2 and 3."),
     ],
