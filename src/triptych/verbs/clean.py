@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -21,7 +21,6 @@ from triptych import progress
 from triptych.config.stage import Seed, StageConfig
 from triptych.data.catalogue import (
     MIXED,
-    OVERRIDE_LABELS,
     OVERRIDES,
     PHOTOS,
     Photo,
@@ -32,27 +31,15 @@ from triptych.data.catalogue import (
     write_photos,
 )
 from triptych.data.catalogue_sheet import draw_sheet
-from triptych.data.photo_folders import (
-    COPY_LINKS,
-    LEAVES,
-    STRAY,
-    check_examples,
-    find_photos,
-    is_managed,
-    natural,
-    refusal,
-)
-from triptych.data.views import count_guessed, mixed_items
-from triptych.errors import InputError
+from triptych.data.photo_folders import COPY_LINKS, LEAVES, STRAY, check_examples, find_photos, refusal
+from triptych.data.views import count_guessed
 from triptych.events import Event, Run, held
-from triptych.pictures.copies import find_copies
+from triptych.execution import PerWorker, execute
 from triptych.pictures.images import BadImage, sha256_photo
 from triptych.store.folder import StageFolder
-from triptych.vision.feature_cache import FeatureCache
-from triptych.vision.features import DEFAULT
-
-if TYPE_CHECKING:
-    from triptych.vision.features import Extractor
+from triptych.vision.examples import given_folder, read_examples
+from triptych.vision.feature_cache import FeatureCache, look_at
+from triptych.vision.verdicts import Judge, Looked, PhotoFile, named_first
 
 log = logging.getLogger(__name__)
 
@@ -98,254 +85,193 @@ def clean(config: CleanConfig) -> Run:
         ModelError: features that cannot be loaded.
         WorkError: another run is writing the catalogue.
     """
-    photos = _given(config.photos, "photos", "raw photos, one folder per item")
+    photos = given_folder(config.photos, "photos", "raw photos, one folder per item")
     check_examples(config.human, config.garment, photos)
-    examples = _examples(config)
+    examples = read_examples(config.human, config.garment)
     found = find_photos(photos, [config.work, config.catalogue_folder, config.human, config.garment])
     overrides = _overrides(config)
-    from triptych.vision.features import load_extractor
-
-    extractor = load_extractor(config.features)
+    tools = PerWorker(Eyes, config)
+    tools()  # whatever is wrong with the features is told at once
     folder = StageFolder(config.catalogue_folder, "clean", {"stage": "clean"})
     summary: dict[str, Any] = {}
-    work = partial(_work, config, photos, found, examples, overrides, extractor, summary)
 
-    def counted() -> Iterator[Event]:
-        yield from work()
+    def work() -> Iterator[Event]:
+        names = [path.relative_to(photos).as_posix() for _, path in found]
+        said, missed = match_overrides(overrides, names, photos)
+        if missed:
+            listed = ", ".join(missed[:5])
+            log.warning(
+                "No photo is meant by %d lines of %s: %s.", len(missed), _override_file(config), listed
+            )
+        files = [
+            PhotoFile(item, path, name, place, said.get(name, ""))
+            for place, ((item, path), name) in enumerate(zip(found, names, strict=True))
+        ]
+        cache = tools().cache
+        try:
+            judge, told = _learn(config, examples, tools)
+            book = Book(judge)
+            for looked in execute(make, todo(files, config.min_side), tools):
+                yield from record(book, looked)
+        finally:
+            cache.save()
+        write_photos(folder.path / PHOTOS, book.rows)
+        sheet = folder.path / "contact_sheet.png"
+        shown = draw_sheet(book.rows, sheet, photos)
+        summary.update(_count(book.rows), overrides_without_photo=missed, **told)
+        summary["catalogue"] = str(folder.path / PHOTOS)
+        summary["contact_sheet"] = (
+            f"{sheet} ({shown} of {len(book.rows)} photos; {sheet.with_suffix('.txt').name} names them)"
+        )
+        summary["next"] = _advice(book.rows, config)
         run.failed = 0 if summary["human"] or summary["garment"] or summary["unsure"] else summary["rejected"]
 
-    run = Run("clean", len(found), held(folder, counted), summary)
+    run = Run("clean", len(found), held(folder, work), summary)
     return run
 
 
-def _work(
-    config: CleanConfig,
-    photos: Path,
-    found: list[tuple[str, Path]],
-    examples: dict[str, tuple[Path, str]],
-    overrides: dict[str, str],
-    extractor: Extractor,
-    summary: dict[str, Any],
-) -> Iterator[Event]:
+def _learn(
+    config: CleanConfig, examples: dict[str, tuple[Path, str]], tools: PerWorker[Eyes]
+) -> tuple[Judge, dict[str, Any]]:
+    """A judge who has learned from the examples; and what the summary says of them."""
     from triptych.vision.classifier import doubtful, train_classifier
 
-    folder = config.catalogue_folder
-    cache = FeatureCache(folder / "features.safetensors", extractor)
-    names = {path: path.relative_to(photos).as_posix() for _, path in found}
-    said, missed = match_overrides(overrides, names.values(), photos)
-    if missed:
-        log.warning(
-            "No photo is meant by %d lines of %s: %s.",
-            len(missed),
-            _override_file(config),
-            ", ".join(missed[:5]),
-        )
-    rows: list[Photo] = []
-    try:
-        bad: dict[str, str] = {}
-        for number, batch in enumerate(_batches(list(examples), BATCH)):
-            progress.doing("looking at examples", number * BATCH, len(examples))
-            bad |= cache.fill({key: examples[key][0] for key in batch}, 1)
-        good = [key for key in examples if key not in bad]
-        known, labels = cache.rows(good), [examples[key][1] for key in good]
-        classifier = train_classifier(known, labels, extractor=extractor.identity, unsure=config.unsure)
-        classifier.save(folder / "classifier.safetensors")
-        suspects = [str(examples[good[index]][0]) for index in doubtful(known, labels, seed=config.seed)]
-
-        for part in _whole_items(found, BATCH):
-            keys, reasons = _looked_at(photos, part, names, said)
-            wanted = {key: path for path, key in keys.items()}
-            fresh = {key for key in wanted if key not in cache}
-            broken: dict[str, str] = {}
-            for number, batch in enumerate(_batches(list(wanted), BATCH)):
-                progress.doing(
-                    "looking at photo", min(len(rows) + number * BATCH + 1, len(found)), len(found)
-                )
-                broken |= cache.fill({key: wanted[key] for key in batch}, config.min_side)
-            usable = [key for key in wanted if key not in broken]
-            decided, scores = classifier.decide(cache.rows(usable))
-            verdicts = {
-                key: (label, float(score)) for key, label, score in zip(usable, decided, scores, strict=True)
-            }
-            reasons |= {path: broken[key] for path, key in keys.items() if key in broken}
-            reasons |= _copies(part, keys, reasons, cache, names, said)
-
-            judged: list[Photo] = []
-            for item, path in part:
-                name, key = names[path], keys.get(path, "")
-                if path in reasons:
-                    row = Photo(item, str(path), key, "rejected", None, reasons[path])
-                else:
-                    label, score = verdicts[key]
-                    row = Photo(item, str(path), key, label, round(score, 4))
-                    if name in said:
-                        row = Photo(
-                            item,
-                            str(path),
-                            key,
-                            OVERRIDE_LABELS[said[name]],
-                            row.score,
-                            f"override: {said[name]}",
-                        )
-                    elif key in examples:
-                        row = Photo(item, str(path), key, examples[key][1], row.score, "example")
-                judged.append(row)
-            mixed = mixed_items(judged, cache.rows if extractor.name == DEFAULT else None)
-            for row, (_, path) in zip(judged, part, strict=True):
-                if row.item in mixed and row.label == "garment":
-                    row = replace(row, label="unsure", reason=MIXED)
-                rows.append(row)
-                if row.label == "rejected":
-                    yield Event(names[path], "rejected", row.reason)
-                else:
-                    note = f"{row.label} ({row.reason})" if row.reason else row.label
-                    yield Event(names[path], "done" if keys[path] in fresh else "kept", note)
-    finally:
-        cache.save()
-    write_photos(folder / PHOTOS, rows)
-    sheet = folder / "contact_sheet.png"
-    shown = draw_sheet(rows, sheet, photos)
-    summary.update(_count(rows))
-    summary["overrides_without_photo"] = missed
-    summary["examples"] = dict(Counter(labels))
-    summary["examples_unreadable"] = [f"{examples[key][0]}: {reason}" for key, reason in bad.items()]
-    summary["examples_doubtful"] = suspects
-    summary["catalogue"] = str(folder / PHOTOS)
-    summary["contact_sheet"] = (
-        f"{sheet} ({shown} of {len(rows)} photos; {sheet.with_suffix('.txt').name} names them)"
-    )
-    summary["next"] = _advice(rows, config)
+    files = [PhotoFile("", path, path.name, 0, key=key) for key, (path, _) in examples.items()]
+    extractor, cache, bad = tools().extractor, tools().cache, dict[str, str]()
+    for looked in execute(make, todo(files, 1, "looking at examples"), tools):
+        cache.add(looked.features)
+        bad |= looked.broken
+    good = [key for key in examples if key not in bad]
+    known, labels = cache.rows(good), [examples[key][1] for key in good]
+    classifier = train_classifier(known, labels, extractor=extractor.identity, unsure=config.unsure)
+    classifier.save(config.catalogue_folder / "classifier.safetensors")
+    suspects = [str(examples[good[index]][0]) for index in doubtful(known, labels, seed=config.seed)]
+    told = {
+        "examples": dict(Counter(labels)),
+        "examples_unreadable": [f"{examples[key][0]}: {reason}" for key, reason in bad.items()],
+        "examples_doubtful": suspects,
+    }
+    return Judge(classifier, cache, extractor.name, examples), told
 
 
-def _batches(keys: list[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(keys), size):
-        yield keys[start : start + size]
+# --- todo · make · record
 
 
-def _whole_items(found: list[tuple[str, Path]], least: int) -> Iterator[list[tuple[str, Path]]]:
+@dataclass(frozen=True)
+class Batch:
+    """At most `BATCH` files that are looked at together.
+
+    closes: whether the next batch begins with another item. doing, start, of: what is said meanwhile, and
+    how many files of how many come before these.
+    """
+
+    photos: tuple[PhotoFile, ...]
+    min_side: int
+    closes: bool
+    doing: str
+    start: int
+    of: int
+
+
+def todo(photos: Sequence[PhotoFile], min_side: int, doing: str = "looking at photo") -> list[Batch]:
+    """All files, in batches: whether a photo's features are in the cache is only known when it was read."""
+    batches: list[Batch] = []
+    done = 0
+    for part in _whole_items(photos, BATCH):
+        ordered = named_first(part)
+        for start in range(0, len(ordered), BATCH):
+            few = tuple(ordered[start : start + BATCH])
+            last = start + BATCH >= len(ordered)
+            batches.append(Batch(few, min_side, last, doing, done + start, len(photos)))
+        done += len(part)
+    return batches
+
+
+def _whole_items(photos: Sequence[PhotoFile], least: int) -> Iterator[list[PhotoFile]]:
     """Parts of at least so many photos that cut no item: a photo's copies are looked for in its item."""
-    part: list[tuple[str, Path]] = []
-    for item, path in found:
-        if len(part) >= least and item != part[-1][0]:
+    part: list[PhotoFile] = []
+    for photo in photos:
+        if len(part) >= least and photo.item != part[-1].item:
             yield part
             part = []
-        part.append((item, path))
+        part.append(photo)
     if part:
         yield part
 
 
-def _looked_at(
-    photos: Path, part: list[tuple[str, Path]], names: dict[Path, str], said: dict[str, str]
-) -> tuple[dict[Path, str], dict[Path, str]]:
-    """({path: sha256} of what may be a photo, {path: reason} of what is none or has the bytes of another of
-    its item).
-    """
-    keys, reasons = dict[Path, str](), dict[Path, str]()
-    first: dict[tuple[str, str], Path] = {}
-    for item, path in sorted(
-        part, key=lambda entry: names[entry[1]] not in said
-    ):  # of equal files the one the user names stays
-        refused = refusal(photos, item, path)
+class Eyes:
+    """The tools of a worker: the feature network, and the features that are known."""
+
+    def __init__(self, config: CleanConfig) -> None:
+        from triptych.vision.features import load_extractor
+
+        self._config, self.extractor = config, load_extractor(config.features)
+
+    @property
+    def photos(self) -> Path:
+        assert self._config.photos is not None
+        return self._config.photos
+
+    @cached_property
+    def cache(self) -> FeatureCache:
+        return FeatureCache(self._config.catalogue_folder / "features.safetensors", self.extractor)
+
+
+def make(batch: Batch, eyes: Eyes) -> Looked:
+    """Read the files of a batch, and compute the features that are not known."""
+    progress.doing(batch.doing, batch.start + 1, batch.of)
+    looked = Looked(list(batch.photos), closes=batch.closes)
+    for photo in batch.photos:
+        refused = None if photo.key else refusal(eyes.photos, photo.item, photo.path)
         if refused is None:
             try:
-                keys[path] = sha256_photo(path)
+                looked.keys[photo.path] = photo.key or sha256_photo(photo.path)
             except BadImage as error:
                 refused = error.reason
             except OSError:
                 refused = "it may not be read"
         if refused is not None:
-            reasons[path] = refused
-            continue
-        original = first.setdefault((item, keys[path]), path)
-        if original != path:
-            reasons[path] = f"duplicate of {original.name}"
-    return keys, reasons
+            looked.refused[photo.path] = refused
+    wanted = {key: path for path, key in looked.keys.items()}
+    looked.features, looked.broken = look_at(wanted, batch.min_side, eyes.extractor, eyes.cache)
+    return looked
 
 
-def _copies(
-    part: list[tuple[str, Path]],
-    keys: dict[Path, str],
-    reasons: dict[Path, str],
-    cache: FeatureCache,
-    names: dict[Path, str],
-    said: dict[str, str],
-) -> dict[Path, str]:
-    """{path: reason} of the photos that are smaller copies of another one of their item."""
-    items: dict[str, list[Path]] = {}
-    for item, path in part:
-        if path in keys and path not in reasons:
-            items.setdefault(item, []).append(path)
-    found: dict[Path, str] = {}
-    for paths in items.values():
-        seen = [
-            cache.seen(keys[path], path.name, first=said.get(names[path], "rejected") != "rejected")
-            for path in paths
-        ]
-        for index, original in find_copies(seen).items():
-            smaller = "smaller copy" if seen[index].area < seen[original].area else "copy"
-            found[paths[index]] = f"{smaller} of {paths[original].name}"
-    return found
+@dataclass
+class Book:
+    """What `record` writes to: the cache, which the judge has, and the rows of the catalogue.
+
+    part, fresh: the files of items that are not complete yet, and which of their photos are new.
+    """
+
+    judge: Judge
+    rows: list[Photo] = field(default_factory=list)
+    part: Looked = field(default_factory=Looked)
+    fresh: set[str] = field(default_factory=set)
 
 
-# --- Inputs
-# ------------------------------------------------------------------------------------------------------------
+def record(book: Book, looked: Looked) -> list[Event]:
+    """Keep the features of a batch; with the last batch of an item, judge its files."""
+    book.fresh |= {key for key in looked.features if key not in book.judge.cache}
+    book.judge.cache.add(looked.features)
+    book.part.add(looked)
+    if not looked.closes:
+        return []
+    part, fresh = book.part, book.fresh
+    book.part, book.fresh = Looked(), set()
+    events: list[Event] = []
+    files = sorted(part.photos, key=lambda photo: photo.place)
+    for photo, row in zip(files, book.judge.verdicts(part), strict=True):
+        book.rows.append(row)
+        if row.label == "rejected":
+            events.append(Event(photo.name, "rejected", row.reason, result=row))
+        else:
+            note = f"{row.label} ({row.reason})" if row.reason else row.label
+            events.append(Event(photo.name, "done" if row.sha256 in fresh else "kept", note, result=row))
+    return events
 
 
-def _given(folder: Path | None, option: str, what: str) -> Path:
-    if folder is None or not str(folder).strip():
-        raise InputError(f"No folder given for --{option}.", f"Give a folder of {what}.")
-    if not folder.is_dir():
-        raise InputError(
-            f"The folder {folder} given for --{option} does not exist or is not a folder.",
-            f"Give a folder of {what}.",
-        )
-    return folder
-
-
-def _examples(config: CleanConfig) -> dict[str, tuple[Path, str]]:
-    """{sha256: (path, "human" | "garment")} of all example files that look like images."""
-    from triptych.vision.classifier import MIN_EXAMPLES
-
-    examples: dict[str, tuple[Path, str]] = {}
-    for option in ("human", "garment"):
-        folder = _given(
-            getattr(config, option),
-            option,
-            f"photos that show {'a person' if option == 'human' else 'a garment alone'}",
-        )
-        count = 0
-        refused: Counter[str] = Counter()
-        for path in sorted(folder.rglob("*"), key=lambda path: natural(str(path))):
-            if path.is_dir() or any(
-                part.startswith(".") or is_managed(part) for part in path.relative_to(folder).parts
-            ):
-                continue
-            try:
-                key = sha256_photo(path)
-            except BadImage as error:
-                refused[error.reason] += 1
-                continue
-            except OSError:
-                refused["it may not be read"] += 1
-                continue
-            if examples.get(key, (path, option))[1] != option:
-                other = examples[key][0]
-                raise InputError(
-                    f"{path} is the same photo as {other}, an example of the other kind.",
-                    "Delete one of the two.",
-                )
-            examples.setdefault(key, (path, option))
-            count += 1
-        if count < MIN_EXAMPLES:
-            what = "no photos" if count == 0 else f"only {count} photos"
-            hint = f"At least {MIN_EXAMPLES} are needed; a few dozen make a good classifier."
-            others = (
-                f" ({'; '.join(f'{n} × {reason}' for reason, n in refused.most_common(3))})"
-                if refused
-                else ""
-            )
-            raise InputError(f"There are {what} in {folder} given for --{option}{others}.", hint)
-    return examples
+# --- Inputs and report
 
 
 def _override_file(config: CleanConfig) -> Path:
@@ -355,10 +281,6 @@ def _override_file(config: CleanConfig) -> Path:
 def _overrides(config: CleanConfig) -> dict[str, str]:
     path = _override_file(config)
     return read_overrides(path) if config.overrides is not None or path.exists() else {}
-
-
-# --- Report
-# ------------------------------------------------------------------------------------------------------------
 
 
 def _count(rows: list[Photo]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ finds copies.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,49 @@ from triptych.vision.features import Extractor
 LONGEST = 512  # px; features need 384
 SAVE_EVERY = 512  # photos between two writings of the file
 _FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is computed of one photo: its vector, what finds copies of it, and its size (width, height)."""
+
+    vector: np.ndarray
+    signature: np.ndarray
+    size: tuple[int, int]
+
+
+def look_at(
+    wanted: Mapping[str, Path], min_side: int, extractor: Extractor, known: Container[str]
+) -> tuple[dict[str, Features], dict[str, str]]:
+    """By sha256: what is computed of the photos that are not `known`; and why others cannot be used.
+
+    Args:
+        wanted: {sha256: path}; all of them are opened, a known one as far as its header.
+        min_side: photos with a side shorter than this many pixels cannot be used.
+    """
+    images: dict[str, Image.Image] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    bad: dict[str, str] = {}
+    for key, path in wanted.items():
+        try:
+            width, height = check_header(path)
+            if min(width, height) < min_side:
+                raise BadImage(path, f"too small: {width}×{height} px")
+            if key not in known:
+                image = load_image(path, longest=LONGEST)
+                if np.ptp(np.asarray(image), axis=(0, 1)).max() == 0:
+                    raise BadImage(path, "blank: one colour all over")
+                images[key] = image
+                turned = (width > height) != (image.width > image.height) and width != height
+                sizes[key] = (height, width) if turned else (width, height)
+        except BadImage as error:
+            bad[key] = error.reason
+    vectors = extractor.features(list(images.values())) if images else ()
+    found = {
+        key: Features(vector, signature(images[key]), sizes[key])
+        for key, vector in zip(images, vectors, strict=True)
+    }
+    return found, bad
 
 
 class FeatureCache:
@@ -60,7 +104,7 @@ class FeatureCache:
             key: (int(width), int(height)) for key, (width, height) in zip(keys, sizes, strict=True)
         }
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self._vectors
 
     def rows(self, keys: Iterable[str]) -> np.ndarray:
@@ -72,31 +116,13 @@ class FeatureCache:
         """A photo that is in the cache, as `copies.find_copies` compares it."""
         return Seen(name, self._sizes[key], self._signatures[key], first)
 
-    def fill(self, wanted: dict[str, Path], min_side: int) -> dict[str, str]:
-        """Compute what is missing of {sha256: path}; {sha256: reason} of photos that cannot be used."""
-        bad: dict[str, str] = {}
-        images: dict[str, Image.Image] = {}
-        for key, path in wanted.items():
-            try:
-                width, height = check_header(path)
-                if min(width, height) < min_side:
-                    raise BadImage(path, f"too small: {width}×{height} px")
-                if key not in self:
-                    image = load_image(path, longest=LONGEST)
-                    if np.ptp(np.asarray(image), axis=(0, 1)).max() == 0:
-                        raise BadImage(path, "blank: one colour all over")
-                    images[key] = image
-                    turned = (width > height) != (image.width > image.height) and width != height
-                    self._sizes[key] = (height, width) if turned else (width, height)
-                    self._signatures[key] = signature(image)
-            except BadImage as error:
-                bad[key] = error.reason
-        if images:
-            self._vectors.update(zip(images, self._extractor.features(list(images.values())), strict=True))
-            self._new += len(images)
-            if self._new >= SAVE_EVERY:
-                self.save()
-        return bad
+    def add(self, looked_at: Mapping[str, Features]) -> None:
+        """Keep what was computed about photos, by their sha256; now and then the file is written."""
+        for key, one in looked_at.items():
+            self._vectors[key], self._signatures[key], self._sizes[key] = one.vector, one.signature, one.size
+        self._new += len(looked_at)
+        if self._new >= SAVE_EVERY:
+            self.save()
 
     def save(self) -> None:
         """Write the file if there is something new."""
