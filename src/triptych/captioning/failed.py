@@ -33,6 +33,9 @@ class Rejected(Exception):
         super().__init__(reason)
         self.step, self.fault, self.hint = step, fault, hint
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Rejected, (self.step, str(self), self.fault, self.hint)
+
 
 def move_away(job: Job, sha256: str, reason: Rejected, fail_folder: Path, journal: Journal) -> Path:
     """Move a picture to `fail_folder` beside its reason; what lies there is never overwritten, a kill loses

@@ -1,0 +1,51 @@
+"""What the summary of `caption` says of captions that are used all the same: what is wrong with them, and
+which brands were replaced in them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from triptych.captioning.jobs import Job
+from triptych.data.brands import MANY
+from triptych.data.captions import UNREADABLE, read_caption
+from triptych.errors import InputError
+
+MOST = 20
+"""Warnings in a summary; the rest is counted only."""
+
+
+class Remarks:
+    """Counts in `summary`. problems: what is wrong with a caption of so many panels."""
+
+    def __init__(self, summary: dict[str, Any], problems: Callable[[str, int], list[str]]) -> None:
+        self._summary, self._problems = summary, problems
+
+    def of(self, job: Job, changed: str = "") -> str:
+        """What is wrong with a caption that is there; `changed` is said first."""
+        try:
+            found = self._problems(read_caption(job.text_file), len(job.roles))
+        except InputError as error:
+            found = [str(error)]
+        note = "; ".join([changed] * bool(changed) + found)
+        if note:
+            self._summary["captions_with_warnings"] += 1
+            self._summary["captions_unreadable"] += UNREADABLE in found
+            self._warn(f"{job.text_file.name}: {note}")
+        return note
+
+    def count_brands(self, job: Job, replaced: Counter[str]) -> None:
+        """Note how often each brand was replaced in a caption; often may be too often."""
+        counts = self._summary["brands_replaced"]
+        for name, number in replaced.items():
+            counts[name] = counts.get(name, 0) + number
+            if number > MANY:
+                self._warn(
+                    f"{job.text_file.name}: the brand {name} was replaced {number} times; is it also a "
+                    "common word?"
+                )
+
+    def _warn(self, warning: str) -> None:
+        self._summary["warnings"] += [warning] if len(self._summary["warnings"]) < MOST else []
