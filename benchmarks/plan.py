@@ -188,7 +188,9 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
         )
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
-        parameters = add_lora(transformer, backbone.lora_targets, config.rank, config.alpha, 0.0, 0)
+        parameters = add_lora(
+            transformer, backbone.lora_layers(transformer), config.rank, config.alpha, 0.0, 0
+        )
         state = TrainState(transformer, parameters, make_optimizer(config, parameters))
         for _ in range(2):
             transformer.train()

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from triptych.backbones.flux.model import Flux
 from triptych.backbones.registry import FAMILIES, load_backbone
-from triptych.compute.quantize import NF4Linear, QuantizedLinear, is_quantized
-from triptych.compute.swap import blocks_of, place
+from triptych.compute.blocks import linear_layers
+from triptych.compute.quantize import NF4Linear, QuantizedLinear
+from triptych.compute.swap import place
 from triptych.data.embeddings import EMPTY, EmbeddingRecord, save_record, save_text
 from triptych.flow import generator_for
 from triptych.lora.adapter import load_lora
@@ -104,7 +105,7 @@ class Meter:
         for module in transformer.modules():
             if isinstance(module, QuantizedLinear):
                 module.register_forward_hook(self._product)
-        for block in blocks_of(transformer):
+        for block in Flux.blocks(transformer).values():
             block.register_forward_pre_hook(self._block)  # recomputation stops before a block's end
 
     def _product(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -132,8 +133,9 @@ def random_transformer(config: dict[str, Any], seed: int = 0) -> nn.Module:
     with torch.device("meta"):
         transformer: nn.Module = FluxTransformer2DModel(**config)
     generator = torch.Generator().manual_seed(seed)
+    to_quantize = linear_layers(Flux.blocks(transformer)).keys()
     for name, module in list(transformer.named_modules()):
-        if is_quantized(name, module):
+        if name in to_quantize:
             out, width = module.out_features, module.in_features
             # As whole words: a byte at a time takes eight times as long.
             codes = torch.empty(math.ceil(out * width / 16), dtype=torch.int64).random_(
@@ -223,7 +225,8 @@ def rehearse(
             others = sum(tensor.numel() for tensor in frozen if id(tensor) not in packed)
             loaded["parameters"] = loaded["quantized_parameters"] + others
             meter.watch(transformer)
-            return place(transformer.eval().requires_grad_(False), self.device, self.blocks_to_swap)
+            swapped = [*self.blocks(transformer).values()][: self.blocks_to_swap]
+            return place(transformer.eval().requires_grad_(False), self.device, swapped)
 
     write_model(out / "model", config, text_tokens)
     blocks = config["num_layers"] + config["num_single_layers"]

@@ -173,7 +173,8 @@ class ScriptStep:
 def lora_of(models: Models) -> list[nn.Parameter]:
     """The LoRA's parameters; the model gets one LoRA, which all variants train."""
     trained = [p for p in models.transformer.parameters() if p.requires_grad]
-    return trained or list(add_lora(models.transformer, models.backbone.lora_targets, 16, 16, 0.0, 0))
+    layers = models.backbone.lora_layers(models.transformer)
+    return trained or list(add_lora(models.transformer, layers, 16, 16, 0.0, 0))
 
 
 def window(layout: PanelLayout, share: float) -> Tensor:

@@ -34,7 +34,7 @@ def state(tiny_flux: Path) -> dict[str, torch.Tensor]:
     """A LoRA of rank 2 with small random weights for every layer that is trained."""
     backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
     transformer = backbone.load_transformer()
-    add_lora(transformer, backbone.lora_targets, 2, 2, 0.0, 0)
+    add_lora(transformer, backbone.lora_layers(transformer), 2, 2, 0.0, 0)
     generator = torch.Generator().manual_seed(0)
     return {
         key: torch.randn(tensor.shape, generator=generator) * 0.3

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from triptych.backbones.contract import Backbone
 from triptych.backbones.registry import load_backbone
-from triptych.compute.modulation import MODULATED, Steps
+from triptych.compute.modulation import MODULATED, PremodulatedTransformer
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.clean_context import read_window
 from triptych.sampling.options import Sampling
@@ -30,7 +30,7 @@ def parts(tiny: Path) -> tuple[Backbone, nn.Module]:
     return backbone, backbone.load_transformer()
 
 
-def steps_of(backbone: Backbone, transformer: nn.Module, words: dict[str, Tensor]) -> Steps:
+def steps_of(backbone: Backbone, transformer: nn.Module, words: dict[str, Tensor]) -> PremodulatedTransformer:
     with torch.no_grad():
         return backbone.steps(transformer, TIMES, words, 3.5)
 

@@ -110,7 +110,7 @@ def test_counts_of_a_folder_equal_the_loaded_model(tiny: Path, configs_alone: Pa
     assert held_weights(shapes, Machine(torch.float32)).device == sum(
         tensor.nbytes for tensor in transformer.state_dict().values()
     )
-    lora = add_lora(transformer, backbone.lora_targets, 5, 5, 0.0, 0)
+    lora = add_lora(transformer, backbone.lora_layers(transformer), 5, 5, 0.0, 0)
     assert shapes.lora_parameters(5) == sum(p.numel() for p in lora) > 0
 
 
@@ -161,7 +161,7 @@ def test_three_blocks_of_a_kind_tell_of_all(
     monkeypatch.setattr(
         runs,
         "thinned",
-        lambda transformer: {block: 1 for run in runs_of_blocks(transformer) for block in run},
+        lambda transformer, blocks: {block: 1 for run in runs_of_blocks(blocks) for block in run},
     )
     runs._training_pass.cache_clear()
     assert runs.training_pass(shapes, config, PanelLayout(64, 96), 32, torch.bfloat16) == some

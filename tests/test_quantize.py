@@ -20,8 +20,8 @@ from triptych.backbones.checkpoint import WEIGHTS
 from triptych.backbones.registry import load_backbone
 from triptych.cli import main
 from triptych.compute import swap
-from triptych.compute.quantize import FORMATS, QuantizedLinear, is_quantized
-from triptych.compute.swap import blocks_of
+from triptych.compute.blocks import linear_layers
+from triptych.compute.quantize import FORMATS, QuantizedLinear
 from triptych.errors import ConfigError, ModelError, WorkError
 from triptych.lora.adapter import add_lora, read_lora
 from triptych.pictures.images import read_settings
@@ -67,7 +67,7 @@ def test_a_quantized_model_is_nearly_the_full_one(quantize: str, velocity: float
     error = float((made - reference).norm() / reference.norm())
     assert 1e-5 < error < velocity
 
-    linear = {name: module for name, module in expected.named_modules() if is_quantized(name, module)}
+    linear = linear_layers(full.blocks(expected))
     layers = quantized_layers(transformer)
     assert layers.keys() == linear.keys() and "transformer_blocks.0.norm1.linear" in layers
     for name, layer in layers.items():
@@ -176,7 +176,7 @@ def test_a_lora_learns_on_a_quantized_model_and_loads(
     backbone = load_backbone(str(tiny), "cpu", "fp32", quantize)
     batch = training_set(tmp_path, options).draw(backbone, 0, 0, 1)
     transformer = backbone.load_transformer()
-    optimizer = torch.optim.Adam(add_lora(transformer, backbone.lora_targets, 8, 8, 0.0, 0), 1e-2)
+    optimizer = torch.optim.Adam(add_lora(transformer, backbone.lora_layers(transformer), 8, 8, 0.0, 0), 1e-2)
     losses = []
     for _ in range(15):
         loss = losses_of(options, backbone, transformer, batch).sample_B.mean()
@@ -238,7 +238,7 @@ def test_swapped_blocks_change_no_bit_and_come_one_at_a_time(
         backbone = load_backbone(str(tiny), "cpu", "fp32", quantize, blocks_to_swap)
         transformer = backbone.load_transformer()
         transformer.enable_gradient_checkpointing()
-        parameters = add_lora(transformer, backbone.lora_targets, 4, 4, 0.0, 0)
+        parameters = add_lora(transformer, backbone.lora_layers(transformer), 4, 4, 0.0, 0)
         for parameter in parameters:
             parameter.data += 0.01  # lora_B is zero otherwise, and lora_A without gradient
         fetched.clear()
@@ -248,10 +248,10 @@ def test_swapped_blocks_change_no_bit_and_come_one_at_a_time(
         losses = losses_of(options, backbone, transformer, batch)
         losses.sample_B.mean().backward()
         results.append([losses.sample_B.detach(), *(parameter.grad for parameter in parameters)])
-        blocks = len(blocks_of(transformer))
+        blocks = len(backbone.blocks(transformer))
         largest = max(
             sum(p.numel() >= 512 for n, p in block.named_parameters() if "lora_" not in n)
-            for block in blocks_of(transformer)
+            for block in backbone.blocks(transformer).values()
         )
         extra = sum(b.numel() >= 512 for _, b in transformer.named_buffers())
         assert bool(fetched) == bool(blocks_to_swap)

@@ -392,7 +392,7 @@ def held_by_one(rank: int, port: int, model: str, out: str) -> None:
     backbone = load_backbone(model, "cpu", "fp32")
     distributed.join(backbone.device)
     transformer = backbone.load_transformer()
-    trained = add_lora(transformer, backbone.lora_targets, 4, 4, 0.0, 0)
+    trained = add_lora(transformer, backbone.lora_layers(transformer), 4, 4, 0.0, 0)
     before = sum(
         p.numel() for n, p in transformer.named_parameters() if "blocks" in n and not p.requires_grad
     )

@@ -229,7 +229,7 @@ def test_a_training_starts_from_a_lora_at_its_very_strength(
     )
     loaded, started, plain = (backbone.load_transformer() for _ in range(3))
     load_lora(loaded, tmp_path / "lora")
-    add_lora(started, backbone.lora_targets, rank, alpha, 0.0, 0)
+    add_lora(started, backbone.lora_layers(started), rank, alpha, 0.0, 0)
     file = check_init_lora(options, backbone)
     assert file is not None
     start_from(file, started, options)

@@ -163,7 +163,7 @@ def test_diffusers_loads_the_lora_at_our_strength(tmp_path: Path, tiny: Path) ->
     """alpha is folded in, so diffusers, which reads no alpha from the file, must compute what we compute."""
     models = load_models(str(tiny), ["a dress"], device="cpu", dtype="fp32")
     transformer, backbone = models.transformer, models.backbone
-    add_lora(transformer, backbone.lora_targets, rank=4, alpha=12, dropout=0.0, seed=1)
+    add_lora(transformer, backbone.lora_layers(transformer), rank=4, alpha=12, dropout=0.0, seed=1)
     with torch.no_grad():
         for name, tensor in lora_state(transformer).items():
             if "lora_B" in name:

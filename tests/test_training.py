@@ -233,7 +233,7 @@ def test_noise_levels_share_one_reading_and_learn_the_same(work: Path, tiny: Pat
     write_records(work, [f"id-{n}" for n in range(1, 5)], tiny)
     backbone, data = load_backbone(str(tiny), "cpu", "fp32"), training_set(work, options)
     transformer = backbone.load_transformer()
-    parameters = add_lora(transformer, backbone.lora_targets, 4, 4, 0.0, 0)
+    parameters = add_lora(transformer, backbone.lora_layers(transformer), 4, 4, 0.0, 0)
     torch.manual_seed(0)
     for parameter in parameters:
         nn.init.normal_(parameter, std=0.05)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 import yaml
+from torch import nn
 
 import triptych
 from gpu_parts.bench import GIB, Bench, Figures
@@ -32,6 +33,7 @@ from gpu_parts.model import (
 from gpu_parts.sampling import CLEAN, EXACT, PART
 from train import OurStep, write_records
 from triptych.backbones.contract import Text, TextEncoder
+from triptych.backbones.flux.model import Flux
 from triptych.compute.quantize import FORMATS
 from triptych.compute.swap import place
 from triptych.pictures.panels import PanelLayout
@@ -87,11 +89,15 @@ def swapping(bench: Bench) -> None:
         bench.row(f"{blocks} blocks in RAM", lambda blocks=blocks: _swapped(bench, made, blocks, results))
 
 
+def _first(transformer: nn.Module, count: int) -> list[nn.Module]:
+    return [*Flux.blocks(transformer).values()][:count]
+
+
 def _swapped(bench: Bench, made: Random, blocks: int, results: list[torch.Tensor]) -> Figures:
     models = made.models()  # a new one each time: a swapped one cannot be taken back
     run = one_velocity(models, made.layout)
     if blocks:
-        place(models.transformer.cpu(), bench.device, blocks)
+        place(models.transformer.cpu(), bench.device, _first(models.transformer, blocks))
         if bench.card:
             torch.cuda.empty_cache()
     figures = bench.memory(lambda: results.append(run()))
@@ -147,7 +153,7 @@ def _preset_step(bench: Bench, settings: dict[str, Any], gib: int) -> Figures:
     if quantize != "none":
         quantise(transformer, quantize)
     if swap:
-        place(transformer.cpu(), bench.device, swap)
+        place(transformer.cpu(), bench.device, _first(transformer, swap))
     models, work = made.models(transformer), bench.work / f"preset-{gib}"
     write_records(models, size, work)
     models.autoencoder = None  # type: ignore[assignment]  # it is not there while a step runs

@@ -24,9 +24,11 @@ from flux_like import PROMPT, Size, as_diffusers_has_it
 from gpu_parts.bench import GIB, Bench, Skip
 from rehearse_12b import FLUX_DEV, write_model
 from triptych.backbones.contract import Backbone
+from triptych.backbones.flux.model import Flux
 from triptych.backbones.registry import load_backbone
+from triptych.compute.blocks import linear_layers
 from triptych.compute.cpu import install
-from triptych.compute.quantize import FORMATS, is_quantized
+from triptych.compute.quantize import FORMATS
 from triptych.pictures.panels import PanelLayout
 from triptych.planning.memory import (
     CARD_OVERHEAD,
@@ -212,12 +214,10 @@ class Shop(Dressing):
 def quantise(transformer: nn.Module, format: str) -> nn.Module:
     """The layers in the format, one after another, as `Backbone.load_transformer` leaves them."""
     kind = FORMATS[format]
-    for name, module in list(transformer.named_modules()):
-        if is_quantized(name, module):
-            assert isinstance(module, nn.Linear)
-            codes, scale = kind.pack(module.weight.data.float())
-            transformer.set_submodule(name, kind(codes, scale, module.weight.shape, module.bias))
-            module.weight = None  # type: ignore[assignment]
+    for name, module in linear_layers(Flux.blocks(transformer)).items():
+        codes, scale = kind.pack(module.weight.data.float())
+        transformer.set_submodule(name, kind(codes, scale, module.weight.shape, module.bias))
+        module.weight = None  # type: ignore[assignment]
     return transformer
 
 

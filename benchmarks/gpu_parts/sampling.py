@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from gpu_parts.bench import Bench, Figures, Skip, Variant
 from gpu_parts.model import Random, Shop, largest, one_velocity, random_model, with_panels
 from triptych.backbones.flux.model import Flux
-from triptych.lora.adapter import load_lora, save_lora, target_modules
+from triptych.lora.adapter import load_lora, save_lora
 from triptych.sampling.opened import Models
 from triptych.sampling.options import Sampling
 
@@ -134,7 +134,7 @@ def _about(made: Random, models: Models) -> Figures:
 def random_lora(folder: Path, transformer: nn.Module, rank: int = 16) -> Path:
     """A file as `train` leaves it."""
     generator, state = torch.Generator().manual_seed(5), {}
-    for name in target_modules(transformer, Flux.lora_targets):
+    for name in Flux.lora_layers(transformer):
         layer: Any = transformer.get_submodule(name)
         state[f"{name}.lora_A.weight"] = (
             torch.randn(rank, layer.in_features, generator=generator) * layer.in_features**-0.5

@@ -24,9 +24,11 @@ from triptych.backbones.checkpoint import check_encoder, check_transformer, open
 from triptych.backbones.context import Context, Window
 from triptych.backbones.settings import ModelSettings, Quantize, model_settings, resolve_model
 from triptych.compute import cpu
-from triptych.compute.modulation import Steps
+from triptych.compute.blocks import blocks_of, linear_layers
+from triptych.compute.modulation import PremodulatedTransformer
 from triptych.compute.quantize import load_quantized
 from triptych.compute.swap import place
+from triptych.errors import ModelError
 
 Text = dict[str, Tensor]
 """Text embeddings of a batch, one tensor per name, batch first. Names are the family's own business."""
@@ -85,8 +87,14 @@ class Backbone(ABC):
     """
 
     name: ClassVar[str]
+    block_lists: ClassVar[tuple[str, ...]]
+    """Paths of the transformer's module lists that hold its blocks, in the order in which they run. The
+    larger blocks first: those are swapped first.
+    """
+    time_embedding: ClassVar[str]
+    """Path of the transformer's module whose output `conditioning` returns."""
     lora_targets: ClassVar[tuple[str, ...]]
-    """Suffixes of the linear layers that a LoRA adapts."""
+    """Ends of the paths of the linear layers that a LoRA adapts, inside the blocks."""
 
     step_cache: ClassVar[bool] = False
     """Whether diffusers' FirstBlockCache works with its transformer."""
@@ -130,16 +138,44 @@ class Backbone(ABC):
                     self.model, subfolder="transformer", **load
                 )
             else:
+                folder = transformer_folder(self.model)
+                with torch.device("meta"):
+                    empty = self.transformer_class.from_config(self.transformer_class.load_config(folder))
                 transformer = load_quantized(
-                    self.transformer_class,
-                    transformer_folder(self.model),
-                    self.quantize,
-                    self.device,
-                    self.dtype,
+                    empty, self.blocks(empty), folder, self.quantize, self.device, self.dtype
                 )
             if self.device.type == "cpu":
                 cpu.install(transformer)
-            return place(transformer.eval().requires_grad_(False), self.device, self.blocks_to_swap)
+            swapped = [*self.blocks(transformer).values()][: self.blocks_to_swap]
+            return place(transformer.eval().requires_grad_(False), self.device, swapped)
+
+    @classmethod
+    def blocks(cls, transformer: nn.Module) -> dict[str, nn.Module]:
+        """The transformer's blocks by path, in the order in which they run: what is quantised, swapped,
+        sharded, adapted by a LoRA and modulated beforehand.
+
+        Raises:
+            ModelError: `block_lists` does not name them.
+        """
+        try:
+            return blocks_of(transformer, cls.block_lists)
+        except ValueError as error:
+            raise ModelError(
+                f"The blocks of the family {cls.name} are not found: {error}.",
+                "Is diffusers of the version that triptych asks for? Else `block_lists` of the family is "
+                "wrong.",
+            ) from error
+
+    @classmethod
+    def lora_layers(cls, transformer: nn.Module) -> list[str]:
+        """Paths of the linear layers that a LoRA adapts."""
+        return [path for path in linear_layers(cls.blocks(transformer)) if cls.is_lora_layer(path)]
+
+    @classmethod
+    def is_lora_layer(cls, path: str) -> bool:
+        """Whether a linear layer at this path of the transformer is one that a LoRA adapts."""
+        in_block = path.startswith(tuple(f"{blocks}." for blocks in cls.block_lists))
+        return in_block and path.endswith(tuple(f".{target}" for target in cls.lora_targets))
 
     @abstractmethod
     def latent_channels(self, transformer: nn.Module) -> int: ...
@@ -165,20 +201,21 @@ class Backbone(ABC):
 
     def steps(
         self, transformer: nn.Module, times: Sequence[float], text: Text, guidance_scale: float | None
-    ) -> Steps:
-        """The transformer for each step of a run over these times, with what follows from time, text and
-        guidance computed.
+    ) -> PremodulatedTransformer:
+        """The transformer for each step of a run over these times; its modulation, which depends on time,
+        text and guidance alone, is computed beforehand.
         """
-        return Steps(
-            transformer, times, self.conditioning(transformer, torch.tensor(times), text, guidance_scale)
+        conditioning = self.conditioning(transformer, torch.tensor(times), text, guidance_scale)
+        return PremodulatedTransformer(
+            transformer, self.blocks(transformer), self.time_embedding, times, conditioning
         )
 
     @abstractmethod
     def conditioning(
         self, transformer: nn.Module, t_T: Tensor, text: Text, guidance_scale: float | None
     ) -> Tensor:
-        """What `velocity` would have the transformer make of each of these times, the pooled text and
-        guidance: (T, B, D).
+        """The output of the transformer's `time_embedding` at each of these times, as `velocity` has it for
+        this text and guidance: (T, B, D).
         """
 
     @abstractmethod

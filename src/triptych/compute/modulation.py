@@ -1,16 +1,16 @@
 """Modulation for all steps of a sampling run at once.
 
-Scales, shifts and gates of every block follow from the time, the guidance and the pooled text alone. Their
-layers are 27 % of FLUX.1-dev's parameters, and a step reads (or dequantises) them all for a single vector.
-Here they are read once for a run: one row for each step.
+The scales, shifts and gates of every block depend on the time, the guidance and the pooled text alone. The
+layers that compute them are 27 % of FLUX.1-dev's parameters, and a step reads (or dequantises) all of them
+for a single vector. Here they are read once for a whole run: one row for each step.
 
-Legend: T steps, B batch, D width, O what a layer makes of it.
+Legend: T steps, B batch, D width, O outputs of a layer.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers.models.normalization import (
@@ -21,39 +21,53 @@ from diffusers.models.normalization import (
 )
 from torch import Tensor, nn
 
+from triptych.compute.blocks import Blocks
+
 MODULATED = (AdaLayerNormContinuous, AdaLayerNormZero, AdaLayerNormZeroSingle, SD35AdaLayerNormZeroX)
 """diffusers' norms that compute `linear(silu(emb))`, and scale and shift by it."""
 
 
-class Steps:
-    """A transformer, for each step of one sampling run."""
+class PremodulatedTransformer:
+    """A transformer whose modulation is computed beforehand, for each step of one sampling run.
 
-    def __init__(self, transformer: Any, times: Sequence[float], conditioning_TBD: Tensor) -> None:
-        """conditioning_TBD: what the transformer's `time_text_embed` makes of the times; of equal samples one
-        is enough.
+    The given transformer and its blocks are left as they are: others may be running them.
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        blocks: Blocks,
+        time_embedding: str,
+        times: Sequence[float],
+        conditioning_TBD: Tensor,
+    ) -> None:
+        """
+        Args:
+            blocks: the transformer's. A block that is swapped, sharded or watched is used as it is.
+            time_embedding: path of the module that embeds the time.
+            times: the noise levels of the run's steps.
+            conditioning_TBD: that module's output at these times, for each sample.
         """
         self._rows = {t: row for row, t in enumerate(times)}
         self.row = 0
         if conditioning_TBD.shape[1] > 1 and bool((conditioning_TBD == conditioning_TBD[:, :1]).all()):
             conditioning_TBD = conditioning_TBD[:, :1]
-        lists = {
-            name: nn.ModuleList(
-                [self._modulated(block, conditioning_TBD) if untouched(block) else block for block in blocks]
-            )
-            for name, blocks in transformer.named_children()
-            if isinstance(blocks, nn.ModuleList)
+        changed = {
+            path: self._modulated(block, conditioning_TBD)
+            for path, block in blocks.items()
+            if untouched(block)
         }
-        self._transformer = self._modulated(transformer, conditioning_TBD)
-        self._transformer._modules |= {**lists, "time_text_embed": _Made(self, conditioning_TBD)}
+        changed[time_embedding] = _Made(self, conditioning_TBD)
+        self._transformer = with_modules(self._modulated(transformer, conditioning_TBD), changed)
 
     def at(self, t: float) -> Any:
-        """The transformer for the step at time t, one of the run's; good until the next call."""
+        """The transformer for the step at time t, one of `times`. It is valid until the next call."""
         self.row = self._rows[t]
         return self._transformer
 
     def _modulated(self, module: nn.Module, conditioning_TBD: Tensor) -> Any:
-        """The same module, weights and all, but what its norms scale by is there already. The module itself
-        is left as it is: others may be running it.
+        """A module that shares everything with the given one,
+        but its norms' scales and shifts are computed.
         """
         norms = {}
         for name, norm in module.named_children():
@@ -66,19 +80,20 @@ class Steps:
 
 
 class _Made(nn.Module):
-    """In place of a layer whose results are known."""
+    """In place of a layer: its outputs at every step of a run, of which it returns the current one."""
 
-    def __init__(self, steps: Steps, made_TBO: Tensor) -> None:
+    def __init__(self, run: PremodulatedTransformer, made_TBO: Tensor) -> None:
         super().__init__()
-        self.steps, self.made = steps, made_TBO
+        self.run, self.made = run, made_TBO
 
     def forward(self, *_: Any) -> Tensor:
-        return self.made[self.steps.row]
+        return self.made[self.run.row]
 
 
 def untouched(module: nn.Module) -> bool:
-    """Whether calling a module runs its class's own forward and nothing else: its weights are not swapped or
-    sharded, which come when it is called, its output is not cached, and nobody watches its calls.
+    """Whether a call of a module runs its class's own forward and nothing else: its weights are neither
+    swapped nor sharded (those come when it is called), its output is not cached, and nobody watches its
+    calls.
     """
     return _own_forward(module) and not (module._forward_hooks or module._forward_pre_hooks)
 
@@ -96,3 +111,18 @@ def with_children(module: nn.Module, **children: nn.Module) -> Any:
             "forward", None
         )  # bound to the given one, as diffusers' hooks leave it when they are taken off
     return shown
+
+
+def with_modules(module: nn.Module, changed: Mapping[str, nn.Module]) -> Any:
+    """A module that shares everything with the given one, but for the modules at these paths."""
+    children: dict[str, nn.Module] = {}
+    deeper: dict[str, dict[str, nn.Module]] = {}
+    for path, new in changed.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            deeper.setdefault(name, {})[rest] = new
+        else:
+            children[name] = new
+    for name, inside in deeper.items():
+        children[name] = with_modules(module.get_submodule(name), inside)
+    return with_children(module, **children)

@@ -1,11 +1,10 @@
 """A transformer whose linear layers are kept in 4 or 8 bits: a third or half of bf16's memory, for training a
 LoRA and for sampling.
 
-What is quantised: the weights of every nn.Linear inside a transformer block, the modulation (`norm*.linear`)
-included, which in FLUX.1-dev is 3.2 of 11.9 billion parameters. What stays in the working dtype, and why:
-biases and the norms' weights are vectors; the embedders (`x_embedder`, `context_embedder`, `time_text_embed`)
-and the output (`norm_out`, `proj_out`) stand outside the blocks, are 0.6 % of FLUX.1-dev, and every error
-made there reaches every token.
+What is quantised: the weights of every nn.Linear inside the transformer's blocks, the modulation included,
+which in FLUX.1-dev is 3.2 of 11.9 billion parameters. What stays in the working dtype, and why: biases and
+the norms' weights are vectors; the embedders and the output stand outside the blocks, are 0.6 % of
+FLUX.1-dev, and every error made there reaches every token.
 
 A weight is dequantised for one matrix product and dropped, in the backward pass once more: no full-precision
 copy outlives a layer. The same code runs on the CPU and on a card. A checkpoint is read tensor by tensor onto
@@ -30,6 +29,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from triptych.compute.blocks import Blocks, linear_layers
 from triptych.errors import ModelError
 
 
@@ -195,24 +195,23 @@ def check_installed(quantize: str) -> None:
         ) from error
 
 
-def is_quantized(name: str, module: nn.Module) -> bool:
-    """Whether the module of that name in a transformer is one whose weight gets quantised; see the top of
-    this file.
-    """
-    return isinstance(module, nn.Linear) and "blocks." in name
-
-
 def load_quantized(
-    transformer_class: Any, folder: Path, quantize: str, device: torch.device, dtype: torch.dtype
+    transformer: nn.Module,
+    blocks: Blocks,
+    folder: Path,
+    quantize: str,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> nn.Module:
-    """The transformer whose config and weights lie in `folder`, quantised on `device` layer by layer, in RAM.
+    """Read the weights in `folder` into a transformer on the meta device; the transformer, now in RAM.
+
+    The linear layers of `blocks` are quantised on `device`, one after another.
 
     Raises:
-        ValueError, OSError: a checkpoint that does not fit its own config, is incomplete, or cannot be read.
+        ValueError, OSError: a checkpoint that does not fit the model, is incomplete, or cannot be read.
     """
-    with torch.device("meta"):
-        transformer: nn.Module = transformer_class.from_config(transformer_class.load_config(folder))
     kind, modules = FORMATS[quantize], dict(transformer.named_modules())
+    to_quantize = linear_layers(blocks).keys()
     for name, tensor in _tensors(folder):
         owner, _, leaf = name.rpartition(".")
         module = modules.get(owner)
@@ -221,7 +220,7 @@ def load_quantized(
             raise ValueError(f"{name} is no part of the model")
         if place.shape != tensor.shape:
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)} instead of {tuple(place.shape)}")
-        if leaf == "weight" and is_quantized(owner, module):
+        if leaf == "weight" and owner in to_quantize:
             codes, scale = kind.pack(tensor.to(device, torch.float32))
             quantized = kind(
                 codes.cpu(), scale.cpu(), tensor.shape, module.bias

@@ -8,6 +8,7 @@ backward. LoRA layers are not swapped: they are added after this and are small.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,21 +33,11 @@ class _Slot:
         self.owner[self.name] = self.home
 
 
-def blocks_of(transformer: nn.Module) -> list[nn.Module]:
-    """All transformer blocks in the order they run in."""
-    lists = [
-        child
-        for name, child in transformer.named_children()
-        if name.endswith("blocks") and isinstance(child, nn.ModuleList)
-    ]
-    return [block for blocks in lists for block in blocks]
-
-
-def place(transformer: nn.Module, device: torch.device, blocks_to_swap: int) -> nn.Module:
-    """Move a frozen transformer in RAM to the device, but for its first `blocks_to_swap` blocks (at most
-    all), which from now on come there only while they run. The first, because FLUX's are the larger ones.
+def place(transformer: nn.Module, device: torch.device, swapped: Iterable[nn.Module] = ()) -> nn.Module:
+    """Move a frozen transformer from RAM to the device; its `swapped` blocks stay, and come only while they
+    run.
     """
-    swapped = blocks_of(transformer)[:blocks_to_swap]
+    swapped = list(swapped)
     if not swapped:
         return transformer.to(device)
     stays = {module for block in swapped for module in block.modules()}
@@ -57,6 +48,22 @@ def place(transformer: nn.Module, device: torch.device, blocks_to_swap: int) -> 
     for block in swapped:
         _swap(block, device)
     return transformer
+
+
+def resident_parameter(transformer: nn.Module) -> nn.Parameter:
+    """A parameter that shows on which device and in which dtype a transformer computes: the first that is
+    neither swapped nor quantised nor a LoRA's.
+    """
+    away = {id(slot.home) for module in transformer.modules() for slot in vars(module).get(_SWAPPED, ())}
+    return next(
+        parameter
+        for name, parameter in transformer.named_parameters()
+        if parameter.is_floating_point() and "lora_" not in name and id(parameter) not in away
+    )
+
+
+_SWAPPED = "_swapped_tensors"
+"""Attribute of a swapped block that names its tensors."""
 
 
 def _swap(block: nn.Module, device: torch.device) -> None:
@@ -77,6 +84,7 @@ def _swap(block: nn.Module, device: torch.device) -> None:
                 slot.back()
 
     block.forward = forward
+    setattr(block, _SWAPPED, slots)
 
 
 def fetch(tensor: Tensor, device: torch.device) -> Tensor:

@@ -22,6 +22,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from triptych.compute.swap import resident_parameter
 from triptych.errors import ModelError
 from triptych.lora.file import (
     FILE_NAME,
@@ -45,38 +46,29 @@ PREFIX = "transformer."
 ADAPTER = "default"
 
 
-def target_modules(transformer: nn.Module, suffixes: Sequence[str]) -> list[str]:
-    """Full names of the linear layers inside blocks that end in one of `suffixes`."""
-    linear = (name for name, module in transformer.named_modules() if isinstance(module, nn.Linear))
-    return [name for name in linear if "blocks." in name and name.endswith(tuple("." + s for s in suffixes))]
-
-
 def add_lora(
-    transformer: nn.Module, suffixes: Sequence[str], rank: int, alpha: float, dropout: float, seed: int
+    transformer: nn.Module, layers: Sequence[str], rank: int, alpha: float, dropout: float, seed: int
 ) -> list[nn.Parameter]:
-    """Add a trainable LoRA (A gaussian, B zero: no change at first); its parameters, in float32."""
-    names = target_modules(transformer, suffixes)
+    """Add a trainable LoRA (A gaussian, B zero: no change at first); its parameters, in float32.
+
+    layers: paths of the linear layers that it adapts, see `Backbone.lora_layers`.
+    """
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, init_lora_weights="gaussian", target_modules=names
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        init_lora_weights="gaussian",
+        target_modules=list(layers),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, transformer, ADAPTER)
     parameters = [p for name, p in transformer.named_parameters() if "lora_" in name]
-    device = _base(transformer).device
+    device = resident_parameter(transformer).device
     for parameter in parameters:
         parameter.data = parameter.data.to(device, torch.float32)
         parameter.requires_grad_(True)
     return parameters
-
-
-def _base(transformer: nn.Module) -> nn.Parameter:
-    """A parameter of the base model that shows its device and dtype: one outside the blocks, which may lie in
-    RAM or be quantised.
-    """
-    return next(
-        p for name, p in transformer.named_parameters() if "lora_" not in name and "blocks." not in name
-    )
 
 
 def lora_state(transformer: nn.Module) -> dict[str, Tensor]:
@@ -234,7 +226,7 @@ def load_lora(transformer: nn.Module, path: Path, scale: float = 1.0) -> dict[st
     )
     inject_adapter_in_model(config, transformer, ADAPTER)
     set_peft_model_state_dict(transformer, state, adapter_name=ADAPTER)
-    base = _base(transformer)
+    base = resident_parameter(transformer)
     for module in transformer.modules():
         if isinstance(module, LoraLayer):
             module.set_scale(ADAPTER, scale)
@@ -258,6 +250,5 @@ __all__ = [
     "read_header",
     "read_lora",
     "save_lora",
-    "target_modules",
     "write_lora",
 ]

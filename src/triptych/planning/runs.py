@@ -65,11 +65,11 @@ def _training_pass(
     config = TrainConfig(**dict(settings))
     backbone = shapes.backbone(dtype)
     transformer = shapes.build("transformer", dtype)
-    times = thinned(transformer)
+    times = thinned(transformer, backbone.blocks(transformer))
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()  # type: ignore[operator]
     for parameter in add_lora(
-        transformer, backbone.lora_targets, config.rank, config.alpha, config.lora_dropout, 0
+        transformer, backbone.lora_layers(transformer), config.rank, config.alpha, config.lora_dropout, 0
     ):
         if config.gradient_accumulation_steps > 1:  # all but the first pass add to gradients that are there
             parameter.grad = torch.zeros_like(parameter)
@@ -116,9 +116,9 @@ def sampling_run(
     """
     backbone = shapes.backbone(dtype)
     transformer = shapes.build("transformer", dtype)
-    times = thinned(transformer)
+    times = thinned(transformer, backbone.blocks(transformer))
     if rank:
-        add_lora(transformer, backbone.lora_targets, rank, rank, 0.0, 0)
+        add_lora(transformer, backbone.lora_layers(transformer), rank, rank, 0.0, 0)
         torch.nn.Module.to(transformer, dtype).requires_grad_(False)
     latents_BCHW = shapes.latents(layout, 1)
     shape, unit = latents_BCHW.shape[1:], shapes.latent_stride

@@ -27,10 +27,9 @@ from triptych.backbones.settings import (
     model_settings,
     resolve_model,
 )
+from triptych.compute.blocks import linear_layers
 from triptych.errors import ModelError
-from triptych.lora.adapter import target_modules
 from triptych.pictures.panels import PanelLayout
-from triptych.planning.trace import runs_of_blocks
 
 _TEXT_MODELS = {
     "CLIPTextModel": (transformers.CLIPTextModel, transformers.CLIPTextConfig),
@@ -108,18 +107,13 @@ class ModelShapes:
     @cached_property
     def weights(self) -> Weights:
         transformer = self.build("transformer", torch.float32)
-        blocks = [block for run in runs_of_blocks(transformer) for block in run]
-        linear = [
-            module.weight.numel()
-            for block in blocks
-            for module in block.modules()
-            if isinstance(module, nn.Linear)
-        ]
+        blocks = self.family.blocks(transformer)
+        linear = [layer.weight.numel() for layer in linear_layers(blocks).values()]
         return Weights(
             total=self.parameters["transformer"] + sum(buffer.numel() for buffer in transformer.buffers()),
             linear=sum(linear),
             largest=max(linear),
-            blocks=tuple(sum(p.numel() for p in block.parameters()) for block in blocks),
+            blocks=tuple(sum(p.numel() for p in block.parameters()) for block in blocks.values()),
         )
 
     def lora_parameters(self, rank: int) -> int:
@@ -129,9 +123,7 @@ class ModelShapes:
     @cached_property
     def _sides(self) -> int:
         transformer = self.build("transformer", torch.float32)
-        layers = [
-            transformer.get_submodule(name) for name in target_modules(transformer, self.family.lora_targets)
-        ]
+        layers = [transformer.get_submodule(name) for name in self.family.lora_layers(transformer)]
         return sum(int(layer.in_features) + int(layer.out_features) for layer in layers)  # type: ignore[arg-type,misc]
 
     @property

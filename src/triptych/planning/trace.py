@@ -31,6 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from triptych.compute.blocks import Blocks
+
 KEPT = 3
 """Blocks left of a run of equal ones: one after another kind, one before another kind, and the typical one
 between.
@@ -77,31 +79,36 @@ def profile(segments: Iterable[Segment]) -> Profile:
     return Profile(peak, kept, flops)
 
 
-def runs_of_blocks(transformer: nn.Module) -> list[list[nn.Module]]:
-    """The transformer's blocks in the order they run, equal neighbours together."""
+def runs_of_blocks(blocks: Blocks) -> list[list[nn.Module]]:
+    """A transformer's blocks in the order in which they run, equal neighbours together."""
     runs: list[tuple[Any, list[nn.Module]]] = []
-    for name, blocks in transformer.named_children():
-        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
-            kind = name, tuple((key, value.shape) for key, value in block.named_parameters())
-            if not runs or runs[-1][0] != kind:
-                runs.append((kind, []))
-            runs[-1][1].append(block)
-    return [blocks for _, blocks in runs]
+    for path, block in blocks.items():
+        kind = _list_of(path), tuple((key, value.shape) for key, value in block.named_parameters())
+        if not runs or runs[-1][0] != kind:
+            runs.append((kind, []))
+        runs[-1][1].append(block)
+    return [equal for _, equal in runs]
 
 
-def thinned(transformer: nn.Module) -> dict[nn.Module, int]:
-    """Take blocks out of a transformer, so that no more than `KEPT` equal ones follow each other; what
-    remains, by how often the whole model runs it.
+def thinned(transformer: nn.Module, blocks: Blocks) -> dict[nn.Module, int]:
+    """Take blocks out of a transformer, so that at most `KEPT` equal ones follow each other.
+
+    Returns the blocks that remain, and how often the whole model runs each.
     """
     times: dict[nn.Module, int] = {}
-    for blocks in runs_of_blocks(transformer):
-        kept = blocks if len(blocks) <= KEPT else [*blocks[:2], blocks[-1]]
+    for equal in runs_of_blocks(blocks):
+        kept = equal if len(equal) <= KEPT else [*equal[:2], equal[-1]]
         times |= dict.fromkeys(kept, 1)
-        times[kept[min(1, len(kept) - 1)]] += len(blocks) - len(kept)
-    for name, child in transformer.named_children():
-        if isinstance(child, nn.ModuleList):
-            setattr(transformer, name, nn.ModuleList(block for block in child if block in times))
+        times[kept[min(1, len(kept) - 1)]] += len(equal) - len(kept)
+    for name in dict.fromkeys(map(_list_of, blocks)):
+        kept = [block for path, block in blocks.items() if _list_of(path) == name and block in times]
+        transformer.set_submodule(name, nn.ModuleList(kept))
     return times
+
+
+def _list_of(path: str) -> str:
+    """The path of the module list that holds the block at `path`."""
+    return path.rpartition(".")[0]
 
 
 class Trace(TorchDispatchMode):

@@ -84,8 +84,7 @@ def check_init_lora(config: TrainConfig, backbone: Backbone) -> LoraFile | None:
     file = open_lora(config.init_lora)
     file.refuse_other_models()
     names = _modules(file.state)
-    ends = tuple("." + target for target in backbone.lora_targets)
-    others = [name for name in names if "blocks." not in name or not name.endswith(ends)]
+    others = [name for name in names if not backbone.is_lora_layer(name)]
     if file.family != backbone.name or others:
         other = FAMILIES.get(file.family, "another model")
         what = (

@@ -14,6 +14,8 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from triptych.compute.blocks import Blocks
+
 
 def world_size() -> int:
     """Processes in this training; 1 unless a launcher says otherwise."""
@@ -49,14 +51,16 @@ def wants_sharding(asked: bool) -> bool:
     return world_size() > 1 and (asked or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true")
 
 
-def shard(transformer: nn.Module, trained: Sequence[nn.Parameter], device: torch.device) -> None:
-    """Leave each process its part of every block's frozen weights (FSDP2: gathered for a block's forward and
-    backward pass, then given back), all of the rest, and all that is trained.
+def shard(
+    transformer: nn.Module, blocks: Blocks, trained: Sequence[nn.Parameter], device: torch.device
+) -> None:
+    """Leave each process its part of every block's frozen weights, all of the rest, and all that is trained.
+
+    FSDP2 gathers a block's weights for its forward and backward pass, and then frees them again.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
-    for blocks in (child for child in transformer.children() if isinstance(child, nn.ModuleList)):
-        for block in blocks:
-            fully_shard(block, mesh=mesh, ignored_params=set(trained))
+    for block in blocks.values():
+        fully_shard(block, mesh=mesh, ignored_params=set(trained))
     transformer.to(device)
 
 

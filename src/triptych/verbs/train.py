@@ -144,12 +144,17 @@ def _steps(
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()  # type: ignore[operator]
     parameters = add_lora(
-        transformer, backbone.lora_targets, config.rank, config.alpha, config.lora_dropout, config.seed
+        transformer,
+        backbone.lora_layers(transformer),
+        config.rank,
+        config.alpha,
+        config.lora_dropout,
+        config.seed,
     )
     if init is not None:
         start_from(init, transformer, config)
     if sharded:
-        distributed.shard(transformer, parameters, backbone.device)
+        distributed.shard(transformer, backbone.blocks(transformer), parameters, backbone.device)
     patience = config.early_stopping_patience
     state = TrainState(transformer, parameters, make_optimizer(config, parameters), keep_best=bool(patience))
     state.restore(folder / "checkpoints", config.max_train_steps)

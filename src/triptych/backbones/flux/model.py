@@ -44,6 +44,8 @@ def position_ids(h: int, w: int, device: torch.device) -> Tensor:
 class Flux(Backbone):
     name = "flux"
     step_cache = True
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
+    time_embedding = "time_text_embed"
     text_encoder_class, autoencoder_class, transformer_class = FluxText, KLAutoencoder, FluxTransformer2DModel
     encoders = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     lora_targets = (

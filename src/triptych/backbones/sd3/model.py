@@ -32,6 +32,8 @@ def unpatch(tokens_BND: Tensor, h: int, w: int, patch: int) -> Tensor:
 
 class SD3(Backbone):
     name = "sd3"
+    block_lists = ("transformer_blocks",)
+    time_embedding = "time_text_embed"
     text_encoder_class, autoencoder_class, transformer_class = SD3Text, KLAutoencoder, SD3Transformer2DModel
     encoders = (
         "vae",
