@@ -26,7 +26,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from triptych.backbones.flux.model import Flux
-from triptych.backbones.registry import FAMILIES, load_backbone
+from triptych.backbones.registry import BACKBONES, load_backbone
 from triptych.compute.blocks import linear_layers
 from triptych.compute.quantize import NF4Linear, QuantizedLinear
 from triptych.compute.swap import place
@@ -232,14 +232,14 @@ def rehearse(
     blocks = config["num_layers"] + config["num_single_layers"]
     clean = context == "clean"
     kept = (
-        FAMILIES["FluxPipeline"],
+        BACKBONES["FluxPipeline"],
         train_stage.losses_of,
         TrainState.update,
         train_stage._accumulate,
         train_stage.save_lora,
     )
     try:
-        FAMILIES["FluxPipeline"] = RandomFlux
+        BACKBONES["FluxPipeline"] = RandomFlux
         train_stage.losses_of = meter.timed("forward", train_stage.losses_of, blocks * (1 + clean))
         train_stage._accumulate = meter.timed("forward and backward", train_stage._accumulate, blocks)
         train_stage.save_lora = meter.timed("save", train_stage.save_lora)
@@ -274,7 +274,7 @@ def rehearse(
                 finite = _sample(backbone, transformer, layout, context, config, text_tokens)
     finally:
         (
-            FAMILIES["FluxPipeline"],
+            BACKBONES["FluxPipeline"],
             train_stage.losses_of,
             TrainState.update,
             train_stage._accumulate,

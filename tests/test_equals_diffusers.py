@@ -178,7 +178,7 @@ def test_sigmas_of_a_fixed_shift_equal_the_scheduler(tiny_sd3: Path, steps: int)
     scheduler.set_timesteps(steps)
     backbone = load_backbone(str(tiny_sd3), "cpu", "fp32")
     for tokens in (12, 9216):
-        assert backbone.shift_mu(tokens) == pytest.approx(math.log(3.0))
+        assert backbone.mu(tokens, 28) == pytest.approx(math.log(3.0))
         assert np.allclose(backbone.sigmas(steps, tokens), scheduler.sigmas.numpy(), atol=1e-6)
 
 

@@ -13,15 +13,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from triptych.backbones.context import Window
 from triptych.backbones.contract import Backbone
 from triptych.backbones.flux.model import Flux
-from triptych.backbones.registry import FAMILIES, load_backbone
+from triptych.backbones.registry import BACKBONES, load_backbone
+from triptych.backbones.settings import FAMILIES
+from triptych.captioning.prompt_tokens import prompt_tokenizer
 from triptych.compute import swap
 from triptych.compute.blocks import linear_layers, share_of
 from triptych.compute.modulation import _Made
 from triptych.compute.quantize import QuantizedLinear
 from triptych.errors import ModelError
 from triptych.lora.adapter import add_lora
+from triptych.lora.models import TITLES
+from triptych.pictures.panels import PanelLayout
 from triptych.planning.shapes import known_models, model_shapes
 
 from .test_clean_context import text
@@ -29,7 +34,7 @@ from .test_clean_context import text
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=[family.name for family in FAMILIES.values()])
+@pytest.fixture(params=[family.name for family in BACKBONES.values()])
 def checkpoint(request: pytest.FixtureRequest) -> Path:
     """The tiny checkpoint of each registered family: `tiny_<family>` in conftest.py."""
     return request.getfixturevalue(f"tiny_{request.param}")
@@ -65,7 +70,7 @@ def test_blocks_hold_nearly_all_linear_weights(model: str) -> None:
 
 
 def test_the_blocks_of_every_family_are_known_in_full_size() -> None:
-    assert {model_shapes(model).family for model in known_models()} == {*FAMILIES.values()}
+    assert {model_shapes(model).family for model in known_models()} == {*BACKBONES.values()}
 
 
 def test_blocks_are_those_that_run_in_their_order(checkpoint: Path) -> None:
@@ -128,6 +133,69 @@ def test_modulation_of_every_block_is_computed_beforehand(checkpoint: Path) -> N
     torch.testing.assert_close(velocity(backbone, shown), expected, rtol=1e-5, atol=1e-5)
     assert not calls, "the time is not embedded at every step"
     assert not any(isinstance(module, _Made) for module in transformer.modules())
+
+
+def test_text_is_as_large_as_the_family_says(checkpoint: Path) -> None:
+    """`plan` asks for the shapes; the tokens are those that attention is given."""
+    backbone, transformer = opened(checkpoint)
+    words = backbone.load_text_encoder().encode(["a dress", "b"], 24)
+    said = backbone.text_shapes(transformer, 24)
+    assert {name: tuple(value.shape[1:]) for name, value in words.items()} == said
+    mask = {"mask": torch.ones(2, 5, dtype=torch.bool), "count": torch.tensor([3, 4])}
+    moved = backbone.to_device({**words, **mask})
+    assert {name: value.dtype for name, value in moved.items()} == {
+        **dict.fromkeys(words, torch.float32),
+        "mask": torch.bool,
+        "count": torch.int64,
+    }
+    shapes = model_shapes(str(checkpoint))
+    assert shapes.text_tokens(24) == backbone.text_tokens(words) > 0
+    assert {name: value.shape for name, value in shapes.text(24, 2, torch.float32).items()} == {
+        name: value.shape for name, value in words.items()
+    }
+
+
+def test_text_tokens_are_those_that_attention_is_given(checkpoint: Path) -> None:
+    backbone, transformer = opened(checkpoint)
+    words, active = text(1, 0), torch.zeros(3, 6, dtype=torch.bool)
+    active[0, :4] = True
+    context = backbone.read(transformer, torch.zeros(1, 16, 6, 12), ~active, text(1, 1))
+    key, _ = next(iter(context.kept.values()))
+    assert key.shape[context.sequence_dim] == 3 * 6 - 4, "known tokens are read without words"
+    given = []
+
+    class Spy(type(context)):  # type: ignore[misc]
+        def join(self, layer: object, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            given.append(key.shape[self.sequence_dim])
+            return super().join(layer, key, value)
+
+    window = Window(active, Spy(context.sequence_dim, context.kept))
+    with torch.no_grad():
+        backbone.velocity(transformer, torch.zeros(1, 16, 6, 12), torch.tensor([0.5]), words, 3.5, window)
+    assert max(given) == 4 + backbone.text_tokens(words)
+
+
+def test_tokens_are_counted_without_weights(checkpoint: Path) -> None:
+    encoder, tokenizer = opened(checkpoint)[0].load_text_encoder(), prompt_tokenizer(str(checkpoint))
+    assert tokenizer is not None
+    for prompt in ("", "a dress", "three pictures <IMAGE 1> the front of a dress"):
+        assert tokenizer.count(prompt) == encoder.count_tokens(prompt)
+
+
+def test_a_token_is_as_large_as_the_family_says(checkpoint: Path) -> None:
+    backbone = load_backbone(str(checkpoint), "cpu", "fp32")
+    autoencoder, family = backbone.load_autoencoder(), backbone.family
+    assert backbone.settings.stride == autoencoder.stride * family.latents_per_token
+    assert model_shapes(str(checkpoint)).latent_stride == autoencoder.stride
+    assert FAMILIES[family.pipeline] is family and TITLES[backbone.name] == family.title
+
+
+def test_plan_knows_every_part_that_has_weights(checkpoint: Path) -> None:
+    shapes = model_shapes(str(checkpoint))
+    parts = {path.parent.name for path in checkpoint.rglob("*.safetensors")}
+    assert shapes.configs.keys() == shapes.parameters.keys() == parts
+    assert {*shapes.text_encoders} == parts - {"transformer", "vae"}
+    assert shapes.latents(PanelLayout(32, 48), 1).shape == (1, 16, 6, 12)
 
 
 # --- the tests bite

@@ -107,7 +107,7 @@ def test_noise_levels_keep_to_their_range_and_shift(work: Path, tiny_flux: Path)
     plain = times(shift=1.0)
     assert plain.median().item() == pytest.approx(0.5, abs=0.05)
     assert torch.allclose(times(shift=3.0), 3 * plain / (1 + 2 * plain))
-    assert torch.equal(times(), times(shift=float(np.exp(backbone.shift_mu(2 * 3)))))
+    assert torch.equal(times(), times(shift=float(np.exp(backbone.mu(2 * 3, 28)))))
     narrow = times(shift=1.0, min_t=0.2, max_t=0.6)
     assert torch.allclose(narrow, 0.2 + 0.4 * plain)
 

@@ -11,16 +11,19 @@ from torch import Tensor
 
 from triptych.backbones.checkpoint import check_autoencoder
 from triptych.backbones.contract import Autoencoder
+from triptych.backbones.family import kl_stride
 
 
 class KLAutoencoder(Autoencoder):
     """AutoencoderKL with the shift and scale of its config folded in."""
 
+    model_class = AutoencoderKL
+
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
         check_autoencoder(AutoencoderKL, model)
         vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
         self.vae = vae.to(device).eval()
-        self.stride = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.stride = kl_stride(vae.config)
         self.scale, self.shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
 
     @torch.no_grad()

@@ -7,7 +7,8 @@ numbers: a checkpoint that is quantised already then loads, and draws noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from triptych.backbones.model_folder import check_complete, check_quantised, read_config, read_shapes
+from triptych.backbones.settings import resolve_model
 from triptych.errors import ModelError
 from triptych.wording.hub import hub_unreachable
 
@@ -135,3 +137,21 @@ def opening(model: str) -> Iterator[None]:
                 "The memory is too small: `triptych plan` says what a model needs, and what makes it smaller."
             )
         raise ModelError(f"The model {model} cannot be loaded: {words}.", hint) from error
+
+
+def fingerprint(model: str, parts: Sequence[str]) -> str:
+    """A hash that changes when the given subfolders of a model change; of a hub id, its name.
+
+    Files up to 64 MiB are hashed whole, larger ones by size and safetensors header, so that a 12B model costs
+    nothing.
+    """
+    root = Path(resolve_model(model))
+    if not root.is_dir():
+        return hashlib.sha256(model.encode()).hexdigest()
+    total = hashlib.sha256()
+    for file in sorted(f for part in parts for f in (root / part).rglob("*") if f.is_file()):
+        size = file.stat().st_size
+        total.update(f"{file.relative_to(root)}:{size}:".encode())
+        with open(file, "rb") as stream:
+            total.update(stream.read() if size <= 64 << 20 else stream.read(1 << 20))
+    return total.hexdigest()

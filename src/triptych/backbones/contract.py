@@ -1,28 +1,37 @@
-"""The contract of a model family. Everything outside `backbones/` speaks this language and no other:
+"""The contract of a model family. Everything outside `backbones/` speaks this language and no other.
 
-latents are (B, C, H, W) in the space the transformer works in, t in [0, 1] with 1 = noise, velocity = noise −
-data. Packing to tokens, position ids, ×1000, pooled vectors and guidance embeddings stay inside a family's
-file.
+Latents are (B, C, H, W) in the space that the transformer works in, t is in [0, 1] with 1 = noise, and
+velocity = noise − data. Packing to tokens, position ids, ×1000, pooled vectors and guidance embeddings stay
+inside a family's folder. Nothing outside knows what a family's blocks, text tensors or text encoders are
+called: it asks `blocks`, `text_tokens`, `text_shapes` and `TextEncoder.parts`.
+
+Legend: B batch, C latent channels, H and W latent rows and columns, T steps, D width.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from triptych.backbones.checkpoint import check_encoder, check_transformer, opening, transformer_folder
+from triptych.backbones.checkpoint import (
+    check_encoder,
+    check_transformer,
+    fingerprint,
+    opening,
+    transformer_folder,
+)
 from triptych.backbones.context import Context, Window
-from triptych.backbones.settings import ModelSettings, Quantize, model_settings, resolve_model
+from triptych.backbones.family import Family
+from triptych.backbones.settings import ModelSettings, Quantize, model_settings
 from triptych.compute import cpu
 from triptych.compute.blocks import blocks_of, linear_layers
 from triptych.compute.modulation import PremodulatedTransformer
@@ -31,27 +40,44 @@ from triptych.compute.swap import place
 from triptych.errors import ModelError
 
 Text = dict[str, Tensor]
-"""Text embeddings of a batch, one tensor per name, batch first. Names are the family's own business."""
+"""Text embeddings of a batch, one tensor per name, batch first. The names are the family's own business.
+Floating-point tensors are cast to the model's dtype; others (a mask, token numbers) keep theirs.
+"""
+
+
+@dataclass(frozen=True)
+class EncoderPart:
+    """One text encoder in a model's folder."""
+
+    model_class: Any
+    """transformers' own class."""
+    tokens: int | None = None
+    """Tokens that every prompt is padded or cut to; None: `max_sequence_length`."""
 
 
 class TextEncoder(ABC):
-    """Prompts to embeddings."""
+    """Prompts to embeddings. `parts`: the encoders by the folder that they lie in."""
+
+    parts: ClassVar[Mapping[str, EncoderPart]]
 
     @abstractmethod
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None: ...
 
     @abstractmethod
     def encode(self, prompts: Sequence[str], max_sequence_length: int) -> Text:
-        """Embeddings of a batch of prompts; what is longer than `max_sequence_length` tokens is cut."""
+        """Embeddings of a batch of prompts, which are cut at `max_sequence_length` tokens."""
 
     @abstractmethod
     def count_tokens(self, prompt: str) -> int:
-        """Length of a prompt in the tokens that `max_sequence_length` counts, end token included."""
+        """Length of a prompt in the tokens that `max_sequence_length` counts, end token included. Without
+        weights: `captioning.prompt_tokens` counts the same by `Family.prompt_tokenizer`.
+        """
 
 
 class Autoencoder(ABC):
-    """Pixels to latents and back. `stride`: pixels to a latent cell."""
+    """Pixels to latents and back. `model_class`: diffusers' own class. `stride`: pixels to a latent cell."""
 
+    model_class: ClassVar[Any]
     stride: int
 
     @abstractmethod
@@ -70,8 +96,8 @@ class Autoencoder(ABC):
 
 @dataclass
 class Backbone(ABC):
-    """One model of a family: where it lies, what it recommends, and how its parts are loaded,
-    one at a time.
+    """One model of a family: where it lies, what it recommends, how its parts are loaded, one at a time, and
+    how they are run.
     """
 
     model: str
@@ -86,7 +112,9 @@ class Backbone(ABC):
     `compute/swap.py`.
     """
 
+    family: ClassVar[Family]
     name: ClassVar[str]
+    """The family's."""
     block_lists: ClassVar[tuple[str, ...]]
     """Paths of the transformer's module lists that hold its blocks, in the order in which they run. The
     larger blocks first: those are swapped first.
@@ -99,7 +127,22 @@ class Backbone(ABC):
     step_cache: ClassVar[bool] = False
     """Whether diffusers' FirstBlockCache works with its transformer."""
     encoders: ClassVar[tuple[str, ...]]
-    """Subfolders of what turns pictures and prompts into embeddings."""
+    """Subfolders of what turns pictures and prompts into embeddings: autoencoder,
+    text encoders, tokenizers.
+    """
+    text_encoder_class: ClassVar[type[TextEncoder]]
+    autoencoder_class: ClassVar[type[Autoencoder]]
+    transformer_class: ClassVar[Any]
+    """diffusers' own class."""
+
+    @classmethod
+    def without_files(cls, model: str, dtype: torch.dtype, settings: ModelSettings) -> Self:
+        """The family's code on the meta device, to be run on tensors without data. No file is looked for: the
+        settings are given, and the time is not shifted.
+        """
+        backbone = cls(model, torch.device("meta"), dtype)
+        backbone.settings, backbone.scheduler_config = settings, {}
+        return backbone
 
     @cached_property
     def encoder_fingerprint(self) -> str:
@@ -111,16 +154,10 @@ class Backbone(ABC):
         """Asked for at every training step, and of a hub id answered over the network: looked up once."""
         return model_settings(self.model)
 
-    text_encoder_class: ClassVar[type[TextEncoder]]
-    autoencoder_class: ClassVar[type[Autoencoder]]
-    transformer_class: ClassVar[Any]
-    """diffusers' own class."""
-
     def load_text_encoder(self) -> TextEncoder:
         with opening(self.model):
-            for part in self.encoders:
-                if part.startswith("text_encoder"):
-                    check_encoder(self.model, part, self.device)
+            for part in self.text_encoder_class.parts:
+                check_encoder(self.model, part, self.device)
             return self.text_encoder_class(self.model, self.device, self.dtype)
 
     def load_autoencoder(self) -> Autoencoder:
@@ -178,7 +215,20 @@ class Backbone(ABC):
         return in_block and path.endswith(tuple(f".{target}" for target in cls.lora_targets))
 
     @abstractmethod
-    def latent_channels(self, transformer: nn.Module) -> int: ...
+    def latent_channels(self, transformer: nn.Module) -> int:
+        """C of the latents outside."""
+
+    @classmethod
+    @abstractmethod
+    def text_shapes(cls, transformer: nn.Module, max_sequence_length: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of one prompt's embeddings by name, without the batch dimension; from the transformer's
+        config.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def text_tokens(text: Text) -> int:
+        """How many text tokens the transformer runs beside those of the image."""
 
     @abstractmethod
     def velocity(
@@ -250,9 +300,10 @@ class Backbone(ABC):
         with opening(self.model):
             return dict(FlowMatchEulerDiscreteScheduler.load_config(self.model, subfolder="scheduler"))
 
-    def shift_mu(self, tokens: int) -> float:
-        """The time shift's mu for a picture of so many tokens: fixed, or linear in the tokens (diffusers'
-        `calculate_shift`).
+    def mu(self, tokens: int, num_inference_steps: int) -> float:
+        """The time shift's mu for a picture of `tokens` tokens, made in `num_inference_steps` steps.
+
+        Here it is fixed, or linear in the tokens (diffusers' `calculate_shift`), whatever the steps.
         """
         config = self.scheduler_config
         if not config.get("use_dynamic_shifting", False):
@@ -261,37 +312,17 @@ class Backbone(ABC):
         few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         return base + (tokens - few) * (most - base) / (many - few)
 
-    def autocast(self) -> torch.autocast:
-        """Matrix products in `dtype` where float32 LoRA layers sit on a bf16 model."""
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Matrix products in `dtype` where float32 LoRA layers sit on a bf16 model.
+        The meta device has none.
+        """
+        if self.device.type == "meta":
+            return nullcontext()
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def to_device(self, text: Text) -> Text:
-        return {key: value.to(self.device, self.dtype) for key, value in text.items()}
-
-
-def fingerprint(model: str, parts: Sequence[str]) -> str:
-    """A hash that changes when the given subfolders of a model change; of a hub id, its name.
-
-    Files up to 64 MiB are hashed whole, larger ones by size and safetensors header, so that a 12B model costs
-    nothing.
-    """
-    root = Path(resolve_model(model))
-    if not root.is_dir():
-        return hashlib.sha256(model.encode()).hexdigest()
-    total = hashlib.sha256()
-    for file in sorted(f for part in parts for f in (root / part).rglob("*") if f.is_file()):
-        size = file.stat().st_size
-        total.update(f"{file.relative_to(root)}:{size}:".encode())
-        with open(file, "rb") as stream:
-            total.update(stream.read() if size <= 64 << 20 else stream.read(1 << 20))
-    return total.hexdigest()
-
-
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where it is fast, float32 elsewhere."""
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+        """The same on the device, floating-point tensors in `dtype`."""
+        return {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for name, value in text.items()
+        }

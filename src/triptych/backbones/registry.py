@@ -1,4 +1,4 @@
-"""Which family opens a model: one row per family, by the pipeline class that model_index.json names."""
+"""Which family opens a model, on which device and in which dtype."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from triptych.backbones.contract import Backbone, default_device, default_dtype
+from triptych.backbones.contract import Backbone
 from triptych.backbones.flux.model import Flux
 from triptych.backbones.model_folder import check_files, no_backbone
 from triptych.backbones.sd3.model import SD3
@@ -14,7 +14,8 @@ from triptych.backbones.settings import Quantize, model_class, resolve_model
 from triptych.compute.quantize import check_installed
 from triptych.errors import ModelError
 
-FAMILIES: dict[str, type[Backbone]] = {"FluxPipeline": Flux, "StableDiffusion3Pipeline": SD3}
+BACKBONES: dict[str, type[Backbone]] = {backbone.family.pipeline: backbone for backbone in (Flux, SD3)}
+"""A row for each family, by the pipeline class that model_index.json names."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -39,9 +40,9 @@ def load_backbone(
             missing.
     """
     name = model_class(model)
-    if name not in FAMILIES:
-        raise no_backbone(model, name, sorted(FAMILIES))
-    for part in ("transformer", *FAMILIES[name].encoders):
+    if name not in BACKBONES:
+        raise no_backbone(model, name, sorted(BACKBONES))
+    for part in ("transformer", *BACKBONES[name].encoders):
         check_files(model, Path(resolve_model(model)) / part)
     try:
         where = default_device() if device == "auto" else torch.device(device)
@@ -52,4 +53,14 @@ def load_backbone(
         ) from error
     kind = default_dtype(where) if dtype == "auto" else DTYPES[dtype]
     check_installed(quantize)
-    return FAMILIES[name](resolve_model(model), where, kind, quantize, blocks_to_swap)
+    return BACKBONES[name](resolve_model(model), where, kind, quantize, blocks_to_swap)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where it is fast, float32 elsewhere."""
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

@@ -11,7 +11,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from triptych.backbones.family import Family
+from triptych.backbones.flux.about import FAMILY as FLUX
 from triptych.backbones.model_folder import no_folder
+from triptych.backbones.sd3.about import FAMILY as SD3
 from triptych.errors import ModelError
 from triptych.pocket import checkpoint_path
 from triptych.pocket.known_worlds import known_by
@@ -50,22 +53,8 @@ class ModelSettings:
     """The only world whose pictures it has seen, see `known_worlds.py`; nothing for all."""
 
 
-FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
-    # 480 × 640 makes three panels of 0.92 megapixels together: SD3.5 was trained on one.
-    "StableDiffusion3Pipeline": {
-        "panel_width": 480,
-        "panel_height": 640,
-        "max_sequence_length": 256,
-        "guidance_scale": None,
-        "true_cfg_scale": 3.5,
-    },
-}
-"""What a family recommends where it differs from the defaults above (FLUX.1-dev's), by the pipeline class of
-model_index.json.
-"""
-
-T5_TOKENIZERS = {"FluxPipeline": "tokenizer_2", "StableDiffusion3Pipeline": "tokenizer_3"}
-"""Folder of the tokenizer that `max_sequence_length` counts by, by pipeline class."""
+FAMILIES = {family.pipeline: family for family in (FLUX, SD3)}
+"""The families by the pipeline class of model_index.json."""
 
 
 def no_model(trained_on: object = None) -> ModelError:
@@ -181,6 +170,11 @@ def _check_setting(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {str(value)[:40]!a}")
 
 
+def recommended_settings(family: Family) -> ModelSettings:
+    """The settings of a family's models that say nothing of their own."""
+    return replace(ModelSettings(), **family.recommended)
+
+
 def model_settings(model: str) -> ModelSettings:
     """The settings a model recommends; without a `triptych.json`, those of its family.
 
@@ -193,7 +187,7 @@ def model_settings(model: str) -> ModelSettings:
     folder = Path(resolve_model(model))
     file, autoencoder = folder / SETTINGS_FILE, folder / "vae" / "config.json"
     try:
-        family = model_class(model)
+        family = FAMILIES.get(model_class(model), FLUX)
     except ModelError as error:
         if (folder / "model_index.json").is_file():  # damaged: not for want of a network
             raise
@@ -205,14 +199,12 @@ def model_settings(model: str) -> ModelSettings:
         log.warning(
             "%s FLUX.1-dev's %s are assumed; tokens are told from the number of words.", error.message, size
         )
-        family = ""
-    settings = replace(ModelSettings(), **FAMILY_SETTINGS.get(family, {}))
+        family = FLUX
+    settings = recommended_settings(family)
     try:
         if autoencoder.is_file():
-            levels = json.loads(autoencoder.read_text(encoding="utf-8"))["block_out_channels"]
-            settings = replace(
-                settings, stride=2 ** len(levels)
-            )  # a token is 2 × 2 latents, each level but one halves
+            cell = family.latent_stride(json.loads(autoencoder.read_text(encoding="utf-8")))
+            settings = replace(settings, stride=cell * family.latents_per_token)
         own = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if not isinstance(own, dict):
             raise ValueError("it holds no names with values")

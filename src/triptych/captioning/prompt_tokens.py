@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from triptych.backbones.settings import T5_TOKENIZERS, resolve_model
+from triptych.backbones.settings import FAMILIES, resolve_model
 
 _MARKS = re.compile(r"<IMAGE [1-9][0-9]?>|<Brand>")
 
@@ -50,7 +50,7 @@ _LOADING = threading.Lock()  # transformers must not be imported by two threads 
 
 
 def prompt_tokenizer(model: str) -> PromptTokenizer | None:
-    """The tokenizer of a model's text encoder; None where it is not on this machine."""
+    """The tokenizer of a model's text encoder; None if it is not on this machine, or of no known family."""
     with _LOADING:
         return _load(model)
 
@@ -66,7 +66,7 @@ def _load(model: str) -> PromptTokenizer | None:
         if not index.is_file():
             index = Path(str(try_to_load_from_cache(name, "model_index.json")))
         family = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-        folder = T5_TOKENIZERS.get(family, "tokenizer_2")
+        folder = FAMILIES[family].prompt_tokenizer
         return PromptTokenizer(
             AutoTokenizer.from_pretrained(
                 name, subfolder=folder, local_files_only=True, trust_remote_code=False

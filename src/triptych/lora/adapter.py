@@ -35,7 +35,7 @@ from triptych.lora.file import (
     read_lora,
 )
 from triptych.lora.formats import from_diffusers, scaled
-from triptych.lora.models import FAMILIES
+from triptych.lora.models import TITLES
 from triptych.lora.strength import is_about_strength
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import publish
@@ -236,7 +236,7 @@ def load_lora(transformer: nn.Module, path: Path, scale: float = 1.0) -> dict[st
 
 
 __all__ = [
-    "FAMILIES",
+    "TITLES",
     "FILE_NAME",
     "LoraFile",
     "LoraHeader",

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from triptych.errors import InputError, ModelError
 from triptych.lora.formats import Layer, layers_of, to_diffusers
-from triptych.lora.models import FAMILIES, Model, model_of
+from triptych.lora.models import TITLES, Model, model_of
 from triptych.lora.refused import TEXT_ENCODER
 from triptych.lora.strength import PeftConfig, json_object, peft_config, strengths
 from triptych.pictures.panels import PanelLayout
@@ -356,7 +356,7 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
         "context_reading", "joint"
     ) not in ("joint", "products"):
         raise ModelError("has metadata that describes no panels", hint)
-    if about.get("family", "flux") not in [*FAMILIES]:  # a list: what stands there may be unhashable
+    if about.get("family", "flux") not in [*TITLES]:  # a list: what stands there may be unhashable
         raise ModelError("has metadata that names a model family which is not known here", hint)
     if not isinstance(about.get("base_model", ""), str):  # a name for people: a file without one is as good
         del about["base_model"]

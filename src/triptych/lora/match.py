@@ -5,15 +5,17 @@ loaded.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 from triptych.backbones.checkpoint import shapes_of
-from triptych.backbones.registry import FAMILIES as BACKBONES
+from triptych.backbones.registry import BACKBONES
 from triptych.backbones.settings import model_class, part_config, resolve_model
 from triptych.errors import ModelError
-from triptych.lora.adapter import FAMILIES, LoraHeader, read_header
+from triptych.lora.adapter import TITLES, LoraHeader, read_header
 from triptych.lora.models import hidden_size, known_base
+from triptych.lora.names import SIDES, pattern_of
 
 
 def check_lora_fits(model: str, lora: Path) -> str:
@@ -37,7 +39,7 @@ def check_lora_fits(model: str, lora: Path) -> str:
     trained = known_base(said) or _plain(said)
     if header.model.certain and header.family != family:
         raise _other(
-            header, trained or header.model.title, f"{ours}, a {FAMILIES.get(family, family)} model", said
+            header, trained or header.model.title, f"{ours}, a {TITLES.get(family, family)} model", said
         )
     misfit = _misfit(header, pipeline, model)
     if misfit:
@@ -81,14 +83,23 @@ def _misfit(header: LoraHeader, pipeline: str, model: str) -> str:
             )
         size = (sum(shape[0] for shape in theirs if shape), theirs[0][1] if theirs[0] else 0)
         if size != (layer.up.shape[0], layer.down.shape[1]):
-            width, other = hidden_size(header.layers), shapes.get("transformer_blocks.0.attn.to_q.weight")
-            if width and other and width != other[0]:
-                return f": the LoRA's layers are {width} wide, the model's {other[0]}"
+            width, other = hidden_size(header.layers), _width(shapes)
+            if width and other and width != other:
+                return f": the LoRA's layers are {width} wide, the model's {other}"
             return (
                 f": '{layer.parts[0]}' is {size[0]}×{size[1]} there, and "
                 f"{layer.up.shape[0]}×{layer.down.shape[1]} in the LoRA"
             )
     return ""
+
+
+def _width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The model's width, as the first layer of the tables tells it that belongs to a block."""
+    for name, shape in shapes.items():
+        sides = SIDES.get(pattern_of(name.removesuffix(".weight"))[0])
+        if sides and len(shape) == 2:
+            return shape[1] // sides[1]
+    return None
 
 
 @lru_cache(maxsize=4)

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from triptych.backbones.settings import FAMILIES
 from triptych.errors import ModelError
 from triptych.lora.formats import Layer, is_sd3_only
 from triptych.lora.names import SIDES, pattern_of
 from triptych.lora.refused import READ_MODELS
 
-FAMILIES = {"flux": "FLUX.1", "sd3": "Stable Diffusion 3"}
-"""Names of the families that are read, for people."""
+TITLES = {family.name: family.title for family in FAMILIES.values()}
+"""Names of the families for people, by their short names."""
 
 # What a metadata entry contains → the family or other model that it means. The first row that fits counts.
 _WORDS = tuple(
@@ -89,7 +90,7 @@ class Model:
     """What a LoRA was trained for."""
 
     family: str
-    """A key of `FAMILIES`, the family whose names and sizes the layers have."""
+    """A key of `TITLES`, the family whose names and sizes the layers have."""
     certain: bool
     """Whether that is known: without a word in the metadata, attention layers alone are alike in both
     families.
@@ -107,7 +108,7 @@ class Model:
         """
         if self.other:
             raise ModelError(
-                f"is for {self.title}, whose layers are named like those of {FAMILIES[self.family]}",
+                f"is for {self.title}, whose layers are named like those of {TITLES[self.family]}",
                 READ_MODELS,
             )
 
@@ -140,27 +141,27 @@ def model_of(
     if single and third:
         raise ModelError("mixes layers of FLUX.1 and of Stable Diffusion 3", READ_MODELS)
     shows = "flux" if single else "sd3" if third else _family_by_width(layers)
-    told = [str(about["family"])] if about.get("family") in FAMILIES else []
+    told = [str(about["family"])] if about.get("family") in TITLES else []
     words = [metadata.get(key, "") for key in _TAGS]
     told += [meant for word in (*words, _last(base)) if (meant := meaning(word))]
     named = [word for word in told if word not in _CONVOLUTIONAL]
-    family = shows or next((word for word in named if word in FAMILIES), "flux")
-    odd = [word for word in told if word in _CONVOLUTIONAL or (word in FAMILIES and word != family)]
+    family = shows or next((word for word in named if word in TITLES), "flux")
+    odd = [word for word in told if word in _CONVOLUTIONAL or (word in TITLES and word != family)]
     warnings = tuple(
-        f"Its metadata says {FAMILIES.get(word, word)}, but its layers are those of {FAMILIES[family]}."
+        f"Its metadata says {TITLES.get(word, word)}, but its layers are those of {TITLES[family]}."
         for word in dict.fromkeys(odd)
     )
     from_path = [meant for key in _PATHS if (meant := meaning(_last(metadata.get(key, ""))))]
     warnings += tuple(
         f"It was trained on a file named after {word}, by its metadata: it may do less or something else on "
-        f"{FAMILIES[family]}."
+        f"{TITLES[family]}."
         for word in dict.fromkeys(from_path)
-        if word not in FAMILIES and word not in told
+        if word not in TITLES and word not in told
     )
-    other = next(iter(named), "") if named and named[0] not in FAMILIES else _lookalike(layers, single)
+    other = next(iter(named), "") if named and named[0] not in TITLES else _lookalike(layers, single)
     if other:
         return Model(family, True, other, True, warnings)
-    return Model(family, bool(shows or named), FAMILIES[family], False, warnings)
+    return Model(family, bool(shows or named), TITLES[family], False, warnings)
 
 
 def _last(name: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from triptych.backbones.contract import default_device, default_dtype
+from triptych.backbones.registry import default_device, default_dtype
 from triptych.planning.card_names import check_card, known_cards
 from triptych.planning.memory import Memory
 

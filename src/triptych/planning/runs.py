@@ -158,9 +158,9 @@ def autoencoding(
 def text_encoding(shapes: ModelShapes, length: int, dtype: torch.dtype) -> Profile:
     """One caption through every text encoder, one after the other; they are all in memory together."""
     profiles = []
-    for part in shapes.text_encoders:
+    for part, about in shapes.family.text_encoder_class.parts.items():
         encoder = shapes.build(part, dtype)
-        tokens = shapes.configs[part].get("max_position_embeddings", length)
+        tokens = about.tokens or length
         with torch.no_grad(), traced(encoder) as trace:
             encoder(torch.empty(1, tokens, dtype=torch.long, device="meta"), output_hidden_states=True)
         profiles.append(profile(trace.segments))

@@ -5,39 +5,28 @@ counts.
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 import yaml
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from triptych.backbones.contract import Backbone, Text
-from triptych.backbones.registry import FAMILIES
+from triptych.backbones.registry import BACKBONES
 from triptych.backbones.settings import (
-    FAMILY_SETTINGS,
     ModelSettings,
     model_class,
     model_settings,
+    recommended_settings,
     resolve_model,
 )
 from triptych.compute.blocks import linear_layers
 from triptych.errors import ModelError
 from triptych.pictures.panels import PanelLayout
-
-_TEXT_MODELS = {
-    "CLIPTextModel": (transformers.CLIPTextModel, transformers.CLIPTextConfig),
-    "CLIPTextModelWithProjection": (transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig),
-    "T5EncoderModel": (transformers.T5EncoderModel, transformers.T5Config),
-}
-# Text tokens that reach the transformer beside T5's.
-_CLIP_TOKENS = {"flux": 0, "sd3": 77}
 
 
 @dataclass(frozen=True)
@@ -63,12 +52,10 @@ class ModelShapes:
     settings: ModelSettings
 
     def backbone(self, dtype: torch.dtype) -> Backbone:
-        """The family's own code on the meta device; no file of the model is looked for."""
-        backbone = self.family(self.model, torch.device("meta"), dtype)
-        backbone.settings = self.settings
-        backbone.scheduler_config = {}  # noise levels change neither memory nor arithmetic
-        backbone.autocast = nullcontext  # type: ignore[method-assign,assignment]  # trace.Device does it
-        return backbone
+        """The family's own code on the meta device; no file of the model is looked for. Without the
+        scheduler's config noise levels are others, which changes neither memory nor arithmetic.
+        """
+        return self.family.without_files(self.model, dtype, self.settings)
 
     def build(self, part: str, dtype: torch.dtype) -> nn.Module:
         """One part on the meta device, frozen, in eval mode.
@@ -82,10 +69,10 @@ class ModelShapes:
                 if part == "transformer":
                     module = self.family.transformer_class.from_config(config)
                 elif part == "vae":
-                    module = AutoencoderKL.from_config(config)
+                    module = self.family.autoencoder_class.model_class.from_config(config)
                 else:
-                    kind, settings = _TEXT_MODELS[config["architectures"][0]]
-                    module = kind(settings(**config))
+                    kind = self.family.text_encoder_class.parts[part].model_class
+                    module = kind(kind.config_class(**config))
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
                 f"The config of {part} of {self.model} cannot be used: {error!r}.", "Is the folder complete?"
@@ -102,11 +89,11 @@ class ModelShapes:
 
     @property
     def text_encoders(self) -> list[str]:
-        return [part for part in self.configs if part.startswith("text_encoder")]
+        return [*self.family.text_encoder_class.parts]
 
     @cached_property
     def weights(self) -> Weights:
-        transformer = self.build("transformer", torch.float32)
+        transformer = self._transformer
         blocks = self.family.blocks(transformer)
         linear = [layer.weight.numel() for layer in linear_layers(blocks).values()]
         return Weights(
@@ -122,14 +109,14 @@ class ModelShapes:
 
     @cached_property
     def _sides(self) -> int:
-        transformer = self.build("transformer", torch.float32)
+        transformer = self._transformer
         layers = [transformer.get_submodule(name) for name in self.family.lora_layers(transformer)]
         return sum(int(layer.in_features) + int(layer.out_features) for layer in layers)  # type: ignore[arg-type,misc]
 
     @property
     def latent_stride(self) -> int:
         """Pixels to a latent cell."""
-        return 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
+        return self.family.family.latent_stride(self.configs["vae"])
 
     def image_tokens(self, layout: PanelLayout) -> int:
         """Tokens of the whole canvas."""
@@ -137,23 +124,27 @@ class ModelShapes:
 
     def text_tokens(self, length: int) -> int:
         """Text tokens that the transformer sees, of captions with `length` T5 tokens."""
-        return length + _CLIP_TOKENS[self.family.name]
+        return self.family.text_tokens(self.text(length, 1, torch.float32))
 
     def latents(self, layout: PanelLayout, batch: int) -> Tensor:
         """(B, C, H, W) of the canvas, on the meta device."""
         width, height = (side // self.latent_stride for side in layout.size)
-        return torch.empty(batch, int(self.configs["vae"]["latent_channels"]), height, width, device="meta")
+        return torch.empty(batch, self._latent_channels, height, width, device="meta")
+
+    @cached_property
+    def _latent_channels(self) -> int:
+        return self.backbone(torch.float32).latent_channels(self._transformer)
+
+    @cached_property
+    def _transformer(self) -> nn.Module:
+        """For questions about it; whoever changes one builds it anew."""
+        return self.build("transformer", torch.float32)
 
     def text(self, length: int, batch: int, dtype: torch.dtype) -> Text:
         """Embeddings of a batch of captions, on the meta device."""
-        config = self.configs["transformer"]
         return {
-            "prompt_embeds": torch.empty(
-                batch, self.text_tokens(length), config["joint_attention_dim"], device="meta", dtype=dtype
-            ),
-            "pooled_prompt_embeds": torch.empty(
-                batch, config["pooled_projection_dim"], device="meta", dtype=dtype
-            ),
+            name: torch.empty(batch, *shape, device="meta", dtype=dtype)
+            for name, shape in self.family.text_shapes(self._transformer, length).items()
         }
 
 
@@ -175,8 +166,7 @@ def model_shapes(model: str) -> ModelShapes:
     if folder.is_dir():
         pipeline = model_class(model)
         family = _family(model, pipeline)
-        parts = ["transformer", *(part for part in family.encoders if not part.startswith("tokenizer"))]
-        configs = {part: _read(folder / part / "config.json") for part in parts}
+        configs = {part: _read(folder / part / "config.json") for part in _parts(family)}
         return ModelShapes(model, family, configs, model_settings(model))
     if model not in known:
         raise ModelError(
@@ -184,16 +174,22 @@ def model_shapes(model: str) -> ModelShapes:
             f"Give a folder with its configs, or one of {', '.join(known)}.",
         )
     pipeline = known[model]["pipeline"]
-    settings = replace(ModelSettings(), **FAMILY_SETTINGS.get(pipeline, {}))
-    return ModelShapes(model, _family(model, pipeline), known[model]["parts"], settings)
+    family = _family(model, pipeline)
+    configs = {part: known[model]["parts"][part] for part in _parts(family)}
+    return ModelShapes(model, family, configs, recommended_settings(family.family))
+
+
+def _parts(family: type[Backbone]) -> list[str]:
+    """Subfolders of a model that have weights."""
+    return ["transformer", "vae", *family.text_encoder_class.parts]
 
 
 def _family(model: str, pipeline: str) -> type[Backbone]:
-    if pipeline not in FAMILIES:
+    if pipeline not in BACKBONES:
         raise ModelError(
-            f"{model} is a {pipeline}, which has no backbone here.", f"Known: {', '.join(sorted(FAMILIES))}."
+            f"{model} is a {pipeline}, which has no backbone here.", f"Known: {', '.join(sorted(BACKBONES))}."
         )
-    return FAMILIES[pipeline]
+    return BACKBONES[pipeline]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from triptych.backbones.contract import Backbone
 from triptych.data.embeddings import read_about
 from triptych.errors import ConfigError, ModelError, WorkError
-from triptych.lora.adapter import FAMILIES, FILE_NAME, LoraFile, lora_state, open_lora
+from triptych.lora.adapter import FILE_NAME, TITLES, LoraFile, lora_state, open_lora
 from triptych.training.checkpoints import steps_saved
 from triptych.training.config import TrainConfig
 
@@ -86,7 +86,7 @@ def check_init_lora(config: TrainConfig, backbone: Backbone) -> LoraFile | None:
     names = _modules(file.state)
     others = [name for name in names if not backbone.is_lora_layer(name)]
     if file.family != backbone.name or others:
-        other = FAMILIES.get(file.family, "another model")
+        other = TITLES.get(file.family, "another model")
         what = (
             f"is one for {other}"
             if file.family != backbone.name

@@ -222,7 +222,8 @@ def draw_time(
     """One noise level in (min_t, max_t): logit-normal, shifted as for a picture of one panel. Shape ()."""
     stride = backbone.settings.stride
     tokens = (layout.width // stride) * (layout.height // stride)
-    mu = backbone.shift_mu(tokens) if config.shift is None else math.log(config.shift)
+    steps = backbone.settings.num_inference_steps  # a training has none of its own
+    mu = backbone.mu(tokens, steps) if config.shift is None else math.log(config.shift)
     return config.min_t + (config.max_t - config.min_t) * flow.logit_normal_time(generator, mu)
 
 

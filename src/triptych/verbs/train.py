@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from triptych import flow, progress
-from triptych.backbones.contract import Backbone, fingerprint
+from triptych.backbones.checkpoint import fingerprint
+from triptych.backbones.contract import Backbone
 from triptych.backbones.registry import load_backbone
 from triptych.config.stage import seeds_from
 from triptych.data.embeddings import EmbeddingFolder

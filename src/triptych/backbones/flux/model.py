@@ -15,6 +15,7 @@ from triptych import flow
 from triptych.backbones.autoencoder_kl import KLAutoencoder
 from triptych.backbones.context import Context, Window
 from triptych.backbones.contract import Backbone, Text
+from triptych.backbones.flux.about import FAMILY
 from triptych.backbones.flux.attention import install, reader
 from triptych.backbones.flux.text import FluxText
 
@@ -42,7 +43,7 @@ def position_ids(h: int, w: int, device: torch.device) -> Tensor:
 
 
 class Flux(Backbone):
-    name = "flux"
+    family, name = FAMILY, FAMILY.name
     step_cache = True
     block_lists = ("transformer_blocks", "single_transformer_blocks")
     time_embedding = "time_text_embed"
@@ -67,6 +68,18 @@ class Flux(Backbone):
 
     def latent_channels(self, transformer: nn.Module) -> int:
         return int(transformer.config.in_channels) // 4  # type: ignore[union-attr,arg-type]
+
+    @classmethod
+    def text_shapes(cls, transformer: Any, max_sequence_length: int) -> dict[str, tuple[int, ...]]:
+        config = transformer.config
+        return {
+            "prompt_embeds": (max_sequence_length, config.joint_attention_dim),
+            "pooled_prompt_embeds": (config.pooled_projection_dim,),
+        }
+
+    @staticmethod
+    def text_tokens(text: Text) -> int:
+        return text["prompt_embeds"].shape[1]
 
     def velocity(
         self,
@@ -163,4 +176,6 @@ class Flux(Backbone):
 
     def sigmas(self, num_inference_steps: int, tokens: int) -> list[float]:
         """As FluxPipeline gives them to its scheduler: evenly from 1 to 1/n."""
-        return flow.sigmas(num_inference_steps, self.shift_mu(tokens), 1.0 / num_inference_steps)
+        return flow.sigmas(
+            num_inference_steps, self.mu(tokens, num_inference_steps), 1.0 / num_inference_steps
+        )

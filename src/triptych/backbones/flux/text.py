@@ -6,13 +6,14 @@ Legend: B batch, L text tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from triptych.backbones.checkpoint import whole
-from triptych.backbones.contract import Text, TextEncoder
-from triptych.backbones.settings import T5_TOKENIZERS
+from triptych.backbones.contract import EncoderPart, Text, TextEncoder
+from triptych.backbones.flux.about import FAMILY
 
 CLIP_TOKENS = 77
 
@@ -20,9 +21,14 @@ CLIP_TOKENS = 77
 class FluxText(TextEncoder):
     """T5 states (`prompt_embeds`, (B, L, D)) and CLIP's pooled vector (`pooled_prompt_embeds`, (B, D))."""
 
+    parts: ClassVar = {
+        "text_encoder": EncoderPart(CLIPTextModel, CLIP_TOKENS),
+        "text_encoder_2": EncoderPart(T5EncoderModel),
+    }
+
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
         self.clip_tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer")
-        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=T5_TOKENIZERS["FluxPipeline"])
+        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=FAMILY.prompt_tokenizer)
         load = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", **load)
         self.clip = whole(model, "text_encoder", clip).to(device).eval()

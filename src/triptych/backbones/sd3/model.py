@@ -17,8 +17,9 @@ from triptych import flow
 from triptych.backbones.autoencoder_kl import KLAutoencoder
 from triptych.backbones.context import Context, Window
 from triptych.backbones.contract import Backbone, Text
+from triptych.backbones.sd3.about import FAMILY
 from triptych.backbones.sd3.attention import install
-from triptych.backbones.sd3.text import SD3Text
+from triptych.backbones.sd3.text import CLIP_TOKENS, SD3Text
 from triptych.errors import ModelError
 
 
@@ -31,7 +32,7 @@ def unpatch(tokens_BND: Tensor, h: int, w: int, patch: int) -> Tensor:
 
 
 class SD3(Backbone):
-    name = "sd3"
+    family, name = FAMILY, FAMILY.name
     block_lists = ("transformer_blocks",)
     time_embedding = "time_text_embed"
     text_encoder_class, autoencoder_class, transformer_class = SD3Text, KLAutoencoder, SD3Transformer2DModel
@@ -69,12 +70,24 @@ class SD3(Backbone):
     def latent_channels(self, transformer: nn.Module) -> int:
         return int(transformer.config.in_channels)  # type: ignore[union-attr,arg-type]
 
+    @classmethod
+    def text_shapes(cls, transformer: Any, max_sequence_length: int) -> dict[str, tuple[int, ...]]:
+        config = transformer.config
+        return {
+            "prompt_embeds": (CLIP_TOKENS + max_sequence_length, config.joint_attention_dim),
+            "pooled_prompt_embeds": (config.pooled_projection_dim,),
+        }
+
+    @staticmethod
+    def text_tokens(text: Text) -> int:
+        return text["prompt_embeds"].shape[1]
+
     def sigmas(self, num_inference_steps: int, tokens: int) -> list[float]:
         """As the scheduler sets them when it is given nothing: evenly from 1 to its smallest, which is
         shifted already.
         """
         smallest = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config).sigma_min
-        return flow.sigmas(num_inference_steps, self.shift_mu(tokens), smallest)
+        return flow.sigmas(num_inference_steps, self.mu(tokens, num_inference_steps), smallest)
 
     def velocity(
         self,

@@ -6,14 +6,15 @@ Legend: B batch, L text tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
 from triptych.backbones.checkpoint import whole
-from triptych.backbones.contract import Text, TextEncoder
-from triptych.backbones.settings import T5_TOKENIZERS
+from triptych.backbones.contract import EncoderPart, Text, TextEncoder
+from triptych.backbones.sd3.about import FAMILY
 
 CLIP_TOKENS = 77
 
@@ -23,14 +24,18 @@ class SD3Text(TextEncoder):
     both pooled vectors side by side (`pooled_prompt_embeds`, (B, D)).
     """
 
+    parts: ClassVar = {
+        "text_encoder": EncoderPart(CLIPTextModelWithProjection, CLIP_TOKENS),
+        "text_encoder_2": EncoderPart(CLIPTextModelWithProjection, CLIP_TOKENS),
+        "text_encoder_3": EncoderPart(T5EncoderModel),
+    }
+
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
         load = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         self.clip_tokenizers = [
             AutoTokenizer.from_pretrained(model, subfolder=name) for name in ("tokenizer", "tokenizer_2")
         ]
-        self.t5_tokenizer = AutoTokenizer.from_pretrained(
-            model, subfolder=T5_TOKENIZERS["StableDiffusion3Pipeline"]
-        )
+        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=FAMILY.prompt_tokenizer)
         self.clips = [
             whole(model, name, CLIPTextModelWithProjection.from_pretrained(model, subfolder=name, **load))
             .to(device)
