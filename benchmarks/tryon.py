@@ -238,9 +238,9 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
     else:
         queries = keys
     levels = backbone.sigmas(8, keys)[:-1]
-    steps = backbone.steps(transformer, levels, bench.words, 3.5)
+    run = backbone.premodulated(transformer, levels, bench.words, 3.5)
     step = best(
-        lambda: backbone.velocity(steps.at(levels[4]), latents, t, bench.words, 3.5, windows[0]), seconds
+        lambda: backbone.velocity(run.at(levels[4]), latents, t, bench.words, 3.5, windows[0]), seconds
     )
 
     def product(rows: int, inside: int, outside: int) -> float:
@@ -305,11 +305,11 @@ def scaling(size: Size, dtype: torch.dtype, seconds: float) -> list[dict[str, An
             active = torch.zeros(rows, columns * (known + 1), dtype=torch.bool)
             active[:, columns * known :] = torch.from_numpy(part > 0)
             room, t = int(active.sum()) + size.words, torch.tensor([0.5])
-            steps = backbone.steps(transformer, [0.5], words, 3.5)
-            full = best(lambda: backbone.velocity(steps.at(0.5), latents, t, words, 3.5), 0)  # noqa: B023
+            run = backbone.premodulated(transformer, [0.5], words, 3.5)
+            full = best(lambda: backbone.velocity(run.at(0.5), latents, t, words, 3.5), 0)  # noqa: B023
             reading = partial(kept_window, backbone, transformer, latents, active, empty, True, room=room)
             read, window = timed(reading)
-            step = best(lambda: backbone.velocity(steps.at(0.5), latents, t, words, 3.5, window), seconds)  # noqa: B023
+            step = best(lambda: backbone.velocity(run.at(0.5), latents, t, words, 3.5, window), seconds)  # noqa: B023
             context = window.context
             held = (
                 context.nbytes

@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from triptych.backbones import settings
+from triptych.backbones.families import FAMILIES
 from triptych.backbones.registry import BACKBONES, load_backbone
-from triptych.backbones.settings import FAMILIES, model_settings
+from triptych.backbones.settings import model_settings
 from triptych.cli import main
 from triptych.errors import ModelError
 from triptych.lora.adapter import FILE_NAME, load_lora, open_lora

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from triptych.backbones.context import Window
 from triptych.backbones.contract import Backbone
+from triptych.backbones.families import FAMILIES
 from triptych.backbones.flux.model import Flux
 from triptych.backbones.registry import BACKBONES, load_backbone
-from triptych.backbones.settings import FAMILIES
 from triptych.captioning.prompt_tokens import prompt_tokenizer
 from triptych.compute import swap
 from triptych.compute.blocks import linear_layers, share_of
@@ -124,7 +124,7 @@ def test_modulation_of_every_block_is_computed_beforehand(checkpoint: Path) -> N
     backbone, transformer = opened(checkpoint)
     expected, calls = velocity(backbone, transformer), []
     with torch.no_grad():
-        run = backbone.steps(transformer, [0.9, 0.7], text(1, 0), 3.5)
+        run = backbone.premodulated(transformer, [0.9, 0.7], text(1, 0), 3.5)
     embedding = transformer.get_submodule(backbone.time_embedding)
     embedding.register_forward_hook(lambda *_: calls.append(1))
     shown = run.at(0.7)

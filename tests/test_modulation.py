@@ -30,9 +30,9 @@ def parts(tiny: Path) -> tuple[Backbone, nn.Module]:
     return backbone, backbone.load_transformer()
 
 
-def steps_of(backbone: Backbone, transformer: nn.Module, words: dict[str, Tensor]) -> PremodulatedTransformer:
+def run_of(backbone: Backbone, transformer: nn.Module, words: dict[str, Tensor]) -> PremodulatedTransformer:
     with torch.no_grad():
-        return backbone.steps(transformer, TIMES, words, 3.5)
+        return backbone.premodulated(transformer, TIMES, words, 3.5)
 
 
 def compare(
@@ -40,7 +40,7 @@ def compare(
 ) -> None:
     """Velocities of a few steps, in another order than they were made in."""
     latents = torch.randn(len(words["prompt_embeds"]), backbone.latent_channels(transformer), 6, 12)
-    steps = steps_of(backbone, transformer, words)
+    run = run_of(backbone, transformer, words)
     window = None
     if windowed:
         active = torch.zeros(3, 6, dtype=torch.bool)
@@ -58,7 +58,7 @@ def compare(
         for t in TIMES[::-1]:
             about = latents, torch.full((len(latents),), t), words, 3.5, window
             plain = backbone.velocity(transformer, *about)
-            torch.testing.assert_close(backbone.velocity(steps.at(t), *about), plain, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(backbone.velocity(run.at(t), *about), plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("windowed", [False, True])
@@ -70,8 +70,8 @@ def test_velocities_are_the_models(parts: tuple[Backbone, nn.Module], prompts: i
 def test_equal_prompts_share_their_rows(parts: tuple[Backbone, nn.Module]) -> None:
     words = {name: value.expand(3, *value.shape[1:]) for name, value in text(1, 0).items()}
     compare(*parts, words)
-    steps = steps_of(*parts, words)
-    assert steps.at(0.7).time_text_embed.made.shape[:2] == (len(TIMES), 1)
+    run = run_of(*parts, words)
+    assert run.at(0.7).time_text_embed.made.shape[:2] == (len(TIMES), 1)
 
 
 def test_a_run_reads_each_layer_once_and_leaves_the_model_as_it_is(parts: tuple[Backbone, nn.Module]) -> None:
@@ -102,7 +102,7 @@ def test_a_block_whose_weights_come_when_it_is_called_runs_as_it_is(tiny: Path) 
     transformer = backbone.load_transformer()
     compare(backbone, transformer, text(1, 0))
     blocks, shown = (
-        one.transformer_blocks for one in (transformer, steps_of(backbone, transformer, text(1, 0)).at(0.7))
+        one.transformer_blocks for one in (transformer, run_of(backbone, transformer, text(1, 0)).at(0.7))
     )
     assert [ours is own for own, ours in zip(blocks, shown, strict=True)] == [True] + [False] * (
         len(blocks) - 1

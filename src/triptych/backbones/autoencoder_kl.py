@@ -11,7 +11,7 @@ from torch import Tensor
 
 from triptych.backbones.checkpoint import check_autoencoder
 from triptych.backbones.contract import Autoencoder
-from triptych.backbones.family import kl_stride
+from triptych.backbones.families import kl_stride
 
 
 class KLAutoencoder(Autoencoder):

@@ -30,7 +30,7 @@ from triptych.backbones.checkpoint import (
     transformer_folder,
 )
 from triptych.backbones.context import Context, Window
-from triptych.backbones.family import Family
+from triptych.backbones.families import Family
 from triptych.backbones.settings import ModelSettings, Quantize, model_settings
 from triptych.compute import cpu
 from triptych.compute.blocks import blocks_of, linear_layers
@@ -249,7 +249,7 @@ class Backbone(ABC):
             ModelError: a canvas that is too large for the model.
         """
 
-    def steps(
+    def premodulated(
         self, transformer: nn.Module, times: Sequence[float], text: Text, guidance_scale: float | None
     ) -> PremodulatedTransformer:
         """The transformer for each step of a run over these times; its modulation, which depends on time,

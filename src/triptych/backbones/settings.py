@@ -11,10 +11,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from triptych.backbones.family import Family
-from triptych.backbones.flux.about import FAMILY as FLUX
+from triptych.backbones.families import FAMILIES, FLUX, Family
 from triptych.backbones.model_folder import no_folder
-from triptych.backbones.sd3.about import FAMILY as SD3
 from triptych.errors import ModelError
 from triptych.pocket import checkpoint_path
 from triptych.pocket.known_worlds import known_by
@@ -51,10 +49,6 @@ class ModelSettings:
     num_inference_steps: int = 28
     knows: str = ""
     """The only world whose pictures it has seen, see `known_worlds.py`; nothing for all."""
-
-
-FAMILIES = {family.pipeline: family for family in (FLUX, SD3)}
-"""The families by the pipeline class of model_index.json."""
 
 
 def no_model(trained_on: object = None) -> ModelError:

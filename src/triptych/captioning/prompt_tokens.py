@@ -11,7 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from triptych.backbones.settings import FAMILIES, resolve_model
+from triptych.backbones.families import FAMILIES
+from triptych.backbones.settings import resolve_model
 
 _MARKS = re.compile(r"<IMAGE [1-9][0-9]?>|<Brand>")
 

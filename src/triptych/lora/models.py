@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from triptych.backbones.settings import FAMILIES
+from triptych.backbones.families import FAMILIES
 from triptych.errors import ModelError
 from triptych.lora.formats import Layer, is_sd3_only
 from triptych.lora.names import SIDES, pattern_of

@@ -25,8 +25,10 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -130,43 +132,54 @@ def kept_window(
     room: int,
     cache: ContextCache | None = None,
 ) -> Window:
-    """`read_window` for sampling: nothing that was read before is read again, and there is room for `room`
-    tokens of each step.
+    """`read_window` for sampling: nothing is read twice, and there is room for `room` tokens of each step.
 
-    active: as in `Window`, of all canvases alike or each one's own.
     Equal canvases of a batch are read once; with a `cache`, canvases that were read in earlier calls are not
-    read at all.
+    read at all. active: as in `Window`, of all canvases alike or each one's own.
     """
-    cache = ContextCache(0) if cache is None else cache
     rows_active = active if active.ndim == 3 else active.expand(len(clean_BCHW), -1, -1)
-    if not _groups(rows_active[0], within, first):
+    groups = [_groups(own, within, first) for own in rows_active]
+    if not groups[0]:
         return Window(active)
-    read: dict[str, Context] = {}
-    rows: list[list[Context]] = []
+    cache = ContextCache(0) if cache is None else cache
+    reader = _RowReader(backbone, transformer, _one(empty), with_lora, cache)
     with nullcontext() if with_lora else lora_switched_off(transformer), torch.no_grad():
-        for clean_CHW, own in zip(clean_BCHW, rows_active, strict=True):
+        # The list of rows has no name here: `joined` empties it, and frees each layer as soon as it is
+        # copied.
+        return Window(active, joined(reader.rows(clean_BCHW, groups), room))
+
+
+@dataclass(frozen=True)
+class _RowReader:
+    """Reads the known tokens of each canvas of a batch."""
+
+    backbone: Backbone
+    transformer: nn.Module
+    empty: Text
+    """Embeddings of the empty prompt, of one sample."""
+    with_lora: bool
+    cache: ContextCache
+
+    def rows(self, clean_BCHW: Tensor, groups: Sequence[Sequence[Tensor]]) -> list[list[Context]]:
+        """For each canvas the contexts of its groups of known tokens, in the order in which they are read."""
+        # One canvas and no cache: nothing could be found again, and a plan's tensors have no data to hash.
+        findable = bool(self.cache.limit_bytes) or len(clean_BCHW) > 1
+        read: dict[str, Context] = {}
+        rows = []
+        for clean_CHW, own in zip(clean_BCHW, groups, strict=True):
             key, row = "", list[Context]()
-            for known in _groups(own, within, first):
-                # One canvas and no cache: nothing could be found again, and a plan's tensors have no data to
-                # hash.
-                key = (
-                    _key(key, clean_CHW, known, with_lora)
-                    if cache.limit_bytes or len(clean_BCHW) > 1
-                    else f"{key}+"
-                )
-
-                def make(
-                    clean_CHW: Tensor = clean_CHW, known: Tensor = known, row: list[Context] = row
-                ) -> Context:
-                    before = joined([row]) if row else None
-                    return backbone.read(transformer, clean_CHW[None], known, _one(empty), before)
-
-                read[key] = read[key] if key in read else cache.get(key, make)
+            for known in own:
+                key = _key(key, clean_CHW, known, self.with_lora) if findable else f"{key}+"
+                if key not in read:
+                    read[key] = self.cache.get(key, partial(self._read, clean_CHW, known, row))
                 row.append(read[key])
             rows.append(row)
-    read.clear()
-    del row, make  # `joined` frees what nothing refers to any more
-    return Window(active, joined(rows, room))
+        return rows
+
+    def _read(self, clean_CHW: Tensor, known: Tensor, before: list[Context]) -> Context:
+        """before: the contexts of this canvas that were read already."""
+        seen = joined([before]) if before else None
+        return self.backbone.read(self.transformer, clean_CHW[None], known, self.empty, seen)
 
 
 def _groups(active: Tensor, within: Tensor | None, first: Tensor | None) -> list[Tensor]:

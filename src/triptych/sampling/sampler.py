@@ -162,14 +162,14 @@ class _Run:
     ) -> flow.Velocity:
         """The transformer's own velocity. branch: where a step cache keeps what it saw of this pass."""
         backbone, transformer, levels = self.backbone, self.transformer, self.levels
-        # A step cache looks at the blocks themselves.
-        cached = self.sampling.step_cache
-        steps = None if cached else backbone.steps(transformer, levels[:-1], text, guidance_scale)
+        run = None
+        if not self.sampling.step_cache:  # which looks at the blocks themselves
+            run = backbone.premodulated(transformer, levels[:-1], text, guidance_scale)
 
         def velocity(latents_BCHW: Tensor, t: float) -> Tensor:
             times = torch.full((len(latents_BCHW),), t, device=latents_BCHW.device)
-            shown = transformer if steps is None else steps.at(t)
-            with transformer.cache_context(branch) if steps is None else nullcontext():  # type: ignore[operator]
+            shown = transformer if run is None else run.at(t)
+            with transformer.cache_context(branch) if run is None else nullcontext():  # type: ignore[operator]
                 return backbone.velocity(shown, latents_BCHW, times, text, guidance_scale, window)
 
         return velocity
@@ -195,7 +195,7 @@ class _Run:
             first=product_tokens(layout, stride).to(backbone.device) if reads_products_first else None,
             with_lora=sampling.context_lora,
             room=int(active.sum()) // (len(active) if active.ndim == 3 else 1)
-            + _longest(canvases.text, empty),
+            + max(map(backbone.text_tokens, (canvases.text, empty))),
             contexts=contexts,
         )
 
@@ -237,11 +237,6 @@ class _Reader:
             room=self.room,
             cache=self.contexts,
         )
-
-
-def _longest(*texts: Text) -> int:
-    """Tokens of the longest of these texts."""
-    return max(states.shape[1] for text in texts for states in text.values() if states.ndim == 3)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from triptych import flow
 from triptych.backbones.autoencoder_kl import KLAutoencoder
 from triptych.backbones.context import Context, Window
 from triptych.backbones.contract import Backbone, Text
-from triptych.backbones.flux.about import FAMILY
+from triptych.backbones.families import FLUX
 from triptych.backbones.flux.attention import install, reader
 from triptych.backbones.flux.text import FluxText
 
@@ -43,7 +43,7 @@ def position_ids(h: int, w: int, device: torch.device) -> Tensor:
 
 
 class Flux(Backbone):
-    family, name = FAMILY, FAMILY.name
+    family, name = FLUX, FLUX.name
     step_cache = True
     block_lists = ("transformer_blocks", "single_transformer_blocks")
     time_embedding = "time_text_embed"

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from triptych.backbones.checkpoint import whole
 from triptych.backbones.contract import EncoderPart, Text, TextEncoder
-from triptych.backbones.flux.about import FAMILY
+from triptych.backbones.families import FLUX
 
 CLIP_TOKENS = 77
 
@@ -28,7 +28,7 @@ class FluxText(TextEncoder):
 
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
         self.clip_tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer")
-        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=FAMILY.prompt_tokenizer)
+        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=FLUX.prompt_tokenizer)
         load = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", **load)
         self.clip = whole(model, "text_encoder", clip).to(device).eval()

@@ -14,10 +14,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor, nn
 
 from triptych import flow
+from triptych.backbones import families
 from triptych.backbones.autoencoder_kl import KLAutoencoder
 from triptych.backbones.context import Context, Window
 from triptych.backbones.contract import Backbone, Text
-from triptych.backbones.sd3.about import FAMILY
 from triptych.backbones.sd3.attention import install
 from triptych.backbones.sd3.text import CLIP_TOKENS, SD3Text
 from triptych.errors import ModelError
@@ -32,7 +32,7 @@ def unpatch(tokens_BND: Tensor, h: int, w: int, patch: int) -> Tensor:
 
 
 class SD3(Backbone):
-    family, name = FAMILY, FAMILY.name
+    family, name = families.SD3, families.SD3.name
     block_lists = ("transformer_blocks",)
     time_embedding = "time_text_embed"
     text_encoder_class, autoencoder_class, transformer_class = SD3Text, KLAutoencoder, SD3Transformer2DModel

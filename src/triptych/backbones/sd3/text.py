@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
+from triptych.backbones import families
 from triptych.backbones.checkpoint import whole
 from triptych.backbones.contract import EncoderPart, Text, TextEncoder
-from triptych.backbones.sd3.about import FAMILY
 
 CLIP_TOKENS = 77
 
@@ -35,7 +35,7 @@ class SD3Text(TextEncoder):
         self.clip_tokenizers = [
             AutoTokenizer.from_pretrained(model, subfolder=name) for name in ("tokenizer", "tokenizer_2")
         ]
-        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=FAMILY.prompt_tokenizer)
+        self.t5_tokenizer = AutoTokenizer.from_pretrained(model, subfolder=families.SD3.prompt_tokenizer)
         self.clips = [
             whole(model, name, CLIPTextModelWithProjection.from_pretrained(model, subfolder=name, **load))
             .to(device)

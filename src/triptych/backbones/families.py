@@ -1,4 +1,4 @@
-"""What is known of a model family without torch: each family's folder says it in `about.py`."""
+"""What is known of the model families without torch, a row for each. Their code is in a folder each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def kl_stride(config: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Family:
-    """A row for each family. A `Backbone` has the same row as `family`."""
+    """What a `Backbone` and whoever loads no torch know of a family."""
 
     name: str
     """Short and lower-case: what LoRA files say, and the folder of its embeddings."""
@@ -30,3 +30,23 @@ class Family:
     """Pixels to the side of a latent cell, from the autoencoder's config."""
     recommended: Mapping[str, Any] = field(default_factory=dict)
     """Its `ModelSettings` where they differ from the defaults, which are FLUX.1-dev's."""
+
+
+FLUX = Family("flux", "FLUX.1", pipeline="FluxPipeline", prompt_tokenizer="tokenizer_2")
+SD3 = Family(
+    "sd3",
+    "Stable Diffusion 3",
+    pipeline="StableDiffusion3Pipeline",
+    prompt_tokenizer="tokenizer_3",
+    # 480 × 640 makes three panels of 0.92 megapixels together: SD3.5 was trained on one.
+    recommended={
+        "panel_width": 480,
+        "panel_height": 640,
+        "max_sequence_length": 256,
+        "guidance_scale": None,
+        "true_cfg_scale": 3.5,
+    },
+)
+
+FAMILIES = {family.pipeline: family for family in (FLUX, SD3)}
+"""The families by the pipeline class that model_index.json names."""
