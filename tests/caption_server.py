@@ -20,11 +20,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from triptych.captioning.questions import CAPTION_PROMPT
+from triptych.captioning.questions import questions_about
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import read_jsonl
+from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.caption import CaptionConfig, caption
 
+CHECK_PROMPT = questions_about(TRY_ON.layout(1, 1)).check
+CAPTION_PROMPT = questions_about(TRY_ON.layout(1, 1)).caption
 ORDER = "garment, garment, person"
 KEY = "sk-canary-9f2d7c"
 

@@ -15,8 +15,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.caption_server import HOSTILE, KEY, ORDER, Call, Desk, Reply, Server, good, serve, write_model
-from triptych.captioning.questions import CAPTION_PROMPT, CHECK_PROMPT
+from tests.caption_server import (
+    CAPTION_PROMPT,
+    CHECK_PROMPT,
+    HOSTILE,
+    KEY,
+    ORDER,
+    Call,
+    Desk,
+    Reply,
+    Server,
+    good,
+    serve,
+    write_model,
+)
 from triptych.data.captions import lint
 from triptych.errors import ConfigError, WorkError
 from triptych.store.files import read_json

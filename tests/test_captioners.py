@@ -11,9 +11,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.caption_server import HOSTILE, KEY, ORDER, Call, Desk, Reply, Server, good, serve, write_model
+from tests.caption_server import (
+    CAPTION_PROMPT,
+    CHECK_PROMPT,
+    HOSTILE,
+    KEY,
+    ORDER,
+    Call,
+    Desk,
+    Reply,
+    Server,
+    good,
+    serve,
+    write_model,
+)
 from triptych.captioning.captioners import load_captioner
-from triptych.captioning.questions import CAPTION_PROMPT, CHECK_PROMPT, AnswerError, quote
+from triptych.captioning.questions import AnswerError, quote
 from triptych.captioning.replies import ReplyError, read_reply, retry_after
 from triptych.data.captions import Caption
 from triptych.errors import ConfigError, ModelError

@@ -363,7 +363,7 @@ def test_active_tokens_cover_every_latent_of_the_mask() -> None:
     assert active.sum() == 1
     assert active[1, 4]
     for seed in range(50):
-        drawn = draw_active(layout, 16, torch.Generator().manual_seed(seed))
+        _, drawn = draw_active(layout, 16, torch.Generator().manual_seed(seed))
         assert drawn[:, 4:].any()
         assert not drawn[:, :4].any()
 

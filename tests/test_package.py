@@ -27,7 +27,7 @@ def test_a_public_name_is_what_its_home_defines(name: str) -> None:
 
 def test_every_verb_is_a_function_in_every_spelling_of_an_import() -> None:
     """In a new process, where the import of a module binds it to the package for the first time."""
-    verbs = [stage.name for stage in STAGES]
+    verbs = [stage.public_name for stage in STAGES]
     code = (
         "import importlib, inspect, triptych\n"
         f"for name in {verbs}:\n"

@@ -280,6 +280,7 @@ def test_the_settings_a_picture_may_carry_are_the_ones_it_is_given() -> None:
         "blocks_to_swap",
         "front",
         "back",
+        "panel",
         "person",
         "polygon",
         "num_images_per_prompt",

@@ -21,6 +21,7 @@ from triptych.verbs.train import train
 
 from .test_train import config
 
+USUAL = Grid(("front", "back", "worn"), 3)
 CAPTION = "A dress. <IMAGE 1> front <IMAGE 2> back <IMAGE 3> worn"
 GOOD = {"width": 32, "height": 48, "roles": ["front", "back", "worn"], "columns": 3}
 
@@ -44,7 +45,7 @@ def test_pictures_of_every_usual_ending_are_taken_and_others_are_named(tmp_path:
     put(tmp_path, "f.bmp")
     put(tmp_path, "a.jpg")
     (tmp_path / "c.txt").rename(tmp_path / "c.TXT")
-    sources, rejects = TriptychFolder(tmp_path).sources(16)
+    sources, rejects = TriptychFolder(tmp_path).sources(16, usual=USUAL)
     assert [source.image.name for source in sources] == ["a.jpg", "b.PNG", "c.jpg", "d.JPEG", "e.webp"]
     assert {row["id"]: row["reason"] for row in rejects} == {
         "f.bmp": "no PNG, JPEG or WebP",
@@ -65,7 +66,7 @@ def test_what_does_not_look_like_three_panels_in_a_row_is_not_guessed(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
     put(tmp_path, "a.png", size)
-    sources, (reject,) = TriptychFolder(tmp_path).sources(8)
+    sources, (reject,) = TriptychFolder(tmp_path).sources(8, usual=USUAL)
     assert sources == []
     assert "does not look like three panels in a row" in reject["reason"] and "--columns" in reject["reason"]
 
@@ -73,7 +74,7 @@ def test_what_does_not_look_like_three_panels_in_a_row_is_not_guessed(
 @pytest.mark.parametrize("size", [(1728, 768), (144, 72), (1440, 640), (1536, 512), (1536, 768)])
 def test_what_does_is_guessed_and_says_so(tmp_path: Path, size: tuple[int, int]) -> None:
     put(tmp_path, "a.png", size)
-    ((source,), _) = TriptychFolder(tmp_path).sources(8)
+    ((source,), _) = TriptychFolder(tmp_path).sources(8, usual=USUAL)
     assert (source.layout.size, source.layout_by) == (size, "guess")
 
 
@@ -81,16 +82,16 @@ def test_a_layout_for_the_whole_folder(tmp_path: Path) -> None:
     put(tmp_path, "stack.png", (32, 144))
     put(tmp_path, "told.png", (96, 48))
     put_rows(tmp_path, {"file_name": "told.png", "layout": GOOD})
-    sources, rejects = TriptychFolder(tmp_path).sources(16, grid_of(1, None))
+    sources, rejects = TriptychFolder(tmp_path).sources(16, grid_of(1, None, USUAL))
     assert rejects == []
     assert [(source.id, source.layout, source.layout_by) for source in sources] == [
         ("stack", PanelLayout(32, 48, ("front", "back", "worn"), 1), "option"),
         ("told", PanelLayout(32, 48), "metadata"),
     ]
-    assert grid_of(None, ["front", "worn"]) == Grid(("front", "worn"), 2)
+    assert grid_of(None, ["front", "worn"], USUAL) == Grid(("front", "worn"), 2)
     for columns, roles in ((2, None), (1, ["a", "a"]), (None, ["a/b", "c"])):
         with pytest.raises(ValueError):
-            grid_of(columns, roles)
+            grid_of(columns, roles, USUAL)
     with pytest.raises(ConfigError, match="fill rows of 2"):
         embed(EmbedConfig(work=tmp_path, model="pocket", columns=2))
 
@@ -122,7 +123,7 @@ def test_a_bad_row_leaves_out_its_picture_alone(tmp_path: Path, case: str) -> No
     put_rows(
         tmp_path, {"file_name": "a.png", "layout": BAD_LAYOUTS[case]}, {"file_name": "b.png", "layout": GOOD}
     )
-    sources, rejects = TriptychFolder(tmp_path).sources(16)
+    sources, rejects = TriptychFolder(tmp_path).sources(16, usual=USUAL)
     assert [source.id for source in sources] == ["b"]
     assert [row["id"] for row in rejects] == ["a"] and rejects[0]["reason"]
 
@@ -140,7 +141,7 @@ def test_a_bad_row_leaves_out_its_picture_alone(tmp_path: Path, case: str) -> No
 def test_rows_of_no_picture_here_are_named(tmp_path: Path, row: dict[str, Any]) -> None:
     put(tmp_path, "a.png")
     put_rows(tmp_path, row | {"layout": {"width": 1}})
-    sources, rejects = TriptychFolder(tmp_path).sources(16)
+    sources, rejects = TriptychFolder(tmp_path).sources(16, usual=USUAL)
     assert [(source.id, source.layout_by) for source in sources] == [("a", "guess")], (
         "such a row says nothing of a.png"
     )
@@ -160,7 +161,7 @@ def test_a_line_that_is_no_object_is_told_wherever_it_stands(tmp_path: Path, row
     put(tmp_path, "a.png")
     (tmp_path / "metadata.jsonl").write_text(rows)
     with pytest.raises(WorkError, match=r"metadata\.jsonl is damaged at line [12]") as caught:
-        TriptychFolder(tmp_path).sources(16)
+        TriptychFolder(tmp_path).sources(16, usual=USUAL)
     assert "Mend that line" in caught.value.hint
 
 
@@ -170,7 +171,7 @@ def test_rows_with_a_byte_order_mark_and_half_a_row_at_the_end(tmp_path: Path) -
         "\ufeff" + json.dumps({"file_name": "a.png", "layout": GOOD, "item": "x"}) + '\r\n{"file_na'
     )  # an append that was killed
     (tmp_path / "metadata.jsonl").write_text(rows, encoding="utf-8")
-    ((source,), rejects) = TriptychFolder(tmp_path).sources(16)
+    ((source,), rejects) = TriptychFolder(tmp_path).sources(16, usual=USUAL)
     assert (source.item, source.layout_by, rejects) == ("x", "metadata", [])
 
 
@@ -184,7 +185,7 @@ def test_two_rows_that_differ_and_rows_of_other_kinds_leave_the_picture_out(tmp_
         {"file_name": "b.png", "item": 7},
     ]
     put_rows(tmp_path, *rows, {"file_name": "c.png", "text": ["no"]})
-    sources, rejects = TriptychFolder(tmp_path).sources(16)
+    sources, rejects = TriptychFolder(tmp_path).sources(16, usual=USUAL)
     assert sources == []
     assert sorted(row["id"] for row in rejects) == ["a.png", "b", "c"]
 
@@ -196,7 +197,7 @@ def test_the_text_of_a_row_is_a_caption_and_a_file_wins(tmp_path: Path) -> None:
     put_rows(
         tmp_path, {"file_name": "a.png", "text": " of the row "}, {"file_name": "b.png", "text": "of the row"}
     )
-    sources, rejects = TriptychFolder(tmp_path).sources(16)
+    sources, rejects = TriptychFolder(tmp_path).sources(16, usual=USUAL)
     assert {source.id: source.caption for source in sources} == {"a": "of the row", "b": "of the file"}
     assert rejects == [{"id": "c", "reason": "no caption: c.txt is missing"}]
 
@@ -208,7 +209,7 @@ def test_a_picture_too_large_to_be_true_is_one_reject(tmp_path: Path) -> None:
     data[16:24] = (60_000).to_bytes(4) + (30_000).to_bytes(4)
     data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4)
     (tmp_path / "b.png").write_bytes(data)
-    sources, (reject,) = TriptychFolder(tmp_path).sources(16)
+    sources, (reject,) = TriptychFolder(tmp_path).sources(16, usual=USUAL)
     assert [source.id for source in sources] == ["a"]
     assert "too large" in reject["reason"]
 

@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 
 from tests.caption_server import HOSTILE
 from triptych.captioning.order import read_order
+from triptych.captioning.questions import questions_about
 from triptych.captioning.undress import plain_caption
 from triptych.data.captions import lint, normalise
+from triptych.tasks.tryon import TRY_ON
+
+NUMBERS = questions_about(TRY_ON.layout(1, 1)).numbers
+
+
+def _plain(answer: str) -> str:
+    return plain_caption(answer, 3, NUMBERS)
+
 
 RIGHT = ["garment", "garment", "person"]
 ORDERS = [
@@ -156,8 +165,8 @@ CAPTIONS = [
 
 @pytest.mark.parametrize("answer", CAPTIONS)
 def test_captions_lose_their_dress(answer: str) -> None:
-    assert normalise(plain_caption(answer)) == HOUSE
-    assert lint(plain_caption(answer)) == []
+    assert normalise(_plain(answer)) == HOUSE
+    assert lint(_plain(answer)) == []
 
 
 @pytest.mark.parametrize(
@@ -170,13 +179,13 @@ def test_captions_lose_their_dress(answer: str) -> None:
     ],
 )
 def test_text_between_the_markers_is_never_lost(text: str) -> None:
-    assert normalise(plain_caption(text)) == text
+    assert normalise(_plain(text)) == text
 
 
 def test_lists_between_the_markers_become_sentences() -> None:
     answer = "Sum. <IMAGE 1> Front.\n- **Collar:** round\n- **Sleeves:** long\n<IMAGE 2> Back. <IMAGE 3> Man."
     assert (
-        normalise(plain_caption(answer))
+        normalise(_plain(answer))
         == "Sum. <IMAGE 1> Front. Collar: round. Sleeves: long. <IMAGE 2> Back. <IMAGE 3> Man."
     )
 
@@ -206,7 +215,7 @@ words = st.sampled_from(
 @given(st.one_of(st.text(max_size=200), st.lists(words, max_size=40).map(" ".join)))
 def test_no_answer_breaks_the_readers(answer: str) -> None:
     assert read_order(answer) is None or set(read_order(answer) or []) <= {"garment", "person"}
-    assert isinstance(plain_caption(answer), str)
+    assert isinstance(_plain(answer), str)
 
 
 @pytest.mark.parametrize(
@@ -234,13 +243,13 @@ def test_captions_of_the_users_own_are_warned_about(text: str, problem: str) -> 
 
 
 def test_what_stands_for_a_brand_is_the_house_word() -> None:
-    assert plain_caption(HOUSE.replace("shirt", "[Brand] shirt by {brand name}")) == HOUSE.replace(
+    assert _plain(HOUSE.replace("shirt", "[Brand] shirt by {brand name}")) == HOUSE.replace(
         "shirt", "<Brand> shirt by <Brand>"
     )
 
 
 def test_signs_that_mean_something_stay() -> None:
     text = HOUSE.replace("front", 'front, 2" cuffs, 50 % cotton & size < XL, note pockets [sic]')
-    assert plain_caption(text) == text and lint(text) == []
+    assert _plain(text) == text and lint(text) == []
     panel = "A grey shirt. Image 2: not in order. Image 1: so it stays. Image 3: as it is."
-    assert "<IMAGE" not in plain_caption(panel)
+    assert "<IMAGE" not in _plain(panel)

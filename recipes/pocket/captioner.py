@@ -60,9 +60,11 @@ TEMPLATE = (
 
 def questions() -> tuple[str, str]:
     """Return the product's two questions, word for word: order check and caption."""
-    from triptych.captioning.questions import CAPTION_PROMPT, CHECK_PROMPT
+    from triptych.captioning.questions import questions_about
+    from triptych.tasks.tryon import TRY_ON
 
-    return CHECK_PROMPT, CAPTION_PROMPT
+    asked = questions_about(TRY_ON.layout(1, 1))
+    return asked.check, asked.caption
 
 
 class Example:

@@ -22,7 +22,7 @@ _HOMES = {
     "Sampling": "triptych.sampling.options",
     "Person": "triptych.vton.dress",
     "try_on": "triptych.vton.dress",
-    **{stage.name: stage.module for stage in STAGES},
+    **{stage.public_name: stage.module for stage in STAGES},
     **{stage.config: stage.config_module for stage in STAGES},
 }
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -170,8 +170,10 @@ def _tail(name: str) -> str:
     return _folded(re.split(r"__|/|\\", name)[-1])
 
 
-def _worn(job: Job) -> str:
-    return _folded(Path(str(job.row.get("worn") or "")).stem)
+def _made(job: Job) -> str:
+    """The name of the photo in the panel that is made, if that is a single one."""
+    made = job.layout.made
+    return _folded(Path(str(job.row.get(made[0]) or "")).stem) if len(made) == 1 else ""
 
 
 _LEVELS = (
@@ -180,7 +182,7 @@ _LEVELS = (
     lambda job: _folded(job.id),
     lambda job: _folded(job.item),
     lambda job: _tail(job.item),
-    _worn,
+    _made,
 )
 """By which name of a triptych a file may be called, the surest first."""
 

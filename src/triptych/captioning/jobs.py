@@ -14,17 +14,15 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.data.captions import normalise, read_caption
+from triptych.data.captions import markers_of, normalise, read_caption
 from triptych.data.pairing import CHUNK, earlier_pictures
 from triptych.data.triptychs import TriptychFolder, caption_file
-from triptych.errors import InputError, TriptychError
+from triptych.errors import InputError
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import sha256_file
 from triptych.store.journal import Journal
 from triptych.store.text import CAPTION_BYTES
-
-HASHES = ("front_sha256", "back_sha256", "worn_sha256")
-ROLES = ("front", "back", "worn")
+from triptych.tasks import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,16 @@ class Job:
         )
 
     @property
-    def roles(self) -> list[str]:
-        layout = self.row.get("layout")
-        roles = layout.get("roles") if isinstance(layout, dict) else None
-        return [str(role) for role in roles] if isinstance(roles, list) and roles else list(ROLES)
+    def layout(self) -> PanelLayout:
+        """Which panel stands where, as the row says it; without one, the panels of the default task. Its size
+        in pixels may be another than the picture's.
+        """
+        return _layout_of(self.row)
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The markers of its caption; empty for those of the house."""
+        return markers_of(self.row.get("markers"), len(self.layout.roles))
 
     @property
     def item(self) -> str:
@@ -93,6 +97,12 @@ def read_jobs(folder: TriptychFolder) -> list[Job]:
     return jobs
 
 
+def _layout_of(row: Mapping[str, Any]) -> PanelLayout:
+    with contextlib.suppress(ValueError):
+        return PanelLayout.from_dict(row.get("layout"))
+    return DEFAULT.layout(1, 1)
+
+
 def last_captions(journal: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """By id, the row of the last caption that a captioner wrote."""
     return {str(row["id"]): dict(row) for row in journal if row.get("kind") == "caption" and "id" in row}
@@ -108,9 +118,17 @@ def checked_row(row: Any) -> dict[str, Any]:
     kept: dict[str, Any] = (
         {"item": item} if isinstance(item, str) and 0 < len(item) <= 1000 and "\0" not in item else {}
     )
-    kept |= {name: row[name] for name in HASHES if re.fullmatch(r"\w{1,64}", str(row.get(name, "")))}
-    kept |= {role: row[role] for role in ROLES if isinstance(row.get(role), str) and len(row[role]) <= 4096}
-    with contextlib.suppress(TriptychError, ValueError, KeyError, TypeError, AttributeError):
+    layout = _layout_of(row)
+    hashes = [f"{role}_sha256" for role in layout.roles]
+    kept |= {name: row[name] for name in hashes if re.fullmatch(r"\w{1,64}", str(row.get(name, "")))}
+    kept |= {
+        role: row[role]
+        for role in layout.roles
+        if isinstance(row.get(role), str) and len(row[role]) <= 4096 and role not in kept
+    }
+    if markers := markers_of(row.get("markers"), len(layout.roles)):
+        kept["markers"] = [*markers]
+    with contextlib.suppress(ValueError):
         kept |= {"layout": PanelLayout.from_dict(row["layout"]).to_dict()} if "layout" in row else {}
     return kept
 
@@ -122,7 +140,8 @@ def origin_of(picture: Path) -> dict[str, Any]:
             row, size = checked_row(json.loads(image.info.get(CHUNK, "{}"))), image.size
         if "layout" in row and PanelLayout.from_dict(row["layout"]).size != size:
             return {}
-        return {key: value for key, value in row.items() if key not in ROLES}  # no paths out of a picture
+        paths = _layout_of(row).roles
+        return {key: value for key, value in row.items() if key not in paths}  # no paths out of a picture
     except (OSError, ValueError, SyntaxError, RecursionError, TypeError, Image.DecompressionBombError):
         return {}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from triptych.captioning.jobs import Job
 from triptych.data.brands import MANY
-from triptych.data.captions import UNREADABLE, read_caption
+from triptych.data.captions import UNREADABLE, in_house, read_caption
 from triptych.errors import InputError
 
 MOST = 20
@@ -26,7 +26,8 @@ class Remarks:
     def of(self, job: Job, changed: str = "") -> str:
         """What is wrong with a caption that is there; `changed` is said first."""
         try:
-            found = self._problems(read_caption(job.text_file), len(job.roles))
+            caption = in_house(read_caption(job.text_file), job.markers)
+            found = self._problems(caption, len(job.layout.roles))
         except InputError as error:
             found = [str(error)]
         note = "; ".join([changed] * bool(changed) + found)

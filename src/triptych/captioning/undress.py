@@ -10,6 +10,8 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 _THOUGHT = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad)"
@@ -71,23 +73,7 @@ _EMOJI = re.compile(
 _PLACEHOLDER = re.compile(r"(?<!\w)[\[{(]\s*brand(?:[ _-]?name)?\s*[\]})]", re.IGNORECASE)
 _LOOSE_MARKER = r"[<\[({{＜【&]\s*(?:lt;)?\s*IMAGE\s*[#_:-]?\s*0?{number}\s*(?:[>\])}}＞】]|&gt;)"
 _CLOSED_MARKER = re.compile(r"<\s*/\s*IMAGE\s*[#_:-]?\s*\d{1,2}\s*>", re.IGNORECASE)
-_NUMBERS = {
-    "first": 1,
-    "front": 1,
-    "left": 1,
-    "second": 2,
-    "back": 2,
-    "middle": 2,
-    "center": 2,
-    "centre": 2,
-} | {
-    "third": 3,
-    "right": 3,
-    "worn": 3,
-    "person": 3,
-    "model": 3,
-    "wearer": 3,
-}
+_PLACES = {"first": 1, "left": 1, "second": 2, "middle": 2, "center": 2, "centre": 2, "third": 3, "right": 3}
 _WHOLE = ("caption", "description", "text", "answer", "response", "output", "result", "content", "prompt")
 _SUMMARY = ("summary", "overview", "overall", "intro", "introduction")
 
@@ -158,14 +144,16 @@ def without_markdown(text: str, *, numbering: bool = False) -> str:
     return re.sub(r"`+|~~", "", text).strip()
 
 
-def plain_caption(answer: str, panels: int = 3) -> str:
+def plain_caption(answer: str, panels: int = 3, numbers: Mapping[str, int] = MappingProxyType({})) -> str:
     """The caption in an answer, as plain text with its markers in the house form. No text between the markers
     is lost.
+
+    numbers: by a word that stands for a panel, such as its role, the panel's number from 1.
     """
     text = bare(answer)
     value = json_in(text)
     if value is not None:
-        text = caption_in(value, panels) or text
+        text = caption_in(value, panels, {**_PLACES, **numbers}) or text
     if "&" in text:
         text = html.unescape(text)
     text = re.sub(r"\\([<>\[\]_*&])", r"\1", text)  # as markdown keeps a sign from meaning something
@@ -218,7 +206,7 @@ def _without_talk(text: str) -> str:
     return text
 
 
-def caption_in(value: Any, panels: int) -> str | None:
+def caption_in(value: Any, panels: int, numbers: Mapping[str, int]) -> str | None:
     """The caption that a JSON answer holds: whole, or as a summary and one text per panel; None where that is
     not plain.
     """
@@ -226,8 +214,10 @@ def caption_in(value: Any, panels: int) -> str | None:
         return value
     if isinstance(value, list):
         if len(value) == 1:
-            return caption_in(value[0], panels)
-        texts = [caption_in(part, panels) if isinstance(part, (str, dict)) else None for part in value]
+            return caption_in(value[0], panels, numbers)
+        texts = [
+            caption_in(part, panels, numbers) if isinstance(part, (str, dict)) else None for part in value
+        ]
         if None in texts:
             return None
         if any("<IMAGE" in str(text) for text in texts):
@@ -251,28 +241,30 @@ def caption_in(value: Any, panels: int) -> str | None:
     by_number = {
         number: part
         for key, part in named.items()
-        if (number := _number(key)) and not key.startswith(_SUMMARY)
+        if (number := _number(key, numbers)) and not key.startswith(_SUMMARY)
     }
     if sorted(by_number) == list(range(1, panels + 1)):
-        return _joined(summary, [caption_in(by_number[number], panels) for number in sorted(by_number)])
+        return _joined(
+            summary, [caption_in(by_number[number], panels, numbers) for number in sorted(by_number)]
+        )
     for part in named.values():
         if isinstance(part, (list, dict)) and len(part) >= panels:
-            inner = caption_in(part, panels)
+            inner = caption_in(part, panels, numbers)
             if inner:
                 return f"{summary} {inner}".strip()
     return next((named[key] for key in _WHOLE if isinstance(named.get(key), str)), None) or (
-        caption_in(next(iter(named.values())), panels) if len(named) == 1 else None
+        caption_in(next(iter(named.values())), panels, numbers) if len(named) == 1 else None
     )
 
 
-def _number(key: str) -> int | None:
+def _number(key: str, numbers: Mapping[str, int]) -> int | None:
     """The panel that a key of a JSON object is about."""
     digits = re.findall(r"\d+", key)
     if len(digits) == 1:
         return int(digits[0])
     found = {
         number
-        for word, number in _NUMBERS.items()
+        for word, number in numbers.items()
         if re.search(rf"(?<![a-z]){word}(?![a-z])", key.replace("_", " "))
     }
     return found.pop() if len(found) == 1 else None

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from triptych.captioning.order import read_order
 from triptych.captioning.prompt_tokens import prompt_tokenizer
-from triptych.captioning.questions import CAPTION_PROMPT, CHECK_AGAIN_PROMPT, CHECK_PROMPT, AnswerError, quote
+from triptych.captioning.questions import AnswerError, Questions, quote
 from triptych.captioning.undress import plain_caption
-from triptych.data.captions import lint, replaced_brands
+from triptych.data.captions import in_house, lint, replaced_brands
 from triptych.errors import InputError
 
 WORDS_PER_TOKEN = 0.6  # English under the T5 tokenizer, cautiously
@@ -33,14 +33,18 @@ def linter(model: str, limit: int, brands: Sequence[str] = ()) -> Callable[[str,
     return problems
 
 
-def prompt_problems(model: str, prompt: str, panels: int) -> list[str]:
-    """`captions.lint` of a prompt for a diffusion model; whoever encodes it says whether it was cut."""
+def prompt_problems(model: str, prompt: str, panels: int, markers: Sequence[str] = ()) -> list[str]:
+    """`captions.lint` of a prompt for a diffusion model; whoever encodes it says whether it was cut. markers:
+    of its panels, if not those of the house.
+    """
     tokenizer = prompt_tokenizer(model)
-    return lint(prompt, panels, unknown_share=tokenizer.unknown_share if tokenizer else None)
+    return lint(
+        in_house(prompt, markers), panels, unknown_share=tokenizer.unknown_share if tokenizer else None
+    )
 
 
-def check_order(ask: Callable[[str], str], roles: Sequence[str]) -> None:
-    """Nothing, if the captioner says that the panels are what their roles ask for.
+def check_order(ask: Callable[[str], str], questions: Questions) -> None:
+    """Nothing, if the captioner says that the panels are what their task expects, or if it expects nothing.
 
     An answer that cannot be read is asked for once more, in plainer words.
 
@@ -48,12 +52,14 @@ def check_order(ask: Callable[[str], str], roles: Sequence[str]) -> None:
         InputError: it plainly says another order. AnswerError: no answer that can be read. Whatever else
             `ask` raises.
     """
-    expected = ["person" if role == "worn" else "garment" for role in roles]
+    expected = [*questions.expected]
+    if not expected:
+        return
     seen, failure = None, AnswerError("")
-    for prompt in (CHECK_PROMPT, CHECK_AGAIN_PROMPT):
+    for prompt in (questions.check, questions.check_again):
         try:
             answer = ask(prompt)
-            seen = read_order(answer, len(roles))
+            seen = read_order(answer, len(expected))
             if seen is not None:
                 break
             failure = AnswerError(f"the answer to the order check cannot be read: {quote(answer)}")
@@ -71,11 +77,11 @@ def check_order(ask: Callable[[str], str], roles: Sequence[str]) -> None:
 
 def usable_caption(
     ask: Callable[[str], str],
+    questions: Questions,
     problems: Callable[[str], list[str]],
     brands: Sequence[str],
     limit: int,
     retries: int,
-    panels: int = 3,
 ) -> tuple[str, Counter[str]]:
     """The captioner's caption of a triptych, brands replaced, in which `problems` finds nothing; and how
     often each brand was.
@@ -87,10 +93,11 @@ def usable_caption(
     Raises:
         AnswerError: none in `retries` + 1 tries. Whatever else `ask` raises.
     """
-    prompt, failure = CAPTION_PROMPT, AnswerError("")
+    prompt, failure = questions.caption, AnswerError("")
+    panels, numbers = len(questions.panels), questions.numbers
     for attempt in range(retries + 1):
         try:
-            text, replaced = replaced_brands(plain_caption(ask(prompt), panels), brands)
+            text, replaced = replaced_brands(plain_caption(ask(prompt), panels, numbers), brands)
             found = problems(text)
             if not found:
                 return text, replaced
@@ -104,7 +111,8 @@ def usable_caption(
         words = max(10, min(200, int(limit * WORDS_PER_TOKEN)) >> attempt)
         said = "; ".join(found) if failure.fault == "model" else "it was refused"
         prompt = (
-            f"{CAPTION_PROMPT} Try {attempt + 2}: the last answer was no use ({said}). At most {words} words."
+            f"{questions.caption} Try {attempt + 2}: the last answer was no use ({said}). "
+            f"At most {words} words."
         )
     raise AnswerError(
         f"no usable caption in {attempt + 1} tries: {failure.message}", failure.hint, failure.fault

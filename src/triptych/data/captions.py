@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ BRAND = "<Brand>"
 _MARKER = re.compile(r"<IMAGE ([1-9][0-9]?)>")
 _TOKEN = re.compile(r"(<IMAGE [1-9][0-9]?>|<Brand>)")
 _ANY_BRAND = re.compile(r"<brand>", re.IGNORECASE)
+_NAME = re.compile(r"<((?!Brand>|IMAGE )[A-Z][^<>\n]{0,40})>")
 _MARKUP = re.compile(
     r"<(?:[/!?a-zA-Z]|\s+[/!?a-zA-Z][^<>]*>)|&#?\w+;|\]\s*\(|https?:|javascript:|data:\w+/", re.IGNORECASE
 )
@@ -50,6 +51,41 @@ UNKNOWN_SHARE = 0.1
 def marker(number: int) -> str:
     """The marker of panel `number`, counted from 1."""
     return f"<IMAGE {number}>"
+
+
+MOST_MARKER = 40
+"""Characters of the longest marker."""
+
+
+def markers_of(value: object, panels: int) -> tuple[str, ...]:
+    """The markers that a row or a file names, one for each panel; empty for the house's, and where what is
+    named can be none.
+    """
+    if not isinstance(value, list | tuple) or len(value) != panels or len({*map(str, value)}) != panels:
+        return ()
+    plain = all(isinstance(one, str) and one.strip() and one.isprintable() for one in value)
+    return tuple(value) if plain and all(len(one) <= MOST_MARKER for one in value) else ()
+
+
+def in_house(text: str, markers: Sequence[str]) -> str:
+    """A caption with markers of its own as one with the markers of the house: it can then be looked through.
+
+    Data sets with such markers (ali-vilab's In-Context LoRAs) write names of people as `<Leo>`; the brackets
+    are left out.
+    """
+    if not markers:
+        return text
+    numbers = {one: marker(number) for number, one in enumerate(markers, 1)}
+    longest = sorted(markers, key=len, reverse=True)  # SCENE 1 also begins SCENE 10
+    parts = re.split(f"({'|'.join(map(re.escape, longest))})", text)
+    return "".join(numbers.get(part) or _NAME.sub(r"\1", part) for part in parts)
+
+
+def with_markers(text: str, markers: Sequence[str]) -> str:
+    """A caption in the house format with markers of its own."""
+    for number, one in enumerate(markers, 1):
+        text = text.replace(marker(number), one)
+    return text
 
 
 def normalise(text: str) -> str:

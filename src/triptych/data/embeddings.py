@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from triptych.data.captions import markers_of
 from triptych.errors import WorkError
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import parse_json, publish, read_json
@@ -46,7 +47,7 @@ class EmbeddingRecord:
     latent_mean_CHW, latent_std_CHW: the autoencoder's posterior, in the space the transformer works in.
     text: the backbone's text tensors, without a batch dimension. dtype: in which its encoders computed it.
     layout_by: who says where the panels are; item: the garment's name; both empty in records of older
-    versions.
+    versions. markers: those of the caption, one for each panel; empty for those of the house.
     """
 
     id: str
@@ -60,6 +61,7 @@ class EmbeddingRecord:
     dtype: str = ""
     layout_by: str = ""
     item: str = ""
+    markers: tuple[str, ...] = ()
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """One sample of the posterior, (C, H, W)."""
@@ -89,6 +91,8 @@ def save_record(record: EmbeddingRecord, path: Path) -> None:
         "layout_by": record.layout_by,
         "item": record.item,
     }
+    if record.markers:
+        about["markers"] = list(record.markers)
     _save(tensors, about, path)
 
 
@@ -126,18 +130,20 @@ def load_record(path: Path) -> EmbeddingRecord:
     tensors, about = _load(path)
     try:
         text, _ = _load(text_path(path, about["caption_sha256"]))
+        layout = PanelLayout.from_dict(about["layout"])
         return EmbeddingRecord(
             id=str(about["id"]),
             latent_mean_CHW=tensors.pop("latent_mean"),
             latent_std_CHW=tensors.pop("latent_std"),
             text=_text(text),
-            layout=PanelLayout.from_dict(about["layout"]),
+            layout=layout,
             image_sha256=str(about["image_sha256"]),
             caption_sha256=str(about["caption_sha256"]),
             model=str(about["model"]),
             dtype=str(about.get("dtype", "")),
             layout_by=str(about.get("layout_by", "")),
             item=str(about.get("item", "")),
+            markers=markers_of(about.get("markers"), len(layout.roles)),
         )
     except (KeyError, ValueError) as error:
         raise WorkError(f"{path} is no embedding record ({error}).", "Run `triptych embed` again.") from error

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from triptych.data.captions import read_caption
+from triptych.data.captions import markers_of, read_caption
 from triptych.errors import InputError, TriptychError, WorkError
 from triptych.pictures.images import BadImage, check_header
 from triptych.pictures.panels import PanelLayout
@@ -93,6 +93,8 @@ class Source:
     item: str
     """What its garment is called; empty if nobody says."""
     image_sha256: str
+    markers: tuple[str, ...] = ()
+    """The caption's markers, one for each panel; empty for those of the house."""
 
     @property
     def caption_sha256(self) -> str:
@@ -251,16 +253,18 @@ class TriptychFolder:
             raise InputError(f"no caption: {id}.txt is missing")
         return stored.strip()
 
-    def layout(self, id: str, grid: Grid | None = None) -> tuple[PanelLayout, LayoutBy]:
+    def layout(
+        self, id: str, grid: Grid | None = None, usual: Grid | None = None
+    ) -> tuple[PanelLayout, LayoutBy]:
         """The layout of a picture, and who says so.
 
-        grid: the layout of pictures whose row has none; without it three panels in a row are guessed where
-        the shape allows it.
+        grid: the layout of pictures whose row has none. usual: three panels in a row, guessed without a
+        `grid` where the picture's shape allows it.
 
         Raises:
             BadImage: the picture cannot be opened. InputError, ValueError: no layout that fits it.
         """
-        return _layout(self.row(id), check_header(self.picture(id)), grid)
+        return _layout(self.row(id), check_header(self.picture(id)), grid, usual)
 
     def item(self, id: str) -> str:
         """What the garment of a picture is called; empty if nobody says.
@@ -281,11 +285,13 @@ class TriptychFolder:
                 found[picture.stem] = picture, self.caption(picture.stem)
         return found
 
-    def sources(self, stride: int, grid: Grid | None = None) -> tuple[list[Source], list[dict[str, Any]]]:
+    def sources(
+        self, stride: int, grid: Grid | None = None, usual: Grid | None = None
+    ) -> tuple[list[Source], list[dict[str, Any]]]:
         """The captioned triptychs, and the others with the reason why they are left out.
 
         Args:
-            stride: pixels of the model's token grid. grid: see `layout`.
+            stride: pixels of the model's token grid. grid, usual: see `layout`.
 
         Raises:
             WorkError: the folder holds no picture, or a metadata.jsonl that cannot be read.
@@ -305,11 +311,11 @@ class TriptychFolder:
                 continue
             try:
                 caption = self.caption(id)
-                layout, by = self.layout(id, grid)
-                item = self.item(id)
-                sources.append(
-                    Source(id, picture, caption, layout.check(stride), by, item, sha256_file(picture))
-                )
+                layout, by = self.layout(id, grid, usual)
+                layout.check(stride)
+                markers = markers_of(self.row(id).get("markers"), len(layout.roles))
+                sha256 = sha256_file(picture)
+                sources.append(Source(id, picture, caption, layout, by, self.item(id), sha256, markers))
             except BadImage as error:
                 rejects.append(reject(picture, caption, error.reason))
             except (TriptychError, OSError, ValueError) as error:
@@ -330,7 +336,9 @@ def reject(picture: Path, caption: str | None, reason: str) -> dict[str, Any]:
     return row
 
 
-def _layout(row: dict[str, Any], size: tuple[int, int], grid: Grid | None) -> tuple[PanelLayout, LayoutBy]:
+def _layout(
+    row: dict[str, Any], size: tuple[int, int], grid: Grid | None, usual: Grid | None
+) -> tuple[PanelLayout, LayoutBy]:
     """The layout of a canvas of `size` (width, height), and who says so.
 
     Raises:
@@ -347,23 +355,24 @@ def _layout(row: dict[str, Any], size: tuple[int, int], grid: Grid | None) -> tu
         return layout, "metadata"
     if grid is not None:
         return grid.on(width, height), "option"
-    if width % 3 or not _NARROWEST <= width / 3 / height <= _WIDEST:
+    if usual is None or width % 3 or not _NARROWEST <= width / 3 / height <= _WIDEST:
         raise InputError(
             f"{width}×{height} px does not look like three panels in a row, and {METADATA} has no layout "
             "for it; give --columns and --roles if all pictures have one layout"
         )
-    return Grid(("front", "back", "worn"), 3).on(width, height), "guess"
+    return usual.on(width, height), "guess"
 
 
-def grid_of(columns: int | None, roles: Sequence[str] | None) -> Grid | None:
-    """The layout given for a whole folder: three roles in as many columns where only one of the two is given.
+def grid_of(columns: int | None, roles: Sequence[str] | None, usual: Grid) -> Grid | None:
+    """The layout given for a whole folder: the roles of `usual`, or all roles in a row, where only one of the
+    two is given.
 
     Raises:
         ValueError: roles that are no plain, different words, or that do not fill the rows.
     """
     if columns is None and roles is None:
         return None
-    names = tuple(roles or ("front", "back", "worn"))
+    names = tuple(roles or usual.roles)
     layout = PanelLayout.from_dict(
         {"width": 1, "height": 1, "roles": list(names), "columns": columns or len(names)}
     )

@@ -168,7 +168,8 @@ def modelspec(about: Mapping[str, Any]) -> dict[str, str]:
         fields["modelspec.title"] = f"In-Context LoRA ({', '.join(layout.roles)})"
         fields["modelspec.resolution"] = "x".join(map(str, layout.size))
         fields["modelspec.usage_hint"] = (
-            f"{len(layout.roles)} panels on one canvas, {about.get('context', 'noisy')} context"
+            f"{len(layout.roles)} panels on one canvas, made: {', '.join(layout.made)}; "
+            f"{about.get('context', 'noisy')} context"
         )
     return fields
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,12 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from triptych.data.captions import markers_of
 from triptych.errors import InputError, ModelError
 from triptych.lora.formats import Layer, layers_of, to_diffusers
 from triptych.lora.models import TITLES, Model, model_of
 from triptych.lora.refused import TEXT_ENCODER
 from triptych.lora.strength import PeftConfig, json_object, peft_config, strengths
-from triptych.pictures.panels import PanelLayout
+from triptych.pictures.panels import PLAIN_ROLE, PanelLayout
 from triptych.store.text import read_text
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -307,8 +307,6 @@ def _config_of(config: dict[str, Any]) -> PeftConfig | None:
     return peft_config(config, PEFT_CONFIG) if config else None
 
 
-ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
-"""A panel's role, which also becomes part of a file's name."""
 MOST_PANELS = 16
 LARGEST_PANEL = 8192
 """Pixels; the largest side of a panel."""
@@ -328,7 +326,9 @@ def checked_layout(data: Any) -> PanelLayout:
     if any(type(side) is not int for side in sides) or not all(1 <= side <= LARGEST_PANEL for side in sides):
         raise ModelError(f"has metadata that describes no panels: none has {_size_words(sides)}", hint)
     roles = data["roles"]
-    named = isinstance(roles, list) and all(isinstance(role, str) and ROLE.fullmatch(role) for role in roles)
+    named = isinstance(roles, list) and all(
+        isinstance(role, str) and PLAIN_ROLE.fullmatch(role) for role in roles
+    )
     if not named or not 1 <= len(roles) <= MOST_PANELS or len(set(roles)) != len(roles):
         raise ModelError(
             "has metadata that describes no panels: their roles are no list of different plain words", hint
@@ -338,7 +338,10 @@ def checked_layout(data: Any) -> PanelLayout:
             f"has metadata that describes no panels: {len(roles)} roles do not fill rows of {data['columns']}"
         )
         raise ModelError(problem, hint)
-    return PanelLayout(data["width"], data["height"], tuple(roles), data["columns"])
+    made = data.get("made", [])
+    if not isinstance(made, list) or any(role not in roles for role in made):
+        raise ModelError("has metadata that describes no panels: what it makes are none of its roles", hint)
+    return PanelLayout(data["width"], data["height"], tuple(roles), data["columns"], tuple(made))
 
 
 def _size_words(sides: list[Any]) -> str:
@@ -350,7 +353,9 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What triptych wrote, as far as anything here looks at it checked."""
     about = json_object(metadata, "triptych")
     if "layout" in about:
-        checked_layout(about["layout"])
+        layout = checked_layout(about["layout"])
+        if "markers" in about and not markers_of(about["markers"], len(layout.roles)):
+            del about["markers"]
     hint = "Save or download the file again."
     if about.get("context", "noisy") not in ("noisy", "clean") or about.get(
         "context_reading", "joint"

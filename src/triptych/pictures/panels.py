@@ -5,6 +5,7 @@ All boxes are (left, top, right, bottom), half open. Panels are listed in readin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -24,18 +25,29 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class PanelLayout:
-    """A grid of panels: `roles` in reading order, `columns` to a row,
-    every panel `width` × `height` pixels.
+    """A grid of panels: `roles` in reading order, `columns` to a row, every panel `width` × `height` pixels.
+
+    made: the roles that a model makes, the last one if none is named. The others are `given`: photos that it
+    sees.
     """
 
     width: int
     height: int
     roles: tuple[str, ...] = ("front", "back", "worn")
     columns: int = 3
+    made: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.width > 0 and self.height > 0 and self.columns > 0
         assert len(self.roles) % self.columns == 0 and len(set(self.roles)) == len(self.roles)
+        assert {*self.made} <= {*self.roles}, (self.made, self.roles)
+        made = tuple(role for role in self.roles if role in self.made) or self.roles[-1:]
+        object.__setattr__(self, "made", made)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The roles that are not made, in reading order."""
+        return tuple(role for role in self.roles if role not in self.made)
 
     @property
     def rows(self) -> int:
@@ -74,23 +86,12 @@ class PanelLayout:
             )
         return self
 
-    def check_roles(self) -> PanelLayout:
-        """Self, if it shows a garment, from the front or the back or both, and last of all who wears it.
-
-        Raises:
-            InputError: other panels, whose roles it names.
-        """
-        *products, last = self.roles
-        if last != "worn" or not products or not {*products} <= {"front", "back"}:
-            found = ", ".join(ascii(role)[1:-1][:40] for role in self.roles[:9])
-            raise InputError(
-                f"The LoRA's panels are {found}: they are no garment and who wears it.",
-                "Use a LoRA of front, back and worn.",
-            )
-        return self
-
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"roles": list(self.roles)}
+        """As JSON. `made` stands there unless it is the last role, which a layout without it means too."""
+        data = asdict(self) | {"roles": list(self.roles), "made": list(self.made)}
+        if self.made == self.roles[-1:]:
+            del data["made"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Any) -> PanelLayout:
@@ -98,7 +99,7 @@ class PanelLayout:
 
         Raises:
             ValueError: no layout: keys that are missing, numbers that are none or out of range, roles that
-                are no different plain words or do not fill the rows.
+                are no different plain words or do not fill the rows, or `made` that are none of them.
         """
         if not isinstance(data, dict) or not {"width", "height", "roles", "columns"} <= data.keys():
             raise ValueError("a layout needs width, height, roles and columns")
@@ -117,9 +118,14 @@ class PanelLayout:
             raise ValueError("the roles of a layout are not all different")
         if len(roles) % columns:
             raise ValueError(f"{len(roles)} roles do not fill rows of {columns}")
-        return cls(data["width"], data["height"], tuple(roles), columns)
+        made = data.get("made", [])
+        if not isinstance(made, list | tuple) or any(role not in roles for role in made):
+            raise ValueError("what is made of a layout is a list of its roles")
+        return cls(data["width"], data["height"], tuple(roles), columns, tuple(made))
 
 
+PLAIN_ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
+"""A role that a LoRA's file may name; it becomes part of file names."""
 MAX_SIDE, MAX_PANELS = 65_536, 64
 """Limits for a layout that comes from a file: pixels of a panel's side, and panels."""
 
@@ -133,6 +139,20 @@ def _is_role(value: Any) -> bool:
         and not set(value) & set("/\\:")
         and value[0] != "."
     )
+
+
+def equal_boxes(size: tuple[int, int], layout: PanelLayout) -> list[Box]:
+    """Where the panels lie on a canvas of `size` (width, height) that has the layout's rows and columns, in
+    reading order. Where they do not divide the size, panels differ by a pixel.
+    """
+    width, height = size
+    xs = [number * width // layout.columns for number in range(layout.columns + 1)]
+    ys = [number * height // layout.rows for number in range(layout.rows + 1)]
+    return [
+        Box(xs[column], ys[row], xs[column + 1], ys[row + 1])
+        for row in range(layout.rows)
+        for column in range(layout.columns)
+    ]
 
 
 class Placement(NamedTuple):

@@ -14,7 +14,7 @@ Everything in bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -171,7 +171,8 @@ def sampling_memory(
     held = held_weights(shapes, machine, config.quantize, config.blocks_to_swap)
     text = _text_memory(shapes, length, machine)
     steps = sampling_run(shapes, sampling, layout, length, machine.dtype, known, rank)
-    made = replace(layout, roles=layout.roles[-1:], columns=1) if known else layout
+    one = PanelLayout(layout.width, layout.height, layout.made[:1], 1)
+    made = one if known else layout  # given panels stay as they are, those that are made are decoded alone
     pictures = {"decoding the picture": autoencoding(shapes, made, 1, machine.dtype, decode=True)}
     if known:
         pictures["encoding the photos"] = autoencoding(shapes, layout, 1, machine.dtype, decode=False)

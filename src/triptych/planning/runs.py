@@ -75,9 +75,13 @@ def _training_pass(
             parameter.grad = torch.zeros_like(parameter)
     b = config.batch_size * config.noise_levels
     clean_BCHW = shapes.latents(layout, b)
-    active = torch.from_numpy(layout.mask(layout.roles[-1:], shapes.settings.stride))
-    if part:
-        left, top, right, bottom = layout.box(layout.roles[-1], shapes.settings.stride)
+    active = torch.from_numpy(layout.mask(layout.made, shapes.settings.stride))
+    if part and len(layout.made) > 1:  # 1 to all of them are drawn; the others are given
+        active = torch.from_numpy(
+            layout.mask(layout.made[: (len(layout.made) + 1) // 2], shapes.settings.stride)
+        )
+    elif part:
+        left, top, right, bottom = layout.box(layout.made[-1], shapes.settings.stride)
         active[top + (bottom - top) * 2 // 3 :] = False
         active[:, left + (right - left) * 2 // 3 :] = False
     batch = Batch(
@@ -122,7 +126,7 @@ def sampling_run(
         torch.nn.Module.to(transformer, dtype).requires_grad_(False)
     latents_BCHW = shapes.latents(layout, 1)
     shape, unit = latents_BCHW.shape[1:], shapes.latent_stride
-    mask = torch.from_numpy(layout.mask(layout.roles[-1:], unit)).float()
+    mask = torch.from_numpy(layout.mask(layout.made, unit)).float()
     shown = Known(latents_BCHW, mask) if known else None
 
     def steps(number: int) -> Profile:

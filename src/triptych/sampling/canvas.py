@@ -48,9 +48,9 @@ def decoded_panel(models: Models, latents_BCHW: Tensor, layout: PanelLayout, rol
 def left_out(
     canvases: Sequence[Image.Image], layout: PanelLayout, models: Models, sampling: Sampling
 ) -> Tensor | None:
-    """The tokens of product panels that show background on every canvas, if they are to be left out."""
+    """The tokens of given panels that show background on every canvas, if they are to be left out."""
     if not sampling.drop_background:
         return None
     stride = models.backbone.settings.stride
-    sets = [token_sets.background_of(canvas, layout, layout.roles[:-1], stride) for canvas in canvases]
+    sets = [token_sets.background_of(canvas, layout, layout.given, stride) for canvas in canvases]
     return torch.from_numpy(np.logical_and.reduce(sets))

@@ -91,8 +91,8 @@ class ContextCache:
 
 
 def product_tokens(layout: PanelLayout, stride: int) -> Tensor:
-    """(rows, columns) bool on the token grid: all panels but the last."""
-    return torch.from_numpy(layout.mask(layout.roles[:-1], stride))
+    """(rows, columns) bool on the token grid: the panels that are given."""
+    return torch.from_numpy(layout.mask(layout.given, stride))
 
 
 def read_window(

@@ -7,6 +7,7 @@ Legend: B batch, C channels, H and W latent rows and columns of the whole canvas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -32,9 +33,9 @@ def generate_triptych(
 
     Args:
         layout, sampling: by default what the LoRA was trained for, else what the model recommends.
-        products: for each prompt the known panels by role, e.g. {"front": …, "back": …}; the other panels are
-            generated beside them and they come back pixel for pixel. None or empty: the whole canvas comes
-                from the prompt.
+        products: for each prompt the known panels by role, e.g. photos of what the task gives; the other
+            panels are generated beside them and they come back pixel for pixel. None or empty: the whole
+            canvas comes from the prompt.
 
     Raises:
         InputError: a prompt the models were loaded without, or products that are no panels of the layout, or
@@ -50,8 +51,10 @@ def generate_triptych(
     canvases = [
         concatenate([_panel(panels, role, layout) for role in layout.roles], layout) for panels in given
     ]
-    unknown = [role for role in layout.roles if role not in given[0]]
-    known = _known(models, canvases, layout, unknown, sampling) if given[0] else None
+    known = None
+    if given[0]:
+        layout = replace(layout, made=tuple(role for role in layout.roles if role not in given[0]))
+        known = _known(models, canvases, layout, sampling)
     unit = models.autoencoder.stride
     channels = models.backbone.latent_channels(models.transformer)
     wanted = Canvases(
@@ -67,7 +70,7 @@ def generate_triptych(
     )
     if known is None:
         return to_images(models.finite(models.autoencoder.decode(models.finite(latents))))
-    for role in unknown:
+    for role in layout.made:
         for canvas, panel in zip(canvases, decoded_panel(models, latents, layout, role), strict=True):
             canvas.paste(panel, layout.box(role)[:2])
     return canvases
@@ -86,11 +89,10 @@ def _known(
     models: Models,
     canvases: Sequence[Image.Image],
     layout: PanelLayout,
-    unknown: Sequence[str],
     sampling: Sampling,
 ) -> Known:
     latents, _ = models.autoencoder.encode(to_pixels(canvases))
-    repaint = torch.from_numpy(layout.mask(unknown, models.autoencoder.stride)).float()
+    repaint = torch.from_numpy(layout.mask(layout.made, models.autoencoder.stride)).float()
     # Batched canvases share one set of tokens, so what is left out of one is left out of all: only if each
     # has it as background.
     return Known(latents, repaint, left_out(canvases, layout, models, sampling))

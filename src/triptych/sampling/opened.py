@@ -24,6 +24,7 @@ from triptych.pictures.panels import PanelLayout
 from triptych.sampling.clean_context import ContextCache
 from triptych.sampling.options import Sampling
 from triptych.sampling.prompts import encode_texts
+from triptych.tasks import DEFAULT
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Models:
     def layout(self) -> PanelLayout:
         """The panels the LoRA was trained on, else those the model works best with."""
         stored, own = self.trained.get("layout"), self.backbone.settings
-        return PanelLayout.from_dict(stored) if stored else PanelLayout(own.panel_width, own.panel_height)
+        return PanelLayout.from_dict(stored) if stored else DEFAULT.layout(own.panel_width, own.panel_height)
 
     def sampling(self, **changes: Any) -> Sampling:
         """How to sample as the model and the LoRA recommend it, with `changes`: fields of `Sampling`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -20,6 +20,7 @@ from triptych.pictures.panels import PanelLayout
 from triptych.pocket.known_worlds import check_pictures
 from triptych.sampling import idle_options
 from triptych.store.files import sha256_file
+from triptych.tasks import DEFAULT
 from triptych.wording.hub import HUB_NAME
 
 if TYPE_CHECKING:  # some import torch, which `--help` can do without
@@ -238,11 +239,10 @@ class SamplingConfig(StageConfig):
         base = (
             PanelLayout.from_dict(stored)
             if stored
-            else PanelLayout(settings.panel_width, settings.panel_height)
+            else DEFAULT.layout(settings.panel_width, settings.panel_height)
         )
-        layout = PanelLayout(
-            self.panel_width or base.width, self.panel_height or base.height, base.roles, base.columns
-        )
+        panel = self.panel_width or base.width, self.panel_height or base.height
+        layout = replace(base, width=panel[0], height=panel[1])
         width, height = layout.size
         if width * height > MAX_PIXELS:
             limit = f"at most {MAX_PIXELS / 1e6:g} megapixels"
@@ -251,6 +251,11 @@ class SamplingConfig(StageConfig):
                 "Make them smaller.",
             )
         return layout.check(settings.stride)
+
+    def markers(self) -> tuple[str, ...]:
+        """The markers of the captions that the LoRA was trained on; empty for those of the house."""
+        trained = _trained(self.lora)
+        return tuple(trained.get("markers", ()))
 
     def sampling(
         self, settings: ModelSettings, strength: float = 1.0, trained: Mapping[str, Any] | None = None

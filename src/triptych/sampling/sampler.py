@@ -178,10 +178,10 @@ class _Run:
         backbone, canvases, sampling = self.backbone, self.canvases, self.sampling
         known, layout, stride = canvases.known, canvases.layout, backbone.settings.stride
         assert known is not None
-        worn = layout.mask(layout.roles[-1:], stride)
+        made = layout.mask(layout.made, stride)
         sets = active_tokens(known.repaint, layout, stride).numpy()
         rows = sets.reshape(-1, *sets.shape[-2:])
-        sets = token_sets.rounded_up(rows, worn, sampling.token_bucket).reshape(sets.shape)
+        sets = token_sets.rounded_up(rows, made, sampling.token_bucket).reshape(sets.shape)
         active = torch.from_numpy(sets).to(backbone.device)
         reads_products_first = sampling.context_reading == "products"
         return _Reader(
@@ -190,7 +190,7 @@ class _Run:
             known_BCHW,
             empty,
             active,
-            worn=torch.from_numpy(worn).to(backbone.device),
+            made=torch.from_numpy(made).to(backbone.device),
             within=None if known.left_out is None else ~known.left_out.to(backbone.device),
             first=product_tokens(layout, stride).to(backbone.device) if reads_products_first else None,
             with_lora=sampling.context_lora,
@@ -209,7 +209,7 @@ class _Reader:
     known_BCHW: Tensor
     empty: Text
     active: Tensor
-    worn: Tensor
+    made: Tensor
     within: Tensor | None
     first: Tensor | None
     with_lora: bool
@@ -221,8 +221,8 @@ class _Reader:
         return self._read(self.within)
 
     def without_products(self) -> Window:
-        """The same less the product panels, for guidance on them."""
-        return self._read(self.worn)
+        """The same less the given panels, for guidance on them."""
+        return self._read(self.made)
 
     def _read(self, within: Tensor | None) -> Window:
         return kept_window(

@@ -23,6 +23,7 @@ NEXT: dict[str, str] = {
     "clean": "look at {contact_sheet}, then: triptych concat",
     "concat": "look at {sheet}, then: triptych caption",
     "caption": "read a few captions in {folder}, then: triptych embed",
+    "import": "look at a picture in {folder}, then: triptych embed",
     "embed": "triptych train",
     "train": 'triptych generate --lora {lora} --front FRONT.jpg --back BACK.jpg --prompt "…"',
     "run": 'triptych generate --lora {lora} --front FRONT.jpg --back BACK.jpg --prompt "…"',

@@ -28,7 +28,7 @@ def about_lora(
     about: dict[str, Any] = {
         "family": family,
         "base_model": Path(config.model).resolve().name if Path(config.model).exists() else config.model,
-        "layout": data.records[data.ids[0]].layout.to_dict(),
+        "layout": data.layout.to_dict() | {"made": list(data.layout.made)},
         "context": config.context,
         "steps": state.step,
         "triptychs": len(data.ids),
@@ -36,6 +36,8 @@ def about_lora(
             sorted((row["image_sha256"], row["caption_sha256"]) for row in data.records.about.values())
         ),
     }
+    if data.markers:
+        about["markers"] = list(data.markers)
     if config.context == "clean":
         about |= {name: clean.pop(name) for name in ("context_lora", "context_reading")}
         recipe |= clean

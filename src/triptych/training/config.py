@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +10,18 @@ from pydantic import Field
 from triptych.backbones.settings import Quantize
 from triptych.config.stage import Seed, StageConfig
 from triptych.errors import ConfigError
+from triptych.pictures.panels import PanelLayout
 
 
 class TrainConfig(StageConfig):
     model: str = ""
     """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows
     rendered clothes.
+    """
+    task: str | None = None
+    """What the LoRA is for: try-on (front and back are given, worn is made) or try-off (worn is given, front
+    and back are made), of the same triptychs. Without it, what metadata.jsonl says is made, else the last
+    panel.
     """
     max_train_steps: int = Field(default=1000, ge=1)
     """Optimizer steps in all. With more of them a finished training goes on, at the learning rate that the
@@ -61,16 +66,15 @@ class TrainConfig(StageConfig):
     max_t: float = Field(default=1.0, gt=0, le=1)
     """Highest noise level to learn."""
     panel_weights: dict[str, float] = {}
-    """Weight of each panel's mean loss by role, e.g. {front: 0.5, back: 0.5, worn: 1}; 1 where none is given.
-    """
+    """Weight of each panel's mean loss by its role, e.g. {logo: 0.5, poster: 1}; 1 where none is given."""
     loss_masks: Path | None = None
     """Folder of pictures as large as the triptychs, each named as its triptych: white (or opaque) is learned,
     black (or transparent) is not. A triptych without one is learned whole.
     """
     context: Literal["noisy", "clean"] = "noisy"
-    """noisy: all panels are noised and all are learned, as in the paper. clean: product panels, and in half
-    of the batches a part of the worn one, are shown clean and read once; the rest of the worn panel is
-    learned. Sampling is faster that way.
+    """noisy: all panels are noised and all are learned, as in the paper. clean: the panels that are given
+    (product photos), and in half of the batches a part of those that are made, are shown clean and read once;
+    the rest of the latter is learned. Sampling is faster that way.
     """
     context_lora: bool = False
     """Clean context: the LoRA also adapts how known panels are read. Slower: the reading is then part of the
@@ -106,7 +110,7 @@ class TrainConfig(StageConfig):
     on all.
     """
     num_validation_images: int = Field(default=2, ge=0)
-    """Triptychs, held-out ones first, whose worn panel is generated from the product panels as a validation
+    """Triptychs, held-out ones first, whose made panels are generated from the given ones as a validation
     picture.
     """
     early_stopping_patience: int = Field(default=0, ge=0)
@@ -161,7 +165,7 @@ def settings_that_matter(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in config.model_dump(mode="json").items() if name not in free}
 
 
-def check(config: TrainConfig, roles: Sequence[str]) -> None:
+def check(config: TrainConfig, layout: PanelLayout) -> None:
     """Refuse settings that contradict each other or the panels at hand.
 
     Raises:
@@ -172,12 +176,13 @@ def check(config: TrainConfig, roles: Sequence[str]) -> None:
             f"No noise level lies between --min-t {config.min_t:g} and --max-t {config.max_t:g}.",
             "Swap or widen them.",
         )
+    roles = layout.roles
     for role, weight in config.panel_weights.items():
         if role not in roles or not 0 <= weight < float("inf"):
             hint = f"Roles here: {', '.join(roles)}; weights are 0 or more."
             raise ConfigError(f"The panel weight '{role}: {weight:g}' has no meaning.", hint)
-    if not learned_roles(config, roles):
-        could = ", ".join(roles[-1:] if config.context == "clean" else roles)
+    if not learned_roles(config, layout):
+        could = ", ".join(layout.made if config.context == "clean" else roles)
         raise ConfigError(
             "All panels that would be learned have weight 0.",
             f"Give one of {could} a --panel-weights above 0.",
@@ -207,11 +212,11 @@ def check(config: TrainConfig, roles: Sequence[str]) -> None:
         )
 
 
-def learned_roles(config: TrainConfig, roles: Sequence[str]) -> list[str]:
-    """The panels that count in the loss: the last one alone where the others are shown clean."""
+def learned_roles(config: TrainConfig, layout: PanelLayout) -> list[str]:
+    """The panels that count in the loss: those that are made alone where the others are shown clean."""
     return [
         role
-        for role in (roles[-1:] if config.context == "clean" else roles)
+        for role in (layout.made if config.context == "clean" else layout.roles)
         if config.panel_weights.get(role, 1.0)
     ]
 

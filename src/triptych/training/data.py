@@ -11,17 +11,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from triptych import flow
 from triptych.backbones.contract import Backbone, Text
+from triptych.data.captions import markers_of
 from triptych.data.embeddings import EmbeddingFolder, stack_text
 from triptych.data.triptychs import item_of
 from triptych.errors import ConfigError
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import digest
+from triptych.tasks import task_named
 from triptych.training.config import TrainConfig, learned_roles
 from triptych.training.masks import LossMasks
 
@@ -34,7 +37,7 @@ class Batch:
     clean_BCHW, noise_BCHW: latents. t_B: noise levels in [0, 1]. learned_BHW: how much each latent's error
     counts, in [0, 1]. active: (rows, columns) bool on the token grid, the tokens that are run with clean
     context; None with noisy context. within: likewise, where known tokens are read; None everywhere. empty:
-    text of one empty prompt.
+    text of one empty prompt. With clean context the layout's `made` are the panels that this batch makes.
     """
 
     layout: PanelLayout
@@ -62,9 +65,12 @@ class TrainingSet:
     def __init__(self, records: EmbeddingFolder, config: TrainConfig) -> None:
         """
         Raises:
-            ConfigError: as many triptychs held out as there are. InputError: loss masks that cannot be used.
+            ConfigError: as many triptychs held out as there are. InputError: panels that are not of the task,
+                or loss masks that cannot be used.
         """
         self.records, self.config = records, config
+        self.task = task_named(config.task) if config.task else None
+        self.layouts = {id: self._layout(about) for id, about in records.about.items()}
         self.held_out = draw_held_out(self.items, config.seed, config.num_validation_triptychs)
         self.ids = [id for id in records.ids if id not in self.held_out]
         if not self.ids:
@@ -72,13 +78,26 @@ class TrainingSet:
             raise ConfigError(f"Of {len(records.ids)} triptychs none is left to train on.", hint)
         self.masks = self._loss_masks() if config.loss_masks else None
 
+    def _layout(self, about: Mapping[str, Any]) -> PanelLayout:
+        layout = PanelLayout.from_dict(about["layout"])
+        return self.task.on(layout) if self.task else layout
+
     def _loss_masks(self) -> LossMasks:
-        layouts = {id: PanelLayout.from_dict(about["layout"]) for id, about in self.records.about.items()}
         roles = dict.fromkeys(
-            role for layout in layouts.values() for role in learned_roles(self.config, layout.roles)
+            role for layout in self.layouts.values() for role in learned_roles(self.config, layout)
         )
         assert self.config.loss_masks is not None
-        return LossMasks(self.config.loss_masks, layouts, self.items, list(roles))
+        return LossMasks(self.config.loss_masks, self.layouts, self.items, list(roles))
+
+    @property
+    def layout(self) -> PanelLayout:
+        """The layout that the LoRA is for: that of the first triptych."""
+        return self.layouts[self.ids[0]]
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The markers of the captions, as the first triptych has them."""
+        return markers_of(self.records.about[self.ids[0]].get("markers"), len(self.layout.roles))
 
     @cached_property
     def items(self) -> dict[str, str]:
@@ -123,7 +142,7 @@ class TrainingSet:
             for _ in range(config.noise_levels):
                 clean.append(latents)
                 noise.append(torch.randn(latents.shape, generator=generator))
-                times.append(draw_time(config, backbone, record.layout, generator))
+                times.append(draw_time(config, backbone, self.layouts[id], generator))
                 dropped = float(torch.rand((), generator=generator)) < config.caption_dropout
                 texts.append(self.records.empty if dropped else record.text)
         shown = [id for id in ids[number * size : (number + 1) * size] for _ in range(config.noise_levels)]
@@ -131,9 +150,10 @@ class TrainingSet:
         if config.context == "noisy":
             return batch
         generator = flow.generator_for(config.seed, "window", step, number)
-        active = draw_active(batch.layout, backbone.settings.stride, generator).to(backbone.device)
+        layout, active = draw_active(batch.layout, backbone.settings.stride, generator)
         dropped = float(torch.rand((), generator=generator)) < config.context_dropout
-        return replace(batch, active=active, within=self._worn(backbone, batch.layout) if dropped else None)
+        within = _made_tokens(backbone, layout) if dropped else None
+        return replace(batch, layout=layout, active=active.to(backbone.device), within=within)
 
     def fixed(self, backbone: Backbone, id: str, t: float) -> Batch:
         """One triptych as validation sees it at noise level t: the posterior's mean, always the same noise,
@@ -146,7 +166,7 @@ class TrainingSet:
         return (
             batch
             if self.config.context == "noisy"
-            else replace(batch, active=self._worn(backbone, batch.layout))
+            else replace(batch, active=_made_tokens(backbone, batch.layout))
         )
 
     def _batch(
@@ -158,20 +178,22 @@ class TrainingSet:
         times: Sequence[Tensor],
         texts: Sequence[dict[str, Tensor]],
     ) -> Batch:
-        layout = self.records[ids[0]].layout
+        layout = self.layouts[ids[0]]
         learned = [self._learned(id, latents.shape[1:]) for id, latents in zip(ids, clean, strict=True)]
         parts = (torch.stack(list(part)).to(backbone.device) for part in (clean, noise, times, learned))
         clean_BCHW, noise_BCHW, t_B, learned_BHW = parts
         text, empty = (backbone.to_device(stack_text(part)) for part in (texts, [self.records.empty]))
         return Batch(layout, clean_BCHW, noise_BCHW, t_B, text, empty, learned_BHW)
 
-    def _worn(self, backbone: Backbone, layout: PanelLayout) -> Tensor:
-        return torch.from_numpy(layout.mask(layout.roles[-1:], backbone.settings.stride)).to(backbone.device)
-
     def _learned(self, id: str, size: Sequence[int]) -> Tensor:
         """(H, W): the mean of the loss mask's pixels under each latent; 1 without a mask."""
         mask = self.masks.learned(id, size) if self.masks else None
         return torch.ones(*size) if mask is None else mask
+
+
+def _made_tokens(backbone: Backbone, layout: PanelLayout) -> Tensor:
+    """(rows, columns) bool: the tokens of the panels that are made."""
+    return torch.from_numpy(layout.mask(layout.made, backbone.settings.stride)).to(backbone.device)
 
 
 def steps_of_epochs(epochs: float, triptychs: int, batch: int) -> int:
@@ -227,15 +249,23 @@ def draw_time(
     return config.min_t + (config.max_t - config.min_t) * flow.logit_normal_time(generator, mu)
 
 
-def draw_active(layout: PanelLayout, stride: int, generator: torch.Generator) -> Tensor:
-    """Clean context: the tokens to learn, (rows, columns) bool. Half of the time the whole worn panel, else a
-    box of a third to all of its width and height, as a polygon in `tryon` would be.
+def draw_active(layout: PanelLayout, stride: int, generator: torch.Generator) -> tuple[PanelLayout, Tensor]:
+    """Clean context: the layout whose `made` are the panels to learn, and their tokens, (rows, columns) bool.
+
+    Half of the time those are all panels that the task makes, whole. Else one panel of a task that makes one
+    is learned in a box of a third to all of its width and height, as a polygon in `tryon` would be. Of a task
+    that makes several, 1 to all of them are drawn, and the others are given, as photos in `generate` would
+    be; a single one is again learned in a box.
     """
-    active = torch.from_numpy(layout.mask(layout.roles[-1:], stride))
     whole, *share, x, y = torch.rand(5, generator=generator).tolist()
-    if whole < 0.5:
-        return active
-    box = layout.box(layout.roles[-1], stride)
+    if whole >= 0.5 and len(layout.made) > 1:
+        count = 1 + int(torch.randint(len(layout.made), (), generator=generator))
+        drawn = torch.randperm(len(layout.made), generator=generator)[:count].tolist()
+        layout = replace(layout, made=tuple(layout.made[number] for number in drawn))
+    active = torch.from_numpy(layout.mask(layout.made, stride))
+    if whole < 0.5 or len(layout.made) > 1:
+        return layout, active
+    box = layout.box(layout.made[0], stride)
     sides = box.right - box.left, box.bottom - box.top
     width, height = (
         max(1, round(side * (1 + 2 * part) / 3)) for side, part in zip(sides, share, strict=True)
@@ -243,4 +273,4 @@ def draw_active(layout: PanelLayout, stride: int, generator: torch.Generator) ->
     left, top = box.left + round(x * (sides[0] - width)), box.top + round(y * (sides[1] - height))
     active = torch.zeros_like(active)
     active[top : top + height, left : left + width] = True
-    return active
+    return layout, active

@@ -32,7 +32,7 @@ def validation_loss(
     """The loss on the held-out triptychs with fixed noise: its mean `validation/loss`, and `validation/t
     <level>`.
 
-    With clean context the whole worn panel is learned, as in `generate` with product photos.
+    With clean context all that is made is learned whole, as in `generate` with photos of what is given.
     """
     means = {}
     for number, t in enumerate(LEVELS):
@@ -48,8 +48,8 @@ def validation_loss(
 def validation_pictures(
     config: TrainConfig, backbone: Backbone, transformer: nn.Module, data: TrainingSet, step: int
 ) -> Image.Image:
-    """Worn panels that `generate` makes from the product panels, each with a fixed seed: truth above, made
-    below, each with its label.
+    """Panels that `generate` makes from the given ones, each with a fixed seed: truth above, made below, each
+    with its label.
 
     The true panels come out of the autoencoder; held-out triptychs are shown first.
     """
@@ -66,11 +66,11 @@ def validation_pictures(
     for number, id in enumerate(ids):
         record = data.records[id]
         (truth,) = to_images(models.autoencoder.decode(record.latent_mean_CHW[None].to(backbone.device)))
-        products = dict(zip(record.layout.roles[:-1], split(truth, record.layout), strict=False))
+        layout = data.layouts[id]
+        panels = dict(zip(layout.roles, split(truth, layout), strict=True))
+        given = {role: panels[role] for role in layout.given}
         with progress.within("validation picture"), backbone.autocast():
-            (made,) = generate_triptych(
-                models, [id], record.layout, [config.seed + number], sampling, [products]
-            )
+            (made,) = generate_triptych(models, [id], layout, [config.seed + number], sampling, [given])
         kind = "held out" if id in data.held_out else "trained on"
         rows += [(f"true, {kind}: {id}", truth), (f"made at step {step}: {id}", made)]
     return _labelled(rows)

@@ -37,6 +37,8 @@ class Stage:
     """Fields that the command line asks for at a terminal when nobody gave them; an empty answer leaves them
     empty.
     """
+    function: str = ""
+    """The name of the function, if `name` is a word of Python's own."""
     whole_config: bool = False
     """The function also gets the loaded config files, shared keys and all sections, and hands them to other
     stages itself.
@@ -48,6 +50,11 @@ class Stage:
         return self.name.split("_")
 
     @property
+    def public_name(self) -> str:
+        """What the function is called in Python."""
+        return self.function or self.name
+
+    @property
     def config_module(self) -> str:
         return self.config_home or self.module
 
@@ -57,7 +64,7 @@ class Stage:
         return found
 
     def load(self) -> tuple[Callable[..., Run], type[StageConfig]]:
-        return getattr(importlib.import_module(self.module), self.name), self.config_class()
+        return getattr(importlib.import_module(self.module), self.public_name), self.config_class()
 
 
 STAGES: tuple[Stage, ...] = (
@@ -92,6 +99,15 @@ STAGES: tuple[Stage, ...] = (
         "Check the order of the panels and describe them.",
         "triptych caption --config triptych.yaml --vlm-model gpt-4.1-mini --brands Acme",
         in_run=True,
+    ),
+    Stage(
+        "import",
+        "triptych.verbs.import_set",
+        "ImportConfig",
+        "Take an In-Context LoRA data set: pictures of several panels, with captions.",
+        'triptych import movie-shots --layout 3x1 --marker "[SCENE-{n}]" --work shots',
+        positional=("folder",),
+        function="import_set",
     ),
     Stage(
         "embed",

@@ -42,17 +42,19 @@ from triptych.captioning.jobs import (
     state_of,
     write_metadata,
 )
-from triptych.captioning.questions import AnswerError, Captioner
+from triptych.captioning.questions import AnswerError, Captioner, questions_about
 from triptych.captioning.remarks import Remarks
 from triptych.captioning.replies import check_url
 from triptych.captioning.stock import Stock, take_stock
 from triptych.captioning.write import check_order, linter, usable_caption
 from triptych.config.stage import StageConfig
+from triptych.data.captions import with_markers
 from triptych.data.triptychs import TriptychFolder
 from triptych.errors import ConfigError, InputError, WorkError, sentence_of
 from triptych.events import Event, Run, held
 from triptych.execution import PerWorker, execute
 from triptych.pictures.images import load_image
+from triptych.pictures.panels import equal_boxes
 from triptych.pocket.known_worlds import check_pictures
 from triptych.store.files import sha256_file, write_text
 from triptych.store.folder import StageFolder
@@ -269,12 +271,8 @@ def _describe(job: Job, asking: Asking) -> tuple[str, str, Counter[str]]:
     Raises:
         Rejected: the order is wrong, or no usable caption came. ModelError: the captioner is out of order.
     """
-    if len(job.roles) != 3:
-        raise Rejected(
-            "caption",
-            f"the captioner knows three panels, this picture has {len(job.roles)}: "
-            f"bring {job.text_file.name}",
-        )
+    questions = questions_about(job.layout)
+    problems = functools.partial(asking.problems, panels=len(questions.panels))
     config, sha256 = asking.config, sha256_file(job.picture)
     ask = asking.answers.dialogue(
         asking.captioner, job.id, lambda: load_image(job.picture), sha256, config.max_new_tokens
@@ -283,11 +281,12 @@ def _describe(job: Job, asking: Asking) -> tuple[str, str, Counter[str]]:
         step = "check"
         try:
             if config.do_check:
-                check_order(ask, job.roles)
+                check_order(ask, questions)
             step = "caption"
-            problems = functools.partial(asking.problems, panels=3)
-            text, replaced = usable_caption(ask, problems, config.brands, asking.limit, config.retries)
-            return sha256, text, replaced
+            text, replaced = usable_caption(
+                ask, questions, problems, config.brands, asking.limit, config.retries
+            )
+            return sha256, with_markers(text, job.markers), replaced
         except InputError as error:
             raise Rejected(step, sentence_of(error)) from error
         except AnswerError as error:
@@ -366,15 +365,8 @@ def _panels(jobs: list[Job]) -> Iterator[tuple[str, Image.Image]]:
     """The panels of all triptychs that can be opened, each with its file's name."""
     for job in jobs:
         with contextlib.suppress(InputError):  # it is rejected when its turn comes
-            canvas, columns = load_image(job.picture), max(1, len(job.roles))
-            for number in range(columns):
-                box = (
-                    number * canvas.width // columns,
-                    0,
-                    (number + 1) * canvas.width // columns,
-                    canvas.height,
-                )
-                yield job.picture.name, canvas.crop(box)
+            canvas = load_image(job.picture)
+            yield from ((job.picture.name, canvas.crop(box)) for box in equal_boxes(canvas.size, job.layout))
 
 
 def check_captioner(config: CaptionConfig) -> None:

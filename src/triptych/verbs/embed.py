@@ -18,7 +18,7 @@ from triptych import progress
 from triptych.captioning.prompt_tokens import prompt_tokenizer
 from triptych.config.stage import StageConfig
 from triptych.data.captions import UNKNOWN_SHARE
-from triptych.data.triptychs import Source, TriptychFolder, grid_of, reject
+from triptych.data.triptychs import Grid, Source, TriptychFolder, grid_of, reject
 from triptych.errors import ConfigError, InputError, TriptychError
 from triptych.events import Event, Run, held
 from triptych.pictures.images import load_image
@@ -26,6 +26,7 @@ from triptych.pictures.panels import PanelLayout, split
 from triptych.pocket.known_worlds import check_pictures
 from triptych.store.files import write_json, write_jsonl
 from triptych.store.folder import StageFolder
+from triptych.tasks import DEFAULT
 
 if TYPE_CHECKING:  # it imports torch, which `--help` can do without
     from triptych.backbones.contract import Autoencoder, Backbone, Text
@@ -97,14 +98,15 @@ def embed(config: EmbedConfig) -> Run:
     from triptych.sampling.prompts import encode_texts
 
     backbone = load_backbone(config.model, config.device, config.dtype)
+    usual = Grid(DEFAULT.roles, DEFAULT.columns)
     try:
-        grid = grid_of(config.columns, config.roles)
+        grid = grid_of(config.columns, config.roles, usual)
     except ValueError as error:
         raise ConfigError(
             f"--columns and --roles make no layout: {error}.",
             "Say for instance --columns 1 --roles front --roles back --roles worn.",
         ) from error
-    sources, rejects = TriptychFolder(config.triptych_folder).sources(backbone.settings.stride, grid)
+    sources, rejects = TriptychFolder(config.triptych_folder).sources(backbone.settings.stride, grid, usual)
     if knows := backbone.settings.knows:
         check_pictures(knows, _panels(sources), "model", config.model, config.anyway)
     length = config.max_sequence_length or backbone.settings.max_sequence_length
@@ -141,13 +143,12 @@ def embed(config: EmbedConfig) -> Run:
             record = folder.path / f"{source.id}.safetensors"
             about, text = read_about(record) or {}, read_about(text_path(record, source.caption_sha256)) or {}
             if _is_fresh(source, about, text, backbone):
-                if any(about.get(name) != value for name, value in _facts(source).items()):
+                if any(about.get(name) != value for name, value in _facts(source, about).items()):
                     # The latents are those of the whole canvas, whatever its panels are.
-                    old = load_record(record)
-                    save_record(
-                        replace(old, layout=source.layout, layout_by=source.layout_by, item=source.item),
-                        record,
-                    )
+                    said = {
+                        name: getattr(source, name) for name in ("layout", "layout_by", "item", "markers")
+                    }
+                    save_record(replace(load_record(record), **said), record)
                 summary["kept"] += 1
                 yield Event(source.id, "kept")
             else:
@@ -186,8 +187,9 @@ def _is_fresh(source: Source, about: dict[str, Any], text: dict[str, Any], backb
     return hashes and made_by
 
 
-def _facts(source: Source) -> dict[str, Any]:
-    return {"layout": source.layout.to_dict(), "layout_by": source.layout_by, "item": source.item}
+def _facts(source: Source, about: dict[str, Any]) -> dict[str, Any]:
+    facts = {"layout": source.layout.to_dict(), "layout_by": source.layout_by, "item": source.item}
+    return facts | ({"markers": [*source.markers]} if source.markers or "markers" in about else {})
 
 
 def _unreadable(model: str, sources: Sequence[Source]) -> int:
@@ -270,6 +272,7 @@ def _save_records(
             dtype=str(backbone.dtype),
             layout_by=source.layout_by,
             item=source.item,
+            markers=source.markers,
         )
         save_record(record, folder / f"{record.id}.safetensors")
         yield Event(record.id)

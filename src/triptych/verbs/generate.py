@@ -1,4 +1,4 @@
-"""generate: triptychs from a prompt; or, with two product photos given, a model wearing the garment."""
+"""generate: triptychs from a prompt; or, with photos of some panels given, the others."""
 
 from __future__ import annotations
 
@@ -8,20 +8,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_validator
+
 from triptych.backbones.settings import model_settings
 from triptych.captioning.write import prompt_problems
+from triptych.config.stage import expanded
 from triptych.errors import InputError
 from triptych.events import Event, Run
 from triptych.pictures import xmp
 from triptych.pictures.images import load_image, save_png
 from triptych.pictures.overwrite import check_overwrites
 from triptych.pictures.panels import PanelLayout, split
-from triptych.sampling.options import PictureConfig, text_chunks
+from triptych.sampling.options import PictureConfig, Sampling, text_chunks
 from triptych.store.files import digest
+from triptych.tasks import task_of
+from triptych.tasks.base import words
+from triptych.tasks.tryon import TRY_ON
 
 log = logging.getLogger(__name__)
 
 
+PANEL = "panel "
+"""Stands before the role of a photo that was given with --panel, among the hashes in a picture."""
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 """Endings of a name that is meant for a picture, not a folder."""
 
@@ -31,12 +39,43 @@ class GenerateConfig(PictureConfig):
     """Photo of the garment's front. With a product photo given, only the worn panel is generated."""
     back: Path | None = None
     """Photo of its back; without it the front is used twice."""
+    panel: list[str] = []
+    """Photo of any panel, ROLE=FILE, such as worn=photo.jpg for a LoRA of try-off; may be repeated. The
+    panels without a photo are generated. `triptych lora inspect` says which panels a LoRA has.
+    """
     out: Path | None = None
     """Folder for the pictures, if not WORK/generated."""
 
+    @field_validator("panel", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        """A config file may also have them as a section, `panel: {worn: photo.jpg}`."""
+        if isinstance(value, dict):
+            return [f"{role}={path}" for role, path in value.items()]
+        return [value] if isinstance(value, str) else value
+
     @property
     def shows_products(self) -> bool:
-        return self.front is not None
+        return bool(self.front or self.panel)
+
+    def photos(self) -> dict[str, Path]:
+        """By role the photos that are given.
+
+        Raises:
+            InputError: a --panel that is no ROLE=FILE, or two photos of one panel.
+        """
+        named = [(role, path) for role, path in (("front", self.front), ("back", self.back)) if path]
+        for text in self.panel:
+            role, equals, path = text.partition("=")
+            if not (role.strip() and equals and path.strip()):
+                raise InputError(
+                    f"--panel {text} is no panel's photo.", "Say ROLE=FILE: --panel worn=photo.jpg."
+                )
+            named.append((role.strip(), Path(expanded(path.strip()))))
+        photos = dict(named)
+        if len(photos) < len(named):
+            raise InputError("Two photos are given of one panel.", "Give one of each.")
+        return photos
 
 
 def generate(config: GenerateConfig) -> Run:
@@ -54,26 +93,22 @@ def generate(config: GenerateConfig) -> Run:
         raise InputError(
             "There is no prompt.", 'Say what to make: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …".'
         )
-    if config.back and not config.front:
+    if config.back and "front" not in config.photos():
         raise InputError(
             "A back view without a front view.", "Give --front as well; one photo alone is given as --front."
         )
     config.check_model()
     layout = config.layout()
-    products = None
-    warnings = [
-        f"The prompt: {problem}."
-        for problem in prompt_problems(config.model, config.prompt, len(layout.roles))
-    ]
-    if config.front:
-        front = load_image(config.front)
-        both = {"front": front, "back": load_image(config.back) if config.back else front}
-        config.check_known({config.front: front} | ({config.back: both["back"]} if config.back else {}))
-        products = {role: photo for role, photo in both.items() if role in layout.check_roles().roles}
-        if config.back and "back" not in products:
-            warnings.append("The LoRA has no back panel: the back photo is not used.")
     sampling = config.sampling(model_settings(config.model))
-    out, photos = config.out or config.work / "generated", {"front": config.front, "back": config.back}
+    given, warnings = _given(config, layout, sampling)
+    warnings += [
+        f"The prompt: {problem}."
+        for problem in prompt_problems(config.model, config.prompt, len(layout.roles), config.markers())
+    ]
+    opened = {path: load_image(path) for path in given.values()}
+    config.check_known(opened)
+    products = {role: opened[path] for role, path in given.items()}
+    out, photos = config.out or config.work / "generated", _sources(config)
     abouts = {seed: config.settings("generate", seed, photos, sampling, layout) for seed in config.seeds}
     names = {seed: f"{digest(about)[:10]}-{seed}" for seed, about in abouts.items()}
     if not out.is_dir() and (out.exists() or out.suffix.lower() in PICTURES):
@@ -99,7 +134,7 @@ def generate(config: GenerateConfig) -> Run:
             )
             about, files = abouts[seed], _files(out, name, layout)
             for role, panel in zip(layout.roles, split(canvas, layout), strict=True):
-                made = xmp.packet("trainedAlgorithmicMedia") if role not in (products or {}) else None
+                made = xmp.packet("trainedAlgorithmicMedia") if role not in products else None
                 save_png(panel, files[role], text=text_chunks(about, models, role), xmp=made)
             source: xmp.Source = (
                 "compositeWithTrainedAlgorithmicMedia" if products else "trainedAlgorithmicMedia"
@@ -109,6 +144,48 @@ def generate(config: GenerateConfig) -> Run:
             yield Event(name, result=files["canvas"])
 
     return Run("generate", len(config.seeds), work(), summary)
+
+
+def _given(
+    config: GenerateConfig, layout: PanelLayout, sampling: Sampling
+) -> tuple[dict[str, Path], list[str]]:
+    """By role the photos to show, stand-ins among them, and what to warn of.
+
+    Raises:
+        InputError: photos of panels that there are not, of all of them, or of others than the LoRA was
+            trained to be given.
+    """
+    photos, warnings = config.photos(), list[str]()
+    if config.front or config.back:
+        layout = TRY_ON.trained(layout)
+        if config.back and "back" not in layout.roles:
+            warnings.append("The LoRA has no back panel: the back photo is not used.")
+            del photos["back"]
+    if strange := [role for role in photos if role not in layout.roles]:
+        raise InputError(
+            f"There is no panel {words(strange)}; the panels are {words(layout.roles)}.",
+            "`triptych lora inspect` says which panels a LoRA has, and which of them it makes.",
+        )
+    shown = {role: path for role, path in task_of(layout).filled(photos).items() if role in layout.roles}
+    made = [role for role in layout.roles if role not in shown]
+    if not made:
+        raise InputError("There are photos of all panels, and nothing to make.", "Leave one out.")
+    if shown and config.lora and not {*made} <= {*layout.made}:
+        problem = (
+            f"The LoRA was trained to make {words(layout.made)} from {words(layout.given)}, "
+            f"not {words(made)} from {words([*shown])}."
+        )
+        if sampling.context == "clean":
+            raise InputError(problem, "Give photos of what it was trained on, or use a LoRA of this task.")
+        warnings.append(problem)
+    return shown, warnings
+
+
+def _sources(config: GenerateConfig) -> dict[str, Path | None]:
+    """The photos by the names under which a picture says their hashes."""
+    photos = config.photos()
+    usual = {role: photos.pop(role, None) for role in ("front", "back")}
+    return usual | {f"{PANEL}{role}": path for role, path in photos.items()}
 
 
 def _files(out: Path, name: str, layout: PanelLayout) -> dict[str, Path]:

@@ -103,6 +103,8 @@ def _lines(file: LoraFile, told: Mapping[str, Any]) -> list[str]:
             f"panels: {', '.join(layout.roles)}, each {layout.width}×{layout.height} px, {layout.columns} in "
             "a row"
         )
+        given = f"from {', '.join(layout.given)}" if layout.given else "all of them"
+        lines.append(f"makes: {', '.join(layout.made)}, {given}")
         lines.append(f"context: {about.get('context', 'noisy')}")
     lines.append(f"metadata: {len(file.metadata)} entries; --json shows them")
     return [*lines, *(f"warning: {warning}" for warning in told["warnings"])]

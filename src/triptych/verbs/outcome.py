@@ -24,6 +24,7 @@ _MADE: dict[str, tuple[tuple[str, ...], str, str]] = {
         "triptychs",
         "Look at the reasons above, or bring your own: --captions FOLDER.",
     ),
+    "import": (("imported", "kept"), "pictures", "Look at the reasons above."),
     "embed": (("embedded", "kept"), "triptychs", "Look at the reasons above and in embed.rejects.jsonl."),
 }
 

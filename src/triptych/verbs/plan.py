@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from triptych.backbones.registry import DTYPES
@@ -19,6 +20,7 @@ from triptych.planning.disk import disk_bytes
 from triptych.planning.memory import Machine, Memory, embed_memory, sampling_memory, train_memory
 from triptych.planning.report import in_gib, run_line, text_of, verdict
 from triptych.planning.shapes import ModelShapes, model_shapes
+from triptych.tasks import DEFAULT, task_named
 from triptych.training.data import steps_of_epochs
 from triptych.verbs import STAGES
 from triptych.verbs.plan_config import PlanConfig
@@ -50,7 +52,8 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
     )
     shapes = {model: model_shapes(model) for model in {embed.model, train.model, generate.model}}
     settings = shapes[train.model].settings
-    layout = _layout(concat, PanelLayout(settings.panel_width, settings.panel_height), settings.stride)
+    task = task_named(train.task) if train.task else DEFAULT
+    layout = _layout(concat, task.layout(settings.panel_width, settings.panel_height), settings.stride)
     triptychs = (
         config.num_triptychs or len(TriptychFolder(train.triptych_folder).pictures()) or USUAL_TRIPTYCHS
     )
@@ -150,7 +153,7 @@ class _Stage(ABC):
             settings.pop("panel_width", self.layout.width),
             settings.pop("panel_height", self.layout.height),
         )
-        layout = PanelLayout(width, height, self.layout.roles, self.layout.columns)
+        layout = replace(self.layout, width=width, height=height)
         return self.memory(self.config.model_copy(update=settings), layout)
 
 
@@ -205,6 +208,5 @@ def _config(name: str, data: Mapping[str, Any], given: Mapping[str, Any]) -> Any
 
 def _layout(config: Any, otherwise: PanelLayout, stride: int) -> PanelLayout:
     """The panels that `concat` or `generate` will make; what the config leaves open is as in `otherwise`."""
-    return PanelLayout(config.panel_width or otherwise.width, config.panel_height or otherwise.height).check(
-        stride
-    )
+    width, height = config.panel_width or otherwise.width, config.panel_height or otherwise.height
+    return replace(otherwise, width=width, height=height).check(stride)

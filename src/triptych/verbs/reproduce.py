@@ -21,10 +21,11 @@ from triptych.errors import InputError
 from triptych.events import Event, Run
 from triptych.pictures import polygons
 from triptych.pictures.images import JPEG_SUFFIXES, check_header, load_original, read_settings
+from triptych.pictures.panels import PLAIN_ROLE
 from triptych.planning.shapes import known_models
 from triptych.sampling.options import PICTURE_SETTINGS, PictureConfig
 from triptych.store.files import sha256_file
-from triptych.verbs.generate import GenerateConfig, generate
+from triptych.verbs.generate import PANEL, GenerateConfig, generate
 from triptych.verbs.reproduce_config import ReproduceConfig
 from triptych.verbs.tryon import TryonConfig, tryon
 
@@ -40,6 +41,7 @@ VERBS: dict[str, tuple[type[PictureConfig], Callable[[Any], Run]]] = {
     "generate": (GenerateConfig, generate),
 }
 INPUTS = {"tryon": {*WORDS}, "generate": {"front", "back", "lora"}}
+_PANEL_PHOTO = re.compile(rf"{PANEL}{PLAIN_ROLE.pattern}")
 NEEDED = {"tryon": ("front", "person", "polygon"), "generate": ()}
 MADE_ON = ("device", "dtype", "torch", "threads")
 _AS_WRITTEN = "Give a picture as tryon or generate wrote it, never edited."
@@ -81,7 +83,11 @@ def reproduce(config: ReproduceConfig) -> Run:
         "dtype": {"float32": "fp32", "bfloat16": "bf16"}.get(str(made_on.get("dtype")), "auto"),
         "device": config.device,
     }
-    settings |= _found(_hashes(about["sha256"], verb, config.image), config.photos)
+    files = _found(_hashes(about["sha256"], verb, config.image), config.photos)
+    panels = [name for name in files if name.startswith(PANEL)]
+    if panels:
+        settings["panel"] = [f"{name.removeprefix(PANEL)}={files.pop(name)}" for name in panels]
+    settings |= files
     again = (
         config.image.with_stem(f"{config.image.stem}-again")
         if verb == "tryon"
@@ -165,7 +171,8 @@ def _made_on(made_on: Mapping[Any, Any], image: Path) -> dict[str, Any]:
 def _hashes(hashes: Mapping[Any, Any], verb: str, image: Path) -> dict[str, str]:
     """The sha256 of each input, by option."""
     for name, value in hashes.items():
-        if name not in INPUTS[verb] or not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        known = name in INPUTS[verb] or (verb == "generate" and _PANEL_PHOTO.fullmatch(str(name)))
+        if not known or not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
             raise InputError(
                 f"{image} names an input {_shown(name)} as no picture of triptych's does.", _AS_WRITTEN
             )
@@ -213,9 +220,9 @@ def _found(hashes: dict[str, str], places: Iterable[Path]) -> dict[str, Path]:
                 continue
     for name, value in hashes.items():
         if value not in found:
+            what = WORDS.get(name) or f"photo of the {name}"
             raise InputError(
-                f"The {WORDS[name]} this picture was made from (sha256 {value[:12]}…) is not among the files "
-                "given.",
+                f"The {what} this picture was made from (sha256 {value[:12]}…) is not among the files given.",
                 "Give the file, or a folder that holds it, with --photos.",
             )
     return {name: found[value] for name, value in hashes.items()}

@@ -67,10 +67,10 @@ def train(config: TrainConfig) -> Run:
     if any(about["model"] != backbone.encoder_fingerprint for about in records.about.values()):
         hint = f"Run `triptych embed --model {config.model}` first."
         raise WorkError(f"The embeddings in {records.path} were made with another model.", hint)
-    check(config, records[records.ids[0]].layout.roles)
     optimizer_class(config.optimizer)
     check_embeddings(config, records)
     data = TrainingSet(records, config)
+    check(config, data.layout)
     if config.epochs is not None:
         steps = steps_of_epochs(config.epochs, len(data.ids), config.batch_size * _passes(config))
         config = config.model_copy(update={"max_train_steps": steps, "epochs": None})

@@ -24,6 +24,7 @@ from triptych.events import Event, Run
 from triptych.pictures.images import load_image
 from triptych.sampling.opened import load_models
 from triptych.store.files import write_text
+from triptych.tasks.tryon import TRY_ON
 from triptych.vton.job import SUFFIXES, Job, TryonConfig, alike, is_finished, make, prepare
 from triptych.vton.lines import Line, read_lines, shortened
 from triptych.vton.prompt import PromptWriter
@@ -79,7 +80,7 @@ def run_batch(config: TryonConfig) -> Run:
     load_backbone(
         config.model, config.device, config.dtype, config.quantize, config.blocks_to_swap
     )  # no weights yet
-    config.layout().check_roles()
+    TRY_ON.trained(config.layout())
     writer = PromptWriter(config, out)
     summary: dict[str, Any] = {
         "made": 0,

@@ -21,6 +21,7 @@ from triptych.sampling.canvas import decoded_panel, left_out, to_pixels
 from triptych.sampling.opened import Models
 from triptych.sampling.options import Sampling
 from triptych.sampling.sampler import Canvases, Known, OnStep, sample_latents
+from triptych.tasks.tryon import TRY_ON
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def try_on(
         InputError: polygons or a mask that cannot be used, panels that are no garment and who wears it, no
             prompt, or one the models were loaded without. ModelError: no finite numbers come out.
     """
-    layout, sampling = (layout or models.layout()).check_roles(), sampling or models.sampling()
+    layout, sampling = TRY_ON.trained(layout or models.layout()), sampling or models.sampling()
     models.warn_of(sampling)
     if not all(person.prompt.strip() for person in persons):
         raise InputError(
@@ -222,8 +223,8 @@ def _with_products_alone(
     on just such a canvas.
     """
     alone = canvas.copy()
-    alone.paste(canvas.crop(layout.box(layout.roles[0])), layout.box(layout.roles[-1])[:2])
+    alone.paste(canvas.crop(layout.box(layout.given[0])), layout.box("worn")[:2])
     key = hashlib.sha256(f"latents {layout} ".encode() + alone.tobytes()).hexdigest()
     products = models.contexts.get(key, lambda: models.autoencoder.encode(to_pixels([alone]))[0])
-    worn = torch.from_numpy(layout.mask(layout.roles[-1:], models.autoencoder.stride)).to(known_BCHW.device)
+    worn = torch.from_numpy(layout.mask(["worn"], models.autoencoder.stride)).to(known_BCHW.device)
     return torch.where(worn, known_BCHW, products)

@@ -35,6 +35,7 @@ from triptych.pictures.overwrite import check_overwrites, ends_whole
 from triptych.pictures.panels import PanelLayout
 from triptych.pictures.polygons import check_units, read_outlines
 from triptych.sampling.options import PictureConfig, text_chunks
+from triptych.tasks.tryon import TRY_ON
 from triptych.vton.rough_edit import Rough, rough_edit
 
 if TYPE_CHECKING:  # they import torch, which `--help` can do without
@@ -193,7 +194,7 @@ def prepare(config: TryonConfig) -> Job:
         InputError: a photo or polygon that cannot be used.
     """
     assert config.front and config.person and config.polygon
-    layout = config.layout().check_roles()
+    layout = TRY_ON.trained(config.layout())
     person, left_out = writable_metadata(load_original(config.person), config.picture)
     size = person.image.size
     polygons, holes, sized = read_outlines(config.polygon, size)

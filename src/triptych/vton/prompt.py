@@ -12,7 +12,7 @@ from PIL import Image
 from triptych.backbones.settings import model_settings
 from triptych.captioning.answers import Answers
 from triptych.captioning.captioners import load_captioner
-from triptych.captioning.questions import AnswerError, Captioner
+from triptych.captioning.questions import AnswerError, Captioner, questions_about
 from triptych.captioning.write import linter, usable_caption
 from triptych.errors import InputError
 from triptych.pictures.images import load_image, sha256_photo
@@ -20,6 +20,7 @@ from triptych.pictures.panels import concatenate
 from triptych.pocket.known_worlds import check_pictures
 from triptych.store.files import digest
 from triptych.store.journal import Journal
+from triptych.tasks.tryon import TRY_ON
 from triptych.vton.job import TryonConfig
 
 RETRIES, MAX_NEW_TOKENS = 2, 600
@@ -57,7 +58,7 @@ class PromptWriter:
         if config.prompt.strip():
             return config
         assert self._captioner and config.front and config.person, "check() was passed"
-        layout, limit = config.layout(), model_settings(config.model).max_sequence_length
+        layout, limit = TRY_ON.trained(config.layout()), model_settings(config.model).max_sequence_length
         photos = {"front": config.front, "back": config.back or config.front, "worn": config.person}
 
         shown = {path: load_image(path) for path in photos.values()} if self._captioner.knows else {}
@@ -70,11 +71,12 @@ class PromptWriter:
         problems = linter(config.model, limit)
         sha256 = digest([layout.to_dict(), *(sha256_photo(photos[role]) for role in layout.roles)])
         ask = self._answers.dialogue(self._captioner, config.picture.stem, picture, sha256, MAX_NEW_TOKENS)
+        questions = questions_about(layout)
         panels = len(layout.roles)
         while True:
             try:
                 prompt, _ = usable_caption(
-                    ask, lambda text: problems(text, panels), (), limit, RETRIES, panels
+                    ask, questions, lambda text: problems(text, panels), (), limit, RETRIES
                 )
                 return config.model_copy(update={"prompt": prompt})
             except AnswerError:

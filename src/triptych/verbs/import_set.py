@@ -1,0 +1,262 @@
+"""import: the pictures and captions of an In-Context LoRA data set become triptychs that `embed` and `train`
+take.
+
+triptychs/<id>.png         the canvas, every panel fitted to the model's grid; what it was made from is in its
+                           text chunk `triptych`
+triptychs/<id>.txt         its caption, with the markers of the set
+triptychs/metadata.jsonl   the layout of each, and the markers
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from triptych.backbones.settings import model_settings
+from triptych.config.stage import StageConfig
+from triptych.data.captions import Caption, in_house
+from triptych.data.foreign_sets import (
+    Fitted,
+    Wanted,
+    fitted,
+    markers_in,
+    name_of,
+    read_grid,
+    read_markers,
+    read_roles,
+)
+from triptych.data.pairing import CHUNK, made_from
+from triptych.data.triptychs import TriptychFolder
+from triptych.errors import InputError, TriptychError
+from triptych.events import Event, Run, held
+from triptych.pictures.images import load_image, save_png
+from triptych.store.files import digest, sha256_file, write_text
+from triptych.store.folder import StageFolder
+
+log = logging.getLogger(__name__)
+
+STRIDE = 16
+"""Pixels of the grid if no model is named: what every family here needs."""
+IMPORTED = "imported"
+"""Key of a row, and of a picture's text chunk: the file it was made from."""
+
+
+class ImportConfig(StageConfig):
+    folder: Path | None = None
+    """The data set: pictures (.png, .jpg, .webp) and, beside each, its caption as .txt, or metadata.jsonl."""
+    layout: str = ""
+    """How the panels stand on a canvas, ROWSxCOLUMNS: 3x1 for three below each other, 1x3 for three side by
+    side. Needed; a picture does not say it.
+    """
+    roles: list[str] = []
+    """What the panels are called, in reading order: --roles logo,bag,poster. Default: panel1, panel2 …"""
+    made: list[str] = []
+    """The roles that a LoRA of this set makes; it is given photos of the others. Default: all of them. Photos
+    can then be given of any.
+    """
+    marker: list[str] = []
+    """What marks the panels in a caption, with {n} for the number: "[SCENE-{n}]"; or one for each panel.
+    Captions keep their markers. Default: <IMAGE 1>, <IMAGE 2> …
+    """
+    model: str = ""
+    """The diffusion model to be trained, whose grid the panels are fitted to; without one 16 pixels, which
+    suits all.
+    """
+    panel_width: int | None = Field(default=None, ge=16, le=8192)
+    """Pixels of a panel; by default its own, rounded down to the grid. One side alone: the other follows."""
+    panel_height: int | None = Field(default=None, ge=16, le=8192)
+    """Likewise."""
+
+    @field_validator("roles", "made", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """`a,b,c` is three words."""
+        parts = [value] if isinstance(value, str) else value
+        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+            return value
+        return [word.strip() for part in parts for word in part.split(",") if word.strip()]
+
+    @field_validator("marker", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+@dataclass
+class _Target:
+    """A picture of the set, its caption, where it goes, and the row of what lies there."""
+
+    source: Path
+    caption: str
+    picture: Path
+    row: dict[str, Any]
+
+    @property
+    def text_file(self) -> Path:
+        return self.picture.with_suffix(".txt")
+
+
+def import_set(config: ImportConfig) -> Run:
+    """Write the canvases of a data set, fitted to the model's grid, and their captions to the triptychs.
+
+    The set itself is only read. A picture that is there and was made of the same file in the same way is
+    kept; a caption that was edited there stays.
+
+    Raises:
+        InputError: no folder, or no picture in it. ConfigError: no layout, or roles, made ones or markers
+            that do not fit it. ModelError: no such model.
+    """
+    source, target = TriptychFolder(_checked_folder(config)), TriptychFolder(config.triptych_folder)
+    wanted, markers = _wanted(config)
+    if not source.pictures():
+        raise InputError(f"There is no picture in {source.path}.", "PNG, JPEG and WebP are taken.")
+    captions = {id: caption for id, (_, caption) in source.captioned().items()}
+    folder = StageFolder(config.triptych_folder, "import", {})
+    summary: dict[str, Any] = {"pictures": len(source.pictures()), "imported": 0, "kept": 0, "rejected": 0}
+    summary |= {"reasons": {}, "panels": {}, "roles": list(wanted.roles), "made": list(wanted.made)}
+    summary |= {"without_caption": 0, "captions_without_markers": 0, "folder": str(folder.path)}
+
+    def rejected(name: str, reason: str) -> Event:
+        summary["rejected"] += 1
+        summary["reasons"][reason] = summary["reasons"].get(reason, 0) + 1
+        return Event(name, "rejected", reason)
+
+    def work() -> Iterator[Event]:
+        before, ours, unmarked = _rows(target), dict[str, dict[str, Any]](), list[tuple[str, str]]()
+        try:
+            for file, reason in source.left_out():
+                yield rejected(file.name, reason)
+            for picture in source.pictures():
+                path = folder.path / f"{name_of(picture)}.png"
+                one = _Target(picture, captions.get(picture.stem, ""), path, before.get(path.name, {}))
+                try:
+                    if path.name in ours:
+                        raise InputError("another picture of the set becomes a file of the same name")
+                    status, done = _import(one, wanted, markers)
+                except TriptychError as error:
+                    yield rejected(picture.name, str(getattr(error, "reason", error.message)))
+                    continue
+                ours[path.name] = one.row
+                summary["imported" if status == "done" else "kept"] += 1
+                summary["panels"][done] = summary["panels"].get(done, 0) + 1
+                summary["without_caption"] += not one.caption
+                if one.caption and not _is_marked(one.caption, markers, len(wanted.roles)):
+                    unmarked.append((picture.name, one.caption))
+                yield Event(path.stem, status, done, result=path)
+        finally:
+            theirs = [
+                row for name, row in before.items() if name not in ours and (folder.path / name).is_file()
+            ]
+            target.write_rows([*theirs, *ours.values()])
+        summary["captions_without_markers"] = len(unmarked)
+        if unmarked:
+            log.warning(_marker_words(unmarked, len(wanted.roles), markers))
+        if summary["without_caption"]:
+            summary["next"] = "triptych caption"
+
+    return Run("import", len(source.pictures()) + len(source.left_out()), held(folder, work), summary)
+
+
+def _checked_folder(config: ImportConfig) -> Path:
+    if config.folder is None or not config.folder.is_dir():
+        named = "no folder is named" if config.folder is None else f"{config.folder} is no folder"
+        hint = "Say `triptych import FOLDER --layout 3x1`."
+        raise InputError(f"There is nothing to import: {named}.", hint)
+    if config.folder.resolve() == config.triptych_folder.resolve():
+        raise InputError(
+            f"{config.folder} is the folder that triptychs are written to.",
+            "Give another one with --triptychs or --work.",
+        )
+    return config.folder
+
+
+def _wanted(config: ImportConfig) -> tuple[Wanted, tuple[str, ...]]:
+    """What the canvases are to become, and the markers of their captions."""
+    rows, columns = read_grid(config.layout)
+    roles, made = read_roles(config.roles, config.made, rows * columns)
+    stride = model_settings(config.model).stride if config.model.strip() else STRIDE
+    for side in (config.panel_width, config.panel_height):
+        if side is not None and side % stride:
+            raise InputError(
+                f"A panel side of {side} px does not fall on the model's grid of {stride} px.",
+                f"Use {max(1, round(side / stride)) * stride}.",
+            )
+    wanted = Wanted(rows, columns, roles, made, stride, config.panel_width, config.panel_height)
+    return wanted, read_markers(config.marker, rows * columns)
+
+
+def _rows(folder: TriptychFolder) -> dict[str, dict[str, Any]]:
+    """By file name, the rows of metadata.jsonl."""
+    return {str(row.get("file_name")): row for row in folder.rows()}
+
+
+def _import(one: _Target, wanted: Wanted, markers: tuple[str, ...]) -> tuple[Any, str]:
+    """(done | kept, what was done to the panels): the picture and its caption lie there afterwards, and the
+    row says so.
+
+    Raises:
+        InputError: a picture that cannot be opened, whose panels are too small, or in whose place another
+            one lies.
+    """
+    origin = {
+        "id": one.picture.stem,
+        IMPORTED: one.source.name,
+        "sha256": sha256_file(one.source),
+        "wanted": digest(wanted._asdict()),
+    }
+    there = made_from(one.picture) if one.picture.exists() else None
+    if there is not None and IMPORTED not in there:
+        raise InputError(f"{one.picture} is there already, and is not of this set.")
+    kept = there is not None and all(there.get(key) == value for key, value in origin.items())
+    if kept and there is not None:
+        done, layout = str(there.get("done")), there.get("layout")
+    else:
+        result: Fitted = fitted(load_image(one.source), wanted)
+        done, layout = result.done, result.layout.to_dict()
+        about = origin | {"done": done, "layout": layout}
+        save_png(result.canvas, one.picture, text={CHUNK: json.dumps(about)})
+    row = {"file_name": one.picture.name, "id": one.picture.stem, "layout": layout}
+    row |= {"markers": list(markers)} if markers else {}
+    earlier = {key: value for key, value in one.row.items() if key not in ("layout", "markers")}
+    one.row = earlier | row | {IMPORTED: {"file": one.source.name, "sha256": origin["sha256"]}}
+    _write_caption(one)
+    return ("kept" if kept else "done"), done
+
+
+def _write_caption(one: _Target) -> None:
+    """The set's caption beside the picture, unless somebody has edited it there."""
+    text = one.caption + "\n"
+    last = one.row.get("caption_sha256")
+    if one.caption and (not one.text_file.exists() or sha256_file(one.text_file) == last):
+        if last != _sha256(text) or not one.text_file.exists():
+            write_text(one.text_file, text)
+        one.row |= {"text": one.caption, "caption_sha256": _sha256(text)}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _is_marked(caption: str, markers: tuple[str, ...], panels: int) -> bool:
+    try:
+        return bool(Caption.parse(in_house(caption, markers), panels))
+    except InputError:
+        return False
+
+
+def _marker_words(unmarked: list[tuple[str, str]], panels: int, markers: tuple[str, ...]) -> str:
+    name, caption = unmarked[0]
+    which = markers[0] if markers else "<IMAGE 1>"
+    guess = markers_in(caption, panels)
+    hint = f' They seem to be marked with {guess}: give --marker "{guess}".' if guess else ""
+    return (
+        f"{len(unmarked)} captions ({name} …) do not mark each panel once and in order, as {which} …; they "
+        f"are taken as they are.{hint}"
+    )
