@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,6 +98,14 @@ def as_diffusers_has_it(transformer: nn.Module) -> FluxTransformer2DModel:
         if type(module) in (Linear, GELU, ProjectedGELU):
             module.__class__ = type(module).__base__
     return stock
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def matmul_peak(side: int = 2048, times: int = 3, dtype: torch.dtype = torch.float32) -> float:

@@ -47,7 +47,9 @@ def test_try_on_beside_diffusers_pipeline(tmp_path: Path) -> None:
         "clean context, 36 % of the panel",
     }
     assert results["difference"] <= 1, "of 255: it paints what the pipeline paints"
-    assert "| 8 | exact |" in table
+    assert "| 8 | exact |" in table and "× same kernels" in table and "× stock" in table
+    assert all(min(run["stock_s"], run["kernels_s"], run["ours_s"]) > 0 for run in runs)
+    assert results["about"]["processor"] in table
 
 
 def test_the_pockets_table(tmp_path: Path) -> None:
