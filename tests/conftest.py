@@ -12,9 +12,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve t
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny; threads only get in each other's way
 
 import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.caption_server import Desk, Server
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -47,6 +52,30 @@ def photos() -> Path:
     if not (folder / "catalogue").is_dir():
         pytest.skip("the real photos are not here; set TRIPTYCH_PHOTOS to their folder")
     return folder
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A captioner on the loopback device."""
+    from tests.caption_server import serve
+
+    yield from serve(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as far as captions need one."""
+    from tests.caption_server import write_model
+
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def desk(tmp_path: Path, server: Server, model_folder: Path) -> Desk:
+    """A work folder with grey triptychs for that captioner to describe."""
+    from tests.caption_server import Desk
+
+    return Desk(tmp_path, server, model_folder)
 
 
 WIDTH = 32

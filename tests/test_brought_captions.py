@@ -5,13 +5,12 @@ what counts their words.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.caption_server import ORDER, Desk, Server, good, serve, write_model
+from tests.caption_server import ORDER, Desk, Server, good
 from triptych.captioning.brought import match_captions
 from triptych.captioning.captioners import check_captioner, load_captioner
 from triptych.captioning.jobs import Job
@@ -19,22 +18,6 @@ from triptych.captioning.prompt_tokens import prompt_tokenizer
 from triptych.captioning.write import linter
 from triptych.data.captions import read_caption
 from triptych.errors import ConfigError, InputError, ModelError
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    yield from serve(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def desk(tmp_path: Path, server: Server, model_folder: Path) -> Desk:
-    return Desk(tmp_path, server, model_folder)
-
 
 JOBS = [
     Job(Path("coats__item06-0a1b.png"), {"item": "coats__item06", "worn": "photos/coats/item06/IMG_1.jpg"}),

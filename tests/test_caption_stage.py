@@ -9,8 +9,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -26,30 +24,12 @@ from tests.caption_server import (
     Reply,
     Server,
     good,
-    serve,
-    write_model,
 )
 from triptych.data.captions import lint
 from triptych.errors import ConfigError, WorkError
 from triptych.store.files import read_json
 from triptych.store.journal import Journal
 from triptych.verbs.caption import caption
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    yield from serve(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def desk(tmp_path: Path, server: Server, model_folder: Path) -> Desk:
-    return Desk(tmp_path, server, model_folder)
-
 
 # --- The ordinary run
 # ---------------------------------------------------------------------------------------------------

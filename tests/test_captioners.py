@@ -5,7 +5,6 @@ from __future__ import annotations
 import email.utils
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,6 @@ from tests.caption_server import (
     Reply,
     Server,
     good,
-    serve,
-    write_model,
 )
 from triptych.captioning.captioners import load_captioner
 from triptych.captioning.questions import AnswerError, quote
@@ -33,22 +30,6 @@ from triptych.errors import ConfigError, ModelError
 from triptych.store.files import read_jsonl
 from triptych.store.journal import Journal
 from triptych.verbs.caption import caption
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    yield from serve(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def desk(tmp_path: Path, server: Server, model_folder: Path) -> Desk:
-    return Desk(tmp_path, server, model_folder)
-
 
 # --- Servers in trouble
 # -------------------------------------------------------------------------------------------------

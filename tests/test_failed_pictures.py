@@ -5,32 +5,15 @@ with one command.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.caption_server import KEY, ORDER, Call, Desk, Reply, Server, good, serve, write_model
+from tests.caption_server import KEY, ORDER, Call, Desk, Reply, Server, good
 from triptych.errors import ModelError, WorkError
 from triptych.store.files import read_jsonl
 from triptych.verbs.caption import caption, check_captioner
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    yield from serve(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def desk(tmp_path: Path, server: Server, model_folder: Path) -> Desk:
-    return Desk(tmp_path, server, model_folder)
 
 
 def well(call: Call) -> Reply:

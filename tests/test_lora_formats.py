@@ -859,7 +859,9 @@ def test_text_encoders_can_be_left_out_on_request(tmp_path: Path, capsys: pytest
     assert load_file(out).keys() == GOOD.keys()
 
 
-def test_what_the_file_says_of_itself_survives_conversion(tmp_path: Path) -> None:
+def test_what_the_file_says_of_itself_survives_conversion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     layout = {"width": 32, "height": 48, "roles": ["front", "back", "worn"], "columns": 3}
     about = {
         "base_model": "black-forest-labs/FLUX.1-dev",
@@ -875,7 +877,15 @@ def test_what_the_file_says_of_itself_survives_conversion(tmp_path: Path) -> Non
     )
     save_lora(ours, {key.removeprefix("transformer."): tensor for key, tensor in GOOD.items()}, 2, 1, about)
     assert main(["lora", "convert", str(ours), str(theirs), "--to", "kohya"]) == 0
+    assert "clean context, which only triptych samples" in "".join(capsys.readouterr())
     assert main(["lora", "convert", str(theirs), str(back)]) == 0
+    capsys.readouterr()
+    assert main(["lora", "inspect", str(back)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "panels: front, back, worn, each 32×48 px, 3 in a row" in shown and "context: clean" in shown
+    plain = save(tmp_path, GOOD)
+    assert main(["lora", "convert", str(plain), str(tmp_path / "noisy.safetensors")]) == 0
+    assert "clean context" not in "".join(capsys.readouterr())
     with safe_open(back, "pt") as stream:
         metadata = stream.metadata()
     assert {key: read_lora(back)[1][key] for key in about} == about

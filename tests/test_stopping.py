@@ -5,6 +5,7 @@ one that goes on longer.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from triptych import cli, flow
 from triptych.backbones.registry import load_backbone
 from triptych.data.embeddings import read_about
 from triptych.errors import ConfigError, ModelError, WorkError
+from triptych.events import Event, Run
 from triptych.lora.adapter import FILE_NAME, add_lora, load_lora, read_lora
+from triptych.pocket.raw_catalogue import write_raw_catalogue
 from triptych.signals import Stopped, ending_after_this_step, ending_at_once
 from triptych.training.continuation import check_init_lora, start_from
 from triptych.verbs.train import train
@@ -128,6 +132,56 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(
     assert read_lora(tmp_path / "lora" / "checkpoints" / f"step-{len(rows_of(tmp_path)):08d}")[1][
         "steps"
     ] == len(rows_of(tmp_path))
+
+
+def test_a_pipeline_that_is_stopped_anywhere_goes_on_with_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C at the second caption, and at the second step of the training."""
+    shop, work, passed = tmp_path / "shop", tmp_path / "work", Run.nested
+    write_raw_catalogue(shop, items=2, seed=0)
+    for name in ("human", "garment"):
+        for photo in sorted((shop / "labels" / name).iterdir())[8:]:
+            photo.unlink()
+    options = {
+        "work": str(work),
+        "model": "pocket",
+        "clean": {"photos": str(shop / "photos")}
+        | {name: str(shop / "labels" / name) for name in ("human", "garment")},
+        "caption": {"vlm_model": "pocket"},
+        "train": {"max_train_steps": 4, "batch_size": 1, "rank": 2, "num_validation_images": 0},
+    }
+    (tmp_path / "shop.yaml").write_text(json.dumps(options))
+    words, units = ["run", "--config", str(tmp_path / "shop.yaml"), "--json"], dict[str, list[str]]()
+
+    def stopping_in(stage: str) -> Callable[[Run], Iterator[Event]]:
+        def nested(run: Run) -> Iterator[Event]:
+            for event in passed(run):
+                units.setdefault(run.name, []).append(event.status)
+                yield event
+                if run.name == stage and len(units[stage]) == 2:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        return nested
+
+    for stage in ("caption", "train"):
+        monkeypatch.setattr(Run, "nested", stopping_in(stage))
+        units.clear()
+        assert cli.main(words) == 130
+        said = capsys.readouterr()
+        assert said.out == "" and "Traceback" not in said.err
+        last = said.err.strip().splitlines()[-1]
+        assert "the same command" in last and ("stopped at step 2" in last) == (stage == "train")
+        assert list(units)[-1] == stage
+        assert not [path for path in work.rglob("*") if path.suffix in (".tmp", ".part")]
+    monkeypatch.setattr(Run, "nested", stopping_in("nowhere"))
+    units.clear()
+    assert cli.main(words) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert units.pop("train") == ["kept", "kept", "done", "done"]
+    assert {status for statuses in units.values() for status in statuses} <= {"kept", "rejected"}
+    assert (summary["train"]["resumed_at"], summary["train"]["train_steps"]) == (2, 4)
+    assert read_lora(work)[1]["steps"] == 4
 
 
 def test_signals_outside_a_training_end_at_once_and_inside_a_second_ctrl_c_does(
