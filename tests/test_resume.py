@@ -396,7 +396,7 @@ def held_by_one(rank: int, port: int, model: str, out: str) -> None:
     before = sum(
         p.numel() for n, p in transformer.named_parameters() if "blocks" in n and not p.requires_grad
     )
-    distributed.shard(transformer, trained, backbone.device)
+    distributed.shard(transformer, backbone.blocks(transformer), trained, backbone.device)
     here = [p.to_local().numel() for p in transformer.parameters() if isinstance(p, DTensor)]
     assert not any(isinstance(p, DTensor) for p in trained)
     (Path(out) / f"{rank}.json").write_text(json.dumps([before, sum(here)]))

@@ -116,11 +116,10 @@ def _resumed(bench: Bench, options: dict[str, Any]) -> Figures:
     folders = {name: Path(options["work"]) / f"resume-{name}" for name in ("whole", "again", "parts")}
     for name in ("whole", "again"):
         train(TrainConfig(**options, lora_folder=folders[name])).finish()
-    events = iter(train(TrainConfig(**options, lora_folder=folders["parts"])))
-    for event in events:
-        if event.id == f"step {half}":
-            break
-    events.close()  # type: ignore[attr-defined]
+    with train(TrainConfig(**options, lora_folder=folders["parts"])) as begun:
+        for event in begun:
+            if event.id == f"step {half}":
+                break
     summary = train(TrainConfig(**options, lora_folder=folders["parts"])).finish()
     whole, again, parts = (_lora(folder) for folder in folders.values())
     apart, unsteady = _worst(whole, parts)["apart"], _worst(whole, again)["apart"]

@@ -1,5 +1,5 @@
-"""Attention as every family's processors call it: diffusers' dispatch, but on a CPU, where nothing is to be
-differentiated.
+"""Attention for every family's processors: diffusers' dispatch, and on a CPU without gradients a quicker
+form.
 
 Legend: B batch, S sequence, H heads, D head width, Q queries and K keys of one sample and some heads.
 """

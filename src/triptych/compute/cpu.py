@@ -1,10 +1,11 @@
-"""What PyTorch leaves slow on a CPU, and diffusers' models consist of: linear layers in float32, and GELU.
+"""Quicker forms of two layers that are slow in PyTorch on some processors: linear layers in float32, and
+GELU.
 
-PyTorch hands float32 products on a CPU to MKL, which on processors that are not Intel's computes as if there
-were AVX2 only: 2.2 times slower than oneDNN on an AMD Zen 5. oneDNN is a part of PyTorch too, computes its
-products in bfloat16, and in float32 is reached by the operator that `torch.compile` puts into its programs.
-GELU spends its time in the hyperbolic tangent; the sigmoid, which says the same, takes half of it. (Attention
-has a file of its own.)
+PyTorch hands float32 products on a CPU to MKL. On processors that are not Intel's, MKL computes as if there
+were AVX2 only: 2.2 times slower than oneDNN on an AMD Zen 5. oneDNN is a part of PyTorch too: it computes
+bfloat16 products, and an operator that `torch.compile` puts into its programs reaches it in float32. On an
+Intel Xeon nothing is gained. GELU spends its time in the hyperbolic tangent; the sigmoid gives the same in
+half of it. (Attention is in `attention.py`.)
 
 Legend: O output and I input features, S anything before the features.
 """
@@ -51,9 +52,8 @@ def linear(input_SI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) ->
 
 def _by_onednn(input_SI: Tensor, weight_OI: Tensor, differentiable: bool) -> bool:
     dtype = input_SI.dtype
-    pays = dtype == torch.float32 or (
-        dtype == torch.bfloat16 and not differentiable
-    )  # whose other way to oneDNN is 2 % longer
+    # bfloat16 with gradients: PyTorch's own way to oneDNN is 2 % quicker.
+    pays = dtype == torch.float32 or (dtype == torch.bfloat16 and not differentiable)
     fits = (
         input_SI.device.type == "cpu"
         and dtype == weight_OI.dtype
@@ -130,7 +130,10 @@ class ProjectedGELU(FeedForwardGELU):
 
 
 def install(model: nn.Module) -> nn.Module:
-    """Make the plain layers of a model the ones above, weights and names as they are; the model."""
+    """Turn the plain layers of a model into the ones above, in place; the model.
+
+    Only a module's class changes, which has the same attributes: weights, names, hooks and references stay.
+    """
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
