@@ -152,7 +152,7 @@ def predict(case: Case, folder: Path) -> float:
     from triptych.planning.memory import PROCESS_RAM, Machine, train_memory
     from triptych.planning.shapes import model_shapes
 
-    layout = PanelLayout(*case.panel)
+    layout = TRY_ON.layout(*case.panel)
     machine = Machine(torch.float32, card=False)
     return (
         train_memory(model_shapes(str(folder)), train_config(case, folder), layout, 128, machine).total
@@ -176,7 +176,7 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     from triptych.training.optimizer import make_optimizer
     from triptych.training.state import TrainState
 
-    shapes, config, layout = model_shapes(str(folder)), train_config(case, folder), PanelLayout(*case.panel)
+    shapes, config, layout = model_shapes(str(folder)), train_config(case, folder), TRY_ON.layout(*case.panel)
     backbone = shapes.family(str(folder), torch.device("cpu"), torch.float32)
     backbone.settings = shapes.settings
     before = _resident()

@@ -21,11 +21,12 @@ from typing import Any
 from PIL import Image, ImageChops, ImageFilter
 
 from triptych.backbones.settings import resolve_model
-from triptych.pictures.panels import PanelLayout, concatenate
+from triptych.pictures.panels import concatenate
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import render
 from triptych.pocket.world import NONE, sample_printed, sample_scene
 from triptych.store.files import read_json, write_json
+from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.embed import EmbedConfig, embed
 from triptych.verbs.evaluate import EvaluateConfig, evaluate
 from triptych.verbs.train import TrainConfig, train
@@ -132,7 +133,7 @@ def write_triptychs(folder: Path, count: int, printed: float = 0.0) -> None:
     """
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     (folder / "triptychs").mkdir(exist_ok=True)
-    layout, rng = PanelLayout(48, 72), random.Random(3)
+    layout, rng = TRY_ON.layout(48, 72), random.Random(3)
     for number in range(count):
         garment, scenes = sample_triptych(rng)
         chosen = number < count * printed

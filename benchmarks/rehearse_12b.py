@@ -37,6 +37,7 @@ from triptych.pictures.panels import PanelLayout
 from triptych.sampling.options import Sampling
 from triptych.sampling.sampler import Canvases, Known, sample_latents
 from triptych.store.files import write_json, write_text
+from triptych.tasks.tryon import TRY_ON
 from triptych.training.config import TrainConfig
 from triptych.training.log import duration, peak_memory_gib
 from triptych.training.state import TrainState
@@ -209,7 +210,7 @@ def rehearse(
 
     panel: width and height in pixels. out: an empty folder for the model's description, embeddings and LoRA.
     """
-    meter, layout = Meter(), PanelLayout(*panel)
+    meter, layout = Meter(), TRY_ON.layout(*panel)
     peak = matmul_peak(peak_seconds)
     loaded: dict[str, int] = {}
 

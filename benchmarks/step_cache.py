@@ -17,12 +17,12 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from triptych.pictures.panels import PanelLayout
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import render
 from triptych.sampling.generate import generate_triptych
 from triptych.sampling.opened import load_models
 from triptych.sampling.options import Sampling
+from triptych.tasks.tryon import TRY_ON
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--thresholds", type=float, nargs="*", default=[0.02, 0.05, 0.1, 0.15, 0.3])
     options = parser.parse_args()
-    layout, cases = PanelLayout(48, 72), []
+    layout, cases = TRY_ON.layout(48, 72), []
     for number in range(options.pictures):
         rng = random.Random(number)
         garment, scenes = sample_triptych(rng)

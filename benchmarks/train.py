@@ -40,6 +40,7 @@ from triptych.data.embeddings import EMPTY, EmbeddingFolder, EmbeddingRecord, sa
 from triptych.lora.adapter import add_lora
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.opened import Models
+from triptych.tasks.tryon import TRY_ON
 from triptych.training.config import TrainConfig
 from triptych.training.data import Batch, TrainingSet
 from triptych.training.loss import losses_of
@@ -192,7 +193,7 @@ def window(layout: PanelLayout, share: float) -> Tensor:
 
 def write_records(models: Models, size: Size, work: Path) -> None:
     """Embeddings of two random triptychs."""
-    layout, made_with = PanelLayout(size.width, size.height), models.backbone.encoder_fingerprint
+    layout, made_with = TRY_ON.layout(size.width, size.height), models.backbone.encoder_fingerprint
     folder = work / "embeddings" / models.backbone.name
     for number in range(2):
         mean = torch.randn(16, layout.size[1] // 8, layout.size[0] // 8)

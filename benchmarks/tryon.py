@@ -33,10 +33,11 @@ from triptych.backbones.flux.attention import install
 from triptych.backbones.flux.model import pack, unpack
 from triptych.compute.attention import attention
 from triptych.compute.cpu import linear
-from triptych.pictures.panels import PanelLayout, concatenate
+from triptych.pictures.panels import concatenate
 from triptych.sampling.canvas import decoded_panel
 from triptych.sampling.clean_context import ContextCache
 from triptych.sampling.options import Sampling
+from triptych.tasks.tryon import TRY_ON
 from triptych.vton.dress import Person, try_on
 
 PERSONS = 8
@@ -76,7 +77,7 @@ class Bench:
     """The model, the pipeline around the same weights, and the pictures."""
 
     def __init__(self, size: Size, dtype: torch.dtype, folder: Path) -> None:
-        self.size, self.layout = size, PanelLayout(size.width, size.height)
+        self.size, self.layout = size, TRY_ON.layout(size.width, size.height)
         self.models = flux_like(size, dtype, folder)
         backbone = self.models.backbone
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(backbone.scheduler_config)

@@ -21,7 +21,6 @@ import pytest
 from PIL import Image
 
 from triptych.captioning.questions import questions_about
-from triptych.pictures.panels import PanelLayout
 from triptych.store.files import read_jsonl
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.caption import CaptionConfig, caption
@@ -197,7 +196,7 @@ class Desk:
         self.folder.mkdir(parents=True)
 
     def draw(self, count: int) -> None:
-        layout = PanelLayout(16, 32)
+        layout = TRY_ON.layout(16, 32)
         rows = []
         for number in range(1, count + 1):
             Image.new("RGB", layout.size, (10 * number,) * 3).save(self.folder / f"t{number}.png")

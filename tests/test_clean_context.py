@@ -21,11 +21,11 @@ from triptych.backbones.flux.model import pack, position_ids
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import ModelSettings
 from triptych.lora.adapter import FILE_NAME, add_lora
-from triptych.pictures.panels import PanelLayout
 from triptych.sampling import token_sets
 from triptych.sampling.clean_context import kept_window, product_tokens, read_window
 from triptych.sampling.opened import load_models
 from triptych.sampling.sampler import Canvases, Known, active_tokens, sample_latents
+from triptych.tasks.tryon import TRY_ON
 from triptych.training.data import draw_active
 from triptych.training.loss import losses_of
 from triptych.verbs.generate import GenerateConfig
@@ -199,7 +199,7 @@ def test_products_that_read_only_products_equal_one_pass(parts: Parts, share: fl
     one_pass, tokens_of = REFERENCES[backbone.name]
     generator = torch.Generator().manual_seed(5)
     latents = torch.randn(2, 16, 6, 12, generator=generator)
-    first = product_tokens(PanelLayout(32, 48), 16)
+    first = product_tokens(TRY_ON.layout(32, 48), 16)
     active = (torch.rand(3, 6, generator=generator) > share) & ~first
     active[2, 5], active[0, 4] = True, False
     words, empty, t = text(2, 1), text(1, 2), torch.full((2,), 0.7)
@@ -222,7 +222,7 @@ def test_known_tokens_are_read_with_the_lora_or_without_and_only_where_told(tiny
     backbone = load_backbone(str(tiny), "cpu", "fp32")
     transformer = backbone.load_transformer()
     latents = torch.randn(1, 16, 6, 12, generator=torch.Generator().manual_seed(1))
-    products = product_tokens(PanelLayout(32, 48), 16)
+    products = product_tokens(TRY_ON.layout(32, 48), 16)
     assert products.tolist() == [[True] * 4 + [False] * 2] * 3
     words, t, about = text(1, 1), torch.tensor([0.7]), (backbone, transformer, latents, ~products, text(1, 2))
     kept = functools.partial(kept_window, room=6 + 24)
@@ -257,7 +257,7 @@ def test_installed_processors_change_nothing_without_a_context(parts: Parts) -> 
 
 
 def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny: Path, tmp_path: Path) -> None:
-    layout = PanelLayout(32, 48)
+    layout = TRY_ON.layout(32, 48)
     write_records(tmp_path, ["id-1", "id-2", "id-3"], tiny)
     options = {"context": "clean", "context_dropout": 0.5, "max_train_steps": 8}
     train(config(tmp_path, tiny, **options)).finish()
@@ -355,7 +355,7 @@ def test_training_reads_as_sampling_does(
 
 
 def test_active_tokens_cover_every_latent_of_the_mask() -> None:
-    layout = PanelLayout(32, 48)
+    layout = TRY_ON.layout(32, 48)
     mask = torch.zeros(6, 12)
     mask[3, 9] = 1
     active = active_tokens(mask, layout, 16)
@@ -376,7 +376,7 @@ def test_compiled_models_meet_few_sizes(tiny: Path) -> None:
 
     backbone = load_backbone(str(tiny), "cpu", "fp32")
     transformer = backbone.load_transformer()
-    layout, generator = PanelLayout(64, 96), torch.Generator().manual_seed(7)
+    layout, generator = TRY_ON.layout(64, 96), torch.Generator().manual_seed(7)
     words, empty, t = text(1, 1), text(1, 2), torch.tensor([0.6])
     allowed = layout.mask(layout.roles[-1:], 16)
     windows, expected, shown = [], [], []

@@ -19,6 +19,7 @@ from triptych.data.views import choose_sides
 from triptych.errors import InputError, WorkError
 from triptych.pictures.panels import PanelLayout, fit, split
 from triptych.store.files import read_jsonl, sha256_file
+from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.concat import ConcatConfig, concat
 
 
@@ -77,7 +78,7 @@ def test_panels_hold_the_right_photos_whole(shop: Shop) -> None:
     summary = shop.concat()
     assert (summary["items"], summary["triptychs"], summary["made"], summary["rejected"]) == (1, 1, 1, 0)
     [picture] = shop.folder.glob("*.png")
-    layout = PanelLayout(32, 48)
+    layout = TRY_ON.layout(32, 48)
     panels = split(Image.open(picture), layout)
     for name, panel in zip(["front.png", "back.png", "worn_0x.png"], panels, strict=True):
         assert panel.tobytes() == fit(Image.open(shop.root / "raw" / "item1" / name), 32, 48).tobytes()
@@ -131,7 +132,7 @@ def test_single_garment_photo_is_used_twice(shop: Shop) -> None:
     shop.add("i", "only.png", "garment")
     shop.add("i", "worn.png", "human")
     shop.concat()
-    front, back, worn = split(Image.open(next(shop.folder.glob("*.png"))), PanelLayout(32, 48))
+    front, back, worn = split(Image.open(next(shop.folder.glob("*.png"))), TRY_ON.layout(32, 48))
     assert front.tobytes() == back.tobytes() != worn.tobytes()
 
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from triptych.pictures.panels import PanelLayout
 from triptych.sampling import clean_context
 from triptych.sampling.clean_context import ContextCache, kept_window, product_tokens, read_window
 from triptych.sampling.opened import Models, load_models
 from triptych.sampling.options import Sampling
+from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vton.dress import Person, try_on
 
 from .test_tryon import inputs as inputs
 from .test_tryon import options
 
-LAYOUT = PanelLayout(32, 48)
+LAYOUT = TRY_ON.layout(32, 48)
 CLEAN = Sampling(2, context="clean", context_reading="products")
 
 

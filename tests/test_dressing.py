@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from triptych.errors import InputError
-from triptych.pictures.panels import PanelLayout
 from triptych.sampling.clean_context import ContextCache
 from triptych.sampling.opened import load_models
 from triptych.sampling.options import Sampling
+from triptych.tasks.tryon import TRY_ON
 from triptych.vton.dress import Person, try_on
 
-LAYOUT = PanelLayout(48, 64)
+LAYOUT = TRY_ON.layout(48, 64)
 
 
 def picture(seed: int) -> Image.Image:

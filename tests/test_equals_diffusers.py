@@ -26,14 +26,14 @@ from triptych.backbones.contract import Backbone
 from triptych.backbones.flux.model import pack, unpack
 from triptych.backbones.registry import load_backbone
 from triptych.errors import ConfigError, ModelError
-from triptych.pictures.panels import PanelLayout
 from triptych.sampling.canvas import to_images
 from triptych.sampling.opened import Models, load_models
 from triptych.sampling.options import Sampling
 from triptych.sampling.sampler import Canvases, Known, sample_latents
+from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.generate import GenerateConfig, generate
 
-LAYOUT = PanelLayout(32, 48)
+LAYOUT = TRY_ON.layout(32, 48)
 PROMPT = "three pictures of one <Brand> item <IMAGE 1> a red dress <IMAGE 2> the dress <IMAGE 3> a person"
 LENGTH = 24
 PROMPTS = [PROMPT]

@@ -26,8 +26,8 @@ from triptych.compute.quantize import QuantizedLinear
 from triptych.errors import ModelError
 from triptych.lora.adapter import add_lora
 from triptych.lora.models import TITLES
-from triptych.pictures.panels import PanelLayout
 from triptych.planning.shapes import known_models, model_shapes
+from triptych.tasks.tryon import TRY_ON
 
 from .test_clean_context import text
 
@@ -195,7 +195,7 @@ def test_plan_knows_every_part_that_has_weights(checkpoint: Path) -> None:
     parts = {path.parent.name for path in checkpoint.rglob("*.safetensors")}
     assert shapes.configs.keys() == shapes.parameters.keys() == parts
     assert {*shapes.text_encoders} == parts - {"transformer", "vae"}
-    assert shapes.latents(PanelLayout(32, 48), 1).shape == (1, 16, 6, 12)
+    assert shapes.latents(TRY_ON.layout(32, 48), 1).shape == (1, 16, 6, 12)
 
 
 # --- the tests bite

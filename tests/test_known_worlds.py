@@ -16,13 +16,14 @@ from triptych.backbones.settings import model_settings
 from triptych.cli import main
 from triptych.errors import ModelError
 from triptych.evaluation.rendered import held_out_items
-from triptych.pictures.panels import PanelLayout, concatenate
+from triptych.pictures.panels import concatenate
 from triptych.pocket import checkpoint_path
 from triptych.pocket.drawings import is_drawing
 from triptych.pocket.known_worlds import check_pictures, known_by
 from triptych.pocket.raw_catalogue import write_raw_catalogue
 from triptych.pocket.render import render
 from triptych.pocket.world import POSES, VIEWS, sample_garment, sample_scene
+from triptych.tasks.tryon import TRY_ON
 
 PROMPT = "x <IMAGE 1> x <IMAGE 2> x <IMAGE 3> x"
 
@@ -112,7 +113,7 @@ def test_photographs_do_not_pass(photos: Path, tmp_path: Path) -> None:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A drawn front, photographs of a back and a person, and a triptych of each kind."""
     monkeypatch.chdir(tmp_path)
-    item, layout = held_out_items(1, seed=3)[0], PanelLayout(48, 72)
+    item, layout = held_out_items(1, seed=3)[0], TRY_ON.layout(48, 72)
     item.front.save("front.png")
     item.worn.save("worn.png")
     for number, name in enumerate(("back.png", "me.png")):

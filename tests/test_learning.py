@@ -15,6 +15,7 @@ from triptych.lora.adapter import load_lora
 from triptych.pictures.panels import PanelLayout, concatenate
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import render
+from triptych.tasks.tryon import TRY_ON
 from triptych.training.data import TrainingSet
 from triptych.training.loss import losses_of
 from triptych.verbs.embed import EmbedConfig, embed
@@ -33,7 +34,7 @@ def write_rendered(folder: Path, count: int, layout: PanelLayout) -> None:
 
 @pytest.mark.parametrize("context", ["noisy", "clean"])
 def test_over_fitting_four_triptychs_lowers_the_loss(tmp_path: Path, context: str) -> None:
-    write_rendered(tmp_path / "triptychs", 4, PanelLayout(48, 72))
+    write_rendered(tmp_path / "triptychs", 4, TRY_ON.layout(48, 72))
     before, after = over_fit(tmp_path, "pocket", context, steps=60, learning_rate=3e-3)
     assert after < 0.75 * before, f"loss {before:.4f} before, {after:.4f} after"
 
@@ -43,7 +44,7 @@ def test_random_weights_learn_too(tmp_path: Path, tiny: Path, context: str) -> N
     """Every family's LoRA gets hold of the loss. How far is bounded: first and last layer are random, narrow
     and frozen.
     """
-    write_rendered(tmp_path / "triptychs", 4, PanelLayout(32, 48))
+    write_rendered(tmp_path / "triptychs", 4, TRY_ON.layout(32, 48))
     before, after = over_fit(tmp_path, str(tiny), context, steps=40, learning_rate=1e-2)
     assert after < 0.9 * before, f"loss {before:.4f} before, {after:.4f} after"
 

@@ -17,10 +17,10 @@ from triptych.backbones.registry import load_backbone
 from triptych.data.captions import where_cut
 from triptych.errors import InputError, ModelError
 from triptych.lora.adapter import add_lora, lora_state, save_lora
-from triptych.pictures.panels import PanelLayout
 from triptych.sampling.generate import generate_triptych
 from triptych.sampling.opened import load_models
 from triptych.sampling.options import Sampling
+from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vton.dress import Person, try_on
@@ -135,7 +135,7 @@ def test_the_library_samples_as_the_lora_was_trained_unless_told_otherwise(
     """What `tryon` makes of the same file; a Sampling() of one's own, which is noisy, gets a warning."""
     file = lora(tmp_path, state, context="clean", context_lora=True, context_reading="products")
     models = load_models(inputs["model"], [PROMPT], file, device="cpu", dtype="fp32")
-    assert models.layout() == PanelLayout(32, 48)
+    assert models.layout() == TRY_ON.layout(32, 48)
     asked = TryonConfig(**{**inputs, "num_inference_steps": None}, lora=file).sampling(
         models.backbone.settings, 0.9
     )

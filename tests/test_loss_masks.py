@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from triptych.errors import InputError
-from triptych.pictures.panels import PanelLayout
+from triptych.tasks.tryon import TRY_ON
 from triptych.training.masks import LossMasks
 
-LAYOUT = PanelLayout(32, 48)
+LAYOUT = TRY_ON.layout(32, 48)
 IDS = ["dress-1", "dress-2", "Coat"]
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from triptych.backbones.contract import Backbone
 from triptych.backbones.registry import load_backbone
 from triptych.compute.modulation import MODULATED, PremodulatedTransformer
-from triptych.pictures.panels import PanelLayout
 from triptych.sampling.clean_context import read_window
 from triptych.sampling.options import Sampling
 from triptych.sampling.sampler import Canvases, sample_latents
+from triptych.tasks.tryon import TRY_ON
 
 from .test_clean_context import text
 
@@ -89,7 +89,7 @@ def test_a_run_reads_each_layer_once_and_leaves_the_model_as_it_is(parts: tuple[
             module.linear.register_forward_hook(
                 lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1})
             )
-    canvas = Canvases(PanelLayout(32, 48), latents.shape[1:], words, [0], text(1, 1))
+    canvas = Canvases(TRY_ON.layout(32, 48), latents.shape[1:], words, [0], text(1, 1))
     sample_latents(backbone, transformer, canvas, Sampling(5))
     assert len(calls) >= 4 and set(calls.values()) == {1}
     with torch.no_grad():

@@ -17,8 +17,8 @@ from triptych.cli import main
 from triptych.data.catalogue import Photo, write_photos
 from triptych.errors import ModelError, TriptychError
 from triptych.lora.adapter import write_lora
-from triptych.pictures.panels import PanelLayout
 from triptych.sampling.options import SamplingConfig
+from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.concat import ConcatConfig
 from triptych.verbs.evaluate import EvaluateConfig
 from triptych.verbs.init import InitConfig, init
@@ -42,7 +42,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     triptychs = tmp_path / "work" / "triptychs"
     triptychs.mkdir()
-    Image.new("RGB", PanelLayout(48, 72).size).save(triptychs / "a.png")
+    Image.new("RGB", TRY_ON.layout(48, 72).size).save(triptychs / "a.png")
     return tmp_path
 
 

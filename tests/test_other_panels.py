@@ -17,6 +17,7 @@ from triptych.errors import WorkError
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import read_jsonl, sha256_file, write_jsonl
 from triptych.store.journal import Journal
+from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.caption import CaptionConfig, caption
 
 
@@ -88,7 +89,7 @@ def test_a_folder_of_an_older_version_goes_on(shop: Shop) -> None:
     manifest = shop.folder / "concat.manifest.json"
     about = json.loads(manifest.read_text())
     manifest.write_text(
-        json.dumps(about | {"identity": about["identity"] | {"layout": PanelLayout(16, 16).to_dict()}})
+        json.dumps(about | {"identity": about["identity"] | {"layout": TRY_ON.layout(16, 16).to_dict()}})
     )
     assert shop.concat()["kept"] == 1
     with pytest.raises(WorkError, match="max_concat_n") as caught:

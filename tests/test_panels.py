@@ -12,6 +12,7 @@ from PIL import Image
 
 from triptych.errors import InputError
 from triptych.pictures.panels import PanelLayout, concatenate, fit, place, split
+from triptych.tasks.tryon import TRY_ON
 
 GRIDS = [
     (("front", "back", "worn"), 3),
@@ -61,12 +62,12 @@ def test_layout_refuses_what_is_no_grid() -> None:
 
 
 def test_seams_must_fall_on_the_grid() -> None:
-    assert PanelLayout(576, 768).check(16) == PanelLayout(576, 768)
+    assert TRY_ON.layout(576, 768).check(16) == TRY_ON.layout(576, 768)
     for size in [(570, 768), (576, 770), (8, 8)]:
         with pytest.raises(InputError, match="grid of 16 px") as caught:
-            PanelLayout(*size).check(16)
+            TRY_ON.layout(*size).check(16)
         width, height = map(int, caught.value.hint.removeprefix("Use ").removesuffix(" instead.").split("×"))
-        PanelLayout(width, height).check(16)  # the advice works
+        TRY_ON.layout(width, height).check(16)  # the advice works
         assert max(abs(width - size[0]), abs(height - size[1])) <= 8, "and is the nearest"
 
 
@@ -140,4 +141,4 @@ def test_split_undoes_concatenate(roles: tuple[str, ...], columns: int) -> None:
 
 def test_split_refuses_another_size() -> None:
     with pytest.raises(InputError, match="its layout"):
-        split(Image.new("RGB", (97, 48)), PanelLayout(32, 48))
+        split(Image.new("RGB", (97, 48)), TRY_ON.layout(32, 48))

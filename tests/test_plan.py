@@ -27,11 +27,12 @@ from triptych.planning.advice import for_run, for_training, smallest_change
 from triptych.planning.memory import Machine, held_weights, train_memory
 from triptych.planning.shapes import model_shapes
 from triptych.planning.trace import runs_of_blocks
+from triptych.tasks.tryon import TRY_ON
 from triptych.training.config import TrainConfig
 from triptych.verbs.plan import PlanConfig, plan
 
 FLUX = "black-forest-labs/FLUX.1-dev"
-LAYOUT = PanelLayout(576, 768)
+LAYOUT = TRY_ON.layout(576, 768)
 GIB = 2**30
 
 
@@ -119,8 +120,8 @@ def test_tokens_of_canvas_and_text(configs_alone: Path) -> None:
     assert model_shapes(FLUX).text_tokens(512) == 512
     assert model_shapes("stabilityai/stable-diffusion-3.5-medium").text_tokens(256) == 77 + 256
     shapes = model_shapes(str(configs_alone))
-    assert shapes.image_tokens(PanelLayout(32, 48)) == 3 * 2 * 3
-    assert shapes.latents(PanelLayout(32, 48), 2).shape == (2, 16, 6, 12)
+    assert shapes.image_tokens(TRY_ON.layout(32, 48)) == 3 * 2 * 3
+    assert shapes.latents(TRY_ON.layout(32, 48), 2).shape == (2, 16, 6, 12)
 
 
 def test_arithmetic_of_a_training_step_follows_the_known_formula() -> None:
@@ -157,14 +158,14 @@ def test_three_blocks_of_a_kind_tell_of_all(
     case = benchmark.Case(family, 64, layers, (64, 96), 2, checkpointing, context)
     shapes = model_shapes(str(benchmark.write_configs(case, tmp_path / "model")))
     config = benchmark.train_config(case, tmp_path / "model")
-    some = runs.training_pass(shapes, config, PanelLayout(64, 96), 32, torch.bfloat16)
+    some = runs.training_pass(shapes, config, TRY_ON.layout(64, 96), 32, torch.bfloat16)
     monkeypatch.setattr(
         runs,
         "thinned",
         lambda transformer, blocks: {block: 1 for run in runs_of_blocks(blocks) for block in run},
     )
     runs._training_pass.cache_clear()
-    assert runs.training_pass(shapes, config, PanelLayout(64, 96), 32, torch.bfloat16) == some
+    assert runs.training_pass(shapes, config, TRY_ON.layout(64, 96), 32, torch.bfloat16) == some
     runs._training_pass.cache_clear()
 
 
@@ -183,7 +184,7 @@ def test_more_needs_more() -> None:
         < size(batch_size=4)
         < size(batch_size=4, gradient_checkpointing=False)
     )
-    assert size(PanelLayout(384, 512)) < least < size(PanelLayout(768, 1024))
+    assert size(TRY_ON.layout(384, 512)) < least < size(TRY_ON.layout(768, 1024))
     assert least < size(rank=32) < size(rank=64)
     assert least < size(optimizer="prodigy")
     assert least < size(early_stopping_patience=1, num_validation_triptychs=1)
@@ -193,7 +194,7 @@ def test_fused_attention_is_counted_without_a_matrix_of_all_pairs() -> None:
     """Twice the tokens, about twice the activations; with the matrix it would be four times."""
     config = TrainConfig(batch_size=1)
     small, large = (
-        runs.training_pass(model_shapes(FLUX), config, PanelLayout(576, height), 512, torch.bfloat16)
+        runs.training_pass(model_shapes(FLUX), config, TRY_ON.layout(576, height), 512, torch.bfloat16)
         for height in (768, 1536)
     )
     assert 1.7 < large.peak / small.peak < 2.1

@@ -16,6 +16,7 @@ from PIL import Image
 from triptych.data.triptychs import Grid, TriptychFolder, grid_of
 from triptych.errors import ConfigError, WorkError
 from triptych.pictures.panels import PanelLayout
+from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.embed import EmbedConfig, embed
 from triptych.verbs.train import train
 
@@ -86,7 +87,7 @@ def test_a_layout_for_the_whole_folder(tmp_path: Path) -> None:
     assert rejects == []
     assert [(source.id, source.layout, source.layout_by) for source in sources] == [
         ("stack", PanelLayout(32, 48, ("front", "back", "worn"), 1), "option"),
-        ("told", PanelLayout(32, 48), "metadata"),
+        ("told", TRY_ON.layout(32, 48), "metadata"),
     ]
     assert grid_of(None, ["front", "worn"], USUAL) == Grid(("front", "worn"), 2)
     for columns, roles in ((2, None), (1, ["a", "a"]), (None, ["a/b", "c"])):

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from triptych.errors import ModelError
-from triptych.pictures.panels import PanelLayout
 from triptych.sampling.opened import Models, load_models
 from triptych.sampling.options import Sampling
 from triptych.sampling.sampler import Canvases, Known, sample_latents
+from triptych.tasks.tryon import TRY_ON
 
-LAYOUT = PanelLayout(32, 48)
+LAYOUT = TRY_ON.layout(32, 48)
 
 
 def run(models: Models, sampling: Sampling) -> tuple[torch.Tensor, int]:

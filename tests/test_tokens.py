@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from triptych.pictures import masks
-from triptych.pictures.panels import Box, PanelLayout
+from triptych.pictures.panels import Box
 from triptych.sampling import token_sets
 from triptych.sampling.opened import load_models
 from triptych.sampling.options import Sampling
+from triptych.tasks.tryon import TRY_ON
 from triptych.vton.dress import Person, try_on
 
 
@@ -126,7 +127,7 @@ def test_nothing_is_left_out_in_doubt(ground: str) -> None:
 
 def test_left_out_tokens_are_not_read(tiny: Path) -> None:
     models = load_models(str(tiny), ["p"], device="cpu", dtype="fp32")
-    layout = PanelLayout(80, 144)
+    layout = TRY_ON.layout(80, 144)
     size = layout.width, layout.height
     front = garment_photo(size, (180, 40, 60), (255, 255, 255))
     mask = np.zeros(size[::-1], dtype=np.float32)

@@ -26,11 +26,12 @@ from triptych.lora.adapter import FILE_NAME, add_lora, load_lora, lora_state, re
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.opened import load_models
 from triptych.sampling.prompts import encode_texts
+from triptych.tasks.tryon import TRY_ON
 from triptych.training.data import TrainingSet, ids_of_batch
 from triptych.training.optimizer import learning_rate
 from triptych.verbs.train import TrainConfig, train
 
-LAYOUT = PanelLayout(32, 48)
+LAYOUT = TRY_ON.layout(32, 48)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ from triptych.data.pairing import triptych_id
 from triptych.data.triptychs import item_of
 from triptych.errors import ConfigError, WorkError
 from triptych.lora.adapter import FILE_NAME, add_lora, lora_state, read_lora
-from triptych.pictures.panels import PanelLayout
+from triptych.tasks.tryon import TRY_ON
 from triptych.training.checkpoints import load_newest, save_checkpoint
 from triptych.training.data import draw_held_out, draw_time, ids_of_step, steps_of_epochs
 from triptych.training.log import duration
@@ -87,7 +87,7 @@ def test_each_step_is_of_one_bucket_and_every_id_is_seen_equally_often() -> None
 
 
 def test_canvases_of_two_sizes_train_in_batches_of_one_size(work: Path, tiny_flux: Path) -> None:
-    wide = PanelLayout(48, 32)
+    wide = TRY_ON.layout(48, 32)
     write_records(work, ["id-5", "id-6"], tiny_flux, wide)
     options = config(work, tiny_flux)
     backbone, data = load_backbone(str(tiny_flux), "cpu", "fp32"), training_set(work, options)

@@ -12,11 +12,12 @@ from PIL import Image, ImageCms
 from triptych.errors import InputError, ModelError
 from triptych.pictures import masks
 from triptych.pictures.images import from_srgb, to_srgb
-from triptych.pictures.panels import PanelLayout, fit, split
+from triptych.pictures.panels import fit, split
 from triptych.pictures.polygons import read_polygons
 from triptych.sampling.generate import generate_triptych
 from triptych.sampling.opened import load_models
 from triptych.sampling.options import Sampling
+from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.tryon import TryonConfig, tryon
 
@@ -164,7 +165,7 @@ def test_generate_keeps_the_products_and_makes_the_rest(
     tiny: Path, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     models = load_models(str(tiny), [PROMPT], device="cpu", dtype="fp32")
-    layout = PanelLayout(32, 48)
+    layout = TRY_ON.layout(32, 48)
     front = Image.open(inputs["front"])
     sampling = Sampling(3)
     one, two = (

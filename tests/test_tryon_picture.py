@@ -14,9 +14,10 @@ from triptych.errors import InputError, ModelError
 from triptych.pictures import masks
 from triptych.pictures.images import OriginalPhoto, from_srgb, load_image, read_settings, to_srgb
 from triptych.pictures.originals import with_transparency
-from triptych.pictures.panels import PanelLayout, fit, split
+from triptych.pictures.panels import fit, split
 from triptych.sampling.opened import load_models
 from triptych.sampling.options import Sampling
+from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vision.garment import garment_mask
 from triptych.vton.dress import Person, try_on
@@ -104,7 +105,7 @@ def test_a_photo_of_24_megapixels_keeps_size_profile_exif_and_every_pixel_outsid
 def test_the_panel_shows_the_polygon_and_its_surroundings(tiny_flux: Path, inputs: dict[str, Path]) -> None:
     models = load_models(str(tiny_flux), [PROMPT], device="cpu", dtype="fp32")
     front, person = load_image(inputs["front"]), load_image(inputs["person"])
-    layout = PanelLayout(32, 48)
+    layout = TRY_ON.layout(32, 48)
 
     def run(margin: float | None, start: Image.Image | None = None):
         who = Person(person, [CORNERS], PROMPT, [1], start=start)
@@ -209,7 +210,7 @@ def test_a_photo_in_display_p3_comes_back_in_its_own_colours(tiny_flux: Path) ->
         start = from_srgb(shirt, icc_profile)
         who = Person(photo, [CORNERS], PROMPT, [1], icc_profile, start)
         return np.asarray(
-            try_on(models, shirt, shirt, [who], PanelLayout(32, 48), Sampling(1, strength=0.3), 0)[0][
+            try_on(models, shirt, shirt, [who], TRY_ON.layout(32, 48), Sampling(1, strength=0.3), 0)[0][
                 0
             ].image,
             int,

@@ -36,10 +36,10 @@ from triptych.backbones.contract import Text, TextEncoder
 from triptych.backbones.flux.model import Flux
 from triptych.compute.quantize import FORMATS
 from triptych.compute.swap import place
-from triptych.pictures.panels import PanelLayout
 from triptych.planning.memory import CARD_OVERHEAD, Machine, embed_memory, held_weights
 from triptych.planning.shapes import known_models, model_shapes
 from triptych.sampling.prompts import encode_texts
+from triptych.tasks.tryon import TRY_ON
 
 PRESETS = Path(triptych.__file__).parent / "presets"
 CAPTIONS = 128
@@ -209,7 +209,7 @@ def _preset_pictures(bench: Bench, settings: dict[str, Any], gib: int) -> Figure
         else with_panels(with_blocks(FULL, 1, 1), panels["panel_width"], panels["panel_height"])
     )
     made = random_model(bench, size, torch.float32)
-    layout = PanelLayout(size.width, size.height)
+    layout = TRY_ON.layout(size.width, size.height)
     autoencoder = made.backbone().load_autoencoder()
     pixels = torch.rand(batch, 3, layout.size[1], layout.size[0]) * 2 - 1
     with capped(bench, gib):

@@ -43,6 +43,7 @@ from triptych.pocket import checkpoint_path
 from triptych.sampling.opened import Models
 from triptych.sampling.options import Sampling, SamplingConfig
 from triptych.store.files import write_json
+from triptych.tasks.tryon import TRY_ON
 from triptych.training.config import TrainConfig
 from tryon import Bench as Dressing
 from tryon import product
@@ -113,7 +114,7 @@ class Random:
 
     @property
     def layout(self) -> PanelLayout:
-        return PanelLayout(self.size.width, self.size.height)
+        return TRY_ON.layout(self.size.width, self.size.height)
 
     @property
     def shapes(self) -> ModelShapes:

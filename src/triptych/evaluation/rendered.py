@@ -27,6 +27,7 @@ from triptych.sampling.canvas import to_images, to_pixels
 from triptych.sampling.generate import generate_triptych
 from triptych.sampling.opened import Models
 from triptych.sampling.options import Sampling
+from triptych.tasks.tryon import TRY_ON
 from triptych.vton.dress import Person, try_on
 
 SCALE = 4
@@ -168,7 +169,7 @@ def round_trips(models: Models, items: Sequence[Item]) -> list[Image.Image]:
 
 def layout_of(models: Models) -> PanelLayout:
     settings = models.backbone.settings
-    return PanelLayout(settings.panel_width, settings.panel_height)
+    return TRY_ON.layout(settings.panel_width, settings.panel_height)
 
 
 def worn_panels(

@@ -33,8 +33,8 @@ class PanelLayout:
 
     width: int
     height: int
-    roles: tuple[str, ...] = ("front", "back", "worn")
-    columns: int = 3
+    roles: tuple[str, ...]
+    columns: int
     made: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ from triptych.pictures.panels import PanelLayout, concatenate, fit
 from triptych.pictures.sheets import contact_sheet, drawable, plain
 from triptych.store.files import publish, sha256_file, write_jsonl
 from triptych.store.folder import StageFolder
+from triptych.tasks.tryon import TRY_ON
 
 SHEET_SIZE = 48
 MOST_EARLIER = 20  # sizes of panels that a picture remembers
@@ -69,7 +70,7 @@ def concat(config: ConcatConfig) -> Run:
         InputError: a panel size that does not fall on the model's grid.
     """
     settings = model_settings(config.model)
-    layout = PanelLayout(
+    layout = TRY_ON.layout(
         config.panel_width or settings.panel_width, config.panel_height or settings.panel_height
     ).check(settings.stride)
     photos = read_photos(config.catalogue_folder / PHOTOS)
