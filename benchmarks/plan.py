@@ -148,9 +148,9 @@ def predict(case: Case, folder: Path) -> float:
     """Bytes, as `triptych plan` computes them, but for what Python and the libraries are assumed to take."""
     import torch
 
-    from triptych.pictures.panels import PanelLayout
     from triptych.planning.memory import PROCESS_RAM, Machine, train_memory
     from triptych.planning.shapes import model_shapes
+    from triptych.tasks.tryon import TRY_ON
 
     layout = TRY_ON.layout(*case.panel)
     machine = Machine(torch.float32, card=False)
@@ -169,8 +169,8 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     from torch.profiler import ProfilerActivity, profile
 
     from triptych.lora.adapter import add_lora
-    from triptych.pictures.panels import PanelLayout
     from triptych.planning.shapes import model_shapes
+    from triptych.tasks.tryon import TRY_ON
     from triptych.training.data import Batch
     from triptych.training.loss import losses_of
     from triptych.training.optimizer import make_optimizer

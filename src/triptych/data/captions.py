@@ -283,6 +283,8 @@ def where_cut(text: str, limit: int, count_tokens: Callable[[str], int]) -> str:
         return ""
     panels = [(int(found[1]), count_tokens(text[: found.end()]) <= limit) for found in _MARKER.finditer(text)]
     read, lost = [number for number, fits in panels if fits], [number for number, fits in panels if not fits]
+    if not panels:  # panels with markers of their own, or none
+        return f"The prompt has {total} tokens, the model reads {limit}: its end is cut off. Make it shorter."
     place = f"the text of panel {read[-1]}" if read else "the summary"
     beyond = f", and nothing is read of panel {' and '.join(map(str, lost))}" if lost else ""
     return (

@@ -358,7 +358,8 @@ def _layout(
     if usual is None or width % 3 or not _NARROWEST <= width / 3 / height <= _WIDEST:
         raise InputError(
             f"{width}×{height} px does not look like three panels in a row, and {METADATA} has no layout "
-            "for it; give --columns and --roles if all pictures have one layout"
+            "for it; `triptych import` takes other panels, or give --columns and --roles if all pictures "
+            "have one layout"
         )
     return usual.on(width, height), "guess"
 

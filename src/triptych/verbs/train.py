@@ -30,6 +30,7 @@ from triptych.lora.adapter import FILE_NAME, LoraFile, add_lora, save_lora
 from triptych.signals import Request, Stopped, ending_after_this_step
 from triptych.store.files import read_jsonl, sha256_file
 from triptych.store.folder import StageFolder
+from triptych.tasks import DEFAULT, task_of
 from triptych.training import distributed
 from triptych.training.about import about_lora
 from triptych.training.config import TrainConfig, check, settings_that_matter
@@ -108,6 +109,9 @@ def train(config: TrainConfig) -> Run:
         "lora": str(config.train_folder / FILE_NAME),
         "tensorboard": str(config.logging_dir or config.train_folder / "tensorboard"),
     }
+    if task_of(data.layout) is not DEFAULT:
+        shown = " ".join(f"--panel {role}=PHOTO.jpg" for role in data.layout.given)
+        summary["next"] = f'triptych generate --lora {config.train_folder / FILE_NAME} {shown} --prompt "…"'
     if config.validation_steps and config.num_validation_images:
         summary["samples"] = str(config.train_folder / "samples")
 
