@@ -217,7 +217,9 @@ def test_a_lora_used_for_another_task_says_so(
             TryonConfig(lora=off, front=photo, person=photo, polygon=tmp_path / "none.json", **options)
         ),
     ):
-        with pytest.raises(InputError, match="trained to make front and back from worn; try-on") as caught:
+        with pytest.raises(
+            InputError, match="trained to make front and back from worn, and try-on"
+        ) as caught:
             run()
         assert "--panel worn=PHOTO" in caught.value.hint
 

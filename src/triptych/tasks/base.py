@@ -83,8 +83,8 @@ class Task:
             return wanted
         given = [f"--panel {role}=PHOTO" for role in layout.given]
         raise InputError(
-            f"The LoRA was trained to make {words(layout.made)} from {words(layout.given)}; "
-            f"{self.name} needs one that makes {words(wanted.made)}.",
+            f"The LoRA's panels are {names(layout.roles)}; it was trained to make {words(layout.made)} from "
+            f"{words(layout.given)}, and {self.name} needs one that makes {words(wanted.made)}.",
             f"Give it what it was trained for, `triptych generate {' '.join(given)}`, or train one with "
             f"`triptych train --task {self.name}`.",
         )
