@@ -5,15 +5,27 @@ from __future__ import annotations
 import pickle
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.caption_server import Desk, Server, serve, write_model
+from tests.test_clean import Counting, draw
 from tests.test_concat import Shop
+from tests.test_embed import config as embed_config
+from tests.test_embed import write_triptychs
+from triptych.captioning.failed import Rejected
+from triptych.data.triptychs import JOURNAL
 from triptych.execution import PerWorker, execute, in_process, using
+from triptych.store.journal import Journal, journal_rows
+from triptych.verbs.caption import caption
+from triptych.verbs.clean import CleanConfig, clean
 from triptych.verbs.concat import concat
+from triptych.verbs.embed import PictureTools, TextTools, embed
+from triptych.vision import features
 
 
 class Counted:
@@ -136,3 +148,127 @@ def test_concat_elsewhere_is_concat_here(shop: Shop) -> None:
     assert {key: there[key] for key in ("made", "rejected", "reasons")} == {
         key: here[key] for key in ("made", "rejected", "reasons")
     }
+
+
+def test_clean_elsewhere_is_clean_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "load_extractor", lambda name: Counting().extractor)
+    monkeypatch.setattr("triptych.verbs.clean.BATCH", 3)
+    for number in range(5):
+        draw(tmp_path / f"human/{number}.png", True, 100 + number)
+        draw(tmp_path / f"garment/{number}.png", False, 100 + number)
+    for number in range(7):
+        draw(tmp_path / f"photos/item{number % 2}/{number}.png", number % 3 == 0, number)
+        draw(tmp_path / f"photos/item{number % 2}/same_as_{number}.png", number % 3 == 0, number)
+    (tmp_path / "photos/item1/broken.jpg").write_bytes(b"no picture")
+    folders = {name: tmp_path / name for name in ("photos", "human", "garment")}
+    runs = [clean(CleanConfig(work=tmp_path / name, **folders)) for name in ("here", "there")]
+    here = list(runs[0])
+    cluster = Cluster()
+    with using(cluster):
+        there = list(runs[1])
+    assert here == there and cluster.made > 8 and cluster.largest < 10_000
+    assert {event.result.label for event in here} >= {"human", "garment", "rejected"}
+    made = [files_of(tmp_path / name / "catalogue") for name in ("here", "there")]
+    for name in made[0].keys() - {"features.safetensors"}:  # features lie there in the order they came in
+        assert made[0][name] == made[1][name], name
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    yield from serve(monkeypatch)
+
+
+def test_caption_elsewhere_is_caption_here_and_pays_once(tmp_path: Path, server: Server) -> None:
+    model = write_model(tmp_path / "model")
+    desks = [Desk(tmp_path / name, server, model) for name in ("here", "there")]
+    for desk in desks:
+        desk.draw(4)
+        (desk.folder / "t2.png").write_bytes(b"no picture")
+    here = desks[0].caption()
+    asked = len(server.calls)
+    cluster = Cluster()
+    with using(cluster):
+        there = caption(desks[1].config()).finish()
+    assert cluster.made == 4 and len(server.calls) == 2 * asked
+    assert (here["captioned"], here["rejected"]) == (there["captioned"], there["rejected"]) == (3, 1)
+    made = [files_of(desk.folder) for desk in desks]
+    assert made[0].keys() == made[1].keys()
+    assert all(made[0][name] == made[1][name] for name in made[0] if name != JOURNAL)
+    kinds = [sorted(row["kind"] for row in journal_rows(desk.folder / JOURNAL)) for desk in desks]
+    assert kinds[0] == kinds[1]
+
+
+def test_embed_elsewhere_is_embed_here(tmp_path: Path, tiny_flux: Path) -> None:
+    for name in ("here", "there"):
+        write_triptychs(tmp_path / name / "triptychs", 5)
+        (tmp_path / name / "triptychs" / "item-1.png").write_bytes(
+            (tmp_path / name / "triptychs" / "item-1.png").read_bytes()[:-60]
+        )
+    here = embed(embed_config(tmp_path / "here", tiny_flux, batch_size=2)).finish()
+    cluster = Cluster()
+    with using(cluster):
+        there = embed(embed_config(tmp_path / "there", tiny_flux, batch_size=2)).finish()
+    assert cluster.made == 1 + 3 and cluster.largest < 10_000
+    assert (here["embedded"], here["rejected"]) == (there["embedded"], there["rejected"]) == (4, 1)
+    made = [files_of(tmp_path / name / "embeddings") for name in ("here", "there")]
+    reasons = [files.pop("flux/embed.rejects.jsonl") for files in made]
+    assert made[0] == made[1]
+    assert reasons[0].replace(b"/here/", b"/there/") == reasons[1]
+
+
+def test_the_text_encoder_is_gone_before_the_autoencoder_comes(
+    tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoders: list[weakref.ref[Any]] = []
+    text, picture = TextTools.__init__, PictureTools.__init__
+
+    def read_texts(self: TextTools, *given: Any) -> None:
+        text(self, *given)
+        encoders.append(weakref.ref(self))
+
+    def read_pictures(self: PictureTools, *given: Any) -> None:
+        assert [encoder() for encoder in encoders] == [None]
+        picture(self, *given)
+
+    monkeypatch.setattr(TextTools, "__init__", read_texts)
+    monkeypatch.setattr(PictureTools, "__init__", read_pictures)
+    write_triptychs(tmp_path / "triptychs", 2)
+    assert embed(embed_config(tmp_path, tiny_flux)).finish()["embedded"] == 2
+
+
+def test_a_stopped_embed_does_not_read_its_captions_again(
+    tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_triptychs(tmp_path / "triptychs", 3)
+    with embed(embed_config(tmp_path, tiny_flux, batch_size=1)) as run:
+        assert next(run).status == "done"
+    from triptych.sampling import prompts
+
+    encode, asked = prompts.encode_texts, list[str]()
+    monkeypatch.setattr(
+        prompts,
+        "encode_texts",
+        lambda encoder, texts, length: asked.extend(texts) or encode(encoder, texts, length),
+    )
+    assert embed(embed_config(tmp_path, tiny_flux)).finish()["embedded"] == 2
+    assert asked == []
+
+
+def test_a_journal_travels_and_leaves_a_row_alone_that_is_being_written(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append({"kind": "answer", "id": "a"})
+    with open(journal.path, "ab") as file:
+        file.write(b'{"kind": "an')
+    there: Journal = pickle.loads(pickle.dumps(journal))
+    assert there.rows == journal.rows and journal.path.read_bytes().endswith(b'{"kind": "an')
+    assert Journal(journal.path).rows == journal.rows and journal.path.read_bytes().endswith(b"}\n")
+
+
+def test_a_rejection_travels() -> None:
+    there = pickle.loads(pickle.dumps(Rejected("check", "the panels show cats", "model", "Look.")))
+    assert (there.step, str(there), there.fault, there.hint) == (
+        "check",
+        "the panels show cats",
+        "model",
+        "Look.",
+    )

@@ -6,13 +6,18 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from triptych.backbones.families import FAMILIES
 from triptych.backbones.settings import resolve_model
+from triptych.data.captions import UNKNOWN_SHARE
+
+log = logging.getLogger(__name__)
 
 _MARKS = re.compile(r"<IMAGE [1-9][0-9]?>|<Brand>")
 
@@ -75,3 +80,22 @@ def _load(model: str) -> PromptTokenizer | None:
         )
     except Exception:  # not on this machine, in whatever way
         return None
+
+
+def warn_of_unknown_words(model: str, captions: Mapping[str, str]) -> int:
+    """How many captions, by id, the text encoder cannot read, in whose tokens many words are the same unknown
+    one; they are named in a warning.
+    """
+    tokenizer = prompt_tokenizer(model)
+    found = [
+        id for id, text in captions.items() if tokenizer and tokenizer.unknown_share(text) > UNKNOWN_SHARE
+    ]
+    if found:
+        names = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
+        log.warning(
+            "The text encoder of %s does not know many words of %d captions: write them in English: %s.",
+            model,
+            len(found),
+            names,
+        )
+    return len(found)

@@ -80,6 +80,11 @@ def save_record(record: EmbeddingRecord, path: Path) -> None:
     made_by = read_about(text) or {}
     if (made_by.get("model"), made_by.get("dtype")) != (record.model, record.dtype):
         save_text(record.text, record.model, text, record.dtype)
+    save_latents(record, path)
+
+
+def save_latents(record: EmbeddingRecord, path: Path) -> None:
+    """Write a record, but not its text, which has a file of its own."""
     tensors = {"latent_mean": record.latent_mean_CHW, "latent_std": record.latent_std_CHW}
     about: dict[str, object] = {
         "id": record.id,

@@ -1,26 +1,28 @@
-"""embed: the autoencoder's latents and the text embeddings of every triptych,
-computed once and kept on disk.
+"""embed: the autoencoder's latents and the text embeddings of every triptych, computed once, kept on disk.
+
+First all captions are read, then all pictures, so that only one of the encoders is in memory at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from PIL import Image
 from pydantic import Field
 
 from triptych import progress
-from triptych.captioning.prompt_tokens import prompt_tokenizer
+from triptych.captioning.prompt_tokens import warn_of_unknown_words
 from triptych.config.stage import StageConfig
-from triptych.data.captions import UNKNOWN_SHARE
 from triptych.data.triptychs import Grid, Source, TriptychFolder, grid_of, reject
 from triptych.errors import ConfigError, InputError, TriptychError
 from triptych.events import Event, Run, held
+from triptych.execution import PerWorker, execute
 from triptych.pictures.images import load_image
 from triptych.pictures.panels import PanelLayout, split
 from triptych.pocket.known_worlds import check_pictures
@@ -28,12 +30,17 @@ from triptych.store.files import write_json, write_jsonl
 from triptych.store.folder import StageFolder
 from triptych.tasks import DEFAULT
 
-if TYPE_CHECKING:  # it imports torch, which `--help` can do without
-    from triptych.backbones.contract import Autoencoder, Backbone, Text
+if TYPE_CHECKING:  # they import torch, which `--help` can do without
+    from torch import Tensor
+
+    from triptych.backbones.contract import Backbone, Text
 
 log = logging.getLogger(__name__)
 
-CHUNK = 256  # captions in memory at once; a T5 embedding of FLUX.1-dev has 4 MB
+CAPTIONS = 64
+"""Captions in memory at once; a T5 embedding of FLUX.1-dev has 4 MB."""
+CHUNK = 256
+"""Triptychs among which those of one layout are brought together."""
 
 
 class EmbedConfig(StageConfig):
@@ -66,15 +73,6 @@ class EmbedConfig(StageConfig):
     """
 
 
-def _panels(sources: Sequence[Source]) -> Iterator[tuple[str, Image.Image]]:
-    """The panels of all triptychs that can be opened, each with its file's name."""
-    for source in sources:
-        with contextlib.suppress(InputError):  # it is rejected when its turn comes
-            yield from (
-                (source.image.name, panel) for panel in split(load_image(source.image), source.layout)
-            )
-
-
 def embed(config: EmbedConfig) -> Run:
     """Write `<embeddings>/<backbone>/<id>.safetensors` for every captioned triptych; what is up to date is
     kept.
@@ -84,35 +82,21 @@ def embed(config: EmbedConfig) -> Run:
             WorkError: no
         triptychs, or embeddings of another model in the folder.
     """
-    from triptych.backbones.registry import load_backbone
-    from triptych.data.embeddings import (
-        EMPTY,
-        INDEX,
-        REJECTS,
-        load_record,
-        read_about,
-        save_record,
-        save_text,
-        text_path,
-    )
-    from triptych.sampling.prompts import encode_texts
+    from triptych.data.embeddings import INDEX, REJECTS
 
-    backbone = load_backbone(config.model, config.device, config.dtype)
+    backbone = PerWorker(_backbone, config)
+    encoders = backbone()
     usual = Grid(DEFAULT.roles, DEFAULT.columns)
-    try:
-        grid = grid_of(config.columns, config.roles, usual)
-    except ValueError as error:
-        raise ConfigError(
-            f"--columns and --roles make no layout: {error}.",
-            "Say for instance --columns 1 --roles front --roles back --roles worn.",
-        ) from error
-    sources, rejects = TriptychFolder(config.triptych_folder).sources(backbone.settings.stride, grid, usual)
-    if knows := backbone.settings.knows:
+    grid, stride = _grid(config, usual), encoders.settings.stride
+    sources, rejects = TriptychFolder(config.triptych_folder).sources(stride, grid, usual)
+    if knows := encoders.settings.knows:
         check_pictures(knows, _panels(sources), "model", config.model, config.anyway)
-    length = config.max_sequence_length or backbone.settings.max_sequence_length
-    model = backbone.encoder_fingerprint
+    length = config.max_sequence_length or encoders.settings.max_sequence_length
+    made_by = MadeBy(encoders.encoder_fingerprint, str(encoders.dtype))
     folder = StageFolder(
-        config.embedding_folder / backbone.name, "embed", {"model": model, "max_sequence_length": length}
+        config.embedding_folder / encoders.name,
+        "embed",
+        {"model": made_by.model, "max_sequence_length": length},
     )
     summary: dict[str, Any] = {
         "triptychs": len(sources),
@@ -121,50 +105,23 @@ def embed(config: EmbedConfig) -> Run:
         "rejected": len(rejects),
         "captions_cut": 0,
         "layouts_guessed": sum(source.layout_by == "guess" for source in sources),
-        "captions_unreadable": _unreadable(config.model, sources),
+        "captions_unreadable": warn_of_unknown_words(config.model, {one.id: one.caption for one in sources}),
         "folder": str(folder.path),
     }
-
-    if guessed := [source.image.name for source in sources if source.layout_by == "guess"]:
-        log.warning(
-            "Of %d of %d pictures (%s …) it is only guessed that they are three panels in a row; pairs and "
-            "wide photos look alike. "
-            "Say it with --columns 3, or in metadata.jsonl.",
-            len(guessed),
-            len(sources),
-            guessed[0],
-        )
+    _warn_of_guesses(sources)
+    book = Book(folder.path, made_by, rejects, summary)
 
     def work() -> Iterator[Event]:
-        for row in rejects:
+        for row in list(rejects):
             yield Event(row["id"], "rejected", row["reason"])
-        todo = []
-        for source in sources:
-            record = folder.path / f"{source.id}.safetensors"
-            about, text = read_about(record) or {}, read_about(text_path(record, source.caption_sha256)) or {}
-            if _is_fresh(source, about, text, backbone):
-                if any(about.get(name) != value for name, value in _facts(source, about).items()):
-                    # The latents are those of the whole canvas, whatever its panels are.
-                    said = {
-                        name: getattr(source, name) for name in ("layout", "layout_by", "item", "markers")
-                    }
-                    save_record(replace(load_record(record), **said), record)
-                summary["kept"] += 1
-                yield Event(source.id, "kept")
-            else:
-                todo.append(source)
-        if not todo and read_about(folder.path / f"{EMPTY}.safetensors") is None:
-            empty = encode_texts(backbone.load_text_encoder(), [], length)[""]
-            save_text(empty, model, folder.path / f"{EMPTY}.safetensors", str(backbone.dtype))
-        for start in range(0, len(todo), CHUNK):
-            for event in _embed(
-                backbone, folder.path, todo[start : start + CHUNK], length, config.batch_size, summary
-            ):
-                if event.status == "rejected":
-                    source = next(source for source in todo if source.id == event.id)
-                    rejects.append(reject(source.image, source.caption, event.note))
-                summary["embedded" if event.status == "done" else "rejected"] += 1
-                yield event
+        found = todo(sources, book.folder, made_by, config.batch_size)
+        for source, changed in found.kept:
+            yield keep(book, source, changed)
+        for encoded in execute(make_texts, found.texts, PerWorker(TextTools, backbone, length)):
+            record_texts(book, encoded)
+        for several in execute(make_latents, found.pictures, PerWorker(PictureTools, backbone)):
+            for latents in several:
+                yield record_latents(book, latents)
         write_jsonl(folder.path / REJECTS, rejects)
         rejected = {row["id"] for row in rejects}
         write_json(folder.path / INDEX, [source.id for source in sources if source.id not in rejected])
@@ -172,19 +129,70 @@ def embed(config: EmbedConfig) -> Run:
     return Run("embed", len(sources) + len(rejects), held(folder, work), summary)
 
 
-def _is_fresh(source: Source, about: dict[str, Any], text: dict[str, Any], backbone: Backbone) -> bool:
-    """Whether a record and its text were made from this picture and caption,
-    by this model in this precision.
+# --- todo
+
+
+class MadeBy(NamedTuple):
+    """The model whose encoders make the embeddings, by their fingerprint, and their precision."""
+
+    model: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions to be encoded; and others, whose text is there, so that only their length is looked at."""
+
+    encode: tuple[str, ...] = ()
+    there: tuple[str, ...] = ()
+
+
+class Todo(NamedTuple):
+    """What is to be encoded, in batches; and the triptychs that are kept, each with whether its record says
+    something else of its panels or its item than is said now.
     """
-    hashes = (source.image_sha256, source.caption_sha256) == (
-        about.get("image_sha256"),
-        about.get("caption_sha256"),
-    )
-    made_by = all(
-        (row.get("model"), row.get("dtype")) == (backbone.encoder_fingerprint, str(backbone.dtype))
-        for row in (about, text)
-    )
-    return hashes and made_by
+
+    texts: list[Captions]
+    pictures: list[tuple[Source, ...]]
+    kept: list[tuple[Source, bool]]
+
+
+def todo(sources: Sequence[Source], folder: Path, made_by: MadeBy, batch_size: int) -> Todo:
+    """Compare the triptychs with their records. The empty prompt is encoded with the first captions, or if
+    nothing but that is missing.
+    """
+    from triptych.data.embeddings import EMPTY, read_about, text_path
+
+    stale, kept, there = list[Source](), list[tuple[Source, bool]](), set[str]()
+    for number, source in enumerate(sources):
+        progress.doing("looking at what is embedded", number, len(sources))
+        record = folder / f"{source.id}.safetensors"
+        about, text = read_about(record) or {}, read_about(text_path(record, source.caption_sha256)) or {}
+        if _is_by(text, made_by):
+            there.add(source.caption)
+        hashes = (source.image_sha256, source.caption_sha256)
+        same = hashes == (about.get("image_sha256"), about.get("caption_sha256"))
+        if same and _is_by(about, made_by) and _is_by(text, made_by):
+            kept.append(
+                (source, any(about.get(name) != value for name, value in _facts(source, about).items()))
+            )
+        else:
+            stale.append(source)
+    captions = list(dict.fromkeys(source.caption for source in stale))
+    texts = [
+        Captions(
+            tuple(one for one in captions[start : start + CAPTIONS] if one not in there),
+            tuple(one for one in captions[start : start + CAPTIONS] if one in there),
+        )
+        for start in range(0, len(captions), CAPTIONS)
+    ]
+    if not texts and read_about(folder / f"{EMPTY}.safetensors") is None:
+        texts = [Captions()]
+    return Todo(texts, _batches(stale, batch_size), kept)
+
+
+def _is_by(about: dict[str, Any], made_by: MadeBy) -> bool:
+    return (about.get("model"), about.get("dtype")) == made_by
 
 
 def _facts(source: Source, about: dict[str, Any]) -> dict[str, Any]:
@@ -192,87 +200,189 @@ def _facts(source: Source, about: dict[str, Any]) -> dict[str, Any]:
     return facts | ({"markers": [*source.markers]} if source.markers or "markers" in about else {})
 
 
-def _unreadable(model: str, sources: Sequence[Source]) -> int:
-    """How many captions the text encoder cannot read, in whose tokens many words are the same unknown one;
-    they are named in a warning.
-    """
-    tokenizer = prompt_tokenizer(model)
-    found = [one.id for one in sources if tokenizer and tokenizer.unknown_share(one.caption) > UNKNOWN_SHARE]
-    if found:
-        names = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
-        log.warning(
-            "The text encoder of %s does not know many words of %d captions: write them in English: %s.",
-            model,
-            len(found),
-            names,
-        )
-    return len(found)
+def _batches(sources: Sequence[Source], size: int) -> list[tuple[Source, ...]]:
+    """Batches of pictures of one layout."""
+    batches = []
+    for start in range(0, len(sources), CHUNK):
+        by_layout: dict[PanelLayout, list[Source]] = {}
+        for source in sources[start : start + CHUNK]:
+            by_layout.setdefault(source.layout, []).append(source)
+        for alike in by_layout.values():
+            batches += [tuple(alike[first : first + size]) for first in range(0, len(alike), size)]
+    return batches
 
 
-def _embed(
-    backbone: Backbone,
-    folder: Path,
-    todo: list[Source],
-    length: int,
-    batch_size: int,
-    summary: dict[str, Any],
-) -> Iterator[Event]:
-    """Text first, then latents, so that only one of the encoders is in memory at a time."""
-    import torch
+# --- make
 
-    from triptych.data.embeddings import EMPTY, save_text
+
+def _backbone(config: EmbedConfig) -> Backbone:
+    from triptych.backbones.registry import load_backbone
+
+    return load_backbone(config.model, config.device, config.dtype)
+
+
+class TextTools:
+    """The tools of a worker that reads captions: the text encoder."""
+
+    def __init__(self, backbone: PerWorker[Backbone], length: int) -> None:
+        progress.doing("loading the text encoder")
+        self.encoder, self.length = backbone().load_text_encoder(), length
+
+
+class PictureTools:
+    """The tools of a worker that reads pictures: the autoencoder."""
+
+    def __init__(self, backbone: PerWorker[Backbone]) -> None:
+        import torch
+
+        progress.doing("encoding pictures")
+        self.autoencoder = replace(backbone(), dtype=torch.float32).load_autoencoder()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Text embeddings by caption, the empty one among them; and how many captions are too long."""
+
+    texts: dict[str, Text]
+    cut: int
+
+
+def make_texts(captions: Captions, tools: TextTools) -> Encoded:
+    """Encode captions."""
     from triptych.sampling.prompts import encode_texts
 
-    progress.doing("loading the text encoder")
-    encoder = backbone.load_text_encoder()
-    texts = encode_texts(encoder, [source.caption for source in todo], length)
-    summary["captions_cut"] += sum(
-        encoder.count_tokens(caption) > length for caption in {source.caption for source in todo}
-    )
-    del encoder
-    save_text(texts[""], backbone.encoder_fingerprint, folder / f"{EMPTY}.safetensors", str(backbone.dtype))
-    progress.doing("encoding pictures")
-    autoencoder = replace(backbone, dtype=torch.float32).load_autoencoder()
-    by_layout: dict[PanelLayout, list[Source]] = {}
-    for source in todo:
-        by_layout.setdefault(source.layout, []).append(source)
-    for sources in by_layout.values():
-        for start in range(0, len(sources), batch_size):
-            images: dict[Source, Image.Image] = {}
-            for source in sources[start : start + batch_size]:
-                try:
-                    images[source] = load_image(source.image)
-                except TriptychError as error:
-                    yield Event(source.id, "rejected", error.message)
-            if images:
-                yield from _save_records(autoencoder, backbone, images, texts, folder)
+    texts = encode_texts(tools.encoder, captions.encode, tools.length)
+    lengths = [tools.encoder.count_tokens(one) for one in (*captions.encode, *captions.there)]
+    return Encoded(texts, sum(length > tools.length for length in lengths))
 
 
-def _save_records(
-    autoencoder: Autoencoder,
-    backbone: Backbone,
-    images: dict[Source, Image.Image],
-    texts: dict[str, Text],
-    folder: Path,
-) -> Iterator[Event]:
-    from triptych.data.embeddings import EmbeddingRecord, save_record
+@dataclass(frozen=True)
+class Latents:
+    """Mean and deviation of a triptych's latents, both (C, H, W); or why its picture cannot be read."""
+
+    source: Source
+    mean_CHW: Tensor | None = None
+    std_CHW: Tensor | None = None
+    reason: str = ""
+
+
+def make_latents(sources: Sequence[Source], tools: PictureTools) -> list[Latents]:
+    """Encode the pictures of a batch; those that cannot be read come first."""
     from triptych.sampling.canvas import to_pixels
 
-    mean, std = autoencoder.encode(to_pixels(list(images.values())))
-    for row, source in enumerate(images):
-        record = EmbeddingRecord(
-            id=source.id,
-            latent_mean_CHW=mean[row],
-            latent_std_CHW=std[row],
-            text=texts[source.caption],
-            layout=source.layout,
-            image_sha256=source.image_sha256,
-            caption_sha256=source.caption_sha256,
-            model=backbone.encoder_fingerprint,
-            dtype=str(backbone.dtype),
-            layout_by=source.layout_by,
-            item=source.item,
-            markers=source.markers,
+    images: dict[Source, Image.Image] = {}
+    made: list[Latents] = []
+    for source in sources:
+        try:
+            images[source] = load_image(source.image)
+        except TriptychError as error:
+            made.append(Latents(source, reason=error.message))
+    if images:
+        mean_BCHW, std_BCHW = tools.autoencoder.encode(to_pixels(list(images.values())))
+        # clones: a row of a batch would take the whole batch with it to another process
+        made += [
+            Latents(source, mean_BCHW[row].cpu().clone(), std_BCHW[row].cpu().clone())
+            for row, source in enumerate(images)
+        ]
+    return made
+
+
+# --- record
+
+
+@dataclass(frozen=True)
+class Book:
+    """What is written to: the folder of the model's embeddings, the rejects and the counts."""
+
+    folder: Path
+    made_by: MadeBy
+    rejects: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    def path(self, source: Source) -> Path:
+        return self.folder / f"{source.id}.safetensors"
+
+
+def keep(book: Book, source: Source, changed: bool) -> Event:
+    """Keep a record; where something else is said of the triptych now, write that into it."""
+    from triptych.data.embeddings import load_record, save_latents
+
+    path = book.path(source)
+    if changed:  # the latents are those of the whole canvas, whatever its panels are
+        said = {name: getattr(source, name) for name in ("layout", "layout_by", "item", "markers")}
+        save_latents(replace(load_record(path), **said), path)
+    book.summary["kept"] += 1
+    return Event(source.id, "kept", result=path)
+
+
+def record_texts(book: Book, encoded: Encoded) -> None:
+    """Save text embeddings, each in the file of its caption."""
+    from triptych.data.embeddings import EMPTY, save_text, text_path
+
+    for caption, text in encoded.texts.items():
+        path = book.folder / f"{EMPTY}.safetensors"
+        if caption:
+            path = text_path(path, hashlib.sha256(caption.encode()).hexdigest())
+        save_text(text, book.made_by.model, path, book.made_by.dtype)
+    book.summary["captions_cut"] += encoded.cut
+
+
+def record_latents(book: Book, latents: Latents) -> Event:
+    """Save the record of a triptych, or note why there is none."""
+    from triptych.data.embeddings import EmbeddingRecord, save_latents
+
+    source = latents.source
+    if latents.mean_CHW is None or latents.std_CHW is None:
+        book.rejects.append(reject(source.image, source.caption, latents.reason))
+        book.summary["rejected"] += 1
+        return Event(source.id, "rejected", latents.reason)
+    record = EmbeddingRecord(
+        id=source.id,
+        latent_mean_CHW=latents.mean_CHW,
+        latent_std_CHW=latents.std_CHW,
+        text={},
+        layout=source.layout,
+        image_sha256=source.image_sha256,
+        caption_sha256=source.caption_sha256,
+        model=book.made_by.model,
+        dtype=book.made_by.dtype,
+        layout_by=source.layout_by,
+        item=source.item,
+        markers=source.markers,
+    )
+    save_latents(record, book.path(source))
+    book.summary["embedded"] += 1
+    return Event(source.id, result=book.path(source))
+
+
+# --- What is told at the call
+
+
+def _grid(config: EmbedConfig, usual: Grid) -> Grid | None:
+    try:
+        return grid_of(config.columns, config.roles, usual)
+    except ValueError as error:
+        raise ConfigError(
+            f"--columns and --roles make no layout: {error}.",
+            "Say for instance --columns 1 --roles front --roles back --roles worn.",
+        ) from error
+
+
+def _panels(sources: Sequence[Source]) -> Iterator[tuple[str, Image.Image]]:
+    """The panels of all triptychs that can be opened, each with its file's name."""
+    for source in sources:
+        with contextlib.suppress(InputError):  # it is rejected when its turn comes
+            yield from (
+                (source.image.name, panel) for panel in split(load_image(source.image), source.layout)
+            )
+
+
+def _warn_of_guesses(sources: Sequence[Source]) -> None:
+    if guessed := [source.image.name for source in sources if source.layout_by == "guess"]:
+        log.warning(
+            "Of %d of %d pictures (%s …) it is only guessed that they are three panels in a row; pairs and "
+            "wide photos look alike. Say it with --columns 3, or in metadata.jsonl.",
+            len(guessed),
+            len(sources),
+            guessed[0],
         )
-        save_record(record, folder / f"{record.id}.safetensors")
-        yield Event(record.id)
