@@ -44,12 +44,29 @@ def test_common_words_stay(text: str) -> None:
         ("APC, by A.P.C. and", "A.P.C.", "<Brand>, by <Brand> and"),
         ("Strasse", "Straße", "<Brand>"),
         ("nothing \xa8 to find", "\xa8", "nothing \xa8 to find"),
+        ("Bjorn and Ægir", "Bjørn", "<Brand> and Ægir"),
+        ("by +++ now", "+++", "by <Brand> now"),
+        ("Yes+No, YesNo", "Yes+No", "<Brand>, YesNo"),
+        ("by A.P.C. (new)", "A.P.C.", "by <Brand>. (new)"),
+        ("new, & Other Stories", "& Other Stories", "new, <Brand>"),
+        ("a Therow, The Row coat", "The Row", "a Therow, <Brand> coat"),
+        ("a Free people sign, Free People", "Free People", "a Free people sign, <Brand>"),
+        ("a Made in Love coat, a Made in love one", "Made in Love", "a <Brand> coat, a Made in love one"),
+        ("an A day out, A Day bag", "A Day", "an A day out, <Brand> bag"),
+        ("The Row is a shop", "The Row", "<Brand> is a shop"),
+        ("J is a letter, a j and a J bag", "J", "J is a letter, a j and a <Brand> bag"),
+        ("J shirts, the J shirts", "J", "J shirts, the <Brand> shirts"),
+        ("ON is new. On chairs it lies", "On", "<Brand> is new. On chairs it lies"),
         ("Nikelodeon unNike Nike-style nike", "Nike", "Nikelodeon unNike <Brand>-style <Brand>"),
     ],
 )
 def test_names_are_found_as_people_write_them(text: str, brand: str, expected: str) -> None:
     assert replace_brand(text, [brand]) == expected
     assert replace_brand(expected, [brand]) == expected
+
+
+def test_the_longest_name_counts() -> None:
+    assert replace_brand("a Nike Kids shirt", ["Nike", "Nike Kids"]) == "a <Brand> shirt"
 
 
 def test_replacements_are_counted_and_what_is_left_is_a_problem() -> None:

@@ -41,6 +41,8 @@ from triptych.lora.names import (
     XLABS,
     Format,
     Names,
+    pattern_of,
+    shown,
 )
 
 HIDDEN = 32
@@ -798,6 +800,20 @@ def test_damaged_metadata_is_refused_in_a_sentence(
         read_about(file)
     assert len(str(caught.value)) < 400
     assert caught.value.hint
+
+
+def test_names_in_messages_are_short_and_block_numbers_are_counted_once() -> None:
+    assert shown("a" * 120) == repr("a" * 120)
+    assert shown("a" * 121) == repr("a" * 117 + "…")
+    assert pattern_of("blocks.3.blocks.4.proj") == ("blocks.#.blocks.4.proj", "3")
+    assert pattern_of("proj_out") == ("proj_out", "")
+
+
+@pytest.mark.parametrize(("side", "missing"), [("A", r"up \(lora_B\)"), ("B", r"down \(lora_A\)")])
+def test_the_side_that_is_missing_is_named(tmp_path: Path, side: str, missing: str) -> None:
+    half = {key: tensor for key, tensor in GOOD.items() if f"lora_{side}" in key}
+    with pytest.raises(ModelError, match=missing):
+        open_lora(save(tmp_path, half))
 
 
 def test_two_strengths_that_disagree_are_refused(tmp_path: Path) -> None:

@@ -18,7 +18,15 @@ from PIL import Image
 from triptych.errors import InputError
 from triptych.pictures import masks
 from triptych.pictures.panels import Box, fit, place
-from triptych.pictures.polygons import Polygons, check_units, read_holes, read_polygons, write_polygons
+from triptych.pictures.polygons import (
+    Polygons,
+    check_polygons,
+    check_units,
+    read_holes,
+    read_outlines,
+    read_polygons,
+    write_polygons,
+)
 from triptych.sampling import token_sets
 
 WIDTH, HEIGHT = 48, 64
@@ -299,6 +307,20 @@ def test_preview_changes_the_inside_and_keeps_the_size() -> None:
     assert shown.getpixel((20, 20)) == (40, 90, 160)
 
 
+def test_the_preview_tints_outlines_and_names() -> None:
+    mask = np.zeros((300, 200), np.float32)
+    mask[100:150, 50:150] = 1
+    shown = np.asarray(masks.preview(Image.new("RGB", (200, 300), (40, 90, 160)), mask)).astype(int)
+    assert np.abs(shown[100:150, 50:150] - (126, 80, 134)).max() <= 1, "0.6 of the photo, 0.4 of the tint"
+    outline = np.zeros((300, 200), bool)
+    outline[99:151, 49:151], outline[100:150, 50:150] = True, False
+    assert (shown[outline] == 255).all()
+    rest = np.argwhere((shown != (40, 90, 160)).any(axis=2) & ~outline & (mask == 0))
+    assert rest[:, 0].min() >= 300 - 21 and rest[:, 1].min() >= 3, "and words in the corner"
+    words = shown[279:, :].reshape(-1, 3)
+    assert words.min(axis=1).max() > 200 and words.max(axis=1).min() < 60, "white with a black rim"
+
+
 # --- holes, hull, hugging
 # ---------------------------------------------------------------------------------------------
 
@@ -336,6 +358,33 @@ def test_each_polygon_has_its_own_hull() -> None:
     hull = masks.repaint_mask([corner, far], (WIDTH, HEIGHT), expand="hull")
     assert hull[4, 4] == hull[44, 34] == 1
     assert hull[25, 20] == 0
+
+
+def test_hulls_of_small_and_of_flat_outlines() -> None:
+    small = [(0.0, 0.0), (0.5, 0.0), (0.2, 0.2), (0.5, 0.5), (0.0, 0.5)]
+    assert {*masks._hull(small)} == {(0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.0, 0.5)}
+    flat = [(0.0, 0.0), (2.0, 2.0), (1.0, 1.0)]
+    assert masks._hull(flat) == flat
+
+
+def test_by_itself_a_polygon_is_neither_grown_nor_filled_to_its_hull() -> None:
+    corner = [(1.0, 1.0), (9.0, 1.0), (9.0, 3.0), (3.0, 3.0), (3.0, 9.0), (1.0, 9.0)]
+    assert masks.repaint_mask([corner], (WIDTH, HEIGHT)).sum() == 8 * 2 + 2 * 6
+    mask = np.zeros((100, 100), np.float32)
+    mask[40:60, 40:60] = 1
+    assert masks.crop_box(mask, 1.0) == Box(35, 35, 65, 65), "a quarter of its side around it"
+
+
+def test_the_edge_ratio_of_a_square_on_its_edge() -> None:
+    """Steps of 100 levels have slopes of 50 on both sides of the outline: 312 pixels of it, 4 corners inside
+    with both slopes, 4 outside with none; beside it nothing.
+    """
+    mask = np.zeros((100, 100), np.float32)
+    mask[30:70, 30:70] = 1
+    photo = Image.fromarray(np.where(mask[..., None] > 0, np.uint8([150] * 3), np.uint8([50] * 3)))
+    expected = (312 * 50 + 4 * 50 * math.sqrt(2)) / 320
+    assert masks.edge_ratio(photo, mask) == pytest.approx(expected, rel=1e-4)
+    assert masks.edge_ratio(photo, np.ones_like(mask)) == 0
 
 
 def test_a_polygon_along_a_silhouette_hugs_and_a_free_one_does_not() -> None:
@@ -450,9 +499,13 @@ def test_a_broken_file_is_a_sentence_with_a_hint(tmp_path: Path, text: str, mess
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.json", tmp_path):
-        with pytest.raises(InputError, match="cannot be read") as caught:
+        with pytest.raises(InputError, match=r"^The polygon file .* cannot be read") as caught:
             read_polygons(path)
-        assert caught.value.hint
+        assert caught.value.hint == "Check the path given to --polygon."
+    (tmp_path / "p.json").write_text('{"x": 1}')
+    with pytest.raises(InputError, match="has no 'polygons'") as caught:
+        read_polygons(tmp_path / "p.json")
+    assert caught.value.hint.startswith("A polygon file looks like {")
 
 
 @pytest.mark.parametrize(
@@ -462,6 +515,8 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         [(-9, 5), (-1, 5), (-1, 9)],
         [(48, 0), (60, 0), (60, 64)],
         [(0, 64), (48, 64), (20, 90)],
+        [(-9, 5), (0, 5), (0, 9)],
+        [(5, -9), (9, -9), (9, 0)],
     ],
 )
 def test_a_polygon_outside_the_photo_is_refused(outside: list[tuple[float, float]]) -> None:
@@ -473,6 +528,8 @@ def test_a_polygon_outside_the_photo_is_refused(outside: list[tuple[float, float
 def test_polygons_without_area_are_refused() -> None:
     with pytest.raises(InputError, match="holds no polygon"):
         masks.polygon_mask([], (WIDTH, HEIGHT))
+    with pytest.raises(InputError, match="encloses no part"):
+        masks.polygon_mask([[(0.2, 0.2), (0.8, 0.8), (0.2, 0.2)]], (WIDTH, HEIGHT))
     with pytest.raises(InputError, match="encloses no part"):
         masks.polygon_mask([[(3, 3), (9, 9), (3, 3)]], (WIDTH, HEIGHT))
 
@@ -519,6 +576,92 @@ def test_corners_in_other_units_are_noticed(
     else:
         said = check_units(outlines, size, sized=sized)
         assert [words in one for one in said] == [True] if words else said == []
+
+
+def right_angle(reach: float) -> Polygons:
+    return [[(0.0, 0.0), (reach, 0.0), (0.0, reach)]]
+
+
+@pytest.mark.parametrize(
+    ("outlines", "size", "message", "hint"),
+    [
+        (
+            right_angle(2),
+            (17, 17),
+            "The polygon has no corner beyond 2: these look like fractions.",
+            "Corners are pixels of the photo, here of 17×17 px: multiply by them.",
+        ),
+        (
+            right_angle(1) + right_angle(3),
+            (17, 17),
+            "The polygon: polygon 1 has no corner beyond 1: these look like fractions.",
+            "Corners are pixels of the photo, here of 17×17 px: multiply by them.",
+        ),
+        (
+            right_angle(100),
+            (256, 256),
+            "The polygon has no corner beyond 100: these look like percent.",
+            "Corners are pixels of the photo, here of 256×256 px. If they are pixels, add "
+            '"size": [256, 256] to the file.',
+        ),
+    ],
+)
+def test_what_other_units_are_refused_with(
+    outlines: Polygons, size: tuple[int, int], message: str, hint: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        check_units(outlines, size)
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+@pytest.mark.parametrize(
+    ("outlines", "size", "said"),
+    [
+        (right_angle(2), (16, 16), None),
+        (right_angle(101), (256, 256), None),
+        (right_angle(100), (255, 255), None),
+        (right_angle(1000), (2500, 2500), "The polygon has no corner beyond 1000: are these thousandths"),
+        (right_angle(1001), (2500, 2500), None),
+        (right_angle(1000), (2499, 2499), None),
+        ([[(-50, 10), (900, 10), (900, 900)]], (1000, 1000), None),
+        ([[(-60, 10), (900, 10), (900, 900)]], (1000, 1000), "The polygon reaches 6 % of a side beyond"),
+        ([[(10, -100), (700, 10), (10, 900)]], (768, 1024), "The polygon reaches 10 % of a side beyond"),
+        ([[(10, 10), (700, 10), (10, 1200)]], (768, 1024), "The polygon reaches 17 % of a side beyond"),
+        ([[(10, 10), (2304, 10), (10, 900)]], (768, 1024), "The polygon reaches 200 % of a side beyond"),
+    ],
+)
+def test_where_doubt_begins(outlines: Polygons, size: tuple[int, int], said: str | None) -> None:
+    found = check_units(outlines, size)
+    assert len(found) == (said is not None) and (said is None or found[0].startswith(said))
+
+
+def test_lists_that_are_no_polygons_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"^The polygon holds no polygon"):
+        check_polygons([])
+    with pytest.raises(InputError, match="polygon 1 has fewer than 3"):
+        check_polygons([[1, 2], [3, 4]])
+    with pytest.raises(InputError, match="corner 1 of polygon 1") as caught:
+        check_polygons([[1, 2, 3, 4, 5, 6]])
+    assert caught.value.hint.endswith("photo. COCO's flat lists x, y, x, y … are to be cut into pairs.")
+    with pytest.raises(InputError, match="corner 3 of polygon 1") as caught:
+        check_polygons([[[1, 2], [3, 4], ["a", 5]]])
+    assert caught.value.hint.endswith("in pixels of the photo.")
+    monkeypatch.setattr("triptych.pictures.polygons.MAX_POINTS", 5)
+    with pytest.raises(InputError, match="more than 5 corners"):
+        check_polygons([SQUARE, SQUARE])
+
+
+@pytest.mark.parametrize(("side", "fits"), [(0, False), (1, True), (999_999, True), (1_000_000, False)])
+def test_a_file_says_which_photo_it_is_for(tmp_path: Path, side: int, fits: bool) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"polygons": [SQUARE], "size": [side, side], "sides": 4}))
+    if not fits:
+        with pytest.raises(InputError, match="'size' that is no"):
+            read_outlines(path)
+        return
+    assert read_outlines(path, (side, side)).sized and not read_outlines(path).sized
+    path.write_text(json.dumps({"polygons": [SQUARE]}))
+    assert not read_outlines(path, (side, side)).sized
 
 
 def test_one_outline_in_fractions_among_others_is_named() -> None:
@@ -578,6 +721,11 @@ WHITE[5:20, 7:30] = True
         WHITE[:, :, None].astype(np.float32),
         WHITE[None].astype(np.float16),
         np.dstack([WHITE] * 3),
+        WHITE * 1.0005,
+        torch.from_numpy(WHITE).long() * 255,
+        Image.fromarray(WHITE.astype(np.uint16) * 65535),
+        Image.fromarray(WHITE.astype(np.float32)),
+        Image.fromarray(WHITE.astype(np.uint8) * 255).convert("P"),
         Image.fromarray(WHITE),
         Image.fromarray(WHITE.astype(np.uint8) * 255),
         Image.fromarray(np.dstack([WHITE.astype(np.uint8) * 255] * 3)),
@@ -595,10 +743,19 @@ def test_a_mask_means_the_same_in_every_form(mask: Any) -> None:
     assert np.array_equal(masks.as_mask(mask, (WIDTH, HEIGHT)), WHITE.astype(np.float32))
 
 
+def test_grey_values_and_narrow_photos_are_kept() -> None:
+    grey = np.full((9, 1), 128, np.uint8)
+    assert masks.as_mask(grey, (1, 9)).tolist() == [[np.float32(128) / np.float32(255)]] * 9
+    with pytest.raises(InputError, match="photo 9 high and 2 wide") as caught:
+        masks.as_mask(grey, (2, 9))
+    assert caught.value.hint == "Give one value a pixel."
+
+
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
         (WHITE[:, :-1], "photo 64 high and 48 wide"),
+        (WHITE * 1.5, "from 0 to 1.5"),
         (WHITE.T, "exchanged"),
         (np.dstack([WHITE] * 4), "photo 64 high"),
         (np.zeros_like(WHITE), "black"),

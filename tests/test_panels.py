@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +54,50 @@ def test_reading_order() -> None:
 def test_layout_survives_json() -> None:
     layout = PanelLayout(48, 64, ("front", "worn"), 1)
     assert PanelLayout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+
+
+PLAIN = {"width": 32, "height": 48, "roles": ["front", "back", "worn"], "columns": 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"width": 1, "height": 65_536},
+        {"roles": ["a" * 40], "columns": 1},
+        {"roles": [f"r{n}" for n in range(64)], "columns": 8},
+        {"roles": ["X"], "columns": 1},
+    ],
+)
+def test_layouts_of_a_file_are_taken_up_to_the_limits(change: dict[str, Any]) -> None:
+    assert PanelLayout.from_dict(PLAIN | change).to_dict() == PLAIN | change
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        ["width", "height", "roles", "columns"],
+        {name: value for name, value in PLAIN.items() if name != "columns"},
+        *(PLAIN | {"width": value} for value in (0, -1, 65_537, 32.0, True, "32", None)),
+        *(PLAIN | {"height": 0}, PLAIN | {"columns": 0}, PLAIN | {"columns": 2}),
+        *(
+            PLAIN | {"roles": value, "columns": 1}
+            for value in ([], "abc", None, [f"r{n}" for n in range(65)], ["a", "a"], [1], [["a"]])
+        ),
+        *(
+            PLAIN | {"roles": [value], "columns": 1}
+            for value in ("", "a" * 41, "a/b", "a\\b", "a:b", ".a", "a\n", "a\u202e")
+        ),
+    ],
+)
+def test_what_is_no_layout_is_refused(data: Any) -> None:
+    with pytest.raises(ValueError, match=r"layout|do not fill"):
+        PanelLayout.from_dict(data)
+
+
+def test_masks_of_panels_are_true_and_false() -> None:
+    assert PanelLayout.from_dict(PLAIN).mask(["worn"], 16).tolist() == [[False] * 4 + [True] * 2] * 3
 
 
 def test_layout_refuses_what_is_no_grid() -> None:

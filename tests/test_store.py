@@ -15,10 +15,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from triptych.errors import InputError, WorkError
-from triptych.store.files import digest, publish, read_jsonl, read_text, sha256_file, write_json, write_text
+from triptych.store import files
+from triptych.store.files import (
+    digest,
+    parse_json,
+    publish,
+    read_json,
+    read_jsonl,
+    read_text,
+    sha256_file,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from triptych.store.folder import StageFolder
 
 # A file system as network and FUSE drives have them: by the name of the call, what it answers.
@@ -80,9 +93,32 @@ def test_a_drive_that_cannot_rename_is_named(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(WorkError, match="cannot rename"):
+    with pytest.raises(WorkError, match="cannot rename") as caught:
         write_text(tmp_path / "a.txt", "new")
+    assert caught.value.hint.startswith("Use a --work folder on a local disk")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_at_the_rename_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(WorkError, match=r"The disk is full: .*a\.txt could not be written"):
+        write_text(tmp_path / "a.txt", "new")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (SafetensorError("I/O error: No space left (os error 28)"), WorkError, "The disk is full: new could"),
+        (SafetensorError("I/O error: Permission denied (os error 13)"), PermissionError, "new"),
+        (SafetensorError("header too large"), SafetensorError, "header too large"),
+        (ValueError("not ours (os error 28)"), ValueError, "not ours"),
+    ],
+)
+def test_what_the_system_answered_is_found_in_the_words_of_safetensors(
+    error: Exception, kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words), files.explained(Path("new")):
+        raise error
 
 
 @pytest.mark.parametrize(
@@ -188,7 +224,67 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_one_is_named(tmp_path: Path)
         read_jsonl(file)
 
 
+def test_rows_are_one_line_each_in_the_users_own_script(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    write_jsonl(file, [{"b": "ä\n"}, {"a": Path("p")}])
+    assert file.read_bytes() == '{"b": "ä\\n"}\n{"a": "p"}\n'.encode()
+    write_json(file, {"ä": 1})
+    assert file.read_bytes() == '{\n  "ä": 1\n}\n'.encode()
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n  \n{"a": 2}\n')
+    assert read_jsonl(file) == [{"a": 1}, {"a": 2}]
+
+
+def test_json_up_to_a_limit_is_parsed() -> None:
+    assert parse_json("[1]", 3) == [1]
+    with pytest.raises(ValueError, match="longer than 3"):
+        parse_json("[12]", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "verb"),
+    [
+        ("embed.settings.json", "embed"),
+        ("embed.old.settings.json", "embed"),
+        ("summary.json", "run --config triptych.yaml"),
+        ("caption.jsonl", "caption"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_why_and_which_verb_writes_it(
+    tmp_path: Path, name: str, verb: str
+) -> None:
+    file = tmp_path / name
+    file.mkdir()
+    with pytest.raises(WorkError, match=r"cannot be read: Is a directory\.") as caught:
+        read_json(file)
+    assert caught.value.hint == f"Run `triptych {verb}` again."
+    file.rmdir()
+    file.write_text("[")
+    with pytest.raises(WorkError, match=r"cannot be read: Expecting value: line 1 column 2 \(char 1\)\. Run"):
+        read_json(file)
+    file.write_text("1\n")
+    with pytest.raises(WorkError, match="line 1") as caught:
+        read_jsonl(file)
+    assert caught.value.hint == f"Mend that line, or run `triptych {verb}` again."
+    assert files._why(ValueError("..so it is.")) == "..so it is"
+
+
+def test_a_lock_is_waited_for_only_where_that_is_asked(tmp_path: Path) -> None:
+    first, second = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    assert files._lock(first, wait=False) and not files._lock(second, wait=False)
+    threading.Timer(0.05, os.close, [first]).start()
+    assert files._lock(second, wait=True)
+    os.close(second)
+
+
+def test_stray_files_of_killed_writers_go_too(tmp_path: Path) -> None:
+    (tmp_path / ".part" / "folder").mkdir(parents=True)
+    (tmp_path / ".part" / "file").write_text("x")
+    files.sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_digest_does_not_depend_on_key_order() -> None:
+    assert digest({"a": Path("p")}) == digest({"a": "p"})
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
 

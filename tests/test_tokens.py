@@ -166,3 +166,18 @@ def test_a_mask_on_the_grid_takes_no_cell_beside_it() -> None:
         mask = np.kron(cells, np.ones((8 * scale, 8 * scale), np.float32))
         box = Box(0, 0, mask.shape[1], mask.shape[0])
         assert np.array_equal(token_sets.latent_mask(token_sets.fit_mask(mask, box, 64, 96), 8), cells > 0)
+
+
+def test_sets_of_a_batch_are_rounded_up_to_the_largest_of_them() -> None:
+    sets = np.zeros((2, 3, 6), dtype=bool)
+    sets[0, 0, :3], sets[1, 1, :4] = True, True
+    rounded = token_sets.rounded_up(sets, np.ones((3, 6), dtype=bool), 4)
+    assert rounded.sum((1, 2)).tolist() == [4, 4]
+    pixels = np.kron(sets, np.ones((1, 8, 8), np.float32))
+    assert (token_sets.latent_mask(pixels, 8) == sets).all()
+
+
+def test_where_nothing_is_left_out_the_answer_is_false_for_every_token() -> None:
+    plain, layout = Image.new("RGB", (96, 48), "white"), TRY_ON.layout(32, 48)
+    assert token_sets.background_tokens(plain.crop((0, 0, 32, 48)), 16).tolist() == [[False] * 2] * 3
+    assert token_sets.background_of(plain, layout, (), 16).tolist() == [[False] * 6] * 3
