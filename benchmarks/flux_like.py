@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from triptych.backbones.registry import load_backbone
 from triptych.compute.cpu import GELU, Linear, ProjectedGELU, install
-from triptych.sampling.opened import Models
+from triptych.sampling.opened import OpenedModel
 
 PROMPT = "p"
 """Its embeddings are random, as everything else."""
@@ -39,7 +39,7 @@ FULL = Size(heads=12, double=4, single=8, width=288, height=384, words=128)
 QUICK = Size(heads=2, double=1, single=2, width=96, height=128, words=16)
 
 
-def flux_like(size: Size, dtype: torch.dtype, folder: Path) -> Models:
+def flux_like(size: Size, dtype: torch.dtype, folder: Path) -> OpenedModel:
     """A FLUX.1-shaped model with random weights, and a small f8 autoencoder with 16 latent channels."""
     torch.manual_seed(0)
     dim = 64 * size.heads
@@ -84,7 +84,7 @@ def flux_like(size: Size, dtype: torch.dtype, folder: Path) -> Models:
             "pooled_prompt_embeds": torch.randn(dim),
         }
     install(transformer.to(dtype).eval().requires_grad_(False))  # as Backbone.load_transformer leaves it
-    return Models(backbone, transformer, backbone.load_autoencoder(), texts)
+    return OpenedModel(backbone, transformer, backbone.load_autoencoder(), texts)
 
 
 def as_diffusers_has_it(transformer: nn.Module) -> FluxTransformer2DModel:

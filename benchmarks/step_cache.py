@@ -20,8 +20,8 @@ from PIL import Image
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import render
 from triptych.sampling.generate import generate_triptych
-from triptych.sampling.opened import load_models
 from triptych.sampling.options import Sampling
+from triptych.session import load_models
 from triptych.tasks.tryon import TRY_ON
 
 

@@ -39,7 +39,7 @@ from triptych.backbones.contract import Backbone
 from triptych.data.embeddings import EMPTY, EmbeddingFolder, EmbeddingRecord, save_record, save_text
 from triptych.lora.adapter import add_lora
 from triptych.pictures.panels import PanelLayout
-from triptych.sampling.opened import Models
+from triptych.sampling.opened import OpenedModel
 from triptych.tasks.tryon import TRY_ON
 from triptych.training.config import TrainConfig
 from triptych.training.data import Batch, TrainingSet
@@ -85,7 +85,12 @@ class OurStep:
     """
 
     def __init__(
-        self, models: Models, work: Path, share: float | None = None, noise_levels: int = 1, **settings: Any
+        self,
+        models: OpenedModel,
+        work: Path,
+        share: float | None = None,
+        noise_levels: int = 1,
+        **settings: Any,
     ) -> None:
         """share: of the worn panel that is learned; None: noisy context. settings: more of TrainConfig; the
         device is the models'.
@@ -117,7 +122,7 @@ class ScriptStep:
     encoded.
     """
 
-    def __init__(self, models: Models, work: Path, cached: bool) -> None:
+    def __init__(self, models: OpenedModel, work: Path, cached: bool) -> None:
         self.cached, self.parameters, self.backbone = cached, lora_of(models), models.backbone
         self.transformer = as_diffusers_has_it(models.transformer)
         self.vae = models.autoencoder.vae  # type: ignore[attr-defined]
@@ -171,7 +176,7 @@ class ScriptStep:
         return float(loss.detach())
 
 
-def lora_of(models: Models) -> list[nn.Parameter]:
+def lora_of(models: OpenedModel) -> list[nn.Parameter]:
     """The LoRA's parameters; the model gets one LoRA, which all variants train."""
     trained = [p for p in models.transformer.parameters() if p.requires_grad]
     layers = models.backbone.lora_layers(models.transformer)
@@ -191,7 +196,7 @@ def window(layout: PanelLayout, share: float) -> Tensor:
     return active
 
 
-def write_records(models: Models, size: Size, work: Path) -> None:
+def write_records(models: OpenedModel, size: Size, work: Path) -> None:
     """Embeddings of two random triptychs."""
     layout, made_with = TRY_ON.layout(size.width, size.height), models.backbone.encoder_fingerprint
     folder = work / "embeddings" / models.backbone.name

@@ -38,7 +38,8 @@ from triptych.sampling.canvas import decoded_panel
 from triptych.sampling.clean_context import ContextCache
 from triptych.sampling.options import Sampling
 from triptych.tasks.tryon import TRY_ON
-from triptych.vton.dress import Person, try_on
+from triptych.vton.dress import try_on
+from triptych.vton.request import Person
 
 PERSONS = 8
 BEYOND_CACHE = 64 << 20

@@ -23,8 +23,8 @@ from triptych.backbones.settings import ModelSettings
 from triptych.lora.adapter import FILE_NAME, add_lora
 from triptych.sampling import token_sets
 from triptych.sampling.clean_context import kept_window, product_tokens, read_window
-from triptych.sampling.opened import load_models
 from triptych.sampling.sampler import Canvases, Known, active_tokens, sample_latents
+from triptych.session import load_models
 from triptych.tasks.tryon import TRY_ON
 from triptych.training.data import draw_active
 from triptych.training.loss import losses_of

@@ -13,11 +13,13 @@ from PIL import Image
 
 from triptych.sampling import clean_context
 from triptych.sampling.clean_context import ContextCache, kept_window, product_tokens, read_window
-from triptych.sampling.opened import Models, load_models
+from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
+from triptych.session import load_models
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.tryon import TryonConfig, tryon
-from triptych.vton.dress import Person, try_on
+from triptych.vton.dress import try_on
+from triptych.vton.request import Person
 
 from .test_tryon import inputs as inputs
 from .test_tryon import options
@@ -27,7 +29,7 @@ CLEAN = Sampling(2, context="clean", context_reading="products")
 
 
 @pytest.fixture(scope="module")
-def models(tiny: Path) -> Models:
+def models(tiny: Path) -> OpenedModel:
     return load_models(str(tiny), ["p"], device="cpu", dtype="fp32")
 
 
@@ -37,7 +39,7 @@ def picture(seed: int) -> Image.Image:
 
 
 def dress(
-    models: Models, cache: ContextCache, person: int, seeds: list[int], sampling: Sampling, back: int = 2
+    models: OpenedModel, cache: ContextCache, person: int, seeds: list[int], sampling: Sampling, back: int = 2
 ) -> list[np.ndarray]:
     models.contexts = cache
     mask = np.zeros((48, 32), dtype=np.float32)
@@ -56,7 +58,7 @@ def dress(
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("reading", ["joint", "products"])
-def test_what_is_kept_changes_no_picture(models: Models, reading: str, guidance: float) -> None:
+def test_what_is_kept_changes_no_picture(models: OpenedModel, reading: str, guidance: float) -> None:
     sampling = dataclasses.replace(CLEAN, context_reading=reading, context_guidance_scale=guidance)
     cache = ContextCache(1 << 30)
     for person, seed in ((10, 0), (11, 0), (10, 1), (10, 0)):
@@ -68,7 +70,7 @@ def test_what_is_kept_changes_no_picture(models: Models, reading: str, guidance:
     assert (other != kept).any(), "another product is not taken for this one"
 
 
-def test_a_product_is_read_once_for_all_persons_and_seeds(models: Models) -> None:
+def test_a_product_is_read_once_for_all_persons_and_seeds(models: OpenedModel) -> None:
     cache = ContextCache(1 << 30)
     dress(models, cache, 10, [0], CLEAN)
     assert (cache.hits, cache.misses) == (0, 3), (
@@ -112,7 +114,7 @@ def test_the_summary_is_in_gib() -> None:
     assert cache.summary() == {"reused": 0, "read": 1, "held": 1, "held_gib": 1.15}
 
 
-def test_reading_with_room_is_reading(models: Models) -> None:
+def test_reading_with_room_is_reading(models: OpenedModel) -> None:
     """Rows of a batch are read one by one, equal ones once, and what the joint pass over the batch gives
     comes out.
     """
@@ -139,7 +141,7 @@ def test_reading_with_room_is_reading(models: Models) -> None:
 
 
 def test_what_was_read_with_nothing_to_find_again_is_not_hashed(
-    models: Models, monkeypatch: pytest.MonkeyPatch
+    models: OpenedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plan's tensors have no data to hash."""
     monkeypatch.setattr(clean_context, "_key", lambda *_: pytest.fail("one canvas and no cache: no key"))
@@ -153,7 +155,7 @@ def test_what_was_read_with_nothing_to_find_again_is_not_hashed(
 
 
 @pytest.mark.parametrize("change", ["places", "grid", "values", "before", "lora"])
-def test_everything_that_was_read_is_in_the_key(models: Models, change: str) -> None:
+def test_everything_that_was_read_is_in_the_key(models: OpenedModel, change: str) -> None:
     """Latents of one colour, so that what stands under the known tokens is the same wherever they are."""
     backbone, transformer, empty = models.backbone, models.transformer, models.text([""])
     latents = torch.full((1, 16, 6, 12), 0.25)

@@ -27,9 +27,10 @@ from triptych.backbones.flux.model import pack, unpack
 from triptych.backbones.registry import load_backbone
 from triptych.errors import ConfigError, ModelError
 from triptych.sampling.canvas import to_images
-from triptych.sampling.opened import Models, load_models
+from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.sampling.sampler import Canvases, Known, sample_latents
+from triptych.session import load_models
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.generate import GenerateConfig, generate
 
@@ -68,16 +69,18 @@ FAMILIES = {
 
 
 @pytest.fixture(scope="module")
-def models(tiny: Path) -> Models:
+def models(tiny: Path) -> OpenedModel:
     return load_models(str(tiny), PROMPTS, device="cpu", dtype="fp32")
 
 
 @pytest.fixture
-def family(models: Models) -> Family:
+def family(models: OpenedModel) -> Family:
     return FAMILIES[models.backbone.name]
 
 
-def run(models: Models, sampling: Sampling, seeds: list[int], known: Known | None = None) -> torch.Tensor:
+def run(
+    models: OpenedModel, sampling: Sampling, seeds: list[int], known: Known | None = None
+) -> torch.Tensor:
     count = len(seeds)
     text, empty = models.text([PROMPT] * count), models.text([""] * count)
     canvases = Canvases(LAYOUT, (16, 6, 12), text, seeds, empty, known)
@@ -92,7 +95,7 @@ def generators(seeds: list[int]) -> list[torch.Generator]:
     ("true_cfg", "steps", "seeds"), [(1.0, 4, [3]), (2.5, 5, [7]), (1.0, 3, [1, 2, 3]), (4.0, 1, [5])]
 )
 def test_text_to_image_equals_diffusers(
-    models: Models, family: Family, tiny: Path, true_cfg: float, steps: int, seeds: list[int]
+    models: OpenedModel, family: Family, tiny: Path, true_cfg: float, steps: int, seeds: list[int]
 ) -> None:
     pipe = family.text_to_image.from_pretrained(tiny)
     theirs = pipe(
@@ -121,7 +124,7 @@ def test_text_to_image_equals_diffusers(
     assert (ours - silent).abs().max() > 1e-4, "the prompt is heard"
 
 
-def test_decoded_pictures_equal_diffusers(models: Models, family: Family, tiny: Path) -> None:
+def test_decoded_pictures_equal_diffusers(models: OpenedModel, family: Family, tiny: Path) -> None:
     pipe = family.text_to_image.from_pretrained(tiny)
     options = {"num_inference_steps": 3, "max_sequence_length": LENGTH, **family.options(1.0)}
     theirs = pipe(PROMPT, height=48, width=96, generator=generators([5]), **options).images[0]
@@ -134,7 +137,7 @@ def test_decoded_pictures_equal_diffusers(models: Models, family: Family, tiny: 
     [(1.0, 4, 1.0), (0.9, 10, 1.0), (0.6, 7, 1.0), (0.85, 6, 3.0), (0.3, 10, 1.0)],
 )
 def test_clamped_sampling_equals_diffusers_inpainting(
-    models: Models, family: Family, tiny: Path, strength: float, steps: int, true_cfg: float
+    models: OpenedModel, family: Family, tiny: Path, strength: float, steps: int, true_cfg: float
 ) -> None:
     generator = torch.Generator().manual_seed(11)
     known = torch.randn(1, 16, 6, 12, generator=generator)

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from triptych.cli import main
 from triptych.errors import ModelError
 from triptych.lora.match import check_lora_fits
-from triptych.sampling.opened import load_models
 from triptych.sampling.options import SamplingConfig
+from triptych.session import load_models
 
 LAYOUT = {"width": 48, "height": 72, "roles": ["front", "back", "worn"], "columns": 3}
 

@@ -25,7 +25,7 @@ from triptych.compute.quantize import FORMATS, QuantizedLinear
 from triptych.errors import ConfigError, ModelError, WorkError
 from triptych.lora.adapter import add_lora, read_lora
 from triptych.pictures.images import read_settings
-from triptych.sampling.opened import load_models
+from triptych.session import load_models
 from triptych.training.loss import losses_of
 from triptych.verbs import train as train_module
 from triptych.verbs.train import train

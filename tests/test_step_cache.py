@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from triptych.errors import ModelError
-from triptych.sampling.opened import Models, load_models
+from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.sampling.sampler import Canvases, Known, sample_latents
+from triptych.session import load_models
 from triptych.tasks.tryon import TRY_ON
 
 LAYOUT = TRY_ON.layout(32, 48)
 
 
-def run(models: Models, sampling: Sampling) -> tuple[torch.Tensor, int]:
+def run(models: OpenedModel, sampling: Sampling) -> tuple[torch.Tensor, int]:
     """Latents, and how often the last block's attention ran."""
     ran = []
     last = models.transformer.single_transformer_blocks[-1].attn

@@ -13,10 +13,11 @@ from PIL import Image, ImageDraw
 from triptych.pictures import masks
 from triptych.pictures.panels import Box
 from triptych.sampling import token_sets
-from triptych.sampling.opened import load_models
 from triptych.sampling.options import Sampling
+from triptych.session import load_models
 from triptych.tasks.tryon import TRY_ON
-from triptych.vton.dress import Person, try_on
+from triptych.vton.dress import try_on
+from triptych.vton.request import Person
 
 
 @given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0.05, 0.95))

@@ -24,8 +24,8 @@ from triptych.data.embeddings import EMPTY, EmbeddingFolder, EmbeddingRecord, sa
 from triptych.errors import ModelError, WorkError
 from triptych.lora.adapter import FILE_NAME, add_lora, load_lora, lora_state, read_lora, save_lora
 from triptych.pictures.panels import PanelLayout
-from triptych.sampling.opened import load_models
 from triptych.sampling.prompts import encode_texts
+from triptych.session import load_models
 from triptych.tasks.tryon import TRY_ON
 from triptych.training.data import TrainingSet, ids_of_batch
 from triptych.training.optimizer import learning_rate

@@ -15,8 +15,8 @@ from triptych.pictures.images import from_srgb, to_srgb
 from triptych.pictures.panels import fit, split
 from triptych.pictures.polygons import read_polygons
 from triptych.sampling.generate import generate_triptych
-from triptych.sampling.opened import load_models
 from triptych.sampling.options import Sampling
+from triptych.session import load_models
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.tryon import TryonConfig, tryon

@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from triptych.backbones.contract import Backbone
 from triptych.captioning.captioners import LocalCaptioner
 from triptych.cli import main
 from triptych.errors import ConfigError, InputError, ModelError
 from triptych.evaluation.rendered import held_out_items
 from triptych.pictures import images
+from triptych.sampling.opened import OpenedModel
 from triptych.store import files
 from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vton import batch
@@ -76,12 +78,10 @@ def results(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
 def test_a_batch_makes_what_it_can_and_says_what_it_cannot(
     tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loads: list[list[str]] = []
-    load = batch.load_models
+    loads: list[Path] = []
+    load_transformer = Backbone.load_transformer
     monkeypatch.setattr(
-        batch,
-        "load_models",
-        lambda prompts, **source: loads.append(prompts) or load(prompts=prompts, **source),
+        Backbone, "load_transformer", lambda self: loads.append(Path(self.model)) or load_transformer(self)
     )
     words = [
         "tryon",
@@ -425,18 +425,18 @@ def test_a_captioner_here_is_gone_before_the_model_is_loaded(
     tiny_flux: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[weakref.ref[LocalCaptioner]] = []
-    load = batch.load_models
+    load = OpenedModel.load
 
     def ask(self: LocalCaptioner, *args: Any) -> str:
         alive.append(weakref.ref(self))
         return PROMPT
 
-    def loaded(**source: Any) -> Any:
+    def loaded(self: OpenedModel) -> None:
         assert alive and all(captioner() is None for captioner in alive)
-        return load(**source)
+        load(self)
 
     monkeypatch.setattr(LocalCaptioner, "ask", ask)
-    monkeypatch.setattr(batch, "load_models", loaded)
+    monkeypatch.setattr(OpenedModel, "load", loaded)
     write(folder, "front,person", "red.png,me.jpg")
     assert (
         tryon(

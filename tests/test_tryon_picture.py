@@ -15,12 +15,13 @@ from triptych.pictures import masks
 from triptych.pictures.images import OriginalPhoto, from_srgb, load_image, read_settings, to_srgb
 from triptych.pictures.originals import with_transparency
 from triptych.pictures.panels import fit, split
-from triptych.sampling.opened import load_models
 from triptych.sampling.options import Sampling
+from triptych.session import load_models
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vision.garment import garment_mask
-from triptych.vton.dress import Person, try_on
+from triptych.vton.dress import try_on
+from triptych.vton.request import Person
 from triptych.vton.rough_edit import rough_edit
 
 PROMPT = (

@@ -16,7 +16,7 @@ from gpu_parts.model import SMALL, TINY, Random, random_model
 from train import OurStep, ScriptStep, lora_of, write_records
 from triptych.backbones.flux.model import unpack
 from triptych.compute.quantize import FORMATS
-from triptych.sampling.opened import Models
+from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.sampling.sampler import Canvases, Known, sample_latents
 from triptych.training.loss import losses_of
@@ -59,7 +59,7 @@ def equality(bench: Bench) -> None:
 KINDS = ("text to image", "inpainting", "inpainting at strength 0.6")
 
 
-def _inputs(made: Random, models: Models) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(made: Random, models: OpenedModel) -> tuple[Tensor, Tensor, Tensor]:
     """Noise, known latents (B, C, H, W), and the mask (H, W) of a box in the worn panel."""
     width, height = (side // 8 for side in made.layout.size)
     known = torch.randn(1, 16, height, width, generator=torch.Generator().manual_seed(1))
@@ -70,7 +70,7 @@ def _inputs(made: Random, models: Models) -> tuple[Tensor, Tensor, Tensor]:
     return noise.to(device, dtype), known.to(device, dtype), mask
 
 
-def _pipeline(models: Models, made: Random, kind: str) -> Tensor:
+def _pipeline(models: OpenedModel, made: Random, kind: str) -> Tensor:
     """Latents of diffusers' pipeline."""
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(models.backbone.scheduler_config)
     parts = scheduler, models.autoencoder.vae, None, None, None, None, as_diffusers_has_it(models.transformer)  # type: ignore[attr-defined]
@@ -97,7 +97,7 @@ def _pipeline(models: Models, made: Random, kind: str) -> Tensor:
     return unpack(pipe(**options).images, noise.shape[2], noise.shape[3]).float()
 
 
-def _ours(models: Models, made: Random, kind: str) -> Tensor:
+def _ours(models: OpenedModel, made: Random, kind: str) -> Tensor:
     noise, known, mask = _inputs(made, models)
     sampling = Sampling(STEPS, strength=_strength(kind), time_shift="canvas")
     shown = None if kind == "text to image" else Known(known, mask)
@@ -126,7 +126,7 @@ def _as_close(rounded: Random, kind: str) -> Figures:
     backbone = models.backbone
     full = replace(backbone, dtype=torch.float32)
     nn.Module.float(models.transformer)  # diffusers' own would warn
-    truth = _pipeline(Models(full, models.transformer, models.autoencoder, models.texts), rounded, kind)
+    truth = _pipeline(OpenedModel(full, models.transformer, models.autoencoder, models.texts), rounded, kind)
     apart, stock = _apart(ours, truth), _apart(theirs, truth)
     return {"apart": apart, "diffusers apart": stock, "equal": apart <= WORSE * stock + FLOAT32}
 
@@ -178,7 +178,7 @@ def _codes(bench: Bench, format: str) -> Figures:
     return {"apart": differ, "equal": same, "lost by the format": _apart(back, weight)}
 
 
-def _tf32(models: Models, made: Random) -> Figures:
+def _tf32(models: OpenedModel, made: Random) -> Figures:
     """As PyTorch comes, convolutions may keep 10 bits of mantissa on a card."""
     pixels = (
         torch.rand(1, 3, made.size.height, made.size.width, generator=torch.Generator().manual_seed(4)) * 2

@@ -40,7 +40,7 @@ from triptych.planning.memory import (
 )
 from triptych.planning.shapes import ModelShapes, known_models, model_shapes
 from triptych.pocket import checkpoint_path
-from triptych.sampling.opened import Models
+from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling, SamplingConfig
 from triptych.store.files import write_json
 from triptych.tasks.tryon import TRY_ON
@@ -135,7 +135,7 @@ class Random:
             str(self.folder), str(self.device), "bf16" if self.dtype == torch.bfloat16 else "fp32"
         )
 
-    def models(self, transformer: nn.Module | None = None) -> Models:
+    def models(self, transformer: nn.Module | None = None) -> OpenedModel:
         backbone = self.backbone()
         config, generator = config_of(self.size), torch.Generator().manual_seed(0)
         texts = {}
@@ -144,7 +144,7 @@ class Random:
             pooled = torch.randn(config["pooled_projection_dim"], generator=generator)
             texts[prompt] = {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
         made = self.transformer() if transformer is None else transformer
-        return Models(backbone, made, backbone.load_autoencoder(), texts)
+        return OpenedModel(backbone, made, backbone.load_autoencoder(), texts)
 
     def planned(self, memory: Memory) -> float:
         """GiB of a plan, without what it assumes for CUDA or for Python: that the card's allocator does
@@ -200,7 +200,7 @@ class Shop(Dressing):
     """The pictures of `tryon.py`, and diffusers' pipeline around the same weights, for a model on any
     device."""
 
-    def __init__(self, made: Random, models: Models) -> None:
+    def __init__(self, made: Random, models: OpenedModel) -> None:
         self.size, self.layout, self.models = made.size, made.layout, models
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(models.backbone.scheduler_config)
         vae = models.autoencoder.vae  # type: ignore[attr-defined]
@@ -222,7 +222,7 @@ def quantise(transformer: nn.Module, format: str) -> nn.Module:
     return transformer
 
 
-def one_velocity(models: Models, layout: PanelLayout) -> Any:
+def one_velocity(models: OpenedModel, layout: PanelLayout) -> Any:
     """A function that runs the transformer once over the whole canvas."""
     backbone, (width, height) = models.backbone, layout.size
     generator = torch.Generator().manual_seed(1)

@@ -16,7 +16,7 @@ from gpu_parts.bench import Bench, Figures, Skip, Variant
 from gpu_parts.model import Random, Shop, largest, one_velocity, random_model, with_panels
 from triptych.backbones.flux.model import Flux
 from triptych.lora.adapter import load_lora, save_lora
-from triptych.sampling.opened import Models
+from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 
 PART = 0.36
@@ -122,7 +122,7 @@ def _compile(transformer: Any, run: Any, tiny: bool) -> None:
     run()
 
 
-def _about(made: Random, models: Models) -> Figures:
+def _about(made: Random, models: OpenedModel) -> Figures:
     size, numbers = made.size, sum(parameter.numel() for parameter in models.transformer.parameters())
     blocks = (
         f"{size.double} + {size.single} blocks, {size.width} × {size.height}, {size.words} text tokens, "

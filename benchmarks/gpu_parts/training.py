@@ -9,7 +9,7 @@ from typing import Any
 from gpu_parts.bench import Bench, Variant
 from gpu_parts.model import Random, largest, random_model
 from train import OurStep, ScriptStep, same_loss, write_records
-from triptych.sampling.opened import Models
+from triptych.sampling.opened import OpenedModel
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "noisy": {},
@@ -61,7 +61,7 @@ def optimizers(bench: Bench) -> None:
 
 
 def _variant(
-    bench: Bench, made: Random, models: Models, first: OurStep | None, planned: bool, **settings: Any
+    bench: Bench, made: Random, models: OpenedModel, first: OurStep | None, planned: bool, **settings: Any
 ) -> Variant:
     """A step with these settings; it is made when it is first run. first: whose optimizer and average it
     takes."""

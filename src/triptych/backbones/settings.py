@@ -8,6 +8,7 @@ import json
 import logging
 import re
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,15 +97,23 @@ def model_class(model: str) -> str:
     path = Path(resolve_model(model)) / "model_index.json"
     try:
         if not path.is_file():
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(model, "model_index.json"))
+            path = _from_hub(model, "model_index.json")
     except Exception as error:  # the hub client raises a dozen unrelated kinds
         raise hub_unreachable(model, error, "--model FOLDER") or ModelError(
             f"The model {model} cannot be opened: {(str(error) or repr(error)).splitlines()[0][:200]}.",
             "Check the name and the network; gated models need `hf auth login` and their licence accepted.",
         ) from error
     return _pipeline_class(path, model)
+
+
+@lru_cache(maxsize=256)
+def _from_hub(model: str, file: str) -> Path:
+    """A file of a model on the hub, asked for once; a failure is not kept. Raises whatever the hub client
+    raises.
+    """
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(model, file))
 
 
 def _pipeline_class(path: Path, model: str) -> str:
@@ -136,9 +145,7 @@ def part_config(model: str, file: str) -> dict[str, Any]:
         if not path.is_file():
             if path.parent.parent.is_dir():
                 return {}
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(model, file))
+            path = _from_hub(model, file)
         about = json.loads(path.read_text(encoding="utf-8"))
     except (
         Exception

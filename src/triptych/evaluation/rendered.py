@@ -25,10 +25,11 @@ from triptych.pocket.render import Rendered, render
 from triptych.pocket.world import Garment, Scene, sample_garment, sample_printed, sample_scene
 from triptych.sampling.canvas import to_images, to_pixels
 from triptych.sampling.generate import generate_triptych
-from triptych.sampling.opened import Models
+from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.tasks.tryon import TRY_ON
-from triptych.vton.dress import Person, try_on
+from triptych.vton.dress import try_on
+from triptych.vton.request import Person
 
 SCALE = 4
 """A shop's photos are four times the size of a pocket panel."""
@@ -152,28 +153,28 @@ def _lab(image: Image.Image) -> np.ndarray:
     return np.stack([lab[..., 0] / 2.55, lab[..., 1].view(np.int8), lab[..., 2].view(np.int8)], -1)
 
 
-def round_trips(models: Models, items: Sequence[Item]) -> list[Image.Image]:
+def round_trips(model: OpenedModel, items: Sequence[Item]) -> list[Image.Image]:
     """The true worn panels after the autoencoder, encoded and decoded as whole triptychs: the judge's
     ceiling.
     """
-    layout, made = layout_of(models), []
+    layout, made = layout_of(model), []
     for start in range(0, len(items), BATCH):
         canvases = [
             concatenate([item.front, item.back, item.worn], layout) for item in items[start : start + BATCH]
         ]
         with torch.no_grad():
-            mean, _ = models.autoencoder.encode(to_pixels(canvases))
-            made += [split(canvas, layout)[2] for canvas in to_images(models.autoencoder.decode(mean))]
+            mean, _ = model.autoencoder.encode(to_pixels(canvases))
+            made += [split(canvas, layout)[2] for canvas in to_images(model.autoencoder.decode(mean))]
     return made
 
 
-def layout_of(models: Models) -> PanelLayout:
-    settings = models.backbone.settings
+def layout_of(model: OpenedModel) -> PanelLayout:
+    settings = model.backbone.settings
     return TRY_ON.layout(settings.panel_width, settings.panel_height)
 
 
 def worn_panels(
-    models: Models,
+    model: OpenedModel,
     sampling: Sampling,
     items: Sequence[Item],
     seed: int,
@@ -182,13 +183,13 @@ def worn_panels(
     """Mode 1: the worn panel of each item, generated beside its two product photos from the
     silent caption.
     """
-    layout, made = layout_of(models), []
+    layout, made = layout_of(model), []
     for start in range(0, len(items), BATCH):
         batch = items[start : start + BATCH]
         products = [{"front": item.front, "back": item.back} for item in batch]
         seeds = [seed + start + n for n in range(len(batch))]
         canvases = generate_triptych(
-            models, [item.prompt for item in batch], layout, seeds, sampling, products
+            model, [item.prompt for item in batch], layout, seeds, sampling, products
         )
         made += [split(canvas, layout)[2] for canvas in canvases]
         on_batch()
@@ -210,15 +211,15 @@ class Dressed:
 
 
 def dressed(
-    models: Models, sampling: Sampling, items: Sequence[Item], seed: int, feather: int = 4
+    model: OpenedModel, sampling: Sampling, items: Sequence[Item], seed: int, feather: int = 4
 ) -> Dressed:
     """Mode 2: each person, wearing another garment of the same type, re-dressed within a generous polygon."""
-    layout, panels, outside, seams = layout_of(models), [], 0, []
+    layout, panels, outside, seams = layout_of(model), [], 0, []
     for number, item in enumerate(items):
         before = item.view(2, item.other())
         polygon = outline(np.asarray(before.mask) > 127, margin=6)
         person = Person(before.image, [polygon], item.prompt, [seed + number])
-        ((result,),) = try_on(models, item.front, item.back, [person], layout, sampling, feather)
+        ((result,),) = try_on(model, item.front, item.back, [person], layout, sampling, feather)
         panels.append(result.image)
         moved = np.abs(np.asarray(result.image).astype(int) - np.asarray(before.image))
         outside = max(outside, int(moved[result.mask == 0].max(initial=0)))

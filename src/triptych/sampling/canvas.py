@@ -6,6 +6,7 @@ columns.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling import token_sets
-from triptych.sampling.opened import Models
+from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 
 
@@ -33,24 +34,59 @@ def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(one) for one in array]
 
 
-def decoded_panel(models: Models, latents_BCHW: Tensor, layout: PanelLayout, role: str) -> list[Image.Image]:
+def decoded_panel(
+    model: OpenedModel, latents_BCHW: Tensor, layout: PanelLayout, role: str
+) -> list[Image.Image]:
     """One panel of each canvas, decoded alone: a third of the work, and no colour of a known panel runs in at
     its edge.
 
     Raises:
         ModelError: latents or pixels that are not finite.
     """
-    left, top, right, bottom = layout.box(role, models.autoencoder.stride)
-    latents = models.finite(latents_BCHW[:, :, top:bottom, left:right])
-    return to_images(models.finite(models.autoencoder.decode(latents)))
+    left, top, right, bottom = layout.box(role, model.autoencoder.stride)
+    latents = model.finite(latents_BCHW[:, :, top:bottom, left:right])
+    return to_images(model.finite(model.autoencoder.decode(latents)))
 
 
 def left_out(
-    canvases: Sequence[Image.Image], layout: PanelLayout, models: Models, sampling: Sampling
+    canvases: Sequence[Image.Image], layout: PanelLayout, model: OpenedModel, sampling: Sampling
 ) -> Tensor | None:
     """The tokens of given panels that show background on every canvas, if they are to be left out."""
     if not sampling.drop_background:
         return None
-    stride = models.backbone.settings.stride
+    stride = model.backbone.settings.stride
     sets = [token_sets.background_of(canvas, layout, layout.given, stride) for canvas in canvases]
     return torch.from_numpy(np.logical_and.reduce(sets))
+
+
+def known_latents(
+    model: OpenedModel, canvases: Sequence[Image.Image], layout: PanelLayout, sampling: Sampling
+) -> Tensor:
+    """Latents (B, C, H, W) of edited canvases, to be repainted in the panels that are made.
+
+    With context reading `products`, those of the given panels do not depend on what else the canvas shows.
+    """
+    latents, _ = model.autoencoder.encode(to_pixels(canvases))
+    if sampling.context == "clean" and sampling.context_reading == "products":
+        pairs = zip(latents, canvases, strict=True)
+        return torch.cat([_with_products_alone(one[None], canvas, layout, model) for one, canvas in pairs])
+    return latents
+
+
+def _with_products_alone(
+    known_BCHW: Tensor, canvas: Image.Image, layout: PanelLayout, model: OpenedModel
+) -> Tensor:
+    """The latents of a canvas, those of its given panels as if the first of them stood in place of those that
+    are made too.
+
+    The autoencoder's group norms look at the whole canvas: product latents change with the person beside
+    them, and what is kept of a product would be good for one person only. `generate` shows the model products
+    on just such a canvas.
+    """
+    alone = canvas.copy()
+    for role in layout.made:
+        alone.paste(canvas.crop(layout.box(layout.given[0])), layout.box(role)[:2])
+    key = hashlib.sha256(f"latents {layout} ".encode() + alone.tobytes()).hexdigest()
+    products = model.contexts.get(key, lambda: model.autoencoder.encode(to_pixels([alone]))[0])
+    made = torch.from_numpy(layout.mask(layout.made, model.autoencoder.stride)).to(known_BCHW.device)
+    return torch.where(made, known_BCHW, products)

@@ -11,17 +11,18 @@ from dataclasses import replace
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from triptych.errors import InputError
 from triptych.pictures.panels import PanelLayout, concatenate
 from triptych.sampling.canvas import decoded_panel, left_out, to_images, to_pixels
-from triptych.sampling.opened import Models
+from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.sampling.sampler import Canvases, Known, OnStep, sample_latents
 
 
 def generate_triptych(
-    models: Models,
+    model: OpenedModel,
     prompts: Sequence[str],
     layout: PanelLayout | None = None,
     seeds: Sequence[int] = (0,),
@@ -29,7 +30,7 @@ def generate_triptych(
     products: Sequence[Mapping[str, Image.Image]] | None = None,
     on_step: OnStep | None = None,
 ) -> list[Image.Image]:
-    """Mode (a): canvases for B prompts, one seed each.
+    """Triptychs for B prompts, one seed each.
 
     Args:
         layout, sampling: by default what the LoRA was trained for, else what the model recommends.
@@ -38,42 +39,56 @@ def generate_triptych(
             canvas comes from the prompt.
 
     Raises:
-        InputError: a prompt the models were loaded without, or products that are no panels of the layout, or
-            all of them.
-        ModelError: no finite numbers come out.
+        InputError: products that are no panels of the layout, or all of them.
+        ModelError: no finite numbers come out, or a part of the model cannot be loaded.
     """
     assert len(prompts) == len(seeds)
-    layout, sampling = layout or models.layout(), sampling or models.sampling()
-    models.warn_of(sampling)
+    layout, sampling = layout or model.layout(), sampling or model.sampling()
     given = products or [{}] * len(prompts)
     for panels in given:
         _check_panels(panels, layout)
-    canvases = [
-        concatenate([_panel(panels, role, layout) for role in layout.roles], layout) for panels in given
-    ]
-    known = None
-    if given[0]:
-        layout = replace(layout, made=tuple(role for role in layout.roles if role not in given[0]))
-        known = _known(models, canvases, layout, sampling)
-    unit = models.autoencoder.stride
-    channels = models.backbone.latent_channels(models.transformer)
-    wanted = Canvases(
+    with model.lock:
+        model.warn_of(sampling)
+        model.encode(prompts)  # before the transformer is loaded
+        canvases = [
+            concatenate([_panel(panels, role, layout) for role in layout.roles], layout) for panels in given
+        ]
+        known = None
+        if given[0]:
+            layout = replace(layout, made=tuple(role for role in layout.roles if role not in given[0]))
+            known = _known(model, canvases, layout, sampling)
+        latents = made_latents(model, prompts, layout, seeds, sampling, known, on_step)
+        if known is None:
+            return to_images(model.finite(model.autoencoder.decode(model.finite(latents))))
+        for role in layout.made:
+            for canvas, panel in zip(canvases, decoded_panel(model, latents, layout, role), strict=True):
+                canvas.paste(panel, layout.box(role)[:2])
+        return canvases
+
+
+def made_latents(
+    model: OpenedModel,
+    prompts: Sequence[str],
+    layout: PanelLayout,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    known: Known | None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Latents (B, C, H, W) of B canvases, for one prompt and one seed each."""
+    unit = model.autoencoder.stride
+    channels = model.backbone.latent_channels(model.transformer)
+    canvases = Canvases(
         layout,
         (channels, layout.size[1] // unit, layout.size[0] // unit),
-        models.text(prompts),
+        model.text(prompts),
         seeds,
-        models.text([""] * len(prompts)) if sampling.needs_empty_prompt else None,
+        model.text([""] * len(prompts)) if sampling.needs_empty_prompt else None,
         known,
     )
-    latents = sample_latents(
-        models.backbone, models.transformer, wanted, sampling, contexts=models.contexts, on_step=on_step
+    return sample_latents(
+        model.backbone, model.transformer, canvases, sampling, contexts=model.contexts, on_step=on_step
     )
-    if known is None:
-        return to_images(models.finite(models.autoencoder.decode(models.finite(latents))))
-    for role in layout.made:
-        for canvas, panel in zip(canvases, decoded_panel(models, latents, layout, role), strict=True):
-            canvas.paste(panel, layout.box(role)[:2])
-    return canvases
 
 
 def _check_panels(given: Mapping[str, Image.Image], layout: PanelLayout) -> None:
@@ -86,16 +101,16 @@ def _check_panels(given: Mapping[str, Image.Image], layout: PanelLayout) -> None
 
 
 def _known(
-    models: Models,
+    model: OpenedModel,
     canvases: Sequence[Image.Image],
     layout: PanelLayout,
     sampling: Sampling,
 ) -> Known:
-    latents, _ = models.autoencoder.encode(to_pixels(canvases))
-    repaint = torch.from_numpy(layout.mask(layout.made, models.autoencoder.stride)).float()
+    latents, _ = model.autoencoder.encode(to_pixels(canvases))
+    repaint = torch.from_numpy(layout.mask(layout.made, model.autoencoder.stride)).float()
     # Batched canvases share one set of tokens, so what is left out of one is left out of all: only if each
     # has it as background.
-    return Known(latents, repaint, left_out(canvases, layout, models, sampling))
+    return Known(latents, repaint, left_out(canvases, layout, model, sampling))
 
 
 def _panel(given: Mapping[str, Image.Image], role: str, layout: PanelLayout) -> Image.Image:

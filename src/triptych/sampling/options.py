@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -14,19 +13,15 @@ from pydantic import Field
 from triptych.backbones.settings import ModelSettings, Quantize, model_class, model_settings, no_model
 from triptych.config.stage import Seed, StageConfig, seeds_from
 from triptych.errors import InputError
-from triptych.pictures import polygons
-from triptych.pictures.images import MAX_PIXELS, SETTINGS, sha256_photo
+from triptych.pictures.images import MAX_PIXELS
 from triptych.pictures.panels import PanelLayout
 from triptych.pocket.known_worlds import check_pictures
 from triptych.sampling import idle_options
-from triptych.store.files import sha256_file
 from triptych.tasks import DEFAULT
 from triptych.wording.hub import HUB_NAME
 
-if TYPE_CHECKING:  # some import torch, which `--help` can do without
+if TYPE_CHECKING:
     from PIL import Image
-
-    from triptych.sampling.opened import Models
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +205,7 @@ class SamplingConfig(StageConfig):
         return type(self)(**{name: getattr(self, name) for name in self.model_fields_set - left_out})
 
     def model_source(self) -> dict[str, Any]:
-        """The settings that `load_models` takes."""
+        """The settings that `Session` takes."""
         return {name: getattr(self, name) for name in MODEL_FIELDS}
 
     def check_model(self) -> None:
@@ -236,49 +231,38 @@ class SamplingConfig(StageConfig):
             check_lora_fits(self.model, self.lora)
         settings = model_settings(self.model)
         stored = _trained(self.lora).get("layout")
-        base = (
-            PanelLayout.from_dict(stored)
-            if stored
-            else DEFAULT.layout(settings.panel_width, settings.panel_height)
-        )
-        panel = self.panel_width or base.width, self.panel_height or base.height
-        layout = replace(base, width=panel[0], height=panel[1])
-        width, height = layout.size
-        if width * height > MAX_PIXELS:
-            limit = f"at most {MAX_PIXELS / 1e6:g} megapixels"
-            raise InputError(
-                f"Panels of {layout.width}×{layout.height} px make a canvas of {width}×{height} px; {limit}.",
-                "Make them smaller.",
-            )
-        return layout.check(settings.stride)
-
-    def markers(self) -> tuple[str, ...]:
-        """The markers of the captions that the LoRA was trained on; empty for those of the house."""
-        trained = _trained(self.lora)
-        return tuple(trained.get("markers", ()))
+        own = DEFAULT.layout(settings.panel_width, settings.panel_height)
+        base = PanelLayout.from_dict(stored) if stored else own
+        return panels_of(base, self.panel_width, self.panel_height, settings.stride)
 
     def sampling(
         self, settings: ModelSettings, strength: float = 1.0, trained: Mapping[str, Any] | None = None
     ) -> Sampling:
-        """The settings asked for, else those of the LoRA and of the model. `trained` is what the LoRA says
-        about itself, by default what its file says.
+        """As `resolve`, with the warnings logged. `trained` is by default what the LoRA's file says."""
+        sampling, warnings = self.resolve(
+            settings, strength, _trained(self.lora) if trained is None else trained
+        )
+        for warning in warnings:
+            log.warning("%s", warning)
+        return sampling
+
+    def resolve(
+        self, settings: ModelSettings, strength: float, trained: Mapping[str, Any]
+    ) -> tuple[Sampling, list[str]]:
+        """Every number put in: the settings asked for, else those of the LoRA and of the model. Beside them,
+        warnings of what the LoRA was not trained for.
+
+        Args:
+            trained: what the LoRA says about its training; empty without one.
 
         Raises:
-            ConfigError: an option that was given and has no effect. ModelError: a LoRA that cannot be read.
+            ConfigError: an option that was given and has no effect.
         """
 
         def choose(own: float | None, recommended: float) -> float:
             return recommended if own is None else own
 
-        if trained is None:
-            trained = _trained(self.lora)
         context = trained.get("context", "noisy") if self.context == "auto" else self.context
-        if context == "clean" and trained.get("context") != "clean":
-            log.warning(
-                "Clean context without a LoRA trained for it is an approximation; expect worse pictures."
-            )
-        if context == "noisy" and trained.get("context") == "clean":
-            log.warning("The LoRA was trained with clean context; with noisy context expect worse pictures.")
         scale = choose(self.context_guidance_scale, settings.context_guidance_scale)
         true_cfg_scale = choose(self.true_cfg_scale, settings.true_cfg_scale)
         run = idle_options.Run(
@@ -287,13 +271,7 @@ class SamplingConfig(StageConfig):
         idle_options.check_effects({name: getattr(self, name) for name in self.model_fields_set}, run)
         recorded = trained.get("context_reading", "joint")
         reading = recorded if self.context_reading == "auto" else self.context_reading
-        if context == trained.get("context") == "clean" and reading != recorded:
-            log.warning(
-                "The LoRA was trained with the context reading '%s'; '%s' is an approximation.",
-                recorded,
-                reading,
-            )
-        return Sampling(
+        sampling = Sampling(
             num_inference_steps=self.num_inference_steps or settings.num_inference_steps,
             guidance_scale=settings.guidance_scale if self.guidance_scale is None else self.guidance_scale,
             true_cfg_scale=true_cfg_scale,
@@ -308,6 +286,43 @@ class SamplingConfig(StageConfig):
             context_guidance_scale=scale,
             guidance_stop=self.guidance_stop,
         )
+        return sampling, unusual(sampling, trained)
+
+
+def unusual(sampling: Sampling, trained: Mapping[str, Any]) -> list[str]:
+    """How known panels are shown otherwise than the LoRA has learned, in words."""
+    learned = trained.get("context", "noisy")
+    if sampling.context == "clean" and learned != "clean":
+        return ["Clean context without a LoRA trained for it is an approximation; expect worse pictures."]
+    if sampling.context == "noisy" and learned == "clean":
+        return ["The LoRA was trained with clean context; with noisy context expect worse pictures."]
+    reading = trained.get("context_reading", "joint")
+    if sampling.context == "clean" and sampling.context_reading != reading:
+        return [
+            f"The LoRA was trained with the context reading '{reading}'; '{sampling.context_reading}' is an "
+            "approximation."
+        ]
+    read = bool(trained.get("context_lora", False))
+    if sampling.context == "clean" and sampling.context_lora != read:
+        return [f"The LoRA was trained with context_lora={read}; the other way expect worse pictures."]
+    return []
+
+
+def panels_of(base: PanelLayout, width: int | None, height: int | None, stride: int) -> PanelLayout:
+    """The panels of `base`, of another width or height in pixels if given.
+
+    Raises:
+        InputError: sides that are no multiples of `stride`, or a canvas that is too large.
+    """
+    layout = replace(base, width=width or base.width, height=height or base.height)
+    across, down = layout.size
+    if across * down > MAX_PIXELS:
+        limit = f"at most {MAX_PIXELS / 1e6:g} megapixels"
+        raise InputError(
+            f"Panels of {layout.width}×{layout.height} px make a canvas of {across}×{down} px; {limit}.",
+            "Make them smaller.",
+        )
+    return layout.check(stride)
 
 
 def _trained(lora: Path | None) -> Mapping[str, Any]:
@@ -342,43 +357,3 @@ class PictureConfig(SamplingConfig):
         """
         named = [(path.name, image) for path, image in pictures.items()]
         check_pictures(model_settings(self.model).knows, named, "model", self.model, self.anyway)
-
-    def settings(
-        self, verb: str, seed: int, photos: Mapping[str, Path | None], sampling: Sampling, layout: PanelLayout
-    ) -> dict[str, Any]:
-        """Everything that decides the pixels: every setting, the model's recommendations put in, and hashes
-        (not paths) of what went in.
-        """
-        chosen = {k: v for k, v in self.model_dump(mode="json").items() if k in PICTURE_SETTINGS}
-        chosen |= {k: v for k, v in asdict(sampling).items() if k in chosen}
-        chosen |= {"panel_width": layout.width, "panel_height": layout.height, "seed": seed}
-        chosen["model"] = Path(self.model).name if Path(self.model).exists() else self.model
-        sources = {
-            name: sha256_file(path, polygons.MAX_BYTES) if name == "polygon" else sha256_photo(path)
-            for name, path in photos.items()
-            if path is not None
-        }
-        if self.lora is not None:
-            from triptych.lora.adapter import lora_file
-
-            sources["lora"] = sha256_file(lora_file(self.lora))
-        return {"verb": verb, **chosen, "sha256": sources}
-
-
-def text_chunks(settings: Mapping[str, Any], models: Models, part: str = "") -> dict[str, str]:
-    """Text chunks for a PNG: the settings and what they ran on. `part` marks a file that lies beside the
-    picture proper.
-    """
-    about = {**settings, "made_on": ran_on(models)} | ({"part": part} if part else {})
-    return {"Software": "triptych", SETTINGS: json.dumps(about, sort_keys=True)}
-
-
-def ran_on(models: Models) -> dict[str, Any]:
-    """What pixels also hang on: device, precision, version of torch, and, on a CPU, the threads that share a
-    sum.
-    """
-    import torch
-
-    device, dtype = str(models.backbone.device), str(models.backbone.dtype).removeprefix("torch.")
-    threads = {"threads": torch.get_num_threads()} if models.backbone.device.type == "cpu" else {}
-    return {"device": device, "dtype": dtype, "torch": str(torch.__version__), **threads}

@@ -31,7 +31,7 @@ def fit_mask(mask: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
     left, top, w, h = place((part.shape[1], part.shape[0]), width, height)
     scaled = np.asarray(Image.fromarray(part).resize((w, h), Image.Resampling.BOX))
     # The filter may leave out a pixel whose centre lies right between two panel pixels.
-    scaled = np.maximum(scaled, _touched(part > 0, h, w) / np.float32(255))
+    scaled = np.maximum(scaled, touched(part > 0, h, w) / np.float32(255))
     panel = np.zeros((height, width), dtype=np.float32)
     panel[top : top + h, left : left + w] = np.asarray(
         masks.mask_image(np.clip(scaled, 0, 1)), np.float32
@@ -39,7 +39,7 @@ def fit_mask(mask: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
     return panel
 
 
-def _touched(part: np.ndarray, height: int, width: int) -> np.ndarray:
+def touched(part: np.ndarray, height: int, width: int) -> np.ndarray:
     """(height, width) bool: pixels of the scaled picture that any True pixel of `part` (bool) falls on, be it
     by a corner.
     """

@@ -15,8 +15,7 @@ from triptych.pictures.panels import split
 from triptych.pictures.sheets import plain
 from triptych.sampling.canvas import to_images
 from triptych.sampling.generate import generate_triptych
-from triptych.sampling.opened import Models
-from triptych.sampling.options import SamplingConfig
+from triptych.sampling.opened import OpenedModel
 from triptych.training.config import TrainConfig
 from triptych.training.data import TrainingSet
 from triptych.training.loss import losses_of
@@ -55,22 +54,21 @@ def validation_pictures(
     """
     ids = [*data.held_out, *data.ids][: config.num_validation_images]
     texts = {"": data.records.empty, **{id: data.records[id].text for id in ids}}
-    models = Models(backbone, transformer, backbone.load_autoencoder(), texts)
     trained = {
         "context": config.context,
         "context_lora": config.context_lora,
         "context_reading": config.context_reading,
     }
-    sampling = SamplingConfig(model=config.model).sampling(backbone.settings, trained=trained)
+    model = OpenedModel(backbone, transformer, backbone.load_autoencoder(), texts, trained=trained)
     rows: list[tuple[str, Image.Image]] = []
     for number, id in enumerate(ids):
         record = data.records[id]
-        (truth,) = to_images(models.autoencoder.decode(record.latent_mean_CHW[None].to(backbone.device)))
+        (truth,) = to_images(model.autoencoder.decode(record.latent_mean_CHW[None].to(backbone.device)))
         layout = data.layouts[id]
         panels = dict(zip(layout.roles, split(truth, layout), strict=True))
         given = {role: panels[role] for role in layout.given}
         with progress.within("validation picture"), backbone.autocast():
-            (made,) = generate_triptych(models, [id], layout, [config.seed + number], sampling, [given])
+            (made,) = generate_triptych(model, [id], layout, [config.seed + number], products=[given])
         kind = "held out" if id in data.held_out else "trained on"
         rows += [(f"true, {kind}: {id}", truth), (f"made at step {step}: {id}", made)]
     return _labelled(rows)

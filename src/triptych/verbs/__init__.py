@@ -141,7 +141,7 @@ STAGES: tuple[Stage, ...] = (
         "Dress a given person: only the polygon is regenerated.",
         "triptych tryon --config triptych.yaml --front f.jpg --back b.jpg --person me.jpg --polygon me.json "
         '--lora work/lora --prompt "…"',
-        config_home="triptych.vton.job",
+        config_home="triptych.vton.files",
     ),
     Stage(
         "evaluate",

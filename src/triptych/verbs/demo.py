@@ -19,12 +19,10 @@ from PIL import Image
 from triptych.config.stage import seeds_from
 from triptych.evaluation.rendered import BATCH, Item, held_out_items, outline, verdicts, worn_panels
 from triptych.events import Event, Run
-from triptych.lora.adapter import load_lora
 from triptych.pages.demo import SUBJECTS, DemoPictures, write_report
 from triptych.pictures.polygons import write_polygons
 from triptych.pocket.raw_catalogue import write_raw_catalogue
-from triptych.sampling.opened import load_models
-from triptych.sampling.options import SamplingConfig
+from triptych.session import load_models
 from triptych.store.files import write_json
 from triptych.verbs.caption import CaptionConfig, caption
 from triptych.verbs.clean import CleanConfig, clean
@@ -79,21 +77,19 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
         # Guidance on the product photos helps the LoRA alone: base and LoRA are also judged with the model's
         # ordinary guidance.
         ordinary = {"context_guidance_scale": 1.0}
-        models = load_models("pocket", [item.prompt for item in unseen])
+        prompts = [item.prompt for item in unseen]
         for name, lora, guidance in (
             ("base", None, ordinary),
             ("lora", out / "lora", ordinary),
             ("guided", out / "lora", {}),
         ):
-            if name == "lora":
-                load_lora(models.transformer, out / "lora")  # onto the base, which has had its turn
-            sampling = SamplingConfig(model="pocket", lora=lora, **guidance).sampling(
-                models.backbone.settings
-            )
+            if name != "guided":
+                session = load_models("pocket", prompts, lora)
+            sampling = session.sampling(**guidance)
             made[name] = []
             for start in range(0, len(unseen), BATCH):
                 made[name] += worn_panels(
-                    models, sampling, unseen[start : start + BATCH], config.seed + start
+                    session, sampling, unseen[start : start + BATCH], config.seed + start
                 )
                 yield Event(name, stage="evaluate", of=len(SUBJECTS) * -(-len(unseen) // BATCH))
             match[name] = verdicts(made[name], unseen)

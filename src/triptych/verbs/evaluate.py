@@ -67,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> Run:
         verdicts,
         worn_panels,
     )
-    from triptych.sampling.opened import load_models
+    from triptych.session import load_models
 
     out = config.out or config.work / "evaluation"
     modes = ("generate", "tryon") if config.mode == "both" else (config.mode,)
@@ -94,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> Run:
                     yield from (Event(name, "kept", mode) for _ in range(per_mode[mode]))
                     continue
                 models = models or load_models(**one.model_source(), prompts=[item.prompt for item in items])
-                sampling = one.sampling(models.backbone.settings, one.strength if mode == "tryon" else 1.0)
+                sampling = models.resolved(one, one.strength if mode == "tryon" else 1.0)
                 panels, extra = [], {"outside": 0, "seam": 0.0}
                 for start in range(0, len(items), BATCH):
                     batch = items[start : start + BATCH]

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
-from triptych.backbones.settings import model_settings
 from triptych.captioning.write import prompt_problems
 from triptych.config.stage import expanded
 from triptych.errors import InputError
 from triptych.events import Event, Run
 from triptych.pictures import xmp
-from triptych.pictures.images import load_image, save_png
+from triptych.pictures.images import load_image, save_png, sha256_photo
 from triptych.pictures.overwrite import check_overwrites
 from triptych.pictures.panels import PanelLayout, split
-from triptych.sampling.options import PictureConfig, Sampling, text_chunks
+from triptych.sampling.options import PictureConfig, Sampling
 from triptych.store.files import digest
 from triptych.tasks import task_of
 from triptych.tasks.base import words
 from triptych.tasks.tryon import TRY_ON
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:  # it imports torch, which `--help` can do without
+    from triptych.sampling.picture import Picture
 
+log = logging.getLogger(__name__)
 
 PANEL = "panel "
 """Stands before the role of a photo that was given with --panel, among the hashes in a picture."""
@@ -85,10 +86,60 @@ def generate(config: GenerateConfig) -> Run:
         InputError: no prompt, or a photo that cannot be read. ModelError: no model, or model or LoRA cannot
             be loaded.
     """
+    _check(config)
     # Not above: they import torch, which `--help` can do without.
-    from triptych.sampling.generate import generate_triptych
-    from triptych.sampling.opened import load_models
+    from triptych.sampling.picture import record
+    from triptych.session import Session
 
+    kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # one picture has no use for it
+    session = Session(**config.model_source() | {"context_cache_gib": kept})
+    layout = session.layout(config.panel_width, config.panel_height)
+    sampling = session.resolved(config)
+    given, warnings = _given(config, layout, sampling)
+    markers = tuple(session.trained.get("markers", ()))
+    problems = prompt_problems(config.model, config.prompt, len(layout.roles), markers)
+    warnings += [f"The prompt: {problem}." for problem in problems]
+    opened = {path: load_image(path) for path in given.values()}
+    config.check_known(opened)
+    panels = {role: opened[path] for role, path in given.items()}
+    sha256 = {name: sha256_photo(path) for name, path in _sources(config).items() if path}
+    out, names = config.out or config.work / "generated", dict[int, str]()
+    for seed in config.seeds:
+        about = record(session, "generate", layout, sampling, sha256, prompt=config.prompt, seed=seed)
+        names[seed] = f"{digest(about)[:10]}-{seed}"
+    if not out.is_dir() and (out.exists() or out.suffix.lower() in PICTURES):
+        hint = "generate names its pictures itself, triptych and panels: give a folder with --out."
+        raise InputError(f"{out} is {'a file' if out.exists() else 'the name of a picture'}.", hint)
+    check_overwrites(file for name in names.values() for file in _files(out, name, layout).values())
+    session.encode([config.prompt])
+    warnings += session.warnings.values()
+    for warning in warnings:
+        log.warning(warning)
+    session.load()
+    steps = sampling.num_inference_steps
+    summary: dict[str, Any] = {"images": [], "panels": list(layout.size), "num_inference_steps": steps}
+    summary["warnings"] = warnings
+
+    def work() -> Iterator[Event]:
+        for seed, name in names.items():
+            (picture,) = session.generate(
+                prompt=config.prompt,
+                seeds=[seed],
+                panels=panels,
+                layout=layout,
+                sampling=sampling,
+                sha256=sha256,
+            )
+            files = _files(out, name, layout)
+            _write(picture, layout, files)
+            summary["images"].append(str(files["canvas"]))
+            yield Event(name, result=files["canvas"])
+
+    return Run("generate", len(config.seeds), work(), summary)
+
+
+def _check(config: GenerateConfig) -> None:
+    """Raises InputError without a prompt, or for a back view alone; ModelError without a model."""
     if not config.prompt.strip():
         raise InputError(
             "There is no prompt.", 'Say what to make: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …".'
@@ -98,52 +149,18 @@ def generate(config: GenerateConfig) -> Run:
             "A back view without a front view.", "Give --front as well; one photo alone is given as --front."
         )
     config.check_model()
-    layout = config.layout()
-    sampling = config.sampling(model_settings(config.model))
-    given, warnings = _given(config, layout, sampling)
-    warnings += [
-        f"The prompt: {problem}."
-        for problem in prompt_problems(config.model, config.prompt, len(layout.roles), config.markers())
-    ]
-    opened = {path: load_image(path) for path in given.values()}
-    config.check_known(opened)
-    products = {role: opened[path] for role, path in given.items()}
-    out, photos = config.out or config.work / "generated", _sources(config)
-    abouts = {seed: config.settings("generate", seed, photos, sampling, layout) for seed in config.seeds}
-    names = {seed: f"{digest(about)[:10]}-{seed}" for seed, about in abouts.items()}
-    if not out.is_dir() and (out.exists() or out.suffix.lower() in PICTURES):
-        hint = "generate names its pictures itself, triptych and panels: give a folder with --out."
-        raise InputError(f"{out} is {'a file' if out.exists() else 'the name of a picture'}.", hint)
-    check_overwrites(file for name in names.values() for file in _files(out, name, layout).values())
-    kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # one picture has no use for it
-    models = load_models(**config.model_source() | {"context_cache_gib": kept}, prompts=[config.prompt])
-    warnings += models.warnings.values()
-    for warning in warnings:
-        log.warning(warning)
-    summary: dict[str, Any] = {
-        "images": [],
-        "panels": list(layout.size),
-        "num_inference_steps": sampling.num_inference_steps,
-    }
-    summary["warnings"] = warnings
 
-    def work() -> Iterator[Event]:
-        for seed, name in names.items():
-            (canvas,) = generate_triptych(
-                models, [config.prompt], layout, [seed], sampling, [products] if products else None
-            )
-            about, files = abouts[seed], _files(out, name, layout)
-            for role, panel in zip(layout.roles, split(canvas, layout), strict=True):
-                made = xmp.packet("trainedAlgorithmicMedia") if role not in products else None
-                save_png(panel, files[role], text=text_chunks(about, models, role), xmp=made)
-            source: xmp.Source = (
-                "compositeWithTrainedAlgorithmicMedia" if products else "trainedAlgorithmicMedia"
-            )
-            save_png(canvas, files["canvas"], text=text_chunks(about, models), xmp=xmp.packet(source))
-            summary["images"].append(str(files["canvas"]))
-            yield Event(name, result=files["canvas"])
 
-    return Run("generate", len(config.seeds), work(), summary)
+def _write(picture: Picture, layout: PanelLayout, files: Mapping[str, Path]) -> None:
+    """The panels, then the triptych; so a triptych that is there is finished."""
+    from triptych.sampling.picture import text_chunks  # not above: it imports torch
+
+    for role, panel in zip(layout.roles, split(picture.triptych, layout), strict=True):
+        made = xmp.packet("trainedAlgorithmicMedia") if role in picture.made else None
+        save_png(panel, files[role], text=text_chunks(picture.settings, role), xmp=made)
+    whole = len(picture.made) == len(layout.roles)
+    source: xmp.Source = "trainedAlgorithmicMedia" if whole else "compositeWithTrainedAlgorithmicMedia"
+    save_png(picture.triptych, files["canvas"], text=text_chunks(picture.settings), xmp=xmp.packet(source))
 
 
 def _given(

@@ -14,9 +14,9 @@ from triptych.events import Event, Run
 from triptych.pictures import xmp
 from triptych.pictures.images import save_png
 from triptych.pictures.sheets import contact_sheet
-from triptych.sampling.opened import load_models
+from triptych.session import Session
 from triptych.vton.batch import run_batch
-from triptych.vton.job import TryonConfig, check, make, prepare, with_prompt
+from triptych.vton.files import TryonConfig, check, make, read, with_prompt, write_preview
 from triptych.vton.prompt import PromptWriter
 
 log = logging.getLogger(__name__)
@@ -34,48 +34,51 @@ def tryon(config: TryonConfig) -> Run:
         InputError: a photo or polygon that is missing or cannot be used. ModelError: no model, or model or
             LoRA cannot be loaded.
     """
-    if config.batch:
-        return run_batch(config)
-    config = check(config)
+    config = config if config.batch else check(config)
     config.check_model()
-    job = prepare(config)  # before a captioner is asked: it may cost money
+    kept = config.context_cache_gib if config.batch or len(config.seeds) > 1 else 0.0
+    session = Session(**config.model_source() | {"context_cache_gib": kept})
+    if config.batch:
+        return run_batch(config, session)
+    inputs = read(config, session)  # before a captioner is asked: it may cost money
+    write_preview(inputs)
     if not config.prompt.strip():
-        config = PromptWriter(config, config.picture.parent).fill(config)
-        job = with_prompt(job, config.prompt)
-    for warning in job.warnings:
+        limit = session.settings.max_sequence_length
+        config = PromptWriter(config, config.picture.parent).fill(config, inputs.layout, limit)
+        inputs = with_prompt(inputs, config.prompt)
+    session.encode([config.prompt])
+    warnings = [*inputs.warnings, *session.warnings.values()]
+    for warning in warnings:
         log.warning(warning)
-    kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # one picture has no use for it
-    models = load_models(**config.model_source() | {"context_cache_gib": kept}, prompts=[config.prompt])
-    for warning in models.warnings.values():
-        log.warning(warning)
-        job.warnings.append(warning)
-    size = list(job.person.image.size)
-    summary: dict[str, Any] = {"images": [], "mask": str(config.preview), "size": size}
-    summary |= {
+    session.load()
+    summary: dict[str, Any] = {
+        "images": [],
+        "mask": str(config.preview),
+        "size": list(inputs.photo.image.size),
         "prompt": config.prompt,
         "feather": config.feather,
         "strength": config.strength,
-        "warnings": job.warnings,
+        "warnings": warnings,
     }
 
     def work() -> Iterator[Event]:
         thumbs: list[tuple[Image.Image | None, str]] = []
         for seed in config.seeds:
-            image = make([(job, [seed])], models)[0].image
+            (picture,) = make([(inputs, [seed])], session)
             path, _ = config.files(seed)
-            image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
-            thumbs.append((image, f"seed {seed}"))
+            small = picture.image.copy()
+            small.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
+            thumbs.append((small, f"seed {seed}"))
             summary["images"].append(str(path))
-            if job.sampling.context == "clean":
-                summary["context_cache"] = models.contexts.summary()
+            if inputs.sampling.context == "clean":
+                summary["context_cache"] = session.contexts.summary()
             yield Event(path.name, result=path)
         if len(thumbs) > 1:
-            packet = xmp.packet("compositeWithTrainedAlgorithmicMedia")
             save_png(
                 contact_sheet(thumbs, columns=4, thumb=THUMB),
                 config.sheet,
                 text={"Software": "triptych"},
-                xmp=packet,
+                xmp=xmp.packet("compositeWithTrainedAlgorithmicMedia"),
             )
             summary["sheet"] = str(config.sheet)
 

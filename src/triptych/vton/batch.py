@@ -4,28 +4,31 @@ passed over.
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import quote
 
-from PIL import Image
-
-from triptych.backbones.registry import load_backbone
 from triptych.errors import InputError, ModelError, TriptychError
 from triptych.events import Event, Run
-from triptych.pictures.images import load_image
-from triptych.sampling.opened import load_models
+from triptych.pages.tryon import HEAD, Shown, tryon_page
+from triptych.sampling.opened import OpenedModel
 from triptych.store.files import write_text
 from triptych.tasks.tryon import TRY_ON
-from triptych.vton.job import SUFFIXES, Job, TryonConfig, alike, is_finished, make, prepare
+from triptych.vton.files import (
+    SUFFIXES,
+    Inputs,
+    TryonConfig,
+    alike,
+    finished,
+    make,
+    read,
+    write_preview,
+)
 from triptych.vton.lines import Line, read_lines, shortened
 from triptych.vton.prompt import PromptWriter
 
@@ -56,7 +59,7 @@ class Result:
 HEADER = [field.name for field in fields(Result)]
 
 
-def run_batch(config: TryonConfig) -> Run:
+def run_batch(config: TryonConfig, model: OpenedModel) -> Run:
     """Make what the lines of `config.batch` ask for; in the folder `out` also results.csv and index.html.
 
     Lines of one product are done one after the other. A picture that is there and was made with the same
@@ -65,10 +68,10 @@ def run_batch(config: TryonConfig) -> Run:
     Raises:
         InputError: the file cannot be used at all, or files that triptych did not write lie in the place of
             the results.
-        ModelError: model or LoRA cannot be used; or, in the midst of it, the captioner is out of order.
+        ModelError: the captioner cannot be loaded; or, in the midst of it, it is out of order, or the model
+            cannot be loaded.
     """
     assert config.batch
-    config.check_model()
     out = config.out or config.work / "tryon"
     if not out.is_dir() and (out.exists() or out.suffix.lower() in SUFFIXES):
         raise InputError(
@@ -77,84 +80,138 @@ def run_batch(config: TryonConfig) -> Run:
         )
     _check_results(out, config.batch)
     lines = read_lines(config.batch, config, out)
-    load_backbone(
-        config.model, config.device, config.dtype, config.quantize, config.blocks_to_swap
-    )  # no weights yet
-    TRY_ON.trained(config.layout())
-    writer = PromptWriter(config, out)
-    summary: dict[str, Any] = {
-        "made": 0,
-        "kept": 0,
-        "failed": 0,
-        "results": str(out / "results.csv"),
-        "index": str(out / "index.html"),
-    }
-    results = Results(out / "results.csv")
+    _ = model.backbone  # a device that cannot be used is said now; no weights are read yet
+    TRY_ON.trained(model.layout(config.panel_width, config.panel_height))
+    batch = _Batch(config, model, out, lines, PromptWriter(config, out))
+    total = sum(len(line.config.seeds) if line.config else 1 for line in lines)
+    batch.run = Run("tryon", total, batch.events(), batch.summary)
+    return batch.run
 
-    def note(number: int, result: Result) -> Event:
-        results.add(number, result)
-        summary[result.status] += 1
-        run.failed = summary["failed"]
-        return Event(result.picture or result.id, EVENTS[result.status], result.reason)
 
-    def work() -> Iterator[Event]:
-        pending: dict[int, list[int]] = {}
-        for number, line in enumerate(lines):
-            if line.config is None:
-                yield note(number, Result(line.id, None, "failed", reason=line.reason))
-                continue
-            try:
-                lines[number], ready = _looked_at(line, writer)
-            except ModelError:  # the captioner is out of order, for every line
-                raise
-            except Exception as error:
-                for seed in line.config.seeds:
-                    yield note(number, Result(line.id, seed, "failed", reason=_reason(error)))
-                continue
-            for seed in (seed for seed, done in ready.items() if done):
-                yield note(number, Result(line.id, seed, "kept", line.config.files(seed)[0].name))
-            pending[number] = [seed for seed, done in ready.items() if not done]
-        writer.close()  # its captioner may hold the memory that the model needs
-        pending = {number: seeds for number, seeds in pending.items() if seeds}
-        if pending:
-            prompts = [_prompt(lines[number]) for number in pending]
-            models = load_models(**config.model_source(), prompts=prompts)
-        prepared: dict[int, Job] = {}
-        for batch in _batches(lines, pending, config.batch_size):
-            for number, result in _made(lines, batch, prepared, lambda jobs: make(jobs, models)):
-                if result.status == "made" and (cut := models.warnings.get(_prompt(lines[number]))):
-                    result.reason = f"{result.reason} {cut}".strip()
-                yield note(number, result)
-            if models.contexts.limit_bytes and models.contexts.misses:
-                summary["context_cache"] = models.contexts.summary()
-        write_text(out / "index.html", _page(lines, results.rows, out))
+class _Batch:
+    """The lines of a batch at work."""
 
-    def recorded() -> Iterator[Event]:
+    run: Run
+
+    def __init__(
+        self, config: TryonConfig, model: OpenedModel, out: Path, lines: list[Line], writer: PromptWriter
+    ) -> None:
+        self.config, self.model, self.out, self.lines, self.writer = config, model, out, lines, writer
+        self.results = Results(out / "results.csv")
+        self.summary: dict[str, Any] = {
+            "made": 0,
+            "kept": 0,
+            "failed": 0,
+            "results": str(out / "results.csv"),
+            "index": str(out / "index.html"),
+        }
+
+    def events(self) -> Iterator[Event]:
+        """All the work; the table is written even if it is stopped."""
         try:
-            yield from work()
+            pending: dict[int, list[int]] = {}
+            for number in range(len(self.lines)):
+                yield from self._look_at(number, pending)
+            self.writer.close()  # its captioner may hold the memory that the model needs
+            if pending:
+                self.model.encode([_prompt(self.lines[number]) for number in pending])
+                self.model.load()
+            yield from self._make(pending)
+            write_text(self.out / "index.html", _page(self.lines, self.results.rows, self.out))
         finally:
-            results.write()
+            self.results.write()
 
-    run = Run(
-        "tryon", sum(len(line.config.seeds) if line.config else 1 for line in lines), recorded(), summary
-    )
-    return run
+    def _look_at(self, number: int, pending: dict[int, list[int]]) -> Iterator[Event]:
+        """What is known of a line before any picture is made; what is left to do goes into `pending`."""
+        line = self.lines[number]
+        if line.config is None:
+            yield self._note(number, Result(line.id, None, "failed", reason=line.reason))
+            return
+        try:
+            config, kept = self._looked_at(line.config)
+        except ModelError:  # the captioner is out of order, for every line
+            raise
+        except Exception as error:
+            for seed in line.config.seeds:
+                yield self._note(number, Result(line.id, seed, "failed", reason=_reason(error)))
+            return
+        self.lines[number] = replace(line, config=config)
+        for seed in (seed for seed in config.seeds if seed in kept):
+            yield self._note(number, Result(line.id, seed, "kept", config.files(seed)[0].name))
+        if left := [seed for seed in config.seeds if seed not in kept]:
+            pending[number] = left
 
+    def _looked_at(self, config: TryonConfig) -> tuple[TryonConfig, set[int]]:
+        """A line's config with its prompt, and the seeds whose picture is there.
 
-def _looked_at(line: Line, writer: PromptWriter) -> tuple[Line, dict[int, bool]]:
-    """A line with its prompt, and by seed whether the picture is there.
-    Raises what is wrong with its inputs.
-    """
-    config = cast(TryonConfig, line.config)
-    if not config.prompt.strip():
-        prepare(config)  # before the captioner is asked: it may cost money
-        config = writer.fill(config)
-    ready = {seed: is_finished(config, seed) for seed in config.seeds}
-    if not all(ready.values()):
-        prepare(
-            config
-        )  # again when its turn comes: here to know all mistakes, and show all masks, beforehand
-    return replace(line, config=config), ready
+        Its inputs are read, and read again when its turn comes: here to know all mistakes, and to show all
+        masks, beforehand. Raises what is wrong with them.
+        """
+        inputs = None
+        if not config.prompt.strip():
+            inputs = self._read(config)  # before the captioner is asked: it may cost money
+            limit = self.model.settings.max_sequence_length
+            config = self.writer.fill(config, inputs.layout, limit)
+        kept = finished(config, self.model)
+        if inputs is None and kept != {*config.seeds}:
+            self._read(config)
+        return config, kept
+
+    def _read(self, config: TryonConfig) -> Inputs:
+        inputs = read(config, self.model)
+        write_preview(inputs)
+        return inputs
+
+    def _make(self, pending: Mapping[int, Sequence[int]]) -> Iterator[Event]:
+        """The pictures that are left to do, in batches."""
+        done: dict[int, Inputs] = {}
+        for batch in _batches(self.lines, pending, self.config.batch_size):
+            for number, result in self._made(batch, done):
+                cut = self.model.warnings.get(_prompt(self.lines[number]))
+                if result.status == "made" and cut:
+                    result.reason = f"{result.reason} {cut}".strip()
+                yield self._note(number, result)
+            if self.model.contexts.limit_bytes and self.model.contexts.misses:
+                self.summary["context_cache"] = self.model.contexts.summary()
+
+    def _made(
+        self, batch: Sequence[tuple[int, int]], read_before: dict[int, Inputs]
+    ) -> Iterator[tuple[int, Result]]:
+        """(line, result) of each picture of a batch. What cannot be made together is tried one by one: only
+        what is wrong fails.
+
+        read_before: inputs of the batch before, which may go on in this one; then those of this batch.
+        """
+        seeds: dict[int, list[int]] = {}
+        for number, seed in batch:
+            seeds.setdefault(number, []).append(seed)
+        try:
+            inputs = {
+                number: read_before.get(number)
+                or read(cast(TryonConfig, self.lines[number].config), self.model)
+                for number in seeds
+            }
+            read_before.clear()
+            read_before.update(inputs)
+            make([(inputs[number], own) for number, own in seeds.items()], self.model)
+        except Exception as error:
+            if len(batch) > 1:
+                for one in batch:
+                    yield from self._made([one], read_before)
+                return
+            ((number, seed),) = batch
+            yield number, Result(self.lines[number].id, seed, "failed", reason=_reason(error))
+            return
+        for number, seed in batch:
+            picture, words = inputs[number].config.files(seed)[0].name, " ".join(inputs[number].warnings)
+            yield number, Result(self.lines[number].id, seed, "made", picture, words)
+
+    def _note(self, number: int, result: Result) -> Event:
+        self.results.add(number, result)
+        self.summary[result.status] += 1
+        self.run.failed = self.summary["failed"]
+        path = self.out / result.picture if result.picture else None
+        return Event(result.picture or result.id, EVENTS[result.status], result.reason, result=path)
 
 
 def _prompt(line: Line) -> str:
@@ -190,7 +247,7 @@ def _check_results(out: Path, batch: Path) -> None:
     """Raises InputError if results.csv or index.html in `out` are files that triptych did not write, or the
     batch file itself.
     """
-    for name, beginning in (("results.csv", ",".join(HEADER)), ("index.html", _HEAD.split("\n", 1)[0])):
+    for name, beginning in (("results.csv", ",".join(HEADER)), ("index.html", HEAD.split("\n", 1)[0])):
         path = out / name
         if not path.exists():
             continue
@@ -228,44 +285,6 @@ def _alike(line: Line) -> Any:
     return alike(cast(TryonConfig, line.config))
 
 
-def _made(
-    lines: Sequence[Line],
-    batch: Sequence[tuple[int, int]],
-    prepared: dict[int, Job],
-    run: Callable[[list[tuple[Job, Sequence[int]]]], object],
-) -> Iterator[tuple[int, Result]]:
-    """(line, result) of each picture of a batch. What cannot be made together is tried one by one: only what
-    is wrong fails.
-
-    prepared: the jobs of the batch before, which may go on in this one; then those of this batch.
-    """
-    seeds: dict[int, list[int]] = {}
-    for number, seed in batch:
-        seeds.setdefault(number, []).append(seed)
-    try:
-        jobs = {
-            number: prepared.get(number) or prepare(cast(TryonConfig, lines[number].config))
-            for number in seeds
-        }
-        prepared.clear()
-        prepared.update(jobs)
-        run([(jobs[number], of_job) for number, of_job in seeds.items()])
-    except Exception as error:
-        if len(batch) > 1:
-            for one in batch:
-                yield from _made(lines, [one], prepared, run)
-            return
-        ((number, seed),) = batch
-        yield number, Result(lines[number].id, seed, "failed", reason=_reason(error))
-        return
-    for number, seed in batch:
-        job = jobs[number]
-        yield (
-            number,
-            Result(lines[number].id, seed, "made", job.config.files(seed)[0].name, " ".join(job.warnings)),
-        )
-
-
 def _by_product(lines: Sequence[Line], numbers: Mapping[int, Any]) -> list[int]:
     """The numbers of lines, those of one product together,
     products in the order in which they first appear.
@@ -284,62 +303,23 @@ def _reason(error: Exception) -> str:
     return shortened(f"{error}") or type(error).__name__
 
 
-# --- index.html
-# -------------------------------------------------------------------------------------------------------
-
-_HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>try-on</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
- style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width"><style>
-body{font:15px/1.4 system-ui,sans-serif;margin:2em;max-width:80em}section{border-top:1px solid
-#ccc;padding:1em 0}
-div{display:flex;flex-wrap:wrap;gap:1em;align-items:flex-end}figure{margin:0;max-width:15em}img{max-width:100%;display:block}
-figcaption{overflow-wrap:anywhere}.failed{color:#a00;border:1px solid #a00;padding:.5em}</style>
-"""
-
-
 def _page(lines: Sequence[Line], results: Mapping[tuple[int, int | None], Result], out: Path) -> str:
     """One self-contained page, without scripts: every result beside its product."""
+    rows = list(results.values())
     counts = ", ".join(
-        f"{sum(r.status == status for r in results.values())} {status}"
-        for status in ("made", "kept", "failed")
+        f"{sum(one.status == status for one in rows)} {status}" for status in ("made", "kept", "failed")
     )
-    parts = [_HEAD, f"<h1>Try-on</h1><p>{counts}</p>"]
-    groups: dict[Any, list[int]] = {}
+    groups: dict[Any, set[int]] = {}
     for number, line in enumerate(lines):
-        groups.setdefault(_product(line), []).append(number)
-    for (front, _), numbers in groups.items():
-        parts.append("<section><div>")
-        if front:
-            parts.append(_figure(front, f"product: {front.name}"))
-        for key in sorted(
-            (key for key in results if key[0] in numbers), key=lambda key: (key[0], key[1] or 0)
-        ):
-            result = results[key]
-            words = result.id if result.seed is None else f"{result.id}, seed {result.seed}"
-            if result.status == "failed":
-                parts.append(
-                    '<figure class="failed"><figcaption>'
-                    f"{html.escape(f'{words} failed: {result.reason}')}</figcaption></figure>"
-                )
-            else:
-                parts.append(_figure(out / result.picture, words, result.picture))
-        parts.append("</div></section>")
-    return "".join(parts) + "</html>\n"
+        groups.setdefault(_product(line), set()).add(number)
+    ordered = sorted(results, key=lambda key: (key[0], key[1] or 0))
+    products = [
+        (front, [_shown(results[key], out) for key in ordered if key[0] in numbers])
+        for (front, _), numbers in groups.items()
+    ]
+    return tryon_page(counts, products)
 
 
-def _figure(path: Path, words: str, link: str = "") -> str:
-    caption = f"<figcaption>{html.escape(words)}</figcaption>"
-    try:
-        small = load_image(path, longest=THUMB)
-    except InputError:
-        return f"<figure>{caption}</figure>"
-    picture = f'<img alt="{html.escape(words)}" src="data:image/jpeg;base64,{_jpeg(small)}">'
-    picture = f'<a href="{quote(link)}">{picture}</a>' if link else picture
-    return f"<figure>{picture}{caption}</figure>"
-
-
-def _jpeg(image: Image.Image) -> str:
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=85)
-    return base64.b64encode(data.getvalue()).decode()
+def _shown(result: Result, out: Path) -> Shown:
+    name = result.id if result.seed is None else f"{result.id}, seed {result.seed}"
+    return Shown(name, None if result.status == "failed" else out / result.picture, result.reason)

@@ -1,109 +1,30 @@
-"""Mode (b), in memory: given people wear the garment of two product photos. No files, no config."""
+"""Given people wear the garment of two product photos: one batch, in memory."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from triptych.errors import InputError
-from triptych.pictures import masks
-from triptych.pictures.images import from_srgb, to_srgb
-from triptych.pictures.panels import Box, PanelLayout, concatenate, place
-from triptych.pictures.polygons import Polygons, check_polygons, check_units
-from triptych.sampling import token_sets
-from triptych.sampling.canvas import decoded_panel, left_out, to_pixels
-from triptych.sampling.opened import Models
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling.canvas import decoded_panel, known_latents, left_out
+from triptych.sampling.generate import made_latents
+from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
-from triptych.sampling.sampler import Canvases, Known, OnStep, sample_latents
+from triptych.sampling.picture import Picture, ran_on, record
+from triptych.sampling.sampler import Known, OnStep
 from triptych.tasks.tryon import TRY_ON
-
-
-@dataclass(frozen=True)
-class Person:
-    """Who is dressed.
-
-    photo: as it is. polygons: what is repainted, in pixels of `photo`. mask: the same as a mask of the
-    photo's size, white = repaint: (H, W) of bool, of uint8 0 and 255, or of floats in [0, 1], or a picture;
-    it may also stand in the place of the polygons. prompt: of the whole triptych. seeds: one picture each.
-    icc_profile: colour space of `photo`; the model sees sRGB, the result is in the photo's own space again.
-    start: `photo` with a rough edit, of the same size; what the model starts from. The result is put back
-    into `photo`.
-    """
-
-    photo: Image.Image
-    polygons: Polygons | np.ndarray | Image.Image | None = None
-    prompt: str = ""
-    seeds: Sequence[int] = (0,)
-    icc_profile: bytes | None = None
-    start: Image.Image | None = None
-    mask: np.ndarray | Image.Image | None = None
-
-    def repainted(self) -> np.ndarray:
-        """(H, W) float32 in [0, 1] of the photo's size, 1 = repaint.
-
-        Raises:
-            InputError: neither polygons nor a mask, both, or one that cannot be used.
-        """
-        size = self.photo.size
-        given = [one for one in (self.polygons, self.mask) if one is not None]
-        if len(given) != 1:
-            raise InputError(
-                "A person needs polygons or a mask, one of the two.",
-                "Give Person(photo, polygons=…) or Person(photo, mask=…).",
-            )
-        if (
-            self.mask is not None
-            or isinstance(self.polygons, Image.Image)
-            or _is_array_of_pixels(self.polygons)
-        ):
-            return masks.as_mask(given[0], size)
-        outlines = check_polygons(self.polygons)
-        check_units(outlines, size)
-        return masks.polygon_mask(outlines, size)
-
-
-def _is_array_of_pixels(value: object) -> bool:
-    """A mask of any library; an array (N, corners, 2) holds polygons."""
-    shape: tuple[int, ...] = getattr(value, "shape", ())
-    return len(shape) == 2 or (len(shape) == 3 and shape[2] != 2)
-
-
-@dataclass(frozen=True)
-class TryOnResult:
-    """One re-dressed photo. `image` has the size of the person photo; where `mask` (H, W) in [0, 1] is 0 it
-    is that photo, bit for bit. `canvas` is the triptych with the worn panel as the model made it, `known`
-    what it started from; `box` is the part of the photo that its worn panel shows.
-    """
-
-    image: Image.Image
-    mask: np.ndarray
-    canvas: Image.Image
-    known: Image.Image
-    box: Box
-
-
-@dataclass(frozen=True)
-class _Fitting:
-    """A person before sampling: photo and soft mask (H, W), the part `box` of it that the panel shows, the
-    triptych to start from, and what is repainted of the triptych's latents.
-    """
-
-    person: Person
-    photo: Image.Image
-    mask: np.ndarray
-    box: Box
-    canvas: Image.Image
-    repaint: np.ndarray
+from triptych.vton.fit import Fitting, TryOnResult, fitted, put_back
+from triptych.vton.request import Fit, Garment, Person, Request
 
 
 def try_on(
-    models: Models,
+    model: OpenedModel,
     front: Image.Image,
     back: Image.Image,
     persons: Sequence[Person],
@@ -121,110 +42,111 @@ def try_on(
 
     Args:
         layout, sampling: by default what the LoRA was trained for, else what the model recommends
-            (`Models.sampling`).
+            (`sampling()` of the model).
         feather: width in pixels of the soft edge around the polygons; beyond it every pixel is the photo's
             own.
         crop_margin: give the worn panel to the polygons and this much around them (see `masks.crop_box`);
             None: the whole photo.
 
     Raises:
-        InputError: polygons or a mask that cannot be used, panels that are no garment and who wears it, no
-            prompt, or one the models were loaded without. ModelError: no finite numbers come out.
+        InputError: polygons or a mask that cannot be used, panels that are no garment and who wears it, or no
+            prompt. ModelError: no finite numbers come out, or a part of the model cannot be loaded.
     """
-    layout, sampling = TRY_ON.trained(layout or models.layout()), sampling or models.sampling()
-    models.warn_of(sampling)
+    layout, sampling = TRY_ON.trained(layout or model.layout()), sampling or model.sampling()
     if not all(person.prompt.strip() for person in persons):
         raise InputError(
             "A person has no prompt.", "Say what the whole triptych shows: Person(…, prompt='… <IMAGE 1> …')."
         )
-    unit = models.autoencoder.stride
-    fittings = [_fit(front, back, person, layout, unit, feather, crop_margin) for person in persons]
-    latents, _ = models.autoencoder.encode(to_pixels([one.canvas for one in fittings]))
-    if sampling.context == "clean" and sampling.context_reading == "products":
-        pairs = zip(latents, fittings, strict=True)
-        latents = torch.cat(
-            [_with_products_alone(one[None], fitting.canvas, layout, models) for one, fitting in pairs]
+    with model.lock:
+        model.warn_of(sampling)
+        model.encode([person.prompt for person in persons])  # before the transformer is loaded
+        unit, garment = model.autoencoder.stride, Garment(front, back)
+        fittings = [fitted(garment, person, layout, unit, feather, crop_margin) for person in persons]
+        rows = [number for number, person in enumerate(persons) for _ in person.seeds]
+        latents = made_latents(
+            model,
+            [persons[number].prompt for number in rows],
+            layout,
+            [seed for person in persons for seed in person.seeds],
+            sampling,
+            _known(model, fittings, rows, layout, sampling),
+            on_step,
         )
-    rows = [number for number, person in enumerate(persons) for _ in person.seeds]
-    prompts = [persons[number].prompt for number in rows]
-    repaint = [fittings[number].repaint for number in rows] if len(persons) > 1 else fittings[0].repaint
-    wanted = Canvases(
-        layout,
-        latents.shape[1:],
-        models.text(prompts),
-        [seed for person in persons for seed in person.seeds],
-        models.text([""] * len(rows)) if sampling.needs_empty_prompt else None,
-        Known(
-            latents[rows],
-            torch.from_numpy(np.asarray(repaint)),
-            left_out([one.canvas for one in fittings], layout, models, sampling),
-        ),
-    )
-    made = sample_latents(
-        models.backbone, models.transformer, wanted, sampling, contexts=models.contexts, on_step=on_step
-    )
+        panels = decoded_panel(model, latents, layout, "worn")
     results: list[list[TryOnResult]] = [[] for _ in persons]
-    for number, panel in zip(rows, decoded_panel(models, made, layout, "worn"), strict=True):
-        results[number].append(_put_back(fittings[number], panel, layout))
+    for number, panel in zip(rows, panels, strict=True):
+        results[number].append(put_back(fittings[number], panel, layout))
     return results
 
 
-def _fit(
-    front: Image.Image,
-    back: Image.Image,
-    person: Person,
+def _known(
+    model: OpenedModel,
+    fittings: Sequence[Fitting],
+    rows: Sequence[int],
     layout: PanelLayout,
-    unit: int,
-    feather: int,
-    crop_margin: float | None,
-) -> _Fitting:
-    photo = person.photo.convert("RGB")
-    mask = masks.feather(person.repainted(), feather)
-    box = (
-        Box(0, 0, *photo.size)
-        if crop_margin is None
-        else masks.crop_box(mask, layout.width / layout.height, crop_margin)
-    )
-    repaint = np.zeros((layout.size[1] // unit, layout.size[0] // unit), dtype=np.float32)
-    left, top, right, bottom = layout.box("worn", unit)
-    repaint[top:bottom, left:right] = token_sets.latent_mask(
-        token_sets.fit_mask(mask, box, layout.width, layout.height), unit
-    )
-    shown = (photo if person.start is None else person.start.convert("RGB")).crop(box)
-    pictures = {"front": front, "back": back, "worn": to_srgb(shown, person.icc_profile)}
-    return _Fitting(
-        person, photo, mask, box, concatenate([pictures[role] for role in layout.roles], layout), repaint
-    )
+    sampling: Sampling,
+) -> Known:
+    """What is known of each picture's canvas. rows: the person of each picture."""
+    canvases = [one.canvas for one in fittings]
+    latents = known_latents(model, canvases, layout, sampling)
+    one = len(fittings) == 1
+    repaint = fittings[0].repaint if one else np.stack([fittings[number].repaint for number in rows])
+    return Known(latents[rows], torch.from_numpy(repaint), left_out(canvases, layout, model, sampling))
 
 
-def _put_back(fitting: _Fitting, panel: Image.Image, layout: PanelLayout) -> TryOnResult:
-    """The worn panel that was made, scaled to the photo and blended into it along the mask."""
-    box, photo = fitting.box, fitting.photo.crop(fitting.box)
-    at = place(photo.size, layout.width, layout.height)
-    canvas = fitting.canvas.copy()
-    canvas.paste(panel, layout.box("worn")[:2])
-    repainted = panel.crop((at.left, at.top, at.left + at.width, at.top + at.height))
-    repainted = from_srgb(repainted.resize(photo.size, Image.Resampling.LANCZOS), fitting.person.icc_profile)
-    image = fitting.photo.copy()
-    image.paste(
-        masks.composite(photo, repainted, fitting.mask[box.top : box.bottom, box.left : box.right]), box[:2]
-    )
-    return TryOnResult(image, fitting.mask, canvas, fitting.canvas, box)
+def dress(
+    model: OpenedModel,
+    requests: Sequence[Request],
+    layout: PanelLayout,
+    sampling: Sampling,
+    sha256: Sequence[Mapping[str, str]] | None = None,
+    on_step: OnStep | None = None,
+) -> list[list[Picture]]:
+    """The pictures of several requests for one garment in one batch: for each request one picture a seed. The
+    requests' crop and feather are alike.
 
+    Args:
+        sha256: of each request, hashes of the files that went in, by option.
 
-def _with_products_alone(
-    known_BCHW: Tensor, canvas: Image.Image, layout: PanelLayout, models: Models
-) -> Tensor:
-    """The latents of a canvas, those of its product panels as if the first of them stood in place of the
-    person too.
-
-    The autoencoder's group norms look at the whole canvas: product latents change with the person beside
-    them, and what is kept of a product would be good for one person only. `generate` shows the model products
-    on just such a canvas.
+    Raises:
+        InputError, ModelError: see `try_on`.
     """
-    alone = canvas.copy()
-    alone.paste(canvas.crop(layout.box(layout.given[0])), layout.box("worn")[:2])
-    key = hashlib.sha256(f"latents {layout} ".encode() + alone.tobytes()).hexdigest()
-    products = models.contexts.get(key, lambda: models.autoencoder.encode(to_pixels([alone]))[0])
-    worn = torch.from_numpy(layout.mask(["worn"], models.autoencoder.stride)).to(known_BCHW.device)
-    return torch.where(worn, known_BCHW, products)
+    first = requests[0]
+    views = first.garment.views()
+    made = try_on(
+        model,
+        views["front"],
+        views["back"],
+        [request.person for request in requests],
+        layout,
+        sampling,
+        first.fit.feather,
+        on_step,
+        crop_margin=first.fit.margin,
+    )
+    hashes = sha256 or [{}] * len(requests)
+    pictures: list[list[Picture]] = []
+    for request, results, own in zip(requests, made, hashes, strict=True):
+        pictures.append([])
+        for seed, result in zip(request.person.seeds, results, strict=True):
+            about = settings_of(model, request.fit, request.person.prompt, seed, layout, sampling, own)
+            about["made_on"] = ran_on(model)
+            pictures[-1].append(Picture(result.image, result.mask, result.canvas, ("worn",), about))
+    return pictures
+
+
+def settings_of(
+    model: OpenedModel,
+    fit: Fit,
+    prompt: str,
+    seed: int,
+    layout: PanelLayout,
+    sampling: Sampling,
+    sha256: Mapping[str, str],
+) -> dict[str, Any]:
+    """Everything that decides the pixels of one picture."""
+    own = {"prompt": prompt, "seed": seed, "strength": sampling.strength, **asdict(fit)}
+    return record(model, "tryon", layout, sampling, sha256, **own)
+
+
+__all__ = ["TryOnResult", "dress", "settings_of", "try_on"]

@@ -15,7 +15,7 @@ from triptych.config.stage import StageConfig, unknown_key, validated
 from triptych.errors import ConfigError, InputError, TriptychError
 from triptych.sampling.options import MODEL_FIELDS
 from triptych.store.files import read_text
-from triptych.vton.job import TryonConfig, check
+from triptych.vton.files import TryonConfig, check
 
 SHARED = {
     *StageConfig.model_fields,

@@ -9,19 +9,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from triptych.backbones.settings import model_settings
 from triptych.captioning.answers import Answers
 from triptych.captioning.captioners import load_captioner
 from triptych.captioning.questions import AnswerError, Captioner, questions_about
 from triptych.captioning.write import linter, usable_caption
 from triptych.errors import InputError
 from triptych.pictures.images import load_image, sha256_photo
-from triptych.pictures.panels import concatenate
+from triptych.pictures.panels import PanelLayout, concatenate
 from triptych.pocket.known_worlds import check_pictures
 from triptych.store.files import digest
 from triptych.store.journal import Journal
-from triptych.tasks.tryon import TRY_ON
-from triptych.vton.job import TryonConfig
+from triptych.vton.files import TryonConfig
 
 RETRIES, MAX_NEW_TOKENS = 2, 600
 JOURNAL = "prompts.jsonl"
@@ -48,8 +46,8 @@ class PromptWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
         return Answers(Journal(self._folder / JOURNAL))
 
-    def fill(self, config: TryonConfig) -> TryonConfig:
-        """The config with a prompt; as it is if it has one.
+    def fill(self, config: TryonConfig, layout: PanelLayout, limit: int) -> TryonConfig:
+        """The config with a prompt; as it is if it has one. limit: tokens that the model reads.
 
         Raises:
             InputError: a photo that cannot be read. AnswerError: no usable caption came. ModelError: the
@@ -58,7 +56,6 @@ class PromptWriter:
         if config.prompt.strip():
             return config
         assert self._captioner and config.front and config.person, "check() was passed"
-        layout, limit = TRY_ON.trained(config.layout()), model_settings(config.model).max_sequence_length
         photos = {"front": config.front, "back": config.back or config.front, "worn": config.person}
 
         shown = {path: load_image(path) for path in photos.values()} if self._captioner.knows else {}

@@ -1,6 +1,6 @@
-"""One try-on: its settings, what has to be right before any model is loaded, and the files it leaves.
+"""The files of a try-on: its settings, the photos it reads, and the pictures it leaves.
 
-`triptych tryon` runs one of them, `triptych tryon --batch` many with the same models.
+`triptych tryon` makes one, `triptych tryon --batch` many with the same model.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from triptych.backbones.settings import model_settings
 from triptych.captioning.write import prompt_problems
 from triptych.data import captions
 from triptych.errors import InputError
-from triptych.pictures import masks, xmp
+from triptych.pictures import masks, polygons, xmp
 from triptych.pictures.images import (
     JPEG_SUFFIXES,
     SETTINGS,
@@ -29,19 +28,21 @@ from triptych.pictures.images import (
     read_settings,
     save_jpeg,
     save_png,
+    sha256_photo,
 )
 from triptych.pictures.originals import with_transparency, writable_metadata
 from triptych.pictures.overwrite import check_overwrites, ends_whole
 from triptych.pictures.panels import PanelLayout
 from triptych.pictures.polygons import check_units, read_outlines
-from triptych.sampling.options import PictureConfig, text_chunks
+from triptych.sampling.options import PictureConfig, Sampling
+from triptych.store.files import sha256_file
 from triptych.tasks.tryon import TRY_ON
-from triptych.vton.rough_edit import Rough, rough_edit
+from triptych.vton.request import Fit, Garment, Request, request_of
+from triptych.vton.rough_edit import Rough
 
 if TYPE_CHECKING:  # they import torch, which `--help` can do without
-    from triptych.sampling.opened import Models
-    from triptych.sampling.options import Sampling
-    from triptych.vton.dress import TryOnResult
+    from triptych.sampling.opened import OpenedModel
+    from triptych.sampling.picture import Picture
 
 SUFFIXES = {".png"} | JPEG_SUFFIXES
 """Endings of the pictures it can write."""
@@ -109,6 +110,10 @@ class TryonConfig(PictureConfig):
         """The files that go in, by option."""
         return {"front": self.front, "back": self.back, "person": self.person, "polygon": self.polygon}
 
+    def fit(self) -> Fit:
+        """How the photo is shown to the model."""
+        return Fit(self.crop, self.crop_margin, self.expand, self.grow, self.feather, self.rough)
+
     def files(self, seed: int) -> tuple[Path, Path]:
         """Where the picture of a seed and its triptych go."""
         out = self.picture
@@ -130,20 +135,17 @@ class TryonConfig(PictureConfig):
         return self.picture.with_name(f"{self.picture.stem}-sheet.png")
 
 
-@dataclass
-class Job:
-    """A try-on whose inputs have been read and found usable."""
+@dataclass(frozen=True)
+class Inputs:
+    """What the config of one try-on names, read and found usable. sha256: hashes of the files, by option."""
 
     config: TryonConfig
-    front: Image.Image
-    back: Image.Image
-    person: OriginalPhoto
-    start: Image.Image | None
-    """The person photo with the rough edit, if one was asked for."""
-    mask: np.ndarray
+    request: Request
+    photo: OriginalPhoto
     layout: PanelLayout
     sampling: Sampling
-    warnings: list[str]
+    sha256: dict[str, str]
+    warnings: tuple[str, ...]
 
 
 def check(config: TryonConfig) -> TryonConfig:
@@ -187,108 +189,155 @@ def check(config: TryonConfig) -> TryonConfig:
     return config
 
 
-def prepare(config: TryonConfig) -> Job:
-    """Read what a checked config names, and write the mask preview. No model is needed.
+def read(config: TryonConfig, model: OpenedModel) -> Inputs:
+    """Read what a checked config names. No weights are needed, and nothing is written.
 
     Raises:
-        InputError: a photo or polygon that cannot be used.
+        InputError: a photo or polygon that cannot be used. ConfigError: an option that has no effect.
     """
     assert config.front and config.person and config.polygon
-    layout = TRY_ON.trained(config.layout())
-    person, left_out = writable_metadata(load_original(config.person), config.picture)
-    size = person.image.size
-    polygons, holes, sized = read_outlines(config.polygon, size)
-    warnings = check_units([*polygons, *holes], size, str(config.polygon), sized=sized)
-    mask = masks.repaint_mask(polygons, size, holes=holes, grow_by=config.grow, expand=config.expand)
-    front = load_image(config.front)
-    back = load_image(config.back) if config.back else front
-    config.check_known({config.front: front, config.back or config.front: back, config.person: person.image})
-    start = (
-        None
-        if config.rough == "none"
-        else rough_edit(person.image, front, mask, config.rough, person.icc_profile)
+    layout = TRY_ON.trained(model.layout(config.panel_width, config.panel_height))
+    photo, left_out = writable_metadata(load_original(config.person), config.picture)
+    size = photo.image.size
+    outlines, holes, sized = read_outlines(config.polygon, size)
+    warnings = check_units([*outlines, *holes], size, str(config.polygon), sized=sized)
+    area = masks.repaint_mask(outlines, size, holes=holes, grow_by=config.grow, expand=config.expand)
+    garment = Garment(load_image(config.front), load_image(config.back) if config.back else None)
+    views = garment.views()
+    config.check_known(
+        {config.front: views["front"], config.back or config.front: views["back"], config.person: photo.image}
     )
-    sampling = config.sampling(model_settings(config.model), config.strength)
+    request = request_of(
+        garment, photo.image, config.fit(), area, config.prompt, config.seeds, photo.icc_profile
+    )
+    sampling = model.resolved(config, config.strength)
     warnings += left_out
-    if (covered := int((mask > 0).sum())) < SMALL:
+    if (covered := int((area > 0).sum())) < SMALL:
         warnings.append(f"The polygon covers only {covered} pixel{'s' * (covered != 1)} of the photo.")
-    if masks.edge_ratio(person.image, mask) > masks.HUGGING:
+    if masks.edge_ratio(photo.image, area) > masks.HUGGING:
         warnings.append(
             "The polygon follows an outline in the photo, whose shape may show in the result: use --expand "
             "hull or --grow."
         )
-    _save_preview(start or person.image, masks.feather(mask, config.feather), config.preview)
-    job = Job(config, front, back, person, start, mask, layout, sampling, warnings)
-    return with_prompt(job, config.prompt) if config.prompt.strip() else job
+    inputs = Inputs(config, request, photo, layout, sampling, hashes_of(config), tuple(warnings))
+    return with_prompt(inputs, config.prompt) if config.prompt.strip() else inputs
 
 
-def with_prompt(job: Job, prompt: str) -> Job:
-    """The job with that prompt, and a warning for whatever the linter finds in it."""
-    found = [
-        f"The prompt: {problem}."
-        for problem in prompt_problems(job.config.model, prompt, len(job.layout.roles))
-    ]
-    if job.config.picture.suffix.lower() in JPEG_SUFFIXES and len(json.dumps(prompt)) > 60_000:
+def with_prompt(inputs: Inputs, prompt: str) -> Inputs:
+    """The inputs with that prompt, and a warning for whatever the linter finds in it."""
+    config, request = inputs.config, inputs.request
+    problems = prompt_problems(config.model, prompt, len(inputs.layout.roles))
+    found = [f"The prompt: {problem}." for problem in problems]
+    if config.picture.suffix.lower() in JPEG_SUFFIXES and len(json.dumps(prompt)) > 60_000:
         found.append(
             "The prompt is so long that a JPEG cannot hold the settings, and cannot be reproduced: use a "
             ".png."
         )
     return replace(
-        job, config=job.config.model_copy(update={"prompt": prompt}), warnings=[*found, *job.warnings]
+        inputs,
+        config=config.model_copy(update={"prompt": prompt}),
+        request=replace(request, person=replace(request.person, prompt=prompt)),
+        warnings=(*found, *inputs.warnings),
     )
 
 
-def _save_preview(image: Image.Image, mask: np.ndarray, path: Path) -> None:
-    small, shown = image.copy(), masks.mask_image(mask)
+def hashes_of(config: TryonConfig) -> dict[str, str]:
+    """sha256 of the files that go in, by option.
+
+    Raises:
+        InputError: one that is no photo. OSError: one that cannot be read.
+    """
+    return {
+        name: sha256_file(path, polygons.MAX_BYTES) if name == "polygon" else sha256_photo(path)
+        for name, path in config.photos().items()
+        if path is not None
+    }
+
+
+def finished(config: TryonConfig, model: OpenedModel) -> set[int]:
+    """The seeds whose picture is there and was made with these settings (wherever it was made)."""
+    before = {seed: _settings_in(config.files(seed)[0]) for seed in config.seeds}
+    if not any(before.values()):
+        return set()
+    from triptych.vton.dress import settings_of  # not above: it imports torch
+
+    try:
+        layout = model.layout(config.panel_width, config.panel_height)
+        sha256 = hashes_of(config)
+    except (InputError, OSError):  # an input that is missing: `read` says which
+        return set()
+    sampling = model.resolved(config, config.strength)
+    return {
+        seed
+        for seed, settings in before.items()
+        if settings == settings_of(model, config.fit(), config.prompt, seed, layout, sampling, sha256)
+    }
+
+
+def _settings_in(path: Path) -> dict[str, Any] | None:
+    """The settings in a whole picture, less what it was made on; None if there is no such picture."""
+    try:
+        settings = read_settings(path)
+        if not settings or not ends_whole(path):
+            return None
+    except (InputError, OSError):
+        return None
+    return {key: value for key, value in settings.items() if key != "made_on"}
+
+
+def write_preview(inputs: Inputs) -> None:
+    """The picture that shows what is repainted."""
+    person, fit = inputs.request.person, inputs.request.fit
+    small = (person.start or person.photo).copy()
+    shown = masks.mask_image(masks.feather(person.repainted(), fit.feather))
     for picture in (small, shown):
         picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BOX)
     save_png(
         masks.preview(small, np.asarray(shown).astype(np.float32) / np.float32(255)),
-        path,
+        inputs.config.preview,
         text={"Software": "triptych"},
     )
 
 
-def settings_of(config: TryonConfig, seed: int) -> dict[str, Any]:
-    """Everything that decides the pixels of one picture, see `PictureConfig.settings`.
+def write(inputs: Inputs, seed: int, picture: Picture) -> None:
+    """The picture, after the model's own triptych; so a picture that is there is finished."""
+    from triptych.sampling.picture import text_chunks  # not above: it imports torch
 
-    Raises:
-        InputError, ModelError: a LoRA or layout that does not fit; OSError: a file that cannot be read.
+    photo = inputs.photo
+    path, triptych = inputs.config.files(seed)
+    made = xmp.packet("compositeWithTrainedAlgorithmicMedia")
+    save_png(picture.triptych, triptych, text=text_chunks(picture.settings, "triptych"), xmp=made)
+    text = text_chunks(picture.settings)
+    if path.suffix.lower() in JPEG_SUFFIXES:
+        save_jpeg(
+            picture.image,
+            path,
+            comment=text[SETTINGS],
+            icc_profile=photo.icc_profile,
+            exif=photo.exif,
+            xmp=made,
+        )
+    else:
+        image = with_transparency(photo, picture.image, picture.mask) if photo.alpha else picture.image
+        save_png(image, path, text=text, icc_profile=photo.icc_profile, exif=photo.exif, xmp=made)
+
+
+def make(inputs: Sequence[tuple[Inputs, Sequence[int]]], model: OpenedModel) -> list[Picture]:
+    """Sample the given seeds of one or several try-ons in one batch, and write the pictures. They are alike,
+    see `alike`.
     """
-    sampling = config.sampling(model_settings(config.model), config.strength)
-    return config.settings("tryon", seed, config.photos(), sampling, config.layout())
+    from triptych.vton.dress import dress  # not above: it imports torch
 
-
-def is_finished(config: TryonConfig, seed: int) -> bool:
-    """Whether the picture of that seed is there and was made with these settings (wherever it was made)."""
-    path = config.files(seed)[0]
-    try:
-        before = read_settings(path) or {}
-        same = {key: value for key, value in before.items() if key != "made_on"} == settings_of(config, seed)
-        return same and ends_whole(path)
-    except (InputError, OSError):  # no picture there, or an input that is missing: `prepare` says which
-        return False
-
-
-def make(jobs: Sequence[tuple[Job, Sequence[int]]], models: Models) -> list[TryOnResult]:
-    """Sample the given seeds of one or several jobs in one batch, and write the pictures; jobs of a batch are
-    alike (see `alike`).
-    """
-    from triptych.vton.dress import Person, try_on
-
-    first = jobs[0][0]
-    assert all(alike(job.config) == alike(first.config) for job, _ in jobs)
-    persons = [
-        Person(job.person.image, job.mask, job.config.prompt, list(seeds), job.person.icc_profile, job.start)
-        for job, seeds in jobs
+    first = inputs[0][0]
+    assert all(alike(one.config) == alike(first.config) for one, _ in inputs)
+    requests = [
+        replace(one.request, person=replace(one.request.person, seeds=list(seeds))) for one, seeds in inputs
     ]
-    margin = first.config.crop_margin if first.config.crop == "polygon" else None
-    about = first.layout, first.sampling, first.config.feather
-    made = try_on(models, first.front, first.back, persons, *about, crop_margin=margin)
-    for (job, seeds), results in zip(jobs, made, strict=True):
-        for seed, result in zip(seeds, results, strict=True):
-            _write(job, models, seed, result)
-    return [result for results in made for result in results]
+    made = dress(model, requests, first.layout, first.sampling, [one.sha256 for one, _ in inputs])
+    for (one, seeds), pictures in zip(inputs, made, strict=True):
+        for seed, picture in zip(seeds, pictures, strict=True):
+            write(one, seed, picture)
+    return [picture for pictures in made for picture in pictures]
 
 
 def alike(config: TryonConfig) -> dict[str, Any]:
@@ -306,24 +355,3 @@ def alike(config: TryonConfig) -> dict[str, Any]:
         "expand",
     }
     return config.model_dump(exclude=own)
-
-
-def _write(job: Job, models: Models, seed: int, result: TryOnResult) -> None:
-    """The picture, after the model's own triptych; so a picture that is there is finished."""
-    config, person = job.config, job.person
-    path, triptych = config.files(seed)
-    settings, made = settings_of(config, seed), xmp.packet("compositeWithTrainedAlgorithmicMedia")
-    save_png(result.canvas, triptych, text=text_chunks(settings, models, "triptych"), xmp=made)
-    text = text_chunks(settings, models)
-    if path.suffix.lower() in JPEG_SUFFIXES:
-        save_jpeg(
-            result.image,
-            path,
-            comment=text[SETTINGS],
-            icc_profile=person.icc_profile,
-            exif=person.exif,
-            xmp=made,
-        )
-    else:
-        image = with_transparency(person, result.image, result.mask) if person.alpha else result.image
-        save_png(image, path, text=text, icc_profile=person.icc_profile, exif=person.exif, xmp=made)

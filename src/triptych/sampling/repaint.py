@@ -1,0 +1,115 @@
+"""A triptych that somebody concatenated, repainted inside a mask over the whole canvas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from triptych.errors import InputError
+from triptych.pictures import masks
+from triptych.pictures.panels import PanelLayout
+from triptych.sampling import token_sets
+from triptych.sampling.canvas import decoded_panel, known_latents, left_out, to_pixels
+from triptych.sampling.generate import made_latents
+from triptych.sampling.opened import OpenedModel
+from triptych.sampling.options import Sampling
+from triptych.sampling.sampler import Known, OnStep
+
+
+def repaint_triptych(
+    model: OpenedModel,
+    canvas: Image.Image,
+    mask: np.ndarray,
+    prompt: str,
+    seeds: Sequence[int] = (0,),
+    sampling: Sampling | None = None,
+    on_step: OnStep | None = None,
+) -> list[Image.Image]:
+    """The canvas with what lies inside the mask made anew, once for each seed.
+
+    The model sees the canvas at its own size if that falls on the model's grid and is no larger than the
+    triptychs the LoRA was trained on; else scaled, and what it makes is scaled back.
+
+    Args:
+        canvas: the panels side by side, as the LoRA was trained on them, equally large; known panels filled.
+        mask: (H, W) in [0, 1] of the canvas's size, 1 = repaint. Where it is 0 the result is the canvas, bit
+            for bit; in between the two are blended.
+
+    Raises:
+        InputError: a canvas that cannot be cut into the panels. ModelError: no finite numbers come out.
+    """
+    photo, sampling = canvas.convert("RGB"), sampling or model.sampling()
+    layout = layout_of(model, mask)
+    shown = photo if photo.size == layout.size else photo.resize(layout.size, Image.Resampling.LANCZOS)
+    covered = mask > 0
+    if photo.size != layout.size:
+        covered = token_sets.touched(covered, layout.size[1], layout.size[0])
+    with model.lock:
+        model.warn_of(sampling)
+        model.encode([prompt])  # before the transformer is loaded
+        known = _known(model, shown, covered, layout, sampling, len(seeds))
+        latents = made_latents(model, [prompt] * len(seeds), layout, seeds, sampling, known, on_step)
+        made = [shown.copy() for _ in seeds]
+        for role in repainted_panels(covered, layout):
+            for one, panel in zip(made, decoded_panel(model, latents, layout, role), strict=True):
+                one.paste(panel, layout.box(role)[:2])
+    if photo.size != layout.size:
+        made = [one.resize(photo.size, Image.Resampling.LANCZOS) for one in made]
+    return [masks.composite(photo, one, mask) for one in made]
+
+
+def repainted_panels(mask: np.ndarray, layout: PanelLayout) -> list[str]:
+    """The roles of the panels of which anything is repainted. mask: (H, W) of the canvas, in any size that
+    the panels divide.
+    """
+    height, width = mask.shape[0] // layout.rows, mask.shape[1] // layout.columns
+    places = {role: divmod(number, layout.columns) for number, role in enumerate(layout.roles)}
+    return [
+        role
+        for role, (row, column) in places.items()
+        if mask[row * height : (row + 1) * height, column * width : (column + 1) * width].any()
+    ]
+
+
+def _known(
+    model: OpenedModel,
+    shown: Image.Image,
+    covered: np.ndarray,
+    layout: PanelLayout,
+    sampling: Sampling,
+    count: int,
+) -> Known:
+    """What is known of `count` equal canvases. covered: (H, W) bool in pixels of the canvas."""
+    if layout.given:
+        latents = known_latents(model, [shown], layout, sampling)
+    else:
+        latents, _ = model.autoencoder.encode(to_pixels([shown]))
+    without = left_out([shown], layout, model, sampling)
+    repaint = token_sets.latent_mask(covered, model.autoencoder.stride).astype(np.float32)
+    return Known(latents.expand(count, *latents.shape[1:]), torch.from_numpy(repaint), without)
+
+
+def layout_of(model: OpenedModel, mask: np.ndarray) -> PanelLayout:
+    """The panels of a canvas with this mask, as the model is shown them. What the LoRA makes is made; if more
+    panels are repainted, those.
+
+    Raises:
+        InputError: a side that the panels do not divide.
+    """
+    base, stride = model.layout(), model.settings.stride
+    height, width = mask.shape
+    if width % base.columns or height % base.rows:
+        raise InputError(
+            f"A canvas of {width}×{height} px cannot be cut into {base.columns}×{base.rows} equal panels.",
+            "Scale its panels to one size before you put them side by side.",
+        )
+    scale = min(1.0, math.sqrt(base.size[0] * base.size[1] / (width * height)))
+    sides = width / base.columns * scale, height / base.rows * scale
+    layout = model.layout(*(max(stride, round(side / stride) * stride) for side in sides))
+    covered = repainted_panels(mask, layout)
+    return layout if {*covered} <= {*layout.made} else replace(layout, made=tuple(covered))

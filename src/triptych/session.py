@@ -1,0 +1,274 @@
+"""A session: one model with its LoRA, opened once; pictures in memory, from PIL to PIL.
+
+The commands `generate` and `tryon` make their pictures the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from triptych import progress
+from triptych.backbones.registry import load_backbone
+from triptych.backbones.settings import Quantize, model_settings, no_model
+from triptych.errors import InputError
+from triptych.lora.file import read_header
+from triptych.lora.match import check_lora_fits
+from triptych.pictures.panels import PanelLayout
+from triptych.pictures.polygons import Polygons
+from triptych.sampling.generate import generate_triptych
+from triptych.sampling.opened import OpenedModel
+from triptych.sampling.options import Sampling
+from triptych.sampling.picture import Picture, ran_on, record
+from triptych.sampling.repaint import layout_of, repaint_triptych, repainted_panels
+from triptych.sampling.sampler import OnStep
+from triptych.tasks.tryon import TRY_ON
+from triptych.vton.dress import dress
+from triptych.vton.request import Fit, Garment, repainted, request_of
+
+
+class Session(OpenedModel):
+    """A model with its LoRA, ready for any number of pictures.
+
+        session = Session("black-forest-labs/FLUX.1-dev", lora="work/lora")
+        (picture,) = session.try_on(front, back, person, polygons=[[(x, y), …]], prompt="… <IMAGE 1> …")
+        picture.image.save("new.png")
+
+    Opening it reads the model's settings and the LoRA's header; device and weights are looked at when they
+    are first needed. The prompts of the first picture are encoded before the transformer is loaded, and the
+    text encoder is gone by then unless `keep_text_encoder`; a new prompt later loads it again beside the
+    transformer. Where memory is short, `encode` all prompts first.
+
+    Several threads may use one session; pictures are made one at a time.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        lora: Path | str | None = None,
+        *,
+        lora_scale: float = 1.0,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: Quantize = "none",
+        blocks_to_swap: int = 0,
+        context_cache_gib: float = 4.0,
+        keep_text_encoder: bool = False,
+    ) -> None:
+        """
+        Args:
+            model: `pocket`, a diffusers folder or a hub id. lora: a file, or a folder that holds one.
+            lora_scale: strength of the LoRA; 1 is as it was trained.
+            device, dtype, quantize, blocks_to_swap: see `load_backbone`.
+            context_cache_gib: memory on the device, in GiB, for keys and values of known panels from one
+                picture to the next (clean context only).
+            keep_text_encoder: keep the text encoder on the device, 9.5 GB for FLUX.1-dev.
+
+        Raises:
+            ModelError: no such model or LoRA, or they do not fit each other.
+        """
+        progress.doing("opening the model")
+        header = read_header(Path(lora)) if lora is not None else None
+        if not model.strip():
+            raise no_model(header.about.get("base_model") if header else None)
+        warning = check_lora_fits(model, header.path) if header else ""
+        super().__init__(
+            lambda: load_backbone(model, device, dtype, quantize, blocks_to_swap),
+            settings=model_settings(model),
+            lora=header,
+            lora_scale=lora_scale,
+            options={
+                "model": Path(model).name if Path(model).exists() else model,
+                "dtype": dtype,
+                "quantize": quantize,
+            },
+            context_cache_gib=context_cache_gib,
+            keep_text_encoder=keep_text_encoder,
+        )
+        if warning:
+            self.warn(warning)
+
+    def generate(
+        self,
+        front: Image.Image | None = None,
+        back: Image.Image | None = None,
+        prompt: str = "",
+        seeds: Sequence[int] = (0,),
+        *,
+        panels: Mapping[str, Image.Image] | None = None,
+        layout: PanelLayout | None = None,
+        sampling: Sampling | None = None,
+        sha256: Mapping[str, str] | None = None,
+        on_step: OnStep | None = None,
+        **changes: Any,
+    ) -> list[Picture]:
+        """Triptychs: somebody wearing the garment of two photos, or all panels from the prompt alone.
+
+        `image` is the panel that was made; if there are several, the whole triptych.
+
+        Args:
+            front, back: photos of the garment; without `back` the front is used twice.
+            prompt: the caption of the whole triptych. seeds: one picture each.
+            panels: photos of any panels by role, such as {"worn": photo} for a LoRA of try-off.
+            layout, sampling: by default what the LoRA was trained for, else what the model recommends.
+            sha256: hashes of the photos' files, by option, for the pictures' settings.
+            changes: fields of `Sampling`, such as num_inference_steps=20.
+
+        Raises:
+            InputError: no prompt, a back without a front, or panels that are no garment and who wears it.
+            ModelError: a part of the model cannot be loaded, or no finite numbers come out.
+        """
+        _check_prompt(prompt)
+        layout = layout or self.layout()
+        sampling = sampling or self.sampling(**changes)
+        given = dict(panels or {})
+        if front is not None:
+            layout = TRY_ON.trained(layout)
+            given |= {
+                role: view for role, view in Garment(front, back).views().items() if role in layout.roles
+            }
+        elif back is not None:
+            raise InputError("A back view without a front view.", "Give one photo alone as the front.")
+        made = []
+        for seed in seeds:
+            products = [given] if given else None
+            (canvas,) = generate_triptych(self, [prompt], layout, [seed], sampling, products, on_step)
+            about = record(self, "generate", layout, sampling, sha256, prompt=prompt, seed=seed)
+            roles = tuple(role for role in layout.roles if role not in given)
+            image = canvas.crop(layout.box(roles[0])) if len(roles) == 1 else canvas
+            whole = np.ones((image.height, image.width), np.float32)
+            made.append(Picture(image, whole, canvas, roles, {**about, "made_on": ran_on(self)}))
+        return made
+
+    def try_on(
+        self,
+        front: Image.Image,
+        back: Image.Image | None,
+        person: Image.Image,
+        *,
+        polygons: Polygons | None = None,
+        mask: np.ndarray | Image.Image | None = None,
+        prompt: str = "",
+        seeds: Sequence[int] = (0,),
+        strength: float = 0.9,
+        fit: Fit | None = None,
+        icc_profile: bytes | None = None,
+        sampling: Sampling | None = None,
+        on_step: OnStep | None = None,
+        **changes: Any,
+    ) -> list[Picture]:
+        """The person wearing the garment; only what lies inside the polygons or the mask is made anew.
+
+        `image` is the photo, re-dressed, at its own size: where `mask` is 0 it is the photo, bit for bit.
+
+        Args:
+            front, back: photos of the garment; without `back` (None) the front is used twice.
+            person: the photo. polygons: corners (x, y) in its pixels. mask: of its size instead, white =
+                repaint: (H, W) of bool, of uint8 0 and 255, or of floats in [0, 1], or a picture.
+            prompt: the caption of the whole triptych. seeds: one picture each.
+            strength: noise that the photo starts from inside, in (0, 1]: 1 forgets what was there.
+            fit: how the photo is shown to the model. icc_profile: the photo's colour space, by default the
+                one that it carries.
+            sampling, changes: as in `generate`; also fields of `Fit`, such as feather=16.
+
+        Raises:
+            InputError: no prompt, neither polygons nor a mask or both, or one that cannot be used.
+            ModelError: a part of the model cannot be loaded, or no finite numbers come out.
+        """
+        _check_prompt(prompt)
+        own = {name: changes.pop(name) for name in list(changes) if name in Fit.__dataclass_fields__}
+        fit = fit or Fit(**own)
+        area = repainted(person.size, polygons, mask, grow=fit.grow, expand=fit.expand)
+        profile = icc_profile or person.info.get("icc_profile")
+        request = request_of(Garment(front, back), person, fit, area, prompt, seeds, profile)
+        chosen = sampling or self.sampling(**{"strength": strength, **changes})
+        (pictures,) = dress(self, [request], self.layout(), chosen, on_step=on_step)
+        return pictures
+
+    def repaint(
+        self,
+        canvas: Image.Image,
+        *,
+        polygons: Polygons | None = None,
+        mask: np.ndarray | Image.Image | None = None,
+        prompt: str = "",
+        seeds: Sequence[int] = (0,),
+        strength: float = 0.9,
+        on_step: OnStep | None = None,
+        **changes: Any,
+    ) -> list[Picture]:
+        """A triptych that you concatenated yourself, made anew inside the polygons or the mask; everything
+        else is the canvas, bit for bit.
+
+        Args:
+            canvas: the panels side by side, equally large, in the order that the LoRA was trained on.
+            polygons: corners (x, y) in pixels of the canvas. mask: of its size, such as
+                `PolygonMaskAnnotator(canvas).get_mask()`.
+            prompt, seeds, strength, changes: as in `try_on`.
+
+        Raises:
+            InputError: no prompt, neither polygons nor a mask or both, or a canvas that cannot be cut into
+                the panels. ModelError: a part of the model cannot be loaded, or no finite numbers come out.
+        """
+        _check_prompt(prompt)
+        area = repainted(canvas.size, polygons, mask)
+        sampling = self.sampling(**{"strength": strength, **changes})
+        layout = layout_of(self, area)
+        made = []
+        for seed in seeds:
+            (image,) = repaint_triptych(self, canvas, area, prompt, [seed], sampling, on_step)
+            about = record(
+                self,
+                "repaint",
+                layout,
+                sampling,
+                prompt=prompt,
+                seed=seed,
+                strength=sampling.strength,
+            )
+            roles = tuple(repainted_panels(area, layout))
+            made.append(Picture(image, area, image, roles, {**about, "made_on": ran_on(self)}))
+        return made
+
+
+def load_models(
+    model: str,
+    prompts: Sequence[str],
+    lora: Path | str | None = None,
+    lora_scale: float = 1.0,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: Quantize = "none",
+    blocks_to_swap: int = 0,
+    *,
+    context_cache_gib: float = 0.0,
+) -> Session:
+    """A session with everything loaded and these prompts encoded.
+
+    Raises:
+        ModelError: see `Session` and `OpenedModel.load`.
+    """
+    session = Session(
+        model,
+        lora,
+        lora_scale=lora_scale,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        blocks_to_swap=blocks_to_swap,
+        context_cache_gib=context_cache_gib,
+    )
+    session.encode(prompts)
+    session.load()
+    return session
+
+
+def _check_prompt(prompt: str) -> None:
+    if not prompt.strip():
+        raise InputError(
+            "There is no prompt.", "Say what the whole triptych shows: prompt='… <IMAGE 1> … <IMAGE 2> …'."
+        )

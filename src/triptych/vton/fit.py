@@ -1,0 +1,84 @@
+"""A person's photo becomes a panel of the triptych, and the panel that was made becomes part of the photo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from triptych.pictures import masks
+from triptych.pictures.images import from_srgb, to_srgb
+from triptych.pictures.panels import Box, PanelLayout, concatenate, place
+from triptych.sampling import token_sets
+from triptych.vton.request import Garment, Person
+
+
+@dataclass(frozen=True)
+class TryOnResult:
+    """One re-dressed photo. `image` has the size of the person photo; where `mask` (H, W) in [0, 1] is 0 it
+    is that photo, bit for bit. `canvas` is the triptych with the worn panel as the model made it, `known`
+    what it started from; `box` is the part of the photo that its worn panel shows.
+    """
+
+    image: Image.Image
+    mask: np.ndarray
+    canvas: Image.Image
+    known: Image.Image
+    box: Box
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A person before sampling: photo and soft mask (H, W), the part `box` of it that the panel shows, the
+    triptych to start from, and what is repainted of the triptych's latents.
+    """
+
+    person: Person
+    photo: Image.Image
+    mask: np.ndarray
+    box: Box
+    canvas: Image.Image
+    repaint: np.ndarray
+
+
+def fitted(
+    garment: Garment, person: Person, layout: PanelLayout, unit: int, feather: int, crop_margin: float | None
+) -> Fitting:
+    """Photo and mask of a person, fitted into the worn panel. unit: pixels to a latent cell.
+
+    Raises:
+        InputError: polygons or a mask that cannot be used.
+    """
+    photo = person.photo.convert("RGB")
+    mask = masks.feather(person.repainted(), feather)
+    box = (
+        Box(0, 0, *photo.size)
+        if crop_margin is None
+        else masks.crop_box(mask, layout.width / layout.height, crop_margin)
+    )
+    repaint = np.zeros((layout.size[1] // unit, layout.size[0] // unit), dtype=np.float32)
+    left, top, right, bottom = layout.box("worn", unit)
+    repaint[top:bottom, left:right] = token_sets.latent_mask(
+        token_sets.fit_mask(mask, box, layout.width, layout.height), unit
+    )
+    shown = (photo if person.start is None else person.start.convert("RGB")).crop(box)
+    pictures = {**garment.views(), "worn": to_srgb(shown, person.icc_profile)}
+    return Fitting(
+        person, photo, mask, box, concatenate([pictures[role] for role in layout.roles], layout), repaint
+    )
+
+
+def put_back(fitting: Fitting, panel: Image.Image, layout: PanelLayout) -> TryOnResult:
+    """The worn panel that was made, scaled to the photo and blended into it along the mask."""
+    box, photo = fitting.box, fitting.photo.crop(fitting.box)
+    at = place(photo.size, layout.width, layout.height)
+    canvas = fitting.canvas.copy()
+    canvas.paste(panel, layout.box("worn")[:2])
+    repainted = panel.crop((at.left, at.top, at.left + at.width, at.top + at.height))
+    repainted = from_srgb(repainted.resize(photo.size, Image.Resampling.LANCZOS), fitting.person.icc_profile)
+    image = fitting.photo.copy()
+    image.paste(
+        masks.composite(photo, repainted, fitting.mask[box.top : box.bottom, box.left : box.right]), box[:2]
+    )
+    return TryOnResult(image, fitting.mask, canvas, fitting.canvas, box)

@@ -1,0 +1,146 @@
+"""One try-on in memory: which garment, which person, and how the photo is shown to the model. No paths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+from PIL import Image
+
+from triptych.errors import InputError
+from triptych.pictures import masks
+from triptych.pictures.polygons import Polygons, check_polygons, check_units
+from triptych.vton.rough_edit import Rough, rough_edit
+
+
+@dataclass(frozen=True)
+class Garment:
+    """Photos of a garment, sRGB; without a back view the front is used twice."""
+
+    front: Image.Image
+    back: Image.Image | None = None
+
+    def views(self) -> dict[str, Image.Image]:
+        """The photos by role."""
+        return {"front": self.front, "back": self.back if self.back is not None else self.front}
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who is dressed.
+
+    photo: as it is. polygons: what is repainted, in pixels of `photo`. mask: the same as a mask of the
+    photo's size, white = repaint: (H, W) of bool, of uint8 0 and 255, or of floats in [0, 1], or a picture;
+    it may also stand in the place of the polygons. prompt: of the whole triptych. seeds: one picture each.
+    icc_profile: colour space of `photo`; the model sees sRGB, the result is in the photo's own space again.
+    start: `photo` with a rough edit, of the same size; what the model starts from. The result is put back
+    into `photo`.
+    """
+
+    photo: Image.Image
+    polygons: Polygons | np.ndarray | Image.Image | None = None
+    prompt: str = ""
+    seeds: Sequence[int] = (0,)
+    icc_profile: bytes | None = None
+    start: Image.Image | None = None
+    mask: np.ndarray | Image.Image | None = None
+
+    def repainted(self) -> np.ndarray:
+        """(H, W) float32 in [0, 1] of the photo's size, 1 = repaint.
+
+        Raises:
+            InputError: neither polygons nor a mask, both, or one that cannot be used.
+        """
+        if isinstance(self.polygons, Image.Image) or _is_array_of_pixels(self.polygons):
+            _check_given(self.polygons, self.mask)
+            return masks.as_mask(self.polygons, self.photo.size)
+        return repainted(self.photo.size, cast(Polygons | None, self.polygons), self.mask)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a person's photo is shown to the model, and what it starts from.
+
+    crop: the polygon and its surroundings in full detail, or (none) the whole photo, scaled down.
+    crop_margin: how much stays in view around the polygon, as a fraction of its longer side. expand: repaint
+    each polygon (none), or its convex hull. grow: pixels by which the polygons or the mask are widened.
+    feather: width in pixels of the soft edge. rough: what the model starts from inside: the photo (none), the
+    garment's colours (paint), or the garment cut out of its front photo (paste).
+    """
+
+    crop: Literal["polygon", "none"] = "polygon"
+    crop_margin: float = 0.5
+    expand: Literal["none", "hull"] = "none"
+    grow: int = 0
+    feather: int = 8
+    rough: Rough = "none"
+
+    @property
+    def margin(self) -> float | None:
+        """See `masks.crop_box`; None: the whole photo."""
+        return self.crop_margin if self.crop == "polygon" else None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One try-on, ready to be made: the person's mask is final, and the rough edit is done."""
+
+    garment: Garment
+    person: Person
+    fit: Fit
+
+
+def request_of(
+    garment: Garment,
+    photo: Image.Image,
+    fit: Fit,
+    area: np.ndarray,
+    prompt: str = "",
+    seeds: Sequence[int] = (0,),
+    icc_profile: bytes | None = None,
+) -> Request:
+    """A try-on with its rough edit made. area: (H, W) in [0, 1] of the photo's size, 1 = repaint.
+
+    Raises:
+        InputError: a garment that cannot be told from its background.
+    """
+    start = None
+    if fit.rough != "none":
+        start = rough_edit(photo, garment.front, area, fit.rough, icc_profile)
+    return Request(garment, Person(photo, None, prompt, seeds, icc_profile, start, area), fit)
+
+
+def repainted(
+    size: tuple[int, int],
+    polygons: Polygons | None,
+    mask: np.ndarray | Image.Image | None,
+    *,
+    grow: int = 0,
+    expand: Literal["none", "hull"] = "none",
+) -> np.ndarray:
+    """(H, W) float32 in [0, 1], 1 = repaint. size: (width, height) of the photo.
+
+    Raises:
+        InputError: neither polygons nor a mask, both, or one that cannot be used.
+    """
+    _check_given(polygons, mask)
+    if polygons is not None:
+        outlines = check_polygons(polygons)
+        check_units(outlines, size)
+        return masks.repaint_mask(outlines, size, grow_by=grow, expand=expand)
+    if expand == "hull":
+        raise InputError("A mask has no hull: only polygons have one.", "Give polygons, or expand='none'.")
+    return masks.grow(masks.as_mask(mask, size), grow)
+
+
+def _check_given(polygons: object, mask: object) -> None:
+    if (polygons is None) == (mask is None):
+        raise InputError("A person needs polygons or a mask, one of the two.", "Give polygons=…, or mask=….")
+
+
+def _is_array_of_pixels(value: object) -> bool:
+    """A mask of any library; an array (N, corners, 2) holds polygons."""
+    shape: tuple[int, ...] = getattr(value, "shape", ())
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] != 2)
