@@ -133,7 +133,22 @@ def steps_saved(place: str, number: int) -> int:
     )
 
 
-@pytest.mark.parametrize(("place", "number"), POINTS)
+OFTEN = {
+    *(("in a forward pass", number) for number in (1, 2, 7, 10)),
+    *(("after a step", number) for number in (1, 4)),
+    *(("tensors half written", number) for number in (1, 3)),
+    *(("not published yet", number) for number in (1, 2)),
+    *(("not pruned yet", number) for number in (2, 3)),
+    ("no hash yet", 2),
+}
+"""Every kind, first and last, in `make test`; all of them in `make test-slow`."""
+
+
+def mostly_slow(often: set[tuple[str, int]]) -> list[Any]:
+    return [point if point in often else pytest.param(*point, marks=pytest.mark.slow) for point in POINTS]
+
+
+@pytest.mark.parametrize(("place", "number"), mostly_slow(OFTEN))
 def test_a_run_stopped_anywhere_makes_the_same_lora(
     tmp_path: Path, tiny_flux: Path, whole: Path, place: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,10 +309,7 @@ def whole_of_two(tmp_path_factory: pytest.TempPathFactory, tiny_flux: Path, whol
 SOME = {("in a forward pass", 4), ("after a step", 3), ("tensors half written", 2), ("not published yet", 2)}
 
 
-@pytest.mark.parametrize(
-    ("place", "number"),
-    [point if point in SOME else pytest.param(*point, marks=pytest.mark.slow) for point in POINTS],
-)
+@pytest.mark.parametrize(("place", "number"), mostly_slow(SOME))
 def test_two_processes_stopped_anywhere_make_the_same_lora(
     tmp_path: Path, tiny_flux: Path, whole_of_two: Path, place: str, number: int
 ) -> None:
