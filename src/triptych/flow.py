@@ -19,7 +19,7 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 
 def generator_for(*key: object) -> torch.Generator:
-    """A CPU generator that depends on nothing but `key`, e.g. (seed, step, id): the same draw at any batch
+    """A CPU generator seeded by `key` alone, e.g. (seed, step, id), so a draw does not depend on the batch
     size.
     """
     digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
@@ -57,10 +57,10 @@ def logit_normal_time(generator: torch.Generator, mu: float, mean: float = 0.0, 
 
 
 def sigmas(num_inference_steps: int, mu: float, last: float) -> list[float]:
-    """The noise levels of a sampling run, falling from 1 to 0: `num_inference_steps` + 1 numbers.
+    """The noise levels of a sampling run: `num_inference_steps` + 1 numbers falling from 1 to 0.
 
-    Evenly from 1 to `last`, then shifted, then 0. Equal to FlowMatchEulerDiscreteScheduler, which computes in
-    float32; so does this.
+    Evenly spaced from 1 to `last`, then time-shifted, with a final 0. Computed in float32, as
+    FlowMatchEulerDiscreteScheduler does, and equal to its levels.
     """
     steps = torch.linspace(1.0, last, num_inference_steps, dtype=torch.float64).float()
     shifted = math.exp(mu) / (math.exp(mu) + (1 / steps - 1))
@@ -68,7 +68,7 @@ def sigmas(num_inference_steps: int, mu: float, last: float) -> list[float]:
 
 
 def from_strength(levels: Sequence[float], strength: float) -> list[float]:
-    """The tail of `levels` that SDEdit runs: `strength` 1 all of it, 0.5 the second half of the steps.
+    """The tail of `levels` that SDEdit runs: all of it at `strength` 1, the second half of the steps at 0.5.
 
     Rounds as diffusers' `get_timesteps` does. `strength` in (0, 1]; at least one step stays.
     """
@@ -79,10 +79,10 @@ def from_strength(levels: Sequence[float], strength: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Clamp:
-    """What is known: outside `mask` the result keeps `known`.
+    """Known latents that a sampling run keeps outside a mask.
 
-    known_BCHW: clean latents of the edited canvas. noise_BCHW: the noise of the whole run (one draw, used at
-    every level). mask_HW or any shape that broadcasts to BCHW: 1 = repaint, 0 = keep.
+    known_BCHW: clean latents of the edited canvas. noise_BCHW: the noise of the whole run, drawn once and
+    used at every level. mask: (H, W) or any shape that broadcasts to BCHW; 1 = repaint, 0 = keep.
     """
 
     known_BCHW: Tensor
@@ -90,13 +90,11 @@ class Clamp:
     mask: Tensor
 
     def start(self, sigma: float) -> Tensor:
-        """SDEdit's start (Meng et al. 2021, arXiv 2108.01073): the whole edited canvas noised to `sigma`."""
+        """SDEdit's start (Meng et al. 2021, arXiv 2108.01073): the whole edited canvas, noised to `sigma`."""
         return (1.0 - sigma) * self.known_BCHW + sigma * self.noise_BCHW
 
     def apply(self, latents_BCHW: Tensor, sigma: float) -> Tensor:
-        """Put the known part back at noise level `sigma` (the level the latents are at now; 0 puts it back
-        clean).
-        """
+        """Restore the known part, noised to `sigma`, the current level of the latents (0: clean)."""
         return self.mask * latents_BCHW + (1.0 - self.mask) * self.start(sigma)
 
 
@@ -107,12 +105,13 @@ def sample(
     clamp: Clamp | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Euler steps of dx/dt = velocity from levels[0] down to levels[-1]; with a clamp, known latents return
-    after each.
+    """Euler steps of dx/dt = velocity from levels[0] down to levels[-1]; a clamp restores the known latents
+    after each step.
 
     Args:
-        latents_BCHW: noise at levels[0]; in float32, which the state keeps whatever the model computes in.
-        on_step: called with (steps done, steps in all) after each step.
+        latents_BCHW: the state at levels[0], in float32. It stays float32 in whatever dtype the model
+            computes.
+        on_step: called after each step with (steps done, all steps).
     """
     total = len(levels) - 1
     for step, (now, after) in enumerate(zip(levels, levels[1:], strict=False), 1):
@@ -127,8 +126,8 @@ def sample(
 def guided(conditional: Velocity, unconditional: Velocity, scale: float, until: float = 0.0) -> Velocity:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): u + scale·(c − u).
 
-    At noise levels t ≤ `until` it is off, and the unconditional pass does not run (Kynkäänniemi et al. 2024,
-    arXiv 2404.07724).
+    At noise levels t ≤ `until` guidance is off and the unconditional pass is skipped (Kynkäänniemi et al.
+    2024, arXiv 2404.07724).
     """
 
     def velocity(latents_BCHW: Tensor, t: float) -> Tensor:

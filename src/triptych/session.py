@@ -1,4 +1,4 @@
-"""A session: one model with its LoRA, opened once; pictures in memory, from PIL to PIL.
+"""A session: one model with its LoRA, opened once. Pictures go in and come out in memory, as PIL images.
 
 The commands `generate` and `tryon` make their pictures the same way.
 """
@@ -38,12 +38,12 @@ class Session(OpenedModel):
         (picture,) = session.try_on(front, back, person, polygons=[[(x, y), …]], prompt="… <IMAGE 1> …")
         picture.image.save("new.png")
 
-    Opening it reads the model's settings and the LoRA's header; device and weights are looked at when they
-    are first needed. The prompts of the first picture are encoded before the transformer is loaded, and the
-    text encoder is gone by then unless `keep_text_encoder`; a new prompt later loads it again beside the
-    transformer. Where memory is short, `encode` all prompts first.
+    Opening a session reads the model's settings and the LoRA's header only. The device is chosen and the
+    weights are loaded at first use. The prompts of the first picture are encoded before the transformer is
+    loaded, and the text encoder is then unloaded unless `keep_text_encoder` is set. A prompt that is new
+    later loads the encoder again, beside the transformer: where memory is short, `encode` all prompts first.
 
-    Several threads may use one session; pictures are made one at a time.
+    Several threads may share a session; it makes one picture at a time.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class Session(OpenedModel):
     ) -> None:
         """
         Args:
-            model: `pocket`, a diffusers folder or a hub id. lora: a file, or a folder that holds one.
-            lora_scale: strength of the LoRA; 1 is as it was trained.
+            model: `pocket`, a diffusers folder or a hub id. lora: a LoRA file, or a folder that holds one.
+            lora_scale: strength of the LoRA; 1 is the strength it was trained at.
             device, dtype, quantize, blocks_to_swap: see `load_backbone`.
-            context_cache_gib: memory on the device, in GiB, for keys and values of known panels from one
-                picture to the next (clean context only).
+            context_cache_gib: device memory, in GiB, that keeps the keys and values of known panels for the
+                next pictures (clean context only).
             keep_text_encoder: keep the text encoder on the device, 9.5 GB for FLUX.1-dev.
 
         Raises:
-            ModelError: no such model or LoRA, or they do not fit each other.
+            ModelError: the model or the LoRA does not exist, or they do not fit each other.
         """
         progress.doing("opening the model")
         header = read_header(Path(lora)) if lora is not None else None
@@ -106,21 +106,22 @@ class Session(OpenedModel):
         on_step: OnStep | None = None,
         **changes: Any,
     ) -> list[Picture]:
-        """Triptychs: somebody wearing the garment of two photos, or all panels from the prompt alone.
+        """Make triptychs: somebody wearing the garment in two photos, or all panels from the prompt alone.
 
-        `image` is the panel that was made; if there are several, the whole triptych.
+        Each picture's `image` is the generated panel, or the whole triptych if several panels are generated.
 
         Args:
-            front, back: photos of the garment; without `back` the front is used twice.
-            prompt: the caption of the whole triptych. seeds: one picture each.
-            panels: photos of any panels by role, such as {"worn": photo} for a LoRA of try-off.
-            layout, sampling: by default what the LoRA was trained for, else what the model recommends.
-            sha256: hashes of the photos' files, by option, for the pictures' settings.
-            changes: fields of `Sampling`, such as num_inference_steps=20.
+            front, back: photos of the garment; without `back`, the front photo is used twice.
+            prompt: the caption of the whole triptych. seeds: one per picture.
+            panels: photos by the role of their panel, such as {"worn": photo} for a try-off LoRA.
+            layout, sampling: default to the LoRA's training, else to the model's recommendation.
+            sha256: hashes of the photo files by option name, to be recorded in the pictures' settings.
+            changes: fields of `Sampling` to override, such as num_inference_steps=20.
 
         Raises:
-            InputError: no prompt, a back without a front, or panels that are no garment and who wears it.
-            ModelError: a part of the model cannot be loaded, or no finite numbers come out.
+            InputError: the prompt is missing, there is a back without a front, or the panels are not those of
+                try-on.
+            ModelError: a part of the model cannot be loaded, or the result is not finite.
         """
         _check_prompt(prompt)
         layout = layout or self.layout()
@@ -161,23 +162,26 @@ class Session(OpenedModel):
         on_step: OnStep | None = None,
         **changes: Any,
     ) -> list[Picture]:
-        """The person wearing the garment; only what lies inside the polygons or the mask is made anew.
+        """Show the person wearing the garment; only the area inside the polygons or the mask is regenerated.
 
-        `image` is the photo, re-dressed, at its own size: where `mask` is 0 it is the photo, bit for bit.
+        Each picture's `image` is the re-dressed photo at its own size. Where `mask` is 0 it equals the photo
+        bit for bit.
 
         Args:
-            front, back: photos of the garment; without `back` (None) the front is used twice.
-            person: the photo. polygons: corners (x, y) in its pixels. mask: of its size instead, white =
-                repaint: (H, W) of bool, of uint8 0 and 255, or of floats in [0, 1], or a picture.
-            prompt: the caption of the whole triptych. seeds: one picture each.
-            strength: noise that the photo starts from inside, in (0, 1]: 1 forgets what was there.
-            fit: how the photo is shown to the model. icc_profile: the photo's colour space, by default the
-                one that it carries.
-            sampling, changes: as in `generate`; also fields of `Fit`, such as feather=16.
+            front, back: photos of the garment; if `back` is None, the front photo is used twice.
+            person: the photo. polygons: corners (x, y) in its pixels. mask: instead of polygons, a picture or
+                an (H, W) array of the photo's size; bool, uint8 (0 or 255) or float in [0, 1]; white =
+                repaint.
+            prompt: the caption of the whole triptych. seeds: one per picture.
+            strength: noise level in (0, 1] that the repainted area starts from; 1 forgets its old content.
+            fit: how the photo is cropped and scaled for the model. icc_profile: the photo's colour profile,
+                by default the embedded profile.
+            sampling, changes: as in `generate`; `changes` may also hold fields of `Fit`, such as feather=16.
 
         Raises:
-            InputError: no prompt, neither polygons nor a mask or both, or one that cannot be used.
-            ModelError: a part of the model cannot be loaded, or no finite numbers come out.
+            InputError: the prompt is missing, both or neither of polygons and mask are given, or the given
+                one is unusable.
+            ModelError: a part of the model cannot be loaded, or the result is not finite.
         """
         _check_prompt(prompt)
         own = {name: changes.pop(name) for name in list(changes) if name in Fit.__dataclass_fields__}
@@ -201,18 +205,19 @@ class Session(OpenedModel):
         on_step: OnStep | None = None,
         **changes: Any,
     ) -> list[Picture]:
-        """A triptych that you concatenated yourself, made anew inside the polygons or the mask; everything
-        else is the canvas, bit for bit.
+        """Regenerate the area inside the polygons or the mask of a triptych that you concatenated yourself.
+        Everything else stays the canvas, bit for bit.
 
         Args:
-            canvas: the panels side by side, equally large, in the order that the LoRA was trained on.
-            polygons: corners (x, y) in pixels of the canvas. mask: of its size, such as
+            canvas: the panels side by side, all of one size, in the order of the LoRA's training set.
+            polygons: corners (x, y) in pixels of the canvas. mask: a mask of the canvas's size, such as
                 `PolygonMaskAnnotator(canvas).get_mask()`.
             prompt, seeds, strength, changes: as in `try_on`.
 
         Raises:
-            InputError: no prompt, neither polygons nor a mask or both, or a canvas that cannot be cut into
-                the panels. ModelError: a part of the model cannot be loaded, or no finite numbers come out.
+            InputError: the prompt is missing, both or neither of polygons and mask are given, or the canvas
+                cannot be cut into the panels. ModelError: a part of the model cannot be loaded, or the result
+                is not finite.
         """
         _check_prompt(prompt)
         area = repainted(canvas.size, polygons, mask)

@@ -1,6 +1,6 @@
 """Model families, one folder each with the same file names.
 
-`contract.py` says what a family gives, `context.py` what clean context keeps, `registry.py` which family
-opens a model, `settings.py` what a model recommends (no torch there). `autoencoder_kl.py` is the autoencoder
-that most families share.
+`contract.py` is the interface that a family implements. `context.py` holds the keys and values of clean
+context, `registry.py` finds the family of a model, and `settings.py` (without torch) the settings that a
+model recommends. `autoencoder_kl.py` is the autoencoder that most families share.
 """

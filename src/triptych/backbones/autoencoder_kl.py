@@ -1,4 +1,4 @@
-"""AutoencoderKL, which several families share: only the numbers in its config differ.
+"""AutoencoderKL, shared by several families; only the numbers in its config differ.
 
 Legend: B batch, C latent channels, H and W latent rows and columns.
 """
@@ -15,7 +15,7 @@ from triptych.backbones.families import kl_stride
 
 
 class KLAutoencoder(Autoencoder):
-    """AutoencoderKL with the shift and scale of its config folded in."""
+    """AutoencoderKL that applies the shift and scale of its config."""
 
     model_class = AutoencoderKL
 

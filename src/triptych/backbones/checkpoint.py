@@ -1,8 +1,7 @@
-"""Whether a model's weights are what its configs say, told from the headers of its files before gigabytes are
-read.
+"""Check a model's weights against its configs by the files' headers, before gigabytes are read.
 
-diffusers and transformers only warn of tensors that they do not know and fill missing ones with random
-numbers: a checkpoint that is quantised already then loads, and draws noise.
+diffusers and transformers only warn about unknown tensors, and fill missing ones with random numbers. A
+checkpoint that is already quantised would load that way and produce noise.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def transformer_folder(model: str) -> Path:
-    """The transformer's folder of a diffusers folder or hub id; of a hub id it is fetched, as far as it is
-    not here yet.
+    """The transformer's folder in a diffusers folder or a hub model. Missing files of a hub model are
+    downloaded.
     """
     path = Path(model)
     if not path.is_dir():
@@ -42,7 +41,7 @@ def transformer_folder(model: str) -> Path:
 
 
 def shapes_of(model_class: Any, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors of one of diffusers' models by name, from its config alone."""
+    """The tensor shapes of a diffusers model class by name, from its config alone."""
     with torch.device("meta"):
         transformer = model_class.from_config(dict(config))
     return {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
@@ -51,7 +50,7 @@ def shapes_of(model_class: Any, config: Mapping[str, Any]) -> dict[str, tuple[in
 def check_transformer(transformer_class: Any, model: str) -> None:
     """
     Raises:
-        ModelError: the weights are quantised already, or not those of the model that the config describes.
+        ModelError: the weights are already quantised, or do not match the model that the config describes.
     """
     folder = transformer_folder(model)
     config = read_config(folder)
@@ -64,10 +63,10 @@ def check_transformer(transformer_class: Any, model: str) -> None:
 
 
 def check_encoder(model: str, part: str, device: torch.device) -> None:
-    """Text encoders that bitsandbytes has quantised are loaded as they are, where there is a card for them.
+    """Check a text encoder's weights. Weights that bitsandbytes has quantised are accepted on a CUDA card.
 
     Raises:
-        ModelError: weights that are quantised and not loaded as such, or cannot be here.
+        ModelError: the weights are quantised in a way that is not supported, or not on this device.
     """
     folder = Path(model) / part
     if not folder.is_dir():  # a hub id
@@ -99,17 +98,17 @@ def check_autoencoder(autoencoder_class: Any, model: str) -> None:
         expected = shapes_of(autoencoder_class, autoencoder_class.load_config(folder))
         if not any(
             name.endswith(".query.weight") for name in header
-        ):  # names of old, which diffusers still converts
+        ):  # old names, which diffusers still converts
             check_complete(
                 model, "vae", {name: about for name, about in header.items() if name in expected}, expected
             )
 
 
 def whole(model: str, part: str, loaded: tuple[Any, dict[str, Any]]) -> Any:
-    """A part that transformers loaded with `output_loading_info=True`.
+    """The model out of `loaded`, the result of transformers' `from_pretrained(…, output_loading_info=True)`.
 
     Raises:
-        ModelError: the checkpoint lacks tensors, which transformers has filled with random numbers.
+        ModelError: the checkpoint lacks tensors, so transformers has filled them with random numbers.
     """
     encoder, info = loaded
     missing = sorted(map(str, info.get("missing_keys") or ()))
@@ -124,7 +123,7 @@ def whole(model: str, part: str, loaded: tuple[Any, dict[str, Any]]) -> Any:
 
 @contextmanager
 def opening(model: str) -> Iterator[None]:
-    """Whatever goes wrong while parts of a model are loaded, as one `ModelError`."""
+    """Turn any error while parts of a model are loaded into a `ModelError`."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
@@ -140,10 +139,10 @@ def opening(model: str) -> Iterator[None]:
 
 
 def fingerprint(model: str, parts: Sequence[str]) -> str:
-    """A hash that changes when the given subfolders of a model change; of a hub id, its name.
+    """A hash that changes when the given subfolders of a model change; for a hub id, a hash of its name.
 
-    Files up to 64 MiB are hashed whole, larger ones by size and safetensors header, so that a 12B model costs
-    nothing.
+    Files up to 64 MiB are hashed whole, larger ones by size and safetensors header, so that a 12B model takes
+    no time.
     """
     root = Path(resolve_model(model))
     if not root.is_dir():

@@ -1,7 +1,7 @@
-"""Clean context: what is kept of known tokens, and which tokens of a canvas are run.
+"""Clean context: the kept keys and values of known tokens, and the choice of tokens that are run.
 
 `Backbone.read` returns a `Context`: keys and values of the known tokens. `Backbone.velocity` takes a
-`Window`: the active tokens, and the context that they attend to beside each other and the text.
+`Window`: the active tokens, and the context that they attend to in addition to each other and the text.
 
 Legend: B batch, N tokens of a canvas, K active tokens, D width.
 """
@@ -19,16 +19,16 @@ from torch import Tensor
 
 @dataclass
 class Context:
-    """Keys and values of known tokens, one pair for each attention layer, shaped as the family's attention
-    has them.
+    """Keys and values of known tokens, one pair per attention layer, in the shape that the family's attention
+    uses.
     """
 
     sequence_dim: int
-    """Which dimension of keys and values counts tokens."""
+    """The token dimension of keys and values."""
     kept: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Key and value by attention processor."""
+    """Key and value of each layer, by its attention processor."""
     filled: int | None = None
-    """How many tokens at the front are known, if there is room for others behind them; None: no room."""
+    """Number of known tokens at the front of a buffer with room for others behind them; None: no room."""
 
     @property
     def nbytes(self) -> int:
@@ -36,7 +36,7 @@ class Context:
         return sum(tensor.nbytes for pair in self.kept.values() for tensor in pair)
 
     def repeated(self, times: int) -> Context:
-        """The context of a batch in which each sample is repeated `times` in a row. One sample is expanded
+        """The context of a batch with each sample repeated `times` in a row. A single sample is expanded
         without a copy.
         """
         if times == 1:
@@ -53,8 +53,8 @@ class Context:
     def join(self, layer: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values that a layer attends to: the known ones, then the given ones.
 
-        With room, the given ones are written behind the known ones, which are not copied. The result is then
-        a view into that buffer, and valid until the next call.
+        If the buffer has room, the given ones are written behind the known ones, and these are not copied.
+        The result is then a view into the buffer, valid until the next call.
         """
         dim, pairs = self.sequence_dim, zip(self.kept[layer], (key, value), strict=True)
         if self.filled is None:
@@ -69,11 +69,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Window:
-    """Which tokens are run, and what they attend to beside each other and the text.
+    """The tokens that are run, and the context that they attend to besides each other and the text.
 
-    active: (rows, columns) bool on the token grid of the canvas; or (B, rows, columns), each sample its own,
-    with equally many active tokens. context: the result of `Backbone.read`, or several of them `joined`; with
-    None the active tokens attend to the text alone.
+    active: (rows, columns) bool on the token grid of the canvas; or (B, rows, columns) with a set per sample,
+    all of equal size. context: the result of `Backbone.read`, or several results `joined`; None: the active
+    tokens attend to each other and the text alone.
     """
 
     active: Tensor
@@ -86,22 +86,23 @@ class Window:
         return rows.nonzero()[:, 1].view(len(rows), int(rows[0].sum()))
 
     def take(self, tokens_BND: Tensor) -> Tensor:
-        """The active ones of a canvas's tokens, (B, K, D)."""
+        """Select the active tokens of a canvas: (B, K, D)."""
         places = self.places.to(tokens_BND.device)[..., None]
         return tokens_BND.gather(1, places.expand(len(tokens_BND), -1, tokens_BND.shape[2]))
 
     def put(self, made_BKD: Tensor) -> Tensor:
-        """A canvas's tokens (B, N, D): the active ones as given, the others 0."""
+        """All tokens of a canvas, (B, N, D): the active ones as given, the others 0."""
         places = self.places.to(made_BKD.device)[..., None].expand_as(made_BKD)
         count = self.active.shape[-2] * self.active.shape[-1]
         return made_BKD.new_zeros(len(made_BKD), count, made_BKD.shape[2]).scatter(1, places, made_BKD)
 
 
 def joined(rows: list[list[Context]], room: int = 0) -> Context:
-    """One context for a batch: each row's contexts one after another, then room for `room` more tokens.
+    """One context for a batch: per row its contexts in order, then room for `room` more tokens.
 
-    All rows must have equally many tokens. With room, the given lists are emptied and each layer is freed as
-    soon as it is copied, unless somebody else holds the context: contexts are gigabytes.
+    All rows must have the same number of tokens. With room, this empties the given lists and frees each layer
+    as soon as it is copied, because contexts are gigabytes. A context that the caller still holds is not
+    freed.
     """
     first = rows[0][0]
     if len(rows) == len(rows[0]) == 1 and not room:

@@ -1,9 +1,9 @@
-"""The contract of a model family. Everything outside `backbones/` speaks this language and no other.
+"""The contract of a model family. All code outside `backbones/` uses a family through this interface alone.
 
 Latents are (B, C, H, W) in the space that the transformer works in, t is in [0, 1] with 1 = noise, and
-velocity = noise − data. Packing to tokens, position ids, ×1000, pooled vectors and guidance embeddings stay
-inside a family's folder. Nothing outside knows what a family's blocks, text tensors or text encoders are
-called: it asks `blocks`, `text_tokens`, `text_shapes` and `TextEncoder.parts`.
+velocity = noise − data. Packing to tokens, position ids, the scaling of t by 1000, pooled vectors and
+guidance embeddings stay inside a family's folder. Other code does not know the names of a family's blocks,
+text tensors or text encoders; it asks `blocks`, `text_tokens`, `text_shapes` and `TextEncoder.parts`.
 
 Legend: B batch, C latent channels, H and W latent rows and columns, T steps, D width.
 """
@@ -40,8 +40,8 @@ from triptych.compute.swap import place
 from triptych.errors import ModelError
 
 Text = dict[str, Tensor]
-"""Text embeddings of a batch, one tensor per name, batch first. The names are the family's own business.
-Floating-point tensors are cast to the model's dtype; others (a mask, token numbers) keep theirs.
+"""Text embeddings of a batch, one tensor per name, batch first. Each family chooses the names. Floating-point
+tensors are cast to the model's dtype; others (a mask, token numbers) keep their dtype.
 """
 
 
@@ -50,13 +50,13 @@ class EncoderPart:
     """One text encoder in a model's folder."""
 
     model_class: Any
-    """transformers' own class."""
+    """transformers' class."""
     tokens: int | None = None
-    """Tokens that every prompt is padded or cut to; None: `max_sequence_length`."""
+    """Number of tokens that every prompt is padded or cut to; None: `max_sequence_length`."""
 
 
 class TextEncoder(ABC):
-    """Prompts to embeddings. `parts`: the encoders by the folder that they lie in."""
+    """Turns prompts into embeddings. `parts`: the encoders by their subfolder in the model."""
 
     parts: ClassVar[Mapping[str, EncoderPart]]
 
@@ -65,17 +65,19 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str], max_sequence_length: int) -> Text:
-        """Embeddings of a batch of prompts, which are cut at `max_sequence_length` tokens."""
+        """Embeddings of a batch of prompts. Prompts are cut at `max_sequence_length` tokens."""
 
     @abstractmethod
     def count_tokens(self, prompt: str) -> int:
-        """Length of a prompt in the tokens that `max_sequence_length` counts, end token included. Without
-        weights: `captioning.prompt_tokens` counts the same by `Family.prompt_tokenizer`.
+        """Length of a prompt in the tokens that `max_sequence_length` counts, end token included.
+        `captioning.prompt_tokens` counts the same without weights, by `Family.prompt_tokenizer`.
         """
 
 
 class Autoencoder(ABC):
-    """Pixels to latents and back. `model_class`: diffusers' own class. `stride`: pixels to a latent cell."""
+    """Turns pixels into latents and back. `model_class`: diffusers' class. `stride`: side of a cell in
+    pixels.
+    """
 
     model_class: ClassVar[Any]
     stride: int
@@ -96,49 +98,47 @@ class Autoencoder(ABC):
 
 @dataclass
 class Backbone(ABC):
-    """One model of a family: where it lies, what it recommends, how its parts are loaded, one at a time, and
-    how they are run.
-    """
+    """One model of a family: its location and settings, how each part is loaded, and how each is run."""
 
     model: str
     """Folder or hub id."""
     device: torch.device
     dtype: torch.dtype
-    """What the weights are held and the matrix products computed in."""
+    """Type of the weights and of the matrix products."""
     quantize: Quantize = "none"
-    """Format of the transformer's weights, if not `dtype`; see `compute/quantize.py`."""
+    """Format of the transformer's weights; `none` keeps `dtype`; see `compute/quantize.py`."""
     blocks_to_swap: int = 0
-    """How many of the transformer's blocks lie in RAM and come to the device only while they run; see
+    """Number of the transformer's blocks that stay in RAM and are on the device only while they run; see
     `compute/swap.py`.
     """
 
     family: ClassVar[Family]
     name: ClassVar[str]
-    """The family's."""
+    """The family's name."""
     block_lists: ClassVar[tuple[str, ...]]
-    """Paths of the transformer's module lists that hold its blocks, in the order in which they run. The
-    larger blocks first: those are swapped first.
+    """Paths of the transformer's module lists that hold its blocks, in running order. The lists of larger
+    blocks come first, so that these are swapped first.
     """
     time_embedding: ClassVar[str]
     """Path of the transformer's module whose output `conditioning` returns."""
     lora_targets: ClassVar[tuple[str, ...]]
-    """Ends of the paths of the linear layers that a LoRA adapts, inside the blocks."""
+    """Path endings, inside a block, of the linear layers that a LoRA adapts."""
 
     step_cache: ClassVar[bool] = False
-    """Whether diffusers' FirstBlockCache works with its transformer."""
+    """Whether diffusers' FirstBlockCache works with the transformer."""
     encoders: ClassVar[tuple[str, ...]]
-    """Subfolders of what turns pictures and prompts into embeddings: autoencoder,
-    text encoders, tokenizers.
+    """Subfolders of the parts that compute embeddings of pictures and prompts: autoencoder, text encoders,
+    tokenizers.
     """
     text_encoder_class: ClassVar[type[TextEncoder]]
     autoencoder_class: ClassVar[type[Autoencoder]]
     transformer_class: ClassVar[Any]
-    """diffusers' own class."""
+    """diffusers' class."""
 
     @classmethod
     def without_files(cls, model: str, dtype: torch.dtype, settings: ModelSettings) -> Self:
-        """The family's code on the meta device, to be run on tensors without data. No file is looked for: the
-        settings are given, and the time is not shifted.
+        """The family's code on the meta device, for tensors without data. It reads no file: the caller gives
+        the settings, and the time is not shifted.
         """
         backbone = cls(model, torch.device("meta"), dtype)
         backbone.settings, backbone.scheduler_config = settings, {}
@@ -146,12 +146,14 @@ class Backbone(ABC):
 
     @cached_property
     def encoder_fingerprint(self) -> str:
-        """Changes when embeddings have to be computed anew."""
+        """A hash that changes when embeddings must be recomputed."""
         return fingerprint(self.model, self.encoders)
 
     @cached_property
     def settings(self) -> ModelSettings:
-        """Asked for at every training step, and of a hub id answered over the network: looked up once."""
+        """The settings that the model recommends. Cached: every training step asks for them, and for a hub id
+        the answer comes over the network.
+        """
         return model_settings(self.model)
 
     def load_text_encoder(self) -> TextEncoder:
@@ -166,7 +168,7 @@ class Backbone(ABC):
             return self.autoencoder_class(self.model, self.device, self.dtype)
 
     def load_transformer(self) -> nn.Module:
-        """Frozen, in eval mode, on the device but for the blocks that are swapped."""
+        """The transformer: frozen, in eval mode, on the device except for swapped blocks."""
         load = {"torch_dtype": self.dtype, "use_safetensors": True}
         with opening(self.model):
             check_transformer(self.transformer_class, self.model)
@@ -188,11 +190,11 @@ class Backbone(ABC):
 
     @classmethod
     def blocks(cls, transformer: nn.Module) -> dict[str, nn.Module]:
-        """The transformer's blocks by path, in the order in which they run: what is quantised, swapped,
-        sharded, adapted by a LoRA and modulated beforehand.
+        """The transformer's blocks by path, in running order. These are the modules that get quantised,
+        swapped, sharded, adapted by a LoRA and premodulated.
 
         Raises:
-            ModelError: `block_lists` does not name them.
+            ModelError: `block_lists` does not name the blocks.
         """
         try:
             return blocks_of(transformer, cls.block_lists)
@@ -210,25 +212,25 @@ class Backbone(ABC):
 
     @classmethod
     def is_lora_layer(cls, path: str) -> bool:
-        """Whether a linear layer at this path of the transformer is one that a LoRA adapts."""
+        """Whether a LoRA adapts the linear layer at this path of the transformer."""
         in_block = path.startswith(tuple(f"{blocks}." for blocks in cls.block_lists))
         return in_block and path.endswith(tuple(f".{target}" for target in cls.lora_targets))
 
     @abstractmethod
     def latent_channels(self, transformer: nn.Module) -> int:
-        """C of the latents outside."""
+        """Number of channels C of the latents outside the transformer."""
 
     @classmethod
     @abstractmethod
     def text_shapes(cls, transformer: nn.Module, max_sequence_length: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of one prompt's embeddings by name, without the batch dimension; from the transformer's
-        config.
+        """Shapes of one prompt's embeddings by name, without batch dimension,
+        from the transformer's config.
         """
 
     @staticmethod
     @abstractmethod
     def text_tokens(text: Text) -> int:
-        """How many text tokens the transformer runs beside those of the image."""
+        """Number of text tokens that the transformer runs in addition to the image tokens."""
 
     @abstractmethod
     def velocity(
@@ -240,20 +242,20 @@ class Backbone(ABC):
         guidance_scale: float | None,
         window: Window | None = None,
     ) -> Tensor:
-        """The transformer's velocity (B, C, H, W) at times t (B,) in [0, 1]; with a window, 0 outside its
-        active tokens.
+        """The transformer's velocity (B, C, H, W) at times t (B,) in [0, 1]; if a window is given, 0 outside
+        its active tokens.
 
-        guidance_scale: the number fed to a guidance-distilled model; others take no notice of it.
+        guidance_scale: the number fed to a guidance-distilled model; other models ignore it.
 
         Raises:
-            ModelError: a canvas that is too large for the model.
+            ModelError: the canvas is too large for the model.
         """
 
     def premodulated(
         self, transformer: nn.Module, times: Sequence[float], text: Text, guidance_scale: float | None
     ) -> PremodulatedTransformer:
-        """The transformer for each step of a run over these times; its modulation, which depends on time,
-        text and guidance alone, is computed beforehand.
+        """The transformer with its modulation computed in advance for each step of a run over these times.
+        The modulation depends on time, text and guidance alone.
         """
         conditioning = self.conditioning(transformer, torch.tensor(times), text, guidance_scale)
         return PremodulatedTransformer(
@@ -264,8 +266,8 @@ class Backbone(ABC):
     def conditioning(
         self, transformer: nn.Module, t_T: Tensor, text: Text, guidance_scale: float | None
     ) -> Tensor:
-        """The output of the transformer's `time_embedding` at each of these times, as `velocity` has it for
-        this text and guidance: (T, B, D).
+        """The output of the transformer's `time_embedding` at each of these times, equal to its value inside
+        `velocity` for this text and guidance: (T, B, D).
         """
 
     @abstractmethod
@@ -279,20 +281,19 @@ class Backbone(ABC):
     ) -> Context:
         """Run the known tokens of clean latents once, at t = 0 and without words, for `Window.context`.
 
-        They attend to each other, and to the tokens of `before`, which were read earlier; their own keys and
-        values come back.
+        They attend to each other and to the tokens of `before`, which were read earlier. Returns the keys and
+        values of the known tokens alone.
 
-        known: (rows, columns) bool on the token grid. empty: embeddings of the empty prompt; what a family
-        needs beside words (a pooled vector) is taken from it, so that a context does not depend on any
-        prompt.
+        known: (rows, columns) bool on the token grid. empty: embeddings of the empty prompt. A family takes
+        its other inputs (a pooled vector) from these, so that a context does not depend on any prompt.
         """
 
     @abstractmethod
     def sigmas(self, num_inference_steps: int, tokens: int) -> list[float]:
-        """The noise levels of a sampling run as the family's pipeline sets them: `num_inference_steps` + 1
+        """The noise levels of a sampling run, as the family's pipeline sets them: `num_inference_steps` + 1
         numbers from 1 to 0.
 
-        tokens: what the time shift counts.
+        tokens: number of image tokens that the time shift is computed for.
         """
 
     @cached_property
@@ -301,9 +302,10 @@ class Backbone(ABC):
             return dict(FlowMatchEulerDiscreteScheduler.load_config(self.model, subfolder="scheduler"))
 
     def mu(self, tokens: int, num_inference_steps: int) -> float:
-        """The time shift's mu for a picture of `tokens` tokens, made in `num_inference_steps` steps.
+        """The time shift's mu for a picture of `tokens` tokens, sampled in `num_inference_steps` steps.
 
-        Here it is fixed, or linear in the tokens (diffusers' `calculate_shift`), whatever the steps.
+        Here mu is constant or linear in the number of tokens (diffusers' `calculate_shift`), and does not
+        depend on the steps.
         """
         config = self.scheduler_config
         if not config.get("use_dynamic_shifting", False):
@@ -313,15 +315,15 @@ class Backbone(ABC):
         return base + (tokens - few) * (most - base) / (many - few)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Matrix products in `dtype` where float32 LoRA layers sit on a bf16 model.
-        The meta device has none.
+        """Autocast of matrix products to `dtype`, for float32 LoRA layers on a bf16 model. The meta device
+        has no autocast.
         """
         if self.device.type == "meta":
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def to_device(self, text: Text) -> Text:
-        """The same on the device, floating-point tensors in `dtype`."""
+        """The embeddings on the device, floating-point tensors in `dtype`."""
         return {
             name: value.to(self.device, self.dtype if value.is_floating_point() else None)
             for name, value in text.items()

@@ -1,4 +1,6 @@
-"""What is known of the model families without torch, a row for each. Their code is in a folder each."""
+"""Facts about the model families that need no torch, one row per family. Each family's code has its own
+folder.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +10,28 @@ from typing import Any
 
 
 def kl_stride(config: Mapping[str, Any]) -> int:
-    """Pixels to the side of a latent cell of an AutoencoderKL with this config: each level but one halves."""
+    """Side of a latent cell in pixels, for an AutoencoderKL with this config: each level but one halves."""
     return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a `Backbone` and whoever loads no torch know of a family."""
+    """Facts about a family, for its `Backbone` and for code that loads no torch."""
 
     name: str
-    """Short and lower-case: what LoRA files say, and the folder of its embeddings."""
+    """Short lower-case name, in LoRA files and as the folder name of embeddings."""
     title: str
     """Its name for people."""
     pipeline: str
-    """diffusers' pipeline class, which model_index.json names."""
+    """diffusers' pipeline class, as model_index.json names it."""
     prompt_tokenizer: str
-    """Folder of the tokenizer that `max_sequence_length` counts by."""
+    """Subfolder of the tokenizer whose tokens `max_sequence_length` counts."""
     latents_per_token: int = 2
-    """Latent cells along the side of a token."""
+    """Side of a token in latent cells."""
     latent_stride: Callable[[Mapping[str, Any]], int] = kl_stride
-    """Pixels to the side of a latent cell, from the autoencoder's config."""
+    """Side of a latent cell in pixels, from the autoencoder's config."""
     recommended: Mapping[str, Any] = field(default_factory=dict)
-    """Its `ModelSettings` where they differ from the defaults, which are FLUX.1-dev's."""
+    """Fields of `ModelSettings` that differ from the defaults, which are those of FLUX.1-dev."""
 
 
 FLUX = Family("flux", "FLUX.1", pipeline="FluxPipeline", prompt_tokenizer="tokenizer_2")
@@ -38,7 +40,7 @@ SD3 = Family(
     "Stable Diffusion 3",
     pipeline="StableDiffusion3Pipeline",
     prompt_tokenizer="tokenizer_3",
-    # 480 × 640 makes three panels of 0.92 megapixels together: SD3.5 was trained on one.
+    # Three panels of 480 × 640 have 0.92 megapixels together; SD3.5 was trained at one megapixel.
     recommended={
         "panel_width": 480,
         "panel_height": 640,

@@ -1,7 +1,7 @@
-"""What lies at a path that somebody gave as a model, told from names and file headers. Imports no torch.
+"""Tell what kind of model a path holds, by file names and headers. Imports no torch.
 
-Weights come in many shapes that no diffusers folder has: one file, GGUF, another program's names, quantised,
-pickled. Each is told in one sentence that says what it is and how it becomes a folder.
+Models come in many forms other than a diffusers folder: a single file, GGUF, another program's names,
+quantised, pickled. For each the error names the form and says how to turn it into a folder.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _folder(path: Path) -> tuple[str, str]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a part; empty if there is none that can be read."""
+    """The config.json of a part; empty if it is missing or unreadable."""
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -125,7 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 _SAVE = "Save them once with diffusers: PIPELINE.from_pretrained(FOLDER).save_pretrained(NEW)."
-# What other pipelines are, where their name does not say it, and what to do.
+# Other pipelines by class name: what they are, where the name does not say it, and what to use instead.
 _PIPELINES = (
     (
         r"FluxFill",
@@ -150,7 +150,7 @@ _PIPELINES = (
 
 
 def no_backbone(model: str, name: str, known: list[str]) -> ModelError:
-    """The error for a pipeline of another class than those that have a backbone."""
+    """The error for a pipeline class that has no backbone."""
     shown = name if name.isidentifier() and len(name) < 80 else "pipeline of an unknown kind"
     for pattern, what, hint in _PIPELINES:
         if re.match(pattern, name):
@@ -159,10 +159,10 @@ def no_backbone(model: str, name: str, known: list[str]) -> ModelError:
 
 
 def check_files(model: str, folder: Path) -> None:
-    """That a part of a model has weights of a kind that is read, where it has any.
+    """Check that the weights of a part, if it has any, are in a file format that is read.
 
     Raises:
-        ModelError: only a variant of them (fp16), or only pickled ones.
+        ModelError: there is only a variant of the weights (fp16), or only a pickle file.
     """
     names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
     safe = [name for name in names if name.endswith((".safetensors", ".safetensors.index.json"))]
@@ -194,11 +194,10 @@ Header = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def read_shapes(folder: Path, stem: str) -> Header:
-    """Types and shapes of the tensors of a part's weights, `<stem>.safetensors` or the shards that its index
-    names.
+    """Types and shapes of a part's tensors, from `<stem>.safetensors` or the shards named by its index.
 
     Raises:
-        OSError, SafetensorError, ValueError, KeyError: files that are missing or cannot be read.
+        OSError, SafetensorError, ValueError, KeyError: a file is missing or cannot be read.
     """
     index = folder / f"{stem}.safetensors.index.json"
     shards = [f"{stem}.safetensors"]
@@ -213,7 +212,7 @@ def read_shapes(folder: Path, stem: str) -> Header:
     return found
 
 
-# What programs put beside quantised weights: without it the weights are wrong by a factor.
+# Tensors that programs store beside quantised weights; without them the weights are wrong by a factor.
 _SCALES = re.compile(
     r"(.*\.)?(weight_scale(_\d)?|scale_weight|scale_input|input_scale|scaled_fp8|SCB|weight_format|absmax|quant_map|nested_\w+"
     r"|quant_state\.\w+|qweight|qzeros|g_idx|scales|wscales|zero_point|weight\.(absmax|quant_map|quant_state\.\w+|_data|_scale))"
@@ -221,10 +220,10 @@ _SCALES = re.compile(
 
 
 def check_quantised(model: str, part: str, config: Mapping[str, Any], header: Header) -> None:
-    """That a part's weights are plain floating-point numbers.
+    """Check that a part's weights are plain floating-point numbers.
 
     Raises:
-        ModelError: they are quantised already: its config says so, or scales lie beside them, or they are
+        ModelError: the weights are already quantised: the config says so, scales lie beside them, or they are
             integers.
     """
     about = config.get("quantization_config")
@@ -247,7 +246,7 @@ def check_quantised(model: str, part: str, config: Mapping[str, Any], header: He
 
 
 def _method(about: Any) -> str:
-    """What a quantization_config says in a few words."""
+    """The method in a quantization_config, in a few words."""
     if not isinstance(about, dict):
         return "its config says so"
     method = re.sub(r"[^\w. -]", "", str(about.get("quant_method", "")))[:40] or "its config says so"
@@ -257,10 +256,10 @@ def _method(about: Any) -> str:
 
 
 def check_complete(model: str, part: str, header: Header, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """That a part's weights are those of its model, no more and no less.
+    """Check that a part's weights are exactly those of its model, no more and no less.
 
     Raises:
-        ModelError: a tensor that is no part of the model, is missing, or has another shape, by name.
+        ModelError: a tensor is unknown, missing, or has another shape; the error names it.
     """
     hint = "Download the folder again, or give the model that its config describes."
     extra, missing = sorted(header.keys() - expected.keys()), sorted(expected.keys() - header.keys())

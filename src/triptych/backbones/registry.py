@@ -1,4 +1,4 @@
-"""Which family opens a model, on which device and in which dtype."""
+"""Find the family, the device and the dtype for a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from triptych.compute.quantize import check_installed
 from triptych.errors import ModelError
 
 BACKBONES: dict[str, type[Backbone]] = {backbone.family.pipeline: backbone for backbone in (Flux, SD3)}
-"""A row for each family, by the pipeline class that model_index.json names."""
+"""The families' backbones by the pipeline class in model_index.json."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -31,12 +31,12 @@ def load_backbone(
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
-        dtype: `auto` (bf16 where the machine is fast at it), `bf16` or `fp32`.
-        quantize: format of the transformer's weights. blocks_to_swap: how many of its blocks lie in RAM until
-            they run.
+        dtype: `auto` (bf16 where the device computes it fast), `bf16` or `fp32`.
+        quantize: format of the transformer's weights. blocks_to_swap: number of its blocks that stay in RAM
+            until they run.
 
     Raises:
-        ModelError: an unknown model, a family without a backbone, or a package for `quantize` that is
+        ModelError: the model is unknown, its family has no backbone, or the package for `quantize` is
             missing.
     """
     name = model_class(model)

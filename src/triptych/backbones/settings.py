@@ -1,4 +1,4 @@
-"""Which model is meant, and the settings it recommends. Imports no torch: `concat` and `--help` need this
+"""Find a model by name, and the settings that it recommends. Imports no torch: `concat` and `--help` need it
 too.
 """
 
@@ -29,32 +29,32 @@ Quantize = Literal["none", "nf4", "int8", "int8-torchao"]
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What a model works best with. A model folder may carry its own in `triptych.json`; any key may be left
-    out.
+    """The settings that a model works best with. A model folder may carry its own in `triptych.json`, with
+    any subset of the keys.
     """
 
     panel_width: int = 576
     panel_height: int = 768
     stride: int = 16
-    """Pixels to a token: panel sides are multiples of it. Follows from the autoencoder where that lies on
-    disk.
+    """Side of a token in pixels; panel sides are multiples of it. Read from the autoencoder's config where
+    that is on disk.
     """
     max_sequence_length: int = 512
-    """T5 tokens that reach the transformer."""
+    """Number of T5 tokens that reach the transformer."""
     guidance_scale: float | None = 3.5
-    """Distilled guidance, fed to the model as a number; None for models that take none."""
+    """Distilled guidance, fed to the model as a number; None for models without it."""
     true_cfg_scale: float = 1.0
     """Classifier-free guidance with an empty negative prompt; 1 is off."""
     context_guidance_scale: float = 1.0
     """Guidance on the known panels, for LoRAs trained with clean context; 1 is off."""
     num_inference_steps: int = 28
     knows: str = ""
-    """The only world whose pictures it has seen, see `known_worlds.py`; nothing for all."""
+    """The only world that the model has seen pictures of, see `known_worlds.py`; empty: any."""
 
 
 def no_model(trained_on: object = None) -> ModelError:
-    """The refusal of an empty model. `trained_on`: what a LoRA's file names as its base, if it is a name
-    worth repeating.
+    """The error for an empty model name. `trained_on`: the base model that a LoRA file names; the hint
+    repeats it if it looks like a hub id.
     """
     hint = (
         "Give --model black-forest-labs/FLUX.1-dev (gated, non-commercial), or put `model:` into the config; "
@@ -71,10 +71,10 @@ def no_model(trained_on: object = None) -> ModelError:
 
 
 def resolve_model(model: str) -> str:
-    """`pocket` as the folder of the embedded checkpoint; anything else (a folder, a hub id) as it is.
+    """The folder of the embedded checkpoint for `pocket`; any other name (a folder, a hub id) unchanged.
 
     Raises:
-        ModelError: no name at all, or something that looks like a path but is no diffusers folder.
+        ModelError: the name is empty, or looks like a path but is no diffusers folder.
     """
     if not model.strip():
         raise no_model()
@@ -89,16 +89,16 @@ def resolve_model(model: str) -> str:
 
 
 def model_class(model: str) -> str:
-    """The pipeline class a model folder or hub id names in its model_index.json.
+    """The pipeline class in the model_index.json of a model folder or hub id.
 
     Raises:
-        ModelError: no such model here, and the hub cannot be reached or refuses.
+        ModelError: the model is not on this machine, and the hub cannot be reached or refuses.
     """
     path = Path(resolve_model(model)) / "model_index.json"
     try:
         if not path.is_file():
             path = _from_hub(model, "model_index.json")
-    except Exception as error:  # the hub client raises a dozen unrelated kinds
+    except Exception as error:  # the hub client raises a dozen unrelated types
         raise hub_unreachable(model, error, "--model FOLDER") or ModelError(
             f"The model {model} cannot be opened: {(str(error) or repr(error)).splitlines()[0][:200]}.",
             "Check the name and the network; gated models need `hf auth login` and their licence accepted.",
@@ -108,8 +108,8 @@ def model_class(model: str) -> str:
 
 @lru_cache(maxsize=256)
 def _from_hub(model: str, file: str) -> Path:
-    """A file of a model on the hub, asked for once; a failure is not kept. Raises whatever the hub client
-    raises.
+    """The local path of a file of a hub model. Cached, except for failures. Raises any error of the hub
+    client.
     """
     from huggingface_hub import hf_hub_download
 
@@ -117,7 +117,7 @@ def _from_hub(model: str, file: str) -> Path:
 
 
 def _pipeline_class(path: Path, model: str) -> str:
-    """Raises ModelError for a file that is none of a pipeline: no network helps there."""
+    """The class name in a model_index.json. Raises ModelError if the file describes no pipeline."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -137,8 +137,8 @@ def _pipeline_class(path: Path, model: str) -> str:
 
 
 def part_config(model: str, file: str) -> dict[str, Any]:
-    """A config in a model's folder, such as `transformer/config.json`; of a hub id fetched. Empty if it is
-    not to be had here.
+    """A config of a model, such as `transformer/config.json`; for a hub id it is downloaded. Empty if it is
+    not available.
     """
     try:
         path = Path(resolve_model(model)) / file
@@ -147,16 +147,14 @@ def part_config(model: str, file: str) -> dict[str, Any]:
                 return {}
             path = _from_hub(model, file)
         about = json.loads(path.read_text(encoding="utf-8"))
-    except (
-        Exception
-    ):  # the hub client raises a dozen unrelated kinds; whoever loads the model says what is wrong
+    except Exception:  # the hub client raises a dozen unrelated types; loading the model reports the error
         return {}
     return about if isinstance(about, dict) else {}
 
 
 def _check_setting(name: str, value: Any) -> None:
-    """Raises ValueError for a value that no model recommends: a folder, and so its settings, come from
-    anybody.
+    """Raise ValueError for a value that makes no sense. Anybody can write a model folder, so its settings are
+    not trusted.
     """
     usual = getattr(ModelSettings(), name)
     if isinstance(usual, str):
@@ -172,25 +170,26 @@ def _check_setting(name: str, value: Any) -> None:
 
 
 def recommended_settings(family: Family) -> ModelSettings:
-    """The settings of a family's models that say nothing of their own."""
+    """The settings for models of a family that carry none of their own."""
     return replace(ModelSettings(), **family.recommended)
 
 
 def model_settings(model: str) -> ModelSettings:
     """The settings a model recommends; without a `triptych.json`, those of its family.
 
-    A model whose family cannot be looked up (a hub id without a network) is taken for FLUX.1-dev, with a
-    warning: panels can be made and described without it. Whoever then loads the model gets the error.
+    If the family cannot be looked up (a hub id without a network), FLUX.1-dev's settings are assumed, with a
+    warning: panels can be concatenated and captioned without the model. Loading the model then raises the
+    error.
 
     Raises:
-        ModelError: see `resolve_model`; or a `triptych.json` that cannot be read or has unknown keys.
+        ModelError: see `resolve_model`; or `triptych.json` cannot be read or has unknown keys.
     """
     folder = Path(resolve_model(model))
     file, autoencoder = folder / SETTINGS_FILE, folder / "vae" / "config.json"
     try:
         family = FAMILIES.get(model_class(model), FLUX)
     except ModelError as error:
-        if (folder / "model_index.json").is_file():  # damaged: not for want of a network
+        if (folder / "model_index.json").is_file():  # the folder is damaged; the network is not the cause
             raise
         usual = ModelSettings()
         size = (

@@ -1,5 +1,5 @@
-"""Attention for every family's processors: diffusers' dispatch, and on a CPU without gradients a quicker
-form.
+"""Attention for the processors of all families: diffusers' dispatch, or a faster form on a CPU without
+gradients.
 
 Legend: B batch, S sequence, H heads, D head width, Q queries and K keys of one sample and some heads.
 """
@@ -16,12 +16,12 @@ from torch import Tensor
 from triptych.compute.cpu import AVAILABLE, linear, only_computes
 
 FEW, MOST = 1 << 17, 1 << 26
-"""Scores (queries × keys) of a head below which PyTorch's kernel is as fast; and the most that are held at
-once: 128 or 256 MiB.
+"""Numbers of scores (queries × keys). With fewer than FEW in a head, PyTorch's kernel is as fast. At most
+MOST are held at once: 128 or 256 MiB.
 """
 
 SAFE = 60.0
-"""A score up to which its exponential and their sum over all keys stay far inside the range of float32 and
+"""Up to this score, the exponentials and their sum over all keys stay far inside the range of float32 and
 bfloat16.
 """
 
@@ -29,10 +29,10 @@ bfloat16.
 def attention(query_BSHD: Tensor, key_BSHD: Tensor, value_BSHD: Tensor, backend: Any = None) -> Tensor:
     """softmax(q·kᵀ / √D)·v, (B, S, H, D) (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
-    PyTorch's kernel for the CPU computes bfloat16 no faster than float32, a fifth of what its matrix products
-    reach, and its float32 by MKL (see `cpu`). Two products and an exponential are 2.5 to 3 and 1.8 times as
-    fast for 1,424 tokens. In bfloat16 scores and weights are then rounded, which adds about as much as the
-    rounding of queries and keys did before.
+    PyTorch's CPU kernel is no faster in bfloat16 than in float32 (a fifth of the speed of its matrix
+    products), and in float32 it uses MKL (see `cpu`). Two products and an exponential are 2.5 to 3 times as
+    fast in bfloat16 and 1.8 times in float32, for 1,424 tokens. In bfloat16 this also rounds scores and
+    weights, which adds an error about as large as that of rounding queries and keys.
     """
     states = query_BSHD, key_BSHD, value_BSHD
     quick = query_BSHD.dtype == torch.bfloat16 or (query_BSHD.dtype == torch.float32 and AVAILABLE)
@@ -46,9 +46,9 @@ def attention(query_BSHD: Tensor, key_BSHD: Tensor, value_BSHD: Tensor, backend:
 
 
 def _sample(query_HSD: Tensor, key_HSD: Tensor, value_HSD: Tensor, out_HSD: Tensor) -> None:
-    """One sample, into `out_HSD`."""
-    # 2^x is the quicker one in float32, but takes log₂ e in the scale, which bfloat16 would round; √64 it
-    # does not.
+    """Attention of one sample, written into `out_HSD`."""
+    # In float32, 2^x is faster than e^x, but it needs log₂ e in the scale. bfloat16 would round that factor,
+    # and does not round √64.
     exponential, unit = (
         (Tensor.exp_, 1.0) if query_HSD.dtype == torch.bfloat16 else (Tensor.exp2_, math.log2(math.e))
     )
@@ -57,15 +57,15 @@ def _sample(query_HSD: Tensor, key_HSD: Tensor, value_HSD: Tensor, out_HSD: Tens
         float(torch.linalg.vector_norm(one, dim=-1).amax()) for one in (query_HSD, key_HSD)
     )
     safe = query_length * key_length <= SAFE  # no score can be further from 0 (Cauchy and Schwarz)
-    # At once: what stays in the cache. bfloat16's batched product gives every thread a head; float32 has no
-    # batched oneDNN.
+    # Heads per step, so that the scores stay in the cache. The batched product in bfloat16 gives each thread
+    # a head; oneDNN has no batched product in float32.
     heads = torch.get_num_threads() if query_HSD.dtype == torch.bfloat16 else 1
     rows = max(1, MOST // (heads * key_HSD.shape[1]))
     for head in range(0, len(query_HSD), heads):
         query, key, value = (one[head : head + heads].contiguous() for one in (query_HSD, key_HSD, value_HSD))
         for start in range(0, query.shape[1], rows):
             weights = _product(query[:, start : start + rows], key.transpose(1, 2))
-            if not safe:  # softmax is the same whatever is taken from all scores of a row
+            if not safe:  # softmax does not change if a number is subtracted from all scores of a row
                 weights -= weights.amax(-1, keepdim=True)
             exponential(weights)
             total = weights.sum(-1, keepdim=True)

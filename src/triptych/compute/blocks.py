@@ -1,7 +1,7 @@
-"""A transformer's blocks: the layers that follow one another, nearly all of its weights.
+"""A transformer's blocks: its repeated layers, which hold nearly all of its weights.
 
-Only a model's family knows what its blocks are called (`Backbone.blocks`). Whatever quantises, swaps, shards
-or modulates them is given them and knows no names.
+Only a model's family knows the names of its blocks (`Backbone.blocks`). The code that quantises, swaps,
+shards or modulates them is given the blocks and knows no names.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 Blocks = Mapping[str, nn.Module]
-"""Blocks by their path in the transformer, such as `transformer_blocks.0`, in the order in which they run."""
+"""Blocks by path in the transformer, such as `transformer_blocks.0`, in running order."""
 
 LEAST_SHARE = 0.5
-"""Share of a transformer's linear weights that its blocks hold at least: even of a tiny model for tests. Real
-models have 99 %.
+"""The blocks must hold at least this share of the linear weights. Tiny test models do;
+real models have 99 %.
 """
 
 
 def blocks_of(transformer: nn.Module, lists: Sequence[str]) -> dict[str, nn.Module]:
-    """The blocks in a transformer's module lists. lists: their paths, in the order in which they run.
+    """The blocks in a transformer's module lists. lists: paths of the lists, in running order.
 
     Raises:
-        ValueError: no such list, an empty one, or most of the linear weights lie elsewhere. Quantising or
-            swapping such blocks would do nothing, or little.
+        ValueError: a list does not exist or is empty, or most linear weights lie outside the lists.
+            Quantising or swapping such blocks would have little or no effect.
     """
     blocks: dict[str, nn.Module] = {}
     for path in lists:
@@ -53,7 +53,7 @@ def linear_layers(blocks: Blocks) -> dict[str, nn.Linear]:
 
 
 def share_of(transformer: nn.Module, blocks: Blocks) -> float:
-    """Which part of the weights in a transformer's linear layers lies in these blocks, 0 to 1."""
+    """The share, 0 to 1, of a transformer's linear weights that lies in these blocks."""
     inside, all_linear = (
         sum(layer.in_features * layer.out_features for layer in layers)
         for layers in (

@@ -1,11 +1,10 @@
-"""Quicker forms of two layers that are slow in PyTorch on some processors: linear layers in float32, and
-GELU.
+"""Faster forms of two layers that PyTorch runs slowly on some processors: float32 linear layers, and GELU.
 
-PyTorch hands float32 products on a CPU to MKL. On processors that are not Intel's, MKL computes as if there
-were AVX2 only: 2.2 times slower than oneDNN on an AMD Zen 5. oneDNN is a part of PyTorch too: it computes
-bfloat16 products, and an operator that `torch.compile` puts into its programs reaches it in float32. On an
-Intel Xeon nothing is gained. GELU spends its time in the hyperbolic tangent; the sigmoid gives the same in
-half of it. (Attention is in `attention.py`.)
+PyTorch computes float32 products on a CPU with MKL. On processors of other makers than Intel, MKL uses AVX2
+only, and is 2.2 times slower than oneDNN on an AMD Zen 5. PyTorch contains oneDNN too: it uses it for
+bfloat16 products, and the operator that `torch.compile` emits for linear layers reaches it in float32. On an
+Intel Xeon there is no gain. GELU spends its time in the hyperbolic tangent; the sigmoid gives the same result
+in half the time. (Attention is in `attention.py`.)
 
 Legend: O output and I input features, S anything before the features.
 """
@@ -21,24 +20,24 @@ from torch import Tensor, nn
 
 AVAILABLE = torch.cpu._is_avx512_supported() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 FEW = 1 << 21
-"""Multiplications of a product below which MKL is as fast."""
+"""Number of multiplications in a product below which MKL is as fast."""
 
 
 def only_computes(*inputs: Tensor | None) -> bool:
-    """Whether something is computed on a CPU as it is written: nothing will be differentiated, no program is
-    being compiled.
-    """
+    """Whether this is a plain computation on a CPU: without gradients and without compilation."""
     on_cpu = all(one is None or one.device.type == "cpu" for one in inputs)
     return on_cpu and not learns(*inputs) and not torch.compiler.is_compiling()
 
 
 def learns(*inputs: Tensor | None) -> bool:
-    """Whether gradients of what is computed will be asked for."""
+    """Whether the result needs gradients."""
     return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs)
 
 
 def linear(input_SI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """torch.nn.functional.linear, differentiable as that is, quicker where this file's first lines apply."""
+    """torch.nn.functional.linear, differentiable too, and faster in the cases that the module docstring
+    names.
+    """
     differentiable = learns(input_SI, weight_OI, bias_O)
     if not _by_onednn(input_SI, weight_OI, differentiable):
         return nn.functional.linear(input_SI, weight_OI, bias_O)
@@ -52,7 +51,7 @@ def linear(input_SI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) ->
 
 def _by_onednn(input_SI: Tensor, weight_OI: Tensor, differentiable: bool) -> bool:
     dtype = input_SI.dtype
-    # bfloat16 with gradients: PyTorch's own way to oneDNN is 2 % quicker.
+    # For bfloat16 with gradients, PyTorch's own path to oneDNN is 2 % faster.
     pays = dtype == torch.float32 or (dtype == torch.bfloat16 and not differentiable)
     fits = (
         input_SI.device.type == "cpu"
@@ -109,30 +108,31 @@ def gelu(input_S: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """nn.Linear by `linear`."""
+    """nn.Linear that computes with `linear`."""
 
     def forward(self, input_SI: Tensor) -> Tensor:
         return linear(input_SI, self.weight, self.bias)
 
 
 class GELU(nn.GELU):
-    """nn.GELU(approximate="tanh") by `gelu`."""
+    """nn.GELU(approximate="tanh") that computes with `gelu`."""
 
     def forward(self, input_S: Tensor) -> Tensor:
         return gelu(input_S)
 
 
 class ProjectedGELU(FeedForwardGELU):
-    """diffusers' linear layer with a GELU behind it, by `gelu`."""
+    """diffusers' linear layer followed by GELU, which computes with `gelu`."""
 
     def gelu(self, gate: Tensor) -> Tensor:
         return gelu(gate)
 
 
 def install(model: nn.Module) -> nn.Module:
-    """Turn the plain layers of a model into the ones above, in place; the model.
+    """Replace the plain layers of a model by the classes above, in place. Returns the model.
 
-    Only a module's class changes, which has the same attributes: weights, names, hooks and references stay.
+    Only the class of a module changes, to a class with the same attributes; weights, names, hooks and
+    references stay.
     """
     for module in model.modules():
         if type(module) is nn.Linear:

@@ -1,8 +1,8 @@
 """Modulation for all steps of a sampling run at once.
 
-The scales, shifts and gates of every block depend on the time, the guidance and the pooled text alone. The
-layers that compute them are 27 % of FLUX.1-dev's parameters, and a step reads (or dequantises) all of them
-for a single vector. Here they are read once for a whole run: one row for each step.
+The scales, shifts and gates of every block depend only on the time, the guidance and the pooled text. The
+layers that compute them hold 27 % of FLUX.1-dev's parameters, and every step reads (or dequantises) all of
+them for a single vector. Here they are read once per run, with one input row per step.
 
 Legend: T steps, B batch, D width, O outputs of a layer.
 """
@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from triptych.compute.blocks import Blocks
 
 MODULATED = (AdaLayerNormContinuous, AdaLayerNormZero, AdaLayerNormZeroSingle, SD35AdaLayerNormZeroX)
-"""diffusers' norms that compute `linear(silu(emb))`, and scale and shift by it."""
+"""diffusers' norms that compute `linear(silu(emb))` and use it as scale and shift."""
 
 
 class PremodulatedTransformer:
-    """A transformer whose modulation is computed beforehand, for each step of one sampling run.
+    """A transformer with its modulation computed in advance, for each step of one sampling run.
 
-    The given transformer and its blocks are left as they are: others may be running them.
+    The given transformer and its blocks are not changed, because other threads may be running them.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class PremodulatedTransformer:
     ) -> None:
         """
         Args:
-            blocks: the transformer's. A block that is swapped, sharded or watched is used as it is.
+            blocks: the transformer's blocks. A block that is swapped, sharded or hooked is used unchanged.
             time_embedding: path of the module that embeds the time.
             times: the noise levels of the run's steps.
-            conditioning_TBD: that module's output at these times, for each sample.
+            conditioning_TBD: the output of that module at these times, per sample.
         """
         self._rows = {t: row for row, t in enumerate(times)}
         self.row = 0
@@ -66,8 +66,8 @@ class PremodulatedTransformer:
         return self._transformer
 
     def _modulated(self, module: nn.Module, conditioning_TBD: Tensor) -> Any:
-        """A module that shares everything with the given one,
-        but its norms' scales and shifts are computed.
+        """A copy that shares everything with the given module, except that its norms have precomputed scales
+        and shifts.
         """
         norms = {}
         for name, norm in module.named_children():
@@ -80,7 +80,9 @@ class PremodulatedTransformer:
 
 
 class _Made(nn.Module):
-    """In place of a layer: its outputs at every step of a run, of which it returns the current one."""
+    """Stands in for a layer: holds its outputs at every step of a run,
+    and returns that of the current step.
+    """
 
     def __init__(self, run: PremodulatedTransformer, made_TBO: Tensor) -> None:
         super().__init__()
@@ -91,9 +93,8 @@ class _Made(nn.Module):
 
 
 def untouched(module: nn.Module) -> bool:
-    """Whether a call of a module runs its class's own forward and nothing else: its weights are neither
-    swapped nor sharded (those come when it is called), its output is not cached, and nobody watches its
-    calls.
+    """Whether calling a module runs only the forward of its class. False if its weights are swapped or
+    sharded (they arrive when it is called), if its output is cached, or if it has hooks.
     """
     return _own_forward(module) and not (module._forward_hooks or module._forward_pre_hooks)
 
@@ -103,18 +104,18 @@ def _own_forward(module: nn.Module) -> bool:
 
 
 def with_children(module: nn.Module, **children: nn.Module) -> Any:
-    """A module that shares everything with the given one, but for these children."""
+    """A copy of a module that shares everything with it except these children."""
     shown = copy.copy(module)
     shown._modules = {**module._modules, **children}
     if _own_forward(module):
         vars(shown).pop(
             "forward", None
-        )  # bound to the given one, as diffusers' hooks leave it when they are taken off
+        )  # bound to the given module, as diffusers' hooks leave it behind when they are removed
     return shown
 
 
 def with_modules(module: nn.Module, changed: Mapping[str, nn.Module]) -> Any:
-    """A module that shares everything with the given one, but for the modules at these paths."""
+    """A copy of a module that shares everything with it except the modules at these paths."""
     children: dict[str, nn.Module] = {}
     deeper: dict[str, dict[str, nn.Module]] = {}
     for path, new in changed.items():

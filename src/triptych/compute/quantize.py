@@ -1,15 +1,15 @@
-"""A transformer whose linear layers are kept in 4 or 8 bits: a third or half of bf16's memory, for training a
-LoRA and for sampling.
+"""Keep a transformer's linear layers in 4 or 8 bits, for LoRA training and sampling: a third or half of
+bf16's memory.
 
-What is quantised: the weights of every nn.Linear inside the transformer's blocks, the modulation included,
-which in FLUX.1-dev is 3.2 of 11.9 billion parameters. What stays in the working dtype, and why: biases and
-the norms' weights are vectors; the embedders and the output stand outside the blocks, are 0.6 % of
-FLUX.1-dev, and every error made there reaches every token.
+Quantised are the weights of every nn.Linear inside the transformer's blocks, including the modulation, which
+is 3.2 of FLUX.1-dev's 11.9 billion parameters. The rest stays in the working dtype: biases and the norms'
+weights, because they are vectors; the embedders and the output layer outside the blocks, because they are
+only 0.6 % of FLUX.1-dev and their errors reach every token.
 
-A weight is dequantised for one matrix product and dropped, in the backward pass once more: no full-precision
-copy outlives a layer. The same code runs on the CPU and on a card. A checkpoint is read tensor by tensor onto
-a model without memory, and each tensor is quantised before the next is read: the full-precision model never
-exists.
+A weight is dequantised for one matrix product and then dropped, and again in the backward pass: no
+full-precision copy outlives its layer. The same code runs on the CPU and on a card. A checkpoint is read
+tensor by tensor into a model on the meta device, and each tensor is quantised before the next is read: the
+full-precision model never exists in memory.
 
 Legend: O output and I input features, S anything before the features.
 """
@@ -34,9 +34,10 @@ from triptych.errors import ModelError
 
 
 class QuantizedLinear(nn.Linear):
-    """nn.Linear with a frozen weight in few bits. Gradients flow to its input; it is an nn.Linear to peft.
+    """nn.Linear with a frozen, quantised weight. Gradients flow to its input, and peft treats it as an
+    nn.Linear.
 
-    weight: codes, whose shape and type are the format's own. scale: what the codes count in.
+    weight: the codes, in the format's shape and type. scale: the unit of the codes.
     """
 
     package: ClassVar[str]
@@ -45,7 +46,7 @@ class QuantizedLinear(nn.Linear):
         """Codes and scales as `pack` returns them, of a weight of shape (O, I)."""
         nn.Module.__init__(self)  # nn.Linear's would allocate the full weight
         self.out_features, self.in_features = shape
-        # Called weight because peft asks that name on which device a LoRA belongs.
+        # Named `weight` because peft reads the device of a LoRA from that attribute.
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.register_buffer("scale", scale)
         self.scale: Tensor
@@ -61,7 +62,7 @@ class QuantizedLinear(nn.Linear):
     @staticmethod
     @abstractmethod
     def unpack(codes: Tensor, scale: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """The weight (O, I) in `dtype`, up to what quantisation lost."""
+        """The weight (O, I) in `dtype`, except for the quantisation error."""
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight (O, I)."""
@@ -101,8 +102,8 @@ class _Product(torch.autograd.Function):
 
 
 class NF4Linear(QuantizedLinear):
-    """4 bits in blocks of 64 with a float32 maximum each, 4.5 bits in all (QLoRA, arXiv 2305.14314, §3; its
-    second quantisation of the maxima would save another 0.4 bits and is left out).
+    """4 bits in blocks of 64, each with a float32 maximum: 4.5 bits in all (QLoRA, arXiv 2305.14314, §3).
+    QLoRA also quantises the maxima, which would save another 0.4 bits; this is left out.
     """
 
     package = "bitsandbytes"
@@ -126,8 +127,8 @@ class NF4Linear(QuantizedLinear):
 
 
 class Int8Linear(QuantizedLinear):
-    """8 bits with one maximum for each row (LLM.int8's weights, arXiv 2208.07339, §2; the activations are not
-    quantised).
+    """8 bits with one maximum per row, as LLM.int8 quantises weights (arXiv 2208.07339, §2). Activations are
+    not quantised.
     """
 
     package = "bitsandbytes"
@@ -143,12 +144,12 @@ class Int8Linear(QuantizedLinear):
     def unpack(codes: Tensor, scale: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return codes.to(dtype).mul_(
             (scale / 127.0)[:, None]
-        )  # in place: a bf16 weight is rounded once, its scale never
+        )  # in place: rounds a bf16 weight once, and its scale never
 
 
 class TorchaoInt8Linear(QuantizedLinear):
-    """8 bits in groups of at most 64 with a float32 scale each, 8.5 bits in all: finer than one scale for a
-    row.
+    """8 bits in groups of at most 64, each with a float32 scale: 8.5 bits in all, and finer than one scale
+    per row.
     """
 
     package = "torchao"
@@ -203,12 +204,13 @@ def load_quantized(
     device: torch.device,
     dtype: torch.dtype,
 ) -> nn.Module:
-    """Read the weights in `folder` into a transformer on the meta device; the transformer, now in RAM.
+    """Read the weights in `folder` into a transformer on the meta device. Returns the transformer, now in
+    RAM.
 
     The linear layers of `blocks` are quantised on `device`, one after another.
 
     Raises:
-        ValueError, OSError: a checkpoint that does not fit the model, is incomplete, or cannot be read.
+        ValueError, OSError: the checkpoint does not fit the model, is incomplete, or cannot be read.
     """
     kind, modules = FORMATS[quantize], dict(transformer.named_modules())
     to_quantize = linear_layers(blocks).keys()
@@ -238,7 +240,7 @@ def load_quantized(
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a checkpoint by name, one in memory at a time."""
+    """Yield every tensor of a checkpoint with its name, one in memory at a time."""
     index = folder / f"{WEIGHTS}.index.json"
     if index.is_file():
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -248,7 +250,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(folder / Path(shard).name, framework="pt") as stream:
             names = list(stream.keys())
         for name in names:
-            # Opened anew for each: a mapped file's pages count as memory of this process for as long as it is
-            # open.
+            # Open the file again for each tensor: the pages of a mapped file count as this process's memory
+            # while it is open.
             with safe_open(folder / Path(shard).name, framework="pt") as stream:
                 yield name, stream.get_tensor(name)

@@ -1,9 +1,9 @@
-"""Block swapping: transformer blocks that lie in RAM and are on the device only while they run.
+"""Block swapping: transformer blocks stay in RAM and are on the device only while they run.
 
 A swapped block's frozen tensors are copied to the device when its forward begins, and the copies are dropped
-when it ends. What autograd kept of a copy lives on until the backward pass; with gradient checkpointing that
-is of one block at a time, because the block's forward then runs again, copies included, just before its
-backward. LoRA layers are not swapped: they are added after this and are small.
+when it ends. Copies that autograd saved live on until the backward pass. With gradient checkpointing these
+belong to one block at a time, because the block's forward, with its copies, runs again right before its
+backward. LoRA layers are not swapped: they are added later and are small.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class _Slot:
-    """A tensor of a module: the dictionary that holds it and the name it has there."""
+    """A tensor of a module: the dictionary that holds it and its name there."""
 
     owner: dict[str, Any]
     name: str
     home: Tensor
 
     def put(self, tensor: Tensor) -> None:
-        # Another object, never `.data` of the same one: autograd may still hold what was there.
+        # A new object, never `.data` of the old one: autograd may still hold the old tensor.
         frozen = nn.Parameter(tensor, requires_grad=False) if isinstance(self.home, nn.Parameter) else tensor
         self.owner[self.name] = frozen
 
@@ -34,7 +34,7 @@ class _Slot:
 
 
 def place(transformer: nn.Module, device: torch.device, swapped: Iterable[nn.Module] = ()) -> nn.Module:
-    """Move a frozen transformer from RAM to the device; its `swapped` blocks stay, and come only while they
+    """Move a frozen transformer from RAM to the device. Its `swapped` blocks stay in RAM except while they
     run.
     """
     swapped = list(swapped)
@@ -51,8 +51,8 @@ def place(transformer: nn.Module, device: torch.device, swapped: Iterable[nn.Mod
 
 
 def resident_parameter(transformer: nn.Module) -> nn.Parameter:
-    """A parameter that shows on which device and in which dtype a transformer computes: the first that is
-    neither swapped nor quantised nor a LoRA's.
+    """A parameter with the device and dtype that a transformer computes in: the first that is neither swapped
+    nor quantised nor part of a LoRA.
     """
     away = {id(slot.home) for module in transformer.modules() for slot in vars(module).get(_SWAPPED, ())}
     return next(
@@ -67,7 +67,7 @@ _SWAPPED = "_swapped_tensors"
 
 
 def _swap(block: nn.Module, device: torch.device) -> None:
-    if device.type == "cuda":  # what is pinned is copied several times faster
+    if device.type == "cuda":  # pinned memory is copied several times faster
         for module in block.modules():
             for slot in _slots(module):
                 slot.put(slot.home.pin_memory())
@@ -88,7 +88,7 @@ def _swap(block: nn.Module, device: torch.device) -> None:
 
 
 def fetch(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, even where that is the RAM it came from."""
+    """A copy on the device, even if that device is the CPU."""
     return tensor.detach().to(device, non_blocking=True, copy=True)
 
 

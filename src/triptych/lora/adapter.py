@@ -1,8 +1,8 @@
-"""LoRA in and out of a transformer: peft layers, safetensors only.
+"""Add, load and save a transformer's LoRA: peft layers, safetensors files only.
 
-Any format in `lora_names` is read (`lora_file` opens files). What is written holds
+Any format in `lora.names` can be read (`lora.file` opens files). A written file holds
 `transformer.<module>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank) with alpha folded in (alpha =
-rank), so that every program applies it at the same strength. Its metadata says what it was trained for.
+rank), so that every program applies it at the same strength. Its metadata records what it was trained for.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ ADAPTER = "default"
 def add_lora(
     transformer: nn.Module, layers: Sequence[str], rank: int, alpha: float, dropout: float, seed: int
 ) -> list[nn.Parameter]:
-    """Add a trainable LoRA (A gaussian, B zero: no change at first); its parameters, in float32.
+    """Add a trainable LoRA (A gaussian, B zero: no change at first). Returns its parameters, in float32.
 
-    layers: paths of the linear layers that it adapts, see `Backbone.lora_layers`.
+    layers: paths of the linear layers to adapt, see `Backbone.lora_layers`.
     """
     config = LoraConfig(
         r=rank,
@@ -78,7 +78,7 @@ def lora_state(transformer: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def lora_switched_off(transformer: nn.Module) -> Iterator[None]:
-    """The base model alone, without gradients; the LoRA is back afterwards."""
+    """Run the base model alone, without gradients; the LoRA is switched on again afterwards."""
     layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         layer.enable_adapters(False)
@@ -93,8 +93,8 @@ def lora_switched_off(transformer: nn.Module) -> Iterator[None]:
 def save_lora(
     path: Path, state: Mapping[str, Tensor], rank: int, alpha: float, about: Mapping[str, Any]
 ) -> None:
-    """Write a LoRA file that `load_lora_weights` of diffusers' pipelines and ComfyUI read. alpha/rank is
-    folded into lora_B.
+    """Write a LoRA file for `load_lora_weights` of diffusers' pipelines and for ComfyUI. Folds alpha/rank
+    into lora_B.
     """
     folded = {k: scaled(v.float(), alpha / rank) if ".lora_B." in k else v.float() for k, v in state.items()}
     write_lora(path, folded, about)
@@ -107,12 +107,12 @@ def write_lora(
     target: str = "diffusers",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors in diffusers names without prefix, alpha folded in, as one of `lora_formats.TARGETS`.
+    """Write a LoRA in one of `formats.TARGETS`. state: tensors by diffusers name without prefix, alpha folded
+    in.
 
-    `about` is what triptych wants to know of the file; `metadata` is kept of an older file, as far as it is
-    still true.
+    about: triptych's own metadata. metadata: that of an older file; entries that are still true are kept.
     """
-    # Parts of a layer that was fused share their lora_A in memory; safetensors wants every tensor to itself.
+    # Parts of a fused layer share their lora_A in memory; safetensors needs a separate copy of each tensor.
     tensors = {
         key: t.cpu().clone(memory_format=torch.contiguous_format)
         for key, t in from_diffusers(state, target).items()
@@ -131,11 +131,11 @@ def write_lora(
         save_file(tensors, temporary, metadata=entries)
 
 
-# Metadata that names tensors, scales or hashes of the file it was written for.
+# Keys of metadata about the tensors, scales or hash of the old file, which is outdated in a new one.
 _OUTDATED = ("format", "modelspec.hash", "modelspec.implementation", "sshs_", "triptych")
 
-# A base model's family and what its name contains, its name in modelspec, and what holds for whoever passes
-# the LoRA on.
+# Per base model: its family, a part of its name, its name in modelspec, and the licence note for anybody who
+# passes the LoRA on.
 _BASES = (
     (
         "flux",
@@ -152,7 +152,7 @@ _BASES = (
 
 
 def modelspec(about: Mapping[str, Any]) -> dict[str, str]:
-    """The fields other programs show, in the terms of Stability AI's modelspec 1.0.0."""
+    """Metadata that other programs show, by Stability AI's modelspec 1.0.0."""
     base, family = str(about.get("base_model", "")), about.get("family", "flux")
     architecture, licence = next(
         row[2:] for row in _BASES if row[0] in ("", family) and row[1] in base.lower()
@@ -175,8 +175,8 @@ def modelspec(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _adapter_metadata(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A peft config in the form diffusers reads. `^` keeps peft from taking one layer's rank for another that
-    ends alike.
+    """A peft config in the form that diffusers reads. Patterns begin with `^`, so that peft does not use one
+    layer's rank for another whose name has the same ending.
     """
     ranks = {
         key.removesuffix(".lora_A.weight"): tensor.shape[0]
@@ -192,10 +192,10 @@ def _adapter_metadata(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def load_lora(transformer: nn.Module, path: Path, scale: float = 1.0) -> dict[str, Any]:
-    """Apply a LoRA file to a transformer at a strength; what the file says about itself.
+    """Apply a LoRA file to a transformer at strength `scale`. Returns triptych's metadata of the file.
 
     Raises:
-        ModelError: see `open_lora`; or a layer that does not fit this model, by name.
+        ModelError: see `open_lora`; or a layer, which the error names, does not fit this model.
     """
     file = open_lora(path)
     file.refuse_other_models()
@@ -218,8 +218,8 @@ def load_lora(transformer: nn.Module, path: Path, scale: float = 1.0) -> dict[st
             problem = f"The LoRA {path} does not fit this model at '{name}'.{trained}"
             raise ModelError(problem, "Use it with the model it was trained on.")
     most = max(ranks.values())
-    # As a list, peft would take names as ends of names: `proj_out` is both a layer of its own and the end of
-    # others.
+    # A pattern, because peft matches the names in a list as endings: `proj_out` is a layer's full name and
+    # also the ending of others.
     only = "|".join(map(re.escape, ranks))
     pattern = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
     config = LoraConfig(

@@ -1,7 +1,7 @@
-"""LoRA files: found, opened and checked. A LoRA file is data from anywhere: nothing in it is taken on trust.
+"""Find, open and check LoRA files. A LoRA file may come from anybody, so nothing in it is trusted.
 
-`read_header` reads names, shapes and metadata alone, which takes milliseconds whatever the file's size;
-`open_lora` the matrices too.
+`read_header` reads only names, shapes and metadata, in milliseconds for a file of any size; `open_lora` also
+reads the matrices.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 PEFT_NAME = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 PEFT_BYTES = 4 << 20
-"""Largest adapter_config.json that is read; one with a rank and an alpha for each layer of FLUX.1-dev has
-some 100 KB.
+"""Size limit of adapter_config.json in bytes. One with a rank and an alpha per layer of FLUX.1-dev has about
+100 KB.
 """
 
 
 def lora_file(path: Path) -> Path:
-    """The LoRA file meant by a file, a folder that holds one (diffusers' or peft's), or a work folder.
+    """Find the LoRA file for a path: the file itself, a folder that holds one (diffusers' or peft's), or a
+    work folder.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no LoRA.
     """
     folder = path.parent if path.name == PEFT_CONFIG else path
     if (
         path.name == "state.safetensors" and (path.parent / FILE_NAME).is_file()
-    ):  # the state of a training: its LoRA lies beside it
+    ):  # the training state; its LoRA lies beside it
         return path.parent / FILE_NAME
     for candidate in (path, folder / FILE_NAME, folder / "lora" / FILE_NAME, folder / PEFT_NAME):
         if candidate.is_file() and candidate.name != PEFT_CONFIG:
@@ -77,30 +78,32 @@ def lora_file(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class LoraHeader:
-    """What a LoRA file says without its matrices: the layers' tensors are on the device `meta`."""
+    """A LoRA file without its matrices: the layers' tensors are on the device `meta`."""
 
     path: Path
     layers: list[Layer]
     scales: dict[str, float]
-    """By what each layer's change was multiplied: alpha/rank."""
+    """The factor of each layer's change, alpha/rank, by the layer's name."""
     about: dict[str, Any]
-    """What triptych wrote about it; empty for other programs' files."""
+    """The metadata that triptych wrote; empty for other programs' files."""
     metadata: dict[str, str]
     left_out: int
-    """Tensors of text encoders that were left out on request."""
+    """Number of text encoder tensors that were skipped on request."""
     model: Model
-    """What it was trained for."""
+    """The model that it was trained for."""
     warnings: tuple[str, ...]
-    """What users of the file should know."""
+    """Warnings for users of the file."""
 
     @property
     def family(self) -> str:
-        """The family whose names and sizes its layers have."""
+        """The model family, by the names and sizes of the layers."""
         return self.model.family
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """(out, in) of every diffusers layer that it changes alone. Of a fused layer nothing is told."""
+        """(out, in) of each diffusers layer that the file adapts on its own; layers in a fused one are
+        missing.
+        """
         return {
             layer.parts[0]: (layer.up.shape[0], layer.down.shape[1])
             for layer in self.layers
@@ -110,7 +113,7 @@ class LoraHeader:
     def refuse_other_models(self) -> None:
         """
         Raises:
-            ModelError: it is for a model that is not read.
+            ModelError: the LoRA is for a model that is not supported.
         """
         try:
             self.model.refuse_other()
@@ -120,18 +123,17 @@ class LoraHeader:
 
 @dataclass(frozen=True)
 class LoraFile(LoraHeader):
-    """A LoRA file, read and checked. `state` is in diffusers names without prefix, alpha folded in."""
+    """A LoRA file, read and checked. `state`: tensors by diffusers name without prefix, alpha folded in."""
 
     state: dict[str, Tensor]
 
 
 def open_lora(path: Path, transformer_only: bool = False) -> LoraFile:
-    """Read a LoRA file of any format in `lora_names`; with `transformer_only`, without its part for text
-    encoders.
+    """Read a LoRA file of any format in `names`; `transformer_only` skips its part for text encoders.
 
     Raises:
-        ModelError: not a safetensors file, metadata or tensors that make no sense, a strength that is not
-            clear, or a key that no known format has.
+        ModelError: not a safetensors file, invalid metadata or tensors, an ambiguous strength, or a key of no
+            known format.
     """
     file = lora_file(Path(path))
     tensors, metadata = _read(file, values=True)
@@ -144,8 +146,7 @@ def open_lora(path: Path, transformer_only: bool = False) -> LoraFile:
 
 
 def read_header(path: Path, transformer_only: bool = False) -> LoraHeader:
-    """What a LoRA file says of itself, from its header alone; every check of `open_lora` that needs no matrix
-    is made.
+    """Read only the header of a LoRA file. Makes every check of `open_lora` that needs no matrix.
 
     Raises:
         ModelError: see `open_lora`.
@@ -165,7 +166,7 @@ def read_header(path: Path, transformer_only: bool = False) -> LoraHeader:
 
 @lru_cache(maxsize=16)
 def _read_header(file: Path, transformer_only: bool, stamps: tuple[tuple[int, int], ...]) -> LoraHeader:
-    """`stamps` change when the file does. A batch asks for each of its pictures."""
+    """Cached, because a batch asks once per picture. `stamps` change whenever the file changes."""
     tensors, metadata = _read(file, values=False)
     try:
         return _header(file, tensors, metadata, transformer_only)
@@ -174,8 +175,8 @@ def _read_header(file: Path, transformer_only: bool, stamps: tuple[tuple[int, in
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What triptych wrote into a LoRA file: layout, context, base model, recipe. Empty for other programs'
-    files.
+    """The metadata that triptych wrote into a LoRA file: layout, context, base model, recipe. Empty for other
+    programs' files.
 
     Raises:
         ModelError: see `open_lora`.
@@ -184,7 +185,7 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by module name (without prefix) with alpha folded in, and what the file says about itself.
+    """Tensors by module name (without prefix) with alpha folded in, and triptych's metadata of the file.
 
     Raises:
         ModelError: see `open_lora`.
@@ -194,7 +195,7 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read(file: Path, *, values: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata; without `values`, of all but alphas the shapes alone."""
+    """Tensors and metadata. Without `values`, all tensors except alphas are on `meta`, as shapes alone."""
     try:
         with safe_open(file, framework="pt") as stream:
             tensors = {}
@@ -212,7 +213,7 @@ def _read(file: Path, *, values: bool) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def _hint_for(file: Path) -> str:
-    """What to do about a file that is no safetensors file, told by its first bytes."""
+    """The hint for a file that is no safetensors file, by its first bytes."""
     try:
         with open(file, "rb") as stream:
             start = stream.read(64)
@@ -262,7 +263,7 @@ def _header(
 
 
 def _config_beside(file: Path) -> dict[str, Any]:
-    """The adapter_config.json beside a file, empty if there is none."""
+    """The adapter_config.json beside a file; empty if there is none."""
     beside = file.with_name(PEFT_CONFIG)
     if not beside.exists():
         return {}
@@ -279,8 +280,8 @@ def _config_beside(file: Path) -> dict[str, Any]:
 def _strengths(
     file: Path, layers: list[Layer], metadata: dict[str, str], config: dict[str, Any]
 ) -> tuple[dict[str, float], list[str]]:
-    """See `strengths`. A config beside a file that peft did not name counts only if the file is silent, and
-    then must be plain.
+    """See `strengths`. If neither the file's name nor its keys are peft's, a config beside it counts only if
+    the file states no strength, and must then say strength 1.
     """
     if file.name == PEFT_NAME or any(layer.name.startswith("base_model.model.") for layer in layers):
         return strengths(layers, metadata, _config_of(config))
@@ -309,14 +310,15 @@ def _config_of(config: dict[str, Any]) -> PeftConfig | None:
 
 MOST_PANELS = 16
 LARGEST_PANEL = 8192
-"""Pixels; the largest side of a panel."""
+"""Largest side of a panel, in pixels."""
 
 
 def checked_layout(data: Any) -> PanelLayout:
-    """The panels that a file's metadata describes.
+    """The panel layout that a file's metadata describes.
 
     Raises:
-        ModelError: they are no panels, or none that anybody has made. One sentence without the file's name.
+        ModelError: the data describes no panels, or impossible ones. The message lacks the file's name; the
+            caller puts it in front.
     """
     hint = "Save or download the file again."
     wanted = {"width", "height", "roles", "columns"}
@@ -350,7 +352,7 @@ def _size_words(sides: list[Any]) -> str:
 
 
 def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What triptych wrote, as far as anything here looks at it checked."""
+    """The metadata that triptych wrote. The entries that the code uses are checked."""
     about = json_object(metadata, "triptych")
     if "layout" in about:
         layout = checked_layout(about["layout"])
@@ -361,9 +363,9 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
         "context_reading", "joint"
     ) not in ("joint", "products"):
         raise ModelError("has metadata that describes no panels", hint)
-    if about.get("family", "flux") not in [*TITLES]:  # a list: what stands there may be unhashable
+    if about.get("family", "flux") not in [*TITLES]:  # a list, because the value may be unhashable
         raise ModelError("has metadata that names a model family which is not known here", hint)
-    if not isinstance(about.get("base_model", ""), str):  # a name for people: a file without one is as good
+    if not isinstance(about.get("base_model", ""), str):  # only for display, so it may be missing
         del about["base_model"]
     if not isinstance(about.get("context_lora", False), bool):
         raise ModelError("has damaged metadata under 'triptych'", hint)

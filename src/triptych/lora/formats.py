@@ -1,7 +1,7 @@
-"""The one way from all LoRA formats to diffusers names, and from there to other programs' names.
+"""Convert any LoRA format to diffusers names, and diffusers names to other programs' names.
 
 Splitting a fused layer keeps `down` and cuts `up` by rows; fusing puts the parts on a block diagonal. Both
-are exact. Whatever the tables of `lora_names` do not hold is refused by name, never left out.
+are exact. A key that is in no table of `lora.names` is an error that names it; no key is ever skipped.
 
 Legend: down is lora_A, (rank, in); up is lora_B, (out, rank); the layer's weight changes by scale · up @
 down.
@@ -20,7 +20,7 @@ from triptych.errors import ModelError
 from triptych.lora.names import NATIVE, SD3_ONLY, SD3_ROWS, SIDES, pattern_of, resolve, shown
 from triptych.lora.refused import READ_MODELS, refusal, whole_changes
 
-# Black Forest Labs keeps (shift, scale) in this layer's rows where diffusers keeps (scale, shift).
+# Black Forest Labs stores this layer's rows as (shift, scale), diffusers as (scale, shift).
 _HALVES_SWAPPED = {"final_layer.adaLN_modulation.1"}
 
 _PART = re.compile(
@@ -30,13 +30,13 @@ _PART = re.compile(
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear layer as a file names and adapts it; `parts` are the diffusers layers it becomes. alpha
-    None: not in the file.
+    """One adapted linear layer, as the file names it. `parts`: the diffusers layers that it becomes. alpha:
+    None if the file has none.
     """
 
     name: str
     path: str
-    """Its name in the model that was trained: the name without what the file's program puts in front."""
+    """Its name in the trained model: `name` without the program's prefix."""
     format: str
     parts: tuple[str, ...]
     down: Tensor
@@ -49,13 +49,13 @@ class Layer:
 
 
 def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
-    """The adapted layers in a LoRA file of any known format. Tensors on the device `meta`, which are shapes
-    alone, are enough to find everything but numbers that are not finite; alphas must be there.
+    """The adapted layers in a LoRA file of any known format. Tensors may be on the device `meta` (shapes
+    alone), except alphas; then only the check for non-finite numbers is skipped.
 
     Raises:
-        ModelError: a key that no table holds; a layer without its down or up, or twice; shapes, numbers or
-            ranks that are not those of a LoRA for such a model. One sentence without the file's name, to be
-            put behind it.
+        ModelError: a key is in no table; a layer lacks its down or up matrix, or occurs twice; or shapes,
+            numbers or ranks do not fit a LoRA for such a model. The message lacks the file's name; the caller
+            puts it in front.
     """
     found: dict[str, dict[str, Tensor]] = {}
     sides = {key: _sides(key) for key in tensors}
@@ -85,8 +85,8 @@ def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
 
 
 def _layer(name: str, sides: Mapping[str, Tensor], taken: dict[str, str]) -> Layer:
-    """One layer out of its tensors; `taken` says which diffusers layers the file adapts already, and by which
-    name.
+    """Build one layer from its tensors. `taken`: the diffusers layers adapted so far, with their name in the
+    file; the new ones are added.
     """
     if not {"down", "up"} <= sides.keys():
         missing = "down (lora_A)" if "up" in sides else "up (lora_B)"
@@ -111,7 +111,7 @@ def _layer(name: str, sides: Mapping[str, Tensor], taken: dict[str, str]) -> Lay
 
 
 def _sides(key: str) -> tuple[str | None, str]:
-    """Which layer a key belongs to, and what it is of it: down, up or alpha."""
+    """Split a key into its layer and its side (down, up or alpha); (None, "") for other keys."""
     if key.endswith(".alpha"):
         return key.removesuffix(".alpha"), "alpha"
     found = _PART.fullmatch(key)
@@ -123,7 +123,7 @@ def _sides(key: str) -> tuple[str | None, str]:
 
 def _checked(key: str, side: str, tensor: Tensor) -> Tensor:
     if tensor.is_floating_point() and tensor.element_size() == 1:
-        tensor = tensor.bfloat16()  # holds every 8-bit float exactly, and can be computed with
+        tensor = tensor.bfloat16()  # holds every 8-bit float exactly, and supports arithmetic
     if tensor.is_complex() or (side != "alpha" and not tensor.is_floating_point()):
         raise ModelError(
             f"holds {shown(key)} as {tensor.dtype}, not as floating-point numbers",
@@ -148,7 +148,9 @@ def _checked(key: str, side: str, tensor: Tensor) -> Tensor:
 
 
 def _hidden_size(layer: Layer) -> set[int]:
-    """The model's width as this layer tells it, if it does; refuses what no model of any width has."""
+    """The model's width by this layer's shape; empty if the shape does not show it. Raises ModelError for a
+    shape that no model of any width has.
+    """
     patterns = [pattern_of(part)[0] for part in layer.parts]
     sides = [SIDES[pattern] for pattern in patterns if pattern in SIDES]
     rows, columns = (sum(out for out, _ in sides), sides[0][1]) if sides else (0, 1)
@@ -165,7 +167,7 @@ def _hidden_size(layer: Layer) -> set[int]:
 
 
 def is_sd3_only(layer: Layer) -> bool:
-    """Whether a layer is one that Stable Diffusion 3 has and FLUX.1 has not, by its name or its size."""
+    """Whether only Stable Diffusion 3 has this layer, not FLUX.1, by its name or size."""
     pattern = pattern_of(layer.parts[0])[0]
     return pattern in SD3_ONLY or (
         layer.path == layer.parts[0]
@@ -181,11 +183,10 @@ def to_diffusers(layers: Iterable[Layer], scales: Mapping[str, float]) -> dict[s
     """Tensors by diffusers name without prefix, `<layer>.lora_A.weight` (rank, in) and `.lora_B.weight` (out,
     rank).
 
-    `scales` says by what each layer's change is multiplied; it is folded into lora_B, so that afterwards
-    alpha = rank.
+    scales: factor of each layer's change, by name. It is folded into lora_B, so that alpha = rank afterwards.
 
     Raises:
-        ModelError: a scale that makes weights infinite.
+        ModelError: a scale makes weights infinite.
     """
     state: dict[str, Tensor] = {}
     for layer in layers:
@@ -207,8 +208,8 @@ def to_diffusers(layers: Iterable[Layer], scales: Mapping[str, float]) -> dict[s
 
 
 LARGEST_CHANGE = 1e8
-"""Frobenius norm of a layer's change. A whole layer of FLUX.1-dev has some 100; beyond 1e19 squares overflow
-in the model's norms.
+"""Largest Frobenius norm of a layer's change. A layer of FLUX.1-dev itself has a norm of about 100; beyond
+1e19, squares in the model's norms overflow.
 """
 
 
@@ -220,23 +221,23 @@ def _bounded(down: Tensor, up: Tensor) -> bool:
 
 
 def change_norm(down: Tensor, up: Tensor) -> float:
-    """‖up @ down‖, Frobenius, from two rank × rank products: the whole matrix would be hundreds of times
-    larger.
+    """The Frobenius norm ‖up @ down‖, from two rank × rank products; the full matrix would be hundreds of
+    times larger.
     """
     down, up = down.double(), up.double()
     return max(0.0, float(((down @ down.T) * (up.T @ up)).sum())) ** 0.5
 
 
 def scaled(up: Tensor, scale: float) -> Tensor:
-    """`scale · up`; in float32 where the tensor's own precision would round it."""
+    """`scale · up`, in float32 where the tensor's own dtype would round the result."""
     exact = up.float() * scale
     kept = exact.to(up.dtype)
     return kept if torch.equal(kept.float(), exact) else exact
 
 
 def _split(layer: Layer) -> dict[str, Pair]:
-    """A layer's parts. A part keeps only the ranks that reach its rows, so that a block diagonal falls apart
-    again.
+    """Split a layer into its parts. Each part keeps only the ranks that reach its rows, which undoes a block
+    diagonal.
     """
     if len(layer.parts) == 1:
         return {layer.parts[0]: (layer.down, layer.up)}
@@ -253,7 +254,8 @@ def _split(layer: Layer) -> dict[str, Pair]:
 
 
 def from_diffusers(state: Mapping[str, Tensor], target: str) -> dict[str, Tensor]:
-    """Diffusers names (without prefix, alpha = rank) in another program's, prefix and all.
+    """Convert tensors by diffusers name (without prefix, alpha = rank) to another program's names with
+    prefix.
 
     `diffusers` adds the prefix. The others are for FLUX.1: `comfyui` writes native names; `kohya` writes them
     with underscores and an alpha for each layer.
@@ -275,7 +277,7 @@ def from_diffusers(state: Mapping[str, Tensor], target: str) -> dict[str, Tensor
         down, up = _fused(NATIVE[pattern], pairs)
         up = torch.cat(up.chunk(2)[::-1]) if pattern in _HALVES_SWAPPED else up
         stem = f"lora_unet_{name.replace('.', '_')}" if target == "kohya" else f"diffusion_model.{name}"
-        # diffusers reads native names only with lora_down and lora_up; ComfyUI reads them in any case.
+        # diffusers reads native names only with lora_down and lora_up; ComfyUI reads both forms.
         tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
         if target == "kohya":
             tensors[f"{stem}.alpha"] = torch.tensor(float(down.shape[0]))
@@ -286,14 +288,15 @@ _HOME = {part: (name, position) for name, parts in NATIVE.items() for position, 
 
 
 def _fused(parts: tuple[str, ...], pairs: Mapping[int, Pair]) -> Pair:
-    """One layer out of its parts; parts that the LoRA leaves alone become zero rows."""
+    """Fuse parts into one layer. Parts that the LoRA does not adapt become zero rows."""
     if len(parts) == 1:
         return pairs[0]
     downs = _one_dtype([pairs[position][0] for position in sorted(pairs)])
     ups = dict(
         zip(sorted(pairs), _one_dtype([pairs[position][1] for position in sorted(pairs)]), strict=True)
     )
-    # Parts that came out of a fused layer share their down; fused again they need no block diagonal.
+    # Parts that were split from a fused layer share their down matrix, so fusing them needs no block
+    # diagonal.
     shared = all(torch.equal(downs[0], down) for down in downs[1:])
     down = downs[0] if shared else torch.cat(downs)
     rows, column = [], 0

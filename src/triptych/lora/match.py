@@ -1,6 +1,4 @@
-"""Whether a LoRA belongs to a model, told from the file's header and the model's config before anything is
-loaded.
-"""
+"""Check that a LoRA fits a model, by the file's header and the model's config, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -19,12 +17,14 @@ from triptych.lora.names import SIDES, pattern_of
 
 
 def check_lora_fits(model: str, lora: Path) -> str:
-    """A warning, if the LoRA fits the model but was trained on another one of the same sizes; else empty.
+    """Check a LoRA against a model. Returns a warning if it was trained on another model of the same sizes,
+    else "".
 
-    A model of which nothing can be known here (a hub id without a network) is left to whoever loads it.
+    A model that cannot be looked up (a hub id without a network) is not checked here; loading it raises the
+    error.
 
     Raises:
-        ModelError: the LoRA cannot be read (see `read_header`), or is for another model.
+        ModelError: the LoRA cannot be read (see `read_header`), or does not fit the model.
     """
     header = read_header(lora)
     header.refuse_other_models()
@@ -63,13 +63,13 @@ def _other(header: LoraHeader, trained: str, ours: str, said: str, why: str = ""
 
 
 def _plain(name: str) -> str:
-    """A name out of a file, short and fit for a message."""
+    """A name from a file, cut short and made safe for a message."""
     return re.sub(r"[^\w./ -]", "", name)[:80]
 
 
 def _misfit(header: LoraHeader, pipeline: str, model: str) -> str:
-    """Where the LoRA's sizes are not the model's, in words; empty if they are, or if the model's are not
-    known.
+    """Describe the first size that differs between LoRA and model; empty if none differs or the model's sizes
+    are unknown.
     """
     shapes = _shapes(pipeline, resolve_model(model))
     if not shapes:
@@ -94,7 +94,7 @@ def _misfit(header: LoraHeader, pipeline: str, model: str) -> str:
 
 
 def _width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """The model's width, as the first layer of the tables tells it that belongs to a block."""
+    """The model's width, from the first layer inside a block that is in the tables."""
     for name, shape in shapes.items():
         sides = SIDES.get(pattern_of(name.removesuffix(".weight"))[0])
         if sides and len(shape) == 2:
@@ -112,5 +112,5 @@ def _shapes(pipeline: str, model: str) -> dict[str, tuple[int, ...]]:
         ValueError,
         KeyError,
         RuntimeError,
-    ):  # a config that describes no model is an error where it is loaded
+    ):  # a config that describes no model raises its error when the model is loaded
         return {}

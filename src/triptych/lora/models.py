@@ -1,8 +1,8 @@
-"""Whose layers a LoRA adapts: the model family, from what its metadata says and from what its layers show.
+"""Find the model that a LoRA is for, by its metadata and its layers.
 
-Several models have FLUX.1's layer names, and some its width: Chroma, Qwen-Image, FLUX.2, HunyuanVideo. A word
-in a file's metadata is data from anywhere: only words in the table below count, and only as far as the layers
-do not say otherwise.
+Several models share FLUX.1's layer names, and some its width: Chroma, Qwen-Image, FLUX.2, HunyuanVideo.
+Metadata may come from anybody: only words in the table below count, and only if the layers do not contradict
+them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from triptych.lora.names import SIDES, pattern_of
 from triptych.lora.refused import READ_MODELS
 
 TITLES = {family.name: family.title for family in FAMILIES.values()}
-"""Names of the families for people, by their short names."""
+"""Display names of the families, by their short names."""
 
-# What a metadata entry contains → the family or other model that it means. The first row that fits counts.
+# Pattern in a metadata entry → the family or other model that it means. The first match counts.
 _WORDS = tuple(
     (re.compile(pattern), meant)
     for pattern, meant in (
@@ -57,10 +57,11 @@ _WORDS = tuple(
         (r"flux", "flux"),
     )
 )
-# These have layers of other names than a transformer's: a file that could be read is not theirs, whatever its
-# metadata says.
+# Models whose layers are named unlike a transformer's. A file that could be read is not for them, even if its
+# metadata says so.
 _CONVOLUTIONAL = {"Stable Diffusion", "Stable Diffusion XL", "Kolors"}
-# Names of files and folders, which say less than a tag: another model in one is a warning.
+# Metadata keys that hold names of files and folders. Another model's name in one of these only causes a
+# warning.
 _PATHS = (
     "ss_sd_model_name",
     "ss_pretrained_model_name_or_path",
@@ -70,7 +71,7 @@ _PATHS = (
 )
 _TAGS = ("modelspec.architecture", "ss_base_model_version", "base_model", "base_model_name_or_path")
 
-# Names of base models that are told apart: what a name contains → how the model is called in messages.
+# Base models that are told apart: pattern in the name → display name.
 _BASES = (
     (r"pocket", "pocket"),
     (r"schnell", "FLUX.1-schnell"),
@@ -87,24 +88,24 @@ _BASES = (
 
 @dataclass(frozen=True)
 class Model:
-    """What a LoRA was trained for."""
+    """The model that a LoRA was trained for."""
 
     family: str
-    """A key of `TITLES`, the family whose names and sizes the layers have."""
+    """A key of `TITLES`: the family by names and sizes of the layers."""
     certain: bool
-    """Whether that is known: without a word in the metadata, attention layers alone are alike in both
-    families.
+    """Whether the family is certain. Attention layers alone look the same in both families if the metadata
+    names none.
     """
     title: str
-    """For people: the family's name, or another model's."""
+    """Display name of the family or of another model."""
     other: bool
-    """Another model than those that are read, whose layers happen to be named like theirs."""
+    """Whether it is an unsupported model whose layers are named like those of a supported one."""
     warnings: tuple[str, ...] = ()
 
     def refuse_other(self) -> None:
         """
         Raises:
-            ModelError: it is for a model that is not read. One sentence without the file's name.
+            ModelError: the LoRA is for a model that is not supported. The message lacks the file's name.
         """
         if self.other:
             raise ModelError(
@@ -114,15 +115,13 @@ class Model:
 
 
 def known_base(name: str) -> str:
-    """How a base model of that name (a hub id, a folder) is called, if it is one of those that are told
-    apart, else empty.
-    """
+    """The display name of a base model (a hub id, a folder) that is told apart from others; else empty."""
     last = name.rstrip("/").rpartition("/")[2].lower()
     return next((title for pattern, title in _BASES if re.search(pattern, last)), "")
 
 
 def meaning(word: str) -> str:
-    """The family or other model that a word in metadata means, empty if none that is known."""
+    """The family or other model that a word in metadata means; empty if unknown."""
     text = word[:200].lower()
     return next((meant for pattern, meant in _WORDS if pattern.search(text)), "")
 
@@ -130,11 +129,11 @@ def meaning(word: str) -> str:
 def model_of(
     layers: Sequence[Layer], about: Mapping[str, Any], metadata: Mapping[str, str], base: str = ""
 ) -> Model:
-    """The model a LoRA is for. about: what triptych wrote. base: the base model's name in a peft config
+    """The model that a LoRA is for. about: triptych's metadata. base: the base model's name in a peft config
     beside the file.
 
     Raises:
-        ModelError: layers that no one model has. One sentence without the file's name.
+        ModelError: no single model has all these layers. The message lacks the file's name.
     """
     single = any(part.startswith("single_transformer_blocks.") for layer in layers for part in layer.parts)
     third = any(map(is_sd3_only, layers))
@@ -165,12 +164,12 @@ def model_of(
 
 
 def _last(name: str) -> str:
-    """The last part of a hub id or a path of any system."""
+    """The last part of a hub id, or of a path on any system."""
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
 def hidden_size(layers: Sequence[Layer]) -> int | None:
-    """The width of the model, if a layer inside a block tells it."""
+    """The model's width, if a layer inside a block shows it."""
     for layer in layers:
         sides = SIDES.get(pattern_of(layer.parts[0])[0])
         if sides:
@@ -179,15 +178,15 @@ def hidden_size(layers: Sequence[Layer]) -> int | None:
 
 
 def _family_by_width(layers: Sequence[Layer]) -> str:
-    """Without single blocks, the widths of the published Stable Diffusion 3 models (medium, 3.5 medium, 3.5
-    large).
+    """The family of layers without single blocks: Stable Diffusion 3 if the width is that of a published
+    model (medium, 3.5 medium, 3.5 large).
     """
     return "sd3" if hidden_size(layers) in (1536, 2432) else ""
 
 
 def _lookalike(layers: Sequence[Layer], single: bool) -> str:
-    """A model with FLUX.1's names, told by numbers: FLUX.1 is 3072 wide and has 19 double and 38 single
-    blocks.
+    """The name of another model with FLUX.1's layer names, told by its sizes: FLUX.1 has width 3072, 19
+    double and 38 single blocks.
     """
     width, last = hidden_size(layers), {"transformer_blocks": -1, "single_transformer_blocks": -1}
     for layer in layers:

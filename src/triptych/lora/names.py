@@ -1,8 +1,8 @@
-"""The names LoRA files give to the layers of FLUX.1 and Stable Diffusion 3, as tables.
+"""Tables of the names that LoRA files give to the layers of FLUX.1 and Stable Diffusion 3.
 
-A trainer names a layer after the model it holds: diffusers keeps to_q, to_k, to_v and proj_mlp apart, Black
-Forest Labs' own model (and with it ComfyUI and kohya) fuses them. Of Stable Diffusion 3 only diffusers' names
-are read, nearly all of which it shares with FLUX.1.
+A trainer uses the layer names of its model code. diffusers has separate layers to_q, to_k, to_v and proj_mlp;
+Black Forest Labs' own code, and with it ComfyUI and kohya, fuses them. For Stable Diffusion 3 only diffusers'
+names are read; it shares nearly all of them with FLUX.1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 Names = Mapping[str, tuple[str, ...]]
-"""Layer in some model → the diffusers layers that hold its rows, top to bottom; `#` stands for the block's
+"""Layer name in another model code → the diffusers layers that hold its rows, top to bottom. `#` is the block
 number.
 """
 
@@ -66,17 +66,17 @@ NATIVE = _names(
         "final_layer.adaLN_modulation.1": ("norm_out.linear",),
     },
 )
-# What Stable Diffusion 3 has and FLUX.1 has not: the second attention, of the image alone, in some blocks of
-# SD3.5 medium.
+# Layers of Stable Diffusion 3 that FLUX.1 lacks: the second attention, over image tokens alone, in some
+# blocks of SD3.5 medium.
 SD3_ONLY = tuple(f"transformer_blocks.#.attn2.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0"))
 DIFFUSERS = {part: (part,) for part in (*(part for parts in NATIVE.values() for part in parts), *SD3_ONLY)}
-# diffusers after `fuse_projections`, as SimpleTuner trains with --fuse_qkv_projections.
+# diffusers' names after `fuse_projections`, used by SimpleTuner with --fuse_qkv_projections.
 FUSED = {
     "transformer_blocks.#.attn.to_qkv": tuple(f"transformer_blocks.#.{part}" for part in _QKV),
     "transformer_blocks.#.attn.to_added_qkv": tuple(f"transformer_blocks.#.{part}" for part in _ADDED_QKV),
     "single_transformer_blocks.#.attn.to_qkv": tuple(f"single_transformer_blocks.#.{part}" for part in _QKV),
 }
-# A format of OneTrainer that it no longer writes: native names, the fused layers cut into numbered parts.
+# A former format of OneTrainer: native names, with the fused layers cut into numbered parts.
 SPLIT_NATIVE = {
     **{
         f"{name}.{i}": (part,)
@@ -120,7 +120,7 @@ DIFFSYNTH = _names(
 
 
 class Format(NamedTuple):
-    """A way to write keys: `prefix`, then a layer of `names`, with `separator` for its dots."""
+    """A key format: `prefix`, then a layer of `names` with its dots replaced by `separator`."""
 
     title: str
     prefix: str
@@ -159,8 +159,8 @@ FORMATS = (
 )
 TARGETS = ("diffusers", "comfyui", "kohya")
 
-# Rows and columns of a layer's weight in multiples of the hidden size. Outside the blocks they depend on the
-# encoders.
+# Rows and columns of a layer's weight, in multiples of the hidden size. Layers outside the blocks are not
+# listed: their sizes depend on the encoders.
 SIDES = {
     **{
         f"transformer_blocks.#.{part}": (1, 1)
@@ -178,38 +178,38 @@ SIDES = {
     "single_transformer_blocks.#.proj_out": (1, 5),
     "single_transformer_blocks.#.norm.linear": (3, 1),
 }
-# Stable Diffusion 3 has wider or narrower modulations in some blocks: beside a second attention, and in the
-# last block.
+# Some modulations of Stable Diffusion 3 have other sizes: wider in blocks with a second attention, narrower
+# in the last block.
 SD3_ROWS = {"transformer_blocks.#.norm1.linear": 9, "transformer_blocks.#.norm1_context.linear": 2}
 
 _BLOCK = re.compile(r"(?<=blocks[._])[0-9]{1,4}(?=[._])")
 
 
 def shown(key: str) -> str:
-    """A name out of a file, fit for a message: short and without control characters."""
+    """A name from a file, made safe for a message: short, without control characters."""
     return repr(key if len(key) <= 120 else key[:117] + "…")
 
 
 def pattern_of(name: str) -> tuple[str, str]:
-    """A layer's name with `#` for its block number, and that number."""
+    """A layer's name with its block number replaced by `#`, and that number."""
     found = _BLOCK.search(name)
     return (_BLOCK.sub("#", name, count=1), found.group()) if found else (name, "")
 
 
 class Resolved(NamedTuple):
-    """What a layer's name in a file means."""
+    """The meaning of a layer's name in a file."""
 
     format: Format
     pattern: str
-    """Its row in the format's table."""
+    """The layer's row in the format's table."""
     path: str
-    """Its name in the model that was trained."""
+    """The layer's name in the trained model."""
     parts: tuple[str, ...]
-    """The diffusers layers it stands for."""
+    """The diffusers layers that it stands for."""
 
 
 def resolve(name: str) -> Resolved | None:
-    """What a layer's name means; None if no table holds it."""
+    """Look up a layer's name; None if it is in no table."""
     pattern, number = pattern_of(name)
     if pattern not in _LOOKUP:
         return None

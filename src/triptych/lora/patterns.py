@@ -1,8 +1,8 @@
-"""Regular expressions that came with a file, as peft understands them, and in bounded time.
+"""Match regular expressions from a file as peft does, but in bounded time.
 
-Python's own matcher tries one way after another, and a pattern made for that purpose keeps it busy for years.
-Here all ways are followed at once: each part of a pattern turns the set of places reached so far into the set
-of places reached after it.
+Python's matcher backtracks, and a malicious pattern can keep it busy for years. This matcher follows all
+alternatives at once: each part of a pattern maps the set of text positions reached so far to the set reached
+after it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 LONGEST = 300
-"""Characters of a pattern; a layer's full name in FLUX.1 has up to 60."""
+"""Limit of characters in a pattern. A layer's full name in FLUX.1 has up to 60."""
 MOST = 4000
-"""Patterns of one file; FLUX.1-dev has 502 linear layers."""
+"""Limit of patterns in one file. FLUX.1-dev has 502 linear layers."""
 MOST_STEPS = 2_000_000
-"""Places looked at for all patterns of a file together: a few seconds. A pattern for all 502 layers takes
-some 50,000.
+"""Limit of steps for all patterns of a file together: a few seconds. A pattern for all 502 layers takes about
+50,000.
 """
 
 _CHOICES = set("*+?{|(")
@@ -27,13 +27,13 @@ Matcher = Callable[[str], bool]
 
 
 class PatternError(ValueError):
-    """A pattern that is too long, not valid, takes too many steps, or uses what is not followed here
-    (look-around, back references, flags).
+    """A pattern is too long or invalid, takes too many steps, or uses an unsupported feature (look-around,
+    back references, flags).
     """
 
 
 class _Steps:
-    """What is left of the steps that a file's patterns may take together."""
+    """The remaining steps that a file's patterns may take together."""
 
     def __init__(self) -> None:
         self.left = MOST_STEPS
@@ -49,8 +49,8 @@ def peft_matchers(keys: Iterable[str]) -> list[tuple[str, Matcher]]:
     `re.match(rf"(.*\\.)?({key})$", name)`.
 
     Raises:
-        PatternError: too many keys, or one that cannot be used; a matcher raises it too, when all of them
-            together took too long.
+        PatternError: there are too many keys, or one is unusable. A matcher raises it too, when all of them
+            together have taken too many steps.
     """
     found, steps = list(keys), _Steps()
     if len(found) > MOST:
@@ -63,11 +63,11 @@ def _matcher(key: str, steps: _Steps) -> Matcher:
         raise PatternError(f"has {len(key)} characters")
     try:
         whole = re.compile(rf"(.*\.)?({key})$")
-        if not _CHOICES & set(key):  # nothing to choose between: Python's matcher is quick, and in C
+        if not _CHOICES & set(key):  # no alternatives, so Python's matcher is fast
             return lambda name: whole.match(name) is not None
         if whole.flags & ~re.UNICODE:
             raise PatternError("sets flags")
-        tree = parser.parse(key)  # on its own: `a)|(b` would be a pattern only between peft's brackets
+        tree = parser.parse(key)  # parsed alone: `a)|(b` is valid only inside peft's brackets
         _follow(tree, "", {0}, steps)
     except (re.error, OverflowError, RecursionError, ValueError) as error:
         raise PatternError(str(error)) from error
@@ -75,12 +75,12 @@ def _matcher(key: str, steps: _Steps) -> Matcher:
 
 
 def _starts(name: str) -> set[int]:
-    """Where `(.*\\.)?` lets a key begin."""
+    """Positions where `(.*\\.)?` lets a key begin."""
     return {0} | {place + 1 for place, character in enumerate(name) if character == "."}
 
 
 def _follow(tree: Sequence[Any], text: str, places: set[int], steps: _Steps) -> set[int]:
-    """Places in `text` that a parsed pattern can end at, begun at any of `places`."""
+    """Positions in `text` where a match of a parsed pattern can end, if it begins at any of `places`."""
     for what, about in tree:
         steps.take(1 + len(places))
         places = _step(what, about, text, places, steps)
@@ -112,8 +112,8 @@ def _step(what: Any, about: Any, text: str, places: set[int], steps: _Steps) -> 
 def _repeated(
     least: Any, most: Any, inner: Sequence[Any], text: str, places: set[int], steps: _Steps
 ) -> set[int]:
-    """Places never go back, so that after one more turn than the text has characters nothing changes any
-    more.
+    """Positions after repetitions of `inner`. Positions never decrease, so the set stops changing after
+    len(text) + 1 rounds.
     """
     enough = len(text) + 2
     least, most = min(int(least), enough), min(int(most), 2 * enough)
@@ -121,7 +121,7 @@ def _repeated(
     for turn in range(1, most + 1):
         after = _follow(inner, text, places, steps)
         if turn >= least:
-            after -= reached  # what was reached in fewer turns has been followed already
+            after -= reached  # positions reached in fewer rounds were followed before
             reached |= after
         if not after or (turn < least and after == places):
             return reached | after if turn < least else reached

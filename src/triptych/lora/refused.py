@@ -1,6 +1,4 @@
-"""What keys that are in no table of LoRA names betray of their file: another kind of adapter, or another
-model.
-"""
+"""Explain files whose keys are in no table of LoRA names: another kind of adapter, or another model."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ READ_MODELS = (
 EXTRACT = "Merge it into the base model with the program that made it, and extract a plain LoRA there."
 _BEFORE = "Give the file as it was before that conversion; kohya's and diffusers' names are read."
 
-# Rows in order of what to say first: pattern, what the file is, what to do about it.
+# Rows by priority: pattern of a key, what the file is, hint.
 _ROWS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
     (re.compile(pattern), what, hint)
     for pattern, what, hint in (
@@ -105,8 +103,8 @@ _ROWS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
 
 
 def refusal(keys: Sequence[str]) -> ModelError:
-    """The error for a file with these keys, none of which any table holds. It says the most telling thing
-    about them.
+    """The error for a file with these keys, none of which is in a table. The first row of `_ROWS` that fits
+    any key gives the message.
     """
     for pattern, what, hint in _ROWS:
         for key in keys:
@@ -114,7 +112,7 @@ def refusal(keys: Sequence[str]) -> ModelError:
                 pattern.pattern == TEXT_ENCODER.pattern or not TEXT_ENCODER.match(key)
             ):
                 return ModelError(f"{what} (it has the key {shown(key)})", hint)
-        if what.startswith("is a DoRA"):  # every kind of adapter is told by now
+        if what.startswith("is a DoRA"):  # all other kinds of adapter are excluded by now
             for key in keys:
                 if key.endswith(".weight") and resolve(key.removesuffix(".weight")):
                     hint = "Give a model with --model, and a LoRA with --lora."
@@ -126,7 +124,7 @@ def refusal(keys: Sequence[str]) -> ModelError:
 
 
 def whole_changes() -> ModelError:
-    """The error for a file that holds one matrix for each layer where a LoRA holds two."""
+    """The error for a file with one matrix per layer instead of a LoRA's two."""
     return ModelError(
         "holds one whole matrix for each layer (a full-rank training), not the two of a LoRA", EXTRACT
     )

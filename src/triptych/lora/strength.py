@@ -1,9 +1,10 @@
-"""How strong a LoRA is: by what each layer's change is multiplied, alpha/rank, wherever a program has written
-that down.
+"""The strength of a LoRA: the factor alpha/rank of each layer's change, from any place where a program
+records it.
 
-Four places are looked at: an `.alpha` beside the layer's matrices, peft's config inside the file (diffusers
-writes it as `lora_adapter_metadata`), peft's `adapter_config.json` beside it, and plain entries of the file's
-metadata (kohya's `ss_network_alpha`, others' `lora_alpha`). Where two of them disagree the file is refused.
+There are four places: an `.alpha` tensor beside the layer's matrices, peft's config inside the file
+(diffusers writes it as `lora_adapter_metadata`), peft's `adapter_config.json` beside it, and plain entries of
+the file's metadata (kohya's `ss_network_alpha`, others' `lora_alpha`). A file in which two of them disagree
+is refused.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from triptych.lora.refused import EXTRACT
 _AGAIN = "Save or download the file again."
 _EXPORT = "Export it again from the program that trained it."
 LONGEST_JSON = 4_000_000
-"""Characters of a metadata entry that is read as JSON."""
+"""Limit of characters in a metadata entry that is parsed as JSON."""
 
-# What a peft config may ask for beyond B·A·scale added to linear layers, by its key; refused if it is set.
+# Keys of a peft config that mean more than adding B·A·scale to linear layers. A file that sets one is
+# refused.
 _MORE_THAN_LORA = {
     "use_dora": "is a DoRA, which is more than a LoRA",
     "lora_bias": "changes biases too (lora_bias in its peft config)",
@@ -43,7 +45,7 @@ _MORE_THAN_LORA = {
     "kasa_config": "is a KaSA, which is more than a LoRA (kasa_config in its peft config)",
     "monteclora_config": "is a MonteCLoRA, which draws its matrices (monteclora_config in its peft config)",
 }
-# Settings of training alone, or of how a file came about: they do not change what its matrices mean.
+# Keys about training or the origin of a file, which do not change the meaning of its matrices.
 _HARMLESS = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -81,15 +83,15 @@ _HARMLESS |= {
     "task_type",
 }
 _HARMLESS |= {"use_rslora", "velora_config"}
-# Ways to begin a training that leave the base model as it was. PiSSA, OLoRA, LoftQ, CorDA and LoRA-GA change
-# it: what they save is the change of a base that nobody else has.
+# Initialisations that leave the base model unchanged. PiSSA, OLoRA, LoftQ, CorDA and LoRA-GA change it, so
+# what they save is the change of a base model that nobody else has.
 _PLAIN_BEGINNINGS = {"gaussian", "eva", "orthogonal", "mica", "true", "false"}
 _NAMES = {"pissa": "PiSSA", "olora": "OLoRA", "loftq": "LoftQ", "corda": "CorDA", "lora_ga": "LoRA-GA"}
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """What a peft config says of strength."""
+    """The entries of a peft config about strength."""
 
     where: str
     rank: int | None
@@ -101,7 +103,7 @@ class PeftConfig:
     def scale(self, layer: Layer) -> float:
         """
         Raises:
-            ModelError: the layer has another rank than the config says, or no alpha.
+            ModelError: the layer's rank differs from the config's, or the config gives no alpha.
         """
         rank = next(iter(self._fitting(self.ranks, layer)), self.rank)
         alpha = next(iter(self._fitting(self.alphas, layer)), self.alpha)
@@ -116,8 +118,8 @@ class PeftConfig:
         return alpha / (math.sqrt(layer.rank) if self.rslora else layer.rank)
 
     def is_ambiguous(self, layer: Layer) -> bool:
-        """Whether two patterns give a layer different numbers. peft saves patterns sorted, so that their
-        order is lost.
+        """Whether two patterns give a layer different numbers. peft sorts patterns when it saves them, so
+        their order is lost.
         """
         return any(
             len(set(self._fitting(rows, layer))) > 1 for rows in (self.ranks, self.alphas) if len(rows) > 1
@@ -138,11 +140,10 @@ class PeftConfig:
 
 
 def peft_config(config: Mapping[str, Any], where: str) -> PeftConfig | None:
-    """What a peft config says, None if it says nothing of rank and alpha. `where` names it in messages.
+    """Read a peft config; None if it has neither rank nor alpha. `where`: its name in messages.
 
     Raises:
-        ModelError: it describes more than a LoRA, or a base model that was changed; or values that make no
-            sense.
+        ModelError: it describes more than a LoRA, or a changed base model; or a value is invalid.
     """
     kind = config.get("peft_type", "LORA")
     if not isinstance(kind, str) or kind.upper().rpartition(".")[2] != "LORA":
@@ -207,10 +208,10 @@ def _number(value: Any, what: str) -> float:
 
 
 def json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
-    """A JSON object out of a file's metadata; empty if the entry is not there.
+    """A JSON object from a file's metadata; empty if the entry is missing.
 
     Raises:
-        ModelError: the entry is no JSON object.
+        ModelError: the entry is not a JSON object.
     """
     try:
         text = metadata.get(key, "{}")
@@ -229,7 +230,7 @@ _PLAIN = re.compile(
     r"|(?P<rslora>use_rslora|rs_lora|rslora))",
     re.IGNORECASE,
 )
-# JSON that trainers write about themselves. In it `alpha` alone may mean anything.
+# Keys of JSON that trainers write about their own settings, where `alpha` alone may mean anything.
 _TRAINERS = re.compile(
     r"(ss_)?(config|(train(ing)?|network|lora)_?(config|args|params|settings)|network|lora|args|hyper_?param(eter)?s)",
     re.IGNORECASE,
@@ -239,7 +240,7 @@ _NOTHING = {"", "none", "null", "dynamic", "nan"}
 
 
 def is_about_strength(key: str, text: str) -> bool:
-    """Whether a metadata entry speaks of ranks or alphas, and stops being true when they are folded into the
+    """Whether a metadata entry is about ranks or alphas, and so becomes false when these are folded into the
     matrices.
     """
     return (
@@ -251,7 +252,7 @@ def is_about_strength(key: str, text: str) -> bool:
 
 
 def _plain_config(metadata: Mapping[str, str]) -> PeftConfig | None:
-    """Alpha and rank out of plain metadata entries."""
+    """Alpha and rank from plain metadata entries."""
     found: dict[str, dict[float, str]] = {"alpha": {}, "rank": {}}
     rslora = _says_yes(_network_args(metadata), "rs_lora", "use_rslora", "rslora")
     entries = dict(metadata)
@@ -286,7 +287,7 @@ def _plain_config(metadata: Mapping[str, str]) -> PeftConfig | None:
 
 
 def _trainers_words(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What a trainer's own settings, kept as JSON in the metadata, say of alpha and rank: `config:
+    """Entries about alpha and rank in a trainer's settings, which metadata holds as JSON: `config:
     lora_alpha` → `8`.
     """
     found = {}
@@ -295,7 +296,7 @@ def _trainers_words(metadata: Mapping[str, str]) -> dict[str, str]:
             continue
         try:
             about = json_object(metadata, key)
-        except ModelError:  # a remark of a trainer, which may be no JSON
+        except ModelError:  # a trainer's own entry, which need not be JSON
             continue
         inner = next(
             (value for name in ("network", "lora") if isinstance(value := about.get(name), dict)), about
@@ -310,7 +311,7 @@ def _trainers_words(metadata: Mapping[str, str]) -> dict[str, str]:
 def _network_args(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         return json_object(metadata, "ss_network_args")
-    except ModelError:  # what kohya was started with is a remark, and not always JSON
+    except ModelError:  # kohya's arguments are informal, and not always JSON
         return {}
 
 
@@ -319,8 +320,8 @@ def _says_yes(args: Mapping[str, Any], *names: str) -> bool:
 
 
 def _own_config(metadata: Mapping[str, str]) -> list[PeftConfig]:
-    """The peft configs inside a file. diffusers' pipelines put `transformer.` before each key, its models
-    nothing.
+    """The peft configs inside a file. diffusers' pipelines prefix each key with `transformer.`; its models do
+    not.
     """
     about = json_object(metadata, "lora_adapter_metadata")
     prefixed = {
@@ -354,19 +355,19 @@ SPLIT = (
 def strengths(
     layers: Sequence[Layer], metadata: Mapping[str, str], beside: PeftConfig | None
 ) -> tuple[dict[str, float], list[str]]:
-    """By what each layer's change is multiplied, by the layer's name; and what users should know about that.
+    """The factor of each layer's change, by the layer's name; and warnings for the user.
 
-    beside: what the adapter_config.json beside the file says, if it is the file's own.
+    beside: the adapter_config.json beside the file, if it belongs to the file.
 
     Raises:
-        ModelError: strengths that disagree or make no sense. One sentence without the file's name.
+        ModelError: strengths disagree or are invalid. The message lacks the file's name.
     """
     peft = [*_own_config(metadata), *([beside] if beside else [])]
     plain = _plain_config(metadata)
     own = {layer.name: layer.alpha / layer.rank for layer in layers if layer.alpha is not None}
     if plain and own:
-        # A trainer's one number is the default of layers that may have their own; it is wrong only if it is
-        # right for none.
+        # A trainer's single number is the default for layers, and a layer may have its own. So it is wrong
+        # only if no layer agrees with it.
         _compare_with_plain([layer for layer in layers if layer.name in own], own, plain)
     scales: dict[str, float] = {}
     for layer in layers:

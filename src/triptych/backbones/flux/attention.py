@@ -1,11 +1,11 @@
 """Clean context for FLUX: known tokens are read once, and only the active tokens and the text run at every
 step.
 
-Known tokens are clean, modulated at t = 0, and attend only to known tokens; so their keys and values do not
-depend on the step, and two ordinary forwards of the stock transformer suffice: one over the known tokens that
-keeps keys and values, one over active tokens and text that also attends to what was kept (the idea of
-OminiControl2, arXiv 2503.08280, and of FLUX.2-klein-KV; here without touching the model, by attention
-processors).
+Known tokens are clean, modulated at t = 0, and attend only to known tokens. Their keys and values therefore
+do not depend on the step. Two kinds of forward pass of the stock transformer suffice: the first runs the
+known tokens and keeps their keys and values; the second, at every step, runs active tokens and text, which
+also attend to the kept keys and values. The idea is that of OminiControl2 (arXiv 2503.08280) and
+FLUX.2-klein-KV; here attention processors do it, and the model itself is unchanged.
 
 Legend: B batch, S sequence, H heads, D head width.
 """
@@ -25,8 +25,8 @@ from triptych.compute.modulation import untouched, with_children
 
 
 class ContextAttention(FluxAttnProcessor):
-    """FluxAttnProcessor with a quicker rotary embedding, that also attends to the tokens of `before`, and
-    keeps its own in `context`.
+    """FluxAttnProcessor with a faster rotary embedding. It also attends to the tokens of `before`, and stores
+    its own keys and values in `context`.
     """
 
     def __call__(
@@ -80,8 +80,8 @@ class ContextAttention(FluxAttnProcessor):
 
 
 class KeysOnly(nn.Module):
-    """The last single block while known tokens are read: nothing runs after it, so its keys and values are
-    all that is needed.
+    """The last single block, while known tokens are read. No block follows it, so only its keys and values
+    are computed.
     """
 
     def __init__(self, block: FluxSingleTransformerBlock) -> None:
@@ -107,12 +107,12 @@ class KeysOnly(nn.Module):
 
 
 def reader(transformer: Any) -> Any:
-    """The transformer for reading known tokens: the same modules, but of the last block no more than is kept
-    of it.
+    """The transformer for reading known tokens: the same modules, except that the last block computes only
+    keys and values.
 
-    The transformer itself is untouched, others may be running it. A block that is more than diffusers' own
-    (its weights are swapped or sharded, and come when it is called; or somebody watches its calls) runs
-    whole.
+    The given transformer is not changed, because other threads may be running it. The last block runs whole
+    if it is not a plain diffusers block: if its weights are swapped or sharded, so that they arrive when it
+    is called, or if it has hooks.
     """
     *others, last = transformer.single_transformer_blocks
     if type(last) is not FluxSingleTransformerBlock or not untouched(last):
@@ -121,8 +121,8 @@ def reader(transformer: Any) -> Any:
 
 
 def table_of(rotary: tuple[Tensor, Tensor], count: int, device: torch.device) -> Tensor:
-    """Cosines and sines of each place, (1 or B, S, 1, D/2, 2), of the model's: two of (S, D), each number
-    twice; or of (B·S, D) where each sample has places of its own.
+    """Cosines and sines per position, (1 or B, S, 1, D/2, 2), from the model's rotary tables: two of (S, D),
+    which hold each number twice; or two of (B·S, D) where each sample has its own positions.
     """
     return torch.stack(
         [part[:, ::2].unflatten(0, (-1, count)).unsqueeze(2).to(device) for part in rotary], dim=-1
@@ -130,10 +130,10 @@ def table_of(rotary: tuple[Tensor, Tensor], count: int, device: torch.device) ->
 
 
 def turned(norm: nn.Module, states_BSHD: Tensor, table: Tensor) -> Tensor:
-    """Normed queries or keys, turned by their places (see `rotate`).
+    """Normalise queries or keys and rotate them by their positions (see `rotate`).
 
-    PyTorch's norm for the CPU is made of single operations, and in bfloat16 rounds before the rotation: this
-    goes over memory less.
+    PyTorch's norm on the CPU is a sequence of separate operations, and in bfloat16 it rounds before the
+    rotation. This version passes over memory fewer times.
     """
     if (
         type(norm) is not nn.RMSNorm
@@ -149,11 +149,11 @@ def turned(norm: nn.Module, states_BSHD: Tensor, table: Tensor) -> Tensor:
 
 
 def rotate(states_BSHD: Tensor, table: Tensor) -> Tensor:
-    """diffusers' `apply_rotary_emb` (Su et al. 2021, arXiv 2104.09864, eq. 34), as one product of complex
-    numbers: it reads and writes memory once instead of six times.
+    """diffusers' `apply_rotary_emb` (Su et al. 2021, arXiv 2104.09864, eq. 34), as one complex product, which
+    reads and writes memory once instead of six times.
     """
     pairs = states_BSHD.float().unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # which fuses the plain form, and knows no complex numbers
+    if torch.compiler.is_compiling():  # the compiler fuses the plain form, and has no complex numbers
         (real, imaginary), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
         made = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
     else:

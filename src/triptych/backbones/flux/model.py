@@ -148,15 +148,16 @@ class Flux(Backbone):
         guidance_scale: float | None,
         attend: dict[str, Any] | None = None,
     ) -> Tensor:
-        """The stock forward: tokens (B, N, 4C) and their position ids, (N, 3) or (1 or B, N, 3), in, velocity
-        tokens out.
+        """The stock forward: from tokens (B, N, 4C) and their position ids, (N, 3) or (1 or B, N, 3), to
+        velocity tokens.
         """
         install(transformer)
         b, device = len(tokens_BND), tokens_BND.device
         words = torch.zeros(states.shape[1], 3, device=device)
         if ids.ndim == 3 and len(ids) == 1:
             ids = ids[0]
-        elif ids.ndim == 3:  # the stock forward knows one list of places: `rotate` cuts it up by sample again
+        elif ids.ndim == 3:
+            # The stock forward takes one list of positions; `table_of` splits it by sample again.
             ids, words = torch.cat([words.expand(b, -1, -1), ids], dim=1).flatten(0, 1), words[:0]
         guidance = None
         if transformer.config.guidance_embeds:  # type: ignore[union-attr]
@@ -175,7 +176,7 @@ class Flux(Backbone):
         )[0]
 
     def sigmas(self, num_inference_steps: int, tokens: int) -> list[float]:
-        """As FluxPipeline gives them to its scheduler: evenly from 1 to 1/n."""
+        """The levels that FluxPipeline gives to its scheduler: evenly spaced from 1 to 1/n."""
         return flow.sigmas(
             num_inference_steps, self.mu(tokens, num_inference_steps), 1.0 / num_inference_steps
         )

@@ -16,11 +16,11 @@ from triptych.compute.attention import attention
 
 
 class ContextAttention(JointAttnProcessor2_0):
-    """JointAttnProcessor2_0 that also attends to the tokens of `before`, and keeps its own in `context`;
-    without both it is its parent.
+    """JointAttnProcessor2_0 that also attends to the tokens of `before`, and stores its own keys and values
+    in `context`. Without both it behaves as its parent.
 
-    Known tokens are clean, modulated at t = 0, and attend only to known tokens, so that their keys and values
-    do not depend on the step and are kept; see `flux/attention.py`, which does the same for FLUX.
+    Known tokens are clean, modulated at t = 0, and attend only to known tokens. Their keys and values
+    therefore do not depend on the step and are kept. `flux/attention.py` does the same for FLUX.
     """
 
     def __call__(

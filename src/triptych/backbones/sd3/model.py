@@ -24,8 +24,8 @@ from triptych.errors import ModelError
 
 
 def unpatch(tokens_BND: Tensor, h: int, w: int, patch: int) -> Tensor:
-    """(B, N, P·P·C) → (B, C, h, w), as the end of SD3Transformer2DModel does; a token's numbers are rows,
-    columns, channels.
+    """(B, N, P·P·C) → (B, C, h, w), as at the end of SD3Transformer2DModel. A token's numbers are ordered by
+    row, column, channel.
     """
     grid = tokens_BND.unflatten(2, (patch, patch, -1)).unflatten(1, (h // patch, w // patch))
     return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
@@ -45,9 +45,9 @@ class SD3(Backbone):
         "tokenizer_2",
         "tokenizer_3",
     )
-    # attn2 is the second attention, of the image alone, in the first blocks of SD3.5 medium. The last block
-    # drops its text: it has neither to_add_out nor ff_context, and its add_q_proj is there but changes
-    # nothing.
+    # attn2 is the second attention, over image tokens alone, in the first blocks of SD3.5 medium. The last
+    # block has no text output: it lacks to_add_out and ff_context, and its add_q_proj exists but has no
+    # effect.
     lora_targets = (
         "attn.to_q",
         "attn.to_k",
@@ -83,8 +83,8 @@ class SD3(Backbone):
         return text["prompt_embeds"].shape[1]
 
     def sigmas(self, num_inference_steps: int, tokens: int) -> list[float]:
-        """As the scheduler sets them when it is given nothing: evenly from 1 to its smallest, which is
-        shifted already.
+        """The scheduler's default levels: evenly spaced from 1 to its smallest level, which is already
+        shifted.
         """
         smallest = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config).sigma_min
         return flow.sigmas(num_inference_steps, self.mu(tokens, num_inference_steps), smallest)
@@ -154,11 +154,11 @@ class SD3(Backbone):
         pooled: Tensor,
         attend: dict[str, Any],
     ) -> Tensor:
-        """SD3Transformer2DModel.forward for some of the canvas's tokens, each at its own place: velocity
-        tokens (B, S, P·P·C).
+        """SD3Transformer2DModel.forward for some tokens of the canvas, each at its own position. Returns
+        velocity tokens (B, S, P·P·C).
 
-        The stock forward cannot do it: it embeds positions by cropping a table to the whole canvas, and puts
-        a whole canvas together at its end. Everything between is called as it calls it.
+        The stock forward cannot run a part: it crops its position table to a whole canvas, and reassembles a
+        whole canvas at its end. The layers between are called exactly as it calls them.
         """
         hidden = window.take(transformer.pos_embed(latents_BCHW.to(self.dtype)))
         time = transformer.time_text_embed(t_B.to(hidden.device) * 1000, pooled)
@@ -172,7 +172,7 @@ class SD3(Backbone):
         return transformer.proj_out(transformer.norm_out(hidden, time))
 
     def _check_size(self, transformer: Any, latents_BCHW: Tensor) -> None:
-        """Positions are a table of a fixed size."""
+        """Raise ModelError for a canvas larger than the table of positions."""
         most, patch = transformer.config.pos_embed_max_size, transformer.config.patch_size
         sides = [side // patch for side in latents_BCHW.shape[2:]]
         if max(sides) > most:

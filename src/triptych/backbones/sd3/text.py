@@ -20,8 +20,8 @@ CLIP_TOKENS = 77
 
 
 class SD3Text(TextEncoder):
-    """Both CLIPs' last but one states side by side, then T5's below them (`prompt_embeds`, (B, 77 + L, D));
-    both pooled vectors side by side (`pooled_prompt_embeds`, (B, D)).
+    """`prompt_embeds`, (B, 77 + L, D): the penultimate states of both CLIPs, concatenated by width, followed
+    by T5's states. `pooled_prompt_embeds`, (B, D): both pooled vectors, concatenated.
     """
 
     parts: ClassVar = {
