@@ -1,4 +1,4 @@
-"""The answers of captioners, kept in a journal: none is asked for, and paid for, twice."""
+"""A journal of captioners' answers, so that no question is asked, and paid for, twice."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class Answers:
-    """What captioners have answered before, by (picture, prompt, captioner, length limit).
+    """Earlier answers of captioners, by (picture, prompt, captioner, length limit).
 
-    Answers of no use are in the journal too, for the record; `Dialogue.forget` asks for them anew. What was
-    known about a picture that was brought back (a row of the kind `returned`) is forgotten.
+    The journal also keeps useless answers, for the record; `Dialogue.forget` makes the next question go to
+    the captioner again. A row of the kind `returned` says that a picture was moved back: all earlier answers
+    about it are forgotten.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -40,14 +41,14 @@ class Answers:
         sha256: str,
         max_new_tokens: int,
     ) -> Dialogue:
-        """The questions about one picture. `picture` opens it, if the captioner has to see it; `sha256` names
-        its content.
+        """The questions about one picture. `picture` opens it if the captioner has to see it; `sha256` is the
+        hash of its content.
         """
         return Dialogue(self, captioner, id, picture, sha256, max_new_tokens)
 
 
 class Dialogue:
-    """Called with a question, it answers: from the journal, or from the captioner.
+    """Answers a question, from the journal or from the captioner.
 
     Raises:
         InputError: the picture cannot be opened. AnswerError, ModelError: see `Captioner.ask`.
@@ -78,7 +79,7 @@ class Dialogue:
                 row["answer"] = self._captioner.ask(self._picture(), prompt, self._max_new_tokens)
             except AnswerError as error:
                 if error.fault == "server":
-                    raise  # that was no answer
+                    raise  # the server failed, which is no answer to keep
                 row |= {"failure": error.message, "hint": error.hint, "fault": error.fault}
             self._answers._journal.append(row)
             known[key] = row
@@ -88,9 +89,9 @@ class Dialogue:
         return str(row.get("answer", ""))
 
     def forget(self) -> bool:
-        """Forget what an earlier run was answered about this picture; False if nothing of that was used.
+        """Forget the answers that an earlier run got about this picture; False if none of them was used.
 
-        To be called when the answers were of no use: a model, a setting or a server may have been mended
+        Call it when those answers were useless: the model, a setting or the server may have been mended
         since.
         """
         for key in self._replayed:

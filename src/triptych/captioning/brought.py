@@ -1,4 +1,4 @@
-"""Captions of the user's own in a folder: which triptych each of them is for, and which are for none."""
+"""The user's own captions in a folder: matches each file to the triptych that it describes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OURS = re.compile(r"(?:caption|metadata|concat\.rejects)\.jsonl|\w+\.manifest\.j
 
 @dataclass
 class Brought:
-    """`texts`: by id, the caption and the file it came from. `unmatched`: a line for every file that is for
+    """`texts`: caption and file name, by id of the triptych. `unmatched`: one line for each file that matches
     no triptych.
     """
 
@@ -50,15 +50,15 @@ class Brought:
 
 
 def match_captions(folder: Path, jobs: Sequence[Job]) -> Brought:
-    """The captions in a folder (and in folders in it) for these triptychs.
+    """Find the captions in a folder (and its subfolders) for these triptychs.
 
-    A file is named for a triptych's id or for its item, which all triptychs of the item then share; the id
-    goes first. Case, endings (`ID.png.txt`, `ID.caption`), and what stands between the words (`a b`, `a_b`,
-    `a-b`) do not matter, nor does the category before `__`; and a caption in the house format may be named
-    for the worn photo. What fits several is for none.
+    A file has the name of a triptych's id or of its item; all triptychs of the item then share the caption. A
+    file with the id takes precedence. Case, endings (`ID.png.txt`, `ID.caption`), separators between words
+    (`a b`, `a_b`, `a-b`) and the category before `__` do not matter. A caption in the house format may also
+    have the name of the worn photo. A file that fits several triptychs is used for none.
 
     Raises:
-        InputError: no such folder; a file that is for a triptych and cannot be read.
+        InputError: the folder is missing, or a caption for one of the triptychs cannot be read.
     """
     if not folder.is_dir():
         raise InputError(
@@ -101,10 +101,10 @@ def match_captions(folder: Path, jobs: Sequence[Job]) -> Brought:
 
 
 def own_captions(captions: Path | None, folder: Path, jobs: Sequence[Job]) -> Brought:
-    """What the user's folder holds for these triptychs; the rest is named before anybody is asked.
+    """The captions in the user's folder for these triptychs. Warns about the files that match none.
 
     Raises:
-        InputError: a folder that is missing, or whose files are all for none of them.
+        InputError: the folder is missing, or none of its files matches a triptych.
     """
     if captions is None or (captions.is_dir() and captions.resolve() == folder.resolve()):
         return Brought()
@@ -128,8 +128,8 @@ def _some(lines: Sequence[str], most: int = 10) -> str:
 
 
 def newer_captions(own: Brought, jobs: Sequence[Job], journal: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """By id, the text files to write: captions of the user's folder that are not there yet, or newer than
-    what is there.
+    """The text files to write, by id: captions of the user's folder that are missing beside the triptych, or
+    newer than the caption there.
     """
     taken = {row.get("id"): row for row in journal if row.get("kind") == "brought"}
     ours, newer = last_captions(journal), dict[str, str]()
@@ -139,7 +139,7 @@ def newer_captions(own: Brought, jobs: Sequence[Job], journal: Sequence[dict[str
         text, file = own.texts[job.id]
         if job.text_file.exists():
             if taken.get(job.id, {}).get("source_sha256") == _sha256(text):
-                continue  # it was taken before; what lies there now has been edited since, or is just that
+                continue  # taken before: the file beside the triptych is the same text, or was edited since
             now = sha256_file(job.text_file)
             known = now in (ours.get(job.id, {}).get("text_sha256"), taken.get(job.id, {}).get("text_sha256"))
             if now == _sha256(text + "\n") or (
@@ -151,7 +151,7 @@ def newer_captions(own: Brought, jobs: Sequence[Job], journal: Sequence[dict[str
 
 
 def take_caption(path: Path, text: str, source: str, journal: Journal) -> None:
-    """Write a caption of the user's folder; one that it replaces stays in the journal."""
+    """Write a caption from the user's folder. The journal keeps the caption that it replaces."""
     row = {"kind": "brought", "id": path.stem, "source_sha256": _sha256(source), "text_sha256": _sha256(text)}
     if path.exists():
         try:
@@ -171,7 +171,7 @@ def _tail(name: str) -> str:
 
 
 def _made(job: Job) -> str:
-    """The name of the photo in the panel that is made, if that is a single one."""
+    """The name of the photo in the generated panel, if there is exactly one such panel."""
     made = job.layout.made
     return _folded(Path(str(job.row.get(made[0]) or "")).stem) if len(made) == 1 else ""
 
@@ -184,11 +184,11 @@ _LEVELS = (
     lambda job: _tail(job.item),
     _made,
 )
-"""By which name of a triptych a file may be called, the surest first."""
+"""The names by which a file may refer to a triptych, the most certain first."""
 
 
 def _names(jobs: Sequence[Job], level: int) -> dict[str, dict[str, list[str]]]:
-    """By name, the ids that it stands for, by the thing that has the name: a triptych, or an item with all
+    """{name: {owner: ids}} at one level of `_LEVELS`. The owner of a name is a triptych, or an item with all
     its triptychs.
     """
     named: dict[str, dict[str, list[str]]] = {}
@@ -202,7 +202,7 @@ def _names(jobs: Sequence[Job], level: int) -> dict[str, dict[str, list[str]]]:
 def _fits(
     inside: Path, file: Path, names: Sequence[dict[str, dict[str, list[str]]]]
 ) -> tuple[int, list[str], str]:
-    """(level, ids, "") of a file, or (0, [], why it is for no triptych)."""
+    """(level, ids, "") of a file, or (0, [], the reason why it matches no triptych)."""
     stem = inside.name[: -len(inside.suffix)]
     while stem.lower().endswith((*PICTURES, *ENDINGS)):
         stem = stem.rsplit(".", 1)[0]

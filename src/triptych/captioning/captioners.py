@@ -1,8 +1,8 @@
-"""Vision-language models that look at a triptych: which one a name stands for.
+"""Loads the vision-language model that the user names, to describe triptychs.
 
-A captioner is asked one question about one picture. Three kinds share the contract of `questions.Captioner`:
-the embedded `pocket` model, any `transformers` image-text-to-text model on this machine, and any server that
-speaks OpenAI's chat completions.
+A captioner answers one question about one picture. There are three kinds, with the contract of
+`questions.Captioner`: the embedded `pocket` model, any `transformers` image-text-to-text model on this
+machine, and any server with OpenAI's chat completions API.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from triptych.pocket import captioner_path
 
 
 def no_captioner() -> ModelError:
-    """The refusal of an empty name."""
+    """The error for an empty name."""
     hint = (
         "Give --vlm-model, or `vlm_model:` under `caption:` in the config: a model on a server such as "
         "gpt-4.1-mini, or the folder "
@@ -31,7 +31,7 @@ def no_captioner() -> ModelError:
 
 
 def captioner_folder(vlm_model: str, base_url: str | None = None) -> Path | None:
-    """The folder of a captioner that lies on this machine, `pocket`'s for one; None for all others."""
+    """The folder of a captioner on this machine (also of `pocket`); None for all others."""
     if vlm_model == "pocket":
         return captioner_path()
     local = vlm_model.removeprefix("local:")
@@ -43,7 +43,7 @@ def captioner_folder(vlm_model: str, base_url: str | None = None) -> Path | None
 def load_captioner(
     vlm_model: str, base_url: str | None = None, *, timeout: float = 120.0, attempts: int = 5
 ) -> Captioner:
-    """The captioner that a name stands for. The first rule that fits decides:
+    """Load the captioner that a name stands for. The first rule that fits decides:
 
     1. `pocket`: the embedded model.
     2. `local:NAME`: the `transformers` model in folder NAME, or the hub's NAME.
@@ -51,8 +51,8 @@ def load_captioner(
     4. an existing folder: the `transformers` model in it.
     5. any other name, such as `gpt-4.1-mini`: a model of OpenAI's own server.
 
-    The key for a server is read from OPENAI_API_KEY and from nowhere else. `timeout` is in seconds for each
-    request, `attempts` the number of tries before a server counts as down.
+    The key for a server comes only from OPENAI_API_KEY. `timeout` is in seconds for each request; `attempts`
+    is the number of tries before a server counts as down.
 
     Raises:
         ConfigError: name and `base_url` do not go together.
@@ -80,8 +80,7 @@ def load_captioner(
 
 
 def check_captioner(vlm_model: str, base_url: str | None = None, *, timeout: float = 120.0) -> None:
-    """What can be told at once about a captioner, without loading it and without paying: a name, a key, a
-    folder, a server that answers.
+    """Check a captioner without loading it and free of charge: its name, key, folder or server.
 
     Raises:
         ConfigError, ModelError: as `load_captioner`, or `Captioner.check`.

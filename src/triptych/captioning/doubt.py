@@ -1,5 +1,5 @@
-"""Whose fault it is that a picture got no caption: while nothing shows that the captioner is well, pictures
-that may have failed through it are not moved away.
+"""Decides whether a failed caption is the picture's fault or the captioner's. Until the captioner is known to
+work, pictures that may have failed because of it are not moved away.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from triptych.captioning.jobs import Job
 from triptych.errors import ModelError
 
 STREAK = 8
-"""So many pictures in a row without one usable answer are not the pictures' fault."""
+"""After this many pictures in a row without a usable answer, the captioner is at fault."""
 
 
 @dataclass(frozen=True)
 class Described:
-    """What a captioner made of a triptych: a caption, or why there is none.
+    """A captioner's result for a triptych: a caption, or the reason why there is none.
 
-    image_sha256: of the picture that it saw. captioner: its identity. replaced: how often each brand in the
-    caption was replaced.
+    image_sha256: hash of the picture that it saw. captioner: its identity. replaced: how often each brand in
+    the caption was replaced.
     """
 
     job: Job
@@ -39,16 +39,17 @@ def proven(
     before: Iterable[Mapping[str, Any]],
     name: str,
 ) -> Iterator[Described]:
-    """The same, in an order in which each may be written down: a failure that may be the captioner's waits
-    for the next caption that it can make.
+    """The same results, in an order in which each can be recorded. A failure that may be the captioner's
+    fault waits for the captioner's next success.
 
     Args:
-        is_settled: whether a triptych has got a caption from elsewhere, so that it does not matter here.
-        before: the journal's rows about captions, which show that a captioner was well once.
-        name: what the user calls the captioner.
+        is_settled: whether a triptych has got a caption elsewhere meanwhile, so that its failure no longer
+            matters.
+        before: the journal's rows about captions; they show whether the captioner worked in an earlier run.
+        name: the captioner's name as the user wrote it.
 
     Raises:
-        ModelError: it gave no usable answer about `STREAK` pictures in a row, or about any, and never before.
+        ModelError: no usable answer about `STREAK` pictures in a row; or none at all, now or in earlier runs.
     """
     waiting: list[Described] = []
     worked = False
@@ -73,7 +74,7 @@ def proven(
 
 
 def _at_fault(reasons: Sequence[Rejected], name: str, worked: bool) -> ModelError:
-    """The end of a run whose captioner is of no use."""
+    """The error for a captioner that gives no usable answer."""
     reason = Counter(str(reason) for reason in reasons).most_common(1)[0][0]
     first = next(one for one in reasons if str(one) == reason)
     which = (
@@ -96,8 +97,8 @@ def _at_fault(reasons: Sequence[Rejected], name: str, worked: bool) -> ModelErro
 
 
 def spread(jobs: list[Job]) -> list[Job]:
-    """The jobs, so that the first few are from all over the set: alike pictures, which lie together, may fail
-    alike.
+    """The jobs, reordered so that the first few come from all over the set: neighbouring pictures are alike
+    and may fail for the same reason.
     """
     if len(jobs) <= STREAK:
         return jobs

@@ -1,4 +1,4 @@
-"""Triptychs that failed: how they are moved away with the reason beside them, and how they come back."""
+"""Moves failed triptychs away, each with a file that gives the reason, and moves them back on request."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from triptych.store.journal import Journal
 from triptych.wording.commands import typed
 
 COME_BACK = "triptych caption --retry-failed"
-"""The command that brings them back."""
+"""The command that moves failed pictures back."""
 
 
 class Rejected(Exception):
-    """A triptych that failed: `step` is check or caption, the message says why.
+    """A triptych that failed. `step` is check or caption; the message gives the reason.
 
-    `fault` is `picture` where the captioner plainly saw something wrong with it; otherwise see `AnswerError`.
+    `fault` is `picture` if the captioner clearly saw a problem with the picture; otherwise see `AnswerError`.
     """
 
     def __init__(self, step: str, reason: str, fault: str = "picture", hint: str = "") -> None:
@@ -38,8 +38,8 @@ class Rejected(Exception):
 
 
 def move_away(job: Job, sha256: str, reason: Rejected, fail_folder: Path, journal: Journal) -> Path:
-    """Move a picture to `fail_folder` beside its reason; what lies there is never overwritten, a kill loses
-    nothing.
+    """Move a picture to `fail_folder` and write the reason beside it. Overwrites nothing there, and a kill
+    loses nothing.
     """
     fail_folder.mkdir(parents=True, exist_ok=True)
     for number in range(10_000):
@@ -48,7 +48,7 @@ def move_away(job: Job, sha256: str, reason: Rejected, fail_folder: Path, journa
             copy_new(job.picture, target)
         except FileExistsError:
             if sha256_file(target) != sha256:
-                continue  # another picture of that name; the same one is a move that was cut short
+                continue  # another picture of that name; an equal file is left from an interrupted move
         break
     about: dict[str, Any] = {"id": job.id, "step": reason.step, "reason": str(reason), "image_sha256": sha256}
     about["come_back"] = typed(COME_BACK)
@@ -58,13 +58,13 @@ def move_away(job: Job, sha256: str, reason: Rejected, fail_folder: Path, journa
     about["row"] = checked_row(job.row)
     write_json(target.with_name(f"{target.stem}.reason.json"), about)
     journal.append({"kind": "rejected", "moved_to": str(target)} | about)
-    job.text_file.unlink(missing_ok=True)  # only ever a caption of ours for an earlier picture
+    job.text_file.unlink(missing_ok=True)  # only ever a caption that we wrote for an earlier picture
     job.picture.unlink()
     return target
 
 
 def copy_new(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy on another disk; FileExistsError when the name is taken."""
+    """Hard-link a file, or copy it to another disk; FileExistsError if the target exists."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -79,7 +79,7 @@ def copy_new(source: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class Failed:
-    """A picture in the folder of failed ones, and the job it was and will be again."""
+    """A picture in the folder of failed ones, and its job."""
 
     picture: Path
     job: Job
@@ -87,16 +87,17 @@ class Failed:
 
     @property
     def text_file(self) -> Path:
-        """A caption that was written beside the failed picture, should there be one."""
+        """A caption that the user may have written beside the failed picture."""
         return self.picture.with_suffix(".txt")
 
 
 def find_failed(
     fail_folder: Path, folder: Path, journal: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Failed], list[str]]:
-    """(the pictures that `caption` has moved away and that can come back, why others cannot).
+    """(the failed pictures that can be moved back, the reasons why others cannot).
 
-    Only pictures that their reason or the journal knows by content: whatever else lies there is the user's.
+    Only pictures whose content hash is in their reason file or in the journal: all other files there are the
+    user's.
     """
     told = {
         row.get("image_sha256"): (number, row)
@@ -150,10 +151,10 @@ def _reason(picture: Path) -> dict[str, Any]:
 
 
 def bring_back(failed: Failed, journal: Journal) -> None:
-    """Move a failed picture back, with a caption that was written beside it; what was answered about it is
-    forgotten.
+    """Move a failed picture back, with the caption written beside it if there is one; earlier answers about
+    it are forgotten.
     """
-    with contextlib.suppress(FileExistsError):  # the same picture: a return that was cut short
+    with contextlib.suppress(FileExistsError):  # the same picture, left from an interrupted return
         copy_new(failed.picture, failed.job.picture)
     if failed.text_file.is_file():
         with contextlib.suppress(FileExistsError):
@@ -165,7 +166,7 @@ def bring_back(failed: Failed, journal: Journal) -> None:
 
 
 def still_failed(journal: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows of the journal about pictures that have failed and not come back since."""
+    """The journal's rows about pictures that failed and were not moved back."""
     rows: dict[tuple[Any, Any], Mapping[str, Any]] = {}
     for row in journal:
         if row.get("kind") == "rejected":
@@ -176,7 +177,7 @@ def still_failed(journal: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 
 def waiting(fail_folder: Path) -> int:
-    """How many failed pictures lie in a folder."""
+    """The number of failed pictures in a folder."""
     return (
         sum(1 for path in fail_folder.glob("*.reason.json") if _is_dict(path)) if fail_folder.is_dir() else 0
     )

@@ -1,6 +1,4 @@
-"""The triptychs of a folder as `caption` sees them: picture, caption beside it, and what metadata.jsonl says
-of it.
-"""
+"""The triptychs of a folder as `caption` sees them: picture, caption file and row of metadata.jsonl."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ class Job:
 
     @property
     def told_caption(self) -> str:
-        """The caption that somebody else's metadata.jsonl has in its field `text`; empty where `caption` has
-        filled it in.
-        """
+        """The caption in the field `text` of a foreign metadata.jsonl; empty if `caption` filled it."""
         text = self.row.get("text")
         return (
             normalise(text)
@@ -54,14 +50,14 @@ class Job:
 
     @property
     def layout(self) -> PanelLayout:
-        """Which panel stands where, as the row says it; without one, the panels of the default task. Its size
-        in pixels may be another than the picture's.
+        """The layout in the row; without one, that of the default task. Its size in pixels may differ from
+        the picture's.
         """
         return _layout_of(self.row)
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """The markers of its caption; empty for those of the house."""
+        """The markers of its caption; empty for the house format."""
         return markers_of(self.row.get("markers"), len(self.layout.roles))
 
     @property
@@ -72,8 +68,8 @@ class Job:
 def read_jobs(folder: TriptychFolder) -> list[Job]:
     """A job for every picture in a folder.
 
-    A picture without a row (one that was moved back by hand, say) gets what the journal or the picture itself
-    still knows.
+    A picture without a row (one that the user moved back, say) gets the facts that the journal or the picture
+    itself still holds.
 
     Raises:
         WorkError: a metadata.jsonl that is damaged.
@@ -109,9 +105,7 @@ def last_captions(journal: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, A
 
 
 def checked_row(row: Any) -> dict[str, Any]:
-    """Of a row that was kept somewhere, what has the form it must have: item, hashes, names of the photos,
-    and the layout.
-    """
+    """The valid fields of a stored row: item, hashes, names of the photos and layout."""
     if not isinstance(row, dict):
         return {}
     item = row.get("item")
@@ -134,23 +128,25 @@ def checked_row(row: Any) -> dict[str, Any]:
 
 
 def origin_of(picture: Path) -> dict[str, Any]:
-    """What `concat` wrote into a picture, as far as it can be true; empty for other pictures."""
+    """The facts that `concat` wrote into a picture, as far as they are plausible;
+    empty for other pictures.
+    """
     try:
         with Image.open(picture, formats=["PNG"]) as image:
             row, size = checked_row(json.loads(image.info.get(CHUNK, "{}"))), image.size
         if "layout" in row and PanelLayout.from_dict(row["layout"]).size != size:
             return {}
         paths = _layout_of(row).roles
-        return {key: value for key, value in row.items() if key not in paths}  # no paths out of a picture
+        # a picture's paths are not trusted
+        return {key: value for key, value in row.items() if key not in paths}
     except (OSError, ValueError, SyntaxError, RecursionError, TypeError, Image.DecompressionBombError):
         return {}
 
 
 def state_of(job: Job, ours: Mapping[str, Any] | None) -> tuple[str, str]:
-    """(asked | kept | brought, who wrote the caption): what is to be done about a triptych. `ours`: its
-    journal row.
+    """(asked | kept | brought, who wrote the caption): what to do about a triptych. `ours`: its journal row.
 
-    A caption of ours stays when `concat` has made the picture of the same photos in another size; it
+    Our caption stays if `concat` remade the picture from the same photos in another size, because the caption
     describes the photos.
     """
     if not job.text_file.exists():
@@ -169,12 +165,12 @@ OTHER_PICTURE = (
 
 
 def own_captions_seen(journal: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By id, the row of the user's caption that an earlier run found, with the picture that it lay beside."""
+    """By id, the row of the user's caption that an earlier run found, with the hash of its picture."""
     return {str(row["id"]): dict(row) for row in journal if row.get("kind") == "own" and "id" in row}
 
 
 def note_own(job: Job, seen: Mapping[str, Any] | None, journal: Journal) -> tuple[bool, str]:
-    """(whether a caption of the user's is new since `seen`, what to warn of); a new one is noted with its
+    """(whether the user's caption is new since `seen`, a warning or ""); a new caption is noted with its
     picture.
     """
     text, picture = sha256_file(job.text_file), sha256_file(job.picture)
@@ -186,8 +182,8 @@ def note_own(job: Job, seen: Mapping[str, Any] | None, journal: Journal) -> tupl
 
 
 def write_metadata(path: Path, jobs: Sequence[Job], by: Mapping[str, str]) -> None:
-    """metadata.jsonl with one row for every triptych in the folder, `text` from the caption beside it; rows
-    of other files stay.
+    """Write metadata.jsonl with one row for every triptych in the folder and its caption as `text`; rows of
+    other files stay.
     """
     folder = TriptychFolder(path)
     ours = {job.picture.name for job in jobs}

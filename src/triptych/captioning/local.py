@@ -22,12 +22,12 @@ FORM = (
 
 
 def look_up(name: str) -> None:
-    """Nothing, if a folder or a model of the hub has what a captioner needs, as far as its smallest file
-    tells.
+    """Check that a folder or hub model has the files that a captioner needs, as far as its smallest file
+    shows.
 
     Raises:
-        ModelError: it has not, or the hub cannot be reached; said at once, where loading would try for
-            minutes.
+        ModelError: it lacks them, or the hub cannot be reached. This check fails at once; loading would retry
+            for minutes.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -42,7 +42,7 @@ def look_up(name: str) -> None:
         from huggingface_hub import hf_hub_download
 
         hf_hub_download(name, "config.json")
-    except Exception as error:  # the hub's client raises a dozen unrelated kinds
+    except Exception as error:  # the hub's client raises a dozen unrelated exception types
         raise hub_unreachable(name, error, "--vlm-model FOLDER") or ModelError(
             f"The captioner {name} cannot be loaded: {_first_line(error)}.", FORM
         ) from error
@@ -54,8 +54,8 @@ def _first_line(error: Exception) -> str:
 
 
 class LocalCaptioner:
-    """A `transformers` image-text-to-text model, from a folder or the hub: safetensors only, its own code
-    never run.
+    """A `transformers` image-text-to-text model, from a folder or the hub: safetensors only; code in the
+    model folder is never run.
 
     Answers are greedy, so the same picture and prompt give the same answer.
     """
@@ -76,7 +76,8 @@ class LocalCaptioner:
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 source, use_safetensors=True, dtype="auto", **options
             )
-        except Exception as error:  # transformers raises many kinds for a folder or name that does not fit
+        # transformers raises many exception types for an unsuitable folder or name
+        except Exception as error:
             raise hub_unreachable(name, error, "--vlm-model FOLDER", part=True) or ModelError(
                 f"The captioner {name} cannot be loaded: {_first_line(error)}.",
                 FORM,
@@ -84,7 +85,7 @@ class LocalCaptioner:
         if not torch.cuda.is_available() and not torch.cpu._is_avx512_bf16_supported():
             model = (
                 model.float()
-            )  # a processor that has to emulate half precision is a hundred times slower at it
+            )  # a processor that emulates half precision on a CPU is a hundred times slower
         self._model: Any = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.identity = (
             f"local:{folder.name}:{_fingerprint(folder)}"
@@ -130,14 +131,16 @@ class LocalCaptioner:
         return self._processor.apply_chat_template(chat, **options)
 
     def check(self) -> None:
-        pass  # it was loaded
+        pass  # it is already loaded
 
     def close(self) -> None:
         pass
 
 
 def _fingerprint(folder: Path) -> str:
-    """Tells two versions of a model folder apart: names, sizes, and the first and last MiB of every file."""
+    """Tells two versions of a model folder apart, by names, sizes,
+    and the first and last MiB of every file.
+    """
     total = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")):
         size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""The order check: which words a captioner's answer says about the panels, whatever form it has."""
+"""The order check: reads what a captioner's answer says about each panel, in any form of answer."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ _DRESS = (
 
 
 def read_order(answer: str, panels: int = 3) -> list[str] | None:
-    """`garment` or `person` for each panel, in order; None when the answer does not say so plainly.
+    """`garment` or `person` for each panel, in order; None if the answer is unclear.
 
-    It may stand in JSON, in a list, in labelled lines, in a sentence, or with a sentence before or after it.
-    An answer that says several things, that doubts, or that has anything invisible or in angle brackets in it
-    is not plain.
+    The words may be in JSON, in a list, in labelled lines or in a sentence, also with a sentence before or
+    after them. An answer is unclear if it gives several orders, expresses doubt, or contains invisible
+    characters or angle brackets.
     """
     text = bare(answer)
     value = json_in(text)
@@ -140,7 +140,7 @@ def _words(line: str) -> list[tuple[int | None, str]] | None:
     """
     line = re.sub(
         r"\([^()]*(?:\)|$)", lambda inside: _SEPARATOR.sub(" ", inside[0]), line
-    )  # what a bracket explains is one piece
+    )  # a bracketed explanation is one piece
     parts = [part for part in _SEPARATOR.split(line) if _SIDES.sub("", part)]
     words = [_word(part) for part in parts]
     if parts and None not in words:
@@ -185,7 +185,7 @@ def _word(piece: str) -> tuple[int | None, str] | None:
 
 
 def _in_place(words: list[tuple[int | None, str]]) -> list[str]:
-    """The words by their labels where every one has its own, else as they stand."""
+    """The words sorted by their labels if each has its own label, otherwise in the given order."""
     places = [place for place, _ in words]
     if sorted(place or 0 for place in places) == list(range(1, len(words) + 1)):
         words = sorted(words, key=lambda word: word[0] or 0)
@@ -193,7 +193,7 @@ def _in_place(words: list[tuple[int | None, str]]) -> list[str]:
 
 
 def _leaves(value: Any) -> list[str | None] | None:
-    """The words in a JSON answer, in order; None stands for a text that is none of them."""
+    """The words in a JSON answer, in order; None stands for any other text."""
     if isinstance(value, str):
         said = _words(_SIDES.sub("", value.replace("’", "'").lower()))
         return [word for _, word in said] if said else [None]

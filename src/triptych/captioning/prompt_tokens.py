@@ -1,5 +1,5 @@
-"""How the text encoder of a diffusion model cuts a prompt: its tokenizer alone, without weights, and without
-the network.
+"""Counts the tokens of a prompt as a diffusion model's text encoder does: with its tokenizer alone, without
+weights and without the network.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _MARKS = re.compile(r"<IMAGE [1-9][0-9]?>|<Brand>")
 
 
 class PromptTokenizer:
-    """The tokenizer that `max_sequence_length` counts by. May be used by several threads."""
+    """The tokenizer behind `max_sequence_length`. Several threads may share it."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer, self._lock = (
             tokenizer,
             threading.Lock(),
-        )  # tokenizers must not be used by several threads at once
+        )  # a tokenizer is not thread-safe
 
     def count(self, text: str) -> int:
-        """Tokens of a prompt, end token included: what `TextEncoder.count_tokens` says."""
+        """Tokens of a prompt, end token included, as `TextEncoder.count_tokens` counts them."""
         with self._lock:
             return len(self._tokenizer(text).input_ids)
 
     def unknown_share(self, text: str) -> float:
-        """How many of a text's letters stand in words that the encoder does not know whole, 0 to 1; markers
-        do not count.
+        """The share of a text's letters in words that the encoder does not know whole, 0 to 1; markers are
+        left out.
 
-        Whole words, because tokenizers make one unknown token of many foreign letters in a row.
+        It counts whole words, because a tokenizer turns a run of many foreign letters into one unknown token.
         """
         words = _MARKS.sub(" ", text).split()
         unknown = self._tokenizer.unk_token_id
@@ -78,13 +78,13 @@ def _load(model: str) -> PromptTokenizer | None:
                 name, subfolder=folder, local_files_only=True, trust_remote_code=False
             )
         )
-    except Exception:  # not on this machine, in whatever way
+    except Exception:  # any failure means that it is not on this machine
         return None
 
 
 def warn_of_unknown_words(model: str, captions: Mapping[str, str]) -> int:
-    """How many captions, by id, the text encoder cannot read, in whose tokens many words are the same unknown
-    one; they are named in a warning.
+    """Count the captions with many words unknown to the text encoder, and name them in a warning. `captions`:
+    by id.
     """
     tokenizer = prompt_tokenizer(model)
     found = [

@@ -1,6 +1,4 @@
-"""What is asked about a triptych, and the contract that everybody keeps who is asked: `pocket`, local models
-and servers.
-"""
+"""The questions about a triptych, and the contract of every captioner: `pocket`, local models and servers."""
 
 from __future__ import annotations
 
@@ -33,8 +31,8 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Questions:
-    """What a captioner is asked about a picture of these panels. `check` and `check_again` are empty where
-    nobody knows what to expect; `expected` is the right answer, one word for each panel.
+    """The questions to a captioner about a picture of these panels. `check` and `check_again` are empty if
+    the right order is unknown; `expected` is the right answer, one word for each panel.
     """
 
     panels: tuple[Panel, ...]
@@ -45,12 +43,12 @@ class Questions:
 
     @property
     def numbers(self) -> dict[str, int]:
-        """By a word that an answer may use for a panel in place of its number, that number."""
+        """{word that an answer may use for a panel: the panel's number}."""
         return {word: number for number, panel in enumerate(self.panels, 1) for word in panel.called}
 
 
 def questions_about(layout: PanelLayout) -> Questions:
-    """The questions about pictures of a layout: those of its task."""
+    """The questions about pictures of a layout, taken from its task."""
     panels = task_of(layout).panels_of(layout)
     count = _NUMBERS[len(panels)] if len(panels) < len(_NUMBERS) else str(len(panels))
     if layout.rows == 1:
@@ -93,16 +91,16 @@ CUT_OFF_HINT = "Raise --max-new-tokens, or switch the model's thinking off."
 Fault = Literal["model", "policy", "server"]
 
 LONGEST_REPLY = (
-    200_000  # characters; a caption has about 1,500, what a model thinks aloud first has many times that
+    200_000  # characters; a caption has about 1,500, the reasoning of a model before it many times that
 )
 
 
 class AnswerError(TriptychError):
-    """The model or its server answered, and the answer is no use.
+    """The model or its server answered, but the answer is useless.
 
-    `fault` says whose reason that is: `model` (cut off, empty, not to be read), `policy` (it refuses to look
-    at the picture) or `server` (an error or a malformed reply about this one picture, while the server as
-    such is well).
+    `fault` names the cause: `model` (cut off, empty or unreadable), `policy` (the model refuses to look at
+    the picture) or `server` (an error or a malformed reply about this one picture, while the server itself
+    works).
     """
 
     def __init__(self, message: str, hint: str = "", fault: Fault = "model") -> None:
@@ -118,32 +116,34 @@ class Captioner(Protocol):
     concurrent: bool
     """Whether several threads may ask at once."""
     knows: str
-    """The only world whose pictures it has seen, see `known_worlds.py`; nothing for all."""
+    """The only world whose pictures it has seen, see `known_worlds.py`;
+    empty for a model that has seen all.
+    """
 
     def ask(self, image: Image.Image, prompt: str, max_new_tokens: int) -> str:
-        """The answer, stripped.
+        """The answer, without whitespace at its ends.
 
         Raises:
-            AnswerError: this answer is no use; another picture may fare better.
+            AnswerError: the answer is useless; another picture may fare better.
             ModelError: the model cannot be reached or used at all.
         """
         ...
 
     def check(self) -> None:
-        """A quick look, free of charge, whether asking can succeed.
+        """Check quickly and free of charge whether the model can be asked.
 
         Raises:
-            ModelError: it cannot.
+            ModelError: it cannot be.
         """
         ...
 
     def close(self) -> None:
-        """Ask no more: waiting retries end with `ModelError`."""
+        """Stop asking: retries that are waiting end with `ModelError`."""
         ...
 
 
 def usable_answer(text: str) -> str:
-    """The answer, stripped.
+    """The answer, without whitespace at its ends.
 
     Raises:
         AnswerError: it is empty, or longer than any answer can be.
@@ -156,7 +156,7 @@ def usable_answer(text: str) -> str:
 
 
 def quote(text: str, limit: int = 120) -> str:
-    """Foreign text, made harmless to show: one line of printable ASCII without angle brackets, cut to `limit`
+    """Foreign text made safe to show: one line of printable ASCII without angle brackets, cut to `limit`
     characters.
     """
     safe = json.dumps(text[: 4 * limit]).replace("<", "\\u003c").replace(">", "\\u003e")[1:-1]

@@ -1,5 +1,5 @@
-"""What the summary of `caption` says of captions that are used all the same: what is wrong with them, and
-which brands were replaced in them.
+"""Collects remarks for the summary of `caption`: problems of captions that are used nevertheless, and the
+brands replaced in them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from triptych.data.captions import UNREADABLE, in_house, read_caption
 from triptych.errors import InputError
 
 MOST = 20
-"""Warnings in a summary; the rest is counted only."""
+"""Most warnings in a summary; further ones are only counted."""
 
 
 class Remarks:
-    """Counts in `summary`. problems: what is wrong with a caption of so many panels."""
+    """Counts in `summary`. problems: returns the problems of a caption, given its number of panels."""
 
     def __init__(self, summary: dict[str, Any], problems: Callable[[str, int], list[str]]) -> None:
         self._summary, self._problems = summary, problems
 
     def of(self, job: Job, changed: str = "") -> str:
-        """What is wrong with a caption that is there; `changed` is said first."""
+        """The problems of an existing caption as a sentence; `changed` comes first."""
         try:
             caption = in_house(read_caption(job.text_file), job.markers)
             found = self._problems(caption, len(job.layout.roles))
@@ -38,7 +38,7 @@ class Remarks:
         return note
 
     def count_brands(self, job: Job, replaced: Counter[str]) -> None:
-        """Note how often each brand was replaced in a caption; often may be too often."""
+        """Note how often each brand was replaced in a caption; a high number may mean a common word."""
         counts = self._summary["brands_replaced"]
         for name, number in replaced.items():
             counts[name] = counts.get(name, 0) + number

@@ -1,4 +1,4 @@
-"""What a chat completions server says: its replies, its refusals and its addresses, as checked values."""
+"""Parses and checks what a chat completions server sends: replies, refusals and addresses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from triptych.captioning.questions import CUT_OFF_HINT, AnswerError, quote, usable_answer
 from triptych.errors import ConfigError
 
-LONGEST_WAIT = 120.0  # seconds a server may ask us to wait
-LONGEST_BODY = 8 << 20  # bytes of a reply that are read
+LONGEST_WAIT = 120.0  # longest wait, in seconds, that a server may ask for
+LONGEST_BODY = 8 << 20  # bytes of a reply that are read at most
 
 CONTEXT_HINT = (
     "Raise the server's context length (--max-model-len, --ctx-size, num_ctx), or lower --max-new-tokens."
@@ -63,10 +63,10 @@ _NO_ENDPOINT = re.compile(
 
 
 class ReplyError(Exception):
-    """A body with status 200 that is no completion; the message says what it is, in words that may be shown.
+    """A reply with status 200 that is no completion. The message describes it in words that are safe to show.
 
-    `endpoint`: it says that there is no such endpoint, so that base_url is wrong. `status`: the HTTP status
-    it names in its error.
+    `endpoint`: the reply says that the endpoint does not exist, so base_url is wrong. `status`: the HTTP
+    status named in its error.
     """
 
     def __init__(self, message: str, *, endpoint: bool = False, status: int = 0) -> None:
@@ -78,11 +78,10 @@ def read_reply(body: bytes, key: str = "") -> str:
     """The answer in a chat completion.
 
     Args:
-        key: a secret that is never shown, whatever the server repeats.
+        key: a secret that is never shown, even if the server repeats it.
 
     Raises:
-        AnswerError: it is a completion, but no use: refused, cut off, or empty. ReplyError: it is no
-            completion.
+        AnswerError: the completion is useless: refused, cut off, or empty. ReplyError: it is no completion.
     """
     try:
         reply = _completion_in(_decoded(body))
@@ -127,8 +126,8 @@ def _decoded(body: bytes) -> str:
 
 
 def _completion_in(text: str) -> Any:
-    """The JSON of a reply: as it is, put together from the events of a stream nobody asked for, or out of a
-    gateway's wrapping.
+    """The JSON of a reply: as it is, joined from the events of a stream that nobody asked for, or unwrapped
+    from a gateway's envelope.
 
     Raises:
         ValueError, RecursionError: it is no JSON.
@@ -155,7 +154,8 @@ def _completion_in(text: str) -> Any:
         and isinstance(choices[0], dict)
         and isinstance(choices[0].get("text"), str)
     ):
-        choices[0].setdefault("message", {"content": choices[0]["text"]})  # as completions were before chat
+        # the older format, before chat completions
+        choices[0].setdefault("message", {"content": choices[0]["text"]})
     return reply
 
 
@@ -173,16 +173,16 @@ def _answer(choice: dict[str, Any], message: dict[str, Any]) -> str:
                 "the answer was cut off by the length limit while the model was thinking", CUT_OFF_HINT
             )
         raise AnswerError("the answer was cut off by the length limit", CUT_OFF_HINT)
-    if not text.strip() and thought.strip():  # the server took the answer for a part of the thought
+    if not text.strip() and thought.strip():  # the server took the answer for a part of the reasoning
         text = f"<think>{thought}" if "</think>" not in thought else thought
     return usable_answer(text)
 
 
 def _text(content: Any) -> str:
-    """The text of a message, which may come in parts.
+    """The text of a message, which may consist of parts.
 
     Raises:
-        ValueError: it has no form that is known.
+        ValueError: the form is unknown.
     """
     if content is None or isinstance(content, str):
         return content or ""
@@ -210,23 +210,25 @@ def _thought(message: dict[str, Any]) -> str:
 
 
 def refused(said: str, whose: str = "the server") -> AnswerError:
-    """The error for a picture that is not looked at, with the server's own words if it has any."""
+    """The error for a picture that the server refuses to look at, with the server's own words if there are
+    any.
+    """
     words = f": {said}" if said else ""
     return AnswerError(f"{whose} refused the picture for its content policy{words}", fault="policy")
 
 
 def is_policy(said: str) -> bool:
-    """Whether an error is about the content of the picture, by whichever name a server calls that."""
+    """Whether an error is about the content of the picture, under any of the names that servers use."""
     return bool(_POLICY.search(said))
 
 
 def hint_of(said: str) -> str:
-    """What to try about a request that a server refuses, if its words say that; empty otherwise."""
+    """A hint about a request that a server refuses, if its words suggest one; empty otherwise."""
     return CONTEXT_HINT if _CONTEXT.search(said) else ""
 
 
 def words_of(body: Any, key: str = "", limit: int = 200) -> str:
-    """The server's own words in the body of an error, cleaned and short; empty where it has none."""
+    """The server's own words in the body of an error, cleaned and short; empty if there are none."""
     if isinstance(body, (bytes, str)):
         text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
         try:
@@ -238,7 +240,7 @@ def words_of(body: Any, key: str = "", limit: int = 200) -> str:
     parts, seen = [body], 0
     while (
         parts and seen < 50
-    ):  # nested as servers nest: error → message; LiteLLM and OpenRouter put the first server's words deeper
+    ):  # errors nest: error → message; LiteLLM and OpenRouter put the original server's words deeper
         part, seen = parts.pop(0), seen + 1
         if isinstance(part, str):
             found.append(part)
@@ -273,7 +275,7 @@ def words_of(body: Any, key: str = "", limit: int = 200) -> str:
 
 
 def status_hint(status: int, wait: float) -> str:
-    """What to try when a server refuses with an HTTP status, or asks to wait so many seconds."""
+    """A hint for a server that refuses with an HTTP status, or asks to wait `wait` seconds."""
     if status == 401:
         return "Check OPENAI_API_KEY."
     if status in (404, 405):
@@ -300,7 +302,7 @@ def check_url(url: str | None) -> str | None:
             and url.isascii()
             and bool(urlsplit(url).hostname)
         )
-        plain = plain and urlsplit(url).port != 0  # reading it checks it
+        plain = plain and urlsplit(url).port != 0  # reading the port checks it
     except ValueError:
         plain = False
     if not plain:
@@ -317,7 +319,7 @@ def check_url(url: str | None) -> str | None:
 
 
 def no_connection(error: BaseException) -> str:
-    """Why there is no connection, in words, from the innermost error that a client's error came from."""
+    """The reason why there is no connection, in words, from the innermost cause of a client's error."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     said = str(error)
@@ -341,7 +343,7 @@ def is_loopback(url: str) -> bool:
 
 
 def retry_after(header: str | None) -> float:
-    """Seconds that a Retry-After header asks for (a number or a date); 0 when it is missing or nonsense."""
+    """Seconds that a Retry-After header asks for (a number or a date); 0 if it is missing or invalid."""
     if header and header.strip().isdecimal():
         return float(header)
     try:

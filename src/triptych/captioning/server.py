@@ -1,4 +1,4 @@
-"""A captioner behind a server that speaks OpenAI's chat completions."""
+"""A captioner behind a server with OpenAI's chat completions API."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ _OUTAGES = (
     523,
     524,
     529,
-)  # of the server, whatever it was asked
+)  # the server's fault, not the question's
 _ABOUT_THE_PICTURE = (400, 413, 415, 422, 451)
 
 
 class _Passing(Exception):
-    """A failure that may pass. `about` says what it is once it does not: `outage` (the server's) or
+    """A failure that may pass. If it does not, `about` says whose it was: `outage` (the server's) or
     `picture`.
     """
 
@@ -72,9 +72,9 @@ class _Passing(Exception):
 class ServerCaptioner:
     """A model behind OpenAI's chat completions: OpenAI, vLLM, SGLang, llama.cpp, Ollama and others.
 
-    The picture travels inside the request as a data URL; no server is ever told to fetch an address, and no
-    server's word sends a request elsewhere. Busy, failing and unreachable servers are asked again after a
-    random wait (full jitter: uniform between 0 and 1, 2, 4, … 30 s), or after the wait they name themselves.
+    The picture travels inside the request as a data URL: no server is told to fetch an address, and redirects
+    are not followed. A busy, failing or unreachable server is asked again after a random wait (full jitter:
+    uniform between 0 and 1, 2, 4, … 30 s), or after the wait that it names.
     """
 
     concurrent = True
@@ -105,13 +105,13 @@ class ServerCaptioner:
         self.identity = f"server:{self._base_url.rstrip('/')}:{model}"
 
     def check(self) -> None:
-        """One free request, for the list of models: is somebody there, and is it a server of this kind?
+        """Send one free request for the list of models, to see whether a server of this kind answers.
 
-        Servers that have no such list pass. A model that is not in it is a warning: some servers load what
-        they are asked for.
+        Servers without such a list pass. A model that is not listed only gives a warning: some servers load
+        models on demand.
 
         Raises:
-            ModelError: nobody answers, the key is refused, or base_url is no address of such a server.
+            ModelError: no answer, the key is refused, or base_url is no address of such a server.
         """
         import openai
 
@@ -122,7 +122,7 @@ class ServerCaptioner:
                 quick = self._client.with_options(timeout=min(10.0, self._timeout))
                 body = quick.models.with_raw_response.list().http_response.content
             except openai.APITimeoutError:
-                return  # busy with others, perhaps
+                return  # perhaps it is busy with other requests
             except openai.APIConnectionError as error:
                 reason = no_connection(error)
                 continue
@@ -188,10 +188,10 @@ class ServerCaptioner:
         raise ModelError(f"The server of {self._model} gave {reason}.", hint)
 
     def _send(self, messages: Any, max_new_tokens: int) -> str:
-        """The answer of one request.
+        """The answer to one request.
 
         Raises:
-            _Passing: it may be tried again. AnswerError, ModelError: see `Captioner.ask`.
+            _Passing: another try may succeed. AnswerError, ModelError: see `Captioner.ask`.
         """
         import openai
 
@@ -221,7 +221,7 @@ class ServerCaptioner:
         return answer
 
     def _body(self, messages: Any, options: dict[str, Any]) -> bytes:
-        """The reply to one request, as it comes."""
+        """The raw reply to one request."""
         import openai
 
         create = self._client.chat.completions.with_streaming_response.create
@@ -236,19 +236,20 @@ class ServerCaptioner:
                 raise
             except (
                 Exception
-            ) as error:  # the client's own kinds: broken off, or packed in a way that cannot be unpacked
+                # the client's own exception types: the connection broke, or the body cannot be unpacked
+            ) as error:
                 if "Timeout" in type(error).__name__:
                     raise _Passing(f"no whole reply within {self._timeout:g} s") from None
                 raise _Passing(f"its reply broke off ({type(error).__name__})") from None
         return bytes(body)
 
     def _status_error(self, error: openai.APIStatusError, sent: set[str]) -> Exception:
-        """What an HTTP status other than 200 means."""
+        """The exception for an HTTP status other than 200."""
         status, said = (
             error.status_code,
             words_of(error.body if error.body is not None else error.response.text, self._key),
         )
-        # a 401 may repeat parts of the key, nothing else should; never show it
+        # A 401 may repeat parts of the key, and nothing else should: never show it.
         why = f"status {status}" + (f", {said}" if said and status != 401 else "")
         wait = retry_after(error.response.headers.get("retry-after"))
         complaint = f"{error.code or ''} {error.message} {said}".lower()
@@ -267,9 +268,7 @@ class ServerCaptioner:
         return ModelError(f"The server of {self._model} refuses: {why}.", status_hint(status, wait))
 
     def _is_well(self) -> bool:
-        """Whether the server answers something else at once, so that its error was about what it had been
-        asked.
-        """
+        """Whether the server answers another request at once, so that its error was about this picture."""
         import openai
 
         try:
@@ -283,12 +282,12 @@ class ServerCaptioner:
             return False
 
     def _adapt(self, said: str, sent: set[str]) -> bool:
-        """Change the options that the server's complaint names; False when it names none,
-        or once too often.
+        """Change the options that the server's complaint names; False if it names none, or if they were
+        changed too often.
         """
         with self._lock:
             if sent != {*self._options, self._limit}:
-                return True  # another thread has done it since
+                return True  # another thread has already changed them
             if "temperature" in said and self._options:
                 self._options = {}
             elif self._limit in said and not self._swapped:
@@ -305,8 +304,8 @@ class ServerCaptioner:
 
 
 def _client(base_url: str, key: str, timeout: float) -> openai.OpenAI:
-    """OpenAI's client for one server. Addresses on this machine, and those that NO_PROXY names, are reached
-    without a proxy.
+    """OpenAI's client for one server. Addresses on this machine, and those in NO_PROXY, are reached without a
+    proxy.
 
     Raises:
         ConfigError: the environment names a proxy that cannot be used.
@@ -318,7 +317,8 @@ def _client(base_url: str, key: str, timeout: float) -> openai.OpenAI:
     try:
         http = openai.DefaultHttpxClient(trust_env=not direct, follow_redirects=False)
         return openai.OpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=timeout, http_client=http)
-    except Exception as error:  # the client's own kinds, a ValueError or an ImportError, by the proxy's form
+    # the client's own types, a ValueError or an ImportError, depending on the proxy's form
+    except Exception as error:
         certificates = [
             name
             for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -352,7 +352,7 @@ def _named_proxies() -> dict[str, str]:
 
 
 def _through(base_url: str) -> str:
-    """Which proxy may be in the way to an address, as the end of a sentence."""
+    """Names the proxy between this machine and an address, as the end of a sentence."""
     proxies = [name for name in _named_proxies() if name.lower() != "no_proxy"]
     direct = is_loopback(base_url) or bool(urllib.request.proxy_bypass(urlsplit(base_url).hostname or ""))
     return f", and the proxy in {' or '.join(proxies)}" if proxies and not direct else ""

@@ -1,5 +1,5 @@
-"""What lies in a folder of triptychs, and beside it, before anybody is asked: the pictures, those that come
-back, and captions of the user's own.
+"""Takes stock of a folder of triptychs before any captioner is asked: the pictures, those to move back, and
+the user's own captions.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from triptych.data.triptychs import TriptychFolder
 
 @dataclass(frozen=True)
 class Stock:
-    """What `take_stock` finds.
+    """The result of `take_stock`.
 
-    jobs: a job for every triptych, those that come back among them, in the order of their pictures.
-    returning: pictures that failed before and come back. not_returned: why others cannot.
-    left_out: pictures that are no triptychs, each with the reason. own: captions of the user's own.
-    texts: by id, the caption files that are to be written, from the user's folder or from metadata.jsonl.
+    jobs: one for every triptych, those to move back included, in the order of the pictures. returning: failed
+    pictures to move back. not_returned: reasons why other failed pictures stay. left_out: files that are no
+    triptychs, each with the reason. own: the user's own captions. texts: by id, the caption files to write,
+    from the user's folder or from metadata.jsonl.
     """
 
     jobs: list[Job]
@@ -33,20 +33,20 @@ class Stock:
     """Whether any triptych has no caption, so that a captioner is needed."""
 
     def source(self, id: str) -> str:
-        """The text that a caption was taken from."""
+        """The source of a caption: the user's text before any change."""
         return self.own.texts[id][0] if id in self.own.texts else self.texts[id]
 
 
 def take_stock(folder: TriptychFolder, fail_folder: Path, captions: Path | None, retry_failed: bool) -> Stock:
-    """Look at everything; nothing is changed.
+    """Look at everything and change nothing.
 
     Args:
-        captions: the user's folder of captions. retry_failed: whether all that failed before come back; else
-            those do that the user has brought a caption for.
+        captions: the user's folder of captions. retry_failed: move all failed pictures back; otherwise only
+            those for which the user has brought a caption.
 
     Raises:
-        WorkError: a metadata.jsonl that is damaged. InputError: a folder of captions that is missing, or has
-            none for any of these triptychs.
+        WorkError: a damaged metadata.jsonl. InputError: the folder of captions is missing, or has no caption
+            for any of these triptychs.
     """
     known, here = folder.journal_rows(), read_jobs(folder)
     failed, left = find_failed(fail_folder, folder.path, known) if retry_failed or captions else ([], [])

@@ -1,8 +1,7 @@
-"""What a captioner's answer says once its dress is off: thinking aloud, tags, fences, JSON, markdown, small
-talk.
+"""Strips the wrapping from a captioner's answer: reasoning, tags, fences, JSON, markdown and small talk.
 
-Only what is surely dress is taken off. Whatever else does not belong is left in, for `captions.lint` to find
-and for the next question.
+Only unmistakable wrapping is removed. All else stays, so that `captions.lint` finds it and the next question
+names it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 _THOUGHT = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad)"
 _THINK = re.compile(rf"<{_THOUGHT}>|<\|begin_of_thought\|>|\[THINK\]|◁think▷", re.IGNORECASE)
 _THOUGHT_OUT = re.compile(rf"</{_THOUGHT}>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷", re.IGNORECASE)
-_CHANNEL = "<|channel|>final<|message|>"  # where models of OpenAI's harmony format begin their answer
+_CHANNEL = "<|channel|>final<|message|>"  # models with OpenAI's harmony format begin their answer after this
 _SPECIAL = r"<[|｜][^|｜<>\n]{1,40}[|｜]>|</?s>|<(?:end_of_turn|eos|bos|pad)>|\[/?INST\]|\[(?:EOS|BOS|PAD)\]"
 _SPECIAL_ENDS = re.compile(rf"^(?:\s*(?:{_SPECIAL}))+|(?:(?:{_SPECIAL})\s*)+$", re.IGNORECASE)
 _ANSWER = re.compile(
@@ -63,13 +62,15 @@ _CLOSING = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
-"""Where a word or a line may break: soft hyphen, zero-width space, word joiner, byte-order mark."""
+"""Characters at which a word or a line may break: soft hyphen, zero-width space, word joiner, byte-order
+mark.
+"""
 _NO_OR_WHAT = "[\u274c\u2716\u2717\u2718\u26d4\u2753\u2754\U0001f6ab]"
 _EMOJI = re.compile(
     f" ?(?!{_NO_OR_WHAT})[\u2600-\u27bf\u2b50\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff]"
     r"[\ufe0f\u200d\u2640\u2642]*"
 )
-"""Small pictures that say nothing, and not those that say no or ask."""
+"""Emoji without meaning; those that say no or ask a question are not among them."""
 _PLACEHOLDER = re.compile(r"(?<!\w)[\[{(]\s*brand(?:[ _-]?name)?\s*[\]})]", re.IGNORECASE)
 _LOOSE_MARKER = r"[<\[({{＜【&]\s*(?:lt;)?\s*IMAGE\s*[#_:-]?\s*0?{number}\s*(?:[>\])}}＞】]|&gt;)"
 _CLOSED_MARKER = re.compile(r"<\s*/\s*IMAGE\s*[#_:-]?\s*\d{1,2}\s*>", re.IGNORECASE)
@@ -79,10 +80,9 @@ _SUMMARY = ("summary", "overview", "overall", "intro", "introduction")
 
 
 def bare(answer: str) -> str:
-    """The answer without what was thought aloud, without the tokens of a chat format, and out of the tags it
-    was put into.
+    """The answer without its reasoning, without the tokens of a chat format, and without the tags around it.
 
-    A thought that never ends leaves what stands before it, or else its last paragraph.
+    If the reasoning never ends, the text before it is the answer, or else its last paragraph.
     """
     text = _INVISIBLE.sub("", _EMOJI.sub("", answer)).replace("\r\n", "\n").replace("\r", "\n")
     if _CHANNEL in text:
@@ -90,7 +90,7 @@ def bare(answer: str) -> str:
     while (begin := _THINK.search(text)) and (end := _THOUGHT_OUT.search(text, begin.end())):
         text = text[: begin.start()] + "\n" + text[end.end() :]
     ends = list(_THOUGHT_OUT.finditer(text))
-    if ends:  # the tag that opens was part of the question
+    if ends:  # the opening tag was part of the question
         text = text[ends[-1].end() :]
     if begin := _THINK.search(text):
         text = text[: begin.start()].strip() or re.split(r"\n\s*\n", text[begin.end() :].strip())[-1]
@@ -105,12 +105,12 @@ def bare(answer: str) -> str:
 
 
 def json_in(text: str) -> Any:
-    """The JSON that a text is, be it in a fence or with a sentence around it; None if there is none, or more
-    beside it.
+    """The JSON in a text, which may be fenced or have a sentence around it; None if there is none, or more
+    text beside it.
     """
     text = _FENCE.sub("", text).strip()
     begin = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=-1)
-    if begin < 0 or text.count("[") + text.count("{") > 200:  # nobody nests a caption so deeply
+    if begin < 0 or text.count("[") + text.count("{") > 200:  # no caption is nested this deeply
         return None
     try:
         value, end = json.JSONDecoder().raw_decode(text, begin)
@@ -121,10 +121,10 @@ def json_in(text: str) -> Any:
 
 
 def without_markdown(text: str, *, numbering: bool = False) -> str:
-    """The text without fences, headings, bullets, numbers of lists, block quotes, rules and emphasis; its
-    lines stay lines.
+    """The text without fences, headings, bullets, list numbers, block quotes, rules and emphasis; its line
+    breaks stay.
 
-    With `numbering`, the numbers stay.
+    With `numbering`, the list numbers stay.
     """
     item = r"^\s*[-*+•‣–]\s+(?=\S)" if numbering else r"^\s*(?:[-*+•‣–]|\d{1,2}[.)])\s+(?=\S)"
     lines = []
@@ -136,7 +136,8 @@ def without_markdown(text: str, *, numbering: bool = False) -> str:
         bullet = re.match(item, line)
         if bullet:
             line = line[bullet.end() :].rstrip()
-            line += "." if line[-1:].isalnum() else ""  # the lines become one: a list would run together
+            # the lines will be joined, and a list without stops would run together
+            line += "." if line[-1:].isalnum() else ""
         lines.append(line)
     text = "\n".join(lines)
     text = re.sub(r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\w*])|\*\*", "", text)
@@ -145,10 +146,10 @@ def without_markdown(text: str, *, numbering: bool = False) -> str:
 
 
 def plain_caption(answer: str, panels: int = 3, numbers: Mapping[str, int] = MappingProxyType({})) -> str:
-    """The caption in an answer, as plain text with its markers in the house form. No text between the markers
+    """The caption in an answer: plain text with the markers of the house format. No text between the markers
     is lost.
 
-    numbers: by a word that stands for a panel, such as its role, the panel's number from 1.
+    numbers: {word that stands for a panel, such as its role: the panel's number from 1}.
     """
     text = bare(answer)
     value = json_in(text)
@@ -156,7 +157,7 @@ def plain_caption(answer: str, panels: int = 3, numbers: Mapping[str, int] = Map
         text = caption_in(value, panels, {**_PLACES, **numbers}) or text
     if "&" in text:
         text = html.unescape(text)
-    text = re.sub(r"\\([<>\[\]_*&])", r"\1", text)  # as markdown keeps a sign from meaning something
+    text = re.sub(r"\\([<>\[\]_*&])", r"\1", text)  # undo markdown's backslash escapes
     text = _PLACEHOLDER.sub("<Brand>", _CLOSED_MARKER.sub(" ", without_markdown(text)))
     for number in range(1, panels + 1):
         if f"<IMAGE {number}>" not in text:
@@ -172,7 +173,7 @@ def plain_caption(answer: str, panels: int = 3, numbers: Mapping[str, int] = Map
 
 
 def _named_markers(text: str, panels: int) -> str:
-    """`Image 1: …` as a marker, wherever it stands, if each of the panels is named so once and in order."""
+    """Turn `Image 1: …` into a marker, if each panel is named exactly once and in order."""
     named = re.compile(r"\b(?:image|panel)\s*#?([1-9])\s*[:：]", re.IGNORECASE)
     numbers = [int(number) for number in named.findall(text)]
     return named.sub(r"<IMAGE \1>", text) if numbers == list(range(1, panels + 1)) else text
@@ -207,9 +208,7 @@ def _without_talk(text: str) -> str:
 
 
 def caption_in(value: Any, panels: int, numbers: Mapping[str, int]) -> str | None:
-    """The caption that a JSON answer holds: whole, or as a summary and one text per panel; None where that is
-    not plain.
-    """
+    """The caption in a JSON answer: whole, or as summary and one text per panel; None if unclear."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -258,7 +257,7 @@ def caption_in(value: Any, panels: int, numbers: Mapping[str, int]) -> str | Non
 
 
 def _number(key: str, numbers: Mapping[str, int]) -> int | None:
-    """The panel that a key of a JSON object is about."""
+    """The panel that a key of a JSON object refers to."""
     digits = re.findall(r"\d+", key)
     if len(digits) == 1:
         return int(digits[0])

@@ -1,4 +1,4 @@
-"""A caption that can be used: ask, look for what is wrong, ask again with that said."""
+"""Gets a usable caption: ask, look for problems, name them and ask again."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from triptych.captioning.undress import plain_caption
 from triptych.data.captions import in_house, lint, replaced_brands
 from triptych.errors import InputError
 
-WORDS_PER_TOKEN = 0.6  # English under the T5 tokenizer, cautiously
+WORDS_PER_TOKEN = 0.6  # English under the T5 tokenizer, a cautious estimate
 
 
 def linter(model: str, limit: int, brands: Sequence[str] = ()) -> Callable[[str, int], list[str]]:
-    """`captions.lint` of a text with so many panels, for a diffusion model that reads `limit` T5 tokens.
+    """A function for `captions.lint` of a text with a given number of panels, for a diffusion model that
+    reads `limit` T5 tokens.
 
-    Where the model's tokenizer is not on this machine, words are counted instead.
+    If the model's tokenizer is not on this machine, it counts words instead.
     """
 
     def problems(text: str, panels: int) -> list[str]:
@@ -34,8 +35,8 @@ def linter(model: str, limit: int, brands: Sequence[str] = ()) -> Callable[[str,
 
 
 def prompt_problems(model: str, prompt: str, panels: int, markers: Sequence[str] = ()) -> list[str]:
-    """`captions.lint` of a prompt for a diffusion model; whoever encodes it says whether it was cut. markers:
-    of its panels, if not those of the house.
+    """`captions.lint` of a prompt for a diffusion model, without a length limit: the text encoder reports a
+    cut itself. markers: those of its panels, if not of the house format.
     """
     tokenizer = prompt_tokenizer(model)
     return lint(
@@ -44,13 +45,13 @@ def prompt_problems(model: str, prompt: str, panels: int, markers: Sequence[str]
 
 
 def check_order(ask: Callable[[str], str], questions: Questions) -> None:
-    """Nothing, if the captioner says that the panels are what their task expects, or if it expects nothing.
+    """Check that the captioner sees the panels that the task expects; does nothing if the task expects none.
 
-    An answer that cannot be read is asked for once more, in plainer words.
+    An unreadable answer leads to one more question, in plainer words.
 
     Raises:
-        InputError: it plainly says another order. AnswerError: no answer that can be read. Whatever else
-            `ask` raises.
+        InputError: the answer clearly gives another order. AnswerError: no readable answer. `ask` may raise
+            others.
     """
     expected = [*questions.expected]
     if not expected:
@@ -66,7 +67,7 @@ def check_order(ask: Callable[[str], str], questions: Questions) -> None:
         except AnswerError as error:
             if (
                 error.fault != "model"
-            ):  # a refusal, or a server that failed at this picture: it was asked often enough
+            ):  # a refusal, or a server that failed at this picture: asking again is useless
                 raise
             failure = error
     if seen is None:
@@ -83,15 +84,15 @@ def usable_caption(
     limit: int,
     retries: int,
 ) -> tuple[str, Counter[str]]:
-    """The captioner's caption of a triptych, brands replaced, in which `problems` finds nothing; and how
-    often each brand was.
+    """A caption from the captioner, with brands replaced, in which `problems` finds nothing; and how often
+    each brand was replaced.
 
     Args:
-        ask: the captioner's answer to a question about the picture. problems: as `captions.lint`.
-        limit: T5 tokens a caption may have; each try asks for fewer words.
+        ask: returns the captioner's answer to a question about the picture. problems: as `captions.lint`.
+        limit: T5 tokens that a caption may have; each try asks for fewer words.
 
     Raises:
-        AnswerError: none in `retries` + 1 tries. Whatever else `ask` raises.
+        AnswerError: no usable caption in `retries` + 1 tries. `ask` may raise others.
     """
     prompt, failure = questions.caption, AnswerError("")
     panels, numbers = len(questions.panels), questions.numbers
@@ -107,7 +108,7 @@ def usable_caption(
             found = [error.message]
             if error.fault == "server":
                 break
-        # our own words only: nothing of an answer or of a server is ever part of a question
+        # Only our own words: no part of an answer or of a server's reply enters a question.
         words = max(10, min(200, int(limit * WORDS_PER_TOKEN)) >> attempt)
         said = "; ".join(found) if failure.fault == "model" else "it was refused"
         prompt = (

@@ -1,9 +1,9 @@
-"""Names of brands in running text: found whatever their apostrophes, accents and hyphens, but not where they
-are common words.
+"""Finds brand names in running text, with any apostrophes, accents and hyphens, except where they are common
+words.
 
 `Levi's` is also Levi’s, Levis and LEVI'S; `H&M` is also H & M and H and M; `Hermès` is also Hermes. `On`,
-`Next` and `Gap` are common words: they are a brand only with a capital letter, and at the start of a sentence
-only where no sentence would begin so.
+`Next` and `Gap` are common words. They count as brands only with a capital letter; at the start of a sentence
+only if a sentence would not begin with that word.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ underneath until up upon us use used very via was we well were what when where w
 whom whose why will with within without would yes yet you your yours
 """
 _FUNCTION = frozenset(_FUNCTION_WORDS.split())
-"""Words that sentences begin with, whatever follows."""
+"""Words that often begin a sentence."""
 
 _PLAIN_WORDS = """
 active air amber american anchor angel animal apple aqua arc arch armour art ash autumn axis baby balance
@@ -76,7 +76,7 @@ vision vital wave waves wax way wear weather weekday weekend west wharf wheel wh
 wing winter wish wolf woman women wonder wood wool word work world worn yard yellow young zebra zero zone
 """
 _PLAIN = frozenset(_PLAIN_WORDS.split())
-"""Words of captions and of everyday English that are also the names of brands, or may be."""
+"""Words of captions and of everyday English that are, or may be, names of brands."""
 
 MANY = 2
 """A name found more often than this in one caption may have been a common word."""
@@ -87,7 +87,7 @@ _HYPHENS = dict.fromkeys("‐‑‒–—−－", "-")
 
 
 def _folded(text: str) -> tuple[str, list[int]]:
-    """The text in plain lower-case letters, and where each of them stands in `text`."""
+    """The text in plain lower-case letters, and the position of each letter in `text`."""
     letters, places = [], []
     for place, character in enumerate(text):
         plain = _APOSTROPHES.get(character) or _HYPHENS.get(character) or character
@@ -109,7 +109,7 @@ def _is_common(name: str) -> bool:
 
 
 def _pattern(name: str, common: bool) -> str:
-    """A regular expression for a folded name: its words, with what people write between them."""
+    """A regular expression for a folded name: its words, with the usual separators between them."""
     folded = _folded(name)[0].strip()
     if not re.search(r"\w", folded):
         return re.escape(folded)
@@ -130,7 +130,7 @@ def _pattern(name: str, common: bool) -> str:
 
 
 def find_brands(text: str, brands: Iterable[str]) -> list[tuple[int, int, str]]:
-    """(start, end, brand) of every place where a brand is named, longest names first, none within another."""
+    """(start, end, brand) of every mention of a brand; longest names first, no overlaps."""
     names = sorted(
         {unicodedata.normalize("NFC", " ".join(name.split())) for name in brands},
         key=lambda name: (-len(name), name),
@@ -155,8 +155,8 @@ def find_brands(text: str, brands: Iterable[str]) -> list[tuple[int, int, str]]:
 
 
 def _is_name(text: str, start: int, end: int, name: str) -> bool:
-    """Whether a common word, as it stands in the text, is the brand: written as one, and not just the start
-    of a sentence.
+    """Whether a common word is the brand at this place: written like a name, and not just capitalised at the
+    start of a sentence.
     """
     word = text[start:end]
     words = re.findall(r"\w+", word)
@@ -178,7 +178,7 @@ def _is_name(text: str, start: int, end: int, name: str) -> bool:
 
 
 def replace_names(text: str, brands: Iterable[str], by: str) -> tuple[str, Counter[str]]:
-    """The text with `by` for every brand that it names, and how often each was replaced."""
+    """The text with `by` in place of every brand, and how often each brand was replaced."""
     found = find_brands(text, brands)
     for start, end, _ in reversed(found):
         text = text[:start] + by + text[end:]

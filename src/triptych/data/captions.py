@@ -4,7 +4,7 @@
     Three pictures of one linen shirt. <IMAGE 1> The front: ... <IMAGE 2> The back: ... <IMAGE 3> A man wears
     it: ...
 
-The grammar is exact: every marker once, in order, with text behind it. Whitespace is one space everywhere.
+The grammar is strict: every marker once, in order, with text behind it. All whitespace becomes single spaces.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ _TALK = re.compile(
 )
 UNREADABLE = "the text encoder does not know many of its words: write it in English"
 UNKNOWN_SHARE = 0.1
-"""Of a caption's letters: with more of them unknown to the text encoder, it cannot read the caption."""
+"""The largest share of a caption's letters that the text encoder may not know; above it, the caption is
+unreadable.
+"""
 
 
 def marker(number: int) -> str:
@@ -54,12 +56,12 @@ def marker(number: int) -> str:
 
 
 MOST_MARKER = 40
-"""Characters of the longest marker."""
+"""Length of the longest marker, in characters."""
 
 
 def markers_of(value: object, panels: int) -> tuple[str, ...]:
-    """The markers that a row or a file names, one for each panel; empty for the house's, and where what is
-    named can be none.
+    """The markers that a row or a file names, one for each panel; empty for the house format and for invalid
+    values.
     """
     if not isinstance(value, list | tuple) or len(value) != panels or len({*map(str, value)}) != panels:
         return ()
@@ -68,7 +70,7 @@ def markers_of(value: object, panels: int) -> tuple[str, ...]:
 
 
 def in_house(text: str, markers: Sequence[str]) -> str:
-    """A caption with markers of its own as one with the markers of the house: it can then be looked through.
+    """Turn a caption with foreign markers into the house format, so that it can be checked.
 
     Data sets with such markers (ali-vilab's In-Context LoRAs) write names of people as `<Leo>`; the brackets
     are left out.
@@ -76,37 +78,37 @@ def in_house(text: str, markers: Sequence[str]) -> str:
     if not markers:
         return text
     numbers = {one: marker(number) for number, one in enumerate(markers, 1)}
-    longest = sorted(markers, key=len, reverse=True)  # SCENE 1 also begins SCENE 10
+    longest = sorted(markers, key=len, reverse=True)  # SCENE 10 before SCENE 1, which it begins with
     parts = re.split(f"({'|'.join(map(re.escape, longest))})", text)
     return "".join(numbers.get(part) or _NAME.sub(r"\1", part) for part in parts)
 
 
 def with_markers(text: str, markers: Sequence[str]) -> str:
-    """A caption in the house format with markers of its own."""
+    """Turn a caption in the house format into one with the given markers."""
     for number, one in enumerate(markers, 1):
         text = text.replace(marker(number), one)
     return text
 
 
 def normalise(text: str) -> str:
-    """The text in Unicode form NFC, every run of whitespace one space, none at the ends."""
+    """The text in Unicode form NFC, every run of whitespace as one space, none at the ends."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def read_caption(path: Path, *, hint: str = "") -> str:
-    """The caption in a file, normalised: no byte-order mark, one line, one space between words. `hint`: see
+    """The caption in a file, normalised: no byte-order mark, one line, single spaces. `hint`: see
     `read_text`.
 
     Raises:
-        InputError: missing, larger than a caption can be, no regular file, or not UTF-8 (UTF-16 and cp1252
-            are not).
+        InputError: missing, larger than any caption, no regular file, or not UTF-8 (UTF-16 and cp1252 are
+            not).
     """
     return normalise(read_text(path, CAPTION_BYTES, "The caption", hint=hint).replace("\ufeff", ""))
 
 
 @dataclass(frozen=True)
 class Caption:
-    """`summary` of the whole triptych (may be empty) and one text per panel, in reading order."""
+    """`summary` of the whole triptych (may be empty), and one text per panel in reading order."""
 
     summary: str
     panels: tuple[str, ...]
@@ -133,12 +135,12 @@ class Caption:
 
 
 def example(panels: int) -> str:
-    """The house format in short."""
+    """A short example of the house format."""
     return " ".join(["summary", *(f"{marker(number)} text" for number in range(1, panels + 1))])
 
 
 def _structure(text: str, panels: int) -> list[str]:
-    """What keeps `text` from being parsed into `panels` panels."""
+    """The reasons why `text` does not parse into `panels` panels."""
     assert panels > 0
     found = [int(number) for number in _MARKER.findall(text)]
     expected = list(range(1, panels + 1))
@@ -173,19 +175,19 @@ def lint(
     max_words: int | None = None,
     unknown_share: Callable[[str], float] | None = None,
 ) -> list[str]:
-    """Everything wrong with a caption, one short phrase each; empty when it can be used as it is.
+    """Every problem of a caption, as short phrases; empty if it can be used as it is.
 
-    The phrases hold nothing of the text itself, so they can be shown, logged and sent back to a model.
+    The phrases repeat no word of the caption, so they can be shown, logged and sent back to a model.
 
     Args:
         text: a caption as it came from a model or a file.
-        panels: how many panels it has to describe.
+        panels: the number of panels it has to describe.
         brands: names that must have been replaced by `<Brand>`.
         token_counter: counts the text encoder's tokens, end token included.
-        max_tokens: what the text encoder reads; needs `token_counter`.
-        max_words: a plainer limit.
-        unknown_share: how much of a text's letters the text encoder does not know, 0 to 1; by default those
-            of other scripts.
+        max_tokens: the number of tokens that the text encoder reads; needs `token_counter`.
+        max_words: a simpler limit.
+        unknown_share: returns the share of a text's letters that the text encoder does not know, 0 to 1; by
+            default the share of non-Latin letters.
     """
     problems = _structure(text, panels)
     if not problems and not _MARKER.split(text)[0].strip():
@@ -220,8 +222,8 @@ def lint(
 
 
 def foreign_share(text: str) -> float:
-    """How much of a text, 0 to 1, is in letters and signs that no text encoder here knows:
-    not Latin, emoji.
+    """The share of a text, 0 to 1, in characters that no text encoder here knows: non-Latin letters and
+    emoji.
     """
     signs = [
         character
@@ -235,8 +237,8 @@ def foreign_share(text: str) -> float:
 
 
 def _invisible(character: str) -> bool:
-    """Control, bidirectional and other format characters, surrogates, private use; line ends and tabs are
-    whitespace.
+    """Control, bidirectional and other format characters, surrogates, private use. Line ends and tabs are not
+    among them: they are whitespace.
     """
     return character not in "\n\r\t" and unicodedata.category(character) in {
         "Cc",
@@ -249,9 +251,9 @@ def _invisible(character: str) -> bool:
 
 
 def replace_brand(text: str, brands: Iterable[str]) -> str:
-    """The text, normalised, with every name in `brands` as `<Brand>`; `brands.py` says what counts as one.
+    """The text, normalised, with every name in `brands` as `<Brand>`; see `brands.py` for the rules.
 
-    Markers are left alone even when a brand is called Image or Brand.
+    Markers stay even if a brand is called Image or Brand.
     """
     return replaced_brands(text, brands)[0]
 
@@ -260,7 +262,7 @@ def replaced_brands(text: str, brands: Iterable[str]) -> tuple[str, Counter[str]
     """`replace_brand`, and how often each name was replaced."""
     names, counts, before = list(brands), Counter[str](), ""
     text = _ANY_BRAND.sub(BRAND, normalise(text))
-    while names and before != text:  # a name may come to light beside one that was replaced
+    while names and before != text:  # replacing one name may uncover another
         before, parts = text, []
         for part in _TOKEN.split(text):
             replaced, found = (
@@ -273,10 +275,10 @@ def replaced_brands(text: str, brands: Iterable[str]) -> tuple[str, Counter[str]
 
 
 def where_cut(text: str, limit: int, count_tokens: Callable[[str], int]) -> str:
-    """What a text encoder that reads `limit` tokens leaves of a prompt, as a sentence; "" if it reads all of
-    it.
+    """A sentence that says where a text encoder with a limit of `limit` tokens cuts a prompt; "" if it reads
+    the whole prompt.
 
-    count_tokens: tokens of a text, end token included.
+    count_tokens: returns the tokens of a text, end token included.
     """
     total = count_tokens(text)
     if total <= limit:

@@ -1,7 +1,7 @@
-"""The catalogue of photos: the item each belongs to, and the verdict about every one.
+"""The catalogue of photos: each photo's item and verdict.
 
-`photos.jsonl` has one row per file under the photo folder, rejected ones with their reason. `overrides.txt`
-is the user's word, which wins over the classifier:
+`photos.jsonl` has one row per file under the photo folder, also for rejected files, with the reason.
+`overrides.txt` holds the user's corrections, which win over the classifier:
 
     # path from the photo folder, then a label: human, garment, front, back (a garment seen from there) or
     rejected item1/IMG_0012.jpg  human item2/my coat 3.jpg back
@@ -31,9 +31,9 @@ OVERRIDE_LABELS = {
     "back": "garment",
     "rejected": "rejected",
 }
-"""Words of the override file, and the label of the catalogue that each gives."""
+"""Words of the override file, and the catalogue label of each."""
 MIXED = "its item seems to hold several garments"
-"""Reason of the garment photos of such an item; they are labelled unsure."""
+"""The reason for garment photos of such an item, which are labelled unsure."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Photo:
     """The verdict about one file.
 
     Attributes:
-        item: the product it belongs to; "" for files that lie in no item folder.
-        path: the photo folder as the user gave it, joined with the way down; opens from the same current
-        directory. sha256: hex digest of the file's bytes; "" for what was refused unread. label: one of
-        `LABELS`. score: confidence in [0, 1] that it shows a human; None where the classifier was not asked.
-        reason: why it is rejected or (`MIXED`) unsure, or who said so if not the classifier (`override:
-        back`, `example`); else "".
+        item: the product it belongs to; "" for files outside item folders.
+        path: the photo folder as the user gave it, joined with the relative path; it opens from the same
+        current directory. sha256: hex digest of the file's bytes; "" for files refused unread. label: one of
+        `LABELS`. score: the classifier's probability in [0, 1] that the photo shows a human; None if it was
+        not asked. reason: why the photo is rejected or (`MIXED`) unsure, or who labelled it if not the
+        classifier (`override: back`, `example`); else "".
     """
 
     item: str
@@ -61,7 +61,7 @@ class Photo:
 
 
 def write_photos(path: Path, photos: Iterable[Photo]) -> None:
-    """Write `photos.jsonl`; names that are not UTF-8 (they are always rejected ones) are written with "?"."""
+    """Write `photos.jsonl`. Names that are not UTF-8 (always rejected files) are written with "?"."""
     write_jsonl(
         path,
         (
@@ -90,17 +90,17 @@ def read_photos(path: Path) -> list[Photo]:
 
 
 def reject_reasons(photos: Iterable[Photo]) -> list[tuple[str, int]]:
-    """(reason, count) of the rejected photos, the most frequent first."""
+    """(reason, count) of the rejected photos, most frequent first."""
     return Counter(short_reason(photo.reason) for photo in photos if photo.label == "rejected").most_common()
 
 
 def short_reason(reason: str) -> str:
-    """A reason without what differs from photo to photo."""
+    """A reason without the part that differs between photos."""
     return re.split(r": | of ", reason)[0]
 
 
 def why_nothing_usable(photos: Iterable[Photo]) -> tuple[str, str]:
-    """A sentence that says why a catalogue has no usable photo, and a hint what to do."""
+    """A sentence that says why a catalogue has no usable photo, and a hint."""
     return nothing_usable(Counter(photo.reason for photo in photos if photo.label == "rejected"))
 
 
@@ -119,21 +119,20 @@ def nothing_usable(reasons: Counter[str]) -> tuple[str, str]:
     return f"No photo is usable: {listed}.", hint
 
 
-# --- What the user says
+# --- Overrides by the user
 # -------------------------------------------------------------------------------------------------
 
 MAX_OVERRIDE_BYTES = 16 << 20
 
 
 def read_overrides(path: Path) -> dict[str, str]:
-    """{path from the photo folder as it is written: word of `OVERRIDE_LABELS`}; of two lines about one photo
-    the later wins.
+    """{relative path as written: word of `OVERRIDE_LABELS`}; the later of two lines about one photo wins.
 
-    A name may hold anything but a line break; with one, or with spaces at its ends, it is written as a JSON
-    string.
+    A name may hold any character but a line break. A name with a line break, or with spaces at its ends, is
+    written as a JSON string.
 
     Raises:
-        InputError: unreadable file, or a line without a known label at its end.
+        InputError: the file cannot be read, or a line does not end in a known label.
     """
     text = read_text(path, MAX_OVERRIDE_BYTES, "The override file")
     overrides: dict[str, str] = {}
@@ -161,18 +160,17 @@ def _override(line: str) -> tuple[str, str]:
             quoted = json.loads(name)
             name = quoted if isinstance(quoted, str) else name
         except (ValueError, RecursionError):
-            pass  # a name that happens to stand in quotes
+            pass  # a name that happens to be in quotes
     return name, word.lower()
 
 
 def match_overrides(
     overrides: Mapping[str, str], names: Iterable[str], photos: Path = Path(".")
 ) -> tuple[dict[str, str], list[str]]:
-    """({name of a photo: word}, lines that mean no photo). Names are paths from the photo folder with "/".
+    """({name of a photo: word}, lines that match no photo). Names are relative to the photo folder, with "/".
 
-    The exact name counts first. Windows' backslashes are understood, and so are letters with accents that are
-    written as one character here and as two in the name of the file; and the path of `photos`, or that
-    folder's name, in front.
+    An exact match wins. Otherwise Windows backslashes are accepted, accented letters in composed or
+    decomposed form, and the path of `photos` or its folder name in front.
     """
     fronts = _fronts(photos)
     known = list(names)
@@ -197,14 +195,14 @@ def match_overrides(
 
 
 def _fronts(photos: Path) -> list[str]:
-    """What may stand before the path from the photo folder: its path as given or in full, or its name."""
+    """Prefixes that a path may have: the photo folder's path as given, its full path, or its name."""
     whole = Path(os.path.abspath(photos))
     folders = (photos.as_posix(), whole.as_posix(), Path(os.path.realpath(photos)).as_posix(), whole.name)
     return [f"{folder.rstrip('/')}/" for folder in dict.fromkeys(folders) if folder]
 
 
 def override_name(path: Path, photos: Path) -> str:
-    """A photo's name as a line of `overrides.txt` takes it."""
+    """A photo's name as `overrides.txt` expects it."""
     name = writable(path.relative_to(photos).as_posix())
     odd = name != name.strip() or not name.isprintable() or name[0] in '"#'
     if not odd:

@@ -1,5 +1,5 @@
-"""The contact sheet of a catalogue: every photo with its verdict, so that a person finds what the classifier
-got wrong.
+"""The contact sheet of a catalogue: every photo with its verdict, so that a person can spot the classifier's
+mistakes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from triptych.store.files import digest, write_text
 
 SHEET = 240  # photos on the contact sheet
 COLOURS = {"human": "#2f7fd6", "garment": "#3aa35b", "unsure": "#f0a020", "rejected": "#d43c3c"}
-_FORMAT = 3  # of the sheet's layout: an older sheet is drawn anew
+_FORMAT = 3  # version of the sheet's layout: a sheet of an older version is drawn again
 
 
 def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path) -> int:
-    """Draw the contact sheet, unless it shows the same already; how many photos are on it.
+    """Draw the contact sheet unless it is up to date; return the number of photos on it.
 
-    Every photo has a number. A text file of the sheet's name lists number, path from the photo folder (as
-    `overrides.txt` takes it) and verdict, for names that are too long or in a script that no font here has.
-    Of large catalogues the sheet shows the items that need a look: first those with unsure or rejected
-    photos, then the rest.
+    Every photo has a number. A text file with the sheet's name lists number, path relative to the photo
+    folder (as in `overrides.txt`) and verdict, since a name may be too long or in a script that no font here
+    has. The sheet of a large catalogue shows the items that need attention: first those with unsure or
+    rejected photos, then the rest.
     """
     items: dict[str, list[Photo]] = {}
     for row in rows:
@@ -51,7 +51,7 @@ def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path) -> int:
 
 
 def _sides(photos: Iterable[Photo]) -> list[tuple[Photo, str]]:
-    """The front and back of an item, each with the words that the sheet says of it."""
+    """The front and back of an item, each with the words for the sheet."""
     garment = [photo for photo in photos if photo.label == "garment"]
     if not garment or not garment[0].item:
         return []

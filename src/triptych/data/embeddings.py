@@ -1,6 +1,6 @@
-"""EmbeddingRecord: everything training needs of one triptych, keyed by id: `<id>.safetensors` and, once for
-every caption, `texts/<sha256 of the caption>.safetensors` (a T5-XXL embedding is larger than a triptych's
-latents).
+"""EmbeddingRecord: all that training needs to know about one triptych, by id. It lies in `<id>.safetensors`;
+the text embeddings lie once per caption in `texts/<sha256 of the caption>.safetensors`, because a T5-XXL
+embedding is larger than a triptych's latents.
 
 Legend: C latent channels, H and W latent rows and columns of the whole canvas.
 """
@@ -25,29 +25,29 @@ from triptych.pictures.panels import PanelLayout
 from triptych.store.files import parse_json, publish, read_json
 
 EMPTY = "_empty_prompt"
-"""Name of the record-like file that holds the text embeddings of the empty prompt, for caption dropout and
-guidance.
+"""Name of the file with the text embeddings of the empty prompt, for caption dropout and guidance. It has the
+form of a record.
 """
 TEXTS = "texts"
-"""Folder below the records for the text embeddings, one file per caption."""
+"""Subfolder with the text embeddings, one file per caption."""
 
 INDEX = "embed.index.json"
-"""Name of the list of ids that the last complete run of `embed` found; records of triptychs gone since are
+"""Name of the list of ids that the last complete run of `embed` found; records of triptychs deleted since are
 not in it.
 """
 
 REJECTS = "embed.rejects.jsonl"
-"""Name of the list of triptychs that were left out, each with its reason."""
+"""Name of the list of omitted triptychs, each with its reason."""
 
 
 @dataclass(frozen=True)
 class EmbeddingRecord:
-    """Latents and text of one triptych, and the hashes of what they were made from.
+    """Latents and text of one triptych, and hashes of the picture and the caption that they come from.
 
     latent_mean_CHW, latent_std_CHW: the autoencoder's posterior, in the space the transformer works in.
-    text: the backbone's text tensors, without a batch dimension. dtype: in which its encoders computed it.
-    layout_by: who says where the panels are; item: the garment's name; both empty in records of older
-    versions. markers: those of the caption, one for each panel; empty for those of the house.
+    text: the backbone's text tensors, without a batch dimension. dtype: the precision in which its encoders
+    computed them. layout_by: the source of the layout. item: the garment's name. Both are empty in records of
+    older versions. markers: the caption's markers, one for each panel; empty for the house format.
     """
 
     id: str
@@ -75,7 +75,7 @@ def text_path(record_path: Path, caption_sha256: str) -> Path:
 
 
 def save_record(record: EmbeddingRecord, path: Path) -> None:
-    """Write a record, and the text of its caption unless another record with that caption has brought it."""
+    """Write a record, and the text embeddings of its caption unless another record has written them."""
     text = text_path(path, record.caption_sha256)
     made_by = read_about(text) or {}
     if (made_by.get("model"), made_by.get("dtype")) != (record.model, record.dtype):
@@ -84,7 +84,7 @@ def save_record(record: EmbeddingRecord, path: Path) -> None:
 
 
 def save_latents(record: EmbeddingRecord, path: Path) -> None:
-    """Write a record, but not its text, which has a file of its own."""
+    """Write a record without its text embeddings, which have a file of their own."""
     tensors = {"latent_mean": record.latent_mean_CHW, "latent_std": record.latent_std_CHW}
     about: dict[str, object] = {
         "id": record.id,
@@ -102,7 +102,7 @@ def save_latents(record: EmbeddingRecord, path: Path) -> None:
 
 
 def save_text(text: Mapping[str, Tensor], model: str, path: Path, dtype: str = "") -> None:
-    """Text tensors alone, without a batch dimension."""
+    """Write text tensors, without a batch dimension."""
     _save({f"text.{name}": value for name, value in text.items()}, {"model": model, "dtype": dtype}, path)
 
 
@@ -116,7 +116,7 @@ def _save(tensors: dict[str, Tensor], about: dict[str, object], path: Path) -> N
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
-    """What a record or a text file says it was made from, without reading its tensors; None if the file is
+    """The metadata of a record or text file: what it was computed from. Reads no tensors; None if the file is
     missing or damaged.
     """
     try:
@@ -175,7 +175,7 @@ def _text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass
 class EmbeddingFolder:
-    """The records of one backbone, `<folder>/<id>.safetensors`, joined by id and never by position.
+    """The records of one backbone, `<folder>/<id>.safetensors`, looked up by id, never by position.
 
     Raises:
         WorkError: the folder holds no record.
@@ -208,7 +208,7 @@ class EmbeddingFolder:
 
     @cached_property
     def about(self) -> dict[str, dict[str, Any]]:
-        """By id what each record was made from, read without its tensors.
+        """By id, the metadata of each record, read without its tensors.
 
         Raises:
             WorkError: a record that is damaged.
@@ -223,7 +223,7 @@ class EmbeddingFolder:
         return _text(_load(self.path / f"{EMPTY}.safetensors")[0])
 
     def __getitem__(self, id: str) -> EmbeddingRecord:
-        """A record; the last 512 read stay in memory."""
+        """A record. Up to 512 records stay in memory; the oldest one makes room."""
         if id not in self._cache:
             if len(self._cache) >= 512:
                 self._cache.pop(next(iter(self._cache)))

@@ -1,8 +1,7 @@
-"""An In-Context LoRA data set of somebody else's: pictures of several panels on one canvas, captions beside
-them.
+"""Imports foreign In-Context LoRA data sets: pictures of several panels on one canvas, with captions.
 
-Such sets say nowhere how many rows and columns a canvas has, so whoever imports one says it. Their sides need
-not fall on a model's grid: every panel is fitted to it on its own.
+Such sets do not state the rows and columns of a canvas, so the user states them. Panel sizes need not fit a
+model's grid: every panel is fitted to it on its own.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from triptych.errors import ConfigError, InputError
 from triptych.pictures.panels import MAX_PANELS, PLAIN_ROLE, Box, PanelLayout, equal_boxes
 
 NUMBER = "{n}"
-"""Stands for a panel's number in a marker."""
+"""Placeholder for a panel's number in a marker."""
 _MARKER = re.compile(r"([\[<({][A-Za-z][A-Za-z _-]{0,20})1([\])}>])")
 
 
@@ -27,7 +26,7 @@ def read_grid(text: str) -> tuple[int, int]:
     """(rows, columns) of `3x1`.
 
     Raises:
-        ConfigError: it says none, or there is only one panel, or more than can be.
+        ConfigError: the text is no grid, has only one panel, or has too many.
     """
     found = re.fullmatch(r"\s*(\d{1,2})\s*[xX×]\s*(\d{1,2})\s*", text)
     rows, columns = (int(found[1]), int(found[2])) if found else (0, 0)
@@ -42,10 +41,11 @@ def read_grid(text: str) -> tuple[int, int]:
 def read_roles(
     roles: Sequence[str], made: Sequence[str], count: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(roles, those that are made): `panel1` … without names, all of them where none is said to be made.
+    """(roles, generated roles). Without names the roles are `panel1` …; by default all are generated.
 
     Raises:
-        ConfigError: too few or too many roles, no different plain words, or made ones that are none of them.
+        ConfigError: too few or too many roles, roles that are not distinct plain words, or unknown generated
+            roles.
     """
     names = tuple(roles) or tuple(f"panel{number}" for number in range(1, count + 1))
     if len(names) != count or len({*names}) != count or not all(map(PLAIN_ROLE.fullmatch, names)):
@@ -59,10 +59,11 @@ def read_roles(
 
 
 def read_markers(given: Sequence[str], count: int) -> tuple[str, ...]:
-    """The markers of the panels, of `[SCENE-{n}]` or of one for each panel; empty for those of the house.
+    """The markers of the panels, from one pattern such as `[SCENE-{n}]` or one marker per panel; empty for
+    the house format.
 
     Raises:
-        ConfigError: neither, or markers that are no different plain text.
+        ConfigError: neither form, or markers that are not distinct plain text.
     """
     if not given:
         return ()
@@ -79,7 +80,7 @@ def read_markers(given: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def markers_in(caption: str, count: int) -> str:
-    """What seem to be the markers of a caption, such as `[SCENE-{n}]`; empty if not every panel has one."""
+    """The pattern of the markers in a caption, such as `[SCENE-{n}]`; empty if not every panel has one."""
     for found in _MARKER.finditer(in_house(caption, ())):
         template = f"{found[1]}{NUMBER}{found[2]}"
         if all(template.replace(NUMBER, str(number)) in caption for number in range(1, count + 1)):
@@ -88,7 +89,7 @@ def markers_in(caption: str, count: int) -> str:
 
 
 class Fitted(NamedTuple):
-    """A canvas on the grid, its layout, and what was done to its panels."""
+    """A canvas on the grid, its layout, and a description of the change to its panels."""
 
     canvas: Image.Image
     layout: PanelLayout
@@ -96,7 +97,7 @@ class Fitted(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a canvas is to become. width, height: of a panel in pixels, None for the picture's own."""
+    """The wanted form of a canvas. width, height: of a panel in pixels, None for the picture's own."""
 
     rows: int
     columns: int
@@ -108,10 +109,10 @@ class Wanted(NamedTuple):
 
 
 def fitted(canvas: Image.Image, wanted: Wanted) -> Fitted:
-    """The canvas with every panel fitted to the grid on its own, so that no seam moves into a panel.
+    """Fit every panel of the canvas to the grid on its own, so that no seam moves into a panel.
 
-    A panel keeps its own pixels, and loses those at its edges that are too many for a multiple of `stride`.
-    Where another size is wanted, the middle of it is scaled.
+    By default a panel keeps its own pixels, less those at its edges beyond a multiple of `stride`. If another
+    size is wanted, the middle of the panel is scaled.
 
     Raises:
         InputError: panels smaller than the grid.
@@ -142,7 +143,9 @@ def fitted(canvas: Image.Image, wanted: Wanted) -> Fitted:
 
 
 def _size(own: tuple[int, int], wanted: Wanted) -> tuple[int, int]:
-    """Width and height of a panel on the grid. A side that is not wanted follows the other, or is its own."""
+    """Width and height of a panel on the grid. A side without a wanted size follows the other, or keeps its
+    own.
+    """
     if wanted.width is None and wanted.height is None:
         return own[0] // wanted.stride * wanted.stride, own[1] // wanted.stride * wanted.stride
     width = (
@@ -153,7 +156,9 @@ def _size(own: tuple[int, int], wanted: Wanted) -> tuple[int, int]:
 
 
 def _middle(box: Box, size: tuple[int, int], *, whole: bool) -> tuple[float, float, float, float]:
-    """The largest part in the middle of `box` of the shape of `size`; with `whole`, of that very size."""
+    """The largest part in the middle of `box` with the aspect of `size`; with `whole`, with exactly that
+    size.
+    """
     width, height = box.right - box.left, box.bottom - box.top
     scale = 1.0 if whole else min(width / size[0], height / size[1])
     part = size[0] * scale, size[1] * scale
@@ -164,5 +169,5 @@ def _middle(box: Box, size: tuple[int, int], *, whole: bool) -> tuple[float, flo
 
 
 def name_of(path: Path) -> str:
-    """The id of a picture: its name, without what would hide it or lead out of its folder."""
+    """The id of a picture: its file name, without characters that would hide it or leave its folder."""
     return re.sub(r"[\s/\\:]+", "-", path.stem).lstrip(".") or "picture"

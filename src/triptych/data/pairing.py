@@ -1,4 +1,4 @@
-"""Which photos stand together in a triptych: front, back and one worn photo of an item."""
+"""Chooses the photos of each triptych: front, back and one worn photo of an item."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from triptych.pictures.panels import PanelLayout
 from triptych.store.files import digest, parse_json
 
 PAIRS = "pairs.jsonl"
-"""File in the catalogue: which photos stand together."""
+"""Catalogue file that lists the photos of each triptych."""
 CHUNK = "triptych"
-"""Text chunk of a triptych's PNG that holds what it was made from, as JSON."""
+"""Text chunk of a triptych's PNG with its origin, as JSON."""
 EARLIER = "earlier_sha256"
-"""Key in there: sha256 of the files that showed the same photos before, in panels of another size."""
+"""Key in the origin: sha256 of earlier files with the same photos, in panels of another size."""
 
 
 def made_from(picture: Path) -> dict[str, Any] | None:
-    """What a triptych says it was made from; {} if it says nothing, None if it is missing or damaged.
+    """The origin that a triptych states: {} if it states none, None if it is missing or damaged.
 
-    The picture may come from anybody: what it says is compared with what is known, and nothing is done
-    because of it.
+    The picture may come from anybody. Its statement is only compared with known facts and never triggers an
+    action.
     """
     try:
         with Image.open(picture, formats=["PNG"]) as image:
             text = image.info.get(CHUNK)
         origin = {} if text is None else parse_json(text)
-    except Exception:  # damaged PNGs make the parsers raise almost anything
+    except Exception:  # damaged PNGs make the parsers raise almost any exception
         return None
     return origin if isinstance(origin, dict) else None
 
 
 def earlier_pictures(picture: Path) -> list[str]:
-    """sha256 of the files that a triptych has taken the place of with the same photos: captions of those are
-    its own.
+    """sha256 of earlier files that this triptych replaced, with the same photos: their captions hold for it
+    too.
     """
     earlier = (made_from(picture) or {}).get(EARLIER)
     return [one for one in earlier if isinstance(one, str)] if isinstance(earlier, list) else []
@@ -62,14 +62,14 @@ class Triple:
 
     @property
     def guessed(self) -> bool:
-        """Whether nobody has said which photo is the front and which the back."""
+        """Whether neither the user nor a file name says which photo is the front and which the back."""
         return self.sides.front is not self.sides.back and "guess" in (
             self.sides.front_by,
             self.sides.back_by,
         )
 
     def origin(self, layout: PanelLayout) -> dict[str, Any]:
-        """What the canvas is made from: equal origins, equal pixels."""
+        """The origin of the canvas: equal origins give equal pixels."""
         hashes = {f"{role}_sha256": photo.sha256 for role, photo in self.photos.items()}
         return {"id": self.id, "item": self.item, **hashes, "layout": layout.to_dict()}
 
@@ -80,10 +80,9 @@ class Triple:
 def plan(
     photos: Iterable[Photo], max_concat_n: int, seed: int
 ) -> tuple[list[Triple], list[dict[str, Any]], list[dict[str, Any]]]:
-    """(triptychs, items that give none with the reason, photos that are not needed with the reason), item by
-    item.
+    """(triptychs, items without a triptych and the reason, spare photos and the reason), item by item.
 
-    What becomes of an item depends on its own photos alone.
+    The result for an item depends on its own photos alone.
     """
     items: dict[str, list[Photo]] = {}
     for photo in photos:
@@ -127,7 +126,7 @@ def plan(
 
 
 def _distinct(photos: Iterable[Photo], label: str, spares: list[dict[str, Any]]) -> list[Photo]:
-    """The photos with a label, each file content once; the second copies go to `spares`."""
+    """The photos with a label, each file content once; duplicates go to `spares`."""
     first: dict[str, Photo] = {}
     for photo in photos:
         if photo.label == label and first.setdefault(photo.sha256, photo) is not photo:
@@ -140,9 +139,9 @@ def _spare(photo: Photo, reason: str) -> dict[str, Any]:
 
 
 def choose_worn(human: Sequence[Photo], item: str, at_most: int, seed: int) -> list[Photo]:
-    """At most so many of the worn photos of an item, in their order.
+    """At most `at_most` worn photos of an item, in their order.
 
-    The choice hangs on seed, item and photo only: adding an item, or a photo that is not chosen, changes
+    The choice depends only on seed, item and photos: adding an item, or a photo that is not chosen, changes
     nothing.
     """
     chosen = sorted(human, key=lambda photo: digest([seed, item, photo.sha256]))[:at_most]
@@ -150,8 +149,8 @@ def choose_worn(human: Sequence[Photo], item: str, at_most: int, seed: int) -> l
 
 
 def triptych_id(item: str, worn_sha256: str) -> str:
-    """A file name for any item name: what ASCII it has, and 12 hex digits that tell items and worn photos
-    apart.
+    """A valid file name for any item name: its ASCII characters, and 12 hex digits that distinguish items and
+    worn photos.
     """
     ascii_only = unicodedata.normalize("NFKD", item).encode("ascii", "ignore").decode()
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_only).strip("-._")[:48] or "item"

@@ -1,6 +1,4 @@
-"""Folders of photos: which files lie there, which item each belongs to, and what is no photo whatever it
-contains.
-"""
+"""Scans folders of photos: lists the files, the item of each, and the entries that cannot be photos."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ MANAGED = frozenset(
         "network trash folder",
     }
 )
-"""Names that photo managers, network drives and systems keep for themselves, in small letters."""
+"""Names that photo managers, network drives and systems reserve, in lower case."""
 _MANAGED_ENDINGS = (
     ".lrdata",
     ".photoslibrary",
@@ -59,14 +57,14 @@ thumbs hires highres lowres resized edited vorne hinten vorderseite rückseite s
 VIEW_FOLDERS = frozenset(_VIEW_WORDS.split())
 """Names of folders inside an item that are no items: they sort one item's photos by view, size or origin."""
 MOST_PER_VIEW = 6
-"""Photos in one view of one item; where a folder of views has more, it holds the views of many items."""
+"""Most photos in one view of one item; a folder of views with more holds the views of many items."""
 
 
 @dataclass
 class _Folder:
     path: Path
     photos: int = 0
-    """Files in the folder itself that are called as photos are."""
+    """Files directly in the folder with the ending of a photo."""
     entries: list[Path] = field(default_factory=list)
     below: list[_Folder] = field(default_factory=list)
 
@@ -76,22 +74,22 @@ class _Folder:
 
 
 def real(path: Path) -> Path:
-    """The path without links, as far as it exists. `Path.resolve` raises for links in a circle."""
+    """The path with links resolved, as far as it exists. `Path.resolve` raises for circular links."""
     return Path(os.path.realpath(path))
 
 
 def scan(photos_dir: Path, skip: Iterable[Path] = ()) -> list[tuple[str, Path]]:
-    """Every file below a photo folder as (item, path), items and names in natural order (2 before 10).
+    """Every file below a photo folder as (item, path), in natural order of items and names (2 before 10).
 
-    An item is the topmost folder that holds photos: all that lies deeper belongs to it. Folders above it
+    An item is the topmost folder that holds photos; all deeper files belong to it. Folders above it
     (categories) become part of its name: `coats/item1` → `coats__item1`. Files directly in the photo folder
-    have the item "", and so have photos that lie beside folders of items (`coats/sizechart.jpg`). What
-    `refusal` refuses is listed too; hidden folders, those of photo managers and links to folders are listed
-    as one entry and not entered. Folders in `skip` (work folder, examples) are left out.
+    have the item "", and so have photos beside folders of items (`coats/sizechart.jpg`). Files that `refusal`
+    refuses are listed too. Hidden folders, those of photo managers and links to folders are listed as one
+    entry and not entered. Folders in `skip` (work folder, examples) are left out.
 
     Raises:
         InputError: the folder is missing, is no folder or cannot be read; two item folders have the same item
-            name; or the folder is sorted as known data sets are, not by item.
+            name; or the folder has the structure of a known data set instead of one folder per item.
     """
     root = Path(photos_dir)
     if not root.is_dir():
@@ -116,11 +114,10 @@ def scan(photos_dir: Path, skip: Iterable[Path] = ()) -> list[tuple[str, Path]]:
 
 
 def find_photos(photos_dir: Path, asides: Iterable[Path | None]) -> list[tuple[str, Path]]:
-    """What `scan` finds, without the folders among `asides` that lie in the photo folder (work folder,
-    examples).
+    """`scan`, without those folders among `asides` that lie in the photo folder (work folder, examples).
 
     Raises:
-        InputError: as `scan`; or there is no file.
+        InputError: as `scan`; or there are no files.
     """
     given = [folder for folder in asides if folder is not None]
     found = scan(photos_dir, skip=[folder for folder in given if real(folder) != real(photos_dir)])
@@ -144,8 +141,8 @@ def find_photos(photos_dir: Path, asides: Iterable[Path | None]) -> list[tuple[s
 
 
 def _tree(root: Path, left_out: set[Path], closed: list[Path]) -> _Folder:
-    """All folders below `root` that are entered. Folders that may not be read go to `closed` and become an
-    entry.
+    """The tree of all folders below `root` that are entered. Unreadable folders go to `closed` and become one
+    entry each.
     """
     folders = {root: _Folder(root)}
 
@@ -174,13 +171,13 @@ def _tree(root: Path, left_out: set[Path], closed: list[Path]) -> _Folder:
 
 
 def _items(folder: _Folder, root: Path) -> Iterator[tuple[str, _Folder]]:
-    """(item, folder) for every item below, and ("", or the own name, folder) for the files of folders that
-    are none.
+    """(item, folder) for every item below, and ("" or the folder's own name, folder) for the files outside
+    items.
     """
     if folder.path != root and _is_item(folder):
         yield item_name(folder.path, root), folder
         return
-    # A folder without photos keeps its name: an item whose files are none of them usable is reported as one.
+    # A folder without photos keeps its name: an item with only unusable files is reported under its own name.
     yield ("" if folder.total or folder.path == root else item_name(folder.path, root)), folder
     for below in folder.below:
         yield from _items(below, root)
@@ -191,8 +188,8 @@ def _is_item(folder: _Folder) -> bool:
     subs = [below for below in folder.below if below.total]
     odd = [below for below in subs if not _is_view(below)]
     if folder.photos:
-        # Own photos beside several folders with photos: those are the items. One such folder may be a part of
-        # this item.
+        # If photos lie beside several folders with photos, those folders are the items. A single such folder
+        # may be a part of this item.
         return not odd or (len(odd) == 1 and folder.photos >= 2 and folder.photos >= odd[0].total)
     return (
         len(subs) > 1 and not odd and all(below.total <= MOST_PER_VIEW and not below.below for below in subs)
@@ -200,12 +197,11 @@ def _is_item(folder: _Folder) -> bool:
 
 
 def _refuse_data_sets(folder: _Folder, depth: int = 0) -> None:
-    """Refuse data sets for training that are sorted by kind of picture: as item folders they would mix
-    garments.
+    """Refuse training data sets that are sorted by kind of picture: as item folders they would mix garments.
 
     Raises:
-        InputError: VITON-HD's `image/` and `cloth/` with pictures of equal names, or DressCode's `images/`
-            with pictures 0123_0 and 0123_1, or a list of pairs beside such folders.
+        InputError: VITON-HD's `image/` and `cloth/` with equal file names, or DressCode's `images/` with
+            files 0123_0 and 0123_1, or a list of pairs beside such folders.
     """
     listed = any(_PAIRS.fullmatch(path.name.lower()) for path in folder.entries)
     people = [below for below in folder.below if below.path.name.casefold() in _PEOPLE and below.photos >= 2]
@@ -264,7 +260,7 @@ def _stems(folder: _Folder) -> set[str]:
 
 
 def _numbered_pairs(folder: _Folder) -> bool:
-    """Whether it holds pictures N_0 and N_1 of several numbers N."""
+    """Whether the folder holds pictures N_0 and N_1 for several numbers N."""
     stems = _stems(folder)
     return (
         sum(re.fullmatch(r"\d{3,}_0", stem) is not None and stem[:-1] + "1" in stems for stem in stems) >= 2
@@ -293,14 +289,14 @@ def is_photo_name(name: str) -> bool:
 
 
 def is_managed(name: str) -> bool:
-    """Whether a photo manager or the system keeps a file or folder of this name for itself."""
+    """Whether this is a name that photo managers or the system reserve."""
     name = name.casefold()
     return name in MANAGED or name.endswith(_MANAGED_ENDINGS) or name.startswith((".trash", "._"))
 
 
 def refusal(photos_dir: Path, item: str, path: Path) -> str | None:
-    """Why an entry (item, path) found by `scan` is no photo whatever it contains; None if it deserves to be
-    opened.
+    """Why an entry (item, path) found by `scan` cannot be a photo, told without opening it; None if it may be
+    one.
 
     Links are followed only as far as they stay inside the photo folder.
     """
@@ -331,11 +327,10 @@ def refusal(photos_dir: Path, item: str, path: Path) -> str | None:
 
 
 def check_examples(human: Path | None, garment: Path | None, photos: Path | None = None) -> None:
-    """Nothing, if the two folders of examples have no folder in common, and the photos do not lie in one of
-    them.
+    """Check that the two folders of examples do not overlap, and that the photos lie in neither.
 
     Raises:
-        InputError: one lies in the other, or both are the same.
+        InputError: one folder lies in another, or two are the same.
     """
     apart = "Give two folders that lie side by side: examples/human and examples/garment."
     if human is not None and garment is not None:
@@ -356,11 +351,11 @@ def check_examples(human: Path | None, garment: Path | None, photos: Path | None
 
 
 def natural(text: str) -> tuple[list[tuple[str, int]], str]:
-    """Sort key that counts: `item2` before `item10`."""
+    """Sort key in natural order: `item2` before `item10`."""
     pieces = [*re.split(r"(\d+)", text.casefold()), ""]
     return [(word, int(number or 0)) for word, number in zip(pieces[::2], pieces[1::2], strict=True)], text
 
 
 def writable(text: str) -> str:
-    """The text as UTF-8 can hold it: bytes of a file name that are not UTF-8 become "?"."""
+    """The text as valid UTF-8: bytes of a file name that are not UTF-8 become "?"."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,11 +1,11 @@
-"""Triptychs on disk, whoever made them: the picture, its caption, its layout and the item it belongs to.
+"""Triptychs on disk from any source: picture, caption, layout and item.
 
-A picture `<id>.png` (or .jpg, .jpeg, .webp, in any case) has its caption in `<id>.txt` or, without one, in
-the field `text` of its row in metadata.jsonl. The row, with `file_name` as in a Hugging Face `imagefolder`,
-also says its `layout` and `item`. Rows come from anywhere: they are data to be checked.
+A picture `<id>.png` (or .jpg, .jpeg, .webp, in any case) has its caption in `<id>.txt` or, without that file,
+in the field `text` of its row in metadata.jsonl. The row, with `file_name` as in a Hugging Face
+`imagefolder`, also gives its `layout` and `item`. Rows may come from anybody, so they are checked.
 
-Three stages share the folder: `concat` writes pictures, rows and what it rejects; `caption` writes captions,
-their rows and its journal; `embed` reads.
+Three stages share the folder: `concat` writes pictures, rows and the list of rejects; `caption` writes
+captions, their rows and its journal; `embed` reads.
 """
 
 from __future__ import annotations
@@ -29,38 +29,34 @@ from triptych.store.journal import Journal, journal_rows
 from triptych.store.text import CAPTION_BYTES
 
 LayoutBy = Literal["metadata", "option", "guess"]
-"""Who says which panel stands where: the picture's row, an option for the whole folder, or the picture's
-shape alone.
+"""The source of a layout: the picture's row, an option for the whole folder, or a guess from the picture's
+shape.
 """
 
 METADATA = "metadata.jsonl"
-"""A row for every picture."""
+"""File with a row for every picture."""
 REJECTS = "concat.rejects.jsonl"
-"""Items and photos that `concat` made no triptych of, each with its reason."""
+"""File with the items and photos without a triptych, each with its reason."""
 JOURNAL = "caption.jsonl"
-"""What `caption` was answered, wrote and moved away."""
+"""The journal of `caption`: answers, captions written, pictures moved away."""
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 _OTHER_PICTURES = frozenset({".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jfif", ".jpe"})
-# Width by height of a panel for which three of them in a row are a fair guess. A portrait photo in three
-# columns gives 0.25, a square one 0.33, one of 3:2 or a pair of panels of 3:4 gives 0.5, a film still 0.59.
+# Range of a panel's width / height for which three panels in a row are a plausible guess. A portrait photo in
+# three columns gives 0.25, a square one 0.33, a photo of 3:2 or a pair of 3:4 panels 0.5, a film still 0.59.
 _NARROWEST, _WIDEST = 0.6, 1.4
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a folder that may be triptychs: `taken`, one to an id; `left_out`, the file and why it
-    is not.
-    """
+    """The pictures of a folder: `taken`, one per id, and `left_out`, other files with the reason."""
 
     taken: list[Path]
     left_out: list[tuple[Path, str]]
 
 
 def list_pictures(folder: Path) -> Pictures:
-    """The triptychs of a folder by name, for every stage that looks for them; nothing if there is no such
-    folder.
-    """
+    """The triptychs of a folder by name, the same for every stage; none if there is no folder."""
     taken, left_out = dict[str, Path](), []
     for file in sorted(folder.glob("*")):
         ending = file.suffix.lower()
@@ -74,7 +70,7 @@ def list_pictures(folder: Path) -> Pictures:
 
 
 def caption_file(picture: Path) -> Path:
-    """Where the caption of a picture lies or will lie: `<id>.txt`, or `<id>.TXT` if that is there."""
+    """The path of a picture's caption: `<id>.txt`, or `<id>.TXT` if that exists. The file may be missing."""
     return next(
         (file for file in (picture.with_suffix(".txt"), picture.with_suffix(".TXT")) if file.is_file()),
         picture.with_suffix(".txt"),
@@ -83,7 +79,7 @@ def caption_file(picture: Path) -> Path:
 
 @dataclass(frozen=True)
 class Source:
-    """One triptych on disk and the hashes that say whether its record is still true."""
+    """One triptych on disk, with hashes that show whether its record is still valid."""
 
     id: str
     image: Path
@@ -91,10 +87,10 @@ class Source:
     layout: PanelLayout
     layout_by: LayoutBy
     item: str
-    """What its garment is called; empty if nobody says."""
+    """The garment's name; empty if unknown."""
     image_sha256: str
     markers: tuple[str, ...] = ()
-    """The caption's markers, one for each panel; empty for those of the house."""
+    """The caption's markers, one for each panel; empty for the house format."""
 
     @property
     def caption_sha256(self) -> str:
@@ -103,8 +99,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Grid:
-    """The layout of a whole folder's pictures, without its size: roles in reading order, `columns` of them to
-    a row.
+    """The layout of all pictures of a folder, without a size: roles in reading order, `columns` of them in a
+    row.
     """
 
     roles: tuple[str, ...]
@@ -114,7 +110,7 @@ class Grid:
         """The layout of a canvas of this size.
 
         Raises:
-            ValueError: the panels would not be of one size.
+            ValueError: the panels would not have equal sizes.
         """
         rows = len(self.roles) // self.columns
         if width % self.columns or height % rows:
@@ -123,10 +119,10 @@ class Grid:
 
 
 class TriptychFolder:
-    """The pictures of a folder of triptychs, and what their rows say.
+    """The pictures of a folder of triptychs, and their rows.
 
-    What is there is looked at once, when it is first asked for; whoever has changed the folder looks at it
-    with a new `TriptychFolder`. A folder that does not exist has no pictures.
+    The folder is read once, at first use; after changing it, create a new `TriptychFolder`. A missing folder
+    counts as an empty one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -137,15 +133,15 @@ class TriptychFolder:
         return list_pictures(self.path)
 
     def pictures(self) -> list[Path]:
-        """The triptychs by name, one to an id."""
+        """The triptychs, sorted by name, one per id."""
         return self._found.taken
 
     def left_out(self) -> list[tuple[Path, str]]:
-        """Pictures that are no triptychs, each with the reason."""
+        """Files that are no triptychs, each with the reason."""
         return self._found.left_out
 
     def picture(self, id: str, suffix: str = ".png") -> Path:
-        """Where the picture of an id lies or, if there is none, would lie."""
+        """The path of the picture with an id, whether or not it exists."""
         return self._by_id.get(id, self.path / f"{id}{suffix}")
 
     @cached_property
@@ -157,7 +153,7 @@ class TriptychFolder:
         return any(self.path.glob("*.txt"))
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of metadata.jsonl as they are, of whatever files; none if it is missing.
+        """All rows of metadata.jsonl, unchecked, also those of other files; none if it is missing.
 
         Raises:
             WorkError: it is damaged.
@@ -174,7 +170,9 @@ class TriptychFolder:
         write_jsonl(self.path / METADATA, rows)
 
     def write_rejects(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write down of what no triptych was made; rows with `spare` are photos that were not needed."""
+        """Write the rejects: items without a triptych, and rows with `spare` for photos that were
+        not needed.
+        """
         write_jsonl(self.path / REJECTS, rows)
 
     def journal(self) -> Journal:
@@ -182,13 +180,13 @@ class TriptychFolder:
         return Journal(self.path / JOURNAL)
 
     def journal_rows(self) -> list[dict[str, Any]]:
-        """What stands in the journal of `caption`."""
+        """The rows of `caption`'s journal."""
         return journal_rows(self.path / JOURNAL)
 
     def nothing_here(self, hint: str) -> WorkError:
-        """The error of a stage that finds no pictures, with the reasons that `concat` gave.
+        """The error of a stage that finds no pictures, with the reasons from `concat`.
 
-        hint: for a folder that `concat` has not written to.
+        hint: the hint for a folder that `concat` has not written to.
         """
         rejects = self.path / REJECTS
         try:
@@ -207,7 +205,7 @@ class TriptychFolder:
 
     @cached_property
     def _checked(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-        """By file name the row of a picture; and why a row cannot be used, by the name that it gives."""
+        """({file name: row of the picture}, {name in an unusable row: the reason})."""
         rows: dict[str, dict[str, Any]] = {}
         wrong: dict[str, str] = {}
         for number, row in enumerate(self.rows(), 1):
@@ -223,10 +221,10 @@ class TriptychFolder:
         return rows, wrong
 
     def row(self, id: str) -> dict[str, Any]:
-        """What metadata.jsonl says of a picture; nothing if it has no row.
+        """The row of a picture in metadata.jsonl; empty if there is none.
 
         Raises:
-            InputError: its row cannot be used.
+            InputError: the row is unusable.
         """
         name = self.picture(id).name
         rows, wrong = self._checked
@@ -235,10 +233,10 @@ class TriptychFolder:
         return rows.get(name, {})
 
     def caption(self, id: str) -> str:
-        """The caption beside a picture or, without one, in its row.
+        """The caption file of a picture or, without it, the caption in its row.
 
         Raises:
-            InputError: there is none, or none that can be read.
+            InputError: there is no caption, or it cannot be read.
         """
         row, text = self.row(id), caption_file(self.picture(id))
         if text.is_file():
@@ -256,21 +254,21 @@ class TriptychFolder:
     def layout(
         self, id: str, grid: Grid | None = None, usual: Grid | None = None
     ) -> tuple[PanelLayout, LayoutBy]:
-        """The layout of a picture, and who says so.
+        """The layout of a picture, and its source.
 
-        grid: the layout of pictures whose row has none. usual: three panels in a row, guessed without a
-        `grid` where the picture's shape allows it.
+        grid: the layout of pictures without one in their row. usual: three panels in a row, the guess if
+        there is no `grid` and the picture's shape allows it.
 
         Raises:
-            BadImage: the picture cannot be opened. InputError, ValueError: no layout that fits it.
+            BadImage: the picture cannot be opened. InputError, ValueError: no layout fits it.
         """
         return _layout(self.row(id), check_header(self.picture(id)), grid, usual)
 
     def item(self, id: str) -> str:
-        """What the garment of a picture is called; empty if nobody says.
+        """The garment's name; empty if unknown.
 
         Raises:
-            InputError: it is no text.
+            InputError: the item in the row is no text.
         """
         item = self.row(id).get("item", "")
         if not isinstance(item, str):
@@ -278,7 +276,7 @@ class TriptychFolder:
         return item
 
     def captioned(self) -> dict[str, tuple[Path, str]]:
-        """By id each picture that has a caption, and the caption."""
+        """By id, each picture with a caption, and the caption."""
         found = dict[str, tuple[Path, str]]()
         for picture in self.pictures():
             with contextlib.suppress(TriptychError):
@@ -288,10 +286,10 @@ class TriptychFolder:
     def sources(
         self, stride: int, grid: Grid | None = None, usual: Grid | None = None
     ) -> tuple[list[Source], list[dict[str, Any]]]:
-        """The captioned triptychs, and the others with the reason why they are left out.
+        """The triptychs with captions, and rows for the others with the reason why they are left out.
 
         Args:
-            stride: pixels of the model's token grid. grid, usual: see `layout`.
+            stride: side of a cell of the model's token grid, in pixels. grid, usual: see `layout`.
 
         Raises:
             WorkError: the folder holds no picture, or a metadata.jsonl that cannot be read.
@@ -324,8 +322,8 @@ class TriptychFolder:
 
 
 def reject(picture: Path, caption: str | None, reason: str) -> dict[str, Any]:
-    """The row of a picture that is left out: with the hashes of what was looked at, so that a later stage can
-    tell whether it was looked at as it is now.
+    """The row of an omitted picture, with hashes of the files, so that a later stage can tell whether they
+    have changed since.
     """
     row = {"id": picture.stem, "reason": reason}
     if caption is not None and picture.is_file():
@@ -339,11 +337,11 @@ def reject(picture: Path, caption: str | None, reason: str) -> dict[str, Any]:
 def _layout(
     row: dict[str, Any], size: tuple[int, int], grid: Grid | None, usual: Grid | None
 ) -> tuple[PanelLayout, LayoutBy]:
-    """The layout of a canvas of `size` (width, height), and who says so.
+    """The layout of a canvas of `size` (width, height), and its source.
 
     Raises:
-        InputError, ValueError: a layout that does not fit, or none where three panels in a row are no fair
-            guess.
+        InputError, ValueError: a layout that does not fit, or no layout and a shape that three panels in a
+            row would hardly have.
     """
     width, height = size
     if row.get("layout") is not None:
@@ -365,11 +363,11 @@ def _layout(
 
 
 def grid_of(columns: int | None, roles: Sequence[str] | None, usual: Grid) -> Grid | None:
-    """The layout given for a whole folder: the roles of `usual`, or all roles in a row, where only one of the
-    two is given.
+    """The layout given for a whole folder. If only one of the two is given: the roles of `usual`, or all
+    roles in one row.
 
     Raises:
-        ValueError: roles that are no plain, different words, or that do not fill the rows.
+        ValueError: roles that are not distinct plain words, or that do not fill the rows.
     """
     if columns is None and roles is None:
         return None
@@ -381,9 +379,9 @@ def grid_of(columns: int | None, roles: Sequence[str] | None, usual: Grid) -> Gr
 
 
 def item_of(id: str, item: str | None) -> str:
-    """What tells the garments of triptychs apart: the item that the record names. Older records name none,
-    and ids as `concat` gives them then tell it: the item's name and 12 hex digits. Where that name held no
-    ASCII, each is its own.
+    """The name that distinguishes the garments of triptychs: the item in the record. Older records have no
+    item; there the name comes from an id of `concat`, which ends in 12 hex digits. If the name had no ASCII
+    characters, each triptych counts as an item of its own.
     """
     if item:
         return item

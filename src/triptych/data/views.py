@@ -1,5 +1,5 @@
-"""Which photo of an item is the garment's front and which its back: the user's word, then file names, then
-their order.
+"""Decides which photo of an item shows the front and which the back: by the user's override, then file names,
+then order.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _NUMBERS = {"f": "front", "b": "back", "1": "front", "2": "back"}
 
 
 class Sides(NamedTuple):
-    """The front and the back of a garment (the same photo if there is one), and who said so: override, name
-    or guess.
+    """The front and the back of a garment (the same photo if there is only one), and the source of each:
+    override, name or guess.
     """
 
     front: Photo
@@ -54,8 +54,8 @@ class Sides(NamedTuple):
 
 @cache
 def _words(name: str) -> tuple[str, ...]:
-    """The words and numbers of a file name in small letters; accents as one character, as Macs do not write
-    them.
+    """The words and numbers of a file name in lower case; accented letters in composed form, which Macs do
+    not write.
     """
     stem = re.sub(r"([a-z])([A-Z])", r"\1 \2", unicodedata.normalize("NFKC", Path(name).stem))
     words = re.findall(r"[^\W\d_]+|\d+", stem.lower())
@@ -68,13 +68,13 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 def view_hint(name: str, common: frozenset[str] = frozenset()) -> str | None:
-    """What a file name says a photo shows: front, back, side, part (a detail, a swatch, a label, a size
-    chart) or None.
+    """The view that a file name suggests: front, back, side, part (a detail, a swatch, a label, a size chart)
+    or None.
 
     Whole words count first (`coat_front.jpg`, `BackView-2.png`), then a last word `f` or `b`, then a last
-    number 1 or 2 (`coat 1.jpg`); `backpack.jpg` and `IMG_2081.jpg` say nothing, nor does a name that says
-    both sides. Words in `common` stand in the names of all photos of the item, as part of the product's name,
-    and say nothing.
+    number 1 or 2 (`coat 1.jpg`). `backpack.jpg` and `IMG_2081.jpg` suggest nothing, nor does a name with both
+    sides. Words in `common` occur in the names of all photos of the item; they belong to the product's name
+    and suggest nothing.
     """
     words = [word for word in _words(name) if word not in common or word.isdigit()]
     if not _PART.isdisjoint(words):
@@ -90,7 +90,7 @@ def view_hint(name: str, common: frozenset[str] = frozenset()) -> str | None:
 
 
 def common_words(names: Sequence[str]) -> frozenset[str]:
-    """The words that stand in all of several names."""
+    """The words that occur in all of several names."""
     return (
         frozenset.intersection(*(frozenset(_words(name)) for name in names))
         if len(names) > 1
@@ -99,11 +99,10 @@ def common_words(names: Sequence[str]) -> frozenset[str]:
 
 
 def choose_sides(garment: Sequence[Photo]) -> Sides:
-    """Front and back among the garment photos of one item: the user's override first, then file names, then
-    order.
+    """Front and back among the garment photos of one item: by override first, then file names, then order.
 
-    A single photo is both, and so is a single one beside photos whose names say that they show neither: a
-    swatch or a size chart is no back.
+    A single photo is both. So is a photo whose companions are named as neither side: a swatch or a size chart
+    is no back.
     """
     assert garment
     common = common_words([photo.path for photo in garment])
@@ -133,14 +132,16 @@ def choose_sides(garment: Sequence[Photo]) -> Sides:
         return Sides(front, front, front_by, "the only photo")
     back, back_by = best("back", rest)
     if front_by == "guess" and back_by in ("override", "name") and len(whole) == 2:
-        front_by = back_by  # of two photos one is named as the back
+        front_by = back_by  # one of two photos is named as the back
     if back_by == "guess" and front_by in ("override", "name") and len(whole) == 2:
         back_by = front_by
     return Sides(front, back, front_by, back_by)
 
 
 def count_guessed(photos: Iterable[Photo]) -> int:
-    """The items of which nobody has said which photo shows the garment's front and which its back."""
+    """Count the items for which neither an override nor a name says which photo is the front and which the
+    back.
+    """
     items: dict[str, list[Photo]] = {}
     for photo in photos:
         if photo.label == "garment" and photo.item:
@@ -151,24 +152,25 @@ def count_guessed(photos: Iterable[Photo]) -> int:
     )
 
 
-# --- Items that are many items
+# --- Items that hold several garments
 # ------------------------------------------------------------------------------------------
 
 ALIKE = 0.8
-"""Mean cosine of the default features among photos of garments. Front and back of one real garment have 0.75
-to 0.98 (mean 0.9), different garments 0.36 to 0.86 (mean 0.55).
+"""Least mean cosine of the default features among photos of one garment. Front and back of a real garment
+have 0.75 to 0.98 (mean 0.9), different garments 0.36 to 0.86 (mean 0.55).
 """
 
 
 def mixed_items(photos: Iterable[Photo], features: Callable[[list[str]], np.ndarray] | None) -> set[str]:
-    """Items that seem to hold several garments with the people who wear them: their triptychs would be wrong.
+    """Items that seem to hold several garments and their wearers: their triptychs would be wrong.
 
     A garment has a front and a back. An item with three or more garment photos and about as many people may
     still be one product, if overrides or names say which photo is the front and which the back, or if its
     garment photos look alike.
 
     Args:
-        features: (N, D) features of length 1 by sha256, where `ALIKE` is known to hold for them.
+        features: returns (N, D) features of length 1, given sha256; only for features for which `ALIKE`
+            holds.
     """
     items: dict[str, list[Photo]] = {}
     for photo in photos:
