@@ -1,13 +1,13 @@
-"""What can go wrong because of a user's input: one sentence, and a hint what to do about it.
+"""Errors that a user can mend: one sentence, and a hint.
 
-A programmer's mistake is an `assert` or an ordinary exception; only these classes are shown to users as they
+A programming error is an `assert` or an ordinary exception. Only the classes here are shown to users as they
 are.
 """
 
 
 class TriptychError(Exception):
-    """A mistake the user can mend. `message` is one sentence, `hint` says what to try,
-    `str(error)` is both.
+    """A mistake that the user can mend. `message` is one sentence, `hint` suggests a remedy, and `str(error)`
+    is both.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -15,16 +15,16 @@ class TriptychError(Exception):
         self.message, self.hint = message, hint
 
     def __str__(self) -> str:
-        """The sentence and the hint: a notebook and a log file show nothing else."""
+        """The sentence and the hint, because notebooks and log files show nothing else."""
         return f"{self.message} {self.hint}".rstrip()
 
 
 class ConfigError(TriptychError):
-    """A config file that cannot be read, or a key or value in it that has no meaning."""
+    """A config file that cannot be read, or an invalid key or value in it."""
 
 
 class InputError(TriptychError):
-    """A file or folder that is missing, unreadable or not what it should be."""
+    """A file or folder that is missing, unreadable or of the wrong kind."""
 
 
 class ModelError(TriptychError):
@@ -32,9 +32,9 @@ class ModelError(TriptychError):
 
 
 class WorkError(TriptychError):
-    """A work folder that is locked, was made with another config, or lacks what an earlier stage writes."""
+    """A work folder that is locked, was made with another config, or lacks results of an earlier stage."""
 
 
 def sentence_of(error: BaseException) -> str:
-    """The sentence of an error without its hint, for a longer sentence or a row that names a reason."""
+    """An error's sentence without its hint, to be part of a longer sentence or of a row with a reason."""
     return error.message if isinstance(error, TriptychError) else str(error)

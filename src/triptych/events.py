@@ -18,24 +18,23 @@ class Event:
     status: Literal["done", "kept", "rejected"] = "done"
     note: str = ""
     stage: str = ""
-    """Set where one run works through several stages: the name and the length of the inner run."""
+    """Set if one run consists of several stages: the name and the length of the inner run."""
     of: int = 0
     result: Any = None
-    """What the unit made, or what of it was kept: the path of a file, a picture, or a record. None if that is
-    nothing.
+    """The result of the unit, new or kept: a file's path, a picture, or a record. None if there is none.
     """
 
 
 class Run:
-    """A stage at work: an iterable of `Event`s with a length, which does the work while it is iterated.
+    """A stage at work: an iterable of `Event`s with a length. The work is done while it is iterated.
 
     Errors in the config or the inputs are raised when the stage is called, before the first event. `summary`
-    grows as the work goes on and is complete after the last event. `text`, where a stage sets it by then,
-    says the same for people. `failed` counts the units of work that came to nothing through a mistake; a
-    command whose run has any ends with exit code 1.
+    grows during the work and is complete after the last event. `text`, which some stages set by then, is the
+    summary for people. `failed` counts the units that failed through a mistake; the command of such a run
+    ends with exit code 1.
 
-    A run is gone through once. `finish` does what is left of it, `close` ends it early; used with `with`, it
-    is closed at the end of the block.
+    A run is iterated once. `finish` does the rest of it, `close` ends it early; a `with` block closes it at
+    its end.
     """
 
     text = ""
@@ -46,7 +45,7 @@ class Run:
         self._begun = self._closed = self._ended = False
 
     def __len__(self) -> int:
-        """How many events there are in all; 0 if nobody knows that beforehand."""
+        """The number of events in all; 0 if it is unknown beforehand."""
         return self.total
 
     def __bool__(self) -> bool:
@@ -87,29 +86,27 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """End the work now: the folder is let go, and what runs in the background stops.
+        """End the work now: release the folder and stop all background work.
 
-        What is done stays, and the same call goes on from there. Another thread may close a run: the thread
-        that works on it gets no event after the present one.
+        Finished work stays, and the same call continues from there. Another thread may close a run: the
+        thread that works on it gets no event after the current one.
         """
         self._closed = True
         if close := getattr(self._events, "close", None):
             try:
                 close()
-            except ValueError as error:  # another thread works on it, and closes it after the present event
+            except ValueError as error:  # another thread works on it, and closes it after the current event
                 if "already executing" not in str(error):
                     raise
 
     def nested(self) -> Iterator[Event]:
-        """The events, marked with this run's name and length, to be passed on by a run that has this one as a
-        part.
-        """
+        """The events, marked with this run's name and length, for a run that contains this one."""
         with self:
             for event in self:
                 yield replace(event, stage=event.stage or self.name, of=event.of or self.total)
 
     def finish(self) -> dict[str, Any]:
-        """Do all that is left; return the summary.
+        """Do the rest of the work; return the summary.
 
         Raises:
             RuntimeError: the run was closed before its end.
@@ -127,6 +124,6 @@ class Run:
 
 
 def held(folder: StageFolder, work: Callable[[], Iterator[Event]]) -> Iterator[Event]:
-    """The events of `work()`, made while `folder` is held for writing."""
+    """The events of `work()`; `folder` is held for writing meanwhile."""
     with folder.open():
         yield from work()

@@ -1,9 +1,9 @@
-"""Who does the pure work of a stage: this process, in order or in threads, or whoever takes its place.
+"""Runs the pure work of a stage: in this process, in order or in threads, or with another executor.
 
-A stage is three functions. `todo` says what is to be done: a list of small items. `make` makes one of them
-with the tools of a worker, and touches nothing else. `record` writes down what was made; it is the only
-writer, and stays with whoever holds the folder. Only items, `make` and the recipe of the tools travel, so
-these are functions and values that pickle can carry: no closures.
+A stage has three functions. `todo` returns the work as a list of small items. `make` makes one item with the
+tools of a worker and changes nothing else. `record` writes the results; it is the only writer and stays in
+the process that holds the folder. Only items, `make` and the recipe of the tools go to a worker, so they are
+functions and values that pickle can carry: no closures.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Tools = TypeVar("Tools")
 
 
 class PerWorker(Generic[Tools]):
-    """The tools of a worker, such as a network or a captioner: built when they are first asked for, and once.
+    """The tools of a worker, such as a network or a captioner; built once, at first use.
 
-    It travels to another worker as the function that builds them and what that is given.
+    It goes to another worker as the function that builds the tools, with that function's arguments.
     """
 
     def __init__(self, build: Callable[..., Tools], *given: Any) -> None:
@@ -41,14 +41,14 @@ class PerWorker(Generic[Tools]):
         return PerWorker, (self._build, *self._given)
 
     def close(self) -> None:
-        """Ask no more of the tools: those that have a `close` let go of what they wait for."""
+        """Stop using the tools: tools with a `close` end their waiting."""
         for tools in self._built:
             if close := getattr(tools, "close", None):
                 close()
 
 
 class Executor(Protocol):
-    """Makes items in their order, however many at a time."""
+    """Makes items, one or several at a time, and yields the results in order."""
 
     def __call__(
         self,
@@ -62,16 +62,16 @@ class Executor(Protocol):
 def in_process(
     make: Callable[[Item, Tools], Made], items: Iterable[Item], tools: PerWorker[Tools], threads: int = 0
 ) -> Iterator[Made]:
-    """What `make(item, tools())` gives for every item, in their order.
+    """The results of `make(item, tools())` for all items, in order.
 
-    threads: how many items are made at the same time, with a few more waiting; 0 makes each in the caller's
-        own thread, when its turn comes.
+    threads: number of items made at the same time, with a few more waiting; 0 makes each item in the caller's
+    own thread when its turn comes.
 
-    However this ends, threads that are at work are waited for: what they do may have been paid for. After a
-    mistake, or when nobody wants the rest, the tools are closed and nothing new is begun.
+    However this ends, active threads are waited for, because their work may have been paid for. After an
+    error, or if the caller stops iterating, the tools are closed and no new item is begun.
 
     Raises:
-        Exception: the first one that any `make` has raised.
+        Exception: the first one that any `make` raised.
     """
     trouble: list[Exception] = []
 
@@ -80,7 +80,7 @@ def in_process(
             return make(item, tools())
         except Exception as error:
             trouble.append(error)
-            tools.close()  # the other threads stop as well
+            tools.close()  # stops the other threads too
             if trouble[0] is error:
                 raise
             raise trouble[0] from None
@@ -107,7 +107,7 @@ _executor: ContextVar[Executor] = ContextVar("executor", default=in_process)
 
 @contextlib.contextmanager
 def using(executor: Executor) -> Iterator[None]:
-    """Within it, stages have their work done by `executor`."""
+    """Within this context, stages use `executor`."""
     token = _executor.set(executor)
     try:
         yield
@@ -118,7 +118,5 @@ def using(executor: Executor) -> Iterator[None]:
 def execute(
     make: Callable[[Item, Tools], Made], items: Iterable[Item], tools: PerWorker[Tools], threads: int = 0
 ) -> Iterator[Made]:
-    """What `make` gives for every item, in their order; see `in_process`, which does it unless another
-    executor is in use.
-    """
+    """The results of `make` for all items, in order: with `in_process`, or the executor in use."""
     return _executor.get()(make, items, tools, threads)

@@ -1,4 +1,4 @@
-"""PolygonMaskAnnotator: draw in a notebook what is to be repainted, get a mask or a file for `triptych tryon
+"""PolygonMaskAnnotator: draw the repainted area in a notebook; get a mask, or a file for `triptych tryon
 --polygon`.
 """
 
@@ -19,11 +19,11 @@ from triptych.pictures import masks
 from triptych.pictures.images import load_image
 from triptych.pictures.polygons import Polygons, check_polygons, to_dict, write_polygons
 
-PREVIEW = 1600  # longest side in pixels of what the browser gets; a camera photo would be tens of megabytes
+PREVIEW = 1600  # longest side in pixels of the photo in the browser; in full it would have tens of megabytes
 
 
 class PolygonMaskAnnotator:
-    """A canvas on which outlines are drawn around what is to be repainted (inside = repainted = white).
+    """A canvas for outlines around the repainted area (inside = repainted = white).
 
         annotator = PolygonMaskAnnotator("person.jpg")
         annotator.show()                    # draw, close the outline
@@ -37,10 +37,9 @@ class PolygonMaskAnnotator:
     ) -> None:
         """
         Args:
-            image: the person photo: a path (turned upright by its EXIF tag, as `triptych tryon` does), a PIL
-                image, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8. The last two are taken as they
-                lie.
-            polygons: outlines to begin with, corners (x, y) in pixels of the photo.
+            image: the person photo: a path (turned upright by its EXIF tag, as in `triptych tryon`), a PIL
+                image, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8. Images and arrays are not turned.
+            polygons: outlines to start with, corners (x, y) in pixels of the photo.
 
         Raises:
             InputError: the photo cannot be read, the array is no picture, or the polygons are malformed.
@@ -70,11 +69,11 @@ class PolygonMaskAnnotator:
         display(self.widget)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """What a notebook shows for an annotator that is the last line of a cell: the canvas."""
+        """The canvas, which a notebook shows for an annotator in the last line of a cell."""
         return self.widget._repr_mimebundle_(**kwargs)
 
     def get_mask(self) -> np.ndarray:
-        """(H, W) uint8 in the size of the photo: 255 (repaint) wherever an outline covers any of a pixel, 0
+        """(H, W) uint8 with the size of the photo: 255 (repaint) for every pixel that an outline touches, 0
         elsewhere.
 
         Raises:
@@ -89,7 +88,7 @@ class PolygonMaskAnnotator:
         return np.where(mask > 0, np.uint8(255), np.uint8(0))
 
     def preview(self) -> Image.Image:
-        """The photo with what would be repainted tinted.
+        """The photo with the repainted area tinted.
 
         Raises:
             InputError: see `get_mask`.
@@ -97,10 +96,10 @@ class PolygonMaskAnnotator:
         return masks.preview(self.image, self.get_mask() / np.float32(255))
 
     def save(self, path: str | Path) -> Path:
-        """Write the outlines for `triptych tryon --polygon PATH`; the path.
+        """Write the outlines for `triptych tryon --polygon PATH`; return the path.
 
         Raises:
-            InputError: see `get_mask`; an outline that could not be used is not saved.
+            InputError: see `get_mask`; unusable outlines are not saved.
         """
         self.get_mask()
         write_polygons(Path(path), self.polygons, self.image.size)
@@ -134,9 +133,7 @@ def _picture(image: Any) -> Image.Image:
 
 
 def _data_url(image: Image.Image) -> str:
-    """A preview of the photo, at most `PREVIEW` pixels a side, as a data URL that a browser shows without a
-    request.
-    """
+    """A preview of the photo, at most `PREVIEW` pixels a side, as a data URL, which needs no request."""
     small = image.convert("RGB")
     small.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
     data = io.BytesIO()
@@ -146,7 +143,7 @@ def _data_url(image: Image.Image) -> str:
 
 @functools.cache
 def _canvas_class() -> Any:
-    """The widget class; made when first needed because anywidget is an optional extra.
+    """The widget class; defined at first use because anywidget is an optional extra.
 
     Raises:
         TriptychError: anywidget is not installed.
@@ -161,7 +158,7 @@ def _canvas_class() -> Any:
         ) from error
 
     class PolygonCanvas(anywidget.AnyWidget):  # type: ignore[misc, unused-ignore]
-        """What Python and the browser share. `polygons` is set from both sides."""
+        """The state that Python and the browser share. `polygons` is set from both sides."""
 
         _esm = (resources.files("triptych") / "web" / "polygon_canvas.js").read_text(encoding="utf-8")
         image_url = traitlets.Unicode().tag(sync=True)

@@ -1,7 +1,6 @@
-"""Signs of life from within one unit of work: a stage's events say what is finished, this says what is under
-way.
+"""Progress within one unit of work. A stage's events report finished units; this reports the one in progress.
 
-A loop calls `step` or `doing`; whoever shows progress listens. Without a listener nothing happens. The
+A loop calls `step` or `doing`; the display of progress listens. Without a listener nothing happens. The
 listener belongs to the context (thread, task) that iterates the run.
 """
 
@@ -15,10 +14,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Moment:
-    """What is being done now: `denoising`, 3 `of` 28. `of` is 0 where nobody knows how much there is.
+    """The current activity: `denoising`, 3 `of` 28. `of` is 0 if the total is unknown.
 
-    `share` is the part of the present unit (picture, batch, training step) that is finished, in [0, 1]; None
-    if the unit has not begun.
+    `share` is the finished part of the current unit (picture, batch, training step), in [0, 1]; None if the
+    unit has not begun.
     """
 
     doing: str
@@ -33,7 +32,7 @@ _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Within it, `listener` is told of every moment."""
+    """Within this context, `listener` receives every moment."""
     token = _listener.set(listener)
     try:
         yield
@@ -43,8 +42,8 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def within(what: str) -> Iterator[None]:
-    """Moments in it belong to `what`, which stands before their own words; they are no share of the present
-    unit.
+    """Within this context, moments belong to `what`, which precedes their own words. They do not count
+    towards the current unit.
     """
     outer = _listener.get()
     if outer is None:
@@ -55,13 +54,13 @@ def within(what: str) -> Iterator[None]:
 
 
 def step(doing: str, done: int, of: int) -> None:
-    """A loop that makes one unit has finished `done` of `of` rounds."""
+    """Report that a loop over one unit has finished `done` of `of` rounds."""
     if listener := _listener.get():
         listener(Moment(doing, done, of, done / of if of else None))
 
 
 def doing(what: str, done: int = 0, of: int = 0) -> None:
-    """Work that comes before the units, such as the reading of examples: `done` of `of` are behind us."""
+    """Report work before the units, such as reading examples: `done` of `of` are finished."""
     if listener := _listener.get():
         listener(Moment(what, done, of))
 

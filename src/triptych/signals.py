@@ -1,6 +1,4 @@
-"""Ctrl-C, and the signals that ask a process to end: at once as an exception, or when the step at hand is
-done.
-"""
+"""Handles Ctrl-C and the signals that end a process: at once as an exception, or after the current step."""
 
 from __future__ import annotations
 
@@ -16,16 +14,15 @@ from types import FrameType
 
 log = logging.getLogger(__name__)
 
-# What a terminal, a closed session, `kill`, `docker stop`, SLURM, a spot machine and torchrun send.
+# Sent by a terminal, a closed session, `kill`, `docker stop`, SLURM, a spot machine and torchrun.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _AGAIN = 1.0
-"""Seconds after which a second Ctrl-C is meant as one: a launcher passes the first one on, so that it comes
-twice.
+"""Seconds after which a second Ctrl-C counts. A launcher passes the first one on, so that it arrives twice.
 """
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ends the run. `message` says to the user what has become of the work; it may be empty."""
+    """A signal ends the run. `message` tells the user the state of the work; it may be empty."""
 
     def __init__(self, number: int, message: str = "") -> None:
         super().__init__(message)
@@ -33,13 +30,13 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a process that a signal has ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        """The exit code that a shell expects after a signal: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
 
 
 @dataclass
 class Request:
-    """The signal that asked for an end, or None."""
+    """The signal that asked the process to end, or None."""
 
     number: int | None = None
     at: float = 0.0
@@ -47,8 +44,8 @@ class Request:
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Within, SIGTERM and SIGHUP raise `Stopped` where the program stands, as Ctrl-C does: files are closed,
-    locks let go.
+    """Within this context, SIGTERM and SIGHUP raise `Stopped` at once, as Ctrl-C does: files are closed,
+    locks released.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -60,9 +57,8 @@ def ending_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_after_this_step() -> Iterator[Request]:
-    """Within, the first signal is noted in the request, which the loop looks at between two steps; a second
-    Ctrl-C ends the run at once. In threads other than the main one, which get no signals, the request stays
-    empty.
+    """Within this context, the first signal is noted in the request, which the loop checks between steps; a
+    second Ctrl-C ends the run at once. Only the main thread gets signals: elsewhere the request stays empty.
     """
     request = Request()
 
@@ -80,7 +76,7 @@ def ending_after_this_step() -> Iterator[Request]:
 
 @contextlib.contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """A handler for all signals that end a process, except those that whoever started it wants ignored
+    """Set a handler for all signals that end a process, except those that the process was started to ignore
     (nohup, `&`).
     """
     before = {}
@@ -92,5 +88,5 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
         yield
     finally:
         for number, old in before.items():
-            with contextlib.suppress(ValueError):  # an unfinished run that is thrown away in another thread
+            with contextlib.suppress(ValueError):  # an unfinished run is discarded in another thread
                 signal.signal(number, old)

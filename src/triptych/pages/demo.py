@@ -1,6 +1,4 @@
-"""The demo's report: one self-contained HTML file (no script, nothing fetched) that a person can look
-through.
-"""
+"""The demo's report: one self-contained HTML file without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -43,16 +41,16 @@ td img { width: 118px; border-radius: 6px; } .wide td img { width: 190px; } .yes
 
 
 SUBJECTS = {"base": "base", "lora": "LoRA", "guided": "LoRA, photo-guided"}
-"""Who is judged on the unseen garments."""
+"""The models that are judged on unseen garments."""
 
 
 @dataclass(frozen=True)
 class DemoPictures:
-    """What the report shows beside the files in the demo's folder.
+    """Pictures of the report beside the files in the demo's folder.
 
-    compared: front, back, the worn panel of each subject (base, LoRA, LoRA guided), the true one. verdicts:
-    of each subject, whether colour and pattern are right. tryons: paths by name (front, back, person,
-    polygon) of the try-on pictures `<number>-base.png` and `-lora.png`.
+    compared: front, back, the worn panel of each subject (base, LoRA, LoRA guided), and the true worn panel.
+    verdicts: for each subject, whether colour and pattern are right. tryons: paths of the input files by name
+    (front, back, person, polygon), for the try-on pictures `<number>-base.png` and `-lora.png`.
     """
 
     compared: Sequence[tuple[Image.Image, ...]]
@@ -151,7 +149,7 @@ def _image(image: Image.Image, width: int, alt: str = "") -> str:
 
 
 def _larger(image: Image.Image, width: int) -> Image.Image:
-    """Small panels enlarged smoothly, so that browsers do not blur them each in its own way."""
+    """Enlarge small panels smoothly, so that they look the same in every browser."""
     return (
         image
         if image.width >= width
@@ -179,7 +177,7 @@ def _triptychs(folder: Path, count: int = 6) -> str:
 
 
 def _curve(points: list[tuple[int, float]], width: int = 900, height: int = 240) -> str:
-    """Loss per step, faint, and its mean over the steps around, as inline SVG."""
+    """Loss per step, faint, and its moving average, as inline SVG."""
     if len(points) < 2:
         return ""
     reach = max(2, len(points) // 20)

@@ -30,7 +30,7 @@ figcaption{overflow-wrap:anywhere}.failed{color:#a00;border:1px solid #a00;paddi
 
 @dataclass(frozen=True)
 class Shown:
-    """One result: its name, and its picture or why there is none."""
+    """One result: its name, and its picture or the reason why there is none."""
 
     name: str
     picture: Path | None
@@ -38,7 +38,7 @@ class Shown:
 
 
 def tryon_page(counts: str, products: Sequence[tuple[Path | None, Sequence[Shown]]]) -> str:
-    """The page. counts: in words. products: the front photo of each, with its results."""
+    """The page. counts: a summary in words. products: the front photo of each, with its results."""
     parts = [HEAD, f"<h1>Try-on</h1><p>{counts}</p>"]
     for front, results in products:
         parts.append("<section><div>")

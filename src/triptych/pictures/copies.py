@@ -1,15 +1,15 @@
-"""Smaller copies of a photo: what shops' systems make of every upload (`coat-300x300.jpg`, `coat@2x.jpg`,
-thumbnails).
+"""Finds smaller copies of a photo, such as shop systems make of every upload (`coat-300x300.jpg`,
+`coat@2x.jpg`, thumbnails).
 
-Two measures, both made for one danger: the front and the back of a plain garment look much alike and must
-never be taken for one picture.
+It uses two measures. Both avoid one danger: the front and the back of a plain garment look much alike and
+must never count as one picture.
 
-- What the pictures show. Both are brought to `SHAPE` × `SHAPE` fields of grey and `COLOUR` × `COLOUR` fields
-  of colour. Where a copy differs, it differs at edges, as far as scaling and JPEG blur them; where a front
-  differs from a back, one has an edge and the other has none. So a field's difference counts only beyond half
-  of the contrast that both pictures have there. docs/photos.md has the figures.
-- What the names say: `coat-300x300.jpg` is 300 × 300 pixels and `coat.jpg` lies in the same item. Cut-outs
-  are copies too.
+- The content. Each picture is reduced to `SHAPE` × `SHAPE` fields of grey and `COLOUR` × `COLOUR` fields of
+  colour. A copy differs only at edges, as far as scaling and JPEG blur them; between a front and a back, one
+  has an edge where the other has none. So a field's difference counts only as far as it exceeds half of the
+  contrast that both pictures have there. docs/photos.md has the figures.
+- The names. `coat-300x300.jpg` is a copy if it has 300 × 300 pixels and `coat.jpg` is in the same item. This
+  finds cut-outs too.
 """
 
 from __future__ import annotations
@@ -23,36 +23,33 @@ import numpy as np
 from PIL import Image
 
 SHAPE = 48
-"""Fields a side of the grey shape."""
+"""Grey fields per side."""
 COLOUR = 24
-"""Fields a side of the colours (Cb and Cr)."""
+"""Colour fields (Cb and Cr) per side."""
 SIGNATURE = SHAPE * SHAPE + 2 * COLOUR * COLOUR
-"""Numbers of 8 bits that a photo is compared by."""
+"""Bytes of a photo's signature."""
 MOST_DIFFERENT, MOST_BLURRED = 8.0, 20.0
-"""The largest difference of a field beyond the contrast there, in levels of 255, of copies; and of copies
-that are blurred or compressed so much that all fields differ: there it may be `TIMES_MEAN` times the mean
-difference.
+"""For copies: the largest difference of a field beyond its contrast, in levels of 255. Heavy blur or
+compression makes all fields differ; then the largest difference may be `TIMES_MEAN` times the mean one.
 """
 TIMES_MEAN = 6.0
 MOST_DIFFERENT_EQUAL_SIZE = 8.0
-"""The largest difference of a field, contrast or not, of copies of one size. Cameras make pictures of one
-size, so that two of them have to agree more to be one picture.
+"""For copies of equal size: the largest difference of a field, contrast included. Cameras make pictures of
+one size, so two of these must agree more closely.
 """
 MOST_DIFFERENT_MEAN = (6.0, 4.0)
-"""The largest mean difference of all fields: of grey, of colour."""
+"""The largest mean difference over all fields: of grey, of colour."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A photo that may be a copy: its name, its size (width, height) in pixels, upright,
-    and its `signature`.
-    """
+    """A photo that may be a copy: its name, upright size (width, height) in pixels, and `signature`."""
 
     name: str
     size: tuple[int, int]
     signature: np.ndarray
     first: bool = False
-    """The user has named it in the override file: it stays, its copies go."""
+    """Whether the user names it in the override file: then it stays and its copies go."""
 
     @property
     def area(self) -> int:
@@ -60,7 +57,7 @@ class Seen:
 
 
 def signature(image: Image.Image) -> np.ndarray:
-    """(SIGNATURE,) uint8 of an RGB picture of any size: its fields of grey, then those of colour."""
+    """(SIGNATURE,) uint8 of an RGB picture of any size: grey fields, then colour fields."""
     parts = zip(image.convert("YCbCr").split(), (SHAPE, COLOUR, COLOUR), strict=True)
     return np.concatenate(
         [np.asarray(part.resize((side, side), Image.Resampling.BOX)).ravel() for part, side in parts]
@@ -68,10 +65,10 @@ def signature(image: Image.Image) -> np.ndarray:
 
 
 def find_copies(photos: Sequence[Seen]) -> dict[int, int]:
-    """{index of a photo: index of the larger one that shows the same picture}, among the photos of one item.
+    """{index of a photo: index of a larger photo with the same content}, among the photos of one item.
 
-    The largest stays; of equals the one the user has named, then the first. What stays is never a copy of
-    anything.
+    The largest photo stays; among equals the one that the user has named, then the first. A photo that stays
+    is never a copy of another.
     """
     order = sorted(
         range(len(photos)), key=lambda index: (not photos[index].first, -photos[index].area, index)
@@ -79,7 +76,7 @@ def find_copies(photos: Sequence[Seen]) -> dict[int, int]:
     named = _by_name(photos)
     kept: list[int] = []
     copies: dict[int, int] = {}
-    signatures = np.empty((len(photos), SIGNATURE), np.int16)  # of those that are kept
+    signatures = np.empty((len(photos), SIGNATURE), np.int16)  # of the photos that stay
     for index in order:
         if index in named:
             original = named[index]
@@ -96,7 +93,7 @@ def find_copies(photos: Sequence[Seen]) -> dict[int, int]:
     return copies
 
 
-# --- What the pictures show
+# --- By content
 # ---------------------------------------------------------------------------------------------
 
 
@@ -139,7 +136,7 @@ def _contrast(fields: np.ndarray) -> np.ndarray:
     return np.max(around, axis=0) - np.min(around, axis=0)
 
 
-# --- What the names say
+# --- By name
 # -------------------------------------------------------------------------------------------------
 
 _SIZED = re.compile(
@@ -151,7 +148,7 @@ _THUMB = re.compile(
 
 
 def _by_name(photos: Sequence[Seen]) -> dict[int, int]:
-    """{index of a photo that names itself a smaller version: index of the photo it is a version of}."""
+    """{index of a photo with the name of a smaller version: index of the original}."""
     bases: dict[str, list[int]] = {}
     smaller: set[int] = set()
     for index, photo in enumerate(photos):
@@ -173,9 +170,9 @@ def _by_name(photos: Sequence[Seen]) -> dict[int, int]:
 
 
 def _base(photo: Seen) -> tuple[str, bool]:
-    """(the name without ending and without words for a size, whether it says that this is a smaller version).
+    """(the name without ending and size words, whether it denotes a smaller version).
 
-    A size in pixels counts if the file has it; `thumb` counts in pictures that are as small as that.
+    A size in pixels counts only if it is the file's size; `thumb` counts only for pictures of thumbnail size.
     """
     stem = Path(photo.name).stem
     if (match := _SIZED.fullmatch(stem)) and sorted((int(match["width"]), int(match["height"]))) == sorted(

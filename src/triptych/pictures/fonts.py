@@ -1,8 +1,7 @@
-"""Fonts that can draw a text: Pillow's own for most of Europe's names, a font of the system for any other
-script.
+"""Finds a font that can draw a text: Pillow's own for most European names, a system font for other scripts.
 
-A font draws a box for a character it lacks. So every character is looked up first, and what no font here has
-is not drawn.
+A font draws a box for a character it lacks. So every character is looked up first, and a text that no font
+here can draw is left out.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ FOLDERS = (
     "/System/Library/Fonts",
     "C:/Windows/Fonts",
 )
-MAX_FILES = 2000  # a designer's machine has thousands; the search ends somewhere
+MAX_FILES = 2000  # limits the search: a designer's machine may have far more fonts
 _FIRST = (
     "notosans",
     "notosanscjk",
@@ -43,11 +42,11 @@ _FIRST = (
     "arial",
 )
 _SHAPED = frozenset({"R", "AL", "AN"})  # written from right to left, letters joined: only with Pillow's raqm
-_INDIC = range(0x0900, 0x0E00)  # letters that change places and shapes, likewise
+_INDIC = range(0x0900, 0x0E00)  # letters that change places and shapes: these need raqm too
 
 
 def font_for(text: str, size: int) -> Font | None:
-    """A font that has every character of a line of text, at `size` pixels; None if no font here has."""
+    """A font with every character of a line of text, at `size` pixels; None if there is none here."""
     needed = {character for character in text if not character.isspace()}
     if not needed:
         return _own(size)
@@ -78,12 +77,12 @@ def _own(size: int) -> Font:
 def _load(path: Path, size: int) -> ImageFont.FreeTypeFont | None:
     try:
         return ImageFont.truetype(str(path), size)
-    except (OSError, ValueError, MemoryError):  # damaged, or drawn for one size only
+    except (OSError, ValueError, MemoryError):  # damaged, or made for one size only
         return None
 
 
 def _has(font: Font, needed: frozenset[str]) -> bool:
-    """Whether none of the characters is drawn as the font draws one that does not exist."""
+    """Whether the font draws each of the characters differently from a character that does not exist."""
     try:
         box = {_drawn(font, missing) for missing in ("\U0010ffff", "\ufdd0", "\ufffe")}
         return not any(_drawn(font, character) in box for character in needed)
@@ -98,7 +97,7 @@ def _drawn(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
 
 @functools.cache
 def _files() -> tuple[Path, ...]:
-    """Font files of the system, the likeliest first."""
+    """Font files of the system, the most likely ones first."""
 
     def walk() -> Iterator[Path]:
         for folder in FOLDERS:

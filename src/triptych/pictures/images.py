@@ -1,8 +1,7 @@
-"""The one image loader: every photo the product reads comes through here, and every picture it writes leaves
-through here.
+"""Loads every photo and saves every picture of the product.
 
-Photos are untrusted: what a file is and how large it gets is settled from its header before a pixel is
-decoded, and any damage is a `BadImage` with a reason. Sizes are (width, height) in pixels.
+Photos are untrusted. File type and size are checked from the header before any pixel is decoded, and all
+damage becomes a `BadImage` with a reason. Sizes are (width, height) in pixels.
 """
 
 from __future__ import annotations
@@ -26,9 +25,11 @@ from triptych.pictures.photo_kinds import EXPORT, RAW_SUFFIXES, look
 from triptych.store.files import parse_json, publish, sha256_file
 
 MAX_PIXELS = 64_000_000
-"""Larger pictures are refused from their header: 64 megapixels take 192 MB as RGB."""
+"""Limit from the header: 64 megapixels take 192 MB as RGB."""
 MAX_BYTES = 1 << 30
-"""Larger files are refused unread: 64 megapixels of 16-bit colours with alpha take half of that."""
+"""Limit of the file size, checked before reading: 64 megapixels of 16-bit colours with alpha take half of
+that.
+"""
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
 SUFFIXES = frozenset(
     {
@@ -48,8 +49,8 @@ SUFFIXES = frozenset(
     }
     | RAW_SUFFIXES
 )
-"""What photos are called, also those that have to be exported first. Only folders are judged by it, files by
-their content.
+"""File endings of photos, also of those that have to be converted first. They only matter in folders: a named
+file is judged by its content.
 """
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
 _HINT = (
@@ -69,12 +70,12 @@ class BadImage(InputError):
 
 @dataclass(frozen=True)
 class OriginalPhoto:
-    """A photo at native size with what is needed to write it back.
+    """A photo at native size, with all that is needed to save it in the same form.
 
-    `image` is RGB, upright, its numbers those of the file whenever the file holds RGB (no colour conversion;
-    they mean colours of `icc_profile`). `exif` is without GPS, XMP, orientation and thumbnail; TIFFs come
-    without it. A photo with transparency has it in `alpha` (mode L), and in `under` its RGB numbers as they
-    are; `image` is then the photo on white.
+    `image` is upright RGB. If the file holds RGB, its numbers are unchanged, in the colour space of
+    `icc_profile`. `exif` lacks GPS, XMP, orientation and thumbnail; for TIFFs it is None. A photo with
+    transparency has its alpha channel in `alpha` (mode L) and its RGB numbers in `under`; `image` is then the
+    photo on white.
     """
 
     image: Image.Image
@@ -86,11 +87,11 @@ class OriginalPhoto:
 
 
 def load_image(path: Path, *, longest: int | None = None) -> Image.Image:
-    """A photo as upright 8-bit sRGB picture of mode RGB, fully decoded, without metadata.
+    """A photo as an upright 8-bit sRGB picture of mode RGB, fully decoded, without metadata.
 
-    EXIF orientation and ICC profile are applied, transparency lies on white, of an animation the first frame
-    counts. With `longest` the picture is scaled down so that its longer side is at most that (JPEGs then
-    decode several times faster).
+    EXIF orientation and ICC profile are applied, transparent areas become white, and an animation gives its
+    first frame. With `longest`, the picture is scaled down so that its longer side is at most that (JPEGs
+    then decode several times faster).
 
     Raises:
         BadImage: missing, not a regular file, not an image, larger than `MAX_PIXELS`, truncated or damaged.
@@ -99,14 +100,15 @@ def load_image(path: Path, *, longest: int | None = None) -> Image.Image:
     if longest is not None and max(image.size) > longest:
         image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     image = _to_srgb(image)
-    image.info = {}  # or Pillow would write the old profile into files saved from it
+    image.info = {}  # otherwise Pillow would write the old profile into files saved from it
     return image
 
 
 def load_original(path: Path) -> OriginalPhoto:
-    """A photo for editing: native size, RGB numbers as in the file, profile and EXIF kept for writing back.
+    """A photo for editing: native size, RGB numbers as in the file, profile and EXIF kept.
 
-    Files without RGB numbers (CMYK, grey with a profile, 16-bit grey) come as sRGB, with no profile.
+    Files without RGB numbers (CMYK, grey with a profile, 16-bit grey) are converted to sRGB and have no
+    profile.
 
     Raises:
         BadImage: as `load_image`.
@@ -125,7 +127,7 @@ def load_original(path: Path) -> OriginalPhoto:
 
 
 def _transparency(decoded: Image.Image) -> tuple[Image.Image | None, Image.Image | None]:
-    """Alpha of a photo, and its RGB numbers below that; None for a photo that is opaque throughout."""
+    """(alpha of a photo, its RGB numbers without alpha); (None, None) for an opaque photo."""
     if not decoded.has_transparency_data:
         return None, None
     whole = decoded.convert("RGBA")
@@ -140,8 +142,8 @@ def _transparency(decoded: Image.Image) -> tuple[Image.Image | None, Image.Image
 
 
 def load_mask(path: Path) -> Image.Image:
-    """A mask as upright picture of mode L: of a picture with transparent parts how opaque it is, else how
-    bright.
+    """A mask as an upright picture of mode L: the alpha of a picture with transparent parts, otherwise the
+    brightness.
 
     Raises:
         BadImage: as `load_image`.
@@ -165,8 +167,8 @@ def check_header(path: Path) -> tuple[int, int]:
 
 
 def sha256_photo(path: Path) -> str:
-    """sha256 (hex) of a photo's file; its header is looked at first, so nothing that is no photo is read to
-    its end.
+    """sha256 (hex) of a photo's file. Its header is checked first, so that no other kind of file is read to
+    the end.
 
     Raises:
         BadImage: as `check_header`.
@@ -176,12 +178,12 @@ def sha256_photo(path: Path) -> str:
 
 
 SETTINGS = "triptych"
-"""Text chunk of a PNG that holds the settings it was made with, as JSON; a JPEG has them in its comment."""
+"""Text chunk of a PNG with its settings, as JSON; a JPEG has them in its comment."""
 
 
 def read_info(path: Path) -> tuple[str, dict[str, Any]]:
-    """The format of a picture, and what Pillow finds in its header: text chunks, comment, XMP. It may come
-    from anybody.
+    """The format of a picture, and the header data that Pillow finds: text chunks, comment, XMP. The picture
+    may come from anybody.
 
     Raises:
         BadImage: as `check_header`.
@@ -191,8 +193,7 @@ def read_info(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """The settings that a picture was made with, if it says so. It may come from anybody: they are data to be
-    checked.
+    """The settings stored in a picture, or None. The picture may come from anybody, so they need checking.
 
     Raises:
         BadImage: as `check_header`.
@@ -215,9 +216,7 @@ def save_png(
     exif: bytes | None = None,
     xmp: bytes | None = None,
 ) -> None:
-    """Write a PNG that is complete or absent; `text` becomes its text chunks (keys: 1 to 79 Latin-1
-    characters).
-    """
+    """Save a PNG, whole or not at all; `text` becomes its text chunks (keys: 1 to 79 Latin-1 characters)."""
     chunks = PngInfo()
     for key, value in (text or {}).items():
         assert 0 < len(key) < 80, key
@@ -225,7 +224,7 @@ def save_png(
     if xmp:
         chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8"))
     with publish(Path(path)) as temporary:
-        # Named even when None: Pillow would otherwise take the profile that came with the picture.
+        # Passed even when None: otherwise Pillow would take the profile in the picture's `info`.
         image.save(temporary, "PNG", pnginfo=chunks, icc_profile=icc_profile, exif=exif or b"")
 
 
@@ -238,8 +237,8 @@ def save_jpeg(
     exif: bytes | None = None,
     xmp: bytes | None = None,
 ) -> None:
-    """Write a JPEG (quality 95, full colour resolution) that is complete or absent. `comment`: ASCII, left
-    out beyond 64 KB.
+    """Save a JPEG (quality 95, full colour resolution), whole or not at all. `comment`: ASCII; left out if
+    longer than 64 KB.
     """
     more: dict[str, Any] = {"xmp": xmp} if xmp else {}
     if 0 < len(comment) < 65_000:
@@ -255,7 +254,7 @@ def save_jpeg(
 
 
 def _open(path: Path) -> Image.Image:
-    """The picture behind `path`, header read, pixels not."""
+    """Open the picture at `path`: the header is read, the pixels are not."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
@@ -290,7 +289,7 @@ def _open(path: Path) -> Image.Image:
         raise _too_large(path, "far over") from error
     except PermissionError as error:
         raise BadImage(path, "it may not be read", "Check who may read the file.") from error
-    except Exception as error:  # damaged headers make the parsers raise almost anything
+    except Exception as error:  # damaged headers make the parsers raise almost any exception
         if path.suffix.lower() in (".avif", ".avifs") and not features.check("avif"):
             raise BadImage(path, "AVIF: this Pillow cannot read it, export as JPEG", EXPORT) from error
         raise BadImage(path, "not an image (or its header is damaged)") from error
@@ -304,7 +303,7 @@ def _open(path: Path) -> Image.Image:
 
 @functools.cache
 def _reads_heif() -> bool:
-    """Whether the package pillow-heif is installed; Pillow then reads HEIC."""
+    """Whether pillow-heif is installed, with which Pillow reads HEIC."""
     try:
         from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
@@ -320,7 +319,7 @@ def _too_large(path: Path, what: str) -> BadImage:
 
 
 def _decode(path: Path, longest: int | None) -> Image.Image:
-    """All pixels of the first frame, upright, in the file's own mode; `format` and `info` kept."""
+    """All pixels of the first frame, upright, in the file's own mode; keeps `format` and `info`."""
     with _open(path) as image:
         kind = image.format
         try:
@@ -328,19 +327,19 @@ def _decode(path: Path, longest: int | None) -> Image.Image:
                 if longest is not None:
                     image.draft(None, (2 * longest, 2 * longest))
                 image.load()
-        except Exception as error:  # likewise
+        except Exception as error:  # damaged data makes the decoders raise almost any exception
             raise BadImage(path, "truncated or damaged") from error
         try:
             with warnings.catch_warnings(action="ignore"):
                 ImageOps.exif_transpose(image, in_place=True)  # a copy would double the memory
-        except Exception:  # an EXIF block nobody can parse says nothing about orientation
+        except Exception:  # unreadable EXIF gives no orientation
             pass
     image.format = kind
     return image
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """Any mode → L, RGB or CMYK of 8 bits, opaque; in the file's own colour space, `info` kept."""
+    """Any mode → opaque 8-bit L, RGB or CMYK, in the file's own colour space; keeps `info`."""
     info = dict(image.info)
     if image.mode in _DEEP:
         image = _eight_bit(image)
@@ -353,22 +352,22 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-# pixels worked on at a time, so that 64 megapixels of floats take no gigabytes beside the picture
+# Pixels per strip: 64 megapixels of floats at once would take gigabytes.
 _STRIP = 4_000_000
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """(upper edge, the picture from there down for some rows), over the whole picture."""
+    """(upper edge, strip of the picture) from top to bottom."""
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
 
 
 def _in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """`convert` applied to a few rows at a time; `mode` is that of its results."""
+    """Apply `convert` strip by strip; `mode` is the mode of its results."""
     whole = Image.new(mode, image.size)
     for top, strip in _strips(image):
-        strip.info = image.info  # a transparent colour is told there
+        strip.info = image.info  # it may name the transparent colour
         whole.paste(convert(strip), (0, top))
     return whole
 
@@ -380,8 +379,8 @@ def _on_white(strip: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Deep grey → L. Pillow's own conversion cuts everything over 255 off,
-    which turns 16-bit photos white.
+    """Grey of more than 8 bits → L. Pillow's own conversion clips all values above 255, which turns 16-bit
+    photos white.
     """
 
     def finite(strip: Image.Image) -> np.ndarray:
@@ -401,9 +400,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """L, RGB or CMYK with or without profile → RGB in sRGB. A profile that is damaged or does not fit is
-    ignored.
-    """
+    """L, RGB or CMYK with or without a profile → RGB in sRGB. A damaged or unsuitable profile is ignored."""
     profile = image.info.get("icc_profile")
     if profile:
         try:
@@ -421,12 +418,12 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 
 def to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
-    """RGB pixels of a photo with an RGB profile → sRGB, as a model sees pictures."""
+    """RGB pixels in the colour space of a profile → sRGB, which models expect."""
     return _between(image, icc_profile, to_profile=False)
 
 
 def from_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
-    """sRGB → RGB pixels in the colour space of a profile, to be put back into the photo it came with."""
+    """sRGB → RGB pixels in the colour space of a profile, to be put back into the original photo."""
     return _between(image, icc_profile, to_profile=True)
 
 
@@ -449,14 +446,12 @@ def _is_rgb_profile(profile: bytes) -> bool:
 
 
 def _clean_exif(image: Image.Image) -> bytes | None:
-    """EXIF of an upright picture, without the place, the orientation and the thumbnail of the
-    unedited photo.
-    """
+    """EXIF of an upright picture, without GPS position, orientation and thumbnail of the unedited photo."""
     try:
         with warnings.catch_warnings(action="ignore"):
             exif = image.getexif()
-            for tag in (_GPS, _XMP, _ORIENTATION):  # XMP may name the place too
+            for tag in (_GPS, _XMP, _ORIENTATION):  # XMP may contain the position too
                 exif.pop(tag, None)
             return exif.tobytes() if len(exif) else None
-    except Exception:  # damaged EXIF is left out rather than passed on
+    except Exception:  # leave damaged EXIF out
         return None

@@ -1,9 +1,9 @@
-"""Where the photo is repainted: polygon → mask. White (1) = repaint, black (0) = keep.
+"""Masks of the repainted area, made from polygons. White (1) = repaint, black (0) = keep.
 
-A mask is (H, W) float32 in [0, 1] whose values are multiples of 1/255, so that it is the same in memory and
-in a PNG. Polygon corners are (x, y) in pixels of the photo; (0, 0) is the outer corner of the top left pixel,
-so pixel (column x, row y) covers [x, x + 1) × [y, y + 1). Distances are in pixels, along rows and columns (a
-square neighbourhood).
+A mask is (H, W) float32 in [0, 1] with multiples of 1/255 as values, so that it is the same in memory and in
+a PNG. Polygon corners are (x, y) in pixels of the photo; (0, 0) is the outer corner of the top left pixel, so
+the pixel in column x and row y covers [x, x + 1) × [y, y + 1). Distances are in pixels along rows and columns
+(a square neighbourhood).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from triptych.errors import InputError
 from triptych.pictures.panels import Box
 from triptych.pictures.polygons import Polygons, check_polygons
 
-# of outlines with scan lines; an outline around a person in a photo of 24 megapixels makes 100,000
+# Crossings of outlines with scan lines; an outline around a person in a photo of 24 megapixels has 100,000.
 MAX_CROSSINGS = 3_000_000
 
 
@@ -26,22 +26,22 @@ MAX_CROSSINGS = 3_000_000
 # ---------------------------------------------------------------------------------------------------
 
 _LINES = 8  # scan lines per pixel row
-_STEPS = 256  # positions per pixel along a scan line; powers of two keep every float32 sum below exact
+_STEPS = 256  # positions per pixel along a scan line; a power of two keeps every float32 sum exact
 
 
 def polygon_mask(polygons: Polygons, size: tuple[int, int], noun: str = "polygon") -> np.ndarray:
-    """How much of every pixel the union of `polygons` covers: (H, W) float32 in [0, 1], rounded up to n/255.
+    """The share of every pixel that the union of `polygons` covers: (H, W) float32 in [0, 1], rounded up to
+    n/255.
 
-    Everything an outline encloses counts, also where it crosses itself (non-zero winding). Parts outside the
-    photo are cut off. Coverage is exact along a row and sampled on eight lines down a pixel.
+    The whole inside of an outline counts, also where it crosses itself (non-zero winding). Parts outside the
+    photo are cut off. Coverage is exact along a row and sampled on eight lines within a pixel's height.
 
     Args:
-        size: (width, height) of the photo in pixels. noun: what a sentence about one of them calls it.
+        size: (width, height) of the photo in pixels. noun: the word for a polygon in error messages.
 
     Raises:
-        InputError: no polygon, malformed ones (see `check_polygons`), one that lies wholly outside, one
-            without area, or outlines that run up and down the photo so often that filling them would take
-            minutes.
+        InputError: no polygon; malformed polygons (see `check_polygons`); a polygon wholly outside the photo
+            or without area; or outlines that cross so many rows that filling them would take minutes.
     """
     width, height = size
     outlines = [np.asarray(corners) for corners in check_polygons(polygons)]
@@ -68,8 +68,8 @@ def polygon_mask(polygons: Polygons, size: tuple[int, int], noun: str = "polygon
     lines, xs, signs = _boundaries(*(np.concatenate(parts) for parts in zip(*spans, strict=True)))
     pixel, part = np.divmod(xs, _STEPS)
     weight = signs.astype(np.float32) / _LINES
-    # A step up at x fills the rest of its pixel and all pixels to the right of it; the sum along the row does
-    # the latter.
+    # A step up at x fills the rest of its pixel and all pixels to the right; the sum along the row does the
+    # latter.
     steps = np.zeros((height, width + 2), dtype=np.float32)
     np.add.at(steps, (lines // _LINES, pixel), weight * (1 - part / _STEPS).astype(np.float32))
     np.add.at(steps, (lines // _LINES, pixel + 1), weight * (part / _STEPS).astype(np.float32))
@@ -78,26 +78,26 @@ def polygon_mask(polygons: Polygons, size: tuple[int, int], noun: str = "polygon
 
 
 def _edges(corners: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The edges (N, 2, 2) of an outline (N, 2), and the first scan line each crosses and the one behind its
-    last.
+    """The edges (N, 2, 2) of an outline (N, 2); for each the first scan line that it crosses, and the one
+    after its last.
     """
     edges = np.stack([corners, np.roll(corners, -1, axis=0)], axis=1)
     ends = np.sort(edges[:, :, 1], axis=1)
-    # Scan line n lies at y = (n + 0.5) / _LINES; an edge owns its upper end but not its lower, so none counts
-    # twice.
+    # Scan line n lies at y = (n + 0.5) / _LINES. An edge includes its upper end but not its lower one, so
+    # that no end counts twice.
     first, last = np.clip(np.ceil(ends * _LINES - 0.5), 0, height * _LINES).astype(int).T
     return edges, first, last
 
 
 def _count_crossings(corners: np.ndarray, height: int) -> np.ndarray:
-    """How many scan lines each edge crosses."""
+    """The number of scan lines that each edge crosses."""
     _, first, last = _edges(corners, height)
     return np.asarray(last - first)
 
 
 def _crossings(corners: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the outline (N, 2) crosses the scan lines: line, x in 1/_STEPS pixels, and +1 downwards or -1
-    upwards.
+    """The crossings of the outline (N, 2) with the scan lines: line, x in 1/_STEPS pixels, and +1 downwards
+    or -1 upwards.
     """
     edges, first, last = _edges(corners, height)
     count = last - first
@@ -111,12 +111,12 @@ def _crossings(corners: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray
 def _boundaries(
     lines: np.ndarray, xs: np.ndarray, signs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The crossings at which the winding number leaves (+1) or comes back to (-1) zero: the ends of covered
-    spans.
+    """The ends of covered spans: the crossings at which the winding number leaves zero (+1) or returns to it
+    (-1).
     """
     order = np.lexsort((-signs, xs, lines))
     lines, xs, signs = lines[order], xs[order], signs[order]
-    after = np.cumsum(signs)  # every line sums to 0, so one sum runs through all of them
+    after = np.cumsum(signs)  # every line sums to 0, so one cumulative sum serves all lines
     before = after - signs
     opens, closes = before == 0, after == 0
     keep = opens | closes
@@ -124,9 +124,8 @@ def _boundaries(
 
 
 def _to_bytes(mask: np.ndarray) -> np.ndarray:
-    """(H, W) uint8, rounded up: what is touched at all stays touched."""
-    # n / 255 · 255 may come out a hair above n: hence the 1e-3, and hence the second term for values below
-    # that.
+    """(H, W) uint8, rounded up: a pixel that is touched at all stays touched."""
+    # n / 255 · 255 may be slightly above n: hence the 1e-3, and hence the second term for values below that.
     levels: np.ndarray = np.ceil(mask * np.float32(255) - np.float32(1e-3)).astype(np.uint8)
     return np.asarray(np.maximum(levels, mask > 0, dtype=np.uint8))
 
@@ -140,15 +139,15 @@ _MASK_VALUES = "Give 0 and 255 as uint8, False and True, or floats from 0 to 1; 
 
 
 def as_mask(value: Any, size: tuple[int, int]) -> np.ndarray:
-    """A mask from anywhere as this module's: (H, W) float32 in [0, 1], white = repaint.
+    """A mask in any form as (H, W) float32 in [0, 1], white = repaint.
 
     Args:
-        value: bool; uint8 of 0 and 255, or of 0 and 1; floats in [0, 1]; a picture without transparency. (H,
-            W); further sides of length 1, and three equal channels, do no harm. size: (width, height) of the
-            photo.
+        value: bool; uint8 of 0 and 255, or of 0 and 1; floats in [0, 1]; or a picture without transparency.
+            Shape (H, W); extra sides of length 1 and three equal channels are accepted. size: (width, height)
+            of the photo.
 
     Raises:
-        InputError: another shape or range, or a mask that repaints nothing.
+        InputError: a wrong shape or range, or a mask that repaints nothing.
     """
     if isinstance(value, Image.Image):
         if value.has_transparency_data and value.convert("RGBA").getchannel("A").getextrema() != (255, 255):
@@ -194,8 +193,8 @@ def as_mask(value: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _array(value: Any) -> np.ndarray:
-    """A picture, list or tensor as an array; tensors come from any device, in any precision, also from within
-    a computation.
+    """A picture, list or tensor as an array; tensors may be on any device, of any precision, and may require
+    gradients.
     """
     if hasattr(value, "detach"):
         value = value.detach().cpu()
@@ -207,7 +206,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def mask_image(mask: np.ndarray) -> Image.Image:
-    """The mask as a greyscale picture, white = repaint; nothing is lost."""
+    """The mask as a greyscale picture, white = repaint, without loss."""
     return Image.fromarray(_to_bytes(mask))
 
 
@@ -219,14 +218,13 @@ def repaint_mask(
     grow_by: int = 0,
     expand: Literal["none", "hull"] = "none",
 ) -> np.ndarray:
-    """What is repainted: the polygons, with `expand` "hull" each one's convex hull, widened by `grow_by`
-    pixels, less the holes.
+    """The repainted area: the polygons (with `expand` "hull", their convex hulls), widened by `grow_by`
+    pixels, minus the holes.
 
-    Holes are cut out last, so that what they protect stays whatever the polygons grow to. (H, W) float32 as
-    `polygon_mask`.
+    Holes are cut out last, so that growing never reaches into them. (H, W) float32 as in `polygon_mask`.
 
     Raises:
-        InputError: see `polygon_mask`; or holes that leave nothing.
+        InputError: see `polygon_mask`; or the holes leave nothing.
     """
     outlines = [_hull(corners) for corners in check_polygons(polygons)] if expand == "hull" else polygons
     mask = grow(polygon_mask(outlines, size), grow_by)
@@ -255,7 +253,7 @@ def _hull(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
         return chain[:-1]
 
     hull = half(ordered) + half(ordered[::-1])
-    return hull if len(hull) > 2 else corners  # on one line: `polygon_mask` says what is wrong with it
+    return hull if len(hull) > 2 else corners  # all on one line: `polygon_mask` reports it
 
 
 # --- mask → mask
@@ -263,7 +261,7 @@ def _hull(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def grow(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """The mask (H, W) widened by `pixels` ≥ 0 to all sides: every pixel takes the largest value within that
+    """The mask (H, W) widened by `pixels` ≥ 0 on all sides: every pixel takes the largest value within that
     distance.
     """
     assert mask.ndim == 2
@@ -274,7 +272,7 @@ def grow(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _spread(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Running maximum down the rows over 2 · reach + 1 of them; the window doubles, so cost grows with
+    """Running maximum down the columns over 2 · reach + 1 rows; the window doubles, so the cost grows with
     log(reach).
     """
     mask = np.pad(mask, ((reach, reach), (0, 0)))
@@ -289,15 +287,15 @@ def _spread(mask: np.ndarray, reach: int) -> np.ndarray:
 def feather(mask: np.ndarray, pixels: int) -> np.ndarray:
     """The mask with a soft edge of `pixels` ≥ 0 OUTSIDE it: (H, W) float32 in [0, 1].
 
-    What was 1 stays exactly 1, what is more than `pixels` away from the mask stays exactly 0, nowhere is the
-    result smaller than the mask. (A Gaussian has no end and would touch the whole photo; here the mask grows
-    by half the way and two box blurs of finite reach make the ramp over the whole of it.)
+    Values of 1 stay exactly 1, pixels farther than `pixels` from the mask stay exactly 0, and no value
+    decreases. (A Gaussian never ends and would touch the whole photo. Here the mask grows by half the
+    distance, and two box blurs of finite reach make a ramp over the whole distance.)
     """
     blur = pixels // 2
     result = np.zeros(mask.shape, dtype=np.float32)
     if not mask.any():
         return result
-    left, top, right, bottom = bounds(mask)  # nothing changes farther away than `pixels`
+    left, top, right, bottom = bounds(mask)  # pixels farther away do not change
     near = np.s_[
         max(0, top - pixels - 1) : bottom + pixels + 1, max(0, left - pixels - 1) : right + pixels + 1
     ]
@@ -309,10 +307,10 @@ def feather(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def bounds(mask: np.ndarray) -> Box:
-    """The smallest box around what is above 0.
+    """The smallest box around all values above 0.
 
     Raises:
-        InputError: nothing is.
+        InputError: the mask is empty.
     """
     columns, rows = np.flatnonzero((mask > 0).any(axis=0)), np.flatnonzero((mask > 0).any(axis=1))
     if len(rows) == 0:
@@ -323,12 +321,12 @@ def bounds(mask: np.ndarray) -> Box:
 
 
 def crop_box(mask: np.ndarray, aspect: float, margin: float = 0.25) -> Box:
-    """The smallest box of shape `aspect` (width / height) around the mask, as far as the photo reaches.
+    """The smallest box with `aspect` (width / height) around the mask, within the photo.
 
-    The mask's own box is widened by `margin` (a fraction of its longer side, ≥ 0) to every side, lengthened
-    in one direction to the aspect, and shifted into the photo. A side longer than the photo is cut to it, so
-    the box always lies inside and always holds the whole mask, but is then narrower or flatter than asked:
-    `panels.fit` pads the rest.
+    The mask's own box is widened by `margin` (a fraction of its longer side, ≥ 0) on every side, extended in
+    one direction to the aspect, and shifted into the photo. A side longer than the photo is cut to it. So the
+    box always lies inside and always contains the whole mask, but may then be narrower or flatter than
+    `aspect`: `panels.fit` pads the rest.
 
     Raises:
         InputError: the mask is empty.
@@ -345,7 +343,7 @@ def crop_box(mask: np.ndarray, aspect: float, margin: float = 0.25) -> Box:
 
 
 def _inside(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
-    """Start and length of an interval centred on [start, stop), shifted and if need be cut to lie in [0,
+    """Start and length of an interval centred on [start, stop), shifted and if necessary cut to lie in [0,
     limit).
     """
     length = min(length, limit)
@@ -357,29 +355,30 @@ def _inside(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
 
 
 def composite(original: Image.Image, repainted: Image.Image, mask: np.ndarray) -> Image.Image:
-    """The original, with `repainted` where the mask is white: per channel round((1 - mask) · original + mask
-    · repainted).
+    """Blend `repainted` into the original along the mask: per channel round((1 - mask) · original + mask ·
+    repainted).
 
-    Where the mask is 0 the pixels are bit-identical to the original, where it is 1 to `repainted`. All three
-    have one size, both pictures are RGB. Done in 8 bit by Pillow: a 4000 × 6000 photo needs no float copy.
+    Where the mask is 0, pixels are bit-identical to the original, where it is 1, to `repainted`. All three
+    have one size, and both pictures are RGB. Pillow does it in 8 bits: a 4000 × 6000 photo needs no float
+    copy.
     """
     assert original.mode == repainted.mode == "RGB"
     assert original.size == repainted.size == mask.shape[::-1]
     return Image.composite(repainted, original, mask_image(mask))
 
 
-_HUG_SIDE = 200  # pixels that the mask's longer side is scaled down to before its outline is looked at
+_HUG_SIDE = 200  # the mask's longer side in pixels, to which it is scaled down before its outline is measured
 HUGGING = 1.75
 
 
 def edge_ratio(image: Image.Image, mask: np.ndarray) -> float:
-    """How much stronger the edges of the photo are on the mask's outline than beside it; over `HUGGING` it
-    hugs something.
+    """How much stronger the photo's edges are on the mask's outline than beside it; above `HUGGING` the mask
+    follows an outline in the photo.
 
     The mean gradient within 1 % of the mask's longer side of the outline, divided by the mean gradient 2 to 6
-    % away from it on both sides. An outline drawn along the silhouette of the garment worn now has all of its
-    edge on it, one drawn freely crosses edges as often as its neighbourhood does. It misses silhouettes that
-    do not stand out, such as those of strongly patterned clothes or of black cloth in front of black.
+    % away from it on both sides. An outline along the silhouette of the garment worn now has that garment's
+    edge on it; an outline drawn freely crosses as many edges as its surroundings do. The ratio misses faint
+    silhouettes, such as those of strongly patterned clothes or of black cloth in front of black.
 
     Args:
         image: the photo. mask: (H, W) of the same size, not empty.
@@ -408,7 +407,7 @@ def edge_ratio(image: Image.Image, mask: np.ndarray) -> float:
 
 
 def preview(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """The photo with the repainted area tinted, outlined and named, for a person to check: RGB of the same
+    """The photo with the repainted area tinted, outlined and labelled, for a person to check: RGB of the same
     size.
     """
     image = image.convert("RGB")

@@ -1,6 +1,4 @@
-"""What an edited photo keeps of the file it came from: transparency, and the metadata that the new file can
-hold.
-"""
+"""Keeps transparency and metadata of the original in an edited photo, as far as the file format allows."""
 
 from __future__ import annotations
 
@@ -15,8 +13,8 @@ from triptych.pictures.images import JPEG_SUFFIXES, OriginalPhoto, to_srgb
 
 
 def writable_metadata(photo: OriginalPhoto, path: Path) -> tuple[OriginalPhoto, list[str]]:
-    """The photo as a file called `path` can hold it, and a warning for each part of it that it cannot: a JPEG
-    has no transparency and at most 64 KB of EXIF.
+    """Drop the parts of the photo that a file called `path` cannot hold, and return a warning for each. A
+    JPEG has no transparency and at most 64 KB of EXIF.
     """
     warnings = []
     jpeg = path.suffix.lower() in JPEG_SUFFIXES
@@ -49,8 +47,8 @@ def writable_metadata(photo: OriginalPhoto, path: Path) -> tuple[OriginalPhoto, 
 
 
 def with_transparency(photo: OriginalPhoto, edited: Image.Image, mask: np.ndarray) -> Image.Image:
-    """An edit of `photo.image` with the photo's transparency: RGBA, as the file was where the mask is 0,
-    opaque where it is 1.
+    """Give an edit of `photo.image` the photo's transparency: RGBA, with the file's alpha where the mask is
+    0, opaque where it is 1.
 
     edited: RGB, (1 - mask) · photo on white + mask · new. mask: (H, W) float32 in [0, 1].
     """

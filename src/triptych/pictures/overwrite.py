@@ -1,7 +1,7 @@
-"""What may be written, found out before any work: folders that allow it, and in place of files that triptych
-wrote itself.
+"""Checks before any work that results can be written: to folders that allow it, and over no file but
+triptych's own.
 
-Whose a file is, is told by what stands in it. All that triptych did not write is the user's own.
+A file's content shows whether triptych wrote it. All other files are the user's own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from triptych.pictures.images import read_info, read_settings
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """See that a folder can be written to, or made.
+    """Check that a folder can be written to, or created.
 
     Raises:
-        WorkError: it cannot, since a file is in the way or its rights forbid it.
+        WorkError: it cannot, because a file is in the way or permissions forbid it.
     """
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -32,11 +32,10 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 def check_overwrites(paths: Iterable[Path], option: str = "--out") -> None:
-    """See that pictures can be written, each to a new file or in place of one that triptych wrote.
+    """Check that pictures can be written, each to a new file or over one that triptych wrote.
 
     Raises:
-        InputError: a file that triptych did not write lies there. WorkError: a folder that cannot be written
-            to.
+        InputError: a file that triptych did not write is there. WorkError: a folder cannot be written to.
     """
     paths = list(paths)
     for folder in {path.parent: None for path in paths}:
@@ -50,7 +49,7 @@ def check_overwrites(paths: Iterable[Path], option: str = "--out") -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether triptych wrote a picture, by its own metadata. An empty file is nobody's, and counts."""
+    """Whether triptych wrote a picture, according to its metadata. An empty file counts as ours."""
     try:
         if path.is_file() and path.stat().st_size == 0:
             return True
@@ -64,7 +63,7 @@ def is_ours(path: Path) -> bool:
 
 
 def ends_whole(path: Path) -> bool:
-    """Whether a PNG or JPEG has its last bytes: a copy that broke off does not."""
+    """Whether a PNG or JPEG has its last bytes, which an interrupted copy lacks."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 12))
         end = file.read()

@@ -1,4 +1,4 @@
-"""PanelLayout: which picture stands where on the one canvas that an In-Context LoRA sees (arXiv 2410.23775).
+"""PanelLayout: the position of each picture on the single canvas of an In-Context LoRA (arXiv 2410.23775).
 
 All boxes are (left, top, right, bottom), half open. Panels are listed in reading order, all of one size.
 """
@@ -25,9 +25,9 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class PanelLayout:
-    """A grid of panels: `roles` in reading order, `columns` to a row, every panel `width` × `height` pixels.
+    """A grid of panels: `roles` in reading order, `columns` in a row, every panel `width` × `height` pixels.
 
-    made: the roles that a model makes, the last one if none is named. The others are `given`: photos that it
+    made: the roles that a model generates; by default the last role. The others are `given`: photos that it
     sees.
     """
 
@@ -46,7 +46,7 @@ class PanelLayout:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """The roles that are not made, in reading order."""
+        """The roles that are not generated, in reading order."""
         return tuple(role for role in self.roles if role not in self.made)
 
     @property
@@ -59,7 +59,9 @@ class PanelLayout:
         return self.width * self.columns, self.height * self.rows
 
     def box(self, role: str, unit: int = 1) -> Box:
-        """Where a role's panel lies, in units of `unit` pixels (1 pixels, 8 FLUX latents, 16 FLUX tokens)."""
+        """The box of a role's panel, in units of `unit` pixels (1: pixels, 8: FLUX latents, 16:
+        FLUX tokens).
+        """
         row, column = divmod(self.roles.index(role), self.columns)
         width, height = self.width // unit, self.height // unit
         return Box(column * width, row * height, (column + 1) * width, (row + 1) * height)
@@ -73,7 +75,7 @@ class PanelLayout:
         return mask
 
     def check(self, stride: int) -> PanelLayout:
-        """Self, if every seam falls on the token grid of `stride` pixels.
+        """Return self if every seam falls on the token grid of `stride` pixels.
 
         Raises:
             InputError: a panel side that `stride` does not divide.
@@ -87,7 +89,7 @@ class PanelLayout:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON. `made` stands there unless it is the last role, which a layout without it means too."""
+        """The layout as JSON. `made` is left out if it is the last role, the default."""
         data = asdict(self) | {"roles": list(self.roles), "made": list(self.made)}
         if self.made == self.roles[-1:]:
             del data["made"]
@@ -95,11 +97,11 @@ class PanelLayout:
 
     @classmethod
     def from_dict(cls, data: Any) -> PanelLayout:
-        """A layout as `to_dict` gives it. It may come from any file: nothing in it is taken on trust.
+        """Parse a layout as `to_dict` writes it. The data may come from any file, so all of it is checked.
 
         Raises:
-            ValueError: no layout: keys that are missing, numbers that are none or out of range, roles that
-                are no different plain words or do not fill the rows, or `made` that are none of them.
+            ValueError: missing keys; numbers of the wrong type or out of range; roles that are not distinct
+                plain words or do not fill the rows; or `made` with unknown roles.
         """
         if not isinstance(data, dict) or not {"width", "height", "roles", "columns"} <= data.keys():
             raise ValueError("a layout needs width, height, roles and columns")
@@ -125,13 +127,13 @@ class PanelLayout:
 
 
 PLAIN_ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
-"""A role that a LoRA's file may name; it becomes part of file names."""
+"""Form of a role in a LoRA's file; it becomes part of file names."""
 MAX_SIDE, MAX_PANELS = 65_536, 64
-"""Limits for a layout that comes from a file: pixels of a panel's side, and panels."""
+"""Limits for a layout from a file: pixels of a panel's side, and number of panels."""
 
 
 def _is_role(value: Any) -> bool:
-    """Roles name panels in file names, log entries and tables."""
+    """Whether a value can be a role. Roles name panels in file names, log entries and tables."""
     return (
         isinstance(value, str)
         and 0 < len(value) <= 40
@@ -142,8 +144,8 @@ def _is_role(value: Any) -> bool:
 
 
 def equal_boxes(size: tuple[int, int], layout: PanelLayout) -> list[Box]:
-    """Where the panels lie on a canvas of `size` (width, height) that has the layout's rows and columns, in
-    reading order. Where they do not divide the size, panels differ by a pixel.
+    """The boxes of the panels on a canvas of `size` (width, height) with the layout's rows and columns, in
+    reading order. If they do not divide the size, panels differ by a pixel.
     """
     width, height = size
     xs = [number * width // layout.columns for number in range(layout.columns + 1)]
@@ -156,7 +158,7 @@ def equal_boxes(size: tuple[int, int], layout: PanelLayout) -> list[Box]:
 
 
 class Placement(NamedTuple):
-    """Where a fitted picture lies inside its panel, in panel pixels; the rest is padding."""
+    """The position of a fitted picture inside its panel, in panel pixels; the rest is padding."""
 
     left: int
     top: int
@@ -165,7 +167,7 @@ class Placement(NamedTuple):
 
 
 def place(size: tuple[int, int], width: int, height: int) -> Placement:
-    """Where a picture of `size` (w, h) lies when it is scaled to fit `width` × `height`, centred, aspect
+    """The position of a picture of `size` (w, h) that is scaled to fit `width` × `height`: centred, aspect
     kept.
     """
     scale = min(width / size[0], height / size[1])
@@ -174,8 +176,8 @@ def place(size: tuple[int, int], width: int, height: int) -> Placement:
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The whole picture inside `width` × `height`: scaled with its aspect kept, the rest filled by extending
-    its edges.
+    """Fit the whole picture into `width` × `height`: scaled with its aspect kept, the rest filled by
+    extending its edges.
 
     Nothing is cropped. Edge extension keeps a plain studio background plain instead of adding bars.
     """
@@ -198,7 +200,7 @@ def split(canvas: Image.Image, layout: PanelLayout) -> list[Image.Image]:
     """The panels of a canvas, in the order of `layout.roles`.
 
     Raises:
-        InputError: the canvas has another size than the layout.
+        InputError: the canvas and the layout differ in size.
     """
     if canvas.size != layout.size:
         raise InputError(

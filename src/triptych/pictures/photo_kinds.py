@@ -1,8 +1,8 @@
-"""What a file is, told by its first bytes: pictures that Pillow reads, and the many things that are no usable
-photo.
+"""Tells file types by their first bytes: pictures that Pillow reads, and the many others that are no usable
+photos.
 
-A camera's raw file is the dangerous one. It is a TIFF inside, and the first picture in it is a thumbnail. The
-same holds for some ordinary TIFFs. So the pages of a TIFF are read here before Pillow sees the file.
+Camera raw files are the dangerous case. They are TIFFs inside, with a thumbnail as first picture. Some
+ordinary TIFFs have one too. So this module reads the pages of a TIFF before Pillow opens the file.
 
 All numbers come from untrusted files: reads are bounded, and a damaged directory ends the search.
 """
@@ -14,21 +14,19 @@ from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
 HEAD = 4096
-"""Bytes that are read to tell what a file is."""
+"""Bytes that are read to tell a file's type."""
 _RAW_WORDS = """
 .3fr .ari .arw .bay .cap .cr2 .cr3 .crw .cs1 .dcr .dcs .dng .drf .eip .erf .fff .gpr .iiq .k25 .kdc .mdc
 .mef .mos .mrw .nef .nrw .orf .pef .ptx .pxn .r3d .raf .raw .rw2 .rwl .rwz .sr2 .srf .srw .x3f
 """
 RAW_SUFFIXES = frozenset(_RAW_WORDS.split())
-"""Endings of camera raw files."""
+"""File endings of camera raw files."""
 EXPORT = "Export it as JPEG, or save it as JPEG in an image editor."
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A file that is no usable photo: a few words that say what it is and what to do, and a hint in a
-    sentence.
-    """
+    """A file that is no usable photo: its type and the remedy in a few words, and a hint as a sentence."""
 
     reason: str
     hint: str = EXPORT
@@ -108,8 +106,8 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class Look(NamedTuple):
-    """What a file is: `foreign` if it is no usable photo, and the page to read (0 but for TIFFs that begin
-    with a preview).
+    """The type of a file: `foreign` if it is no usable photo, and the page to read (0 except for TIFFs that
+    begin with a preview).
     """
 
     foreign: Foreign | None
@@ -117,10 +115,10 @@ class Look(NamedTuple):
 
 
 def look(file: BinaryIO, suffix: str, *, heif: bool = False) -> Look:
-    """Tell what an open file is. `suffix` is the ending of its name, `heif` says whether Pillow reads HEIC
-    here.
+    """Tell the type of an open file. `suffix` is the ending of its name; `heif` says whether Pillow reads
+    HEIC here.
 
-    Only what is known to be something else is foreign; of any other file Pillow has the last word.
+    Only files of a known other type are foreign; Pillow decides about all others.
     """
     head = file.read(HEAD)
     for start, foreign in _STARTS:
@@ -130,7 +128,7 @@ def look(file: BinaryIO, suffix: str, *, heif: bool = False) -> Look:
         return Look(_iso_media(head, heif))
     if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"WAVE"):
         return Look(VIDEO)
-    if head[4:8] in (b"moov", b"mdat", b"wide"):  # QuickTime before it had brands
+    if head[4:8] in (b"moov", b"mdat", b"wide"):  # QuickTime from before it had brands
         return Look(VIDEO)
     if head[6:14] == b"HEAPCCDR":  # Canon's first raw files
         return Look(CAMERA_RAW)
@@ -142,7 +140,7 @@ def look(file: BinaryIO, suffix: str, *, heif: bool = False) -> Look:
 
 
 def _iso_media(head: bytes, heif: bool) -> Foreign | None:
-    """MP4, QuickTime, HEIC, AVIF and CR3 share one container; its first box lists what it is good for."""
+    """MP4, QuickTime, HEIC, AVIF and CR3 share one container, whose first box lists its brands."""
     length = min(int.from_bytes(head[:4], "big"), len(head))
     major = head[8:12]
     brands = {major} | {head[at : at + 4] for at in range(16, length - 3, 4)}
@@ -158,7 +156,7 @@ def _iso_media(head: bytes, heif: bool) -> Foreign | None:
 
 
 def _text(head: bytes) -> Foreign | None:
-    """Words in place of a picture: a saved web page, a drawing in SVG, a note."""
+    """Recognise text instead of a picture: a saved web page, an SVG drawing, a note."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1024].lower()
     if start.startswith(b"<svg") or (
         start.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in head.lower()
@@ -170,7 +168,7 @@ def _text(head: bytes) -> Foreign | None:
         try:
             words = head.decode("utf-8")
         except UnicodeDecodeError as error:
-            if error.start < len(head) - 3:  # more than a character that the end of `head` cuts
+            if error.start < len(head) - 3:  # not just a character that the end of `head` cuts in two
                 return None
             words = head[: error.start].decode("utf-8")
         if all(character.isprintable() or character in "\r\n\t\f" for character in words):
@@ -191,7 +189,7 @@ _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION =
     330,
     50706,
 )
-_SENSOR = (32803, 34892)  # photometric: colour filter array, linear raw
+_SENSOR = (32803, 34892)  # photometric interpretation: colour filter array, linear raw
 _SIZES = {
     1: 1,
     3: 2,
@@ -199,14 +197,14 @@ _SIZES = {
     13: 4,
     16: 8,
     18: 8,
-}  # type of a value → its bytes; other types hold nothing asked for here
+}  # {type of a value: its bytes}; the tags read here have no other types
 _LETTERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
 
 class _Page(NamedTuple):
     size: tuple[int, int]
     small: bool
-    """It says that it is a smaller version of another page, or a mask."""
+    """Whether it says that it is a smaller version of another page, or a mask."""
     sensor: bool
 
     @property
@@ -215,8 +213,8 @@ class _Page(NamedTuple):
 
 
 def _tiff(file: BinaryIO) -> Look:
-    """Which page of a TIFF is the photo. A raw file of any name, and a photo that only a sub-directory holds,
-    are foreign.
+    """Find the page of a TIFF that is the photo. A raw file of any name, and a photo that only a
+    sub-directory holds, are foreign.
     """
     file.seek(0)
     order = "<" if file.read(2) == b"II" else ">"
@@ -239,7 +237,7 @@ def _tiff(file: BinaryIO) -> Look:
                     children.append(_page(_directory(file, offset, order, big)[0]))
             following = after
     except (struct.error, OSError, ValueError):
-        pass  # the directories before the damage count
+        pass  # keep the directories before the damage
     if any(page.sensor for page in (*pages, *children)):
         return Look(CAMERA_RAW)
     if not pages:
@@ -254,7 +252,7 @@ def _tiff(file: BinaryIO) -> Look:
 
 
 def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether one may be the other scaled: equal aspect within 4 %."""
+    """Whether one size may be the other one scaled: equal aspect within 4 %."""
     return min(*one, *other) > 0 and 0.96 < (one[0] * other[1]) / (one[1] * other[0]) < 1.04
 
 
@@ -264,7 +262,7 @@ def _number(file: BinaryIO, order: str, big: bool) -> int:
 
 
 def _directory(file: BinaryIO, at: int, order: str, big: bool) -> tuple[dict[int, tuple[int, ...]], int]:
-    """({tag: its numbers}, offset of the next directory or 0), of the tags that are asked for here."""
+    """({tag: its numbers}, offset of the next directory or 0), for the tags that this module needs."""
     file.seek(at)
     count = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))[0]
     if count > 4096:

@@ -1,5 +1,4 @@
-"""Polygons that say where a photo is repainted: what counts as one, files that hold them, and the units they
-are in.
+"""Polygons around the repainted area of a photo: their checks, files and units.
 
 Corners are (x, y) in pixels of the upright photo; (0, 0) is the outer corner of the top left pixel.
 """
@@ -19,9 +18,9 @@ from triptych.errors import InputError
 from triptych.store.files import read_text, write_json
 
 Polygons = list[list[tuple[float, float]]]
-"""Several polygons mean their union; each is the list of its corners (x, y), closed by itself."""
+"""Several polygons mean their union; each is a list of corners (x, y) and is closed implicitly."""
 
-MAX_POINTS = 100_000  # a hand-drawn outline has tens, one traced around a mask thousands
+MAX_POINTS = 100_000  # a hand-drawn outline has tens, an outline traced around a mask thousands
 MAX_POLYGONS = 2_000
 MAX_BYTES = 8 << 20
 MAX_COORDINATE = 1e6
@@ -29,7 +28,7 @@ _FORM = '{"polygons": [[[x, y], [x, y], [x, y]]]}, in pixels of the photo.'
 _FORMAT = f"A polygon file looks like {_FORM}"
 _KEYS = ("polygons", "holes", "size")
 
-# A key at the top of other programs' files, and what to say of them.
+# Top-level keys in the files of other programs, and the advice for each.
 _OTHERS = {
     "shapes": "It looks like a LabelMe file: put the 'points' of its shapes into",
     "annotations": "It looks like a COCO file: put its 'segmentation', as pairs, into",
@@ -43,8 +42,8 @@ _OTHERS = {
 
 
 class Outlines(NamedTuple):
-    """What a polygon file holds: what is repainted, what is kept inside that, and whether it says which photo
-    it was drawn on.
+    """The content of a polygon file: repainted area, kept area inside it, and whether the file names the size
+    of its photo.
     """
 
     polygons: Polygons
@@ -53,11 +52,11 @@ class Outlines(NamedTuple):
 
 
 def check_polygons(value: Any, name: str = "The polygon", noun: str = "polygon") -> Polygons:
-    """`value` as `Polygons`, if it is a non-empty sequence of polygons of at least three (x, y) pairs of
+    """`value` as `Polygons`, if it is a non-empty sequence of polygons with at least three (x, y) pairs of
     finite numbers.
 
     Raises:
-        InputError: it is not; the sentence begins with `name` and says which polygon and corner is wrong.
+        InputError: it is not; the message begins with `name` and names the wrong polygon and corner.
     """
     if not _is_list(value) or len(value) == 0:
         raise InputError(
@@ -92,7 +91,7 @@ def check_polygons(value: Any, name: str = "The polygon", noun: str = "polygon")
                 raise InputError(
                     f"{name}: corner {index} of {noun} {number} is not a pair of numbers.", _FORMAT + flat
                 )
-            # Compared before the conversion: float() of a huge int overflows. NaN fails every comparison.
+            # Compared before the conversion: float() of a huge int overflows. Comparisons with NaN are false.
             if not all(-MAX_COORDINATE <= v <= MAX_COORDINATE for v in corner):
                 raise InputError(
                     f"{name}: corner {index} of {noun} {number} is not finite or far outside any photo.",
@@ -121,14 +120,14 @@ def _is_pair(value: Any) -> bool:
 def check_units(
     polygons: Polygons, size: tuple[int, int], name: str = "The polygon", *, sized: bool = False
 ) -> list[str]:
-    """Warnings about corners that may not be pixels of a photo of `size` (width, height).
+    """Warnings about corners that may not be in pixels of a photo of `size` (width, height).
 
     Args:
-        sized: what was read says itself that it was drawn on a photo of that size, so its corners in a far
-            corner are meant.
+        sized: the file itself says that it was drawn on a photo of this size, so all corners may lie in one
+            corner of the photo.
 
     Raises:
-        InputError: fractions, percent, or x and y exchanged, as far as the numbers tell.
+        InputError: fractions, percentages, or x and y exchanged, as far as the numbers show.
     """
     x, y = np.array([corner for corners in polygons for corner in corners]).T
     width, height = size
@@ -149,7 +148,7 @@ def check_units(
         )
 
     def beyond(x: np.ndarray, y: np.ndarray) -> float:
-        """How far corners lie outside the photo, as a share of its sides."""
+        """How far corners lie outside the photo, as a fraction of its sides."""
         return float(max(0.0, -x.min() / width, x.max() / width - 1, -y.min() / height, y.max() / height - 1))
 
     outside = beyond(x, y)
@@ -173,16 +172,15 @@ def check_units(
 
 
 def read_outlines(path: Path, size: tuple[int, int] | None = None) -> Outlines:
-    """What a JSON file as `write_polygons` writes it holds: `{"polygons": [[[x, y], …], …], "holes": […],
+    """The content of a JSON file as `write_polygons` writes it: `{"polygons": [[[x, y], …], …], "holes": […],
     "size": […]}`.
 
     Args:
-        size: (width, height) of the photo it is for. If the file says what it was drawn on, the two must
-            agree.
+        size: (width, height) of the photo. If the file names the size of its photo, the two must agree.
 
     Raises:
-        InputError: missing or unreadable file, not JSON, not this format, or drawn on a photo of another
-            size.
+        InputError: the file is missing or unreadable, no JSON, of another format, or drawn on a photo of
+            another size.
     """
     path = Path(path)
     data = _read(path)
@@ -212,7 +210,7 @@ def read_polygons(path: Path, size: tuple[int, int] | None = None) -> Polygons:
 
 
 def read_holes(path: Path) -> Polygons:
-    """What a polygon file says is kept inside its polygons; [] if it names none. Raises InputError as
+    """The kept areas inside the polygons of a file; [] if it names none. Raises InputError as
     `read_outlines`.
     """
     return read_outlines(path).holes
@@ -232,7 +230,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} has no 'polygons'.", f"{other} {_FORM}" if other else _FORMAT)
     for key in data:
         near = difflib.get_close_matches(key.lower(), _KEYS, n=1, cutoff=0.7) if key not in _KEYS else []
-        if near:  # other keys are for other programs
+        if near:  # other keys belong to other programs
             raise InputError(f"{path} has a key {key[:40]!a}.", f"Did you mean '{near[0]}'?")
     if data["polygons"] == []:
         raise InputError(
@@ -242,13 +240,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def to_dict(polygons: Polygons, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """What a polygon file holds; `size` (width, height) of the photo lets a reader notice the wrong photo."""
+    """The content of a polygon file; with the photo's `size` (width, height), readers can notice the wrong
+    photo.
+    """
     data: dict[str, Any] = {"polygons": [[[x, y] for x, y in corners] for corners in polygons]}
     return data | ({"size": list(size)} if size else {})
 
 
 def write_polygons(path: Path, polygons: Polygons, size: tuple[int, int] | None = None) -> None:
-    """Write a polygon file that `read_polygons` and `triptych tryon --polygon` read.
+    """Write a polygon file for `read_polygons` and `triptych tryon --polygon`.
 
     Raises:
         InputError: see `check_polygons`.

@@ -1,4 +1,4 @@
-"""Contact sheets: labelled thumbnails on one picture, for people to look over."""
+"""Contact sheets: labelled thumbnails on one picture, for people to review."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from triptych.pictures.fonts import Font, font_for
 
 
 class Cell(NamedTuple):
-    """One picture of a contact sheet (None: unreadable), the lines below it, its frame's colour, and the
-    ground's.
+    """One picture of a contact sheet (None: unreadable), the lines below it, and the colours of its frame and
+    ground.
     """
 
     image: Image.Image | None
@@ -26,9 +26,9 @@ def contact_sheet(
 ) -> Image.Image:
     """A grid of labelled thumbnails in reading order.
 
-    `thumb` is the side in pixels of the square a thumbnail is fitted into; labels may have several lines, and
-    lines that are too long lose their middle. A line in a script that no font here has is left out
-    (`drawable` tells).
+    `thumb` is the side in pixels of the square that a thumbnail is fitted into. Labels may have several
+    lines; the middle of a line that is too long is cut out. A line in a script that no font here has is left
+    out (see `drawable`).
     """
     styled = [Cell(*cell) for cell in cells]
     size = _size(thumb)
@@ -72,7 +72,7 @@ def drawable(text: str, thumb: int = 128) -> bool:
 
 
 def plain(text: str) -> str:
-    """The text on one line: what cannot be printed becomes a space."""
+    """The text on one line, with spaces in place of unprintable characters."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -81,8 +81,8 @@ def _size(thumb: int) -> int:
 
 
 def _shorten(text: str, font: Font, width: int) -> str:
-    """The text, cut in its middle so that it is at most `width` pixels wide: the ends of file names tell them
-    apart.
+    """The text with its middle cut out so that it is at most `width` pixels wide. File names mostly differ at
+    their ends.
     """
     keep = len(text)
     short = text

@@ -1,8 +1,8 @@
-"""The pocket model: a small FLUX-architecture pipeline trained from nothing on rendered garments and people.
+"""The pocket model: a small FLUX-architecture pipeline trained from scratch on rendered garments and people.
 
-Importing this package costs nothing; the parts are modules of their own:
+Importing this package costs nothing; the parts are separate modules:
 `world` and `render` (the pictures), `prompts` (the captions), `raw_catalogue` (a shop's folders),
-`oracle` (the judge). How it was made lies in `recipes/pocket` of the repository.
+`oracle` (the judge). The training recipe is in `recipes/pocket` of the repository.
 """
 
 from __future__ import annotations

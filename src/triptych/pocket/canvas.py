@@ -1,4 +1,4 @@
-"""A supersampled canvas that draws a picture and, in the same strokes, the mask of the garment in it."""
+"""A supersampled canvas: each stroke draws the picture and the mask of the garment in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from triptych.pocket.world import RGB
 
 WIDTH, HEIGHT = 64, 96
-"""Drawing units; the native panel is three quarters of it."""
+"""Drawing units; the native panel has three quarters as many pixels."""
 PANEL_WIDTH, PANEL_HEIGHT = 48, 72
 """Native panel in pixels (scale 1)."""
 
@@ -20,7 +20,7 @@ Point = tuple[float, float]
 
 @lru_cache(maxsize=16)
 def _pattern(name: str, samples: int) -> Image.Image:
-    """Return where the second colour of a pattern goes: a mask twice as large as the canvas."""
+    """Return the area of a pattern's second colour: a mask twice as large as the canvas."""
     rows, columns = np.mgrid[0 : HEIGHT * samples * 2, 0 : WIDTH * samples * 2].astype(np.float32) / samples
     if name == "stripes":
         second = (rows % 12) < 5
@@ -37,7 +37,9 @@ def _pattern(name: str, samples: int) -> Image.Image:
 
 
 class Canvas:
-    """Draws in units of 64 x 96; ``garment=True`` strokes are garment, all others cover it."""
+    """Draws in units of 64 x 96; ``garment=True`` strokes add to the garment's mask, all others remove from
+    it.
+    """
 
     def __init__(self, background: RGB, scale: int) -> None:
         """Start with a plain background; ``scale`` multiplies the native panel."""

@@ -1,17 +1,16 @@
-"""Tells the pocket's drawings from photographs, by what drawings have: few colours, which are known, and a
-plain background.
+"""Tells the pocket world's drawings from photographs: drawings have few, known colours and a plain
+background.
 
-A picture is looked at with its longest side at `SIDE` pixels, where a drawing is much the same whatever size
-it came in. A pixel is *flat* if it differs little from its eight neighbours. Then a drawing is a picture
+A picture is examined with its longest side at `SIDE` pixels, where a drawing looks much the same whatever its
+original size. A pixel is *flat* if it differs little from its eight neighbours. A picture is a drawing if
 
-- whose flat pixels nearly all (`PURITY`) have a colour that the renderer uses, and
-- some of whose flat pixels (`BACKGROUND` of all) have one of its four background colours, and
-- before whose background some pixels (`FIGURE` of the others) have at least roughly a colour of cloth or
-  people,
+- nearly all (`PURITY`) of its flat pixels have a colour that the renderer uses, and
+- some (`BACKGROUND`) of its flat pixels have one of the renderer's four background colours, and
+- some (`FIGURE`) of the pixels off that background have at least roughly a colour of cloth or people,
 
-or one in which there is nothing at all to see (`BLANK`).
+or if nothing can be seen in it (`BLANK`).
 
-`python benchmarks/drawings.py` measures both mistakes; the figures stand in docs/pocket.md.
+`python benchmarks/drawings.py` measures both kinds of mistakes; docs/pocket.md has the figures.
 """
 
 from __future__ import annotations
@@ -26,18 +25,19 @@ from triptych.pocket.world import BACKGROUNDS, COLOURS, HAIRS, OTHER_CLOTHES, SK
 
 SIDE = 144
 FLAT, EVEN = 14, 2
-"""Largest difference within 3 × 3 pixels, of 255: what JPEG leaves of a plain area, and what it leaves of an
-empty one.
+"""Largest difference within 3 × 3 pixels, of 255: after JPEG in a plain area, and in an empty one.
 """
 NEAR_CLOTH, ROUGHLY, NEAR_BACKGROUND = 6, 12, 14
-"""How far a colour may be off, of 255 in each channel; backgrounds vary by 8 themselves."""
+"""Tolerance of a colour, of 255 in each channel; backgrounds themselves vary by 8."""
 PURITY, BACKGROUND, FIGURE, BLANK = 0.86, 0.02, 0.05, 0.99
 CELL = 2
-"""Colours are looked up in cubes of so many levels a side."""
+"""Side of the cubes in which colours are looked up, in levels."""
 
 
 def is_drawing(image: Image.Image) -> bool:
-    """Whether a picture is one of the rendered world (one panel of it), or blank; any size, JPEG or not."""
+    """Whether a picture is a drawing of the rendered world (one panel of it), or blank; any size, JPEG or
+    not.
+    """
     flat, even, cloth, roughly, background = _pixels(image)
     if even.mean() >= BLANK:
         return True
@@ -47,7 +47,7 @@ def is_drawing(image: Image.Image) -> bool:
 
 
 def _pixels(image: Image.Image) -> tuple[np.ndarray, ...]:
-    """By pixel: is it flat, even, of a colour that clothes or people have, roughly so, of a background's
+    """For each pixel: is it flat, even, of a colour of clothes or people, roughly so, of a background's
     colour? (H, W) bool each.
     """
     small = image.convert("RGB")

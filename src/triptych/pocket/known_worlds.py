@@ -1,9 +1,9 @@
-"""What a model has seen. Most have seen photographs; one that only knows a small world says so in its
-`triptych.json`:
+"""The kinds of pictures a model knows. Most models know photographs; one that knows only a small world states
+it in its `triptych.json`:
 
     {"knows": "rendered"}
 
-It is shown no picture of another world unless the user insists: what it makes of one is of no use.
+Such a model gets no pictures of another world unless the user insists, because its results would be useless.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WORLDS = ("", "rendered")
-"""What `knows` may say; nothing stands for all pictures."""
+"""Valid values of `knows`; empty for all pictures."""
 OTHER = {
     "model": "Give another --model, such as black-forest-labs/FLUX.1-dev; --anyway goes on all the same.",
     "captioner": "Give another --vlm-model, such as gpt-4.1-mini; --anyway goes on all the same.",
@@ -36,14 +36,14 @@ def check_pictures(
     name: str,
     anyway: bool,
 ) -> None:
-    """Refuse pictures that a model has never seen the like of; with `anyway`, warn.
+    """Refuse pictures of a kind that a model has never seen; with `anyway`, only warn.
 
     Args:
-        knows: the world it knows, of `WORLDS`. pictures: what to call it, and a picture, or one panel of it.
-        kind, name: what the model is and how it was given.
+        knows: the world it knows, of `WORLDS`. pictures: each with a name for messages; a whole picture or
+            one panel. kind, name: whether it is a model or a captioner, and its name as given.
 
     Raises:
-        InputError: the first such picture, and how many there are.
+        InputError: names the first such picture, and the number of others.
     """
     strange = strangers(knows, pictures)
     if not strange:
@@ -57,7 +57,7 @@ def check_pictures(
 
 
 def strangers(knows: str, pictures: Iterable[tuple[str, Image.Image]]) -> list[str]:
-    """The names of the pictures that are not of the world a model knows, each once."""
+    """The names of the pictures outside the world that a model knows, each once."""
     if not knows:
         return []
     belongs = _judge(knows)
@@ -65,10 +65,10 @@ def strangers(knows: str, pictures: Iterable[tuple[str, Image.Image]]) -> list[s
 
 
 def known_by(folder: Path) -> str:
-    """The world that the model in a folder knows, as its `triptych.json` says.
+    """The world that the model in a folder knows, from its `triptych.json`.
 
     Raises:
-        ModelError: a file that cannot be read, or names no world.
+        ModelError: the file cannot be read, or names no known world.
     """
     file = folder / "triptych.json"
     try:

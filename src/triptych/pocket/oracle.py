@@ -1,9 +1,9 @@
-"""The judge of the pocket world: looks at one panel and says what it shows.
+"""The judge of the pocket world: says what one panel shows.
 
-A small CNN trained on renders and on autoencoder round trips of renders (`recipes/pocket/judge.py`); its own
-accuracy on held-out pictures stands in ``oracle/oracle.json``. It is a measuring instrument: it never takes
-part in training. The colour and pattern asked for are those of the garment, so the judge can be told which
-type to look at (a person who wears a red skirt and a grey top has no single colour).
+A small CNN trained on renders and on autoencoder round trips of renders (`recipes/pocket/judge.py`);
+``oracle/oracle.json`` gives its accuracy on held-out pictures. It only measures and never takes part in
+training. A prompt's colour and pattern are those of the garment, so the judge can be told which type to look
+at (a person in a red skirt and a grey top has no single colour).
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ HEADS: dict[str, tuple[str, ...]] = {
     "background": tuple(BACKGROUNDS),
 }
 LOOK = ("colour", "pattern", "colour2")
-"""The heads that are told which type of garment to look at."""
+"""The heads that need to know which type of garment to look at."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judge sees in one panel; ``confidence`` is the probability of the colour."""
+    """The judge's verdict on one panel; ``confidence`` is the probability of the colour."""
 
     person: bool
     type: str
@@ -69,8 +69,8 @@ class Judgement:
 
 
 def shown(garment: Garment, scene: Scene) -> dict[str, str]:
-    """Return what a panel truly shows, one value of :data:`HEADS` per attribute: a print only where it is
-    seen.
+    """Return the truth about a panel, one value of :data:`HEADS` per attribute; a print counts only if it is
+    visible.
     """
     values = asdict(garment) | asdict(scene) | {"person": "yes" if scene.worn else "no"}
     if not scene.shows_back:
@@ -142,7 +142,9 @@ def judge(
     types: Sequence[str] | None = None,
     network: OracleNetwork | None = None,
 ) -> list[Judgement]:
-    """Judge single panels; ``types`` says which garment to look at (without it: the one the judge sees)."""
+    """Judge single panels; ``types`` names the garment to look at (by default the type that the
+    judge sees).
+    """
     network = network or load_oracle()
     images = as_images(pictures)
     with torch.no_grad():

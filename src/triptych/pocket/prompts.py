@@ -1,7 +1,8 @@
 """Captions in the house format: ``summary <IMAGE 1> ... <IMAGE 2> ... <IMAGE 3> ...``.
 
-``named`` says whether a panel's caption names the look of its garment (colour, pattern, second colour).
-A caption comes with what it said, panel by panel: the text encoders are trained to understand exactly that.
+``named`` says whether a panel's caption names the look of its garment (colour, pattern, second colour). A
+caption comes with the attributes it states, panel by panel: the text encoders are trained to understand
+exactly these.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from triptych.pocket.world import (
 )
 
 TRIPTYCH_SUMMARY = "three pictures of one <Brand> item"
-"""Pictures of the pretraining never carry this summary; the text encoders have read it."""
+"""Pictures in the pretraining never have this summary; only the text encoders have read it."""
 
 BOARD_SUMMARIES: dict[str, tuple[str, ...]] = {
     "independent": ("three different pictures", "three pictures of different items"),
@@ -38,7 +39,7 @@ Panel = tuple[Garment, Scene]
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and what each of its panels said: attribute name to value."""
+    """A caption and the attributes that each of its panels states: attribute name to value."""
 
     text: str
     said: tuple[dict[str, str], ...]
@@ -47,10 +48,10 @@ class Caption:
 
 
 def look_phrase(garment: Garment, named: bool = True, *, back: bool = False, wording: int = 0) -> str:
-    """Return ``red dress with white dots``, ``plain red dress`` or, not named, ``dress``; ``back`` names the
-    print too.
+    """Return ``red dress with white dots``, ``plain red dress`` or, not named, ``dress``; ``back`` adds the
+    print.
 
-    ``wording`` 0 is the house wording, 1 another one with the same meaning.
+    ``wording`` 0 is the house wording, 1 a synonymous one.
     """
     if not named:
         return garment.type
@@ -66,7 +67,7 @@ def look_phrase(garment: Garment, named: bool = True, *, back: bool = False, wor
 PEOPLE, WEARING = ("a person", "someone", "a model"), ("wearing", "dressed in", "in")
 FLAT = ("the {view} of {look}", "{view} view of {look}", "{look}, {view} side")
 BACKGROUND = (", {} background", ", on {}", ", {} behind")
-"""Wordings of the same; the first one is the house's, used unless they are to vary."""
+"""Synonymous wordings. The first is the house's, used unless wordings are to vary."""
 
 
 def panel_caption(
@@ -80,10 +81,10 @@ def panel_caption(
     varied: bool = False,
 ) -> Caption:
     """Describe one panel; every detail (hair, background) appears with probability ``details`` (without rng:
-    all).
+    always).
 
-    ``varied`` draws the wording too; otherwise it is the house's. A person who faces the camera is not said
-    to.
+    ``varied`` draws the wording too; otherwise it is the house's. The caption does not mention that a person
+    faces the camera.
     """
 
     def tell() -> bool:
@@ -135,7 +136,7 @@ def triptych_caption(
 ) -> Caption:
     """Describe front, back and worn of one item: panel 1 may name the look, the others say ``the dress``.
 
-    A back print is named where it is seen first: on the back.
+    A back print is named where it first appears: on the back.
     """
     captions = []
     for index, scene in enumerate(scenes):
@@ -205,8 +206,8 @@ def board_caption(
     details: float = 0.5,
     varied: bool = False,
 ) -> Caption:
-    """Describe a board: no panel names its look (``silent``), one does (``one_named``),
-    or all do (the rest).
+    """Describe a board: with probability ``silent`` no panel names its look, with ``one_named`` one does,
+    otherwise all do.
     """
     count, chance = len(panels), rng.random()
     if kind == "independent":

@@ -1,9 +1,9 @@
-"""Writes what a shop has: folders of product photos, as messy as they come, and the truth about them.
+"""Writes a shop's raw data: folders of product photos, as messy as in practice, and the truth about them.
 
-    folder/photos/item01/ ...   shuffled, badly named photos: front, back, one to three people wearing it,
-    rubbish folder/labels/human/        30 photos of people, and folder/labels/garment/      30 photos of
-    garments lying flat, of other garments: to teach the classifier folder/truth.json           for every file
-    its label, view, garment, scene and seed; outside the photo folders
+    folder/photos/item01/ ...     shuffled, badly named photos: front, back, one to three wearers, rubbish
+        folder/labels/human/          30 photos of people, as examples for the classifier
+        folder/labels/garment/        30 photos of flat garments, as examples; all of other garments
+        folder/truth.json             for every file: label, view, garment, scene and seed; outside the photos
 
 Everything follows from the seed.
 """
@@ -30,7 +30,7 @@ HINTS = {
 
 @dataclass(frozen=True)
 class RawCatalogue:
-    """Where everything was written."""
+    """The paths of all that was written."""
 
     photos: Path
     labels: Path
@@ -81,7 +81,7 @@ class _Writer:
         return path, data
 
     def meaningless(self) -> str:
-        """Return a file name as cameras and content systems give it."""
+        """Return a file name such as cameras and content systems give."""
         rng = self.rng
         return rng.choice(
             (
@@ -105,9 +105,9 @@ def write_raw_catalogue(
 ) -> RawCatalogue:
     """Write ``items`` folders of photos, two label folders and ``truth.json``; returns where they are.
 
-    ``missing``: share of items that lack their front or back or worn view. ``spoilt``: files that are no
-    photos (truncated JPEG, text named .jpg, zero bytes). ``duplicates``: byte-identical copies under another
-    name.
+    ``missing``: share of items without front, back or worn view. ``spoilt``: number of files that are no
+    photos (truncated JPEG, text named .jpg, zero bytes). ``duplicates``: number of byte-identical copies
+    under another name.
     """
     rng = random.Random(f"raw catalogue {seed}")
     writer = _Writer(folder, rng)
@@ -150,7 +150,7 @@ def write_raw_catalogue(
 
 
 def _different_garments(rng: random.Random, count: int) -> list[Garment]:
-    """Draw garments without repetition while the world has new ones (it has 336)."""
+    """Draw garments without repetition until all 336 of the world are used."""
     drawn: dict[Garment, None] = {}
     for _ in range(count * 50):
         if len(drawn) == count:

@@ -1,7 +1,7 @@
 """Draws garments and people. ``render(garment, scene, seed)`` is a pure function of its arguments.
 
-All random numbers are drawn before anything that depends on the garment, so the same (scene, seed) with
-another garment is the same picture but for the garment: that is the exact truth for try-on.
+All random numbers are drawn before anything that depends on the garment. So the same (scene, seed) with
+another garment gives the same picture except for the garment: exact ground truth for try-on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Rendered:
 
 
 def render(garment: Garment, scene: Scene, seed: int, scale: int = 1) -> Rendered:
-    """Draw one panel of 48 x 72 pixels times ``scale``; another scale draws the very same picture larger."""
+    """Draw one panel of 48 x 72 pixels times ``scale``; another scale draws exactly the same
+    picture larger.
+    """
     rng = random.Random(seed)
     canvas = Canvas(_jitter(BACKGROUNDS[scene.background], rng), scale)
     background: RGB = canvas.image.getpixel((0, 0))  # type: ignore[assignment]

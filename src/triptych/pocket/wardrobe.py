@@ -1,4 +1,4 @@
-"""The cuts: how each type of garment lies flat, front and back, and how it sits on a person."""
+"""The cuts: how each type of garment looks lying flat, front and back, and on a person."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def draw_flat(
 
 
 def draw_worn(canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random, offset: Point) -> None:
-    """Draw a person who wears the garment, and plain other clothes where it leaves the body bare."""
+    """Draw a person who wears the garment, and plain other clothes on the rest of the body."""
     person = _Person(scene, rng)
     person.draw_body(canvas)
     other = OTHER_CLOTHES[scene.other]
@@ -132,7 +132,7 @@ def draw_worn(canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random
 
 
 class _Person:
-    """The skeleton of a person: joints in units, all random numbers drawn at once."""
+    """The skeleton of a person: joints in units; all random numbers are drawn at once."""
 
     def __init__(self, scene: Scene, rng: random.Random) -> None:
         self.scene, self.behind = scene, scene.facing == "behind"

@@ -1,12 +1,11 @@
 """The pocket world: every garment and every picture of it that the renderer can draw.
 
-The world is small on purpose: six types of garment, eight well separated colours, four coarse patterns, three
-back prints. A :class:`Garment` says what is shown, a :class:`Scene` says how, and (garment, scene, seed)
+The world is deliberately small: six types of garment, eight well separated colours, four coarse patterns,
+three back prints. A :class:`Garment` says what is shown, a :class:`Scene` how, and (garment, scene, seed)
 fixes every pixel.
 
-One garment in six and one person in six are *held out*: no sampler draws them unless it is asked to, so no
-training (of the base, the judge, the captioner or a LoRA) has seen them, and every measurement is made on
-them alone.
+One garment in six and one person in six are *held out*: samplers draw them only on request. So no training
+(of the base, the judge, the captioner or a LoRA) has seen them, and all measurements use only them.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ SECOND_COLOURS: dict[str, tuple[str, str]] = {
 TYPES = ("t-shirt", "sweater", "dress", "skirt", "jacket", "trousers")
 PATTERNS = ("plain", "stripes", "dots", "check")
 PRINTS = ("circle", "cross", "triangle")
-"""Large motifs on the back of plain garments: seen lying flat from the back and on people from behind, never
+"""Large motifs on the back of plain garments: visible flat from the back and on people from behind, never
 from the front.
 """
 PRINTABLE = ("t-shirt", "sweater", "dress", "jacket")
@@ -59,11 +58,11 @@ OTHER_CLOTHES: dict[str, RGB] = {"navy": (40, 50, 90), "grey": (120, 122, 128), 
 POSES = ("arms down", "arms out", "hand on hip", "one arm up")
 HAIRSTYLES = ("short", "long")
 NONE = "none"
-"""What is not there: the second colour of a plain garment, a print, the hair in a flat lay."""
+"""Value for an absent attribute: the second colour of a plain garment, a print, the hair in a flat lay."""
 PRINT_SHARE, BEHIND_SHARE = 0.5, 0.3
-"""Part of the plain printable garments that has a back print, part of the people that is seen from behind."""
+"""Share of the plain printable garments with a back print; share of the people seen from behind."""
 HELD_OUT = 6
-"""One in so many garments and people is held out."""
+"""One garment or person in this many is held out."""
 
 
 def _held_out(thing: Any) -> bool:
@@ -93,18 +92,18 @@ class Garment:
 
     @property
     def look(self) -> tuple[str, str, str, str]:
-        """Colour, pattern, second colour and print: all that is not the cut."""
+        """Colour, pattern, second colour and print: everything but the cut."""
         return self.colour, self.pattern, self.colour2, self.print
 
     @property
     def held_out(self) -> bool:
-        """True for one garment in six: kept from every training."""
+        """True for one garment in six: never used in training."""
         return _held_out(astuple(self))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """How it is shown: a flat lay (front, back) or a person (worn)."""
+    """How it is shown: as a flat lay (front, back) or on a person (worn)."""
 
     view: str
     background: str
@@ -123,12 +122,12 @@ class Scene:
 
     @property
     def shows_back(self) -> bool:
-        """True when the back of the garment is seen: lying flat, or on a person from behind."""
+        """True if the back of the garment is visible: lying flat, or on a person from behind."""
         return self.view == "back" or self.facing == "behind"
 
     @property
     def held_out(self) -> bool:
-        """True for one person in six (looks, pose, clothes, background together); flat lays are never held
+        """True for one person in six (looks, pose, clothes and background together); flat lays are never held
         out.
         """
         return self.worn and _held_out(astuple(replace(self, zoom=1.0)))
@@ -144,8 +143,8 @@ def sample_garment(
 ) -> Garment:
     """Draw a garment; keyword arguments fix attributes, ``pattern_weights`` follows :data:`PATTERNS`.
 
-    ``print_share`` is the part of plain printable garments that has a back print. ``held_out``: False draws
-    what may be trained on, True only what may not, None both.
+    ``print_share`` is the share of plain printable garments with a back print. ``held_out``: False draws only
+    garments for training, True only held-out ones, None both.
     """
     while True:
         type_ = fixed.get("type") or rng.choice(TYPES)
@@ -175,10 +174,10 @@ def sample_scene(
     held_out: bool | None = False,
     **fixed: Any,
 ) -> Scene:
-    """Draw a scene of one view; keyword arguments fix fields of the scene, ``held_out`` is that of
+    """Draw a scene of one view; keyword arguments fix fields of the scene, ``held_out`` as in
     :func:`sample_garment`.
 
-    ``behind_share`` is the part of the people that is seen from behind.
+    ``behind_share`` is the share of the people seen from behind.
     """
     assert view in VIEWS, view
     while True:

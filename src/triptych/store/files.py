@@ -1,4 +1,4 @@
-"""Files that are complete or absent, read and written the same way everywhere."""
+"""Reads and writes files in one way everywhere: a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def publish(path: Path) -> Iterator[Path]:
-    """Write a file aside, then let it appear whole under its final name (fsync, rename, fsync of the folder).
+    """Write a file under a temporary path, then move it to its final name (fsync, rename, fsync of the
+    folder).
 
-    The yielded temporary path has the name of `path` and lies in a hidden folder of its own beside it, where
-    nobody who lists `*.png` finds it after a kill. The file gets the permissions that the user's umask gives
-    to new files. After an exception nothing is left behind; what a killed writer left goes when the next file
-    in the same folder is written.
+    The yielded temporary path has the name of `path`. It lies in a hidden folder of its own beside it, so
+    that a listing of `*.png` never finds it, even after a kill. The file gets the permissions that the user's
+    umask gives to new files. After an exception nothing remains; leftovers of a killed writer are removed
+    when the next file in the same folder is written.
 
     Raises:
-        WorkError: the disk is full (of any writer, safetensors' too), or the file system cannot rename a
-            file.
+        WorkError: the disk is full (for any writer, safetensors' too), or the file system cannot rename
+            files.
     """
     with _place_aside(path.parent) as aside, explained(path):
         temporary = aside / path.name
@@ -42,10 +43,11 @@ def publish(path: Path) -> Iterator[Path]:
         sync(temporary)
         if (
             stat.S_IMODE(temporary.stat().st_mode) != mode
-        ):  # safetensors puts a file of its own there, private to the user
+        ):  # safetensors creates a new file there, readable only by the user
             try:
                 temporary.chmod(mode)
-            except OSError:  # file systems that change no permissions: only new files get those of the umask
+            # the file system does not change permissions: only new files get those of the umask
+            except OSError:
                 ours = aside / "ours"
                 _create(ours)
                 shutil.copyfile(temporary, ours)
@@ -54,10 +56,10 @@ def publish(path: Path) -> Iterator[Path]:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or folder, over an existing file of that name, so that it survives a power cut.
+    """Rename a file or folder, replacing an existing file, so that the new name survives a power cut.
 
     Raises:
-        WorkError: the file system cannot do that, or is full.
+        WorkError: the file system cannot rename files, or is full.
     """
     try:
         with explained(target):
@@ -73,8 +75,8 @@ def rename(source: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to the disk, as far as its file system knows how to: many network drives do not
-    for folders.
+    """Flush a file or a folder to the disk (fsync), if the file system supports it: many network drives do
+    not for folders.
     """
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -87,7 +89,7 @@ def sync(path: Path) -> None:
             raise
 
 
-# What file systems answer to a call that they do not know.
+# Errors that file systems return for unsupported calls.
 NOT_SUPPORTED = {
     errno.EINVAL,
     errno.ENOSYS,
@@ -106,11 +108,11 @@ _FULL = {
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Say in a sentence that there was no room to write `path`, whichever library noticed.
+    """Turn a full disk into a sentence about `path`, from whichever library the error comes.
 
     Raises:
-        WorkError: the disk is full, or a limit for files or users is reached. OSError: what else the disk
-            answered.
+        WorkError: the disk is full, or a limit for files or users is reached. OSError: any other error of the
+            disk.
     """
     try:
         yield
@@ -128,15 +130,15 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def _errno_of_safetensors(error: Exception) -> int | None:
-    """safetensors wraps what the system answered into words: `I/O error: No space left on device (os error
-    28)`.
+    """The errno in an error of safetensors, which wraps the system's error in text: `I/O error: No space left
+    on device (os error 28)`.
     """
     code = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
     return int(code[1]) if code else None
 
 
 def _create(path: Path) -> int:
-    """An empty new file; its permissions, which follow the umask."""
+    """Create an empty file and return its permissions, which follow the umask."""
     handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         return stat.S_IMODE(os.fstat(handle).st_mode)
@@ -145,15 +147,15 @@ def _create(path: Path) -> int:
 
 
 _ATTEMPTS = 1000
-"""So often may other writers remove a folder that was just made; where none can be made (a link to nowhere),
-it ends.
+"""How often other writers may remove the new folder. The limit ends the loop if no folder can be made (behind
+a broken link).
 """
 
 
 @contextlib.contextmanager
 def _place_aside(folder: Path) -> Iterator[Path]:
-    """A new folder `folder/.part/<random>`, locked while it is in use, so that those of killed writers can be
-    told and removed.
+    """A new folder `folder/.part/<random>`, locked while in use, so that folders of killed writers can be
+    recognised and removed.
     """
     parts = folder / ".part"
     for left in range(_ATTEMPTS, 0, -1):
@@ -168,7 +170,7 @@ def _place_aside(folder: Path) -> Iterator[Path]:
         except (
             FileNotFoundError,
             FileExistsError,
-        ):  # another writer was done just now and removed the empty folder
+        ):  # another writer just finished and removed the empty folder
             if handle >= 0:
                 os.close(handle)
             if left == 1 or any(folder.exists() and not folder.is_dir() for folder in (parts, folder)):
@@ -179,12 +181,12 @@ def _place_aside(folder: Path) -> Iterator[Path]:
     finally:
         os.close(handle)
         shutil.rmtree(place, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another writer's file may still be in there
+        with contextlib.suppress(OSError):  # another writer's file may still be there
             parts.rmdir()
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left in `folder`; what belongs to a writer at work stays."""
+    """Remove leftovers of killed writers in `folder`; files of active writers stay."""
     parts = folder / ".part"
     for left in list(parts.iterdir()) if parts.is_dir() else []:
         with contextlib.suppress(OSError):
@@ -199,8 +201,8 @@ def sweep(folder: Path) -> None:
 
 
 def _lock(handle: int, *, wait: bool) -> bool:
-    """Lock an open file or folder until it is closed; False where another holds it, or the file system has no
-    locks.
+    """Lock an open file or folder until it is closed; False if another process holds it, or the file system
+    has no locks.
     """
     import fcntl
 
@@ -229,14 +231,14 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 MAX_JSON = 64_000_000
-"""Characters of JSON that are parsed; what triptych writes is shorter."""
+"""Longest JSON that is parsed, in characters; triptych writes shorter ones."""
 
 
 def parse_json(text: str | bytes, limit: int = MAX_JSON) -> Any:
-    """JSON that may come from anybody.
+    """Parse JSON that may come from anybody.
 
     Raises:
-        ValueError: it is no JSON, longer than `limit`, or nested deeper than Python can follow.
+        ValueError: it is no JSON, longer than `limit`, or nested too deeply for Python.
     """
     if len(text) > limit:
         raise ValueError(f"it is longer than {limit} characters")
@@ -255,14 +257,14 @@ _WRITERS = {
 
 
 def _writer(path: Path) -> str:
-    """The verb that writes a file of the work folder."""
+    """The verb that writes a given file of the work folder."""
     return _WRITERS.get(path.name) or (
         path.name.split(".")[0] if path.name.count(".") > 1 else "run --config triptych.yaml"
     )
 
 
 def _why(error: Exception) -> str:
-    """An error without the path that the sentence names already."""
+    """An error without the path, which the sentence already names."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
     return (
@@ -273,7 +275,7 @@ def _why(error: Exception) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON of a file.
+    """The parsed JSON of a file.
 
     Raises:
         WorkError: the file is missing or does not parse.
@@ -287,7 +289,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file; an unfinished last line (a killed append, which never wrote its end) is
+    """The rows of a JSON Lines file. An unfinished last line (of a killed append, without its line end) is
     left out.
 
     Raises:
@@ -307,7 +309,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             row = parse_json(line)
         except ValueError as error:
-            if number == len(lines):  # no line end follows
+            if number == len(lines):  # it has no line end
                 break
             raise WorkError(f"{path} is damaged at line {number}.", hint) from error
         if not isinstance(row, dict):

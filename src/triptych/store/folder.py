@@ -1,4 +1,4 @@
-"""A folder that one stage fills: it knows what it was made with and admits one writer at a time."""
+"""A folder with the results of one stage: it stores the stage's settings and admits one writer at a time."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class StageFolder:
-    """A folder that one stage fills: it remembers the config it was made with and admits one writer at a
+    """A folder with the results of one stage. It stores the settings behind them and admits one writer at a
     time.
 
-    `identity` holds just the settings that change the result. Opened again with another identity the folder
-    refuses, so that results of two configs never mix; unless `begun()` is False, which says that there is no
-    result yet. Both are looked at when the stage is called, and once more when it holds the folder: another
-    run may have begun in between. `words` say, by a setting's name, how its value before and its value now
-    differ. `retired` are settings that older versions counted and that count no more; `hint` says what to do
-    about another identity.
+    `identity` holds only the settings that change the result. The folder refuses another identity, so that
+    results of two configs never mix; unless `begun()` is False, which means that there is no result yet. Both
+    are checked when the stage is called, and again once the folder is held, because another run may have
+    begun in between. `words` maps a setting's name to a function that describes the difference between its
+    old and new value. `retired` lists settings that counted in older versions and no longer do. `hint` is the
+    hint for another identity.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class StageFolder:
             WorkError: another process is writing to it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / f".{self.stage}.lock", thread_local=False)  # closed by any thread
+        lock = FileLock(self.path / f".{self.stage}.lock", thread_local=False)  # any thread may close it
         try:
             lock.acquire(timeout=0)
         except Timeout as error:

@@ -1,4 +1,4 @@
-"""A journal: JSON Lines that only grow. What was paid for is on the disk before it is used."""
+"""A journal: JSON Lines that only grow. An answer that was paid for is on the disk before it is used."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _NAMES = ("kind", "id", "key", "image_sha256", "text_sha256", "source_sha256")
 
 
 def journal_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a journal, as far as they are whole and what names things in them is text; none if there is
-    no such file.
+    """The rows of a journal that are whole and whose identifying fields are text; none if there is no such
+    file.
     """
     rows = []
     for line in (path.read_bytes() if path.is_file() else b"").split(b"\n"):
@@ -28,15 +28,14 @@ def journal_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """Append-only JSON Lines; a row is on the disk when `append` returns. Lines that a crash has torn are
-    skipped.
+    """Append-only JSON Lines; a row is on the disk when `append` returns. Lines torn by a crash are skipped.
 
-    It travels to another process by its path: both may add rows, and each knows those that were there when it
-    opened the file, and its own.
+    It is pickled by its path. Several processes may add rows; each knows its own rows and those that were
+    there when it opened the file.
     """
 
     def __init__(self, path: Path, *, mend: bool = True) -> None:
-        """mend: cut off a torn last line, which may be one that another process is writing."""
+        """mend: cut off a torn last line. Another process may be writing that line."""
         self.path, self._lock = path, threading.Lock()
         data = path.read_bytes() if mend and path.exists() else b""
         whole = data.rfind(b"\n") + 1

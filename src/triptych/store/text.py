@@ -1,4 +1,4 @@
-"""Text files that users write: read whole, up to a limit, and never from a device or a pipe."""
+"""Reads text files of users: whole, up to a limit, and never from a device or a pipe."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 from triptych.errors import InputError
 
 CAPTION_BYTES = 64 << 10
-"""Limit for a file with one caption: the longest text encoder here reads 512 tokens, some 3 KB."""
+"""Limit for a file with one caption: the longest text encoder here reads 512 tokens, about 3 KB."""
 
 
 def read_text(path: Path, limit_bytes: int, what: str, *, hint: str = "", nul: bool = False) -> str:
-    """The text of a small file in UTF-8, without a byte-order mark, every line end as `\\n`.
+    """The text of a small UTF-8 file, without a byte-order mark, with `\
+    ` for every line end.
 
     Args:
-        limit_bytes: the largest size that is read. what: a noun for the file, as a sentence begins with it:
-            `The batch file`.
-        hint: what to try where the path itself is at fault. nul: let NUL characters pass, for a reader that
-            names their line.
+        limit_bytes: the largest size that is read. what: a noun for the file at the start of an error
+            message, such as `The batch file`.
+        hint: advice if the path itself is wrong. nul: accept NUL characters, for a reader that reports their
+            line.
 
     Raises:
         InputError: missing, not a regular file, too large, not readable, or not UTF-8 text.
@@ -45,7 +46,7 @@ def read_text(path: Path, limit_bytes: int, what: str, *, hint: str = "", nul: b
     except (
         OSError,
         ValueError,
-    ) as error:  # ValueError: a path that no file can have, such as one with a NUL character
+    ) as error:  # ValueError: an impossible path, such as one with a NUL character
         raise refused(getattr(error, "strerror", None) or "its path is no path") from error
     if len(data) > limit_bytes:
         raise refused(f"it is larger than {_size(limit_bytes)}", "Is it the right file?")
@@ -53,7 +54,7 @@ def read_text(path: Path, limit_bytes: int, what: str, *, hint: str = "", nul: b
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise refused("it is not UTF-8 text", "Open it in an editor and save it as UTF-8.") from error
-    if "\0" in text and not nul:  # UTF-16 without a mark, or no text at all
+    if "\0" in text and not nul:  # UTF-16 without a byte-order mark, or no text at all
         raise refused(
             "it holds NUL characters, as text never does", "Open it in an editor and save it as UTF-8."
         )

@@ -1,5 +1,5 @@
-"""Many try-ons from one CSV file, with models loaded once; what is finished is kept, what fails is noted and
-passed over.
+"""Many try-ons from one CSV file, with models loaded once. Finished pictures are kept; failures are noted and
+do not stop the batch.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ THUMB = 240  # pixels
 
 @dataclass
 class Result:
-    """One line of results.csv. `picture` is a name in the same folder; `reason` says why it failed, or what
-    to beware of.
+    """One line of results.csv. `picture` is a name in the same folder; `reason` is why it failed, or a
+    warning.
     """
 
     id: str
@@ -60,16 +60,16 @@ HEADER = [field.name for field in fields(Result)]
 
 
 def run_batch(config: TryonConfig, model: OpenedModel) -> Run:
-    """Make what the lines of `config.batch` ask for; in the folder `out` also results.csv and index.html.
+    """Make the pictures of the lines in `config.batch`; the folder `out` also gets results.csv and
+    index.html.
 
-    Lines of one product are done one after the other. A picture that is there and was made with the same
-    settings is kept.
+    Lines with the same product are processed together. An existing picture with the same settings is kept.
 
     Raises:
-        InputError: the file cannot be used at all, or files that triptych did not write lie in the place of
-            the results.
-        ModelError: the captioner cannot be loaded; or, in the midst of it, it is out of order, or the model
-            cannot be loaded.
+        InputError: the file is unusable as a whole, or files that triptych did not write have the names of
+            results.
+        ModelError: the captioner cannot be loaded; or, during the batch, it fails for every line, or the
+            model cannot be loaded.
     """
     assert config.batch
     out = config.out or config.work / "tryon"
@@ -80,7 +80,7 @@ def run_batch(config: TryonConfig, model: OpenedModel) -> Run:
         )
     _check_results(out, config.batch)
     lines = read_lines(config.batch, config, out)
-    _ = model.backbone  # a device that cannot be used is said now; no weights are read yet
+    _ = model.backbone  # an unusable device is reported now; no weights are read yet
     TRY_ON.trained(model.layout(config.panel_width, config.panel_height))
     batch = _Batch(config, model, out, lines, PromptWriter(config, out))
     total = sum(len(line.config.seeds) if line.config else 1 for line in lines)
@@ -89,7 +89,7 @@ def run_batch(config: TryonConfig, model: OpenedModel) -> Run:
 
 
 class _Batch:
-    """The lines of a batch at work."""
+    """A batch in progress."""
 
     run: Run
 
@@ -107,12 +107,12 @@ class _Batch:
         }
 
     def events(self) -> Iterator[Event]:
-        """All the work; the table is written even if it is stopped."""
+        """All the work; the table is written even if the batch is stopped."""
         try:
             pending: dict[int, list[int]] = {}
             for number in range(len(self.lines)):
                 yield from self._look_at(number, pending)
-            self.writer.close()  # its captioner may hold the memory that the model needs
+            self.writer.close()  # its captioner may hold memory that the model needs
             if pending:
                 self.model.encode([_prompt(self.lines[number]) for number in pending])
                 self.model.load()
@@ -122,14 +122,14 @@ class _Batch:
             self.results.write()
 
     def _look_at(self, number: int, pending: dict[int, list[int]]) -> Iterator[Event]:
-        """What is known of a line before any picture is made; what is left to do goes into `pending`."""
+        """Examine a line before any picture is made; seeds left to do go into `pending`."""
         line = self.lines[number]
         if line.config is None:
             yield self._note(number, Result(line.id, None, "failed", reason=line.reason))
             return
         try:
             config, kept = self._looked_at(line.config)
-        except ModelError:  # the captioner is out of order, for every line
+        except ModelError:  # the captioner fails for every line
             raise
         except Exception as error:
             for seed in line.config.seeds:
@@ -142,14 +142,14 @@ class _Batch:
             pending[number] = left
 
     def _looked_at(self, config: TryonConfig) -> tuple[TryonConfig, set[int]]:
-        """A line's config with its prompt, and the seeds whose picture is there.
+        """A line's config with its prompt, and the seeds whose picture exists.
 
-        Its inputs are read, and read again when its turn comes: here to know all mistakes, and to show all
-        masks, beforehand. Raises what is wrong with them.
+        Its inputs are read now, and again when its turn comes. The first reading finds all mistakes and shows
+        all masks in advance. Raises the errors of the inputs.
         """
         inputs = None
         if not config.prompt.strip():
-            inputs = self._read(config)  # before the captioner is asked: it may cost money
+            inputs = self._read(config)  # before the captioner is asked, which may cost money
             limit = self.model.settings.max_sequence_length
             config = self.writer.fill(config, inputs.layout, limit)
         kept = finished(config, self.model)
@@ -163,7 +163,7 @@ class _Batch:
         return inputs
 
     def _make(self, pending: Mapping[int, Sequence[int]]) -> Iterator[Event]:
-        """The pictures that are left to do, in batches."""
+        """Make the remaining pictures, in batches."""
         done: dict[int, Inputs] = {}
         for batch in _batches(self.lines, pending, self.config.batch_size):
             for number, result in self._made(batch, done):
@@ -177,10 +177,11 @@ class _Batch:
     def _made(
         self, batch: Sequence[tuple[int, int]], read_before: dict[int, Inputs]
     ) -> Iterator[tuple[int, Result]]:
-        """(line, result) of each picture of a batch. What cannot be made together is tried one by one: only
-        what is wrong fails.
+        """(line, result) of each picture of a batch. If a batch fails as a whole, its pictures are tried one
+        by one, so that only the faulty ones fail.
 
-        read_before: inputs of the batch before, which may go on in this one; then those of this batch.
+        read_before: the inputs of the previous batch, which this one may share; on return, those of this
+        batch.
         """
         seeds: dict[int, list[int]] = {}
         for number, seed in batch:
@@ -219,8 +220,8 @@ def _prompt(line: Line) -> str:
 
 
 class Results:
-    """results.csv, written at the end and now and then before: after a kill the pictures themselves say what
-    is done.
+    """results.csv, written at the end and from time to time before. After a kill, the pictures themselves
+    show what is done.
     """
 
     def __init__(self, path: Path) -> None:
@@ -244,7 +245,7 @@ class Results:
 
 
 def _check_results(out: Path, batch: Path) -> None:
-    """Raises InputError if results.csv or index.html in `out` are files that triptych did not write, or the
+    """Raise InputError if results.csv or index.html in `out` were not written by triptych, or one is the
     batch file itself.
     """
     for name, beginning in (("results.csv", ",".join(HEADER)), ("index.html", HEAD.split("\n", 1)[0])):
@@ -267,8 +268,8 @@ def _check_results(out: Path, batch: Path) -> None:
 def _batches(
     lines: Sequence[Line], pending: Mapping[int, Sequence[int]], size: int
 ) -> list[list[tuple[int, int]]]:
-    """(line, seed) of the pictures to make, up to `size` together if they can be sampled at once; products
-    one after another.
+    """(line, seed) of the pictures to make, in batches of up to `size` that can be sampled together, product
+    by product.
     """
     batches: list[list[tuple[int, int]]] = []
     for number in _by_product(lines, pending):
@@ -286,9 +287,7 @@ def _alike(line: Line) -> Any:
 
 
 def _by_product(lines: Sequence[Line], numbers: Mapping[int, Any]) -> list[int]:
-    """The numbers of lines, those of one product together,
-    products in the order in which they first appear.
-    """
+    """Line numbers grouped by product, products in the order of their first line."""
     first: dict[Any, int] = {}
     return sorted(numbers, key=lambda number: (first.setdefault(_product(lines[number]), number), number))
 
@@ -304,7 +303,7 @@ def _reason(error: Exception) -> str:
 
 
 def _page(lines: Sequence[Line], results: Mapping[tuple[int, int | None], Result], out: Path) -> str:
-    """One self-contained page, without scripts: every result beside its product."""
+    """One self-contained page without scripts: every result beside its product."""
     rows = list(results.values())
     counts = ", ".join(
         f"{sum(one.status == status for one in rows)} {status}" for status in ("made", "kept", "failed")

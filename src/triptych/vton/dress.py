@@ -1,4 +1,4 @@
-"""Given people wear the garment of two product photos: one batch, in memory."""
+"""Dresses given people in the garment of two product photos: one batch, in memory."""
 
 from __future__ import annotations
 
@@ -35,22 +35,24 @@ def try_on(
     *,
     crop_margin: float | None = None,
 ) -> list[list[TryOnResult]]:
-    """These people wearing that garment, all pictures in one batch: for each person one result a seed.
+    """Dress these people in that garment, all pictures in one batch. Returns one result per seed for each
+    person.
 
-    SDEdit inside the polygons, everything else clamped. With clean context everybody gets as many active
-    tokens as the one who needs most: tokens next to the polygon are run too, then put back.
+    SDEdit inside the polygons; the rest of the canvas is kept at its known values. With clean context, all
+    persons get the number of active tokens that the largest polygon needs: for the others, tokens next to the
+    polygon are computed too, and then put back.
 
     Args:
-        layout, sampling: by default what the LoRA was trained for, else what the model recommends
+        layout, sampling: by default those the LoRA was trained for, otherwise the model's recommendation
             (`sampling()` of the model).
         feather: width in pixels of the soft edge around the polygons; beyond it every pixel is the photo's
             own.
-        crop_margin: give the worn panel to the polygons and this much around them (see `masks.crop_box`);
-            None: the whole photo.
+        crop_margin: fill the worn panel with the polygons and this margin (see `masks.crop_box`); None: the
+            whole photo.
 
     Raises:
-        InputError: polygons or a mask that cannot be used, panels that are no garment and who wears it, or no
-            prompt. ModelError: no finite numbers come out, or a part of the model cannot be loaded.
+        InputError: an unusable polygon or mask, panels other than a garment and its wearer, or no prompt.
+            ModelError: the model returns non-finite numbers, or a part of it cannot be loaded.
     """
     layout, sampling = TRY_ON.trained(layout or model.layout()), sampling or model.sampling()
     if not all(person.prompt.strip() for person in persons):
@@ -86,7 +88,7 @@ def _known(
     layout: PanelLayout,
     sampling: Sampling,
 ) -> Known:
-    """What is known of each picture's canvas. rows: the person of each picture."""
+    """The known part of each picture's canvas. rows: the person of each picture."""
     canvases = [one.canvas for one in fittings]
     latents = known_latents(model, canvases, layout, sampling)
     one = len(fittings) == 1
@@ -102,11 +104,11 @@ def dress(
     sha256: Sequence[Mapping[str, str]] | None = None,
     on_step: OnStep | None = None,
 ) -> list[list[Picture]]:
-    """The pictures of several requests for one garment in one batch: for each request one picture a seed. The
-    requests' crop and feather are alike.
+    """Make the pictures of several requests for one garment in one batch. Returns one picture per seed for
+    each request. The requests' crop and feather are equal.
 
     Args:
-        sha256: of each request, hashes of the files that went in, by option.
+        sha256: for each request, hashes of the input files, by option.
 
     Raises:
         InputError, ModelError: see `try_on`.
@@ -144,7 +146,7 @@ def settings_of(
     sampling: Sampling,
     sha256: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Everything that decides the pixels of one picture."""
+    """All settings that decide the pixels of one picture."""
     own = {"prompt": prompt, "seed": seed, "strength": sampling.strength, **asdict(fit)}
     return record(model, "tryon", layout, sampling, sha256, **own)
 

@@ -1,4 +1,4 @@
-"""A person's photo becomes a panel of the triptych, and the panel that was made becomes part of the photo."""
+"""Turns a person's photo into a panel of the triptych, and puts the generated panel back into the photo."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from triptych.vton.request import Garment, Person
 
 @dataclass(frozen=True)
 class TryOnResult:
-    """One re-dressed photo. `image` has the size of the person photo; where `mask` (H, W) in [0, 1] is 0 it
-    is that photo, bit for bit. `canvas` is the triptych with the worn panel as the model made it, `known`
-    what it started from; `box` is the part of the photo that its worn panel shows.
+    """One re-dressed photo. `image` has the size of the person photo; where `mask` (H, W) in [0, 1] is 0, it
+    equals that photo bit for bit. `canvas` is the triptych with the worn panel as generated, `known` the
+    triptych that sampling started from; `box` is the part of the photo shown in the worn panel.
     """
 
     image: Image.Image
@@ -30,8 +30,8 @@ class TryOnResult:
 
 @dataclass(frozen=True)
 class Fitting:
-    """A person before sampling: photo and soft mask (H, W), the part `box` of it that the panel shows, the
-    triptych to start from, and what is repainted of the triptych's latents.
+    """A person before sampling: photo and soft mask (H, W), the part `box` of the photo in the panel, the
+    triptych to start from, and the repainted part of its latents.
     """
 
     person: Person
@@ -45,10 +45,10 @@ class Fitting:
 def fitted(
     garment: Garment, person: Person, layout: PanelLayout, unit: int, feather: int, crop_margin: float | None
 ) -> Fitting:
-    """Photo and mask of a person, fitted into the worn panel. unit: pixels to a latent cell.
+    """Fit photo and mask of a person into the worn panel. unit: pixels per latent cell.
 
     Raises:
-        InputError: polygons or a mask that cannot be used.
+        InputError: an unusable polygon or mask.
     """
     photo = person.photo.convert("RGB")
     mask = masks.feather(person.repainted(), feather)
@@ -70,7 +70,7 @@ def fitted(
 
 
 def put_back(fitting: Fitting, panel: Image.Image, layout: PanelLayout) -> TryOnResult:
-    """The worn panel that was made, scaled to the photo and blended into it along the mask."""
+    """Scale the generated worn panel to the photo and blend it in along the mask."""
     box, photo = fitting.box, fitting.photo.crop(fitting.box)
     at = place(photo.size, layout.width, layout.height)
     canvas = fitting.canvas.copy()

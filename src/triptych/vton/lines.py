@@ -1,6 +1,4 @@
-"""The lines of a batch file: a CSV with one try-on a line. A mistake in a line fails that line,
-and no other.
-"""
+"""The lines of a batch file: a CSV with one try-on per line. A mistake in a line fails only that line."""
 
 from __future__ import annotations
 
@@ -29,10 +27,10 @@ SHARED = {
 }
 """Settings that are the same for all lines."""
 COLUMNS = sorted({"id", *TryonConfig.model_fields} - SHARED)
-"""What a line may set."""
+"""Settings that a line may give."""
 MAX_LINES = 100_000
 MAX_BYTES = 64 << 20
-_SPAN = 50  # lines of the file that a row with line ends in its quotes may have
+_SPAN = 50  # most file lines of one row, since quoted cells may contain line breaks
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,11 @@ class Line:
 
 
 def read_lines(path: Path, base: TryonConfig, out: Path) -> list[Line]:
-    """The try-ons of a CSV file (UTF-8, with a header; commas, semicolons or tabs). Paths in it are relative
-    to its folder, empty cells are as in `base`.
+    """The try-ons of a CSV file (UTF-8, with a header; commas, semicolons or tabs). Its paths are relative to
+    its folder; empty cells take the value in `base`.
 
     Raises:
-        InputError: not such a file. ConfigError: a column of another name. A mistake in one line only fails
-            that line.
+        InputError: no such file. ConfigError: an unknown column. A mistake in a line fails only that line.
     """
     text = read_text(path, MAX_BYTES, "The batch file", hint="Check the path given to --batch.", nul=True)
     header, *body = list(_rows(text)) or [[]]
@@ -85,9 +82,7 @@ def read_lines(path: Path, base: TryonConfig, out: Path) -> list[Line]:
 def _without_empty_columns(
     header: list[str], body: list[list[str] | str]
 ) -> tuple[list[str], list[list[str] | str]]:
-    """Header and rows without columns at the end that hold nothing: spreadsheets save those that once held
-    something.
-    """
+    """Header and rows without empty columns at the end, which spreadsheets save if they once had content."""
     named = max((number for number, name in enumerate(header, 1) if name), default=0)
     if any(isinstance(row, list) and any(cell.strip() for cell in row[named : len(header)]) for row in body):
         return header, body
@@ -97,12 +92,12 @@ def _without_empty_columns(
 
 
 def _rows(text: str) -> Iterator[list[str] | str]:
-    """The rows of a CSV that hold anything; in place of one that cannot be read, why. After such a row the
-    next line counts again.
+    """The non-empty rows of a CSV; for an unreadable row, the reason instead. Reading continues at the next
+    line.
     """
     lines = text.split("\n")
     start = 0
-    if told := re.fullmatch(r"sep=([,;\t])\s*", lines[0], re.IGNORECASE):  # a line that Excel reads
+    if told := re.fullmatch(r"sep=([,;\t])\s*", lines[0], re.IGNORECASE):  # a hint to Excel
         start = 1
     first = next((line for line in lines[start:] if line.strip()), "")
     delimiter = told[1] if told else max(",;\t", key=first.count)
@@ -149,27 +144,27 @@ def _line(
         ValueError,
         RuntimeError,
         OSError,
-    ) as error:  # a path that no file can have, a home that nobody has
+    ) as error:  # an impossible path, or the home folder of an unknown user
         return Line(name, None, shortened(str(error)))
 
 
 def shortened(text: str) -> str:
-    """A reason on one line of a table, its middle left out if it is long: the sentence may quote a whole
-    cell.
+    """A reason on one line of a table. The middle of a long one is cut out, because the sentence may quote a
+    whole cell.
     """
     text = " ".join(text.split())
     return text if len(text) <= 600 else f"{text[:200]} … {text[-300:]}"
 
 
 def _files(line: Line) -> set[Path]:
-    """What a line would write."""
+    """The files that a line would write."""
     config = cast(TryonConfig, line.config)
     return {config.preview, *(file for seed in config.seeds for file in config.files(seed))}
 
 
 def _apart(lines: list[Line]) -> list[Line]:
-    """The lines; those that would write what an earlier one writes, or overwrite a photo of any of them, have
-    failed.
+    """The lines; a line fails here if it would write the same file as an earlier one, or overwrite a photo of
+    the batch.
     """
     inputs = {
         photo.resolve() for line in lines if line.config for photo in line.config.photos().values() if photo

@@ -1,4 +1,4 @@
-"""The prompt of a try-on, written by a captioner that sees the two product photos beside the person."""
+"""Writes the prompt of a try-on with a captioner, which sees the two product photos beside the person."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ JOURNAL = "prompts.jsonl"
 
 
 class PromptWriter:
-    """Fills in prompts. Answers are kept in a journal in `folder`, so the same photos are never asked about
-    twice.
+    """Fills in prompts. A journal in `folder` keeps the answers, so that no question about the same photos is
+    asked twice.
     """
 
     def __init__(self, config: TryonConfig, folder: Path) -> None:
-        """Raises ModelError or ConfigError if the captioner cannot be loaded, InputError if somebody else's
-        file stands in the place of the journal.
+        """Raises ModelError or ConfigError if the captioner cannot be loaded, InputError if a foreign file
+        has the journal's name.
         """
         self._folder = folder
         if config.vlm_model:
@@ -47,11 +47,10 @@ class PromptWriter:
         return Answers(Journal(self._folder / JOURNAL))
 
     def fill(self, config: TryonConfig, layout: PanelLayout, limit: int) -> TryonConfig:
-        """The config with a prompt; as it is if it has one. limit: tokens that the model reads.
+        """Return the config with a prompt; unchanged if it has one. limit: tokens that the model reads.
 
         Raises:
-            InputError: a photo that cannot be read. AnswerError: no usable caption came. ModelError: the
-                captioner is out of order.
+            InputError: an unreadable photo. AnswerError: no usable caption. ModelError: the captioner fails.
         """
         if config.prompt.strip():
             return config
@@ -77,13 +76,11 @@ class PromptWriter:
                 )
                 return config.model_copy(update={"prompt": prompt})
             except AnswerError:
-                if (
-                    not ask.forget()
-                ):  # answers of an earlier run are asked for anew before they count as no use
+                if not ask.forget():  # useless answers of an earlier run are asked for once more
                     raise
 
     def close(self) -> None:
-        """Let go of the captioner: one on this machine holds gigabytes. Nothing more can be asked."""
+        """Release the captioner, which may hold gigabytes on this machine. Ask nothing after this."""
         self._captioner = None
         gc.collect()
         import torch

@@ -1,4 +1,4 @@
-"""One try-on in memory: which garment, which person, and how the photo is shown to the model. No paths."""
+"""One try-on in memory: the garment, the person, and the fit of the photo to the model. No paths."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Garment:
 
 @dataclass(frozen=True)
 class Person:
-    """Who is dressed.
+    """The person to dress.
 
-    photo: as it is. polygons: what is repainted, in pixels of `photo`. mask: the same as a mask of the
-    photo's size, white = repaint: (H, W) of bool, of uint8 0 and 255, or of floats in [0, 1], or a picture;
-    it may also stand in the place of the polygons. prompt: of the whole triptych. seeds: one picture each.
+    photo: the photo. polygons: the repainted area, in pixels of `photo`. mask: the same area as a mask,
+    instead of polygons: of the photo's size, white = repaint, as (H, W) of bool, of uint8 0 and 255, of
+    floats in [0, 1], or as a picture. prompt: describes the whole triptych. seeds: one picture each.
     icc_profile: colour space of `photo`; the model sees sRGB, the result is in the photo's own space again.
-    start: `photo` with a rough edit, of the same size; what the model starts from. The result is put back
+    start: `photo` with a rough edit, of the same size, which sampling starts from. The result is put back
     into `photo`.
     """
 
@@ -48,10 +48,10 @@ class Person:
     mask: np.ndarray | Image.Image | None = None
 
     def repainted(self) -> np.ndarray:
-        """(H, W) float32 in [0, 1] of the photo's size, 1 = repaint.
+        """The repainted area: (H, W) float32 in [0, 1] of the photo's size, 1 = repaint.
 
         Raises:
-            InputError: neither polygons nor a mask, both, or one that cannot be used.
+            InputError: neither polygons nor a mask, both, or an unusable one.
         """
         if isinstance(self.polygons, Image.Image) or _is_array_of_pixels(self.polygons):
             _check_given(self.polygons, self.mask)
@@ -61,13 +61,13 @@ class Person:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a person's photo is shown to the model, and what it starts from.
+    """How a person's photo is shown to the model, and what sampling starts from.
 
     crop: the polygon and its surroundings in full detail, or (none) the whole photo, scaled down.
-    crop_margin: how much stays in view around the polygon, as a fraction of its longer side. expand: repaint
-    each polygon (none), or its convex hull. grow: pixels by which the polygons or the mask are widened.
-    feather: width in pixels of the soft edge. rough: what the model starts from inside: the photo (none), the
-    garment's colours (paint), or the garment cut out of its front photo (paste).
+    crop_margin: the visible margin around the polygon, as a fraction of its longer side. expand: repaint each
+    polygon (none), or its convex hull. grow: pixels by which the polygons or the mask are widened. feather:
+    width in pixels of the soft edge. rough: the start inside the polygon: the photo (none), the garment's
+    colours (paint), or the garment cut out of its front photo (paste).
     """
 
     crop: Literal["polygon", "none"] = "polygon"
@@ -85,7 +85,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Request:
-    """One try-on, ready to be made: the person's mask is final, and the rough edit is done."""
+    """One try-on, ready for sampling: its mask is final, and its rough edit is done."""
 
     garment: Garment
     person: Person
@@ -101,10 +101,10 @@ def request_of(
     seeds: Sequence[int] = (0,),
     icc_profile: bytes | None = None,
 ) -> Request:
-    """A try-on with its rough edit made. area: (H, W) in [0, 1] of the photo's size, 1 = repaint.
+    """A try-on with its rough edit done. area: (H, W) in [0, 1] of the photo's size, 1 = repaint.
 
     Raises:
-        InputError: a garment that cannot be told from its background.
+        InputError: the garment cannot be separated from its background.
     """
     start = None
     if fit.rough != "none":
@@ -120,10 +120,10 @@ def repainted(
     grow: int = 0,
     expand: Literal["none", "hull"] = "none",
 ) -> np.ndarray:
-    """(H, W) float32 in [0, 1], 1 = repaint. size: (width, height) of the photo.
+    """The repainted area: (H, W) float32 in [0, 1], 1 = repaint. size: (width, height) of the photo.
 
     Raises:
-        InputError: neither polygons nor a mask, both, or one that cannot be used.
+        InputError: neither polygons nor a mask, both, or an unusable one.
     """
     _check_given(polygons, mask)
     if polygons is not None:
@@ -141,6 +141,6 @@ def _check_given(polygons: object, mask: object) -> None:
 
 
 def _is_array_of_pixels(value: object) -> bool:
-    """A mask of any library; an array (N, corners, 2) holds polygons."""
+    """Whether a value is a mask of any library; an array (N, corners, 2) holds polygons."""
     shape: tuple[int, ...] = getattr(value, "shape", ())
     return len(shape) == 2 or (len(shape) == 3 and shape[2] != 2)

@@ -1,5 +1,5 @@
-"""The rough edit: what the model starts from inside the polygon, made from the product photo. SDEdit turns it
-into cloth.
+"""The rough edit: puts the product photo's garment inside the polygon, as a start that SDEdit turns into
+cloth.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from triptych.vision.garment import garment_mask
 
 Rough = Literal["none", "paint", "paste"]
 
-_SIDE = 256  # longer side at which garment and background are told apart
+_SIDE = 256  # longer side in pixels at which the garment is separated from its background
 _COLOURS, _BANDS = 4, 8
 
 
@@ -27,17 +27,17 @@ def rough_edit(
     rough: Literal["paint", "paste"],
     icc_profile: bytes | None = None,
 ) -> Image.Image:
-    """The person photo with the garment roughly put inside the mask.
+    """The person photo with the garment roughly inside the mask.
 
-    "paint": from top to bottom, the colour that dominates the garment at that height. "paste": on top of that
-    the garment itself, cut out, its aspect kept, centred in the mask's box.
+    "paint": for each height, the garment's dominant colour at that height. "paste": in addition the garment
+    itself, cut out, its aspect kept, centred in the mask's box.
 
     Args:
-        person: RGB, in the colour space of `icc_profile`. product: sRGB. mask: (H, W) of the size of
+        person: RGB, in the colour space of `icc_profile`. product: sRGB. mask: (H, W) with the size of
             `person`, 1 = repaint, not empty.
 
     Raises:
-        InputError: the garment cannot be told from its background.
+        InputError: the garment cannot be separated from its background.
     """
     small = product.convert("RGB")
     small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
@@ -53,7 +53,8 @@ def rough_edit(
         source = left * scale[0], top * scale[1], right * scale[0], bottom * scale[1]
         at = place((round(source[2] - source[0]), round(source[3] - source[1])), *size)
         cut = product.convert("RGB").resize((at.width, at.height), Image.Resampling.LANCZOS, source)
-        core = masks.grow((~garment).astype(np.float32), 1) == 0  # its rim is mixed with the background
+        # without the rim, which is mixed with the background
+        core = masks.grow((~garment).astype(np.float32), 1) == 0
         alpha = Image.fromarray(core[top:bottom, left:right].astype(np.uint8) * 255).resize(
             cut.size, Image.Resampling.BILINEAR
         )
@@ -68,8 +69,7 @@ def rough_edit(
 
 
 def _dominant(pixels: np.ndarray, garment: np.ndarray) -> np.ndarray:
-    """(_BANDS, 3) uint8: of a palette of few colours the most frequent one in each band of rows, among
-    garment pixels.
+    """(_BANDS, 3) uint8: for each band of rows, the most frequent palette colour among the garment's pixels.
 
     pixels: (H, W, 3) uint8. garment: (H, W) bool with at least one pixel in the first and in the last row.
     """

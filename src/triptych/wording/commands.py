@@ -1,7 +1,7 @@
-"""Commands that a sentence names, as they can be typed: with the config, model and folders of the command
-that says them.
+"""Completes commands in messages, so that users can type them: with the config, model and folders of the
+command at work.
 
-Who knows these (the command line) says so once with `speaking`; without it a command stays as it is written.
+The command line supplies these once with `speaking`; without it, commands stay as written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 Same = Callable[[str], Sequence[str]]
-"""Options by verb, each as it is typed: `--config triptych.yaml`."""
+"""Options by verb, each as typed: `--config triptych.yaml`."""
 
 _same: ContextVar[Same | None] = ContextVar("same_options", default=None)
 _COMMAND = re.compile(
@@ -23,7 +23,7 @@ _COMMAND = re.compile(
 
 @contextmanager
 def speaking() -> Iterator[Callable[[Same], None]]:
-    """Within it, what is given to the yielded function completes commands."""
+    """Within this context, the function given to the yielded one completes commands."""
     token = _same.set(None)
     try:
         yield lambda same: (_same.set(same), None)[1]
@@ -32,8 +32,8 @@ def speaking() -> Iterator[Callable[[Same], None]]:
 
 
 def typed(text: str) -> str:
-    """A text with its commands completed: those in backticks, after a colon, or at its begin; what a sentence
-    is about stays as it is (`triptych run` needs …). Completes nothing twice.
+    """Complete the commands in a text: those in backticks, after a colon, or at its start. A command that a
+    sentence is only about stays as it is (`triptych run` needs …). No command is completed twice.
     """
     same = _same.get()
     return _COMMAND.sub(lambda found: _completed(found, same), text) if same else text

@@ -1,4 +1,4 @@
-"""What to say of a model that is not on this machine when the Hugging Face hub cannot be reached."""
+"""The error for a model that is not on this machine while the Hugging Face hub cannot be reached."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 def hub_unreachable(
     name: str, error: BaseException, instead: str, *, part: bool = False
 ) -> ModelError | None:
-    """The sentence in place of the hub client's own; None if `error` says something else.
+    """Our error in place of the hub client's; None if `error` has another cause.
 
     Args:
-        name: the model, as the hub calls it.
+        name: the model's name on the hub.
         instead: the option that takes a folder, such as "--model FOLDER".
-        part: only a part of the model was not found.
+        part: only a part of the model is missing.
     """
     kinds = set[str]()
     cause: BaseException | None = error

@@ -1,4 +1,4 @@
-"""Settings in words: what a field takes, and one sentence for a value that it does not take."""
+"""Describes settings in words: the values a field takes, and the error for another value."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 SHOWN = 40
-"""Characters of a wrong value that are repeated."""
+"""Most characters of a wrong value that are quoted."""
 
 
 def shown(value: Any) -> str:
-    """A value on one line, cut, without what would steer a terminal."""
+    """A value on one line, shortened, without characters that control a terminal."""
     text = (
         value
         if isinstance(value, str)
@@ -31,7 +31,7 @@ def shown(value: Any) -> str:
 
 
 def allowed(field: FieldInfo) -> str:
-    """What a field takes: `a whole number from 1 to 64`."""
+    """The values that a field takes: `a whole number from 1 to 64`."""
     return _allowed(field.annotation, list(field.metadata))
 
 
@@ -77,20 +77,20 @@ def _range(kind: Any, metadata: list[Any]) -> str:
 
 
 def first_mistake(error: ValidationError, model: type[BaseModel]) -> tuple[str, str, str]:
-    """(field, value as shown, what the field takes) of the first value that was refused."""
+    """(field, value as shown, the values that the field takes) of the first value that was refused."""
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else ""
     field = model.model_fields.get(name)
     if field is None:
         return name, "", first["msg"]
-    if first["type"] == "value_error":  # a check of our own
+    if first["type"] == "value_error":  # one of our own checks
         return name, shown(first["input"]), str(first["ctx"]["error"])
     return name, shown(first["input"]), allowed(field)
 
 
 def misread(given: Any, taken: Any) -> bool:
-    """Whether a value from a config file was taken for a number that its writer may not mean: `yes` for 1,
-    010 for 10.
+    """Whether YAML may have turned a value from a config file into an unintended number: `yes` into 1, 010
+    into 10.
     """
     if isinstance(taken, bool) or not isinstance(taken, int | float):
         return False
@@ -100,7 +100,7 @@ def misread(given: Any, taken: Any) -> bool:
 
 
 def option(name: str) -> str:
-    """A field as it is typed: `--batch-size`."""
+    """The command-line option of a field: `--batch-size`."""
     return f"--{name.replace('_', '-')}"
 
 
