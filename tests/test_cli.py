@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from triptych.cli import main
-from triptych.verbs import STAGES
+from triptych.terminal.help import help_page
+from triptych.verbs import STAGES, Stage
 
 
 def test_help_lists_every_verb_in_order_and_imports_no_torch() -> None:
@@ -41,11 +42,51 @@ def test_every_verb_explains_work_config_and_json(
 def test_what_a_verb_needs_stands_before_what_all_share(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tryon", "--help"]) == 0
     out = capsys.readouterr().out
-    titles = ("Options ─", "Pictures ─", "Model and sampling ─", "Every verb ─", "Folders ─")
+    titles = (
+        *("What you give:", "What you get:", "How it is sampled:", "The machine:", "Rarely needed:"),
+        *("Every verb:", "Folders:"),
+    )
     order = [out.index(title) for title in titles]
     assert order == sorted(order)
     assert order[0] < out.index(" --front ", order[0]) < out.index("Needed.") < order[1]
+    for option, title in (("prompt", 0), ("out", 1), ("strength", 2), ("quantize", 3), ("token-bucket", 4)):
+        assert order[title] < out.index(f" --{option} ", order[0]) < order[title + 1], option
     assert " --work " in out[order[-1] :]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_help_page_names_every_option_once_and_fits_the_terminal(stage: Stage, width: int) -> None:
+    page = help_page(stage, width)
+    options = [line.split()[0] for line in page.splitlines() if line.startswith("  --")]
+    ours = [f"--{name.replace('_', '-')}" for name in stage.config_class().model_fields]
+    plain = [word.replace("[no-]", "").removesuffix(".NAME") for word in options]
+    assert sorted(plain) == sorted([*ours, "--config", "--json", "--verbose"])
+    if width >= 80:
+        assert max(map(len, page.splitlines())) <= width
+
+
+def test_an_option_says_what_it_takes_and_its_default() -> None:
+    page = help_page(next(stage for stage in STAGES if stage.name == "train"), 100)
+    for words in (
+        "--rank INT ",
+        "--context noisy|clean ",
+        "--[no-]gradient-checkpointing",
+        "--shard-base ",
+        "--panel-weights.NAME NUMBER",
+        "[default: 0.0001]",
+    ):
+        assert words in page
+    assert "[default: on]" in page
+    assert "[default: off]" not in page
+    assert "How it is trained:" in page
+
+
+def test_help_asks_for_no_config_and_stands_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", "none.yaml", "--rank", "8", "-h"]) == 0
+    assert capsys.readouterr().out.startswith("Usage: triptych train [OPTIONS]")
+    assert main(["help", "lora", "inspect"]) == 0
+    assert capsys.readouterr().out.startswith("Usage: triptych lora inspect LORA [OPTIONS]")
 
 
 @pytest.mark.parametrize(
@@ -112,14 +153,14 @@ def test_options_win_over_the_config_file(tmp_path: Path, capsys: pytest.Capture
     assert "Did you mean 'photos'" in capsys.readouterr().err
 
 
-def test_the_help_of_no_verb_imports_torch() -> None:
-    """One process for all verbs: what the first imports, the others need not."""
+def test_no_config_and_no_help_page_imports_what_is_heavy() -> None:
+    """One process for all verbs. What one of them imports, the others would pay for too."""
     code = (
         "import sys; from triptych.cli import main\n"
         f"for words in {[stage.words for stage in STAGES]}:\n"
         "    assert main([*words, '--help']) == 0\n"
-        "    heavy = {'torch', 'transformers', 'diffusers', 'peft', 'sklearn', 'scipy', 'openai', "
-        "'bitsandbytes'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'numpy', 'PIL', 'transformers', 'diffusers', 'peft', 'sklearn', 'scipy', "
+        "'openai', 'bitsandbytes'} & set(sys.modules)\n"
         "    assert not heavy, (words, heavy)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -11,16 +11,17 @@ import pytest
 from triptych.backbones.settings import model_class, model_settings
 from triptych.cli import main
 from triptych.config.files import ORIGINAL_KEYS
-from triptych.config.stage import load_config, section
+from triptych.config.stage import load_config, section, validated
 from triptych.errors import ConfigError, ModelError, WorkError
 from triptych.pictures import overwrite
 from triptych.planning.advice import in_words
 from triptych.store.files import read_jsonl
 from triptych.verbs import STAGES
 from triptych.verbs import run as run_module
-from triptych.verbs.run import PIPELINE, RunConfig, run, validated
+from triptych.verbs.run import PIPELINE, RunConfig, run
+from triptych.wording.docstrings import help_texts
 
-VERBS = [stage.name for stage in STAGES]
+VERBS = STAGES
 DATA_CLEAN = """\
 training_data_human: "./human"
 training_data_object: "./object"
@@ -325,8 +326,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_every_field_explains_itself() -> None:
     for stage in STAGES:
-        for name, field in stage.load()[1].model_fields.items():
-            assert field.description, f"{stage.name}.{name} has no help text"
+        for name, text in help_texts(stage.config_class()).items():
+            assert text, f"{stage.name}.{name} has no help text"
 
 
 @pytest.mark.parametrize(

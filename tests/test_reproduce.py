@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 
 from triptych.cli import main
-from triptych.config.stage import StageConfig
+from triptych.config.marks import RESULT, marked
 from triptych.errors import InputError
 from triptych.pictures.images import read_settings, save_png
-from triptych.sampling.options import PICTURE_SETTINGS
 from triptych.verbs import STAGES
 from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.reproduce import ReproduceConfig, differences, reproduce
@@ -79,7 +78,7 @@ def test_a_try_on_is_made_again_pixel_for_pixel(
     tryon(options(tiny_flux, photos, out)).finish()
     about = read_settings(out)
     assert about is not None
-    assert set(about) - OURS == PICTURE_SETTINGS, "every setting is in the picture"
+    assert set(about) - OURS == marked(TryonConfig, RESULT), "every setting is in the picture"
     assert about["made_on"]["threads"] == torch.get_num_threads()
     assert about["guidance_scale"] == 3.5 and about["panel_height"] == 48, (
         "recommendations of the model are written out"
@@ -177,7 +176,7 @@ def foreign(path: Path, about: dict[str, Any]) -> ReproduceConfig:
 
 @pytest.mark.parametrize("verb", ["tryon", "generate"])
 def test_every_other_key_of_every_config_is_refused(verb: str, tmp_path: Path) -> None:
-    allowed = PICTURE_SETTINGS & set({"tryon": TryonConfig, "generate": GenerateConfig}[verb].model_fields)
+    allowed = marked({"tryon": TryonConfig, "generate": GenerateConfig}[verb], RESULT)
     refused = [key for key in EVERY_KEY if key not in allowed | OURS]
     assert len(refused) > 60
     for key in refused:
@@ -261,37 +260,16 @@ def test_a_foreign_picture_reaches_no_server_and_no_file(
 
 
 def test_the_settings_a_picture_may_carry_are_the_ones_it_is_given() -> None:
-    """A new option of tryon or generate has to be entered in `PICTURE_SETTINGS`, or here as one that changes
-    no pixel.
-    """
-    no_pixels = {
-        *StageConfig.model_fields,
-        "lora",
-        "out",
-        "device",
-        "caption",
-        "batch",
-        "batch_size",
-        "vlm_model",
-        "base_url",
+    """A new option of tryon or generate that changes pixels is marked RESULT, and entered here."""
+    pixels = {
+        *("model", "lora_scale", "num_inference_steps", "guidance_scale", "true_cfg_scale", "time_shift"),
+        *("context", "context_reading", "drop_background", "token_bucket", "step_cache"),
+        *("context_guidance_scale", "guidance_stop", "panel_width", "panel_height", "seed", "dtype"),
+        *("quantize", "prompt"),
     }
-    no_pixels |= {
-        "context_cache_gib",
-        "blocks_to_swap",
-        "front",
-        "back",
-        "panel",
-        "person",
-        "polygon",
-        "num_images_per_prompt",
-        "anyway",
-    }
-    for kind in (TryonConfig, GenerateConfig):
-        assert set(kind.model_fields) - PICTURE_SETTINGS == no_pixels & set(kind.model_fields)
-    for name in PICTURE_SETTINGS:
-        assert "Path" not in str(TryonConfig.model_fields[name].annotation), (
-            "a picture never says which file to open"
-        )
+    fit = {"crop", "crop_margin", "expand", "grow", "feather", "rough", "strength"}
+    assert marked(GenerateConfig, RESULT) == pixels
+    assert marked(TryonConfig, RESULT) == pixels | fit
 
 
 def test_threads_are_recorded_and_named_when_pixels_differ() -> None:

@@ -24,7 +24,7 @@ from triptych.errors import ConfigError, WorkError
 from triptych.events import Run
 from triptych.signals import ending_at_once
 from triptych.terminal import faults, hub, quiet, usage
-from triptych.terminal.help import EVERY_VERB, grouped
+from triptych.terminal.help import help_page, wants_help
 from triptych.terminal.same_options import forgotten_config, same_options
 from triptych.terminal.screen import Screen, Watch
 from triptych.terminal.summary import next_line, text_of
@@ -32,15 +32,16 @@ from triptych.terminal.words import lines, speaks_unicode, strict, tolerate_enco
 from triptych.verbs import GROUPS, STAGES, Stage
 from triptych.verbs.outcome import check_made
 from triptych.wording import commands
+from triptych.wording.docstrings import help_texts
 
 _FIRST = os.environ.get("RANK", "0") == "0"
 """Of several processes that do one training, the first one talks."""
 
-Flags = Annotated[bool, Parameter(negative=(), group=EVERY_VERB)]
+Flags = Annotated[bool, Parameter(negative=())]
 Speak = Callable[[commands.Same], None]
 ConfigFiles = Annotated[
     list[Path] | None,
-    Parameter(name=["--config", "-c"], negative=(), consume_multiple=False, group=EVERY_VERB),
+    Parameter(name=["--config", "-c"], negative=(), consume_multiple=False),
 ]
 
 
@@ -98,6 +99,9 @@ def _asked_for_help(words: list[str]) -> list[str]:
 
 
 def _run(asked: Stage | None, words: list[str], screen: Screen, speak: Speak) -> int:
+    if asked and wants_help(words):
+        print(help_page(asked))
+        return 0
     app = App(
         name="triptych",
         version=__version__,
@@ -174,7 +178,7 @@ def _command(stage: Stage, words: Sequence[str], screen: Screen, speak: Speak) -
     """
     model = stage.config_class()
     files = config_files(words)
-    data = load_config(files, [other.name for other in STAGES])
+    data = load_config(files, STAGES)
     speak(same_options(files, data, {}))
     # A verb that gets the whole config hands its shared keys to every stage itself, where a section's own
     # keys win over them.
@@ -184,17 +188,6 @@ def _command(stage: Stage, words: Sequence[str], screen: Screen, speak: Speak) -
     def command(
         *, options: Any = None, config: ConfigFiles = None, json: Flags = False, verbose: Flags = False
     ) -> int:
-        """
-        Parameters
-        ----------
-        config
-            YAML file with shared keys and a section per verb; options on the command line win. May be
-            repeated.
-        json
-            Print one JSON object to stdout, everything else to stderr.
-        verbose
-            Also say what libraries log, and show the traceback of a fault. TRIPTYCH_DEBUG=1 does the same.
-        """
         typed = (
             {name: getattr(options, name) for name in options.model_fields_set} if options is not None else {}
         )
@@ -224,7 +217,7 @@ def _command(stage: Stage, words: Sequence[str], screen: Screen, speak: Speak) -
             print(line)
         return 0
 
-    command.__annotations__["options"] = Annotated[grouped(model) | None, Parameter(name="*")]
+    command.__annotations__["options"] = Annotated[model | None, Parameter(name="*")]
     return command
 
 
@@ -235,7 +228,7 @@ def _answered(stage: Stage, options: StageConfig, screen: Screen) -> StageConfig
     answers = {}
     for field in stage.ask:
         if not getattr(options, field):
-            screen.say(" ".join((type(options).model_fields[field].description or "").split()))
+            screen.say(help_texts(type(options))[field])
             try:
                 answers[field] = screen.console.input(f"[bold]{field}:[/] ").strip()
             except EOFError:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from triptych import progress
 from triptych.backbones.registry import load_backbone
-from triptych.backbones.settings import Quantize, model_settings, no_model
+from triptych.backbones.settings import model_settings, no_model
+from triptych.config.stage import Quantize
 from triptych.errors import InputError
 from triptych.lora.file import read_header
 from triptych.lora.match import check_lora_fits

@@ -31,12 +31,13 @@ from triptych.backbones.checkpoint import (
 )
 from triptych.backbones.context import Context, Window
 from triptych.backbones.families import Family
-from triptych.backbones.settings import ModelSettings, Quantize, model_settings
+from triptych.backbones.settings import ModelSettings, model_settings
 from triptych.compute import cpu
 from triptych.compute.blocks import blocks_of, linear_layers
 from triptych.compute.modulation import PremodulatedTransformer
 from triptych.compute.quantize import load_quantized
 from triptych.compute.swap import place
+from triptych.config.stage import Quantize
 from triptych.errors import ModelError
 
 Text = dict[str, Tensor]

@@ -10,8 +10,9 @@ from triptych.backbones.contract import Backbone
 from triptych.backbones.flux.model import Flux
 from triptych.backbones.model_folder import check_files, no_backbone
 from triptych.backbones.sd3.model import SD3
-from triptych.backbones.settings import Quantize, model_class, resolve_model
+from triptych.backbones.settings import model_class, resolve_model
 from triptych.compute.quantize import check_installed
+from triptych.config.stage import Quantize
 from triptych.errors import ModelError
 
 BACKBONES: dict[str, type[Backbone]] = {backbone.family.pipeline: backbone for backbone in (Flux, SD3)}

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from triptych.backbones.families import FAMILIES, FLUX, Family
 from triptych.backbones.model_folder import no_folder
@@ -22,9 +22,6 @@ from triptych.wording.hub import hub_unreachable
 log = logging.getLogger(__name__)
 
 SETTINGS_FILE = "triptych.json"
-
-Quantize = Literal["none", "nf4", "int8", "int8-torchao"]
-"""Formats of a transformer's weights; see `compute/quantize.py`."""
 
 
 @dataclass(frozen=True)

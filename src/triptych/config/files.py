@@ -5,10 +5,13 @@ and the two flat files of the original project.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from pydantic import BaseModel
+
+from triptych.config.marks import SHARED, marked
 from triptych.config.yaml_text import parse
 from triptych.errors import ConfigError, InputError
 from triptych.store.text import read_text
@@ -16,19 +19,15 @@ from triptych.wording.settings import shown
 
 MAX_BYTES = 1 << 20
 """Largest config file that is read; one with every setting has some 5 KB."""
-SHARED = (
-    "work",
-    "catalogue",
-    "triptychs",
-    "embeddings",
-    "lora_folder",
-    "model",
-    "quantize",
-    "blocks_to_swap",
-    "seed",
-    "anyway",
-)
-"""Keys at the top of a file; every verb that knows one takes it."""
+
+
+class Verb(Protocol):
+    """What is asked of a verb: its name and the fields of its config."""
+
+    @property
+    def name(self) -> str: ...
+
+    def config_class(self) -> type[BaseModel]: ...
 
 
 class Values(dict[str, Any]):
@@ -159,20 +158,21 @@ def unknown_key(key: str, known: Iterable[str], where: str, place: str = "") -> 
     return ConfigError(f"Unknown key '{shown(key)}' in {where}{f' ({place})' if place else ''}.", hint)
 
 
-def load_config(paths: Iterable[Path], verbs: Iterable[str]) -> Values:
-    """Config files, later ones winning, as one mapping of shared keys and sections.
+def load_config(paths: Iterable[Path], verbs: Sequence[Verb]) -> Values:
+    """Config files, later ones winning, as one mapping of shared keys and sections. A key at the top is
+    known if a verb has such a field that is marked as shared.
 
     Raises:
         ConfigError: see `read_yaml`; or an unknown key at the top of a file.
     """
-    verbs, merged, original = set(verbs), Values(), False
+    names, merged, original = {verb.name for verb in verbs}, Values(), False
     for path in paths:
         data = read_yaml(path)
         if is_original(data):
             data, original = from_original(data), True
         for key, value in data.items():
             place = data.places.get(key, "")
-            if key in verbs:
+            if key in names:
                 if value is not None and not isinstance(value, Values):
                     where = f"Section '{key}' of {shown_path(path)} is not a mapping"
                     raise ConfigError(f"{where} ({place}).", f"Write '{key}:' and indent its keys below.")
@@ -180,10 +180,11 @@ def load_config(paths: Iterable[Path], verbs: Iterable[str]) -> Values:
                 own = value or Values()
                 for name, given in own.items():
                     section.put(name, given, own.places[name])
-            elif key in SHARED:
+            elif any(key in marked(verb.config_class(), SHARED) for verb in verbs):
                 merged.put(key, value, place)
             else:
-                raise unknown_key(key, verbs | set(SHARED), shown_path(path), place)
+                shared = {name for verb in verbs for name in marked(verb.config_class(), SHARED)}
+                raise unknown_key(key, names | shared, shown_path(path), place)
     return _with_data_folders(merged) if original else merged
 
 

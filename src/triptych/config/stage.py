@@ -1,23 +1,28 @@
 """Configs: one frozen pydantic model per verb, and the YAML file that fills them.
 
 A config file has shared keys at the top (`work`, `model`, folders) and one section per verb. The docstring
-under a field is its help text everywhere. The two flat files of the original project are read as they are.
+under a field is its help text everywhere, its marks (`config.marks`) say what kind of setting it is. The two
+flat files of the original project are read as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from triptych.config.files import SHARED, Values, load_config, unknown_key
+from triptych.config.files import Values, load_config, unknown_key
+from triptych.config.marks import FOLDER, GIVEN, MACHINE, RARE, RESULT, RUNNING, SHARED, marked
 from triptych.errors import ConfigError
 from triptych.wording.settings import allowed, first_mistake, misread, shown
 
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 """A seed, as PyTorch's generators take it. What counts on from one is checked by `seeds_from`."""
+Quantize = Literal["none", "nf4", "int8", "int8-torchao"]
+"""Formats of a transformer's weights; see `compute/quantize.py`."""
+Config = TypeVar("Config", bound="StageConfig")
 
 
 def seeds_from(first: int, count: int) -> list[int]:
@@ -45,17 +50,20 @@ def expanded(path: str) -> str:
 class StageConfig(BaseModel):
     """What every verb takes. Folders left empty lie under `work`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
-    work: Path = Path("work")
+    how: ClassVar[str] = "made"
+    """How the verb's result comes about, in a word: made, sampled, trained."""
+
+    work: Annotated[Path, FOLDER, SHARED] = Path("work")
     """Work folder; every stage keeps its results in a folder of its own below it."""
-    catalogue: Path | None = None
+    catalogue: Annotated[Path | None, FOLDER, SHARED] = None
     """Where `clean` keeps its result, if not in WORK/catalogue."""
-    triptychs: Path | None = None
+    triptychs: Annotated[Path | None, FOLDER, SHARED] = None
     """Where triptychs and their captions lie, if not in WORK/triptychs."""
-    embeddings: Path | None = None
+    embeddings: Annotated[Path | None, FOLDER, SHARED] = None
     """Where latents and text embeddings lie, if not in WORK/embeddings."""
-    lora_folder: Path | None = None
+    lora_folder: Annotated[Path | None, FOLDER, SHARED] = None
     """Where `train` keeps LoRA, checkpoints and logs, if not in WORK/lora."""
 
     @field_validator("*")
@@ -94,6 +102,41 @@ class StageConfig(BaseModel):
         return self.lora_folder or self.work / "lora"
 
 
+class ModelConfig(StageConfig):
+    """What every verb takes that runs a diffusion model."""
+
+    model: Annotated[str, RESULT, GIVEN, SHARED] = ""
+    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows
+    rendered clothes.
+    """
+    device: Annotated[str, RUNNING] = "auto"
+    """auto, cpu, cuda, cuda:1 …"""
+    dtype: Annotated[Literal["auto", "bf16", "fp32"], RESULT, MACHINE] = "auto"
+    """Precision of the model."""
+
+
+class TransformerConfig(ModelConfig):
+    """What every verb takes that runs its transformer."""
+
+    quantize: Annotated[Quantize, RESULT, MACHINE, SHARED] = "none"
+    """Weights of the model's blocks: nf4 (4.5 bits) and int8 need the package bitsandbytes, int8-torchao (8.5
+    bits, a little closer to the full model) torchao. Together in `pip install 'triptych[quantization]'`.
+    """
+    blocks_to_swap: Annotated[int, RUNNING, SHARED] = Field(default=0, ge=0)
+    """Transformer blocks kept in RAM and moved to the device only while they run: less memory there, more
+    time.
+    """
+
+
+class PhotoConfig(StageConfig):
+    """What every verb takes that shows photos to a diffusion model."""
+
+    anyway: Annotated[bool, RUNNING, RARE, SHARED] = False
+    """Show the model photographs even if it says that it has never seen any, as `pocket` does; with a
+    warning.
+    """
+
+
 def section(data: Mapping[str, Any], verb: str, model: type[BaseModel]) -> Values:
     """The keys of one verb: its section, and the shared keys it knows. A key without a value (`model:`) is as
     if left out.
@@ -107,12 +150,12 @@ def section(data: Mapping[str, Any], verb: str, model: type[BaseModel]) -> Value
     for key in own:
         if key not in known:
             raise unknown_key(key, known, f"section '{verb}'", places.get(key, ""))
-    shared = {key: value for key, value in data.items() if key in known and key in SHARED}
+    shared = {key: value for key, value in data.items() if key in marked(model, SHARED)}
     values = {key: value for given in (shared, own) for key, value in given.items() if value is not None}
     return Values(values, {**getattr(data, "places", {}), **places})
 
 
-def validated(model: type[StageConfig], values: Mapping[str, Any], verb: str) -> StageConfig:
+def validated(model: type[Config], values: Mapping[str, Any], verb: str) -> Config:
     """A config from plain values. `Values` know their place in a file, which the sentence then names.
 
     Raises:
@@ -139,8 +182,12 @@ def validated(model: type[StageConfig], values: Mapping[str, Any], verb: str) ->
 
 
 __all__ = [
+    "ModelConfig",
+    "PhotoConfig",
+    "Quantize",
     "Seed",
     "StageConfig",
+    "TransformerConfig",
     "Values",
     "expanded",
     "load_config",

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from triptych.config.marks import TRACED, marked
 from triptych.lora.adapter import add_lora
 from triptych.pictures.panels import PanelLayout
 from triptych.planning.shapes import ModelShapes
@@ -21,18 +22,6 @@ from triptych.sampling.sampler import Canvases, Known, sample_latents
 from triptych.training.config import TrainConfig
 from triptych.training.data import Batch
 from triptych.training.loss import losses_of
-
-_DECIDES = (
-    *(
-        "batch_size",
-        "gradient_accumulation_steps",
-        "gradient_checkpointing",
-        "context",
-        "context_lora",
-        "context_reading",
-    ),
-    *("noise_levels", "rank", "lora_dropout"),
-)
 
 
 def training_pass(
@@ -49,7 +38,12 @@ def training_pass(
     of it: a box of two thirds of its sides, which is what `draw_active` draws in the mean.
     """
     return _training_pass(
-        shapes, tuple((name, getattr(config, name)) for name in _DECIDES), layout, length, dtype, part
+        shapes,
+        tuple((name, getattr(config, name)) for name in sorted(marked(TrainConfig, TRACED))),
+        layout,
+        length,
+        dtype,
+        part,
     )
 
 

@@ -23,6 +23,8 @@ class Run:
     true_cfg_scale: float
     shows_products: bool
     """Whether product photos are shown to the model."""
+    clean_only: frozenset[str]
+    """Options that have an effect with clean context only."""
 
     @property
     def reads_products(self) -> bool:
@@ -48,13 +50,6 @@ _OFF: dict[str, Callable[[ModelSettings], tuple[Any, ...]]] = {
 """By option: values that ask for nothing. What a model recommends is among them, because `reproduce` gives
 every setting.
 """
-CLEAN_ONLY = (
-    "drop_background",
-    "token_bucket",
-    "context_reading",
-    "context_cache_gib",
-    "context_guidance_scale",
-)
 
 
 def check_effects(given: dict[str, Any], run: Run) -> None:
@@ -77,12 +72,12 @@ def _reason(name: str, run: Run) -> tuple[str, str] | None:
     """Why an option has no effect, and what to do; None if it has one."""
     if name == "lora_scale" and not run.has_lora:
         return "there is no LoRA", "Give one with --lora, or leave the option out."
-    if name in CLEAN_ONLY and run.context != "clean":
+    if name in run.clean_only and run.context != "clean":
         return (
             "it is for clean context, and this is noisy context",
             "Give a LoRA that was trained with --context clean, or leave it out.",
         )
-    if name in CLEAN_ONLY and not run.shows_products:
+    if name in run.clean_only and not run.shows_products:
         return (
             "it is about product photos, and none is given",
             "Give one with --front, or leave the option out.",

@@ -6,22 +6,33 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from triptych.backbones.settings import ModelSettings, Quantize, model_class, model_settings, no_model
-from triptych.config.stage import Seed, StageConfig, seeds_from
+from triptych.backbones.settings import ModelSettings, model_class, model_settings, no_model
+from triptych.config.marks import (
+    AMOUNT,
+    CLEAN_ONLY,
+    EACH,
+    GIVEN,
+    INPUT,
+    RARE,
+    RESULT,
+    RUNNING,
+    SHARED,
+    marked,
+)
+from triptych.config.stage import PhotoConfig, Seed, StageConfig, TransformerConfig, seeds_from
 from triptych.errors import InputError
-from triptych.pictures.images import MAX_PIXELS
-from triptych.pictures.panels import PanelLayout
 from triptych.pocket.known_worlds import check_pictures
 from triptych.sampling import idle_options
-from triptych.tasks import DEFAULT
 from triptych.wording.hub import HUB_NAME
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they import numpy, which `--help` can do without
     from PIL import Image
+
+    from triptych.pictures.panels import PanelLayout
 
 log = logging.getLogger(__name__)
 
@@ -71,128 +82,78 @@ class Sampling:
         return self.true_cfg_scale != 1.0 or self.context == "clean"
 
 
-MODEL_FIELDS = (
-    "model",
-    "lora",
-    "lora_scale",
-    "device",
-    "dtype",
-    "quantize",
-    "blocks_to_swap",
-    "context_cache_gib",
-)
-"""The settings that decide what is loaded, and not what is made with it."""
-
-
-PICTURE_SETTINGS = frozenset(
-    {
-        "model",
-        "lora_scale",
-        "num_inference_steps",
-        "guidance_scale",
-        "true_cfg_scale",
-        "time_shift",
-        "context",
-        "context_reading",
-        "drop_background",
-        "token_bucket",
-        "step_cache",
-        "context_guidance_scale",
-        "guidance_stop",
-        "panel_width",
-        "panel_height",
-        "seed",
-        "dtype",
-        "quantize",
-        "prompt",
-        # tryon alone
-        "crop",
-        "crop_margin",
-        "expand",
-        "grow",
-        "feather",
-        "rough",
-        "strength",
-    }
-)
-"""The settings that decide pixels. A picture carries these, and `reproduce` takes these alone out of one. No
-path, no address and no captioner may ever stand here: a picture comes from anybody.
-"""
 MAX_PANEL = 8192
 """Largest side of a panel in pixels; a whole canvas has at most `images.MAX_PIXELS`."""
 MAX_PROMPT = 20_000
 """Characters of the longest prompt: some ten times what any text encoder here reads."""
 
 
-class SamplingConfig(StageConfig):
+class LoadedConfig(TransformerConfig):
+    """What decides which model is loaded, and how: what `Session` takes."""
+
+    lora: Annotated[Path | None, INPUT] = None
+    """LoRA file, or a folder that holds one. Without it the base model is used."""
+    lora_scale: Annotated[float, RESULT] = Field(default=1.0, ge=-100, le=100)
+    """Strength of the LoRA."""
+    context_cache_gib: Annotated[float, RUNNING, RARE, CLEAN_ONLY] = Field(default=4.0, ge=0, le=1e6)
+    """Clean context only: GiB of memory, on the device, for what was read of known panels, from one picture
+    to the next.
+    """
+
+
+LOADED = frozenset(LoadedConfig.model_fields) - frozenset(StageConfig.model_fields)
+"""The settings that decide what is loaded, and not what is made with it."""
+
+
+class SamplingConfig(LoadedConfig):
     """How to sample: model, LoRA, and the settings that change a picture."""
 
-    lora: Path | None = None
-    """LoRA file, or a folder that holds one. Without it the base model is used."""
-    lora_scale: float = Field(default=1.0, ge=-100, le=100)
-    """Strength of the LoRA."""
-    model: str = ""
-    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows
-    rendered clothes.
-    """
-    num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
+    how = "sampled"
+
+    num_inference_steps: Annotated[int | None, RESULT] = Field(default=None, ge=1, le=1000)
     """Denoising steps; by default what the model recommends."""
-    guidance_scale: float | None = Field(default=None, ge=0, le=1000)
+    guidance_scale: Annotated[float | None, RESULT] = Field(default=None, ge=0, le=1000)
     """Distilled guidance fed to the model, for models that take it; by default what the model recommends."""
-    true_cfg_scale: float | None = Field(default=None, ge=0, le=1000)
+    true_cfg_scale: Annotated[float | None, RESULT] = Field(default=None, ge=0, le=1000)
     """Classifier-free guidance on the empty prompt (1 is off); by default what the model recommends."""
-    time_shift: Literal["panel", "canvas"] = "panel"
+    time_shift: Annotated[Literal["panel", "canvas"], RESULT, RARE] = "panel"
     """Which tokens the time shift counts, if the model's depends on them: of one panel, or of the whole
     canvas as diffusers does.
     """
-    context: Literal["auto", "noisy", "clean"] = "auto"
+    context: Annotated[Literal["auto", "noisy", "clean"], RESULT] = "auto"
     """How known panels are shown to the model; auto is what the LoRA was trained for, and noisy without one.
     """
-    context_reading: Literal["auto", "joint", "products"] = "auto"
+    context_reading: Annotated[Literal["auto", "joint", "products"], RESULT, RARE, CLEAN_ONLY] = "auto"
     """Clean context only: what is shown clean attends to all that is (joint), or the product panels attend to
     each other only (products), so that they are read once for many persons; auto is what the LoRA was trained
     for, and joint without one.
     """
-    drop_background: bool = False
+    drop_background: Annotated[bool, RESULT, RARE, CLEAN_ONLY] = False
     """Clean context only: leave out the plain background of the product photos. Faster; an approximation."""
-    token_bucket: int = Field(default=1, ge=1, le=4096)
+    token_bucket: Annotated[int, RESULT, RARE, CLEAN_ONLY] = Field(default=1, ge=1, le=4096)
     """Clean context only: the number of tokens that are run is rounded up to a multiple of this; compiled
     models then meet few sizes.
     """
-    context_cache_gib: float = Field(default=4.0, ge=0, le=1e6)
-    """Clean context only: GiB of memory, on the device, for what was read of known panels, from one picture
-    to the next.
-    """
-    step_cache: float = Field(default=0.0, ge=0, le=1)
+    step_cache: Annotated[float, RESULT, RARE] = Field(default=0.0, ge=0, le=1)
     """Threshold of diffusers' FirstBlockCache (FLUX only; 0 is off): steps that change less reuse the one
     before. An approximation.
     """
-    context_guidance_scale: float | None = Field(default=None, ge=0, le=1000)
+    context_guidance_scale: Annotated[float | None, RESULT, RARE, CLEAN_ONLY] = Field(
+        default=None, ge=0, le=1000
+    )
     """Clean context only: guidance on the product photos, in place of the two others (1 is off); by default
     what the model recommends.
     """
-    guidance_stop: float = Field(default=1.0, ge=0, le=1)
+    guidance_stop: Annotated[float, RESULT, RARE] = Field(default=1.0, ge=0, le=1)
     """Part of the steps after which guidance that runs a second pass (true_cfg_scale, context_guidance_scale)
     is left off: 0.5 saves a quarter of all passes.
     """
-    panel_width: int | None = Field(default=None, ge=8, le=MAX_PANEL)
+    panel_width: Annotated[int | None, RESULT] = Field(default=None, ge=8, le=MAX_PANEL)
     """Panel width in pixels; by default the LoRA's, else what the model recommends."""
-    panel_height: int | None = Field(default=None, ge=8, le=MAX_PANEL)
+    panel_height: Annotated[int | None, RESULT] = Field(default=None, ge=8, le=MAX_PANEL)
     """Panel height in pixels; likewise."""
-    seed: Seed = 0
+    seed: Annotated[Seed, RESULT, EACH, SHARED] = 0
     """Seed of the first picture; the next ones count up."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 …"""
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the model."""
-    quantize: Quantize = "none"
-    """Weights of the model's blocks: nf4 (4.5 bits) and int8 need the package bitsandbytes, int8-torchao (8.5
-    bits, a little closer to the full model) torchao. Together in `pip install 'triptych[quantization]'`.
-    """
-    blocks_to_swap: int = Field(default=0, ge=0)
-    """Transformer blocks kept in RAM and moved to the device only while they run: less memory there, more
-    time.
-    """
 
     @property
     def shows_products(self) -> bool:
@@ -201,12 +162,12 @@ class SamplingConfig(StageConfig):
 
     def without_lora(self) -> Self:
         """The same for the base model alone: what only works with a LoRA is left out."""
-        left_out = {"lora", "lora_scale", "context", *idle_options.CLEAN_ONLY}
+        left_out = {"lora", "lora_scale", "context", *marked(type(self), CLEAN_ONLY)}
         return type(self)(**{name: getattr(self, name) for name in self.model_fields_set - left_out})
 
     def model_source(self) -> dict[str, Any]:
         """The settings that `Session` takes."""
-        return {name: getattr(self, name) for name in MODEL_FIELDS}
+        return {name: getattr(self, name) for name in LOADED}
 
     def check_model(self) -> None:
         """Raises ModelError if no model is named, or one of the hub that is not to be had.
@@ -225,6 +186,9 @@ class SamplingConfig(StageConfig):
             InputError: panels that do not fall on the model's grid. ModelError: a LoRA that cannot be read,
                 or is for another model.
         """
+        from triptych.pictures.panels import PanelLayout
+        from triptych.tasks import DEFAULT
+
         if self.lora is not None:  # before panels that are another model's are looked at
             from triptych.lora.match import check_lora_fits
 
@@ -266,7 +230,14 @@ class SamplingConfig(StageConfig):
         scale = choose(self.context_guidance_scale, settings.context_guidance_scale)
         true_cfg_scale = choose(self.true_cfg_scale, settings.true_cfg_scale)
         run = idle_options.Run(
-            self.model, settings, self.lora is not None, context, scale, true_cfg_scale, self.shows_products
+            self.model,
+            settings,
+            self.lora is not None,
+            context,
+            scale,
+            true_cfg_scale,
+            self.shows_products,
+            marked(type(self), CLEAN_ONLY),
         )
         idle_options.check_effects({name: getattr(self, name) for name in self.model_fields_set}, run)
         recorded = trained.get("context_reading", "joint")
@@ -314,6 +285,8 @@ def panels_of(base: PanelLayout, width: int | None, height: int | None, stride: 
     Raises:
         InputError: sides that are no multiples of `stride`, or a canvas that is too large.
     """
+    from triptych.pictures.images import MAX_PIXELS
+
     layout = replace(base, width=width or base.width, height=height or base.height)
     across, down = layout.size
     if across * down > MAX_PIXELS:
@@ -334,17 +307,13 @@ def _trained(lora: Path | None) -> Mapping[str, Any]:
     return read_about(lora)
 
 
-class PictureConfig(SamplingConfig):
+class PictureConfig(SamplingConfig, PhotoConfig):
     """What every verb that makes pictures from a prompt takes."""
 
-    prompt: str = Field(default="", max_length=MAX_PROMPT)
+    prompt: Annotated[str, RESULT, GIVEN, EACH] = Field(default="", max_length=MAX_PROMPT)
     """The caption of the whole triptych: a summary, then <IMAGE 1> …, <IMAGE 2> …, <IMAGE 3> …"""
-    num_images_per_prompt: int = Field(default=1, ge=1, le=64)
+    num_images_per_prompt: Annotated[int, AMOUNT] = Field(default=1, ge=1, le=64)
     """How many pictures to make."""
-    anyway: bool = False
-    """Show the model photographs even if it says that it has never seen any, as `pocket` does; with a
-    warning.
-    """
 
     @property
     def seeds(self) -> list[int]:

@@ -1,34 +1,119 @@
-"""The options of a verb in groups: its own first, then what several verbs share, the folders last."""
+"""`triptych VERB --help`: the options of a verb in groups, from the marks and docstrings of its config."""
 
 from __future__ import annotations
 
-from copy import copy
-from typing import Annotated, Any
+import inspect
+import shutil
+import types
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from cyclopts import Group, Parameter
-from pydantic import create_model
+from pydantic.fields import FieldInfo
 
+from triptych.config.marks import Group, group
 from triptych.config.stage import StageConfig
+from triptych.verbs import Stage
+from triptych.wording.docstrings import help_texts
+from triptych.wording.settings import option
 
-_OWN = Group("Options", sort_key=0)
-_FOLDERS = Group("Folders", sort_key=9)
-EVERY_VERB = Group("Every verb", sort_key=8)
-_SHARED = {
-    "SamplingConfig": Group("Model and sampling", sort_key=2),
-    "PictureConfig": Group("Pictures", sort_key=1),
-}
-"""By the class that defines a field."""
+WIDEST = 100  # columns; longer lines are hard to read
+_OPTIONS = 26  # columns: an option that takes more has its text on the next line
+
+_EVERY_VERB = (
+    (
+        "--config -c PATH",
+        "YAML file with shared keys and a section per verb; options on the command line win. May be "
+        "repeated.",
+    ),
+    ("--json", "Print one JSON object to stdout, everything else to stderr."),
+    (
+        "--verbose",
+        "Also say what libraries log, and show the traceback of a fault. TRIPTYCH_DEBUG=1 does the same.",
+    ),
+)
+_TIED = "\N{NO-BREAK SPACE}"  # no line ends here
+_KINDS = {Path: "PATH", str: "TEXT", int: "INT", float: "NUMBER"}
 
 
-def grouped(model: type[StageConfig]) -> type[StageConfig]:
-    """The same settings, each with the group that it stands in; the verb's own come first."""
-    fields: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        home = next(cls for cls in reversed(model.__mro__) if name in getattr(cls, "__annotations__", {}))
-        group = _FOLDERS if home is StageConfig else _SHARED.get(home.__name__, _OWN)
-        kind: Any = field.rebuild_annotation()
-        fields[name] = (Annotated[kind, Parameter(group=group)], copy(field))
-    return create_model(model.__name__, __base__=model, **fields)
+def wants_help(words: Iterable[str]) -> bool:
+    """Whether a command line asks for help."""
+    return any(word in ("--help", "-h") for word in words)
 
 
-__all__ = ["EVERY_VERB", "grouped"]
+def help_page(stage: Stage, width: int | None = None) -> str:
+    """What `triptych VERB --help` prints, in lines of at most `width` characters; by default as wide as the
+    terminal.
+    """
+    width = min(width or shutil.get_terminal_size().columns, WIDEST) or WIDEST
+    model = stage.config_class()
+    texts = help_texts(model)
+    groups: dict[Group, list[tuple[str, str]]] = {each: [] for each in Group}
+    for name, field in sorted(model.model_fields.items(), key=lambda item: _home(model, item[0])):
+        groups[group(model, name)].append((_option(name, field), texts[name] + _default(field)))
+    *first, folders = groups.items()
+    titled = [(title.value.format(how=model.how), rows) for title, rows in first if rows]
+    titled += [("Every verb", list(_EVERY_VERB)), (folders[0].value, folders[1])]
+    given = "".join(f" {name.upper()}" for name in stage.positional)
+    usage = [f"Usage: triptych {' '.join(stage.words)}{given} [OPTIONS]", "", *wrap(stage.help, width), ""]
+    example = wrap(stage.example, width - 6, break_long_words=False, break_on_hyphens=False)
+    parts = [*usage, "Example:", "  " + " \\\n    ".join(example)]  # can be copied as it stands
+    for title, rows in titled:
+        parts += ["", f"{title}:", *_table(rows, width)]
+    return "\n".join(parts).replace(_TIED, " ")
+
+
+def _home(model: type[StageConfig], name: str) -> int:
+    """How far up the class stands that defines a field: a verb's own come before what it shares."""
+    return next(n for n, each in enumerate(model.__mro__) if name in inspect.get_annotations(each))
+
+
+def _table(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
+    """Options on the left, what they do on the right."""
+    left = min(_OPTIONS, max(len(option) for option, _ in rows))
+    lines = []
+    for head, text in rows:
+        right = wrap(text, max(width - left - 4, 20), break_on_hyphens=False)
+        if len(head) > left:
+            lines.append(f"  {head}")
+            head = ""
+        lines += [f"  {head if not n else '':{left}}  {line}" for n, line in enumerate(right)]
+    return lines
+
+
+def _option(name: str, field: FieldInfo) -> str:
+    """`--batch-size INT`."""
+    kind = field.annotation
+    if kind is bool or bool in get_args(kind):
+        return option(name).replace("--", "--[no-]", 1) if field.default else option(name)
+    if get_origin(kind) is dict:
+        return f"{option(name)}.NAME {_kind(get_args(kind)[1])}"
+    return f"{option(name)} {_kind(kind)}"
+
+
+def _kind(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _kind(parts[0])
+    if origin in (Union, types.UnionType):
+        return _kind(next(part for part in parts if part is not type(None)))
+    if origin is Literal:
+        return "|".join(map(str, parts))
+    if origin is list:
+        return f"{_kind(parts[0])} …"
+    return _KINDS.get(kind, "TEXT")
+
+
+def _default(field: FieldInfo) -> str:
+    """What holds where nobody says anything, if the text does not say it already."""
+    default = field.default
+    if default in (None, "", [], {}) and default is not False and default != 0:
+        return ""
+    if isinstance(default, bool):
+        return f" [default:{_TIED}on]" if default else ""
+    shown = f"{default:g}" if isinstance(default, float) else str(default)
+    return f" [default:{_TIED}{shown}]"
+
+
+__all__ = ["help_page", "wants_help"]

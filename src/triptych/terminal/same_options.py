@@ -71,7 +71,7 @@ def forgotten_config(error: BaseException, verb: str, work: Path) -> str:
     for path in (Path(USUAL_CONFIG), work / USUAL_CONFIG) if wanted else ():
         with contextlib.suppress(TriptychError, OSError):
             stage = next(stage for stage in STAGES if stage.name == verb)
-            data = load_config([path], [other.name for other in STAGES]) if path.is_file() else {}
+            data = load_config([path], STAGES) if path.is_file() else {}
             if section({verb: {}} | dict(data), verb, stage.config_class()).get(wanted) or (
                 verb == "run" and data
             ):

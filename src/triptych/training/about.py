@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from triptych.config.marks import CLEAN_ONLY, marked
 from triptych.lora.adapter import LoraFile
 from triptych.store.files import digest, sha256_file
 from triptych.training.config import TrainConfig, settings_that_matter
 from triptych.training.data import TrainingSet
 from triptych.training.state import TrainState
-
-_OF_CLEAN_CONTEXT = ("context_lora", "context_reading", "context_dropout", "noise_levels")
 
 
 def about_lora(
@@ -24,7 +23,7 @@ def about_lora(
         if name not in ("model", "context")
     }
     recipe["max_train_steps"] = config.max_train_steps
-    clean = {name: recipe.pop(name) for name in _OF_CLEAN_CONTEXT}
+    clean = {name: recipe.pop(name) for name in sorted(marked(TrainConfig, CLEAN_ONLY))}
     about: dict[str, Any] = {
         "family": family,
         "base_model": Path(config.model).resolve().name if Path(config.model).exists() else config.model,

@@ -3,166 +3,155 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from triptych.backbones.settings import Quantize
-from triptych.config.stage import Seed, StageConfig
+from triptych.config.marks import (
+    AMOUNT,
+    CLEAN_ONLY,
+    GIVEN,
+    GOT,
+    INPUT,
+    MACHINE,
+    OUTPUT,
+    RARE,
+    RESULT,
+    RUNNING,
+    SHARED,
+    TRACED,
+    marked,
+)
+from triptych.config.stage import Seed, TransformerConfig
 from triptych.errors import ConfigError
-from triptych.pictures.panels import PanelLayout
+
+if TYPE_CHECKING:  # it imports numpy, which `--help` can do without
+    from triptych.pictures.panels import PanelLayout
 
 
-class TrainConfig(StageConfig):
-    model: str = ""
-    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows
-    rendered clothes.
-    """
-    task: str | None = None
+class TrainConfig(TransformerConfig):
+    how = "trained"
+
+    task: Annotated[str | None, RESULT, GIVEN] = None
     """What the LoRA is for: try-on (front and back are given, worn is made) or try-off (worn is given, front
     and back are made), of the same triptychs. Without it, what metadata.jsonl says is made, else the last
     panel.
     """
-    max_train_steps: int = Field(default=1000, ge=1)
+    max_train_steps: Annotated[int, AMOUNT] = Field(default=1000, ge=1)
     """Optimizer steps in all. With more of them a finished training goes on, at the learning rate that the
     new length has there.
     """
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: Annotated[float | None, AMOUNT] = Field(default=None, gt=0)
     """Passes over the triptychs, in place of max_train_steps."""
-    batch_size: int = Field(default=4, ge=1)
+    batch_size: Annotated[int, RESULT, TRACED] = Field(default=4, ge=1)
     """Triptychs in one forward pass (of each process)."""
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: Annotated[int, RESULT, TRACED] = Field(default=1, ge=1)
     """Forward passes to one optimizer step."""
-    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
+    optimizer: Annotated[Literal["adamw", "adamw8bit", "prodigy"], RESULT] = "adamw"
     """adamw8bit (package bitsandbytes) keeps its state in a quarter of the memory; prodigy (package
     prodigyopt) finds the learning rate itself and wants --learning-rate 1.
     """
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: Annotated[float, RESULT] = Field(default=1e-4, gt=0)
     """Peak learning rate."""
-    lr_warmup_steps: int = Field(default=20, ge=0)
+    lr_warmup_steps: Annotated[int, RESULT, RARE] = Field(default=20, ge=0)
     """Steps over which the learning rate rises; then it falls as a cosine to zero."""
-    weight_decay: float = Field(default=1e-4, ge=0)
+    weight_decay: Annotated[float, RESULT, RARE] = Field(default=1e-4, ge=0)
     """The optimizer's decoupled weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: Annotated[float, RESULT, RARE] = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    init_lora: Path | None = None
+    init_lora: Annotated[Path | None, INPUT] = None
     """LoRA file or folder to start from, in place of no change at all; also with other triptychs. Needs a
     --lora-folder of its own.
     """
-    rank: int = Field(default=16, ge=1)
+    rank: Annotated[int, RESULT, TRACED] = Field(default=16, ge=1)
     """Rank of the LoRA."""
-    alpha: float = Field(default=16, gt=0)
+    alpha: Annotated[float, RESULT] = Field(default=16, gt=0)
     """Scale of the LoRA in units of rank; folded into the saved file."""
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    lora_dropout: Annotated[float, RESULT, RARE, TRACED] = Field(default=0.0, ge=0, lt=1)
     """Share of the LoRA's inputs dropped in training."""
-    caption_dropout: float = Field(default=0.05, ge=0, le=1)
+    caption_dropout: Annotated[float, RESULT] = Field(default=0.05, ge=0, le=1)
     """Share of samples that see the empty caption, so that the panels are learned and not only the words."""
-    shift: float | None = Field(default=None, gt=0)
+    shift: Annotated[float | None, RESULT, RARE] = Field(default=None, gt=0)
     """How far noise levels are moved towards noise: t → shift·t / (1 + (shift − 1)·t); by default the model's
     own shift for one panel. 1 moves nothing.
     """
-    min_t: float = Field(default=0.0, ge=0, lt=1)
+    min_t: Annotated[float, RESULT, RARE] = Field(default=0.0, ge=0, lt=1)
     """Lowest noise level to learn; what is drawn from (0, 1) is scaled to (min_t, max_t)."""
-    max_t: float = Field(default=1.0, gt=0, le=1)
+    max_t: Annotated[float, RESULT, RARE] = Field(default=1.0, gt=0, le=1)
     """Highest noise level to learn."""
-    panel_weights: dict[str, float] = {}
+    panel_weights: Annotated[dict[str, float], RESULT, RARE] = {}
     """Weight of each panel's mean loss by its role, e.g. {logo: 0.5, poster: 1}; 1 where none is given."""
-    loss_masks: Path | None = None
+    loss_masks: Annotated[Path | None, INPUT] = None
     """Folder of pictures as large as the triptychs, each named as its triptych: white (or opaque) is learned,
     black (or transparent) is not. A triptych without one is learned whole.
     """
-    context: Literal["noisy", "clean"] = "noisy"
+    context: Annotated[Literal["noisy", "clean"], RESULT, TRACED] = "noisy"
     """noisy: all panels are noised and all are learned, as in the paper. clean: the panels that are given
     (product photos), and in half of the batches a part of those that are made, are shown clean and read once;
     the rest of the latter is learned. Sampling is faster that way.
     """
-    context_lora: bool = False
+    context_lora: Annotated[bool, RESULT, CLEAN_ONLY, TRACED] = False
     """Clean context: the LoRA also adapts how known panels are read. Slower: the reading is then part of the
     backward pass.
     """
-    context_reading: Literal["joint", "products"] = "joint"
+    context_reading: Annotated[Literal["joint", "products"], RESULT, CLEAN_ONLY, TRACED] = "joint"
     """Clean context: what is shown clean attends to all that is (joint), or the product panels attend to each
     other only (products): tryon can then keep them from one person to the next. The LoRA's file says which.
     """
-    context_dropout: float = Field(default=0.1, ge=0, le=1)
+    context_dropout: Annotated[float, RESULT, RARE, CLEAN_ONLY] = Field(default=0.1, ge=0, le=1)
     """Clean context: share of batches without product panels, so that sampling can be guided by them."""
-    noise_levels: int = Field(default=1, ge=1, le=64)
+    noise_levels: Annotated[int, RESULT, CLEAN_ONLY, TRACED] = Field(default=1, ge=1, le=64)
     """Clean context: noise levels learned at once of each triptych; its known panels are read only once for
     all of them.
     """
-    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    ema_decay: Annotated[float, RESULT, RARE] = Field(default=0.99, ge=0, lt=1)
     """Moving average of the LoRA; it is what gets saved and shown. 0 turns it off."""
-    guidance_scale: float = 1.0
+    guidance_scale: Annotated[float, RESULT, RARE] = 1.0
     """Guidance fed to a guidance-distilled model in training (others take no notice of it); 1 for FLUX.1-dev.
     """
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: Annotated[bool, RUNNING, TRACED] = True
     """Recompute activations in the backward pass: a third more time, several times less memory."""
-    seed: Seed = 0
+    seed: Annotated[Seed, RESULT, SHARED] = 0
     """Everything random follows from it."""
-    checkpointing_steps: int = Field(default=250, ge=1)
+    checkpointing_steps: Annotated[int, OUTPUT] = Field(default=250, ge=1)
     """Save the whole training state every so many steps. Run the same command again to resume."""
-    checkpoints_total_limit: int = Field(default=2, ge=1)
+    checkpoints_total_limit: Annotated[int, OUTPUT] = Field(default=2, ge=1)
     """How many of the newest checkpoints to keep."""
-    validation_steps: int = Field(default=250, ge=0)
+    validation_steps: Annotated[int, RESULT, GOT] = Field(default=250, ge=0)
     """Validation loss and pictures every so many steps; 0 for none."""
-    num_validation_triptychs: int = Field(default=0, ge=0)
+    num_validation_triptychs: Annotated[int, RESULT] = Field(default=0, ge=0)
     """Triptychs that are not trained on but measured: at least so many, all of an item's together. 0 trains
     on all.
     """
-    num_validation_images: int = Field(default=2, ge=0)
+    num_validation_images: Annotated[int, OUTPUT] = Field(default=2, ge=0)
     """Triptychs, held-out ones first, whose made panels are generated from the given ones as a validation
     picture.
     """
-    early_stopping_patience: int = Field(default=0, ge=0)
+    early_stopping_patience: Annotated[int, RESULT] = Field(default=0, ge=0)
     """Stop after so many validations in a row without a lower validation loss, and keep the LoRA of the
     lowest; 0 never.
     """
-    logging_dir: Path | None = None
+    logging_dir: Annotated[Path | None, OUTPUT] = None
     """Where TensorBoard files go, if not in the LoRA folder."""
-    tracker_name: str = "triptych"
+    tracker_name: Annotated[str, OUTPUT] = "triptych"
     """Name of the run in TensorBoard."""
-    shard_base: bool = False
+    shard_base: Annotated[bool, RUNNING] = False
     """Several processes: each keeps only its part of the frozen model and gathers a block while it runs
     (FSDP). Slower, for cards that cannot hold the whole of it.
     """
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 …"""
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    dtype: Annotated[Literal["auto", "bf16", "fp32"], RESULT, MACHINE] = "auto"
     """Precision of the frozen model and the matrix products; the LoRA is always float32."""
-    quantize: Quantize = "none"
-    """Weights of the model's blocks: nf4 (4.5 bits) and int8 need the package bitsandbytes, int8-torchao (8.5
-    bits, a little closer to the full model) torchao. Together in `pip install 'triptych[quantization]'`.
-    """
-    blocks_to_swap: int = Field(default=0, ge=0)
-    """Transformer blocks kept in RAM and moved to the device only while they run: less memory there, more
-    time.
-    """
-
-
-# What may change between two runs of one training without changing the LoRA it ends with. Loss masks count by
-# content.
-_FREE = {
-    *StageConfig.model_fields,
-    *("checkpointing_steps", "checkpoints_total_limit", "num_validation_images"),
-    *(
-        "logging_dir",
-        "tracker_name",
-        "device",
-        "gradient_checkpointing",
-        "blocks_to_swap",
-        "shard_base",
-        "loss_masks",
-    ),
-    *("max_train_steps", "epochs", "init_lora"),  # init_lora counts by content, too
-}
 
 
 def settings_that_matter(config: TrainConfig) -> dict[str, Any]:
-    """The settings that the LoRA follows from, JSON-able; when to validate matters only if that may end the
-    training.
+    """The settings that the LoRA follows from, JSON-able: they may not change between two runs of one
+    training. When to validate matters only if that may end the training. Files that are read, such as loss
+    masks, count by content elsewhere.
     """
-    free = _FREE if config.early_stopping_patience else {*_FREE, "validation_steps"}
-    return {name: value for name, value in config.model_dump(mode="json").items() if name not in free}
+    matter = set(marked(TrainConfig, RESULT))
+    if not config.early_stopping_patience:
+        matter.remove("validation_steps")
+    return config.model_dump(mode="json", include=matter)
 
 
 def check(config: TrainConfig, layout: PanelLayout) -> None:
@@ -225,7 +214,7 @@ def _check_noisy(config: TrainConfig) -> None:
     """Settings of clean context do nothing under noisy context:
     a user who changes them means the other one.
     """
-    for name in ("context_lora", "context_reading", "context_dropout", "noise_levels"):
+    for name in marked(TrainConfig, CLEAN_ONLY):
         if getattr(config, name) != TrainConfig.model_fields[name].default:
             option = f"--{name.replace('_', '-')}"
             hint = f"Give --context clean, or leave out {option}."

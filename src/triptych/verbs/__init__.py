@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Stage:
     """A verb: the function `name` in `module`, and the config class `config` in `config_module`, which
-    imports no torch.
+    imports nothing heavy.
 
     Both are imported when first used. A name of two words is a verb of a group; its function has `_` between
     them.
@@ -30,7 +30,7 @@ class Stage:
     example: str
     in_run: bool = False
     config_home: str = ""
-    """The module of the config class, if it is not `module`."""
+    """The module of the config class, if it is not `module` with `_config` at its end."""
     positional: tuple[str, ...] = ()
     """Fields that may be given without their option's name, in this order, right after the verb."""
     ask: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Stage:
 
     @property
     def config_module(self) -> str:
-        return self.config_home or self.module
+        return self.config_home or f"{self.module}_config"
 
     def config_class(self) -> type[StageConfig]:
         """Enough for `--help` and to check settings: imports no torch."""
@@ -141,7 +141,7 @@ STAGES: tuple[Stage, ...] = (
         "Dress a given person: only the polygon is regenerated.",
         "triptych tryon --config triptych.yaml --front f.jpg --back b.jpg --person me.jpg --polygon me.json "
         '--lora work/lora --prompt "…"',
-        config_home="triptych.vton.files",
+        config_home="triptych.vton.config",
     ),
     Stage(
         "evaluate",
@@ -157,7 +157,6 @@ STAGES: tuple[Stage, ...] = (
         "Make a picture again from the settings it carries, pixel for pixel.",
         "triptych reproduce out.png --photos photos --photos work/lora",
         positional=("image",),
-        config_home="triptych.verbs.reproduce_config",
     ),
     Stage(
         "run",
@@ -174,7 +173,6 @@ STAGES: tuple[Stage, ...] = (
         "Say what memory, disk and time a config needs, before anything is downloaded.",
         "triptych plan --config triptych.yaml --card rtx-4090",
         whole_config=True,
-        config_home="triptych.verbs.plan_config",
     ),
     Stage(
         "demo",
@@ -182,7 +180,6 @@ STAGES: tuple[Stage, ...] = (
         "DemoConfig",
         "Everything on the embedded model, with a report.",
         "triptych demo --out demo",
-        config_home="triptych.verbs.demo_config",
     ),
     Stage(
         "lora_convert",
@@ -191,7 +188,6 @@ STAGES: tuple[Stage, ...] = (
         "Write a LoRA of any known format in the names diffusers, ComfyUI or kohya read.",
         "triptych lora convert theirs.safetensors ours.safetensors --to diffusers",
         positional=("lora", "out"),
-        config_home="triptych.verbs.lora_config",
     ),
     Stage(
         "lora_inspect",
@@ -200,7 +196,6 @@ STAGES: tuple[Stage, ...] = (
         "Say what is in a LoRA file: its format, layers, ranks, strengths and metadata.",
         "triptych lora inspect work/lora",
         positional=("lora",),
-        config_home="triptych.verbs.lora_config",
     ),
 )
 

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
-from pydantic import Field
 
 from triptych import progress
 from triptych.backbones.settings import model_settings
@@ -47,7 +46,6 @@ from triptych.captioning.remarks import Remarks
 from triptych.captioning.replies import check_url
 from triptych.captioning.stock import Stock, take_stock
 from triptych.captioning.write import check_order, linter, usable_caption
-from triptych.config.stage import StageConfig
 from triptych.data.captions import with_markers
 from triptych.data.triptychs import TriptychFolder
 from triptych.errors import ConfigError, InputError, WorkError, sentence_of
@@ -59,59 +57,8 @@ from triptych.pocket.known_worlds import check_pictures
 from triptych.store.files import sha256_file, write_text
 from triptych.store.folder import StageFolder
 from triptych.store.journal import Journal
+from triptych.verbs.caption_config import CaptionConfig
 from triptych.wording.commands import typed
-
-
-class CaptionConfig(StageConfig):
-    vlm_model: str = ""
-    """Who looks at the triptychs: a model on a server such as gpt-4.1-mini (its key is read from
-    OPENAI_API_KEY), the folder of a transformers model, `local:NAME` for one of the hub, or `pocket`, which
-    only knows rendered clothes.
-    """
-    base_url: str | None = None
-    """Address of an OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama …), such as
-    http://127.0.0.1:8000/v1; with it vlm_model is the name of a model on that server. Without it, or empty,
-    OpenAI's own.
-    """
-    do_check: bool = True
-    """Ask first whether the panels are garment, garment, person. Triptychs with a caption of your own are not
-    checked.
-    """
-    fail_path: Path | None = None
-    """Where triptychs go that failed the check or could not be described, if not to WORK/failed."""
-    retry_failed: bool = False
-    """Bring the pictures back that failed before, and ask about them anew."""
-    captions: Path | None = None
-    """Folder with captions of your own, named for the triptych (<id>.txt) or for its item (item1.txt); they
-    are copied beside the triptychs, and no model is asked for those. New and changed files win over earlier
-    captions and failed checks.
-    """
-    brands: list[str] = []
-    """Names of brands and makers; every caption says Brand in angle brackets instead."""
-    model: str = ""
-    """The diffusion model to be trained; its text encoder limits how long a caption may be."""
-    max_caption_tokens: int | None = Field(default=None, ge=8, le=512)
-    """Longest caption in T5 tokens; by default what the model reads."""
-    max_new_tokens: int = Field(default=600, ge=16)
-    """Longest answer in tokens of the vision-language model; raise it for models that think aloud first."""
-    retries: int = Field(default=2, ge=0, le=10)
-    """How often a caption that cannot be used is asked for again, with the reason."""
-    attempts: int = Field(default=5, ge=1, le=20)
-    """How often a busy or failing server is tried before the run stops, or, if it fails at one picture only,
-    that picture fails.
-    """
-    timeout: float = Field(default=120, gt=0)
-    """Seconds a server may take for one answer."""
-    concurrency: int = Field(default=4, ge=1, le=64)
-    """Questions a server gets at the same time."""
-    anyway: bool = False
-    """Show the captioner photographs even if it says that it has never seen any, as `pocket` does; with a
-    warning.
-    """
-
-    @property
-    def fail_folder(self) -> Path:
-        return self.fail_path or self.work / "failed"
 
 
 def caption(config: CaptionConfig) -> Run:

@@ -15,10 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from triptych import progress
-from triptych.config.stage import Seed, StageConfig
 from triptych.data.catalogue import (
     MIXED,
     OVERRIDES,
@@ -37,6 +34,7 @@ from triptych.events import Event, Run, held
 from triptych.execution import PerWorker, execute
 from triptych.pictures.images import BadImage, sha256_photo
 from triptych.store.folder import StageFolder
+from triptych.verbs.clean_config import CleanConfig
 from triptych.vision.examples import given_folder, read_examples
 from triptych.vision.feature_cache import FeatureCache, look_at
 from triptych.vision.verdicts import Judge, Looked, PhotoFile, named_first
@@ -44,31 +42,6 @@ from triptych.vision.verdicts import Judge, Looked, PhotoFile, named_first
 log = logging.getLogger(__name__)
 
 BATCH = 16  # photos decoded at a time
-
-
-class CleanConfig(StageConfig):
-    """Tell human photos from garment photos."""
-
-    photos: Path | None = None
-    """Folder of raw photos, one folder per item: photos/item1/*.jpg."""
-    human: Path | None = None
-    """Folder of example photos that show a person; a few dozen are enough."""
-    garment: Path | None = None
-    """Folder of example photos that show a garment alone."""
-    features: str = "efficientnet-lite0"
-    """Image features: efficientnet-lite0 (offline), or transformers:ID with the id or folder of a vision
-    model, such as transformers:google/siglip2-base-patch16-224.
-    """
-    unsure: float = Field(default=0.1, ge=0, le=10)
-    """Photos nearer than this to the border are labelled unsure (1 = as far as the nearest examples)."""
-    min_side: int = Field(default=32, ge=1)
-    """Photos with a side shorter than this many pixels are rejected."""
-    overrides: Path | None = None
-    """Text file of lines 'item1/photo.jpg human' that win over the classifier; WORK/catalogue/overrides.txt
-    if it exists.
-    """
-    seed: Seed = 0
-    """Seed of the cross-check that looks for examples in the wrong folder."""
 
 
 def clean(config: CleanConfig) -> Run:

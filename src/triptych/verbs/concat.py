@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
-from pydantic import Field
 
 from triptych.backbones.settings import model_settings
 from triptych.captioning.failed import COME_BACK, still_failed
-from triptych.config.stage import Seed, StageConfig
 from triptych.data.catalogue import OVERRIDES, PHOTOS, Photo, read_photos, why_nothing_usable
 from triptych.data.pairing import CHUNK, EARLIER, PAIRS, Triple, earlier_pictures, made_from, plan
 from triptych.data.photo_folders import COPY_LINKS
@@ -37,23 +35,10 @@ from triptych.pictures.sheets import contact_sheet, drawable, plain
 from triptych.store.files import publish, sha256_file, write_jsonl
 from triptych.store.folder import StageFolder
 from triptych.tasks.tryon import TRY_ON
+from triptych.verbs.concat_config import ConcatConfig
 
 SHEET_SIZE = 48
 MOST_EARLIER = 20  # sizes of panels that a picture remembers
-
-
-class ConcatConfig(StageConfig):
-    model: str = ""
-    """The diffusion model to be trained; it recommends the panel size and sets the grid that seams fall on.
-    """
-    max_concat_n: int = Field(default=3, ge=1)
-    """Maximum worn photos per item; each gives a triptych of its own."""
-    panel_width: int | None = Field(default=None, ge=16, le=8192)
-    """Pixels; by default what the model recommends."""
-    panel_height: int | None = Field(default=None, ge=16, le=8192)
-    """Pixels; by default what the model recommends."""
-    seed: Seed = 0
-    """Chooses among the worn photos of an item that has more than max_concat_n."""
 
 
 def concat(config: ConcatConfig) -> Run:

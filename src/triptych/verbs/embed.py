@@ -11,14 +11,12 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
-from pydantic import Field
 
 from triptych import progress
 from triptych.captioning.prompt_tokens import warn_of_unknown_words
-from triptych.config.stage import StageConfig
 from triptych.data.triptychs import Grid, Source, TriptychFolder, grid_of, reject
 from triptych.errors import ConfigError, InputError, TriptychError
 from triptych.events import Event, Run, held
@@ -29,6 +27,7 @@ from triptych.pocket.known_worlds import check_pictures
 from triptych.store.files import write_json, write_jsonl
 from triptych.store.folder import StageFolder
 from triptych.tasks import DEFAULT
+from triptych.verbs.embed_config import EmbedConfig
 
 if TYPE_CHECKING:  # they import torch, which `--help` can do without
     from torch import Tensor
@@ -41,36 +40,6 @@ CAPTIONS = 64
 """Captions in memory at once; a T5 embedding of FLUX.1-dev has 4 MB."""
 CHUNK = 256
 """Triptychs among which those of one layout are brought together."""
-
-
-class EmbedConfig(StageConfig):
-    model: str = ""
-    """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows
-    rendered clothes.
-    """
-    max_sequence_length: int | None = Field(default=None, ge=1, le=512)
-    """T5 tokens kept of a caption; by default what the model recommends. Longer captions are cut, and counted
-    in the summary.
-    """
-    batch_size: int = Field(default=4, ge=1)
-    """Triptychs that go through the autoencoder at once."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 …"""
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the text encoders; the autoencoder always works in float32, where its latents are exact.
-    """
-    columns: int | None = Field(default=None, ge=1)
-    """Panels in a row, of all pictures that have no layout in metadata.jsonl. Without it, and without
-    --roles, three in a row are guessed where the picture's shape allows it.
-    """
-    roles: list[str] | None = None
-    """What the panels show in reading order, of those pictures; the last one is what is made. Default: front,
-    back, worn.
-    """
-    anyway: bool = False
-    """Show the model photographs even if it says that it has never seen any, as `pocket` does; with a
-    warning.
-    """
 
 
 def embed(config: EmbedConfig) -> Run:

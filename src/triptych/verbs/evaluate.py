@@ -5,41 +5,16 @@ on the rendered world.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from triptych import progress
-from triptych.config.stage import StageConfig, seeds_from
+from triptych.config.marks import RESULT, marked
+from triptych.config.stage import seeds_from
 from triptych.errors import ConfigError
 from triptych.events import Event, Run
 from triptych.pictures.images import save_png
-from triptych.sampling.options import SamplingConfig
 from triptych.store.files import digest, read_json, sha256_file, write_json
-
-
-class EvaluateConfig(SamplingConfig):
-    model: str = "pocket"
-    """`pocket`, or another model that has learned the rendered world."""
-    pocket: bool = False
-    """Measure on held-out garments and people of the rendered world, with a judge that knows the truth."""
-    items: int = Field(default=300, ge=2, le=5000)
-    """Garments to measure on; a share's 95 % interval is about ±5 points at 300 and ±14 at 48."""
-    back_prints: bool = False
-    """Only garments with a print on their back, on people from behind: what print is worn can only be seen on
-    the second photo.
-    """
-    mode: Literal["generate", "tryon", "both"] = "generate"
-    """generate: a person wearing the garment of two product photos. tryon: a given person, redressed inside a
-    polygon.
-    """
-    strength: float = Field(default=0.95, gt=0, le=1)
-    """tryon: noise given to the photo before it is redrawn."""
-    base: bool = True
-    """Measure the base model on the same seeds too, for comparison."""
-    out: Path | None = None
-    """Folder for evaluation.json and the sheets, if not WORK/evaluation."""
+from triptych.verbs.evaluate_config import EvaluateConfig
 
 
 def evaluate(config: EvaluateConfig) -> Run:
@@ -130,18 +105,8 @@ def evaluate(config: EvaluateConfig) -> Run:
 
 def _settings(config: EvaluateConfig, mode: str) -> dict[str, Any]:
     """What a measurement follows from."""
-    free = {
-        *StageConfig.model_fields,
-        "mode",
-        "base",
-        "out",
-        "lora",
-        "device",
-        "blocks_to_swap",
-        "context_cache_gib",
-    }
-    free |= set() if mode == "tryon" else {"strength"}
-    settings: dict[str, Any] = {k: v for k, v in config.model_dump(mode="json").items() if k not in free}
+    decides = set(marked(EvaluateConfig, RESULT)) - ({"strength"} if mode != "tryon" else set())
+    settings: dict[str, Any] = config.model_dump(mode="json", include=decides)
     if config.lora is not None:
         from triptych.lora.adapter import lora_file
 

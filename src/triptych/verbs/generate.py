@@ -8,21 +8,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import field_validator
-
 from triptych.captioning.write import prompt_problems
-from triptych.config.stage import expanded
 from triptych.errors import InputError
 from triptych.events import Event, Run
 from triptych.pictures import xmp
 from triptych.pictures.images import load_image, save_png, sha256_photo
 from triptych.pictures.overwrite import check_overwrites
 from triptych.pictures.panels import PanelLayout, split
-from triptych.sampling.options import PictureConfig, Sampling
+from triptych.sampling.options import Sampling
 from triptych.store.files import digest
 from triptych.tasks import task_of
 from triptych.tasks.base import words
 from triptych.tasks.tryon import TRY_ON
+from triptych.verbs.generate_config import GenerateConfig
 
 if TYPE_CHECKING:  # it imports torch, which `--help` can do without
     from triptych.sampling.picture import Picture
@@ -33,50 +31,6 @@ PANEL = "panel "
 """Stands before the role of a photo that was given with --panel, among the hashes in a picture."""
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 """Endings of a name that is meant for a picture, not a folder."""
-
-
-class GenerateConfig(PictureConfig):
-    front: Path | None = None
-    """Photo of the garment's front. With a product photo given, only the worn panel is generated."""
-    back: Path | None = None
-    """Photo of its back; without it the front is used twice."""
-    panel: list[str] = []
-    """Photo of any panel, ROLE=FILE, such as worn=photo.jpg for a LoRA of try-off; may be repeated. The
-    panels without a photo are generated. `triptych lora inspect` says which panels a LoRA has.
-    """
-    out: Path | None = None
-    """Folder for the pictures, if not WORK/generated."""
-
-    @field_validator("panel", mode="before")
-    @classmethod
-    def _pairs(cls, value: Any) -> Any:
-        """A config file may also have them as a section, `panel: {worn: photo.jpg}`."""
-        if isinstance(value, dict):
-            return [f"{role}={path}" for role, path in value.items()]
-        return [value] if isinstance(value, str) else value
-
-    @property
-    def shows_products(self) -> bool:
-        return bool(self.front or self.panel)
-
-    def photos(self) -> dict[str, Path]:
-        """By role the photos that are given.
-
-        Raises:
-            InputError: a --panel that is no ROLE=FILE, or two photos of one panel.
-        """
-        named = [(role, path) for role, path in (("front", self.front), ("back", self.back)) if path]
-        for text in self.panel:
-            role, equals, path = text.partition("=")
-            if not (role.strip() and equals and path.strip()):
-                raise InputError(
-                    f"--panel {text} is no panel's photo.", "Say ROLE=FILE: --panel worn=photo.jpg."
-                )
-            named.append((role.strip(), Path(expanded(path.strip()))))
-        photos = dict(named)
-        if len(photos) < len(named):
-            raise InputError("Two photos are given of one panel.", "Give one of each.")
-        return photos
 
 
 def generate(config: GenerateConfig) -> Run:

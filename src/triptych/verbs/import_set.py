@@ -17,10 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
-
 from triptych.backbones.settings import model_settings
-from triptych.config.stage import StageConfig
 from triptych.data.captions import Caption, in_house
 from triptych.data.foreign_sets import (
     Fitted,
@@ -39,6 +36,7 @@ from triptych.events import Event, Run, held
 from triptych.pictures.images import load_image, save_png
 from triptych.store.files import digest, sha256_file, write_text
 from triptych.store.folder import StageFolder
+from triptych.verbs.import_set_config import ImportConfig
 
 log = logging.getLogger(__name__)
 
@@ -46,47 +44,6 @@ STRIDE = 16
 """Pixels of the grid if no model is named: what every family here needs."""
 IMPORTED = "imported"
 """Key of a row, and of a picture's text chunk: the file it was made from."""
-
-
-class ImportConfig(StageConfig):
-    folder: Path | None = None
-    """The data set: pictures (.png, .jpg, .webp) and, beside each, its caption as .txt, or metadata.jsonl."""
-    layout: str = ""
-    """How the panels stand on a canvas, ROWSxCOLUMNS: 3x1 for three below each other, 1x3 for three side by
-    side. Needed; a picture does not say it.
-    """
-    roles: list[str] = []
-    """What the panels are called, in reading order: --roles logo,bag,poster. Default: panel1, panel2 …"""
-    made: list[str] = []
-    """The roles that a LoRA of this set makes; it is given photos of the others. Default: all of them. Photos
-    can then be given of any.
-    """
-    marker: list[str] = []
-    """What marks the panels in a caption, with {n} for the number: "[SCENE-{n}]"; or one for each panel.
-    Captions keep their markers. Default: <IMAGE 1>, <IMAGE 2> …
-    """
-    model: str = ""
-    """The diffusion model to be trained, whose grid the panels are fitted to; without one 16 pixels, which
-    suits all.
-    """
-    panel_width: int | None = Field(default=None, ge=16, le=8192)
-    """Pixels of a panel; by default its own, rounded down to the grid. One side alone: the other follows."""
-    panel_height: int | None = Field(default=None, ge=16, le=8192)
-    """Likewise."""
-
-    @field_validator("roles", "made", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        """`a,b,c` is three words."""
-        parts = [value] if isinstance(value, str) else value
-        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-            return value
-        return [word.strip() for part in parts for word in part.split(",") if word.strip()]
-
-    @field_validator("marker", mode="before")
-    @classmethod
-    def _one(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
 
 @dataclass

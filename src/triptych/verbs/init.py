@@ -10,40 +10,18 @@ from typing import Any
 
 from triptych.backbones.settings import resolve_model
 from triptych.captioning.replies import check_url
-from triptych.config.stage import StageConfig
 from triptych.data.catalogue import nothing_usable, short_reason
 from triptych.data.photo_folders import check_examples, find_photos, is_photo_name, real, refusal
 from triptych.errors import InputError
 from triptych.events import Event, Run
 from triptych.pictures.images import BadImage, check_header
 from triptych.store.files import write_text
+from triptych.verbs.init_config import InitConfig
 
 HUMAN_NAMES, GARMENT_NAMES = ("human", "person", "model", "worn"), ("garment", "object", "product", "cloth")
 
 MODEL_COMMENT = "a hub id such as black-forest-labs/FLUX.1-dev (gated, non-commercial), or a diffusers folder"
 CAPTIONER_COMMENT = "a model on a server such as gpt-4.1-mini, or the folder of a transformers model"
-
-
-class InitConfig(StageConfig):
-    photos: Path | None = None
-    """Folder with one folder of photos per item: item1/ item2/ …"""
-    human: Path | None = None
-    """Folder with example photos of people; looked for beside the photos if not given."""
-    garment: Path | None = None
-    """Folder with example photos of garments without people; looked for beside the photos if not given."""
-    model: str = ""
-    """The model to train a LoRA for: a hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or
-    `pocket`, which only knows rendered clothes.
-    """
-    vlm_model: str = ""
-    """Who describes the triptychs: a model on a server such as gpt-4.1-mini (one of your own: give its
-    address with --base-url too), the folder of a transformers model, or `pocket`, which only knows rendered
-    clothes.
-    """
-    base_url: str | None = None
-    """Address of the captioner's server, such as http://127.0.0.1:8000/v1, if it is one of your own."""
-    out: Path = Path("triptych.yaml")
-    """Config file to write; an existing one is never overwritten."""
 
 
 def init(config: InitConfig) -> Run:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
+from triptych.config.marks import GIVEN, RESULT, SHARED
 from triptych.config.stage import StageConfig
 from triptych.planning.card_names import check_card
 
 
 class PlanConfig(StageConfig):
-    card: str = "auto"
+    card: Annotated[str, RESULT, GIVEN] = "auto"
     """The card to plan for, e.g. rtx-4090 or a100-80gb; an unknown name lists them. auto: the one of this
     machine, or cpu.
     """
-    model: str | None = None
+    model: Annotated[str | None, RESULT, GIVEN, SHARED] = None
     """Model for every stage; wins over the config file. Hub ids of FLUX.1 and SD3.5 need no network, a folder
     only its configs.
     """
-    num_triptychs: int | None = Field(default=None, ge=1)
+    num_triptychs: Annotated[int | None, RESULT, GIVEN] = Field(default=None, ge=1)
     """Triptychs to embed and to train on; by default those in the work folder, or 50."""
 
     @field_validator("card")

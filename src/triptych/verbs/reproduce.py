@@ -1,8 +1,9 @@
 """reproduce: make a picture again from the settings it carries and the photos it was made from, found by
 their hash.
 
-A picture comes from anybody. Of what it says only the settings in `PICTURE_SETTINGS` are taken, with their
-types and ranges; every path, the device and any model that is not well known come from the user.
+A picture comes from anybody. Of what it says only the settings that decide pixels are taken (those marked
+RESULT), with their types and ranges; every path, the device and any model that is not well known come from
+the user.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from triptych.config.marks import RESULT, marked
 from triptych.config.stage import validated
 from triptych.errors import InputError
 from triptych.events import Event, Run
@@ -23,7 +25,7 @@ from triptych.pictures import polygons
 from triptych.pictures.images import JPEG_SUFFIXES, check_header, load_original, read_settings
 from triptych.pictures.panels import PLAIN_ROLE
 from triptych.planning.shapes import known_models
-from triptych.sampling.options import PICTURE_SETTINGS, PictureConfig
+from triptych.sampling.options import PictureConfig
 from triptych.store.files import sha256_file
 from triptych.verbs.generate import PANEL, GenerateConfig, generate
 from triptych.verbs.reproduce_config import ReproduceConfig
@@ -130,7 +132,7 @@ def picture_settings(about: Mapping[str, Any], kind: type[PictureConfig], image:
         key: value for key, value in about.items() if key not in ("verb", "sha256", "made_on", "part")
     }
     for key in settings:
-        if key not in PICTURE_SETTINGS or key not in kind.model_fields:
+        if key not in marked(kind, RESULT):
             raise InputError(
                 f"{image} has the setting {_shown(key)}, which no picture of triptych's has.", _AS_WRITTEN
             )

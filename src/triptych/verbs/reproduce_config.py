@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+from triptych.config.marks import GIVEN, INPUT, OUTPUT, RESULT, RUNNING, SHARED
 from triptych.config.stage import StageConfig
 
 
 class ReproduceConfig(StageConfig):
-    image: Path | None = None
+    image: Annotated[Path | None, INPUT] = None
     """The picture to make again, as `tryon` or `generate` wrote it."""
-    photos: list[Path] = []
+    photos: Annotated[list[Path], INPUT] = []
     """Files and folders among which its inputs lie: photos, polygon and LoRA, under any name."""
-    model: str | None = None
+    model: Annotated[str | None, RESULT, GIVEN, SHARED] = None
     """The base model. Needed if the picture names a folder, or a model on the hub that is not well known: a
     picture only knows its name.
     """
-    device: str = "auto"
+    device: Annotated[str, RUNNING] = "auto"
     """auto, cpu, cuda, cuda:1 … Pixels are identical only on a device of the kind the picture was made on."""
-    out: Path | None = None
+    out: Annotated[Path | None, OUTPUT] = None
     """Where to write it: tryon, a file, if not NAME-again beside the picture; generate, a folder, if not
     WORK/reproduced.
     """

@@ -8,11 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from triptych.backbones.settings import Quantize, model_class, resolve_model
+from triptych.backbones.settings import model_class, resolve_model
 from triptych.captioning.captioners import captioner_folder
-from triptych.config.stage import Seed, StageConfig, section, validated
+from triptych.config.stage import section, validated
 from triptych.data.photo_folders import find_photos
 from triptych.data.triptychs import TriptychFolder, caption_file
 from triptych.errors import ConfigError, InputError
@@ -24,6 +22,7 @@ from triptych.store.files import write_bytes
 from triptych.verbs import STAGES
 from triptych.verbs.caption import check_captioner
 from triptych.verbs.outcome import check_made
+from triptych.verbs.run_config import RunConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,35 +30,6 @@ if TYPE_CHECKING:
 PHOTOS_LOOKED_AT, LOOKED_AT_SIDE = 8, 576  # how many, and pixels
 
 PIPELINE = tuple(stage for stage in STAGES if stage.in_run)
-
-
-class RunConfig(StageConfig):
-    """What every stage that knows it takes; wins over the config file. The names are those that `plan`
-    advises.
-    """
-
-    model: str | None = None
-    """Model for every stage; wins over the config file."""
-    seed: Seed | None = None
-    """Seed for every stage; wins over the config file."""
-    quantize: Quantize | None = None
-    """Weights of the model's blocks: none, nf4, int8 or int8-torchao; wins over the config file."""
-    blocks_to_swap: int | None = Field(default=None, ge=0)
-    """Transformer blocks kept in RAM while they do not run; wins over the config file."""
-    batch_size: int | None = Field(default=None, ge=1)
-    """Triptychs at once, in `embed` and `train`; wins over the config file."""
-    gradient_accumulation_steps: int | None = Field(default=None, ge=1)
-    """Batches to one training step; wins over the config file."""
-    gradient_checkpointing: bool | None = None
-    """Compute anew in the backward pass what would take memory; wins over the config file."""
-    panel_width: int | None = Field(default=None, ge=16, le=8192)
-    """Panel width in pixels; wins over the config file."""
-    panel_height: int | None = Field(default=None, ge=16, le=8192)
-    """Panel height in pixels; wins over the config file."""
-    anyway: bool | None = None
-    """Go on with photographs even if model or captioner say that they have never seen any, as `pocket` does;
-    with a warning.
-    """
 
 
 def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:

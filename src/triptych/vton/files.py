@@ -9,13 +9,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
 
 from triptych.captioning.write import prompt_problems
+from triptych.config.marks import AMOUNT, EACH, OUTPUT, marked
 from triptych.data import captions
 from triptych.errors import InputError
 from triptych.pictures import masks, polygons, xmp
@@ -34,11 +34,11 @@ from triptych.pictures.originals import with_transparency, writable_metadata
 from triptych.pictures.overwrite import check_overwrites, ends_whole
 from triptych.pictures.panels import PanelLayout
 from triptych.pictures.polygons import check_units, read_outlines
-from triptych.sampling.options import PictureConfig, Sampling
+from triptych.sampling.options import Sampling
 from triptych.store.files import sha256_file
 from triptych.tasks.tryon import TRY_ON
-from triptych.vton.request import Fit, Garment, Request, request_of
-from triptych.vton.rough_edit import Rough
+from triptych.vton.config import TryonConfig
+from triptych.vton.request import Garment, Request, request_of
 
 if TYPE_CHECKING:  # they import torch, which `--help` can do without
     from triptych.sampling.opened import OpenedModel
@@ -48,91 +48,6 @@ SUFFIXES = {".png"} | JPEG_SUFFIXES
 """Endings of the pictures it can write."""
 SMALL = 64  # pixels: 8 × 8, less than the model sees as one token
 PREVIEW_SIDE = 1600  # pixels; enough to judge a mask by
-
-
-class TryonConfig(PictureConfig):
-    front: Path | None = None
-    """Photo of the garment's front. Needed."""
-    back: Path | None = None
-    """Photo of its back; without it the front is used twice."""
-    person: Path | None = None
-    """Photo of the person; you may have painted a rough edit on it. Needed."""
-    polygon: Path | None = None
-    """JSON with {"polygons": [[[x, y], …], …]} in pixels of the person photo: what lies inside is repainted.
-    What lies inside its "holes", of the same form, is kept. Needed.
-    """
-    caption: Path | None = None
-    """Text file with the prompt, such as the `<id>.txt` that `caption` writes; used if there is no --prompt.
-    """
-    vlm_model: str | None = None
-    """Who writes the prompt from the three photos, if there is no --prompt and no --caption: names as for
-    `caption`, such as gpt-4.1-mini.
-    """
-    base_url: str | None = None
-    """Address of an OpenAI-compatible server for --vlm-model."""
-    crop: Literal["polygon", "none"] = "polygon"
-    """What the model sees of the photo: the polygon and its surroundings, in full detail, or (none) all of
-    it, scaled down.
-    """
-    crop_margin: float = Field(default=0.5, ge=0, le=100)
-    """How much of the person stays in view around the polygon, as a fraction of the polygon's longer side."""
-    expand: Literal["none", "hull"] = "none"
-    """hull: repaint the convex hull of each polygon, so that the outline of the old garment does not show
-    through.
-    """
-    grow: int = Field(default=0, ge=0, le=10_000)
-    """Pixels by which the polygons are widened."""
-    feather: int = Field(default=8, ge=0, le=10_000)
-    """Width in pixels of the soft edge around the polygon. Beyond it every pixel is the photo's own."""
-    rough: Rough = "none"
-    """What the model starts from inside the polygon: the photo (none), the garment's colours (paint), or the
-    garment cut out of its front photo (paste).
-    """
-    strength: float = Field(default=0.9, gt=0, le=1)
-    """How much noise the polygon starts from: 1 forgets what was there, low values keep its shapes and, with
-    most LoRAs, its colours.
-    """
-    out: Path | None = None
-    """Picture to write, .png or .jpg, if not WORK/tryon.png; several have the seed in their name. In a PNG
-    every pixel beyond the feather is the photo's own; a JPEG is encoded after that, at quality 95. With
-    --batch: the folder to write to.
-    """
-    batch: Path | None = None
-    """CSV file with one try-on per line, its columns named like these options; what a line leaves empty comes
-    from the options.
-    """
-    batch_size: int = Field(default=1, ge=1, le=256)
-    """With --batch: pictures of one product that are sampled at once. Faster where a single one leaves the
-    device idle; a picture may then differ a little from the same one made alone.
-    """
-
-    def photos(self) -> dict[str, Path | None]:
-        """The files that go in, by option."""
-        return {"front": self.front, "back": self.back, "person": self.person, "polygon": self.polygon}
-
-    def fit(self) -> Fit:
-        """How the photo is shown to the model."""
-        return Fit(self.crop, self.crop_margin, self.expand, self.grow, self.feather, self.rough)
-
-    def files(self, seed: int) -> tuple[Path, Path]:
-        """Where the picture of a seed and its triptych go."""
-        out = self.picture
-        path = out if len(self.seeds) == 1 else out.with_stem(f"{out.stem}-{seed}")
-        return path, path.with_name(f"{path.stem}-triptych.png")
-
-    @property
-    def picture(self) -> Path:
-        out = self.out or self.work / "tryon.png"
-        return out if out.suffix or not out.name else out.with_suffix(".png")
-
-    @property
-    def preview(self) -> Path:
-        """Where the picture goes that shows what is repainted."""
-        return self.picture.with_name(f"{self.picture.stem}-mask.png")
-
-    @property
-    def sheet(self) -> Path:
-        return self.picture.with_name(f"{self.picture.stem}-sheet.png")
 
 
 @dataclass(frozen=True)
@@ -342,16 +257,5 @@ def make(inputs: Sequence[tuple[Inputs, Sequence[int]]], model: OpenedModel) -> 
 
 def alike(config: TryonConfig) -> dict[str, Any]:
     """What jobs have to share to be sampled in one batch: all but the person, the words and the seeds."""
-    own = {
-        "person",
-        "polygon",
-        "prompt",
-        "caption",
-        "seed",
-        "num_images_per_prompt",
-        "out",
-        "rough",
-        "grow",
-        "expand",
-    }
-    return config.model_dump(exclude=own)
+    own = marked(TryonConfig, EACH, AMOUNT, OUTPUT)
+    return config.model_dump(exclude=set(own))

@@ -9,22 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from triptych.config.stage import StageConfig, unknown_key, validated
+from triptych.config.marks import ASKED, FOLDER, OUTPUT, RUNNING, marked
+from triptych.config.stage import unknown_key, validated
 from triptych.errors import ConfigError, InputError, TriptychError
-from triptych.sampling.options import MODEL_FIELDS
+from triptych.sampling.options import LOADED
 from triptych.store.files import read_text
-from triptych.vton.files import TryonConfig, check
+from triptych.vton.config import TryonConfig
+from triptych.vton.files import check
 
-SHARED = {
-    *StageConfig.model_fields,
-    *MODEL_FIELDS,
-    "vlm_model",
-    "base_url",
-    "batch",
-    "batch_size",
-    "out",
-    "anyway",
-}
+SHARED = LOADED | marked(TryonConfig, FOLDER, ASKED, OUTPUT, RUNNING) | {"batch"}
 """Settings that are the same for all lines."""
 COLUMNS = sorted({"id", *TryonConfig.model_fields} - SHARED)
 """Settings that a line may give."""
@@ -138,7 +131,7 @@ def _line(
             if key in given:
                 given[key] = path.parent / Path(given[key]).expanduser()
         values: Mapping[str, Any] = {**base.model_dump(), **given, "batch": None, "out": out / f"{name}.png"}
-        return Line(name, check(cast(TryonConfig, validated(TryonConfig, values, "tryon"))))
+        return Line(name, check(validated(TryonConfig, values, "tryon")))
     except (
         TriptychError,
         ValueError,

@@ -1,0 +1,36 @@
+"""The settings of `clean`; they import nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from triptych.config.marks import INPUT, RARE, RESULT, SHARED
+from triptych.config.stage import Seed, StageConfig
+
+
+class CleanConfig(StageConfig):
+    """Tell human photos from garment photos."""
+
+    photos: Annotated[Path | None, INPUT] = None
+    """Folder of raw photos, one folder per item: photos/item1/*.jpg."""
+    human: Annotated[Path | None, INPUT] = None
+    """Folder of example photos that show a person; a few dozen are enough."""
+    garment: Annotated[Path | None, INPUT] = None
+    """Folder of example photos that show a garment alone."""
+    features: Annotated[str, RESULT] = "efficientnet-lite0"
+    """Image features: efficientnet-lite0 (offline), or transformers:ID with the id or folder of a vision
+    model, such as transformers:google/siglip2-base-patch16-224.
+    """
+    unsure: Annotated[float, RESULT] = Field(default=0.1, ge=0, le=10)
+    """Photos nearer than this to the border are labelled unsure (1 = as far as the nearest examples)."""
+    min_side: Annotated[int, RESULT] = Field(default=32, ge=1)
+    """Photos with a side shorter than this many pixels are rejected."""
+    overrides: Annotated[Path | None, INPUT] = None
+    """Text file of lines 'item1/photo.jpg human' that win over the classifier; WORK/catalogue/overrides.txt
+    if it exists.
+    """
+    seed: Annotated[Seed, RESULT, RARE, SHARED] = 0
+    """Seed of the cross-check that looks for examples in the wrong folder."""

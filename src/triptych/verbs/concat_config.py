@@ -1,0 +1,24 @@
+"""The settings of `concat`; they import nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from triptych.config.marks import GIVEN, RESULT, SHARED
+from triptych.config.stage import Seed, StageConfig
+
+
+class ConcatConfig(StageConfig):
+    model: Annotated[str, RESULT, GIVEN, SHARED] = ""
+    """The diffusion model to be trained; it recommends the panel size and sets the grid that seams fall on.
+    """
+    max_concat_n: Annotated[int, RESULT] = Field(default=3, ge=1)
+    """Maximum worn photos per item; each gives a triptych of its own."""
+    panel_width: Annotated[int | None, RESULT] = Field(default=None, ge=16, le=8192)
+    """Pixels; by default what the model recommends."""
+    panel_height: Annotated[int | None, RESULT] = Field(default=None, ge=16, le=8192)
+    """Pixels; by default what the model recommends."""
+    seed: Annotated[Seed, RESULT, SHARED] = 0
+    """Chooses among the worn photos of an item that has more than max_concat_n."""

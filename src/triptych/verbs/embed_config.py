@@ -1,0 +1,30 @@
+"""The settings of `embed`; they import nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from triptych.config.marks import GIVEN, MACHINE, RESULT, RUNNING
+from triptych.config.stage import ModelConfig, PhotoConfig
+
+
+class EmbedConfig(ModelConfig, PhotoConfig):
+    max_sequence_length: Annotated[int | None, RESULT] = Field(default=None, ge=1, le=512)
+    """T5 tokens kept of a caption; by default what the model recommends. Longer captions are cut, and counted
+    in the summary.
+    """
+    batch_size: Annotated[int, RUNNING] = Field(default=4, ge=1)
+    """Triptychs that go through the autoencoder at once."""
+    dtype: Annotated[Literal["auto", "bf16", "fp32"], RESULT, MACHINE] = "auto"
+    """Precision of the text encoders; the autoencoder always works in float32, where its latents are exact.
+    """
+    columns: Annotated[int | None, RESULT, GIVEN] = Field(default=None, ge=1)
+    """Panels in a row, of all pictures that have no layout in metadata.jsonl. Without it, and without
+    --roles, three in a row are guessed where the picture's shape allows it.
+    """
+    roles: Annotated[list[str] | None, RESULT, GIVEN] = None
+    """What the panels show in reading order, of those pictures; the last one is what is made. Default: front,
+    back, worn.
+    """

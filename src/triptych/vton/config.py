@@ -1,0 +1,101 @@
+"""The settings of `tryon`, and the files that follow from them; they import nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from triptych.config.marks import ASKED, EACH, INPUT, OUTPUT, RESULT, RUNNING
+from triptych.sampling.options import PictureConfig
+
+if TYPE_CHECKING:  # it imports numpy, which `--help` can do without
+    from triptych.vton.request import Fit
+
+
+class TryonConfig(PictureConfig):
+    front: Annotated[Path | None, INPUT] = None
+    """Photo of the garment's front. Needed."""
+    back: Annotated[Path | None, INPUT] = None
+    """Photo of its back; without it the front is used twice."""
+    person: Annotated[Path | None, INPUT, EACH] = None
+    """Photo of the person; you may have painted a rough edit on it. Needed."""
+    polygon: Annotated[Path | None, INPUT, EACH] = None
+    """JSON with {"polygons": [[[x, y], …], …]} in pixels of the person photo: what lies inside is repainted.
+    What lies inside its "holes", of the same form, is kept. Needed.
+    """
+    caption: Annotated[Path | None, INPUT, EACH] = None
+    """Text file with the prompt, such as the `<id>.txt` that `caption` writes; used if there is no --prompt.
+    """
+    vlm_model: Annotated[str | None, ASKED] = None
+    """Who writes the prompt from the three photos, if there is no --prompt and no --caption: names as for
+    `caption`, such as gpt-4.1-mini.
+    """
+    base_url: Annotated[str | None, ASKED] = None
+    """Address of an OpenAI-compatible server for --vlm-model."""
+    crop: Annotated[Literal["polygon", "none"], RESULT] = "polygon"
+    """What the model sees of the photo: the polygon and its surroundings, in full detail, or (none) all of
+    it, scaled down.
+    """
+    crop_margin: Annotated[float, RESULT] = Field(default=0.5, ge=0, le=100)
+    """How much of the person stays in view around the polygon, as a fraction of the polygon's longer side."""
+    expand: Annotated[Literal["none", "hull"], RESULT, EACH] = "none"
+    """hull: repaint the convex hull of each polygon, so that the outline of the old garment does not show
+    through.
+    """
+    grow: Annotated[int, RESULT, EACH] = Field(default=0, ge=0, le=10_000)
+    """Pixels by which the polygons are widened."""
+    feather: Annotated[int, RESULT] = Field(default=8, ge=0, le=10_000)
+    """Width in pixels of the soft edge around the polygon. Beyond it every pixel is the photo's own."""
+    rough: Annotated[Literal["none", "paint", "paste"], RESULT, EACH] = "none"
+    """What the model starts from inside the polygon: the photo (none), the garment's colours (paint), or the
+    garment cut out of its front photo (paste).
+    """
+    strength: Annotated[float, RESULT] = Field(default=0.9, gt=0, le=1)
+    """How much noise the polygon starts from: 1 forgets what was there, low values keep its shapes and, with
+    most LoRAs, its colours.
+    """
+    out: Annotated[Path | None, OUTPUT] = None
+    """Picture to write, .png or .jpg, if not WORK/tryon.png; several have the seed in their name. In a PNG
+    every pixel beyond the feather is the photo's own; a JPEG is encoded after that, at quality 95. With
+    --batch: the folder to write to.
+    """
+    batch: Annotated[Path | None, INPUT] = None
+    """CSV file with one try-on per line, its columns named like these options; what a line leaves empty comes
+    from the options.
+    """
+    batch_size: Annotated[int, RUNNING] = Field(default=1, ge=1, le=256)
+    """With --batch: pictures of one product that are sampled at once. Faster where a single one leaves the
+    device idle; a picture may then differ a little from the same one made alone.
+    """
+
+    def photos(self) -> dict[str, Path | None]:
+        """The files that go in, by option."""
+        return {"front": self.front, "back": self.back, "person": self.person, "polygon": self.polygon}
+
+    def fit(self) -> Fit:
+        """How the photo is shown to the model."""
+        from triptych.vton.request import Fit
+
+        return Fit(self.crop, self.crop_margin, self.expand, self.grow, self.feather, self.rough)
+
+    def files(self, seed: int) -> tuple[Path, Path]:
+        """Where the picture of a seed and its triptych go."""
+        out = self.picture
+        path = out if len(self.seeds) == 1 else out.with_stem(f"{out.stem}-{seed}")
+        return path, path.with_name(f"{path.stem}-triptych.png")
+
+    @property
+    def picture(self) -> Path:
+        out = self.out or self.work / "tryon.png"
+        return out if out.suffix or not out.name else out.with_suffix(".png")
+
+    @property
+    def preview(self) -> Path:
+        """Where the picture goes that shows what is repainted."""
+        return self.picture.with_name(f"{self.picture.stem}-mask.png")
+
+    @property
+    def sheet(self) -> Path:
+        return self.picture.with_name(f"{self.picture.stem}-sheet.png")
