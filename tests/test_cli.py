@@ -165,3 +165,30 @@ def test_no_config_and_no_help_page_imports_what_is_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_needs_no_torch_to_be_told_is_told_without_it(tmp_path: Path) -> None:
+    """Its import takes seconds. One process for all."""
+    lines = [
+        ["tryon", "--model", "pocket"],
+        ["generate", "--model", "pocket"],
+        ["train"],
+        ["embed", "--model", "./none"],
+        ["evaluate"],
+        ["reproduce"],
+        ["reproduce", "none.png"],
+        ["lora", "inspect"],
+        ["lora", "inspect", "none.safetensors"],
+        ["lora", "convert", "none.safetensors", "new.safetensors"],
+    ]
+    code = (
+        "import sys; from triptych.cli import main\n"
+        f"for words in {lines}:\n"
+        "    assert main(words) == 1, words\n"
+        "    assert 'torch' not in sys.modules, words\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("error: ") == len(lines)

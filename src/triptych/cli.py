@@ -200,6 +200,7 @@ def _command(stage: Stage, words: Sequence[str], screen: Screen, speak: Speak) -
             stage.load()[0](given)  # mistakes first, questions after
             given = _answered(stage, given, screen)
         with screen.watch(stage.words[-1]) as watch:
+            given.check_early()
             progress.doing("loading libraries")
             function, _ = stage.load()
             run = function(given, data) if stage.whole_config else function(given)

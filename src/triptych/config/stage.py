@@ -85,6 +85,11 @@ class StageConfig(BaseModel):
         """An empty address is none: on the command line it takes the place of the config's."""
         return None if isinstance(value, str) and not value.strip() else value
 
+    def check_early(self) -> None:
+        """Raise what can be told without torch. The command line calls this before it imports the verb, which
+        may take seconds; the verb finds the rest.
+        """
+
     @property
     def catalogue_folder(self) -> Path:
         return self.catalogue or self.work / "catalogue"

@@ -25,15 +25,14 @@ from torch import Tensor, nn
 from triptych.compute.swap import resident_parameter
 from triptych.errors import ModelError
 from triptych.lora.file import (
-    FILE_NAME,
     LoraFile,
     LoraHeader,
-    lora_file,
     open_lora,
     read_about,
     read_header,
     read_lora,
 )
+from triptych.lora.find import FILE_NAME, lora_file
 from triptych.lora.formats import from_diffusers, scaled
 from triptych.lora.models import TITLES
 from triptych.lora.strength import is_about_strength

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from triptych.backbones.settings import resolve_model
 from triptych.config.marks import (
     AMOUNT,
     CLEAN_ONLY,
@@ -141,6 +142,10 @@ class TrainConfig(TransformerConfig):
     """
     dtype: Annotated[Literal["auto", "bf16", "fp32"], RESULT, MACHINE] = "auto"
     """Precision of the frozen model and the matrix products; the LoRA is always float32."""
+
+    def check_early(self) -> None:
+        """Raises ModelError if no model is named, or a folder that holds none."""
+        resolve_model(self.model)
 
 
 def settings_that_matter(config: TrainConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from triptych.backbones.settings import resolve_model
 from triptych.config.marks import GIVEN, MACHINE, RESULT, RUNNING
 from triptych.config.stage import ModelConfig, PhotoConfig
 
@@ -28,3 +29,7 @@ class EmbedConfig(ModelConfig, PhotoConfig):
     """What the panels show in reading order, of those pictures; the last one is what is made. Default: front,
     back, worn.
     """
+
+    def check_early(self) -> None:
+        """Raises ModelError if no model is named, or a folder that holds none."""
+        resolve_model(self.model)

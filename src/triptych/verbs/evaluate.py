@@ -108,7 +108,7 @@ def _settings(config: EvaluateConfig, mode: str) -> dict[str, Any]:
     decides = set(marked(EvaluateConfig, RESULT)) - ({"strength"} if mode != "tryon" else set())
     settings: dict[str, Any] = config.model_dump(mode="json", include=decides)
     if config.lora is not None:
-        from triptych.lora.adapter import lora_file
+        from triptych.lora.find import lora_file
 
         settings["lora"] = sha256_file(lora_file(config.lora))
     return settings

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from triptych.errors import InputError, ModelError
+from triptych.errors import ModelError
 from triptych.events import Event, Run
-from triptych.lora.adapter import LoraFile, open_lora, write_lora
+from triptych.lora.file import LoraFile, open_lora
 from triptych.lora.formats import change_norm
 from triptych.lora.models import hidden_size
 from triptych.lora.names import SIDES, pattern_of
@@ -33,16 +33,8 @@ def lora_convert(config: LoraConvertConfig) -> Run:
         InputError: no file given, or `out` cannot be that. ModelError: see `open_lora`; or names that its
             model does not have.
     """
-    if config.lora is None or config.out is None:
-        raise InputError(
-            "A LoRA to read and a file to write are needed.", "Say `triptych lora convert IN OUT`."
-        )
-    if config.out.suffix != ".safetensors":
-        raise InputError(
-            f"{config.out} does not end in .safetensors.", "LoRA files are written as safetensors only."
-        )
-    if config.out.exists():
-        raise InputError(f"{config.out} exists already.", "Give another name, or delete it.")
+    config.check_early()
+    assert config.lora is not None and config.out is not None
     out, file = config.out, open_lora(config.lora, config.transformer_only)
     file.refuse_other_models()
     if config.to != "diffusers" and file.family != "flux":
@@ -59,6 +51,10 @@ def lora_convert(config: LoraConvertConfig) -> Run:
     summary["warnings"] = [*file.warnings, *([OURS_ALONE] if file.about.get("context") == "clean" else [])]
 
     def work() -> Iterator[Event]:
+        from triptych.lora.adapter import (
+            write_lora,  # not above: it imports peft, which `inspect` has no need of
+        )
+
         about = {"family": file.family, **file.about, "converted_from_sha256": sha256_file(file.path)}
         write_lora(out, file.state, about, config.to, file.metadata)
         summary["text_encoder_tensors_left_out"] = file.left_out
@@ -73,8 +69,8 @@ def lora_inspect(config: LoraInspectConfig) -> Run:
     Raises:
         InputError: no file given. ModelError: see `open_lora`.
     """
-    if config.lora is None:
-        raise InputError("There is no LoRA to look at.", "Say `triptych lora inspect FILE`.")
+    config.check_early()
+    assert config.lora is not None
     file = open_lora(config.lora)
     summary = describe(file)
     run = Run("lora_inspect", 1, iter([Event(file.path.name, result=summary)]), summary)

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from triptych.config.marks import INPUT, OUTPUT, RESULT
 from triptych.config.stage import StageConfig
+from triptych.errors import InputError
+from triptych.lora.find import lora_file
 
 
 class LoraConvertConfig(StageConfig):
@@ -23,7 +25,33 @@ class LoraConvertConfig(StageConfig):
     transformer_only: Annotated[bool, RESULT] = False
     """Leave out what the file holds for text encoders; without it such a file is refused."""
 
+    def check_early(self) -> None:
+        """
+        Raises:
+            InputError: no file given, or `out` cannot be that. ModelError: there is no LoRA.
+        """
+        if self.lora is None or self.out is None:
+            raise InputError(
+                "A LoRA to read and a file to write are needed.", "Say `triptych lora convert IN OUT`."
+            )
+        if self.out.suffix != ".safetensors":
+            raise InputError(
+                f"{self.out} does not end in .safetensors.", "LoRA files are written as safetensors only."
+            )
+        if self.out.exists():
+            raise InputError(f"{self.out} exists already.", "Give another name, or delete it.")
+        lora_file(self.lora)
+
 
 class LoraInspectConfig(StageConfig):
     lora: Annotated[Path | None, INPUT] = None
     """LoRA file, or a folder that holds one."""
+
+    def check_early(self) -> None:
+        """
+        Raises:
+            InputError: no file given. ModelError: there is no LoRA.
+        """
+        if self.lora is None:
+            raise InputError("There is no LoRA to look at.", "Say `triptych lora inspect FILE`.")
+        lora_file(self.lora)

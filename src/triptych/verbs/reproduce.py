@@ -58,11 +58,8 @@ def reproduce(config: ReproduceConfig) -> Run:
             among the files given.
         ModelError: the model cannot be loaded.
     """
-    if config.image is None:
-        raise InputError(
-            "There is no picture to reproduce.",
-            "Give it right after the verb: triptych reproduce out.png --photos FOLDER.",
-        )
+    config.check_early()
+    assert config.image is not None
     about = read_settings(config.image) or {}
     verb, made_on = about.get("verb"), about.get("made_on")
     if (

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from triptych.config.marks import GIVEN, INPUT, OUTPUT, RESULT, RUNNING, SHARED
 from triptych.config.stage import StageConfig
+from triptych.errors import InputError
 
 
 class ReproduceConfig(StageConfig):
@@ -24,3 +25,14 @@ class ReproduceConfig(StageConfig):
     """Where to write it: tryon, a file, if not NAME-again beside the picture; generate, a folder, if not
     WORK/reproduced.
     """
+
+    def check_early(self) -> None:
+        """Raises InputError if no picture is given, or it is not there."""
+        if self.image is None:
+            raise InputError(
+                "There is no picture to reproduce.",
+                "Give it right after the verb: triptych reproduce out.png --photos FOLDER.",
+            )
+        from triptych.pictures.images import read_settings  # not above: it imports numpy
+
+        read_settings(self.image)

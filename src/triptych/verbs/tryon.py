@@ -14,7 +14,6 @@ from triptych.events import Event, Run
 from triptych.pictures import xmp
 from triptych.pictures.images import save_png
 from triptych.pictures.sheets import contact_sheet
-from triptych.session import Session
 from triptych.vton.batch import run_batch
 from triptych.vton.files import TryonConfig, check, make, read, with_prompt, write_preview
 from triptych.vton.prompt import PromptWriter
@@ -36,6 +35,8 @@ def tryon(config: TryonConfig) -> Run:
     """
     config = config if config.batch else check(config)
     config.check_model()
+    from triptych.session import Session  # not above: it imports torch, and mistakes are told before
+
     kept = config.context_cache_gib if config.batch or len(config.seeds) > 1 else 0.0
     session = Session(**config.model_source() | {"context_cache_gib": kept})
     if config.batch:

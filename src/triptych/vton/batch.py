@@ -11,12 +11,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from triptych.errors import InputError, ModelError, TriptychError
 from triptych.events import Event, Run
 from triptych.pages.tryon import HEAD, Shown, tryon_page
-from triptych.sampling.opened import OpenedModel
 from triptych.store.files import write_text
 from triptych.tasks.tryon import TRY_ON
 from triptych.vton.files import (
@@ -31,6 +30,9 @@ from triptych.vton.files import (
 )
 from triptych.vton.lines import Line, read_lines, shortened
 from triptych.vton.prompt import PromptWriter
+
+if TYPE_CHECKING:  # it imports torch
+    from triptych.sampling.opened import OpenedModel
 
 log = logging.getLogger(__name__)
 
