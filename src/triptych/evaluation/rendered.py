@@ -1,9 +1,9 @@
-"""How well garments are carried over, on the rendered world, where the right answer is known.
+"""Measure how well garments are carried over, in the rendered world, where the right answer is known.
 
-Items are held out: their garments and people were in nobody's LoRA training (``world.HELD_OUT``). Captions
-are silent about the look of the garment, so what the worn panel shows of it comes from the product photos.
-Every share has its 95 % interval and stands beside the ceiling: what the judge says of the true pictures
-after the autoencoder's round trip.
+Items are held out: their garments and people are in no LoRA's training set (``world.HELD_OUT``). Captions do
+not describe the look of the garment, so the worn panel can only get it from the product photos. Every share
+has its 95 % interval and is reported beside the ceiling: the judge's result for the true pictures after the
+autoencoder's round trip.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from triptych.vton.dress import try_on
 from triptych.vton.request import Person
 
 SCALE = 4
-"""A shop's photos are four times the size of a pocket panel."""
+"""Scale of a shop's photos: four times the size of a pocket panel."""
 BATCH = 24
 LOOK = ("type", "colour", "pattern")
-"""Carried over from the product photos: no word names colour and pattern."""
+"""Attributes carried over from the product photos; the caption names neither colour nor pattern."""
 NAMED = ("person", "hair", "hairstyle", "background")
-"""Text control: what the caption says of the worn panel."""
+"""Attributes for text control, which the caption names for the worn panel."""
 
 
 class Item:
-    """A held-out garment with its true panels, and a caption that is silent about colour and pattern."""
+    """A held-out garment with its true panels, and a caption without its colour and pattern."""
 
     def __init__(self, garment: Garment, scenes: tuple[Scene, Scene, Scene], seed: int) -> None:
         self.garment, self.scenes, self.seed = garment, scenes, seed
@@ -49,19 +49,19 @@ class Item:
         self.prompt = triptych_caption(garment, scenes, named=False).text
 
     def view(self, panel: int, garment: Garment | None = None) -> Rendered:
-        """One panel's picture and garment mask; with another garment: the same photo, but for that."""
+        """One panel's picture and garment mask. With `garment`, the same photo with another garment."""
         return render(garment or self.garment, self.scenes[panel], self.seed + panel, SCALE)
 
     def other(self) -> Garment:
-        """What the person wears before the try-on: the same type in another colour."""
+        """The garment that the person wears before the try-on: the same type in another colour."""
         rng = random.Random(f"before {self.seed}")
         drawn = iter(lambda: sample_garment(rng, type=self.garment.type), None)
         return next(garment for garment in drawn if garment.colour != self.garment.colour)
 
 
 def held_out_items(count: int, seed: int = 0, *, back_prints: bool = False) -> list[Item]:
-    """Items of held-out garments on held-out people; `back_prints`: only printed garments, on people seen
-    from behind.
+    """Items of held-out garments on held-out people. With `back_prints`, only printed garments, on people
+    seen from behind.
     """
     rng = random.Random(f"held out {seed}")
     items = []
@@ -102,8 +102,8 @@ class Share:
 
 
 def verdicts(panels: Sequence[Image.Image], items: Sequence[Item]) -> dict[str, list[bool]]:
-    """By attribute, whether each worn panel shows what it should; `both`: colour and pattern; `print`: the
-    right one or rightly none.
+    """Per attribute, whether each worn panel is right. `both`: colour and pattern; `print`: the right print,
+    or none if there should be none.
     """
     seen = judge(panels, [item.garment.type for item in items])
     untold = judge(panels)
@@ -121,7 +121,7 @@ def verdicts(panels: Sequence[Image.Image], items: Sequence[Item]) -> dict[str, 
 
 
 def summary_of(hits: Mapping[str, list[bool]]) -> dict[str, Any]:
-    """Shares with intervals by attribute, and `named`: all that the caption says of the worn
+    """Shares with intervals by attribute, and `named`: all attributes that the caption names for the worn
     panel, pooled.
     """
     pooled = [hit for name in NAMED for hit in hits[name]]
@@ -130,10 +130,11 @@ def summary_of(hits: Mapping[str, list[bool]]) -> dict[str, Any]:
 
 
 def colour_distance(panels: Sequence[Image.Image], items: Sequence[Item]) -> float:
-    """Mean distance (ΔE*ab, CIE 1976) of the garment region's mean colours, made and true, over the items.
+    """Mean distance (ΔE*ab, CIE 1976) between the generated and the true mean colour of the garment region,
+    over the items.
 
-    The region is the true garment's mask. In try-on the pose is given and it is exact; in mode 1 the person
-    stands as the model likes, and the true mask is only about where the garment is.
+    The region is the true garment's mask. It is exact in mode 2 (try-on), where the pose is given. In mode 1
+    the model chooses the pose, and the mask is only near the garment.
     """
     distances = []
     for panel, item in zip(panels, items, strict=True):
@@ -198,11 +199,10 @@ def worn_panels(
 
 @dataclass(frozen=True)
 class Dressed:
-    """Mode 2's results: pictures, how far the part outside the feathered polygon moved (0 is exact), and the
-    seam.
+    """Results of mode 2: pictures, the change outside the feathered polygon (0 is exact), and the seam.
 
     outside: largest difference of any channel, in 0..255. seam: mean absolute difference from the true photo
-    in a band around the polygon's edge, in 0..255; what a perfect try-on would leave there is 0.
+    in a band around the polygon's edge, in 0..255; 0 for a perfect try-on.
     """
 
     panels: list[Image.Image]
@@ -229,8 +229,8 @@ def dressed(
 
 
 def outline(mask: np.ndarray, margin: int) -> list[tuple[float, float]]:
-    """A generous polygon around a (H, W) bool mask: its left and right edge every few rows, `margin` pixels
-    away.
+    """A generous polygon around an (H, W) bool mask: its left and right edges every few rows, moved out by
+    `margin` pixels.
     """
     height, width = mask.shape
     rows = np.flatnonzero(mask.any(axis=1))

@@ -1,4 +1,4 @@
-"""What `plan` computes, from shapes alone: `shapes` (what a model is), `trace` (what running it holds and
-computes), `memory` (what each stage needs), `cards` (how fast), `advice` (what to change). No weights are
-read, nothing is downloaded.
+"""The computations of `plan`, from shapes alone, without reading or downloading weights: `shapes` (a model's
+parts), `trace` (memory and arithmetic of a run), `memory` (the needs of each stage), `cards` (speed),
+`advice` (changes that make a stage fit).
 """

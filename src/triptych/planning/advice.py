@@ -1,4 +1,4 @@
-"""The smallest change that makes a stage fit, found by asking the memory model about it."""
+"""Find the smallest change of settings that makes a stage fit, by the memory model."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ Change = dict[str, Any]
 """New values of settings, by name."""
 
 PANEL_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-"""Sides of smaller panels, as shares of those asked for. Below that there is little left of a garment."""
+"""Sides of smaller panels, as shares of the requested ones. Below these, too little of a garment is left."""
 
 
 def smallest_change(
     choices: Sequence[Sequence[Change]], size: Callable[[Change], float], room: float
 ) -> Change | None:
-    """The first change that makes `size` no more than `room`, without the parts it does without; None if
-    nothing does.
+    """The first combination of changes that fits, with redundant parts removed; None if nothing fits.
 
-    choices: what may be changed, the dearest last; of each, the values from the mildest to the strongest. A
-    choice is made on top of the strongest of those before it. size: what a change leads to, in the unit of
-    `room`; it falls along each choice.
+    choices: one list of changes per setting, cheapest setting first; within a list, from the mildest to the
+    strongest change. A choice is added to the strongest changes of the lists before it. size: the need after
+    a change, in the unit of `room`; it falls along each list.
     """
     made: list[Change] = []
     for values in choices:
@@ -50,9 +49,8 @@ def _all(changes: Sequence[Change], *more: Change) -> Change:
 
 
 def for_training(config: TrainConfig, layout: PanelLayout, stride: int, blocks: int) -> list[list[Change]]:
-    """What may be changed about a training, in this order: checkpointing and smaller batches leave the LoRA
-    as it is and cost time; fewer bits cost a little precision; swapping costs much time; smaller panels cost
-    detail.
+    """Possible changes to a training, in this order: checkpointing and smaller batches keep the LoRA the same
+    and cost time; fewer bits cost a little precision; swapping costs much time; smaller panels cost detail.
     """
     passes = config.batch_size * config.gradient_accumulation_steps
     recompute: Change = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
@@ -68,7 +66,7 @@ def for_training(config: TrainConfig, layout: PanelLayout, stride: int, blocks: 
 
 
 def for_sampling(config: Any, layout: PanelLayout, stride: int, blocks: int) -> list[list[Change]]:
-    """What may be changed about sampling."""
+    """Possible changes to sampling."""
     return [
         *_weights(config),
         [{"blocks_to_swap": number} for number in range(1, blocks + 1)],
@@ -77,7 +75,7 @@ def for_sampling(config: Any, layout: PanelLayout, stride: int, blocks: int) -> 
 
 
 def for_embedding(batch_size: int, layout: PanelLayout, stride: int) -> list[list[Change]]:
-    """What may be changed about embedding."""
+    """Possible changes to embedding."""
     return [[{"batch_size": number} for number in range(batch_size - 1, 0, -1)], panels(layout, stride)]
 
 
@@ -87,7 +85,7 @@ def _weights(config: Any) -> list[list[Change]]:
 
 
 def panels(layout: PanelLayout, stride: int) -> list[Change]:
-    """Smaller and smaller panels of about the same aspect ratio, on the model's grid."""
+    """Smaller and smaller panels of nearly the same aspect ratio, on the model's grid."""
     sizes = [
         [max(stride, round(side * share / stride) * stride) for side in (layout.width, layout.height)]
         for share in PANEL_SHARES
@@ -96,7 +94,7 @@ def panels(layout: PanelLayout, stride: int) -> list[Change]:
 
 
 def in_words(change: Mapping[str, Any]) -> str:
-    """As options of the command line; `triptych run` takes them as they stand here."""
+    """A change as command line options, in the form that `triptych run` takes."""
     return " ".join(
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
         for name, value in change.items()
@@ -104,11 +102,11 @@ def in_words(change: Mapping[str, Any]) -> str:
 
 
 def for_run(changes: Mapping[str, Change | None], train: TrainConfig) -> Change:
-    """One change for `triptych run` that holds those of `embed` and `train`, and the panels of `generate`,
-    which are the same ones.
+    """Combine the changes of `embed` and `train`, and the panel size of `generate`, into one change for
+    `triptych run`, where all stages share the panel size.
 
-    `run` has one batch size for both: it divides what a training step averages over, and more batches make
-    that up.
+    `run` has one batch size for `embed` and `train`. It must divide the number of triptychs per training
+    step; accumulation over more batches keeps that number.
     """
     parts: dict[str, Change] = {
         name: dict(changes.get(name) or {}) for name in ("embed", "train", "generate")

@@ -1,4 +1,4 @@
-"""The cards that `plan` knows by name, and what somebody meant who wrote another one. Imports no torch."""
+"""The names of cards that `plan` knows, and suggestions for unknown names. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from triptych.errors import ConfigError
 
 HERE = ("auto", "cpu")
-"""Names of this machine."""
+"""Names that stand for this machine."""
 
 
 @cache
@@ -25,10 +25,11 @@ def known_cards() -> dict[str, dict[str, float]]:
 
 
 def check_card(name: str) -> None:
-    """Nothing, for a card of `cards.yaml` or this machine.
+    """Check that a name is a card of `cards.yaml` or stands for this machine.
 
     Raises:
-        ConfigError: an unknown name, with the cards that were probably meant, and the known ones.
+        ConfigError: the name is unknown. The hint lists the cards that were probably meant, and all known
+            ones.
     """
     if name not in (*HERE, *known_cards()):
         raise ConfigError(
@@ -37,8 +38,8 @@ def check_card(name: str) -> None:
 
 
 def _meant(name: str) -> str:
-    """By memory (`12gb`), by a part of the name (`3060`, `RTX 4090`), by its spelling; nothing where none is
-    like it.
+    """The cards probably meant, in words: by memory (`12gb`), by a part of the name (`3060`, `RTX 4090`) or
+    by similar spelling; empty if no card is similar.
     """
     cards = known_cards()
     memory = re.fullmatch(r"\s*(\d{1,3})\s*(?:gi?b?)?\s*", name, re.IGNORECASE | re.ASCII)

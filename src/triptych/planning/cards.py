@@ -1,5 +1,5 @@
-"""How much memory and speed there is: a table of cards, or this machine, measured. Time is arithmetic ÷ (peak
-× efficiency).
+"""Memory and speed of a card, from a table, or of this machine, measured. Time = arithmetic ÷ (peak ×
+efficiency).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from triptych.planning.card_names import check_card, known_cards
 from triptych.planning.memory import Memory
 
 EFFICIENCY = 0.4
-"""Assumed: the share of a card's peak that a run reaches. Published figures of FLUX.1-dev: 0.32 on an H100
+"""Assumed: the share of a card's peak that a run reaches. Published figures for FLUX.1-dev: 0.32 on an H100
 and 0.47 on an A800 (sampling), 0.42 on an RTX 4090 (training a LoRA, 1024 × 1024 in 3.5 s).
 """
 MEASURED_EFFICIENCY = 0.7
-"""The same where the peak is not the maker's but that of large matrix products as measured here."""
+"""The same share, if the peak is not the maker's figure but the measured speed of large matrix products."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Card:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What `dtype: auto` means on it."""
+        """The dtype that `dtype: auto` means on this card."""
         return torch.bfloat16 if self.is_card else default_dtype(torch.device("cpu"))
 
     def seconds(self, memory: Memory, dtype: torch.dtype) -> float:
-        """Of one unit of a stage's work. Copies to the card are taken to wait for each other and for the
-        arithmetic.
+        """Seconds for one unit of a stage's work. Assumes that copies to the card do not overlap with each
+        other or with the arithmetic.
         """
         peak = self.fp32 if dtype == torch.float32 else self.bf16
         return memory.flops / (peak * self.efficiency) + memory.swapped / self.pcie
@@ -51,7 +51,7 @@ def find_card(name: str) -> Card:
     """A card of `cards.yaml` by name; `cpu`; or `auto`: the CUDA card here, else the CPU.
 
     Raises:
-        ConfigError: an unknown name, with the known ones.
+        ConfigError: the name is unknown. The hint lists the known ones.
     """
     if name == "auto":
         return _measured(default_device())
@@ -78,7 +78,7 @@ def _measured(device: torch.device) -> Card:
 
 
 def _matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of matrix products, the best of a few."""
+    """Operations per second of matrix products, the best of a few runs."""
     side = 8192 if device.type == "cuda" else 1024
     a, best = torch.randn(side, side, device=device).to(dtype), float("inf")
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""What a training leaves on disk, and the download before it."""
+"""Disk space of a training, and of the model download before it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from triptych.planning.shapes import ModelShapes
 from triptych.training.config import TrainConfig
 
 PUBLISHED_BYTES = 2
-"""Of each number on the hub: models are published in 16 bits."""
+"""Bytes per number of a model on the hub: models are published in 16 bits."""
 
 
 def disk_bytes(
@@ -23,9 +23,9 @@ def disk_bytes(
     dtype: torch.dtype,
     triptychs: int,
 ) -> dict[str, int]:
-    """model download: nothing for a folder. embeddings: mean and deviation of the latents in float32, the
-    text in the encoders' dtype. checkpoints: LoRA, moving average and optimizer, as many as are kept and the
-    one being written. LoRA: float32.
+    """Bytes on disk, by kind. model download: 0 for a folder. embeddings: mean and standard deviation of the
+    latents in float32, the text in the encoders' dtype. checkpoints: LoRA, moving average and optimizer
+    state, for all kept checkpoints and the one being written. LoRA: float32.
     """
     numbers = shapes.lora_parameters(config.rank)
     download = (

@@ -1,15 +1,14 @@
-"""What each stage holds at its worst moment, row by row, and the arithmetic of one unit of its work.
+"""Memory of each stage at its worst moment, row by row, and the arithmetic of one unit of its work.
 
-Weights, LoRA, moving average and optimizer state are counted from shapes; activations, gradients and
-temporaries are what `trace` counts while the product's own code runs on tensors without data (`runs`).
-Everything in bytes.
+Weights, LoRA, moving average and optimizer state are counted from shapes. Activations, gradients and
+temporaries are counted by `trace`, while the product's own code runs on tensors without data (`runs`). All
+memory is in bytes. The worst moment of a stage is the larger of these:
 
-    embed      the text encoders and one caption; or, if more, the autoencoder in float32 and a batch of
-               canvases train      transformer, LoRA, moving average, optimizer state, and one forward and
-               backward pass; or, if more, the same with the autoencoder in place of the pass, while
-               validation pictures are made
-    generate   the text encoders and one caption; or transformer, LoRA and autoencoder, and a denoising step,
-    the encoding or the decoding
+    embed      the text encoders and one caption; or the autoencoder in float32 and a batch of canvases
+    train      transformer, LoRA, moving average and optimizer state, with one forward and backward pass; or
+               the same with the autoencoder instead of the pass, during validation pictures
+    generate   the text encoders and one caption; or transformer, LoRA and autoencoder, with one denoising
+               step, the encoding or the decoding
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from triptych.sampling.options import Sampling, SamplingConfig
 from triptych.training.config import TrainConfig
 
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.04, "prodigy": 16.0}
-"""Bytes an optimizer remembers of each number: AdamW two float32 moments; in 8 bit, two of one byte, and a
-float32 scale for 256 numbers (arXiv 2110.02861); Prodigy four float32.
+"""Bytes of optimizer state per number. AdamW: two float32 moments. adamw8bit: two moments of one byte, with a
+float32 scale per 256 numbers (arXiv 2110.02861). Prodigy: four float32 numbers.
 """
 QUANTIZED_BYTES = {"int8": 1.001, "int8-torchao": 1.0625, "nf4": 0.5625}
-"""Bytes of a quantised number and its share of the float32 scales: one for each row, or for 64 numbers (arXiv
-2305.14314, table 1, without double quantisation); see `compute/quantize.py`.
+"""Bytes of a quantised number, including its share of the float32 scales: one scale per row, or per 64
+numbers (arXiv 2305.14314, table 1, without double quantisation). See `compute/quantize.py`.
 """
 CARD_OVERHEAD = 0.8 * 2**30
-"""Assumed: CUDA context, cuBLAS and cuDNN workspaces, and what the allocator holds without using it."""
+"""Assumed: CUDA context, cuBLAS and cuDNN workspaces, and unused memory held by the allocator."""
 PROCESS_RAM = 2.5 * 2**30
 """Assumed: Python, torch and the other libraries in RAM."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a stage runs. dtype: of weights and matrix products. card: whether the device is a card with
-    memory of its own.
+    """The device that a stage runs on. dtype: type of weights and matrix products. card: whether it is a card
+    with its own memory.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -50,8 +49,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Memory:
-    """A stage at its worst moment. rows: bytes on the device by what they are for. ram: bytes of RAM beside
-    the device. flops: arithmetic of one unit of work. swapped: bytes copied to the card for it.
+    """Memory of a stage at its worst moment. rows: bytes on the device by purpose. ram: bytes of RAM besides
+    the device. flops: arithmetic of one unit of work. swapped: bytes copied to the card per unit of work.
     """
 
     moment: str
@@ -67,8 +66,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class HeldWeights:
-    """Where a transformer's weights lie. device, ram: bytes at most. dequantised: of the largest layer while
-    it is multiplied. swapped: bytes that travel to the card in one pass through the model.
+    """Memory of a transformer's weights. device, ram: bytes at most. dequantised: bytes of the largest
+    layer's dequantised weight. swapped: bytes copied to the card in one pass through the model.
     """
 
     device: float
@@ -80,19 +79,19 @@ class HeldWeights:
 def held_weights(
     shapes: ModelShapes, machine: Machine, quantize: str = "none", blocks_to_swap: int = 0
 ) -> HeldWeights:
-    """quantize: the blocks' linear layers at 8 or 4 bits, all else in the machine's dtype. blocks_to_swap: so
-    many of the first blocks lie in RAM, and are on the card one at a time.
+    """quantize: puts the blocks' linear layers at 8 or 4 bits; all else is in the machine's dtype.
+    blocks_to_swap: this many of the first blocks lie in RAM, and are on the card one at a time.
     """
     weights, size = shapes.weights, machine.dtype.itemsize
     total = weights.total * size - weights.linear * (size - QUANTIZED_BYTES.get(quantize, size))
     swapped = [
         numbers * total / weights.total for numbers in weights.blocks[: blocks_to_swap if machine.card else 0]
     ]
-    # Eight bits are made floating-point numbers and then scaled: two copies.
+    # Eight bits are converted to floating point and then scaled, which makes two copies.
     copies = {"none": 0, "nf4": 1}.get(quantize, 2)
     return HeldWeights(
         device=total - sum(swapped) + max(swapped, default=0.0),
-        ram=total,  # it is read into RAM before it goes to the card
+        ram=total,  # weights are read into RAM before they go to the card
         dequantised=float(weights.largest * size * copies),
         swapped=sum(swapped),
     )
@@ -101,7 +100,7 @@ def held_weights(
 def embed_memory(
     shapes: ModelShapes, batch_size: int, layout: PanelLayout, length: int, machine: Machine
 ) -> Memory:
-    """flops: of one triptych and its caption."""
+    """Memory of `embed`. flops: arithmetic of one triptych and its caption."""
     text = _text_memory(shapes, length, machine)
     profile = autoencoding(shapes, layout, batch_size, torch.float32, decode=False)
     size = shapes.parameters["vae"] * 4
@@ -120,9 +119,9 @@ def embed_memory(
 def train_memory(
     shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, length: int, machine: Machine
 ) -> Memory:
-    """flops: of one optimizer step.
+    """Memory of `train`. flops: arithmetic of one optimizer step.
 
-    length: T5 tokens of a caption.
+    length: number of T5 tokens in a caption.
     """
     held = held_weights(shapes, machine, config.quantize, config.blocks_to_swap)
     numbers = shapes.lora_parameters(config.rank)
@@ -135,8 +134,8 @@ def train_memory(
         "optimizer state": OPTIMIZER_BYTES[config.optimizer] * numbers,
         **({"gradients of the passes before": 4.0 * numbers} if passes > 1 else {}),
     }
-    # While an optimizer steps, gradients are there in full; on a card it takes all parameters at once, with a
-    # temporary for each.
+    # During an optimizer step all gradients are in memory. On a card the optimizer updates all parameters at
+    # once, with a temporary for each.
     update = 4.0 * numbers * ((passes == 1) + machine.card)
     moving = {
         "activations kept for the backward pass": float(run.kept),
@@ -148,9 +147,7 @@ def train_memory(
         _validation_memory(shapes, config, layout, length, standing, machine),
         key=lambda memory: memory.total,
     )
-    turns = (
-        2 if config.gradient_checkpointing else 1
-    )  # forward, and forward again before the backward pass of a block
+    turns = 2 if config.gradient_checkpointing else 1  # a block's forward runs again before its backward pass
     flops = passes * _mean_flops(shapes, config, layout, length, machine, run.flops)
     return Memory(worst.moment, worst.rows, _ram(machine, held.ram), flops, held.swapped * turns * passes)
 
@@ -165,14 +162,14 @@ def sampling_memory(
     known: bool,
     rank: int,
 ) -> Memory:
-    """flops: of one picture, its prompt included. known: with product photos. rank: of the LoRA; 0 without
-    one.
+    """Memory of sampling. flops: arithmetic of one picture, including its prompt. known: whether product
+    photos are given. rank: the LoRA's rank; 0 without a LoRA.
     """
     held = held_weights(shapes, machine, config.quantize, config.blocks_to_swap)
     text = _text_memory(shapes, length, machine)
     steps = sampling_run(shapes, sampling, layout, length, machine.dtype, known, rank)
     one = PanelLayout(layout.width, layout.height, layout.made[:1], 1)
-    made = one if known else layout  # given panels stay as they are, those that are made are decoded alone
+    made = one if known else layout  # given panels are copied; each generated panel is decoded alone
     pictures = {"decoding the picture": autoencoding(shapes, made, 1, machine.dtype, decode=True)}
     if known:
         pictures["encoding the photos"] = autoencoding(shapes, layout, 1, machine.dtype, decode=False)
@@ -200,7 +197,7 @@ def sampling_memory(
 
 
 def _text_memory(shapes: ModelShapes, length: int, machine: Machine) -> Memory:
-    """All text encoders together, and one caption. flops: of one caption."""
+    """Memory of all text encoders together, and one caption. flops: arithmetic of one caption."""
     run = text_encoding(shapes, length, machine.dtype)
     weights = float(sum(shapes.parameters[part] for part in shapes.text_encoders) * machine.dtype.itemsize)
     rows = {"text encoders": weights, "one caption": float(run.peak), **_overhead(machine)}
@@ -215,7 +212,7 @@ def _validation_memory(
     standing: dict[str, float],
     machine: Machine,
 ) -> Memory:
-    """While validation pictures are made: a copy of the LoRA waits, and the autoencoder is there."""
+    """Memory during validation pictures: the autoencoder and a copy of the LoRA are held too."""
     if not (config.validation_steps and config.num_validation_images):
         return Memory("validation", {})
     picture = autoencoding(shapes, layout, 1, machine.dtype, decode=True)
@@ -231,8 +228,8 @@ def _validation_memory(
 def _mean_flops(
     shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, length: int, machine: Machine, whole: float
 ) -> float:
-    """Of a forward and backward pass. With clean context half of the batches learn only a part of the worn
-    panel.
+    """Mean arithmetic of a forward and backward pass. With clean context, half of the batches learn only a
+    part of the generated panels.
     """
     if config.context == "noisy":
         return whole
@@ -244,12 +241,12 @@ def _weights_row(quantize: str) -> str:
 
 
 def _overhead(machine: Machine) -> dict[str, float]:
-    """What is there whatever the model: on the CPU, the device's memory is the process's."""
+    """Memory for the runtime itself, for any model. On the CPU this is the process's own memory."""
     if machine.card:
         return {"CUDA context and workspaces (assumed)": CARD_OVERHEAD}
     return {"Python and libraries (assumed)": PROCESS_RAM}
 
 
 def _ram(machine: Machine, size: float) -> float:
-    """RAM beside the device, with `size` bytes in it; none on the CPU, where the rows say it all."""
+    """RAM besides the device, with `size` bytes in it; 0 on the CPU, where the rows already count all RAM."""
     return PROCESS_RAM + size if machine.card else 0.0

@@ -1,4 +1,4 @@
-"""A plan as people read it: a table, and the verdict in one sentence."""
+"""A plan as text: a table, and the verdict in one sentence."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from triptych.planning.advice import Change, in_words
 from triptych.wording.amounts import duration, number
 
 STAGES = {"embed": "triptych", "train": "step", "generate": "picture"}
-"""Planned stages in order, and what they do one of at a time."""
+"""Planned stages in order, with the unit of work of each."""
 
 TIGHT = 0.95
-"""From this share of the memory on, a plan is tight: its estimate is good to a few per cent, and a desktop
-takes its share.
+"""Above this share of the memory a plan is called tight: the estimate may be off by a few per cent, and a
+desktop needs memory too.
 """
 PRESETS = (("80gb", 79), ("24gb", 23.5), ("16gb", 15.5), ("12gb", 11.5))
-"""Settings that come with the package (`triptych/presets`), and GiB of the cards they are for, the largest
+"""Presets in the package (`triptych/presets`), and the memory in GiB of the cards they are for, largest
 first.
 """
 
@@ -29,9 +29,7 @@ def in_gib(size: float) -> float:
 
 
 def verdict(plan: Mapping[str, Any]) -> str:
-    """Whether every stage fits, or what does not and the smallest change that would make it fit. One
-    sentence.
-    """
+    """One sentence: every stage fits, or which does not and the smallest change that makes it fit."""
     where = f"{plan['card']} ({plan['memory_gib']:g} GiB)"
     failing = [name for name in STAGES if not plan[name]["fits"]]
     if not failing:
@@ -59,10 +57,10 @@ def verdict(plan: Mapping[str, Any]) -> str:
 
 
 def run_line(plan: Mapping[str, Any], change: Change, layout: PanelLayout, rank: int) -> str:
-    """What can be typed behind `triptych run` where its stages do not fit: options, and the preset of such a
-    card; else nothing.
+    """The options after `triptych run` that make its stages fit, and the preset for such a card; empty if
+    they fit already.
 
-    change: one that makes all of it fit, see `advice.for_run`. layout, rank: as they are planned.
+    change: the change that makes all stages fit, see `advice.for_run`. layout, rank: those of the plan.
     """
     failing = [plan[name] for name in ("embed", "train") if not plan[name]["fits"]]
     if not failing and not change:
@@ -75,7 +73,7 @@ def run_line(plan: Mapping[str, Any], change: Change, layout: PanelLayout, rank:
 
 
 def _preset_words(preset: str, layout: PanelLayout, rank: int) -> str:
-    """What a preset changes about the LoRA and its pictures, in parentheses."""
+    """The preset's differences from the plan in panel size and rank, in parentheses."""
     data = read_yaml(Path(preset))
     concat, train = data.get("concat", {}), data.get("train", {})
     words = []

@@ -1,4 +1,4 @@
-"""The product's own code, run on tensors without data: a training step, sampling, the autoencoder, the text
+"""Run the product's own code on tensors without data: a training step, sampling, the autoencoder, the text
 encoders.
 
 Legend: B batch, C channels, H and W latent rows and columns.
@@ -34,8 +34,8 @@ def training_pass(
 ) -> Profile:
     """One forward and one backward pass as `verbs/train.py` runs them.
 
-    length: T5 tokens of a caption. part: with clean context, a part of the worn panel is learned, and not all
-    of it: a box of two thirds of its sides, which is what `draw_active` draws in the mean.
+    length: number of T5 tokens in a caption. part: with clean context, learn only a part of the generated
+    panels, of the mean size that `draw_active` draws: for a single panel a box of two thirds of its sides.
     """
     return _training_pass(
         shapes,
@@ -65,12 +65,12 @@ def _training_pass(
     for parameter in add_lora(
         transformer, backbone.lora_layers(transformer), config.rank, config.alpha, config.lora_dropout, 0
     ):
-        if config.gradient_accumulation_steps > 1:  # all but the first pass add to gradients that are there
+        if config.gradient_accumulation_steps > 1:  # all passes but the first add to existing gradients
             parameter.grad = torch.zeros_like(parameter)
     b = config.batch_size * config.noise_levels
     clean_BCHW = shapes.latents(layout, b)
     active = torch.from_numpy(layout.mask(layout.made, shapes.settings.stride))
-    if part and len(layout.made) > 1:  # 1 to all of them are drawn; the others are given
+    if part and len(layout.made) > 1:  # `draw_active` draws 1 to all of them; the others are given
         active = torch.from_numpy(
             layout.mask(layout.made[: (len(layout.made) + 1) // 2], shapes.settings.stride)
         )
@@ -107,10 +107,10 @@ def sampling_run(
     known: bool,
     rank: int,
 ) -> Profile:
-    """Denoising one canvas, `generate` without (`known` False) or with product photos. rank: of the LoRA, 0
-    without one.
+    """Denoise one canvas, as `generate` does with product photos (`known`) or without. rank: the LoRA's rank;
+    0 without a LoRA.
 
-    Every step is alike, so two are run, and the arithmetic of the second counts for all that follow.
+    All steps are alike, so two are run, and the arithmetic of the second counts for every later step.
     """
     backbone = shapes.backbone(dtype)
     transformer = shapes.build("transformer", dtype)
@@ -139,7 +139,7 @@ def sampling_run(
 def autoencoding(
     shapes: ModelShapes, layout: PanelLayout, batch: int, dtype: torch.dtype, *, decode: bool
 ) -> Profile:
-    """Canvases to latents, or (`decode`) back."""
+    """Encode canvases to latents, or with `decode` the reverse."""
     vae = shapes.build("vae", dtype)
     with torch.no_grad(), traced(vae) as trace:
         if decode:
@@ -154,7 +154,7 @@ def autoencoding(
 
 @cache
 def text_encoding(shapes: ModelShapes, length: int, dtype: torch.dtype) -> Profile:
-    """One caption through every text encoder, one after the other; they are all in memory together."""
+    """Run one caption through the text encoders one after another, with all of them in memory."""
     profiles = []
     for part, about in shapes.family.text_encoder_class.parts.items():
         encoder = shapes.build(part, dtype)

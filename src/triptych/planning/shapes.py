@@ -1,6 +1,4 @@
-"""What a model is made of, from its configs alone: every part as a module on the meta device, and its exact
-counts.
-"""
+"""A model's parts from its configs alone: each part as a module on the meta device, and its exact counts."""
 
 from __future__ import annotations
 
@@ -31,9 +29,9 @@ from triptych.pictures.panels import PanelLayout
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers in a transformer. total: all, tables of positions (which are no parameters) included. linear:
-    those in the blocks' linear layers, which can be quantised. largest: in the largest of these layers.
-    blocks: in each block, in the order they run.
+    """Counts of numbers in a transformer. total: all, including position tables (which are no parameters).
+    linear: those in the blocks' linear layers, which can be quantised. largest: those in the largest of these
+    layers. blocks: those in each block, in running order.
     """
 
     total: int
@@ -44,7 +42,7 @@ class Weights:
 
 @dataclass(eq=False)
 class ModelShapes:
-    """A model as its configs describe it. configs: by subfolder, `transformer`, `vae`, `text_encoder` …"""
+    """A model as its configs describe it. configs: by subfolder (`transformer`, `vae`, `text_encoder` …)."""
 
     model: str
     family: type[Backbone]
@@ -52,8 +50,8 @@ class ModelShapes:
     settings: ModelSettings
 
     def backbone(self, dtype: torch.dtype) -> Backbone:
-        """The family's own code on the meta device; no file of the model is looked for. Without the
-        scheduler's config noise levels are others, which changes neither memory nor arithmetic.
+        """The family's own code on the meta device, which reads no file of the model. Without the scheduler's
+        config the noise levels differ, but memory and arithmetic are the same.
         """
         return self.family.without_files(self.model, dtype, self.settings)
 
@@ -61,7 +59,7 @@ class ModelShapes:
         """One part on the meta device, frozen, in eval mode.
 
         Raises:
-            ModelError: a config that describes no such part.
+            ModelError: the config does not describe such a part.
         """
         config = self.configs[part]
         try:
@@ -81,7 +79,7 @@ class ModelShapes:
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """Numbers in each part."""
+        """Count of parameters in each part."""
         return {
             part: sum(p.numel() for p in self.build(part, torch.float32).parameters())
             for part in self.configs
@@ -104,7 +102,7 @@ class ModelShapes:
         )
 
     def lora_parameters(self, rank: int) -> int:
-        """Numbers in a LoRA: rank × (inputs + outputs) of each layer it adapts."""
+        """Count of parameters in a LoRA: the sum of rank × (inputs + outputs) over the layers it adapts."""
         return rank * self._sides
 
     @cached_property
@@ -115,15 +113,15 @@ class ModelShapes:
 
     @property
     def latent_stride(self) -> int:
-        """Pixels to a latent cell."""
+        """Side of a latent cell in pixels."""
         return self.family.family.latent_stride(self.configs["vae"])
 
     def image_tokens(self, layout: PanelLayout) -> int:
-        """Tokens of the whole canvas."""
+        """Number of image tokens of the whole canvas."""
         return (layout.size[0] // self.settings.stride) * (layout.size[1] // self.settings.stride)
 
     def text_tokens(self, length: int) -> int:
-        """Text tokens that the transformer sees, of captions with `length` T5 tokens."""
+        """Number of text tokens that the transformer gets for captions of `length` T5 tokens."""
         return self.family.text_tokens(self.text(length, 1, torch.float32))
 
     def latents(self, layout: PanelLayout, batch: int) -> Tensor:
@@ -137,7 +135,7 @@ class ModelShapes:
 
     @cached_property
     def _transformer(self) -> nn.Module:
-        """For questions about it; whoever changes one builds it anew."""
+        """A shared transformer to read from; callers that change one must build their own."""
         return self.build("transformer", torch.float32)
 
     def text(self, length: int, batch: int, dtype: torch.dtype) -> Text:
@@ -149,17 +147,17 @@ class ModelShapes:
 
 
 def known_models() -> dict[str, dict[str, Any]]:
-    """Hub models whose configs are built in, by hub id."""
+    """Hub models whose configs come with the package, by hub id."""
     return dict(yaml.safe_load((files("triptych.planning") / "models.yaml").read_text(encoding="utf-8")))
 
 
 @cache
 def model_shapes(model: str) -> ModelShapes:
-    """The shapes of `pocket`, of a diffusers folder (its configs suffice), or of a hub model that is built
-    in.
+    """The shapes of `pocket`, of a diffusers folder (its configs suffice), or of a hub model in
+    `known_models`.
 
     Raises:
-        ModelError: an unknown model, a family without a backbone, or a config that is missing or damaged.
+        ModelError: the model is unknown, its family has no backbone, or a config is missing or damaged.
     """
     known = known_models()
     folder = Path(resolve_model(model))

@@ -1,17 +1,17 @@
-"""The memory model: run the real code on tensors that have a shape but no data, and keep count of what would
-be alive.
+"""The memory model: run the real code on tensors that have a shape but no data, and count the bytes that
+would be alive.
 
-torch's meta device runs forward, backward and gradient checkpointing as a real device does, without memory or
-arithmetic. So a step's memory is not described by formulas that age with the code: it is counted, tensor by
-tensor, while `losses_of` or `sample_latents` runs. Arithmetic is counted along the way, with torch's own
-formulas (`torch.utils.flop_counter`: a product of an (m, k) and a (k, n) matrix is 2·m·k·n operations).
+torch's meta device runs forward, backward and gradient checkpointing like a real device, but without memory
+or arithmetic. The memory of a step is therefore counted, tensor by tensor, while `losses_of` or
+`sample_latents` runs, and not computed by formulas that would go out of date with the code. Arithmetic is
+counted at the same time, with torch's own formulas (`torch.utils.flop_counter`: the product of an (m, k) and
+a (k, n) matrix is 2·m·k·n operations).
 
-A transformer's blocks are alike. `thinned` keeps three of every run of equal blocks; what the middle one
-adds, on the way forward and on the way back, is then taken as often as the whole model has it. FLUX.1-dev
-takes seconds that way.
+A transformer's blocks are alike. `thinned` keeps three blocks of every run of equal ones. The memory and
+arithmetic that the middle block adds, forward and backward, are then counted once per block of the whole
+model. FLUX.1-dev takes seconds that way.
 
-What is not seen is what a kernel takes for itself and gives back before it returns (cuBLAS and cuDNN
-workspaces).
+The count misses memory that a kernel allocates and frees before it returns (cuBLAS and cuDNN workspaces).
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from torch.utils.flop_counter import flop_registry
 from triptych.compute.blocks import Blocks
 
 KEPT = 3
-"""Blocks left of a run of equal ones: one after another kind, one before another kind, and the typical one
-between.
+"""Number of blocks kept of a run of equal ones: the first, the last, and a typical one between, because the
+first and the last have other neighbours.
 """
 
 
 @dataclass
 class Segment:
-    """A stretch of the run: how far live bytes rise above where they were at its start, what is left over,
-    its arithmetic.
+    """A part of the run. rise: largest increase of live bytes since its start. change: increase at its end.
+    flops: its arithmetic.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a run takes beside the weights. peak: bytes alive at the worst moment. kept: bytes alive when the
-    backward pass begins (0 without one). flops: floating-point operations, a multiplication and an addition
-    being two.
+    """Memory and arithmetic of a run, without the weights. peak: bytes alive at the worst moment. kept: bytes
+    alive when the backward pass begins (0 without one). flops: floating-point operations; a multiplication
+    and an addition count as two.
     """
 
     peak: int
@@ -66,7 +66,7 @@ class Profile:
 
 
 def profile(segments: Iterable[Segment]) -> Profile:
-    """The segments one after the other, each as often as the whole model runs it."""
+    """The profile of all segments in order, each repeated as often as the whole model runs it."""
     live = peak = kept = flops = 0
     backward = False
     for segment in segments:
@@ -80,7 +80,7 @@ def profile(segments: Iterable[Segment]) -> Profile:
 
 
 def runs_of_blocks(blocks: Blocks) -> list[list[nn.Module]]:
-    """A transformer's blocks in the order in which they run, equal neighbours together."""
+    """A transformer's blocks in running order, with equal neighbours grouped."""
     runs: list[tuple[Any, list[nn.Module]]] = []
     for path, block in blocks.items():
         kind = _list_of(path), tuple((key, value.shape) for key, value in block.named_parameters())
@@ -91,7 +91,7 @@ def runs_of_blocks(blocks: Blocks) -> list[list[nn.Module]]:
 
 
 def thinned(transformer: nn.Module, blocks: Blocks) -> dict[nn.Module, int]:
-    """Take blocks out of a transformer, so that at most `KEPT` equal ones follow each other.
+    """Remove blocks from a transformer, so that at most `KEPT` equal ones follow each other.
 
     Returns the blocks that remain, and how often the whole model runs each.
     """
@@ -112,14 +112,12 @@ def _list_of(path: str) -> str:
 
 
 class Trace(TorchDispatchMode):
-    """Counts live bytes and arithmetic of meta tensors, segment by segment. What exists before is not
+    """Counts live bytes and arithmetic of meta tensors, segment by segment. Tensors that exist before are not
     counted.
     """
 
     def __init__(self, module: nn.Module, times: dict[nn.Module, int] | None = None) -> None:
-        """times: blocks of `module` that are segments of their own,
-        and how often the whole model runs each.
-        """
+        """times: blocks of `module` that form their own segments, and how often the whole model runs each."""
         super().__init__()
         self.segments = [Segment("start")]
         self._times = times or {}
@@ -135,7 +133,7 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.bool:
-            return args[0]  # masks stay real wherever they are sent, for what they select is counted
+            return args[0]  # masks stay real on every device, because the number of selected elements matters
         if any(tensor.is_meta for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)):
             args = _all_meta(args)
         out = func(*args, **kwargs)
@@ -157,8 +155,9 @@ class Trace(TorchDispatchMode):
         segment.rise = max(segment.rise, self._live - self._start)
 
     def _freed(self, key: int, size: int, made: int, _: object) -> None:
-        """made: how many segments there were when it came. What many blocks leave and one goodbye takes away,
-        as clean context's keys and values when the forward pass ends, goes as often as it came.
+        """made: number of segments at the allocation. Some memory is allocated once per block, but freed once
+        at the end of the forward pass (keys and values of clean context): count its release as often as its
+        allocation.
         """
         del self._known[key]
         self._live -= size
@@ -181,8 +180,8 @@ class Trace(TorchDispatchMode):
             hook.remove()
 
     def _open(self, name: str, block: nn.Module) -> None:
-        """A new segment, up to the next one; forward passes that the backward pass repeats are a part of it,
-        and make none.
+        """Begin a new segment. A forward pass that gradient checkpointing repeats during the backward pass
+        begins none: it belongs to the backward segment.
         """
         if name != "backward" and torch._C._current_graph_task_id() != -1:
             return
@@ -206,8 +205,8 @@ class Trace(TorchDispatchMode):
 
 
 def _all_meta(args: Any) -> Any:
-    """Real tensors among meta ones become meta; a real mask that selects becomes the places it selects, whose
-    number counts.
+    """Move real tensors to meta, for operations that mix both. A real mask used as an index becomes the
+    indices that it selects, which keeps their number.
     """
 
     def places(indices: Any) -> Any:
@@ -227,10 +226,10 @@ _FULL = {F.layer_norm, F.rms_norm, F.group_norm}
 
 
 class Device(TorchFunctionMode):
-    """How a card runs what the meta device would run otherwise.
+    """Make the meta device run some operations as a card does.
 
-    Attention is fused: no matrix of queries × keys. With `autocast`, matrix products are taken in that dtype
-    and norms in float32, as torch's autocast for CUDA does it (ATen/autocast_mode.h); the meta device has no
+    Attention is fused: it has no matrix of queries × keys. With `autocast`, matrix products run in that dtype
+    and norms in float32, as in torch's autocast for CUDA (ATen/autocast_mode.h); the meta device has no
     autocast.
     """
 
@@ -253,7 +252,7 @@ class Device(TorchFunctionMode):
 
 
 def _cast(part: Any, dtype: torch.dtype | None) -> Any:
-    """Floating-point tensors in `part` as `dtype`; None leaves them."""
+    """Cast floating-point tensors in `part` to `dtype`; None leaves them unchanged."""
     if dtype is None:
         return part
     return tree_map_only(
@@ -265,14 +264,14 @@ def _cast(part: Any, dtype: torch.dtype | None) -> Any:
 def traced(
     module: nn.Module, times: dict[nn.Module, int] | None = None, autocast: torch.dtype | None = None
 ) -> Iterator[Trace]:
-    """Count what runs inside; see `Trace` and `Device`."""
+    """Count memory and arithmetic of the code inside; see `Trace` and `Device`."""
     with Device(autocast), Trace(module, times) as trace:
         yield trace
 
 
 def backward(loss: Tensor) -> None:
-    """`loss.backward()`, as it goes on inside. Called by its name it is one call to `Device`, which then does
-    not see the forward passes that gradient checkpointing repeats.
+    """Run the backward pass by the engine function inside `loss.backward()`. `Device` sees `loss.backward()`
+    as a single call, and would miss the forward passes that gradient checkpointing repeats.
     """
     ones = torch.ones_like(loss)
     torch.autograd.graph._engine_run_backward(

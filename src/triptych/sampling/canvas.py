@@ -1,7 +1,7 @@
-"""Pictures ↔ pixels ↔ latents.
+"""Convert pictures ↔ pixels ↔ latents.
 
-Legend: B batch, C channels, H and W latent rows and columns of the whole canvas; of pixels, their rows and
-columns.
+Legend: B batch, C channels, H and W rows and columns of the whole canvas, in latents or, for pixel tensors,
+in pixels.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
 def decoded_panel(
     model: OpenedModel, latents_BCHW: Tensor, layout: PanelLayout, role: str
 ) -> list[Image.Image]:
-    """One panel of each canvas, decoded alone: a third of the work, and no colour of a known panel runs in at
-    its edge.
+    """Decode one panel of each canvas alone: a third of the work, and no colour of a known panel bleeds
+    across its edge.
 
     Raises:
-        ModelError: latents or pixels that are not finite.
+        ModelError: latents or pixels are not finite.
     """
     left, top, right, bottom = layout.box(role, model.autoencoder.stride)
     latents = model.finite(latents_BCHW[:, :, top:bottom, left:right])
@@ -51,7 +51,7 @@ def decoded_panel(
 def left_out(
     canvases: Sequence[Image.Image], layout: PanelLayout, model: OpenedModel, sampling: Sampling
 ) -> Tensor | None:
-    """The tokens of given panels that show background on every canvas, if they are to be left out."""
+    """The tokens of given panels that show background on every canvas; None if `drop_background` is off."""
     if not sampling.drop_background:
         return None
     stride = model.backbone.settings.stride
@@ -62,9 +62,9 @@ def left_out(
 def known_latents(
     model: OpenedModel, canvases: Sequence[Image.Image], layout: PanelLayout, sampling: Sampling
 ) -> Tensor:
-    """Latents (B, C, H, W) of edited canvases, to be repainted in the panels that are made.
+    """Latents (B, C, H, W) of edited canvases, whose generated panels are to be repainted.
 
-    With context reading `products`, those of the given panels do not depend on what else the canvas shows.
+    With context reading `products`, the latents of the given panels do not depend on the other panels.
     """
     latents, _ = model.autoencoder.encode(to_pixels(canvases))
     if sampling.context == "clean" and sampling.context_reading == "products":
@@ -76,12 +76,12 @@ def known_latents(
 def _with_products_alone(
     known_BCHW: Tensor, canvas: Image.Image, layout: PanelLayout, model: OpenedModel
 ) -> Tensor:
-    """The latents of a canvas, those of its given panels as if the first of them stood in place of those that
-    are made too.
+    """The latents of a canvas, but with its given panels encoded on another canvas, where the first given
+    panel also fills the place of every generated one.
 
-    The autoencoder's group norms look at the whole canvas: product latents change with the person beside
-    them, and what is kept of a product would be good for one person only. `generate` shows the model products
-    on just such a canvas.
+    The autoencoder's group norms look at the whole canvas, so product latents change with the person beside
+    them, and cached keys and values of a product would serve one person only. `generate` shows products to
+    the model on exactly such a canvas.
     """
     alone = canvas.copy()
     for role in layout.made:

@@ -1,21 +1,21 @@
-"""Clean context: what attends to what, how known tokens are read before sampling, and how long what was read
-is kept.
+"""Clean context: which tokens attend to which, reading known tokens before sampling, and caching the result.
 
-Known tokens are the clean ones: the product panels, and what lies outside the polygon in the worn panel. They
-are read once, at t = 0 and without words; the active tokens (those being repainted) and the text run at every
-step and attend to each other and to all known tokens. What the known tokens attend to is the LoRA's
-`context_reading`, recorded in its file:
+Known tokens are clean: those of the product panels, and those outside the polygon in the worn panel. They are
+read once, at t = 0 and without words. The active tokens (those being repainted) and the text run at every
+step and attend to each other and to all known tokens. The LoRA's `context_reading`, recorded in its file,
+says which tokens the known tokens attend to:
 
 - joint: all known tokens attend to all known tokens. Keys and values of the products then depend on the
-  person as soon as a part of the worn panel is known, so they can be kept for more seeds of the same person
-  and polygon, not for another person.
-- products: product tokens attend to product tokens only, the person's known tokens to the products' and to
-  each other. Keys and values of the products depend on the product photos alone and serve every person. (The
-  latents must not depend on the person either: `generate` then encodes the products on a canvas of their
-  own.)
+  person as soon as a part of the worn panel is known. They can be kept for more seeds of the same person and
+  polygon, but not for another person.
+- products: product tokens attend to product tokens only; the person's known tokens attend to the products'
+  tokens and to each other. Keys and values of the products depend on the product photos alone and serve every
+  person. The latents must not depend on the person either, so the products are encoded on a canvas of their
+  own (`canvas.known_latents`).
 
-If the whole worn panel is active the two are the same. Either way what is kept equals what would be read
-anew, and both equal one pass over all tokens with the attention mask just described; the tests compare them.
+If the whole worn panel is active, both readings are the same. In both, cached keys and values equal newly
+read ones, and the result equals one pass over all tokens with the attention mask described above; the tests
+compare them.
 
 Legend: B batch, C channels, H and W latent rows and columns of the whole canvas.
 """
@@ -41,11 +41,10 @@ from triptych.pictures.panels import PanelLayout
 
 
 class ContextCache:
-    """What was computed from known panels, up to a limit in bytes; what was used longest ago goes first.
+    """A least-recently-used cache of results computed from known panels, with a limit in bytes.
 
-    One cache belongs to one transformer with one LoRA at one strength, and is of no use for another: so
-    neither is part of a key. Keys are hashes of everything else that goes in. Tensors stay on the device.
-    Several threads may share it.
+    A cache belongs to one transformer with one LoRA at one strength, so these are not part of a key. Keys are
+    hashes of all other inputs. Tensors stay on the device. Several threads may share a cache.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -56,15 +55,15 @@ class ContextCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are held now."""
+        """Bytes in the cache."""
         return sum(size for _, size in self._kept.values())
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
-        """What is kept under `key`, else what `make` returns (it has `nbytes`), which is kept if it fits the
-        limit at all.
+        """The value for `key`. If it is missing, `make` computes it (an object with `nbytes`); it is kept if
+        it fits the limit.
         """
         with self._lock:
             if key in self._kept:
@@ -81,7 +80,7 @@ class ContextCache:
         return value
 
     def summary(self) -> dict[str, Any]:
-        """How it was used, for people."""
+        """Usage statistics, for display."""
         return {
             "reused": self.hits,
             "read": self.misses,
@@ -91,7 +90,7 @@ class ContextCache:
 
 
 def product_tokens(layout: PanelLayout, stride: int) -> Tensor:
-    """(rows, columns) bool on the token grid: the panels that are given."""
+    """(rows, columns) bool on the token grid: the tokens of the given panels."""
     return torch.from_numpy(layout.mask(layout.given, stride))
 
 
@@ -105,11 +104,12 @@ def read_window(
     within: Tensor | None = None,
     first: Tensor | None = None,
 ) -> Window:
-    """Run the tokens that are not active once, clean, and let the active ones attend to them.
+    """Read the tokens that are not active: run them once, clean. Returns the window in which the active
+    tokens attend to them.
 
-    within: (rows, columns) bool; read only known tokens in there (the worn panel, for a pass without product
-    panels). first: (rows, columns) bool; known tokens in there attend to each other only, the others to all
-    ("products" reading).
+    within: (rows, columns) bool; only known tokens inside it are read (the worn panel, for a pass without
+    product panels). first: (rows, columns) bool; known tokens inside it attend only to each other, the others
+    to all ("products" reading).
     """
     with nullcontext() if with_lora else lora_switched_off(transformer):
         contexts: list[Context] = []
@@ -132,10 +132,11 @@ def kept_window(
     room: int,
     cache: ContextCache | None = None,
 ) -> Window:
-    """`read_window` for sampling: nothing is read twice, and there is room for `room` tokens of each step.
+    """`read_window` for sampling: it reads nothing twice, and its buffers have room for the `room` tokens of
+    each step.
 
-    Equal canvases of a batch are read once; with a `cache`, canvases that were read in earlier calls are not
-    read at all. active: as in `Window`, of all canvases alike or each one's own.
+    Equal canvases of a batch are read once. With a `cache`, canvases read in earlier calls are not read
+    again. active: as in `Window`, one set for all canvases or one per canvas.
     """
     rows_active = active if active.ndim == 3 else active.expand(len(clean_BCHW), -1, -1)
     groups = [_groups(own, within, first) for own in rows_active]
@@ -144,8 +145,8 @@ def kept_window(
     cache = ContextCache(0) if cache is None else cache
     reader = _RowReader(backbone, transformer, _one(empty), with_lora, cache)
     with nullcontext() if with_lora else lora_switched_off(transformer), torch.no_grad():
-        # The list of rows has no name here: `joined` empties it, and frees each layer as soon as it is
-        # copied.
+        # Do not keep a reference to the list of rows: `joined` empties it, and frees each layer as soon as it
+        # is copied.
         return Window(active, joined(reader.rows(clean_BCHW, groups), room))
 
 
@@ -156,13 +157,13 @@ class _RowReader:
     backbone: Backbone
     transformer: nn.Module
     empty: Text
-    """Embeddings of the empty prompt, of one sample."""
+    """Embeddings of the empty prompt, for one sample."""
     with_lora: bool
     cache: ContextCache
 
     def rows(self, clean_BCHW: Tensor, groups: Sequence[Sequence[Tensor]]) -> list[list[Context]]:
-        """For each canvas the contexts of its groups of known tokens, in the order in which they are read."""
-        # One canvas and no cache: nothing could be found again, and a plan's tensors have no data to hash.
+        """Per canvas, the contexts of its groups of known tokens, in reading order."""
+        # With one canvas and no cache, no key is needed; and the tensors of `plan` have no data to hash.
         findable = bool(self.cache.limit_bytes) or len(clean_BCHW) > 1
         read: dict[str, Context] = {}
         rows = []
@@ -177,14 +178,14 @@ class _RowReader:
         return rows
 
     def _read(self, clean_CHW: Tensor, known: Tensor, before: list[Context]) -> Context:
-        """before: the contexts of this canvas that were read already."""
+        """before: contexts of this canvas that were read earlier."""
         seen = joined([before]) if before else None
         return self.backbone.read(self.transformer, clean_CHW[None], known, self.empty, seen)
 
 
 def _groups(active: Tensor, within: Tensor | None, first: Tensor | None) -> list[Tensor]:
-    """The known tokens in the order in which they are read; each group attends to itself and to those before
-    it.
+    """The known tokens as groups in reading order; each group attends to itself and to the groups
+    before it.
     """
     known = ~active if within is None else ~active & within
     parts = [known] if first is None else [known & first, known & ~first]
@@ -196,8 +197,8 @@ def _one(empty: Text) -> Text:
 
 
 def _key(before: str, clean_CHW: Tensor, known: Tensor, with_lora: bool) -> str:
-    """A hash of what keys and values follow from: clean latents under the known tokens, their places, what
-    was read before.
+    """A hash of the inputs of keys and values: clean latents under the known tokens, their positions, and the
+    tokens read before.
     """
     rows, columns = (size // cells for size, cells in zip(clean_CHW.shape[1:], known.shape, strict=True))
     cells = known.repeat_interleave(rows, 0).repeat_interleave(columns, 1)

@@ -1,4 +1,4 @@
-"""Triptychs from prompts, in memory; the panels that are given stay as they are, the others are made beside
+"""Generate triptychs from prompts, in memory. Given panels stay unchanged; the others are generated beside
 them.
 
 Legend: B batch, C channels, H and W latent rows and columns of the whole canvas.
@@ -30,17 +30,17 @@ def generate_triptych(
     products: Sequence[Mapping[str, Image.Image]] | None = None,
     on_step: OnStep | None = None,
 ) -> list[Image.Image]:
-    """Triptychs for B prompts, one seed each.
+    """Generate triptychs for B prompts, with one seed per prompt.
 
     Args:
-        layout, sampling: by default what the LoRA was trained for, else what the model recommends.
-        products: for each prompt the known panels by role, e.g. photos of what the task gives; the other
-            panels are generated beside them and they come back pixel for pixel. None or empty: the whole
-            canvas comes from the prompt.
+        layout, sampling: default to the LoRA's training, else to the model's recommendation.
+        products: per prompt, the known panels by role, e.g. photos for the panels that the task gives. They
+            come back pixel for pixel, and the other panels are generated beside them. None or empty: the
+            whole canvas comes from the prompt.
 
     Raises:
-        InputError: products that are no panels of the layout, or all of them.
-        ModelError: no finite numbers come out, or a part of the model cannot be loaded.
+        InputError: products are given for panels that the layout lacks, or for all panels.
+        ModelError: the result is not finite, or a part of the model cannot be loaded.
     """
     assert len(prompts) == len(seeds)
     layout, sampling = layout or model.layout(), sampling or model.sampling()
@@ -75,7 +75,7 @@ def made_latents(
     known: Known | None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Latents (B, C, H, W) of B canvases, for one prompt and one seed each."""
+    """Sample latents (B, C, H, W) of B canvases, with one prompt and one seed each."""
     unit = model.autoencoder.stride
     channels = model.backbone.latent_channels(model.transformer)
     canvases = Canvases(
@@ -92,7 +92,7 @@ def made_latents(
 
 
 def _check_panels(given: Mapping[str, Image.Image], layout: PanelLayout) -> None:
-    """Raises InputError for panels that the layout does not have, or if all of them are given."""
+    """Raise InputError for panels that the layout does not have, or if all panels are given."""
     if {*given} - {*layout.roles} or {*given} == {*layout.roles}:
         raise InputError(
             f"Photos are given of {', '.join(sorted(given))}; the panels are {', '.join(layout.roles)}.",
@@ -108,15 +108,15 @@ def _known(
 ) -> Known:
     latents, _ = model.autoencoder.encode(to_pixels(canvases))
     repaint = torch.from_numpy(layout.mask(layout.made, model.autoencoder.stride)).float()
-    # Batched canvases share one set of tokens, so what is left out of one is left out of all: only if each
-    # has it as background.
+    # The canvases of a batch share one set of tokens. A token is therefore left out only if it is background
+    # on every canvas.
     return Known(latents, repaint, left_out(canvases, layout, model, sampling))
 
 
 def _panel(given: Mapping[str, Image.Image], role: str, layout: PanelLayout) -> Image.Image:
-    """A known panel. In place of an unknown one, which no repainted latent keeps, a known one: the
-    autoencoder's group norms look at the whole canvas, and a grey panel would change the latents of the
-    panels beside it.
+    """A known panel; for an unknown role, another known panel as filler. The filler's latents are repainted,
+    but the autoencoder's group norms look at the whole canvas, and a grey panel would change the latents of
+    the panels beside it.
     """
     return (
         given.get(role)

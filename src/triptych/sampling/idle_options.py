@@ -1,4 +1,4 @@
-"""Options that were given and change nothing: an error with the reason, never silence."""
+"""Refuse options that were given but have no effect, with the reason."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from triptych.errors import ConfigError
 
 @dataclass(frozen=True)
 class Run:
-    """What decides whether an option has an effect."""
+    """The facts that decide whether an option has an effect."""
 
     model: str
     settings: ModelSettings
     has_lora: bool
     context: str
-    """noisy or clean, as it is sampled."""
+    """`noisy` or `clean`, as used in sampling."""
     context_guidance_scale: float
     true_cfg_scale: float
     shows_products: bool
@@ -47,18 +47,18 @@ _OFF: dict[str, Callable[[ModelSettings], tuple[Any, ...]]] = {
     "guidance_stop": lambda _: (1.0,),
     "lora_scale": lambda _: (1.0,),
 }
-"""By option: values that ask for nothing. What a model recommends is among them, because `reproduce` gives
-every setting.
+"""By option: values that request no effect. They include the model's recommended value, because `reproduce`
+gives every setting.
 """
 
 
 def check_effects(given: dict[str, Any], run: Run) -> None:
     """
     Args:
-        given: the options that somebody set, with their values.
+        given: the options that were set, with their values.
 
     Raises:
-        ConfigError: one of them has no effect in this run.
+        ConfigError: an option has no effect in this run.
     """
     for name, value in given.items():
         if name in _OFF and value not in _OFF[name](run.settings):
@@ -69,7 +69,7 @@ def check_effects(given: dict[str, Any], run: Run) -> None:
 
 
 def _reason(name: str, run: Run) -> tuple[str, str] | None:
-    """Why an option has no effect, and what to do; None if it has one."""
+    """Why an option has no effect, and a hint; None if it has one."""
     if name == "lora_scale" and not run.has_lora:
         return "there is no LoRA", "Give one with --lora, or leave the option out."
     if name in run.clean_only and run.context != "clean":

@@ -1,7 +1,6 @@
-"""One model with its LoRA, opened: its parts on their device, its prompts, and what both recommend.
+"""An open model with its LoRA: its loaded parts, its encoded prompts, and the recommended settings.
 
-Everything is read once: the LoRA's header and hash when they are first asked for, the weights when the first
-picture is made.
+Everything is read once: the LoRA's header and hash on first request, the weights for the first picture.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ log = logging.getLogger(__name__)
 
 
 class OpenedModel:
-    """A model and its LoRA. Parts that are not given are loaded when they are first needed.
+    """A model and its LoRA. Parts that are not given are loaded at first use.
 
-    Functions that make pictures with it take its `lock` while they work: a LoRA is switched off on the shared
-    layers while known panels are read, so two pictures at once would spoil each other.
+    A function that makes pictures holds the `lock` while it works: the LoRA is switched off on the shared
+    layers while known panels are read, so two pictures at the same time would corrupt each other.
     """
 
     def __init__(
@@ -57,15 +56,16 @@ class OpenedModel:
     ) -> None:
         """
         Args:
-            backbone: the model, or what opens it when it is first needed.
-            texts: embeddings by prompt that are there already.
-            settings: what the model recommends, by default what its backbone says.
-            lora: is put into the transformer when that is loaded; one that is given has its LoRA.
-            trained: what is known of the LoRA's training: layout, context …; by default what its file says.
-            options: the model's name and other options of it that a picture carries.
-            context_cache_gib: memory on the device, in GiB, for keys and values of known panels from one
-                picture to the next.
-            keep_text_encoder: whether the text encoder stays loaded after it was used.
+            backbone: the model, or a function that opens it at first use.
+            texts: embeddings that exist already, by prompt.
+            settings: the model's recommended settings; by default those of its backbone.
+            lora: the LoRA to add to the transformer when it is loaded. A `transformer` that is given must
+                have its LoRA already.
+            trained: metadata of the LoRA's training (layout, context …); by default that of its file.
+            options: the model's name and its other options, as recorded in pictures.
+            context_cache_gib: device memory, in GiB, that keeps the keys and values of known panels for the
+                next pictures.
+            keep_text_encoder: whether the text encoder stays loaded after use.
         """
         self._backbone = backbone
         self.settings = settings or self.backbone.settings
@@ -75,10 +75,10 @@ class OpenedModel:
         self.trained = dict(trained if trained is not None else lora.about if lora else {})
         self.contexts = ContextCache(int(context_cache_gib * 2**30))
         self.warnings: dict[str, str] = {}
-        """By prompt, for those that the text encoder cuts: where."""
+        """For each prompt that the text encoder cuts, a warning that says where."""
         self.lock = threading.RLock()
         self.options = {"lora_scale": lora_scale, **(options or {"model": self.backbone.model})}
-        """What a picture says about the model."""
+        """The model's part of a picture's settings."""
         self._transformer, self._autoencoder = transformer, autoencoder
         self._keeps_encoder = keep_text_encoder
         self._encoder: TextEncoder | None = None
@@ -86,11 +86,11 @@ class OpenedModel:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The model's family at work. Raises ModelError, see `load_backbone`."""
+        """The model's backbone. Raises ModelError, see `load_backbone`."""
         return self._backbone() if callable(self._backbone) else self._backbone
 
     def load(self) -> None:
-        """Load what is missing of transformer (with its LoRA) and autoencoder.
+        """Load the transformer (with its LoRA) and the autoencoder, if they are not loaded yet.
 
         Raises:
             ModelError: see `Backbone.load_transformer` and `load_lora`.
@@ -118,13 +118,13 @@ class OpenedModel:
         return self._autoencoder
 
     def encode(self, prompts: Sequence[str]) -> None:
-        """Make the embeddings of those prompts that are new, and of the empty prompt.
+        """Encode the prompts that are new, and the empty prompt.
 
-        The text encoder (9.5 GB for FLUX.1-dev) is loaded for it, and gone again afterwards unless it is to
-        be kept. Before the first picture it is alone on the device: encode what is known by then.
+        This loads the text encoder (9.5 GB for FLUX.1-dev), and unloads it afterwards unless it is to be
+        kept. Before the first picture it is alone on the device, so encode the prompts known by then early.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ModelError: the text encoder cannot be loaded.
         """
         with self.lock:
             new = [prompt for prompt in dict.fromkeys(["", *prompts]) if prompt not in self.texts]
@@ -146,11 +146,11 @@ class OpenedModel:
         return self.backbone.to_device(stack_text([self.texts[prompt] for prompt in prompts]))
 
     def layout(self, width: int | None = None, height: int | None = None) -> PanelLayout:
-        """The panels the LoRA was trained on, else those the model works best with; of another width or
-        height in pixels, if given.
+        """The panels that the LoRA was trained on, else those that the model recommends; with another width
+        or height in pixels, if given.
 
         Raises:
-            InputError: sides that do not fall on the model's grid, or a canvas that is too large.
+            InputError: a side is not on the model's grid, or the canvas is too large.
         """
         stored, own = self.trained.get("layout"), self.settings
         usual = DEFAULT.layout(own.panel_width, own.panel_height)
@@ -158,7 +158,7 @@ class OpenedModel:
         return panels_of(base, width, height, own.stride)
 
     def sampling(self, **changes: Any) -> Sampling:
-        """How to sample as the model and the LoRA recommend it, with `changes`: fields of `Sampling`."""
+        """The sampling that the model and the LoRA recommend, with `changes` to fields of `Sampling`."""
         own, trained = self.settings, self.trained
         recommended: dict[str, Any] = {
             "num_inference_steps": own.num_inference_steps,
@@ -172,10 +172,10 @@ class OpenedModel:
         return Sampling(**{**recommended, **changes})
 
     def resolved(self, config: SamplingConfig, strength: float = 1.0) -> Sampling:
-        """How to sample by the options of a config, which belong to this model; what is odd is logged once.
+        """The sampling for the options of a config for this model. Unusual values are logged once.
 
         Raises:
-            ConfigError: an option that was given and has no effect.
+            ConfigError: a given option has no effect.
         """
         sampling, warnings = config.resolve(self.settings, strength, self.trained)
         for warning in warnings:
@@ -183,27 +183,27 @@ class OpenedModel:
         return sampling
 
     def warn_of(self, sampling: Sampling) -> None:
-        """Say it once if known panels are shown otherwise than the LoRA has learned."""
+        """Warn once if known panels are shown in another way than in the LoRA's training."""
         for warning in unusual(sampling, self.trained):
             self.warn(warning)
 
     def warn(self, message: str) -> None:
-        """Log a warning, if it was not logged before."""
+        """Log a warning, unless it was logged before."""
         if message not in self._said:
             self._said.add(message)
             log.warning("%s", message)
 
     @cached_property
     def lora_sha256(self) -> str:
-        """Hash of the LoRA's file, hex."""
+        """The sha256 of the LoRA's file, in hex."""
         assert self.lora is not None
         return sha256_file(self.lora.path)
 
     def finite(self, values: Tensor) -> Tensor:
-        """`values`, latents or pixels.
+        """Return `values` (latents or pixels) if all are finite.
 
         Raises:
-            ModelError: some are not finite numbers, and would become black.
+            ModelError: some values are not finite, and would become black pixels.
         """
         if not torch.isfinite(values).all():
             if self.lora is not None:

@@ -1,4 +1,4 @@
-"""A picture that was made, and what it says about itself."""
+"""A generated picture, and the settings recorded in it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 
 UNRECORDED = ("context_lora", "strength")
-"""Numbers of a `Sampling` that a picture does not carry: one is the LoRA's own, one only some verbs have."""
+"""Fields of `Sampling` that a picture does not record: the first is the LoRA's own, the second exists only
+for some verbs.
+"""
 
 
 @dataclass(frozen=True)
 class Picture:
     """One picture.
 
-    image: what was asked for. mask: (H, W) float32 in [0, 1] of its size; where it is 0 nothing was made.
-    triptych: the whole canvas as the model made it. made: the roles of its panels that were made, at least in
-    part. settings: everything that decides the pixels, and what they were computed on; `triptych reproduce`
-    reads them out of a PNG that was saved with `text_chunks`.
+    image: the requested picture. mask: (H, W) float32 in [0, 1] of its size; 0 where nothing was generated.
+    triptych: the whole canvas from the model. made: roles of its panels that were generated, at least in
+    part. settings: all settings that decide the pixels, and the machine they were computed on; `triptych
+    reproduce` reads them from a PNG saved with `text_chunks`.
     """
 
     image: Image.Image
@@ -45,11 +47,11 @@ def record(
     sha256: Mapping[str, str] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Everything that decides the pixels of a picture, as settings by name.
+    """All settings that decide the pixels of a picture, by name.
 
     Args:
-        sha256: hashes (not paths) of the files that went in, by option; the LoRA's is put in.
-        more: prompt, seed, and settings of the verb alone.
+        sha256: hashes (not paths) of the input files by option; the LoRA's is added.
+        more: prompt, seed, and settings that only this verb has.
     """
     numbers = {name: value for name, value in asdict(sampling).items() if name not in UNRECORDED}
     lora = {"lora": model.lora_sha256} if model.lora is not None else {}
@@ -65,8 +67,8 @@ def record(
 
 
 def ran_on(model: OpenedModel) -> dict[str, Any]:
-    """What pixels also hang on: device, precision, version of torch, and, on a CPU, the threads that share a
-    sum.
+    """Other facts that pixels depend on: device, precision, torch version and, on a CPU, the number of
+    threads, which changes the order of sums.
     """
     backbone = model.backbone
     device, dtype = str(backbone.device), str(backbone.dtype).removeprefix("torch.")
@@ -75,8 +77,8 @@ def ran_on(model: OpenedModel) -> dict[str, Any]:
 
 
 def text_chunks(settings: Mapping[str, Any], part: str = "") -> dict[str, str]:
-    """Text chunks for a PNG that carries these settings. `part` marks a file that lies beside the picture
-    proper.
+    """Text chunks for a PNG that carries these settings. `part` marks a file that lies beside the main
+    picture.
     """
     about = {**settings, **({"part": part} if part else {})}
     return {"Software": "triptych", SETTINGS: json.dumps(about, sort_keys=True)}

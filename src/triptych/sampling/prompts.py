@@ -1,4 +1,4 @@
-"""Prompts become embeddings, each of them once."""
+"""Encode prompts, each of them once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from triptych.backbones.contract import Text, TextEncoder
 
 
 def encode_texts(encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int) -> dict[str, Text]:
-    """Embeddings by prompt, each encoded once, alone and without a batch dimension; the empty prompt is
-    always among them.
+    """Embeddings by prompt, without batch dimension. Each prompt is encoded once and alone; the empty prompt
+    is always included.
     """
     encoded: dict[str, Text] = {}
     distinct = list(dict.fromkeys(["", *prompts]))

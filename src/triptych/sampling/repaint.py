@@ -1,4 +1,4 @@
-"""A triptych that somebody concatenated, repainted inside a mask over the whole canvas."""
+"""Repaint a triptych that the caller concatenated, inside a mask over the whole canvas."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ def repaint_triptych(
     sampling: Sampling | None = None,
     on_step: OnStep | None = None,
 ) -> list[Image.Image]:
-    """The canvas with what lies inside the mask made anew, once for each seed.
+    """The canvas with the area inside the mask regenerated, once per seed.
 
-    The model sees the canvas at its own size if that falls on the model's grid and is no larger than the
-    triptychs the LoRA was trained on; else scaled, and what it makes is scaled back.
+    The model sees the canvas at its own size if that is on the model's grid and no larger than the triptychs
+    that the LoRA was trained on. Otherwise the canvas is scaled, and the result is scaled back.
 
     Args:
-        canvas: the panels side by side, as the LoRA was trained on them, equally large; known panels filled.
-        mask: (H, W) in [0, 1] of the canvas's size, 1 = repaint. Where it is 0 the result is the canvas, bit
-            for bit; in between the two are blended.
+        canvas: the panels side by side, all of one size, as in the LoRA's training set, with the known panels
+            filled in.
+        mask: (H, W) in [0, 1] of the canvas's size, 1 = repaint. Where it is 0, the result equals the canvas
+            bit for bit; between 0 and 1, both are blended.
 
     Raises:
-        InputError: a canvas that cannot be cut into the panels. ModelError: no finite numbers come out.
+        InputError: the canvas cannot be cut into the panels. ModelError: the result is not finite.
     """
     photo, sampling = canvas.convert("RGB"), sampling or model.sampling()
     layout = layout_of(model, mask)
@@ -64,8 +65,8 @@ def repaint_triptych(
 
 
 def repainted_panels(mask: np.ndarray, layout: PanelLayout) -> list[str]:
-    """The roles of the panels of which anything is repainted. mask: (H, W) of the canvas, in any size that
-    the panels divide.
+    """The roles of panels that are repainted, at least in part. mask: (H, W) of the canvas, at any resolution
+    that splits into the panels.
     """
     height, width = mask.shape[0] // layout.rows, mask.shape[1] // layout.columns
     places = {role: divmod(number, layout.columns) for number, role in enumerate(layout.roles)}
@@ -84,7 +85,7 @@ def _known(
     sampling: Sampling,
     count: int,
 ) -> Known:
-    """What is known of `count` equal canvases. covered: (H, W) bool in pixels of the canvas."""
+    """The known latents of `count` equal canvases. covered: (H, W) bool in pixels of the canvas."""
     if layout.given:
         latents = known_latents(model, [shown], layout, sampling)
     else:
@@ -95,11 +96,11 @@ def _known(
 
 
 def layout_of(model: OpenedModel, mask: np.ndarray) -> PanelLayout:
-    """The panels of a canvas with this mask, as the model is shown them. What the LoRA makes is made; if more
-    panels are repainted, those.
+    """The layout of a canvas with this mask, at the size that the model sees. `made` are the panels that the
+    LoRA makes, or if the mask touches others, the repainted panels.
 
     Raises:
-        InputError: a side that the panels do not divide.
+        InputError: a side of the canvas cannot be divided into the panels.
     """
     base, stride = model.layout(), model.settings.stride
     height, width = mask.shape

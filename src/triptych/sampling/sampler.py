@@ -1,4 +1,5 @@
-"""Latents of canvases: noise levels, guidance, what is put back after every step, and clean context.
+"""Sample latents of canvases: noise levels, guidance, restoring known latents after every step, and clean
+context.
 
 Legend: B batch, C channels, H and W latent rows and columns of the whole canvas.
 """
@@ -29,10 +30,10 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the canvases.
+    """The known content of the canvases.
 
-    latents_BCHW: clean latents of the edited canvases. repaint: (H, W), or (B, H, W), 1 = repaint. left_out:
-    (rows, columns) bool on the token grid; clean context: known tokens that nothing attends to.
+    latents_BCHW: clean latents of the edited canvases. repaint: (H, W) or (B, H, W), 1 = repaint. left_out:
+    (rows, columns) bool on the token grid; known tokens that no token attends to (clean context only).
     """
 
     latents_BCHW: Tensor
@@ -42,10 +43,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Canvases:
-    """B canvases to sample, one seed each.
+    """B canvases to sample, with one seed each.
 
     latent_shape: (C, H, W) of a canvas. text: embeddings of B prompts. empty: embeddings of the empty prompt,
-    B times; guidance and clean context need them. known: without it every canvas comes from its prompt alone.
+    B times; guidance and clean context need them. known: None if the canvases come from their prompts alone.
     """
 
     layout: PanelLayout
@@ -56,7 +57,7 @@ class Canvases:
     known: Known | None = None
 
     def noise(self) -> Tensor:
-        """(B, C, H, W) on the CPU, each canvas from a generator of its own seed."""
+        """Noise (B, C, H, W) on the CPU, per canvas from a generator with its own seed."""
         return torch.cat(
             [
                 torch.randn((1, *self.latent_shape), generator=torch.Generator("cpu").manual_seed(seed))
@@ -75,16 +76,16 @@ def sample_latents(
     contexts: ContextCache | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Latents of the canvases, clean: (B, C, H, W) float32.
+    """Sample the canvases. Returns clean latents, (B, C, H, W) float32.
 
-    With known canvases the run starts from them, noised to `strength`, and whatever is not repainted is put
-    back after every step (diffusers' inpainting pipelines compute the same).
+    With known canvases the run starts from them, noised to `strength`, and latents that are not repainted are
+    restored after every step (as in diffusers' inpainting pipelines).
 
     Args:
-        contexts: clean context: keys and values that were kept for this transformer.
+        contexts: cache of keys and values for this transformer (clean context only).
 
     Raises:
-        ModelError: a step cache for a family that has none.
+        ModelError: the sampling asks for a step cache, and the family supports none.
     """
     if sampling.step_cache and not backbone.step_cache:
         raise ModelError(
@@ -110,7 +111,7 @@ def sample_latents(
 
 
 def noise_levels(backbone: Backbone, layout: PanelLayout, sampling: Sampling) -> list[float]:
-    """The noise levels of a run, from where `strength` lets it begin down to 0."""
+    """The noise levels of a run, from the first one by `strength` down to 0."""
     stride = backbone.settings.stride
     sides = (layout.width, layout.height) if sampling.time_shift == "panel" else layout.size
     count = (sides[0] // stride) * (sides[1] // stride)
@@ -119,7 +120,7 @@ def noise_levels(backbone: Backbone, layout: PanelLayout, sampling: Sampling) ->
 
 def active_tokens(repaint_mask: Tensor, layout: PanelLayout, stride: int) -> Tensor:
     """(rows, columns) bool on the token grid: tokens with any latent to repaint. repaint_mask: (H, W), 1 =
-    repaint; or a batch of both.
+    repaint. A batch (B, H, W) gives a batch.
     """
     cells = repaint_mask.shape[-2] // (layout.size[1] // stride)
     return torch.from_numpy(token_sets.latent_mask(repaint_mask.cpu().numpy(), cells))
@@ -127,7 +128,7 @@ def active_tokens(repaint_mask: Tensor, layout: PanelLayout, stride: int) -> Ten
 
 @dataclass(frozen=True)
 class _Run:
-    """One sampling run: whose velocity it follows."""
+    """The velocity of one sampling run."""
 
     backbone: Backbone
     transformer: nn.Module
@@ -136,7 +137,7 @@ class _Run:
     levels: Sequence[float]
 
     def velocity(self, known_BCHW: Tensor | None, contexts: ContextCache | None) -> flow.Velocity:
-        """The velocity with its guidance. known_BCHW: clean latents on the device, if anything is known."""
+        """The velocity, with guidance. known_BCHW: clean latents on the device, if any are known."""
         text, empty, sampling = self.canvases.text, self.canvases.empty, self.sampling
         fed = sampling.guidance_scale
         until = self.levels[math.ceil(sampling.guidance_stop * (len(self.levels) - 1))]
@@ -160,10 +161,10 @@ class _Run:
     def _unguided(
         self, text: Text, branch: str, guidance_scale: float | None, window: Window | None
     ) -> flow.Velocity:
-        """The transformer's own velocity. branch: where a step cache keeps what it saw of this pass."""
+        """The transformer's own velocity. branch: name under which a step cache stores this pass."""
         backbone, transformer, levels = self.backbone, self.transformer, self.levels
         run = None
-        if not self.sampling.step_cache:  # which looks at the blocks themselves
+        if not self.sampling.step_cache:  # a step cache needs the blocks themselves
             run = backbone.premodulated(transformer, levels[:-1], text, guidance_scale)
 
         def velocity(latents_BCHW: Tensor, t: float) -> Tensor:
@@ -202,7 +203,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Clean context: reads what is known of the canvases, see `clean_context.kept_window`."""
+    """Reads the known tokens of the canvases for clean context, see `clean_context.kept_window`."""
 
     backbone: Backbone
     transformer: nn.Module
@@ -217,11 +218,11 @@ class _Reader:
     contexts: ContextCache | None
 
     def everything(self) -> Window:
-        """What the active tokens attend to."""
+        """The window in which active tokens attend to all known tokens."""
         return self._read(self.within)
 
     def without_products(self) -> Window:
-        """The same less the given panels, for guidance on them."""
+        """The window without the given panels, for guidance on them."""
         return self._read(self.made)
 
     def _read(self, within: Tensor | None) -> Window:
@@ -241,7 +242,9 @@ class _Reader:
 
 @contextmanager
 def _steps_cached(transformer: Any, threshold: float) -> Iterator[None]:
-    """diffusers' FirstBlockCache on the transformer, for one sampling run; with threshold 0 nothing."""
+    """Use diffusers' FirstBlockCache on the transformer during one sampling run; with threshold 0, do
+    nothing.
+    """
     if threshold:
         transformer.enable_cache(FirstBlockCacheConfig(threshold))
     try:

@@ -1,8 +1,7 @@
-"""Which tokens of the canvas are run, which are known, and which can be left out: mask and photo → token
-sets.
+"""Compute token sets of the canvas from masks and photos: tokens to run, known tokens, tokens to leave out.
 
-A token set is (rows, columns) bool on the model's token grid, of one panel or of the canvas; `stride` is
-pixels to a token (or, for `latent_mask`, to a latent).
+A token set is (rows, columns) bool on the model's token grid, of one panel or of the canvas; `stride` is the
+side of a token in pixels (for `latent_mask`, of a latent).
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from triptych.pictures.panels import Box, PanelLayout, place
 from triptych.vision.garment import garment_mask
 
 PLAIN = 8
-"""Largest difference of a channel (of 255) from the border's colour that still is plain background."""
+"""Largest channel difference (of 255) from the border's colour that still counts as plain background."""
 
 
 def fit_mask(mask: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
     """The part of the mask inside `box`, scaled into a panel exactly as `panels.fit` scales the photo:
     (height, width).
 
-    Padding is 0 (kept). Every panel pixel that a pixel above 0 falls on is above 0.
+    Padding is 0 (kept). Every panel pixel that overlaps a mask pixel above 0 is above 0.
     """
     part = np.ascontiguousarray(mask[box.top : box.bottom, box.left : box.right])
     left, top, w, h = place((part.shape[1], part.shape[0]), width, height)
     scaled = np.asarray(Image.fromarray(part).resize((w, h), Image.Resampling.BOX))
-    # The filter may leave out a pixel whose centre lies right between two panel pixels.
+    # The filter may miss a pixel whose centre lies exactly between two panel pixels.
     scaled = np.maximum(scaled, touched(part > 0, h, w) / np.float32(255))
     panel = np.zeros((height, width), dtype=np.float32)
     panel[top : top + h, left : left + w] = np.asarray(
@@ -40,10 +39,10 @@ def fit_mask(mask: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
 
 
 def touched(part: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(height, width) bool: pixels of the scaled picture that any True pixel of `part` (bool) falls on, be it
+    """(height, width) bool: pixels of the scaled picture that any True pixel of `part` (bool) overlaps, even
     by a corner.
     """
-    for size in (height, width):  # rows, then, turned over, columns
+    for size in (height, width):  # rows, then columns (by transposing)
         counts = np.concatenate(
             [np.zeros((1, part.shape[1]), np.int32), np.cumsum(part, axis=0, dtype=np.int32)]
         )
@@ -53,10 +52,10 @@ def touched(part: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def latent_mask(mask: np.ndarray, stride: int) -> np.ndarray:
-    """(…, H, W) → (…, H / stride, W / stride) bool: cells of `stride` × `stride` pixels that hold any pixel
-    above 0, so none is missed.
+    """(…, H, W) → (…, H / stride, W / stride) bool: cells of `stride` × `stride` pixels that contain any
+    pixel above 0.
 
-    `stride` must divide both sides (`PanelLayout.check` sees to it).
+    `stride` must divide both sides (`PanelLayout.check` ensures it).
     """
     *batch, height, width = mask.shape
     assert not height % stride, (mask.shape, stride)
@@ -66,11 +65,11 @@ def latent_mask(mask: np.ndarray, stride: int) -> np.ndarray:
 
 
 def rounded_up(sets: np.ndarray, allowed: np.ndarray, multiple: int) -> np.ndarray:
-    """The active tokens of each sample (B, rows, columns) and as many of their neighbours that all have
-    equally many, a multiple.
+    """Grow the active tokens of each sample (B, rows, columns) by neighbours, so that all samples have the
+    same number of tokens, a multiple of `multiple`.
 
-    Batches need that, and compiled models then meet few different sizes. Only `allowed` neighbours are taken:
-    if there are too few, all of them.
+    A batch needs equal numbers, and a compiled model then sees few different sizes. Only `allowed` neighbours
+    are added; if there are too few, all of them.
     """
     assert multiple > 0
     most = int(sets.sum((1, 2)).max())
@@ -78,18 +77,16 @@ def rounded_up(sets: np.ndarray, allowed: np.ndarray, multiple: int) -> np.ndarr
 
 
 def grown_to(active: np.ndarray, allowed: np.ndarray, count: int) -> np.ndarray:
-    """The active tokens and as many of their `allowed` neighbours that they are `count`, or fewer if there
-    are no more of them.
+    """Grow the active tokens by `allowed` neighbours to `count` tokens, or fewer if there are not enough.
 
-    Neighbours are taken ring by ring, within a ring in reading order. Nothing changes where nothing is
-    active.
+    Neighbours are added ring by ring, within a ring in reading order. An empty set stays empty.
     """
     assert active.shape == allowed.shape
     chosen = active.copy()
     missing = max(0, count - int(chosen.sum()))
     while missing and chosen.any():
         ring = (masks.grow(chosen.astype(np.uint8), 1) > 0) & allowed & ~chosen
-        if not ring.any():  # allowed tokens may lie apart from the active ones
+        if not ring.any():  # allowed tokens need not be connected with the active ones
             ring = allowed & ~chosen
         taken = np.flatnonzero(ring)[:missing]
         if len(taken) == 0:
@@ -100,14 +97,13 @@ def grown_to(active: np.ndarray, allowed: np.ndarray, count: int) -> np.ndarray:
 
 
 def background_tokens(panel: Image.Image, stride: int) -> np.ndarray:
-    """Tokens of a product panel that show nothing but plain background and can be left out: (rows, columns)
-    bool.
+    """Tokens of a product panel that show only plain background and can be left out: (rows, columns) bool.
 
-    A token is left out if all its pixels are within `PLAIN` of the border's colour and connected with the
-    border, none of its eight neighbours holds anything else (soft edges and shadows reach that far), and it
-    lies between tokens of the garment neither in its row nor in its column (a white shirt in front of white
-    shows little more than its outline; what is inside must stay). Nothing is left out if the garment cannot
-    be told from its background, or would be less than a fiftieth of the panel.
+    A token is left out if three conditions hold. All its pixels are within `PLAIN` of the border's colour and
+    connected with the border. Its eight neighbours show only background too (soft edges and shadows reach
+    that far). And it does not lie between garment tokens in its row or column: a white shirt in front of
+    white shows little more than its outline, and the inside must stay. No token is left out if the garment
+    cannot be told from its background, or covers less than a fiftieth of the panel.
     """
     try:
         garment = garment_mask(panel, PLAIN)
@@ -121,7 +117,7 @@ def background_tokens(panel: Image.Image, stride: int) -> np.ndarray:
 
 
 def _between(seen: np.ndarray) -> np.ndarray:
-    """What has something seen both before and after it in its row, or is seen itself."""
+    """Tokens that are in `seen`, or have tokens of `seen` both before and after them in their row."""
     return np.asarray(
         np.logical_or.accumulate(seen, axis=1) & np.logical_or.accumulate(seen[:, ::-1], axis=1)[:, ::-1]
     )

@@ -1,4 +1,4 @@
-"""The tasks that are known by name. A new one is a file here and a row in `TASKS`."""
+"""The tasks with a name. A new task is one file here and one row in `TASKS`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from triptych.tasks.tryon import TRY_ON
 TASKS = {task.name: task for task in (TRY_ON, TRY_OFF)}
 
 DEFAULT = TRY_ON
-"""What a model without a LoRA is used for, and what three panels in a row are where nobody says it."""
+"""The task of a model without a LoRA, and of three panels in a row without any other information."""
 
 
 def task_of(layout: PanelLayout, markers: Sequence[str] = ()) -> Task:
-    """The task whose panels a layout has, made as the task makes them; else a set of its own."""
+    """The task with the panels of a layout and the same generated ones; if there is none,
+    an imported task.
+    """
     known = (task for task in TASKS.values() if task.fits(layout) and task.on(layout) == layout)
     return next(known, None) or imported(layout, markers)
 
 
 def task_named(name: str) -> Task:
-    """Raises ConfigError if there is no such task."""
+    """Find a task by name. Raises ConfigError if there is none."""
     if name not in TASKS:
         raise ConfigError(f"There is no task '{name}'.", f"Tasks: {', '.join(TASKS)}.")
     return TASKS[name]

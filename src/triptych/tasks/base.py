@@ -1,4 +1,4 @@
-"""Task: what an In-Context LoRA does, as data. A task is one file beside this one and a row in `TASKS`."""
+"""Task: the job of an In-Context LoRA, as data. A task is one file beside this one and one row in `TASKS`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel of a task, and what a captioner is told about it.
+    """One panel of a task, and the instructions about it for a captioner.
 
-    role: its name, which becomes part of file names. shows: what the captioner is told that it shows. asks:
-    what the caption says of it. kind: what the order check expects there; empty: nothing is checked. called:
-    words that an answer may use for it in place of its number.
+    role: its name, also used in file names. shows: its content, as the captioner is told. asks: the points
+    that the caption must describe. kind: the content that the order check expects; empty: no check. called:
+    words that an answer may use for the panel instead of its number.
     """
 
     role: str
@@ -30,12 +30,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Task:
-    """What is given, what is made, and how both stand on one canvas.
+    """The given panels, the generated panels, and their arrangement on one canvas.
 
-    name: for the command line. panels: in reading order, `columns` to a row. made: the roles that are made;
-    photos are given of the others. stand_ins: by role, the role whose photo also stands in its place if it
-    has none of its own. markers: of the caption, one for each panel; empty for `<IMAGE 1>`, `<IMAGE 2>` ….
-    other_panels: what is wrong with panels that are not of this task, with a hint.
+    name: its name on the command line. panels: in reading order, `columns` per row. made: the roles that are
+    generated; the others need photos. stand_ins: by role, the role whose photo is used if it has none of its
+    own. markers: the caption's markers, one per panel; empty for `<IMAGE 1>`, `<IMAGE 2>` …. other_panels:
+    the error and hint for panels of another task.
     """
 
     name: str
@@ -55,17 +55,19 @@ class Task:
         return PanelLayout(width, height, self.roles, self.columns, self.made)
 
     def fits(self, layout: PanelLayout) -> bool:
-        """Whether all panels of a layout are of this task: some are made, and some given if it gives any."""
+        """Whether all panels of a layout belong to this task, with at least one made and, if the task has
+        given panels, one given.
+        """
         roles = {*layout.roles}
         made, given = roles & {*self.made}, roles - {*self.made}
         gives = {*self.roles} > {*self.made}
         return roles <= {*self.roles} and bool(made) and bool(given) == gives
 
     def on(self, layout: PanelLayout, whose: str = "The") -> PanelLayout:
-        """The same panels, those made that this task makes. whose: they are, for the error.
+        """The layout with this task's panels as `made`. whose: owner of the layout, for the error message.
 
         Raises:
-            InputError: they are not the panels of this task.
+            InputError: the panels are not those of this task.
         """
         if not self.fits(layout):
             problem, hint = self.other_panels
@@ -73,10 +75,10 @@ class Task:
         return replace(layout, made=tuple(role for role in layout.roles if role in self.made))
 
     def trained(self, layout: PanelLayout) -> PanelLayout:
-        """`on` the layout of a LoRA, which has learned to make what this task makes.
+        """As `on`, for the layout of a LoRA, which must have been trained to make the panels of this task.
 
         Raises:
-            InputError: they are not the panels of this task, or the LoRA was trained for another one.
+            InputError: the panels are not those of this task, or the LoRA was trained for another task.
         """
         wanted = self.on(layout, "The LoRA's")
         if {*wanted.made} <= {*layout.made}:
@@ -90,7 +92,7 @@ class Task:
         )
 
     def filled(self, photos: Mapping[str, T]) -> dict[str, T]:
-        """By role the photos that are given, stand-ins among them."""
+        """The given photos by role, with stand-ins filled in."""
         extra = {
             role: photos[other]
             for role, other in self.stand_ins.items()
@@ -99,19 +101,19 @@ class Task:
         return {**photos, **extra}
 
     def panels_of(self, layout: PanelLayout) -> tuple[Panel, ...]:
-        """The panels that a layout has of this task, in the layout's order."""
+        """The task's panels that occur in a layout, in the layout's order."""
         by_role = {panel.role: panel for panel in self.panels}
         return tuple(by_role[role] for role in layout.roles)
 
 
 def words(roles: Sequence[str]) -> str:
-    """Roles in a sentence, harmless to show: `front`, `front and back`, `a, b and c`."""
+    """Roles as words of a sentence, safe to show: `front`, `front and back`, `a, b and c`."""
     *most, last = [_plain(role) for role in roles[:9]] or ["nothing"]
     return f"{', '.join(most)} and {last}" if most else last
 
 
 def names(roles: Sequence[str]) -> str:
-    """Roles that may come from a file, harmless to show."""
+    """Roles that may come from a file, made safe to show."""
     return ", ".join(map(_plain, roles[:9]))
 
 

@@ -1,4 +1,4 @@
-"""Any other set of panels: its layout says everything that is known of it."""
+"""Any other set of panels, known by its layout alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from triptych.tasks.base import Panel, Task
 
 
 def imported(layout: PanelLayout, markers: Sequence[str] = ()) -> Task:
-    """The task of a set whose panels are of no task here. A captioner describes each panel by its role; which
-    panel shows what is not checked.
+    """A task for panels that belong to no named task. A captioner describes each panel by its role; the order
+    of the panels is not checked.
     """
     panels = tuple(Panel(role, f"the panel called {role}") for role in layout.roles)
     return Task("a set of its own", panels, layout.made, layout.columns, markers=tuple(markers))

@@ -1,4 +1,4 @@
-"""Try-off: who wears a garment is given, its front and back are made. The triptychs are those of try-on."""
+"""Try-off: from a photo of a worn garment to its front and back. It uses the same triptychs as try-on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Try-on: front and back of a garment are given, who wears it is made."""
+"""Try-on: from front and back of a garment to a person wearing it."""
 
 from __future__ import annotations
 

@@ -1,3 +1,1 @@
-"""The parts of the training loop in `verbs/train.py`, by responsibility: settings, data, loss, state,
-validation, log.
-"""
+"""The parts of the training loop in `verbs/train.py`: settings, data, loss, state, validation, log."""

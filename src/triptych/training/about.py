@@ -1,4 +1,4 @@
-"""What a LoRA file says of its training."""
+"""The metadata about its training in a LoRA file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from triptych.training.state import TrainState
 def about_lora(
     config: TrainConfig, family: str, data: TrainingSet, state: TrainState, init: LoraFile | None
 ) -> dict[str, Any]:
-    """What was done, and nothing that was not. A folder's place on this machine is nobody else's business."""
+    """The metadata for this training, without settings that had no effect and without paths on this
+    machine.
+    """
     recipe = {
         name: value
         for name, value in settings_that_matter(config).items()

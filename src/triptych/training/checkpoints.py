@@ -1,4 +1,4 @@
-"""Training state on disk: whole or absent, verified when read, without pickle."""
+"""Training state on disk: written atomically, verified on reading, without pickle."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def save_checkpoint(
     keep: int,
     add: Callable[[Path], None] = lambda part: None,
 ) -> None:
-    """Publish `folder/step-<step>` by one rename; only then delete all but the `keep` newest up to it.
+    """Publish `folder/step-<step>` by one rename, then delete all but the `keep` newest checkpoints up to it.
 
-    Checkpoints of later steps are deleted too: they are damaged ones that the training has gone back behind.
-    `add` puts further files into the checkpoint before it is published.
+    Checkpoints of later steps are deleted too: they are damaged, and the training has gone back to an earlier
+    one. add: writes further files into the checkpoint before it is published.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".part-*"):
@@ -39,7 +39,7 @@ def save_checkpoint(
     part.mkdir()
     try:
         metadata = {"numbers": json.dumps(dict(numbers))}
-        # Some optimizers share a tensor between parameters; safetensors wants every tensor to itself.
+        # Some optimizers share a tensor between parameters; safetensors needs a separate copy of each tensor.
         own = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
@@ -56,7 +56,7 @@ def save_checkpoint(
 
 
 def _prune(folder: Path, target: Path, keep: int) -> None:
-    """Delete what `save_checkpoint` says, seen from the checkpoint just published."""
+    """Delete old and damaged checkpoints as `save_checkpoint` describes. target: the newly published one."""
     standing = sorted(folder.glob("step-*"))
     place = standing.index(target)
     for old in [*standing[: max(0, place + 1 - keep)], *standing[place + 1 :]]:
@@ -72,8 +72,8 @@ def steps_saved(folder: Path) -> list[int]:
 def load_newest(
     folder: Path, at_most: int | None = None
 ) -> tuple[int, dict[str, Tensor], dict[str, float]] | None:
-    """Step, tensors and numbers of the newest checkpoint that is whole, of those up to step `at_most`;
-    damaged ones are passed over with a warning.
+    """Step, tensors and numbers of the newest intact checkpoint up to step `at_most`; None if there is none.
+    Damaged ones are skipped with a warning.
     """
     found = [
         folder / f"step-{step:08d}"
@@ -88,7 +88,7 @@ def load_newest(
                     tensors = {name: file.get_tensor(name) for name in file.keys()}
                     return int(about["step"]), tensors, json.loads(file.metadata()["numbers"])
             log.warning("The checkpoint %s is damaged; going back to the one before.", path)
-        except Exception as error:  # whatever a damaged folder brings up, the one before it may be whole
+        except Exception as error:  # a damaged folder can raise any error; try the one before
             log.warning("The checkpoint %s cannot be read (%s); going back to the one before.", path, error)
     if found:
         log.warning("No checkpoint in %s is whole; starting from the beginning.", folder)

@@ -1,5 +1,5 @@
-"""Going on: where a training in a folder stands, whether it is done,
-and the LoRA that a new one starts from.
+"""Continue trainings: the progress of a training in a folder, whether it is done, and the LoRA that a new one
+starts from.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ log = logging.getLogger(__name__)
 
 
 def begun(folder: Path) -> bool:
-    """Whether a training has left something in the folder that another one must not go on from."""
+    """Whether the folder has checkpoints or a LoRA of a training,
+    which another training must not continue.
+    """
     return bool(steps_saved(folder / "checkpoints")) or (folder / FILE_NAME).exists()
 
 
 def is_done(config: TrainConfig) -> bool:
-    """Whether the folder's training has the length that is asked for. A longer one goes on from the newest
-    checkpoint; a shorter one ends at the checkpoint of just that step, as long as no LoRA of more steps is
-    there.
+    """Whether the folder's training has the requested length. For a longer one, training continues from the
+    newest checkpoint. For a shorter one, it ends at the checkpoint of exactly that step, if the folder has no
+    LoRA of more steps.
 
     Raises:
-        WorkError: it has gone further than that, or there is no checkpoint to go on from; or a LoRA that was
+        WorkError: the training is already longer, there is no checkpoint to continue from, or the LoRA was
             not trained here.
     """
     folder, wanted = config.train_folder, config.max_train_steps
@@ -59,7 +61,7 @@ def is_done(config: TrainConfig) -> bool:
 
 
 def steps_of(folder: Path) -> int:
-    """Of how many steps the LoRA in the folder is."""
+    """The number of steps that the LoRA in the folder was trained for."""
     return int((read_about(folder / FILE_NAME) or {}).get("steps", 0))
 
 
@@ -73,11 +75,11 @@ def _ways(folder: Path, steps: list[int]) -> str:
 
 
 def check_init_lora(config: TrainConfig, backbone: Backbone) -> LoraFile | None:
-    """The LoRA to start from, if there is one to be.
+    """Read and check the LoRA to start from, if the config names one.
 
     Raises:
-        ModelError: no LoRA file, or one for another family, or for layers that are not trained. ConfigError:
-            a larger rank.
+        ModelError: the LoRA cannot be read, is for another family, or adapts layers that are not trained.
+            ConfigError: its rank is larger than the config's.
     """
     if config.init_lora is None:
         return None
@@ -112,11 +114,11 @@ def check_init_lora(config: TrainConfig, backbone: Backbone) -> LoraFile | None:
 
 
 def start_from(file: LoraFile, transformer: nn.Module, config: TrainConfig) -> None:
-    """Give the LoRA in `transformer` the very change that a file makes; ranks beyond the file's begin as in a
-    new LoRA.
+    """Initialise the LoRA in `transformer` to exactly the change of a LoRA file; ranks beyond the file's
+    begin as in a new LoRA.
 
     Raises:
-        ModelError: a layer of another size.
+        ModelError: a layer has another size.
     """
     state = lora_state(transformer)
     with torch.no_grad():

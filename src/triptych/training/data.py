@@ -1,7 +1,7 @@
-"""What one forward pass sees: which triptychs, which noise, which noise levels, which tokens.
+"""The input of one forward pass: triptychs, noise, noise levels and tokens.
 
-All of it is a function of (seed, step, place in the step, id), never of what ran before. A step's triptychs
-are numbered through all its forward passes, so that the same step is the same however it is split into passes
+All of it is a function of (seed, step, position in the step, id) and does not depend on earlier steps. The
+triptychs of a step are numbered across its forward passes, so a step is the same for any split into passes
 and processes. Legend: B batch, C channels, H and W latent rows and columns.
 """
 
@@ -31,13 +31,14 @@ from triptych.training.masks import LossMasks
 
 @dataclass(frozen=True)
 class Batch:
-    """Triptychs of one layout, noise and noise levels for them, and what is to be learned.
+    """Triptychs of one layout, with their noise, noise levels and learned areas.
 
-    Each triptych stands there `levels` times in a row, each time with noise and a noise level of its own.
-    clean_BCHW, noise_BCHW: latents. t_B: noise levels in [0, 1]. learned_BHW: how much each latent's error
-    counts, in [0, 1]. active: (rows, columns) bool on the token grid, the tokens that are run with clean
-    context; None with noisy context. within: likewise, where known tokens are read; None everywhere. empty:
-    text of one empty prompt. With clean context the layout's `made` are the panels that this batch makes.
+    Each triptych is repeated `levels` times in a row, each time with its own noise and noise level.
+    clean_BCHW, noise_BCHW: latents. t_B: noise levels in [0, 1]. learned_BHW: weight of each latent's error,
+    in [0, 1]. active: (rows, columns) bool on the token grid, the tokens that are run with clean context;
+    None with noisy context. within: (rows, columns) bool, the area where known tokens are read; None:
+    everywhere. empty: embeddings of one empty prompt. With clean context, the layout's `made` are the panels
+    that this batch makes.
     """
 
     layout: PanelLayout
@@ -52,21 +53,21 @@ class Batch:
     levels: int = 1
 
     def tokens(self, stride: int) -> int:
-        """Tokens of all canvases, known ones included."""
+        """Number of tokens of all canvases, including known ones."""
         width, height = self.layout.size
         return len(self.t_B) * (width // stride) * (height // stride)
 
 
 class TrainingSet:
-    """Embedded triptychs, parted into those to learn (`ids`) and those held out for
-    validation (`held_out`).
+    """Embedded triptychs, split into those to learn (`ids`) and those held out for validation
+    (`held_out`).
     """
 
     def __init__(self, records: EmbeddingFolder, config: TrainConfig) -> None:
         """
         Raises:
-            ConfigError: as many triptychs held out as there are. InputError: panels that are not of the task,
-                or loss masks that cannot be used.
+            ConfigError: no triptych is left to train on. InputError: the panels are not those of the task, or
+                loss masks are unusable.
         """
         self.records, self.config = records, config
         self.task = task_named(config.task) if config.task else None
@@ -91,23 +92,23 @@ class TrainingSet:
 
     @property
     def layout(self) -> PanelLayout:
-        """The layout that the LoRA is for: that of the first triptych."""
+        """The LoRA's layout: that of the first triptych."""
         return self.layouts[self.ids[0]]
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """The markers of the captions, as the first triptych has them."""
+        """The captions' markers: those of the first triptych."""
         return markers_of(self.records.about[self.ids[0]].get("markers"), len(self.layout.roles))
 
     @cached_property
     def items(self) -> dict[str, str]:
-        """By id the item that a triptych shows."""
+        """The item that each triptych shows, by id."""
         return {id: item_of(id, about.get("item")) for id, about in self.records.about.items()}
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """By id a digest that changes with its picture, caption, layout, loss mask and what embedded it, and
-        with its being held out.
+        """Per id, a digest of the triptych's picture, caption, layout, loss mask, embedding model and dtype,
+        and whether it is held out.
         """
         names = ("image_sha256", "caption_sha256", "model", "dtype", "layout")
         return {
@@ -123,7 +124,7 @@ class TrainingSet:
 
     @cached_property
     def buckets(self) -> list[list[str]]:
-        """The ids to learn, by layout: triptychs that can stand in one batch."""
+        """The ids to learn, grouped by layout: triptychs of one group can share a batch."""
         layouts: dict[str, list[str]] = {}
         for id in self.ids:
             layouts.setdefault(digest(self.records.about[id]["layout"]), []).append(id)
@@ -156,8 +157,8 @@ class TrainingSet:
         return replace(batch, layout=layout, active=active.to(backbone.device), within=within)
 
     def fixed(self, backbone: Backbone, id: str, t: float) -> Batch:
-        """One triptych as validation sees it at noise level t: the posterior's mean, always the same noise,
-        no dropout.
+        """The validation batch of one triptych at noise level t: the posterior's mean, fixed noise, no
+        dropout.
         """
         record = self.records[id]
         clean = record.latent_mean_CHW
@@ -197,12 +198,12 @@ def _made_tokens(backbone: Backbone, layout: PanelLayout) -> Tensor:
 
 
 def steps_of_epochs(epochs: float, triptychs: int, batch: int) -> int:
-    """Optimizer steps in so many passes over the triptychs, `batch` of them to a step."""
+    """Number of optimizer steps for `epochs` passes over the triptychs, with `batch` triptychs per step."""
     return max(1, math.ceil(epochs * triptychs / batch))
 
 
 def draw_held_out(item_by_id: Mapping[str, str], seed: int, count: int) -> list[str]:
-    """At least `count` ids, whole items at a time."""
+    """Draw at least `count` ids, in whole items."""
     items: dict[str, list[str]] = {}
     for id, item in item_by_id.items():
         items.setdefault(item, []).append(id)
@@ -217,8 +218,9 @@ def draw_held_out(item_by_id: Mapping[str, str], seed: int, count: int) -> list[
 def ids_of_step(buckets: Sequence[Sequence[str]], seed: int, step: int, size: int) -> list[str]:
     """The `size` ids of one step, all of one bucket.
 
-    Of as many steps as there are ids, each bucket has as many as it has ids, in random order; its n-th turn
-    takes the n-th piece of its own stream. So every id is seen equally often.
+    In every round of as many steps as there are ids, each bucket gets one step per id of its own, in random
+    order. The n-th step of a bucket takes the n-th piece of the bucket's stream. Every id is therefore seen
+    equally often.
     """
     owners = [number for number, bucket in enumerate(buckets) for _ in bucket]
     round_, position = divmod(step, len(owners))
@@ -244,7 +246,7 @@ def draw_time(
     """One noise level in (min_t, max_t): logit-normal, shifted as for a picture of one panel. Shape ()."""
     stride = backbone.settings.stride
     tokens = (layout.width // stride) * (layout.height // stride)
-    steps = backbone.settings.num_inference_steps  # a training has none of its own
+    steps = backbone.settings.num_inference_steps  # a training has no number of sampling steps of its own
     mu = backbone.mu(tokens, steps) if config.shift is None else math.log(config.shift)
     return config.min_t + (config.max_t - config.min_t) * flow.logit_normal_time(generator, mu)
 
@@ -252,10 +254,10 @@ def draw_time(
 def draw_active(layout: PanelLayout, stride: int, generator: torch.Generator) -> tuple[PanelLayout, Tensor]:
     """Clean context: the layout whose `made` are the panels to learn, and their tokens, (rows, columns) bool.
 
-    Half of the time those are all panels that the task makes, whole. Else one panel of a task that makes one
-    is learned in a box of a third to all of its width and height, as a polygon in `tryon` would be. Of a task
-    that makes several, 1 to all of them are drawn, and the others are given, as photos in `generate` would
-    be; a single one is again learned in a box.
+    In half of the cases these are all panels that the task makes, whole. Otherwise: if the task makes one
+    panel, it is learned in a box of a third to all of its width and height, like a polygon in `tryon`. If the
+    task makes several, 1 to all of them are drawn, and the others are given, like photos in `generate`; if
+    only one is drawn, it is again learned in a box.
     """
     whole, *share, x, y = torch.rand(5, generator=generator).tolist()
     if whole >= 0.5 and len(layout.made) > 1:

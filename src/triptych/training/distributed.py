@@ -1,7 +1,7 @@
-"""Several processes as one training: `torchrun` and `accelerate launch` both say so in the environment.
+"""One training in several processes, as set up by `torchrun` or `accelerate launch` through the environment.
 
-Only LoRA gradients are exchanged, summed in one go. The frozen model is on every device, or each has a part
-of it and blocks are gathered while they run. One process writes files.
+Only LoRA gradients are exchanged, in one sum. Every device holds the frozen model, or a part of it, and then
+blocks are gathered while they run. One process writes files.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from triptych.compute.blocks import Blocks
 
 
 def world_size() -> int:
-    """Processes in this training; 1 unless a launcher says otherwise."""
+    """Number of processes in this training; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Number of this process, from 0; 0 is the one that writes files."""
+    """Number of this process, from 0; process 0 writes the files."""
     return int(os.environ.get("RANK", "0"))
 
 
 def own_device(device: str) -> str:
-    """`auto` and `cuda` as the card of this process, where there are several."""
+    """Resolve `auto` and `cuda` to this process's card, if there are several processes."""
     several = world_size() > 1 and torch.cuda.is_available() and device in ("auto", "cuda")
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several else device
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes; alone, nothing happens."""
+    """Join the other processes; a single process does nothing."""
     if world_size() > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
@@ -45,7 +45,7 @@ def leave() -> None:
 
 
 def wants_sharding(asked: bool) -> bool:
-    """Whether the frozen model is to be spread over the processes: asked for, or by accelerate's
+    """Whether the frozen model is to be sharded over the processes: by option, or by accelerate's
     `distributed_type: FSDP`.
     """
     return world_size() > 1 and (asked or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true")
@@ -54,7 +54,8 @@ def wants_sharding(asked: bool) -> bool:
 def shard(
     transformer: nn.Module, blocks: Blocks, trained: Sequence[nn.Parameter], device: torch.device
 ) -> None:
-    """Leave each process its part of every block's frozen weights, all of the rest, and all that is trained.
+    """Shard the blocks' frozen weights over the processes. Each process keeps all other weights and all
+    trained parameters.
 
     FSDP2 gathers a block's weights for its forward and backward pass, and then frees them again.
     """
@@ -65,7 +66,7 @@ def shard(
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Every gradient becomes the sum over all processes."""
+    """Replace every gradient by its sum over all processes."""
     if not distributed.is_initialized():
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -85,7 +86,7 @@ def summed(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 def first(value: float, device: torch.device) -> float:
-    """The number that process 0 has, so that all decide alike."""
+    """The value from process 0, so that all processes decide alike."""
     if not distributed.is_initialized():
         return value
     tensor = _exact([value], device)
@@ -94,12 +95,12 @@ def first(value: float, device: torch.device) -> float:
 
 
 def any_of(value: bool, device: torch.device) -> bool:
-    """Whether it is so in any of the processes."""
+    """Whether the value is true in any process."""
     return summed([float(value)], device)[0] > 0
 
 
 def wait(device: torch.device) -> None:
-    """Until all processes are here."""
+    """Wait until all processes have reached this point."""
     summed([0.0], device)
 
 

@@ -1,5 +1,5 @@
-"""Whether the embeddings are those of the triptychs as they are now: all of them, and none of an older
-caption or picture.
+"""Check that the embeddings match the current triptychs: none missing,
+none of an older caption or picture.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def check_embeddings(config: TrainConfig, records: EmbeddingFolder) -> None:
-    """Compare the records with the folder of triptychs; without that folder a warning says that it could not
-    be done.
+    """Compare the records with the folder of triptychs. Without that folder, only log a warning.
 
     Raises:
-        WorkError: captioned triptychs without a record, or records of pictures or captions that have changed
-            or gone.
-        ConfigError: clean context, and triptychs of which nobody has said which panel is the worn one.
+        WorkError: a captioned triptych has no record, or a record's picture or caption has changed or is
+            gone.
+        ConfigError: clean context is on, and the layout of some triptychs was only guessed.
     """
     guessed = [id for id, about in records.about.items() if about.get("layout_by") == "guess"]
     if config.context == "clean" and guessed:
@@ -69,14 +68,14 @@ def check_embeddings(config: TrainConfig, records: EmbeddingFolder) -> None:
 
 
 def _left_out(records: EmbeddingFolder) -> dict[str, tuple[Any, Any]]:
-    """By id the hashes of what `embed` looked at and left out."""
+    """By id, the hashes of triptychs that `embed` read and left out."""
     path = records.path / REJECTS
     rows = read_jsonl(path) if path.exists() else []
     return {str(row.get("id")): (row.get("image_sha256"), row.get("caption_sha256")) for row in rows}
 
 
 def changes(before: Any, now: dict[str, str]) -> str:
-    """In words, how the triptychs of a training differ from those it began with."""
+    """Describe how the triptychs of a training differ from those it began with."""
     if not isinstance(before, dict):
         return "other triptychs"
     both = before.keys() & now.keys()

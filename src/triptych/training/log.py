@@ -1,4 +1,4 @@
-"""What is written down of every step: `train.jsonl` and TensorBoard."""
+"""The training log: `train.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from triptych.store.files import explained, read_jsonl, write_jsonl
 
 
 class TrainLog:
-    """Rows of numbers by step. Rows after a checkpoint that was lost are dropped when the run resumes there.
+    """Rows of numbers by step. When a run resumes from a checkpoint, rows of later steps are dropped.
 
-    start: steps done already. ends_here: no more are to be done; rows of later checkpoints stay, for a
-    training that goes on longer goes on from those. writes: False keeps rows in memory only, for all
-    processes but the first.
+    start: number of steps done. ends_here: no more steps follow; rows of later checkpoints then stay, because
+    a longer training would continue from those. writes: False keeps rows in memory only, for all processes
+    except the first.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class TrainLog:
             self.draw(step, values)
 
     def draw(self, step: int, values: Mapping[str, float]) -> None:
-        """Into TensorBoard alone; names without a group of their own stand under `train/`."""
+        """Write to TensorBoard only. Names without a group get the group `train/`."""
         if self._writes:
             with explained(self._tensorboard):
                 for name, value in values.items():
                     self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
 
     def picture(self, step: int, sheet: Image.Image) -> None:
-        """Keep the validation pictures of a step, in `samples/` and in TensorBoard."""
+        """Save the validation pictures of a step in `samples/` and TensorBoard."""
         if self._writes:
             save_png(sheet, self._path.parent / "samples" / f"step-{step:06d}.png")
             with explained(self._tensorboard):
@@ -88,8 +88,8 @@ class TrainLog:
 def _quiet_about_tensorboard(
     hook: Callable[[threading.ExceptHookArgs], object],
 ) -> Callable[[threading.ExceptHookArgs], object]:
-    """TensorBoard's writing thread hands its error, a full disk, to the next call; Python would print its
-    traceback as well.
+    """Silence the traceback of TensorBoard's writing thread. The thread passes its error (a full disk) to the
+    next call anyway.
     """
 
     def quiet(args: threading.ExceptHookArgs) -> None:
@@ -105,7 +105,7 @@ def mean_loss(rows: list[dict[str, Any]]) -> float | None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory used so far, in GiB: of the card if there is one, else of this process."""
+    """Peak memory so far in GiB: of the card if there is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource
@@ -115,7 +115,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def duration(seconds: float) -> str:
-    """For people: `40 s`, `12 min`, `3 h 20 min`."""
+    """A duration for display: `40 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

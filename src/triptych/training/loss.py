@@ -19,13 +19,13 @@ from triptych.training.config import TrainConfig
 from triptych.training.data import Batch
 
 BINS = ("t 0.00-0.25", "t 0.25-0.50", "t 0.50-0.75", "t 0.75-1.00")
-"""Names of the noise levels that the loss is logged by."""
+"""Names of the ranges of noise levels that the loss is logged by."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """panel_BP: mean squared error of each panel, over what is learned of it. area_BP: how much that is, in
-    latents. sample_B: their weighted mean, which is what training minimises.
+    """panel_BP: mean squared error of each panel over its learned area. area_BP: size of that area in
+    latents. sample_B: weighted mean of the panels, which training minimises.
     """
 
     panel_BP: Tensor
@@ -34,9 +34,9 @@ class Losses:
 
 
 def losses_of(config: TrainConfig, backbone: Backbone, transformer: nn.Module, batch: Batch) -> Losses:
-    """‖v(x_t, t) − (noise − data)‖² (arXiv 2209.03003, eq. 1) of every triptych: first the mean over what is
-    learned of each panel, then the mean over panels by `panel_weights`. A small learned area so counts as
-    much as a large one.
+    """‖v(x_t, t) − (noise − data)‖² (arXiv 2209.03003, eq. 1) of every triptych: first the mean over each
+    panel's learned area, then the mean over panels by `panel_weights`. A small learned area therefore counts
+    as much as a large one.
     """
     latents_BCHW = flow.interpolate(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
     target_BCHW = flow.velocity_target(batch.clean_BCHW, batch.noise_BCHW)
@@ -108,7 +108,7 @@ class LossMeter:
         entry[1] += float(counts.sum())
 
     def means(self, device: torch.device) -> dict[str, float]:
-        """Over all processes; what no sample fell on is left out."""
+        """The means over all processes, without names that no sample belongs to."""
         totals = distributed.summed([number for entry in self._sums.values() for number in entry], device)
         pairs = zip(self._sums, totals[::2], totals[1::2], strict=True)
         return {name: total / count for name, total, count in pairs if count}

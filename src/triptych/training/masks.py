@@ -1,7 +1,6 @@
-"""Loss masks: which picture in a folder belongs to which triptych, and what of the triptych it lets be
-learned.
+"""Loss masks: match the pictures in a folder to triptychs, and tell which area of each triptych is learned.
 
-Everything that can be wrong with them is found before the first step.
+All errors in the masks are found before the first step.
 """
 
 from __future__ import annotations
@@ -25,14 +24,15 @@ log = logging.getLogger(__name__)
 _ENDS = ("", "-masklabel", "_masklabel", "-mask", "_mask", ".mask", "-loss-mask", "_loss_mask")
 _BEGINS = ("mask_", "mask-")
 _BLACK = 16
-"""Pixels below this, of 255, teach nothing; a JPEG's black is not quite 0."""
+"""Pixels below this value (of 255) count as black, because black in a JPEG is not exactly 0."""
 
 
 class LossMasks:
     """The loss masks of some triptychs.
 
-    A mask is called as its triptych, in any picture format and case, also with `-masklabel` (OneTrainer),
-    `_mask` or the like after the name; or as the item, where an item has a single triptych.
+    A mask has the name of its triptych, in any picture format and case, optionally followed by `-masklabel`
+    (OneTrainer), `_mask` or the like. It may have the name of the item instead, if the item has a single
+    triptych.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class LossMasks:
     ) -> None:
         """
         Args:
-            layouts: by id. items: by id. learned: roles of the panels that count in the loss at all.
+            layouts, items: by id. learned: roles of the panels that count in the loss.
 
         Raises:
-            InputError: no folder, no mask in it that belongs to a triptych, two for one, one that is damaged
-                or of another size, or one that leaves nothing to learn.
+            InputError: the folder is missing; no mask belongs to a triptych; a triptych has two masks; or a
+                mask is damaged, of another size, or leaves nothing to learn.
         """
         if not folder.is_dir():
             raise InputError(
@@ -92,7 +92,7 @@ class LossMasks:
             )
 
     def sha256(self, id: str) -> str | None:
-        """The hash of a triptych's mask, if it has one."""
+        """The hash of a triptych's mask; None without one."""
         return sha256_file(self.by_id[id]) if id in self.by_id else None
 
     def learned(self, id: str, size: Sequence[int]) -> Tensor | None:
@@ -110,10 +110,10 @@ def _is_picture(path: Path) -> bool:
 def _matched(
     files: Sequence[Path], ids: Sequence[str], items: Mapping[str, str]
 ) -> tuple[dict[str, Path], list[Path]]:
-    """By id its mask, and the files that are nobody's.
+    """The masks by id, and the files that belong to no triptych.
 
     Raises:
-        InputError: two masks for one triptych.
+        InputError: a triptych has two masks.
     """
     known = {id.casefold(): id for id in ids}
     alone = Counter(items.values())

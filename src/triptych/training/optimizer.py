@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from triptych.errors import ConfigError
 from triptych.training.config import TrainConfig
 
-# Package, class, and settings beyond those that all share. Prodigy's are what its authors advise for
-# diffusion models.
+# Package, class, and extra settings. Prodigy's are those that its authors recommend for diffusion models.
 _OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "adamw": ("torch.optim", "AdamW", {}),
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", {}),
@@ -48,12 +47,12 @@ def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch
         "betas": (0.9, 0.99),
         "weight_decay": config.weight_decay,
     }
-    with contextlib.redirect_stdout(sys.stderr):  # prodigy prints a greeting, and stdout is for the summary
+    with contextlib.redirect_stdout(sys.stderr):  # prodigy prints a greeting, but stdout is for the summary
         return optimizer_class(config.optimizer)(parameters, **shared, **_OPTIMIZERS[config.optimizer][2])
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine down to zero, as a function of the step alone."""
+    """Linear warm-up, then a cosine decay to zero, as a function of the step alone."""
     if step < config.lr_warmup_steps:
         return config.learning_rate * (step + 1) / config.lr_warmup_steps
     progress = (step - config.lr_warmup_steps) / max(1, config.max_train_steps - config.lr_warmup_steps)
@@ -61,7 +60,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """All that an optimizer remembers, of each parameter and as a whole: tensors, and plain numbers."""
+    """The whole state of an optimizer, per parameter and global, as tensors and plain numbers."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     of_parameters = {
         f"{n}.{name}": v for n, p in enumerate(parameters) for name, v in optimizer.state[p].items()
@@ -76,7 +75,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]
 ) -> None:
-    """Put back what `optimizer_state` returned, into an optimizer over the same parameters."""
+    """Restore the result of `optimizer_state` into an optimizer over the same parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in {**tensors, **numbers}.items():
         owner, _, key = name.partition(".")

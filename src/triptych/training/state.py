@@ -1,4 +1,4 @@
-"""All that a training remembers from one step to the next, and how it gets to disk and back."""
+"""The state of a training between two steps, with saving and loading."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 class TrainState:
     """The LoRA in `transformer`, its moving average, the optimizer, and the validation losses so far.
 
-    step: optimizer steps done. average: the LoRA's moving average by diffusers name. best: the average as it
-    was at the lowest validation loss, kept only if `keep_best`. lengths: from which step on how many steps
-    there were to be in all; more than one entry after a training went on with another --max-train-steps.
-    threads: of the CPU that trains, 0 on a card: sums depend on them in the last bits.
+    step: optimizer steps done. average: the LoRA's moving average by diffusers name. best: the average at the
+    lowest validation loss, kept only if `keep_best`. lengths: total number of steps, by the step from which
+    it applied; it has several entries if a training continued with another --max-train-steps. threads: number
+    of CPU threads, 0 on a card; the last bits of sums depend on it.
     """
 
     def __init__(
@@ -48,12 +48,14 @@ class TrainState:
         self.threads = torch.get_num_threads() if parameters[0].device.type == "cpu" else 0
 
     def set_length(self, steps: int) -> None:
-        """Take note of how many steps there are to be in all, from here on."""
+        """Record the total number of steps, valid from the current step on."""
         if not self.lengths or self.lengths[max(self.lengths)] != steps:
             self.lengths[self.step] = steps
 
     def update(self, rate: float, ema_decay: float) -> None:
-        """One optimizer step with the gradients at hand; the average follows, faster in the first steps."""
+        """Do one optimizer step with the current gradients, and update the average, faster in the first
+        steps.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -66,7 +68,7 @@ class TrainState:
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The transformer with the average as its LoRA; what is being trained is back afterwards."""
+        """The transformer with the average as its LoRA. The trained weights are restored afterwards."""
         now = _copy_of(lora_state(self.transformer))
         try:
             _copy_into(self.transformer, self.average)
@@ -75,13 +77,13 @@ class TrainState:
             _copy_into(self.transformer, now)
 
     def validated(self, loss: float) -> None:
-        """Take note of a validation loss."""
+        """Record a validation loss; with `keep_best`, keep the average if the loss is the lowest so far."""
         if self.keep_best and loss < min(self.validation_losses, default=math.inf):
             self.best = _copy_of(self.average)
         self.validation_losses.append(loss)
 
     def out_of_patience(self, patience: int) -> bool:
-        """Whether the last `patience` validations brought no lower loss; never with patience 0."""
+        """Whether the last `patience` validations gave no lower loss; always False with patience 0."""
         losses = self.validation_losses
         return bool(patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
@@ -98,8 +100,8 @@ class TrainState:
         )
 
     def restore(self, folder: Path, at_most: int | None = None) -> None:
-        """Go on from the newest whole checkpoint up to step `at_most`;
-        from the beginning if there is none.
+        """Continue from the newest intact checkpoint up to step `at_most`, or from the beginning if there is
+        none.
         """
         found = load_newest(folder, at_most)
         if found is None:

@@ -1,6 +1,4 @@
-"""How good the averaged LoRA is on fixed inputs: a loss that is the same function every time,
-and pictures.
-"""
+"""Validate the averaged LoRA on fixed inputs: a loss with fixed noise, and pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from triptych.training.data import TrainingSet
 from triptych.training.loss import losses_of
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
-"""The noise levels that validation looks at."""
+"""The noise levels of validation."""
 
 
 @torch.no_grad()
@@ -31,7 +29,8 @@ def validation_loss(
     """The loss on the held-out triptychs with fixed noise: its mean `validation/loss`, and `validation/t
     <level>`.
 
-    With clean context all that is made is learned whole, as in `generate` with photos of what is given.
+    With clean context, all generated panels are learned whole, as in `generate` with photos for the given
+    panels.
     """
     means = {}
     for number, t in enumerate(LEVELS):
@@ -47,10 +46,10 @@ def validation_loss(
 def validation_pictures(
     config: TrainConfig, backbone: Backbone, transformer: nn.Module, data: TrainingSet, step: int
 ) -> Image.Image:
-    """Panels that `generate` makes from the given ones, each with a fixed seed: truth above, made below, each
-    with its label.
+    """Panels that `generate` makes from the given ones, each with a fixed seed: the true panel above, the
+    generated one below, both labelled.
 
-    The true panels come out of the autoencoder; held-out triptychs are shown first.
+    The true panels are decoded by the autoencoder. Held-out triptychs come first.
     """
     ids = [*data.held_out, *data.ids][: config.num_validation_images]
     texts = {"": data.records.empty, **{id: data.records[id].text for id in ids}}
@@ -75,7 +74,7 @@ def validation_pictures(
 
 
 def _labelled(rows: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Pictures below each other, each under a line of text."""
+    """Stack pictures vertically, each below a line of text."""
     line = 18
     sheet = Image.new(
         "RGB", (max(image.width for _, image in rows), sum(image.height + line for _, image in rows)), "white"

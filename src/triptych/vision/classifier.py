@@ -1,10 +1,10 @@
-"""Human or garment: a support vector machine on image features, stored without pickle.
+"""Human or garment: a support vector machine on image features, saved without pickle.
 
 Shapes: N pictures, S support vectors, D feature dimensions.
 
 The kernel is linear. Measured on real photos with held-out groups (12 examples a class, EfficientNet-Lite0)
-it makes as few mistakes as the best RBF and fewer than most; scaling the features to equal variance made both
-worse.
+it makes as few mistakes as the best RBF kernel and fewer than most. Scaling the features to equal variance
+made both worse.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from triptych.store.files import parse_json, publish
 
 PENALTY = 10.0  # C; anything from 0.3 to 100 measured the same: the examples are separable
 SLOPE = 2.2  # score = 1 / (1 + exp(-SLOPE · margin)): 0.9 at the support vectors, where the margin is 1
-# cosine; held-out photos have 0.34 to 0.98 to their nearest support vector, a size chart 0.27, noise 0.16
+# Below this cosine to its nearest support vector, a photo is unlike every example. Measured: held-out photos
+# have 0.34 to 0.98, a size chart 0.27, noise 0.16.
 UNLIKE = 0.3
 MIN_EXAMPLES = 3
 _FORMAT = "triptych-classifier-1"
@@ -46,7 +47,7 @@ class Classifier:
     extractor: str
 
     def margins(self, features: np.ndarray) -> np.ndarray:
-        """(N, D) features → (N,) float64 decision values, those of scikit-learn's SVC: human above 0, garment
+        """(N, D) features → (N,) float64 decision values, equal to scikit-learn's SVC: human above 0, garment
         below.
         """
         x_ND, support_SD = features.astype(np.float64), self.support.astype(np.float64)
@@ -58,8 +59,8 @@ class Classifier:
 
         The score is the confidence that a photo shows a human: the margin squashed by a logistic function,
         0.5 on the border and 0.9 as far on the human side as the nearest examples. It orders photos; it is
-        not a measured frequency. Unsure are photos near the border, and those unlike every example (a size
-        chart, a logo) whatever their margin.
+        not a measured frequency. A photo is unsure if it is near the border, or if it is unlike every example
+        (a size chart, a logo), at any margin.
         """
         margins = self.margins(features)
         unlike = (features @ self.support.T).max(axis=1, initial=-1.0) < UNLIKE
@@ -71,11 +72,11 @@ class Classifier:
         return labels, 1 / (1 + np.exp(-SLOPE * np.clip(margins, -50, 50)))
 
     def save(self, path: Path) -> None:
-        """Write safetensors with JSON metadata, complete or not at all."""
+        """Write safetensors with JSON metadata, atomically."""
         from safetensors.numpy import save_file
 
-        # One metadata key: safetensors writes several in random order, and equal classifiers would be unequal
-        # files.
+        # A single metadata key: safetensors writes several keys in random order, and equal classifiers would
+        # give different files.
         about = {
             "format": _FORMAT,
             "intercept": self.intercept,
@@ -91,7 +92,7 @@ def load_classifier(path: Path) -> Classifier:
     """The classifier that `Classifier.save` wrote.
 
     Raises:
-        WorkError: the file is missing, damaged or something else.
+        WorkError: the file is missing, damaged or no classifier.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -124,8 +125,8 @@ def train_classifier(
     extractor: str,
     unsure: float = 0.1,
 ) -> Classifier:
-    """Train on (N, D) features labelled "human" or "garment"; both classes weigh the same however many
-    examples each has.
+    """Train on (N, D) features labelled "human" or "garment"; both classes have equal weight, for any number
+    of examples of each.
 
     Raises:
         InputError: fewer than `MIN_EXAMPLES` of a class.
@@ -146,8 +147,8 @@ def train_classifier(
 
 
 def doubtful(features: np.ndarray, labels: list[str], *, seed: int = 0) -> list[int]:
-    """Indices of examples that a classifier trained on the others puts on the wrong side: often photos in the
-    wrong folder.
+    """Indices of examples that a classifier trained on the others misjudges: often photos in the wrong
+    folder.
 
     Raises:
         InputError: fewer than `MIN_EXAMPLES` of a class.

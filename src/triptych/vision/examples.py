@@ -12,10 +12,10 @@ from triptych.vision.classifier import MIN_EXAMPLES
 
 
 def given_folder(folder: Path | None, option: str, what: str) -> Path:
-    """A folder that an option names.
+    """Check the folder given by an option, and return it.
 
     Raises:
-        InputError: none is given, or it is no folder.
+        InputError: no folder is given, or it is not a folder.
     """
     if folder is None or not str(folder).strip():
         raise InputError(f"No folder given for --{option}.", f"Give a folder of {what}.")
@@ -31,7 +31,7 @@ def read_examples(human: Path | None, garment: Path | None) -> dict[str, tuple[P
     """{sha256: (path, "human" | "garment")} of all example files that look like images.
 
     Raises:
-        InputError: a folder that is missing, too few examples in it, or a photo that is an example of both.
+        InputError: a folder is missing or has too few examples, or a photo is an example of both kinds.
     """
 
     examples: dict[str, tuple[Path, str]] = {}

@@ -1,5 +1,5 @@
-"""What `clean` has computed about photos, kept by the sha256 of their files: features, and the signature that
-finds copies.
+"""The cache of `clean`, by the sha256 of a photo's file: its features,
+and the signature that finds copies.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from triptych.pictures.images import BadImage, check_header, load_image
 from triptych.store.files import parse_json, publish
 from triptych.vision.features import Extractor
 
-LONGEST = 512  # px; features need 384
+LONGEST = 512  # side in pixels; features need 384
 SAVE_EVERY = 512  # photos between two writings of the file
 _FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Features:
-    """What is computed of one photo: its vector, what finds copies of it, and its size (width, height)."""
+    """Results for one photo: its feature vector, the signature that finds copies, and its size (width,
+    height).
+    """
 
     vector: np.ndarray
     signature: np.ndarray
@@ -34,10 +36,11 @@ class Features:
 def look_at(
     wanted: Mapping[str, Path], min_side: int, extractor: Extractor, known: Container[str]
 ) -> tuple[dict[str, Features], dict[str, str]]:
-    """By sha256: what is computed of the photos that are not `known`; and why others cannot be used.
+    """Compute the features of photos that are not `known`, by sha256. Returns these, and the reasons why
+    other photos cannot be used.
 
     Args:
-        wanted: {sha256: path}; all of them are opened, a known one as far as its header.
+        wanted: {sha256: path}; every photo is opened, a known one only for its header.
         min_side: photos with a side shorter than this many pixels cannot be used.
     """
     images: dict[str, Image.Image] = {}
@@ -68,8 +71,8 @@ def look_at(
 class FeatureCache:
     """{sha256 of a photo: feature vector, signature and size}, kept in one safetensors file.
 
-    A file of another extractor or another version, or a damaged one, costs time and nothing else: it starts
-    empty.
+    If the file is damaged, or from another extractor or version, the cache starts empty; that costs only
+    time.
     """
 
     def __init__(self, path: Path, extractor: Extractor) -> None:
@@ -80,7 +83,7 @@ class FeatureCache:
         if path.exists():
             try:
                 self._load()
-            except Exception:  # whatever a damaged file brings up
+            except Exception:  # a damaged file can raise any error
                 self._vectors, self._signatures, self._sizes = {}, {}, {}
 
     def _load(self) -> None:
@@ -113,11 +116,11 @@ class FeatureCache:
         return np.stack(vectors) if vectors else np.zeros((0, self._extractor.dimensions), np.float32)
 
     def seen(self, key: str, name: str, *, first: bool = False) -> Seen:
-        """A photo that is in the cache, as `copies.find_copies` compares it."""
+        """A photo in the cache, in the form that `copies.find_copies` compares."""
         return Seen(name, self._sizes[key], self._signatures[key], first)
 
     def add(self, looked_at: Mapping[str, Features]) -> None:
-        """Keep what was computed about photos, by their sha256; now and then the file is written."""
+        """Keep results by the sha256 of the photo. Saves the file after every `SAVE_EVERY` new ones."""
         for key, one in looked_at.items():
             self._vectors[key], self._signatures[key], self._sizes[key] = one.vector, one.signature, one.size
         self._new += len(looked_at)

