@@ -1,1 +1,1 @@
-"""How the pocket model was made: one module per stage of the build. `python -m recipes.pocket --help`."""
+"""The training recipe of the pocket model: one module per stage. `python -m recipes.pocket --help`."""

@@ -1,6 +1,6 @@
-"""Train the pocket model from nothing, stage by stage: hours in the background.
+"""Train the pocket model from scratch, stage by stage: hours in the background.
 
-Every stage is seeded and logs JSON lines. Run the same command again to go on after an interruption.
+Every stage is seeded and logs JSON lines. After an interruption, run the same command again to continue.
 
     python -m recipes.pocket --work pocket-build                       # every stage
     python -m recipes.pocket transformer --work pocket-build           # one of them
@@ -26,7 +26,7 @@ STAGES: dict[str, str] = {
     "captioner": "train_captioner",
     "package": "package_pipeline",
 }
-"""The stages in their order: each is a module of this folder, with the function that runs it."""
+"""The stages in order: the module in this folder, and its function."""
 
 
 def main(words: list[str] | None = None) -> None:
@@ -42,7 +42,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def run(name: str, options: argparse.Namespace) -> None:
-    """Run one stage in the build folder, with the options that it knows."""
+    """Run one stage in the build folder, with the options that it has."""
     stage: Callable[..., Any] = getattr(importlib.import_module(f"recipes.pocket.{name}"), STAGES[name])
     more: dict[str, Any] = {}
     if options.steps is not None and name not in ("bank", "evaluate", "package"):

@@ -1,6 +1,7 @@
-"""Stage `autoencoder`: an f4, 8-channel AutoencoderKL from nothing, on single panels and whole triptychs.
+"""Stage `autoencoder`: an f4, 8-channel AutoencoderKL from scratch, on single panels and whole triptychs.
 
-GroupNorm is global, so half of the batches are three panels wide: what is used wide must be trained wide.
+GroupNorm is global, so half of the batches are three panels wide: a model used on wide pictures must be
+trained on them.
 
 Shapes: images_BCHW in [-1, 1]; pictures uint8 (B, H, W, 3); latents_BCHW normalised by shift and scale.
 """
@@ -101,7 +102,7 @@ def _psnr(output: torch.Tensor, target: torch.Tensor) -> float:
 
 
 def train_autoencoder(folder: Path, steps: int = STEPS) -> None:
-    """Train, or go on training; writes `folder/vae` and a state every 200 steps."""
+    """Train, or continue training; writes `folder/vae` and a state every 200 steps."""
     done, state_path, log = folder / "vae", folder / "vae.state.safetensors", Log(folder, "autoencoder")
     if done.exists():
         return

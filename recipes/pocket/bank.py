@@ -1,8 +1,8 @@
 """Stage `bank`: the latents the transformer is trained on, encoded once.
 
-No garment and no person of it is held out. Singles are encoded alone, boards as one wide picture (what is
-used wide must be trained wide). A board is NEVER front, back and worn of one item: that relation is what a
-LoRA has to add later. `bank_panels.jsonl` says what every picture shows.
+It contains no held-out garment or person. Singles are encoded alone, boards as one wide picture (the
+transformer sees them at that width). A board is NEVER front, back and worn of one item: a LoRA has to add
+that relation later. `bank_panels.jsonl` lists the content of every picture.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from triptych.pocket.world import Garment, Scene, as_json, sample_garment, sampl
 SINGLES, BOARDS, SEED = 14_000, 20_000, 7
 BOARD_SHARES = {"independent": 0.27, "matching": 0.50, "copy": 0.23}
 PATTERN_WEIGHTS = (0.19, 0.23, 0.29, 0.29)
-"""Plain, stripes, dots, check: the hard ones more often."""
+"""Plain, stripes, dots, check: the hard ones are more frequent."""
 PRINTED = 0.18
-"""Part of the singles and boards that show back prints, for the same reason."""
+"""Share of the singles and boards with back prints, for the same reason."""
 
 
 def _draw(index: int, single: bool) -> tuple[str, list[Panel], np.ndarray]:

@@ -1,9 +1,9 @@
-"""Stage `captioner`: a tiny Llava from nothing that answers the product's two questions about a rendered
+"""Stage `captioner`: a tiny Llava from scratch that answers the product's two questions about a rendered
 triptych.
 
 Ordinary transformers classes (CLIP vision tower, Llama, LlavaProcessor). It learns from renders alone: the
-order check from right and wrong orders, the caption in the house format with every detail told. While it
-trains, heads that are thrown away afterwards make the vision tower tell the attributes of each panel; the
+order check from right and wrong orders, the caption in the house format with every detail. During training,
+auxiliary heads, discarded afterwards, make the vision tower predict the attributes of each panel; the
 language model then only has to read them.
 """
 
@@ -68,12 +68,10 @@ def questions() -> tuple[str, str]:
 
 
 class Example:
-    """One triptych: its panels as pictures, what each shows, and its caption."""
+    """One triptych: its panels as pictures, the content of each, and its caption."""
 
     def __init__(self, rng: random.Random, *, held_out: bool = False) -> None:
-        """Draw one item; some are drawn large, packed as JPEG would be, and reduced,
-        as photos of a shop are.
-        """
+        """Draw one item. Some are drawn large, compressed like JPEG, and reduced, like a shop's photos."""
         self.garment, self.scenes = sample_triptych(rng, held_out=held_out)
         if rng.random() < PRINTED_SHARE:
             self.garment = sample_printed(rng, held_out=held_out)
@@ -172,7 +170,7 @@ def new_captioner(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     for name, parameter in model.named_parameters():
         if name.endswith(
             "position_embedding.weight"
-        ):  # the usual 0.02 drowns beside the patches: shapes are learned late
+        ):  # with the usual 0.02, positions drown beside the patches and shapes are learned late
             torch.nn.init.normal_(parameter, std=0.5)
     return model
 
@@ -187,7 +185,7 @@ def chat_ids(processor: LlavaProcessor, question: str) -> list[int]:
 
 
 class _Teacher(torch.nn.Module):
-    """Reads the attributes of each panel from the projected patches; thrown away after the stage."""
+    """Predicts the attributes of each panel from the projected patches; discarded after the stage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,7 +242,7 @@ def _batch(
 
 
 def train_captioner(folder: Path, steps: int = STEPS) -> None:
-    """Train, or go on training; writes `folder/captioner` and what it gets right."""
+    """Train, or continue training; writes `folder/captioner` and its accuracy."""
     if (folder / "captioner").exists():
         return
     torch.manual_seed(SEED)
@@ -375,8 +373,8 @@ def measure_captioner(folder: Path, count: int = 120, seed: int = 777) -> dict[s
 
 
 def _says(text: str, name: str, value: str) -> bool:
-    """Tell whether the words about panel 1 name this value in its place (`plain red dress`, `red dress
-    with white dots`).
+    """Tell whether the text about panel 1 names this value in its place (`plain red dress`, `red dress with
+    white dots`).
     """
     words = text.split()
     before, after = (

@@ -1,8 +1,8 @@
-"""Stage `evaluate`: does the base obey every named attribute in single pictures, and do related boards
-agree?
+"""Stage `evaluate`: does the base follow every named attribute in single pictures, and do related boards
+match?
 
-Garments and people are held out from its training. What a LoRA adds is measured by `triptych evaluate
---pocket --model FOLDER`.
+Garments and people are held out from its training. `triptych evaluate --pocket --model FOLDER` measures the
+effect of a LoRA.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from triptych.pocket.world import NONE, VIEWS, sample_garment, sample_printed, s
 
 BATCH, SINGLES, BOARDS = 16, 300, 48
 PRINTED = 0.2
-"""Part of the single pictures that shows a back print."""
+"""Share of the single pictures with a back print."""
 GUIDANCE: dict[str, dict[str, Any]] = {
     "true CFG 3": {"true_cfg_scale": 3.0},
     "distilled 3": {"guidance": 3.0},
@@ -56,7 +56,7 @@ def share(hits: Sequence[bool]) -> float:
 
 
 def draw_single(rng: random.Random, view: str) -> Panel:
-    """Draw a held-out panel; printed garments are shown from where the print is seen."""
+    """Draw a held-out panel; printed garments are seen from the side of the print."""
     if rng.random() < PRINTED and view != "front":
         return sample_printed(rng, held_out=True), sample_scene(rng, view, behind_share=1.0, held_out=True)
     return sample_garment(rng, held_out=True), sample_scene(rng, view, held_out=True)
@@ -65,8 +65,8 @@ def draw_single(rng: random.Random, view: str) -> Panel:
 def obeyed(
     panels: Sequence[Panel], said: Sequence[dict[str, str]], pictures: Sequence[Any]
 ) -> dict[str, float]:
-    """Share of the pictures that show what their prompt said, by attribute; `person`:
-    one or none, rightly.
+    """Share of the pictures that show the attributes in their prompt, by attribute; `person`: one or none, as
+    in the prompt.
     """
     seen = judge(pictures, [garment.type for garment, _ in panels])
     untold = judge(pictures)
@@ -82,7 +82,7 @@ def obeyed(
 
 
 def looks_alike(seen: list[Judgement], truth: list[Judgement]) -> dict[str, float]:
-    """Share of equal colours, patterns, and both."""
+    """Share of equal colours, of equal patterns, and of both."""
     colour = [a.colour == b.colour for a, b in zip(seen, truth, strict=True)]
     pattern = [a.pattern == b.pattern for a, b in zip(seen, truth, strict=True)]
     return {
@@ -93,10 +93,10 @@ def looks_alike(seen: list[Judgement], truth: list[Judgement]) -> dict[str, floa
 
 
 class Evaluation:
-    """The transformer that will be packaged, with its encoders and autoencoder."""
+    """The transformer to be packaged, with its encoders and autoencoder."""
 
     def __init__(self, folder: Path, model: torch.nn.Module | None = None) -> None:
-        """Take the build folder's transformer unless one is given."""
+        """Use the build folder's transformer unless one is given."""
         self.model = model if model is not None else guided_transformer(folder)
         self.encoders, self.codec = TextEncoders.trained(folder), Codec(folder / "vae")
 
@@ -113,7 +113,7 @@ class Evaluation:
     def singles(
         self, count: int = SINGLES, steps: int = 16, seed: int = 909, **guidance: float
     ) -> tuple[dict[str, float], np.ndarray]:
-        """Return how well single panels obey prompts that tell everything, and the pictures."""
+        """Return how well single panels follow prompts with every attribute, and the pictures."""
         rng = random.Random(seed)
         panels = [draw_single(rng, VIEWS[index % 3]) for index in range(count)]
         captions = [panel_caption(*panel, rng, details=1.0, varied=True) for panel in panels]
@@ -123,8 +123,8 @@ class Evaluation:
     def boards(
         self, named: bool, count: int = BOARDS, steps: int = 16, seed: int = 910
     ) -> tuple[dict[str, float], np.ndarray]:
-        """Return how often panels 2 and 3 of matching boards look like panel 1 (panel 1 named or nothing
-        named).
+        """Return how often panels 2 and 3 of matching boards look like panel 1, and the pictures. named: the
+        caption names panel 1's look; otherwise none.
         """
         rng = random.Random(seed)
         boards = [sample_board(rng, "matching") for _ in range(count)]
@@ -142,7 +142,7 @@ class Evaluation:
 
 
 def evaluate(folder: Path, count: int = SINGLES) -> None:
-    """Measure the base as it stands; writes sheets and a line of `evaluate.jsonl`."""
+    """Measure the current base; writes sheets and a line of `evaluate.jsonl`."""
     evaluation, log = Evaluation(folder), Log(folder, "evaluate")
     results = {}
     for name, guidance in GUIDANCE.items():

@@ -1,4 +1,4 @@
-"""The tiny FLUX: its size, its velocity, and pictures for the recipe's own measurements.
+"""The tiny FLUX: its size, its velocity, and its sampler for the recipe's own measurements.
 
 Shapes: latents_BCHW (B, 8, 18, 12 per panel), t in [0, 1] with t = 1 noise. Packing, noise levels and the
 sampler are the product's own.
@@ -18,7 +18,7 @@ from triptych.backbones.flux.model import pack, position_ids, unpack
 
 CHANNELS, ROWS, COLUMNS = 8, 18, 12
 MU = math.log(1.6)
-"""Time shift in training and in sampling: 0.47 is what FluxPipeline computes for a triptych of this size."""
+"""Time shift in training and in sampling: FluxPipeline computes 0.47 for a triptych of this size."""
 
 
 def new_transformer() -> FluxTransformer2DModel:
@@ -53,8 +53,8 @@ def velocity(
 ) -> torch.Tensor:
     """Return noise - data (B, C, H, W) at times t (B,).
 
-    text: T5 states and CLIP's pooled vectors. guidance: (B,), each sample its own, as its distillation needs;
-    or 1. The stock forward, because torch.compile and guidance per sample need nothing else.
+    text: T5 states and CLIP's pooled vectors. guidance: (B,), one value per sample, as its distillation
+    needs; or 1. Uses the stock forward pass, which suffices for torch.compile and for guidance per sample.
     """
     states, pooled = text
     b, _, rows, columns = latents_BCHW.shape
@@ -83,8 +83,8 @@ def sample(
     guidance: float = 1.0,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Draw latents_BCHW; `guidance` is the number fed to the model, `true_cfg_scale` a second pass without
-    words.
+    """Draw latents_BCHW; `guidance` is fed to the model, `true_cfg_scale` needs a second pass with an empty
+    prompt.
     """
     batch = len(prompts)
     noises = [torch.Generator().manual_seed(seed + index) for index in range(batch)]

@@ -1,11 +1,11 @@
-"""Stage `guidance`: distil classifier-free guidance into the guidance embedding, as FLUX.1-dev was made
+"""Stage `guidance`: distil classifier-free guidance into the guidance embedding, as FLUX.1-dev was distilled
 from FLUX.1-pro.
 
-The student sees a guidance scale w and must give in one pass what its teacher, the trained transformer
-itself, gives in two: u + w (c - u) (Ho & Salimans 2022, arXiv 2207.12598; distilled as in Meng et al. 2023,
-arXiv 2210.03142). Only the embedder of w is trained, a perceptron of 131,000 numbers whose output is added to
-the time's, and its output at w = 1 is pinned to what it was: so at guidance 1, where LoRAs are trained, the
-model stays what it was, and no relation between panels is taught.
+The student sees a guidance scale w. In one pass it must return what its teacher, the trained transformer
+itself, returns in two: u + w (c - u) (Ho & Salimans 2022, arXiv 2207.12598; distilled as in Meng et al. 2023,
+arXiv 2210.03142). Only the embedder of w is trained, a perceptron of 131,000 parameters whose output is added
+to the time embedding. Its output at w = 1 is pinned to the original. So at guidance 1, where LoRAs are
+trained, the model is unchanged, and it learns no relation between panels.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from recipes.pocket.transformer import noised, sample_batch
 STEPS, LEARNING_RATE, SEED = 400, 2e-3, 11
 BOARD_SHARE = 0.4
 LARGEST = 5.0
-"""w is uniform from 1 up to this."""
+"""w is uniform from 1 to this value."""
 SAVE_EVERY = 100
 
 
 class PinnedEmbedder(torch.nn.Module):
-    """A guidance embedder whose output at w = 1 is always what it was at the start; its second bias follows
-    from that.
+    """A guidance embedder whose output at w = 1 always equals the original one; its second bias follows from
+    that.
     """
 
     def __init__(self, embedder: torch.nn.Module, sinusoid: torch.Tensor) -> None:
-        """`sinusoid` (1, D): how w = 1 comes in."""
+        """`sinusoid` (1, D): the input for w = 1."""
         super().__init__()
         self.embedder, self.sinusoid = embedder, sinusoid
         with torch.no_grad():
@@ -54,7 +54,7 @@ class PinnedEmbedder(torch.nn.Module):
 
     @torch.no_grad()
     def unwrapped(self) -> torch.nn.Module:
-        """The same as an ordinary embedder."""
+        """The equivalent ordinary embedder."""
         self.embedder.linear_2.bias += (self.pinned - self.embedder(self.sinusoid))[0]  # type: ignore[union-attr]
         return self.embedder
 
@@ -70,7 +70,7 @@ def pin(student: FluxTransformer2DModel) -> PinnedEmbedder:
 
 
 def train_guidance(folder: Path, steps: int = STEPS) -> None:
-    """Train, or go on training; writes `folder/guidance.safetensors`, the embedder that is packaged."""
+    """Train, or continue training; writes `folder/guidance.safetensors`, the embedder to be packaged."""
     done = folder / "guidance.safetensors"
     if done.exists():
         return
@@ -81,7 +81,7 @@ def train_guidance(folder: Path, steps: int = STEPS) -> None:
     def loss_of(rng: random.Random, noise: torch.Generator) -> tuple[str, torch.Tensor]:
         name = "boards" if rng.random() < BOARD_SHARE else "singles"
         prompts, latents = sample_batch(bank, name, rng)
-        half = len(prompts) // 2  # enough for so few numbers
+        half = len(prompts) // 2  # enough for so few parameters
         return name, guidance_loss(student, teacher, encoders, prompts[:half], latents[:half], noise)
 
     def rate(step: int) -> float:
@@ -128,7 +128,7 @@ def guidance_loss(
 
 
 def guided_transformer(folder: Path) -> FluxTransformer2DModel:
-    """The transformer to package: with the distilled guidance embedder if that stage was run."""
+    """The transformer to package, with the distilled guidance embedder if that stage has run."""
     model, path = printed_transformer(folder), folder / "guidance.safetensors"
     if path.exists():
         model.time_text_embed.guidance_embedder.load_state_dict(load_tensors(path)[0])

@@ -25,8 +25,8 @@ PICTURES, ROUND_TRIPS, HELD_OUT = 12_000, 3000, 600
 
 
 def _panel(rng: random.Random, held_out: bool) -> tuple[np.ndarray, dict[str, str]]:
-    """Draw one panel and what it truly shows; backs and back prints are more frequent than in the world, to
-    be judged well.
+    """Draw one panel and the truth about it; backs and back prints are more frequent than in the world, so
+    that the judge learns them well.
     """
     garment = (
         sample_printed(rng, held_out=held_out)
@@ -38,7 +38,7 @@ def _panel(rng: random.Random, held_out: bool) -> tuple[np.ndarray, dict[str, st
 
 
 def _round_trip(codec: Codec, pictures: np.ndarray) -> np.ndarray:
-    """Encode and decode panels three at a time, side by side, as they are used."""
+    """Encode and decode panels three at a time, side by side, the width at which they are used."""
     parts = []
     for start in range(0, len(pictures), 48):
         panels = pictures[start : start + 48]
@@ -104,8 +104,8 @@ def _labels(said: list[dict[str, str]]) -> torch.Tensor:
 def measure_judge(
     network: OracleNetwork, pictures: np.ndarray, truth: list[dict[str, str]]
 ) -> dict[str, float]:
-    """Return the share of right answers per head; `printed`: which motif,
-    among the panels that show one.
+    """Return the share of right answers per head; `printed`: the share of right motifs among the panels with
+    one.
     """
     seen = judge(list(pictures), [one["type"] for one in truth], network)
     said = [asdict(one) | {"person": "yes" if one.person else "no"} for one in seen]

@@ -1,4 +1,4 @@
-"""Stage `package`: put the trained parts together as an ordinary `FluxPipeline` folder in bfloat16."""
+"""Stage `package`: combine the trained parts into an ordinary `FluxPipeline` folder in bfloat16."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ and worn views of one garment together: that is left to a LoRA. Recipe: `python 
 
 
 def package_pipeline(folder: Path, to: Path) -> None:
-    """Write the pipeline folder `to` from a build folder; replaces it whole."""
+    """Write the pipeline folder `to` from a build folder, replacing any old one."""
     transformer, text = guided_transformer(folder), TextEncoders.trained(folder)
     scheduler = FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=1000,
@@ -73,7 +73,7 @@ def package_pipeline(folder: Path, to: Path) -> None:
         f"{'final' if done else 'provisional'}.\n"
     )
     (aside / "README.md").write_text(card, encoding="utf-8")
-    for config in aside.rglob("config.json"):  # where a part was loaded from is nobody's business
+    for config in aside.rglob("config.json"):  # remove the path from which a part was loaded
         values = json.loads(config.read_text(encoding="utf-8"))
         if values.pop("_name_or_path", None) is not None:
             config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

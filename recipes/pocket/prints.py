@@ -1,8 +1,9 @@
-"""Stage `prints`: a last leg of the transformer's training in which most single pictures show a back print.
+"""Stage `prints`: a last phase of the transformer's training, in which most single pictures show a back
+print.
 
-A motif is smaller than two by two tokens, so its shape hardly shows in the loss: after the long training a
-print was drawn wherever it was asked for, but in .46 of the pictures as the right one, where colours and
-patterns were right in .97 and more.
+A motif is smaller than two by two tokens, so its shape hardly affects the loss. After the long training a
+print was drawn wherever the prompt named one, but with the right motif in only .46 of the pictures; colours
+and patterns were right in .97 and more.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from triptych.pocket.world import NONE
 
 STEPS, SEED = 770, 77
 FIRST_PART, LEARNING_RATES, WARMUP = 550, (7e-4, 5e-4), 40
-"""Two cosines, each with a warm-up of its own; the moving average begins anew with each."""
+"""Two cosine schedules, each with its own warm-up; the moving average restarts with each."""
 SINGLES_SHARE, PRINTED_SHARE = 0.6, 0.85
-"""Part of the batches that are single pictures, and part of those that show a print."""
+"""Share of the batches that are single pictures, and share of those with a print."""
 EMA, SAVE_EVERY = 0.98, 100
 
 
 def part_of(step: int, steps: int) -> tuple[int, float]:
-    """Return how many steps were made of this part, and the learning rate."""
+    """Return the number of steps done in the current schedule, and the learning rate."""
     begin, end, peak = (
         (0, min(steps, FIRST_PART), LEARNING_RATES[0])
         if step < FIRST_PART
@@ -45,7 +46,7 @@ def part_of(step: int, steps: int) -> tuple[int, float]:
 
 
 def printed_singles(bank: Bank) -> list[int]:
-    """Numbers of the bank's single pictures in which a print is seen."""
+    """Indices of the bank's single pictures with a visible print."""
     panels = [panels[0] for _, panels in bank.entries["singles"]]
     return [
         number for number, (garment, scene) in enumerate(panels) if garment.print != NONE and scene.shows_back
@@ -73,7 +74,7 @@ def sample_printed_batch(
 
 
 def train_prints(folder: Path, steps: int = STEPS, compile_model: bool = True) -> None:
-    """Train, or go on training, from the averaged transformer; writes `folder/prints.safetensors`."""
+    """Train, or continue training, from the averaged transformer; writes `folder/prints.safetensors`."""
     result = folder / "prints.safetensors"
     if result.exists():
         return
@@ -107,9 +108,7 @@ def train_prints(folder: Path, steps: int = STEPS, compile_model: bool = True) -
 
 
 def printed_transformer(folder: Path) -> FluxTransformer2DModel:
-    """The transformer of a build folder as it stands: after this stage if it was run,
-    else the averaged one.
-    """
+    """The current transformer of a build folder: after this stage if it ran, otherwise the averaged one."""
     path = folder / "prints.safetensors"
     if not path.exists():
         return averaged_transformer(folder)

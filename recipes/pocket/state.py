@@ -1,4 +1,4 @@
-"""What every training stage of the recipe shares: a log of JSON lines and training states in safetensors."""
+"""Shared by all training stages of the recipe: a log of JSON lines, and training states in safetensors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from safetensors.torch import save_file
 
 
 def autocast() -> torch.autocast:
-    """bfloat16 where the processor computes it; elsewhere it would be many times slower than float32."""
+    """bfloat16 if the processor computes it natively; otherwise it would be many times slower
+    than float32.
+    """
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
 
 
 class Log:
-    """Appends JSON lines to `<stage>.jsonl` and prints them: the loss curves come from here."""
+    """Appends JSON lines to `<stage>.jsonl` and prints them, for loss curves."""
 
     def __init__(self, folder: Path, stage: str) -> None:
         """Open the log of one stage."""
@@ -39,7 +41,7 @@ class Log:
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path, **metadata: Any) -> None:
-    """Write safetensors aside, then rename: a file under its final name is complete."""
+    """Write safetensors under a temporary name, then rename: a file under its final name is complete."""
     aside = path.with_name(path.name + ".part")
     text = {key: json.dumps(value) for key, value in metadata.items()}
     save_file({key: value.contiguous() for key, value in tensors.items()}, aside, metadata=text)
@@ -62,7 +64,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put the tensors of :func:`optimizer_tensors` back."""
+    """Restore the tensors of :func:`optimizer_tensors`."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
@@ -93,11 +95,11 @@ def train_steps(
     log_every: int = 50,
     save_every: int = 100,
 ) -> dict[str, torch.Tensor]:
-    """Train a module for so many steps, or go on where `<stage>.state.safetensors` was written; returns its
-    moving average.
+    """Train a module for `steps` steps, or continue from `<stage>.state.safetensors`; returns its moving
+    average.
 
-    rate: learning rate of a step. loss_of: what kind of batch it was, and the loss, of that step's random
-    numbers. ema: how much of the average a step keeps; 0 makes it the parameters themselves.
+    rate: learning rate of a step. loss_of: returns the kind of batch and its loss, given that step's random
+    generators. ema: share of the average that a step keeps; 0 makes the average equal to the parameters.
     """
     state_path, parameters = folder / f"{stage}.state.safetensors", dict(module.named_parameters())
     optimizer = torch.optim.AdamW(

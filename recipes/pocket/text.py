@@ -1,9 +1,9 @@
 """Stages `tokenizers` and `text`: a T5 and a CLIP text encoder that understand the captions before any
-picture.
+training on pictures.
 
-FLUX gives text tokens no position, so which panel a word belongs to must be in the T5 states themselves. Both
-encoders are therefore trained first, on captions alone: learned (panel, attribute) queries must read the
-attributes that each panel said from the T5 states, and linear heads from the CLIP pooled vector. Then they
+FLUX gives text tokens no position, so the T5 states themselves must tell which panel a word belongs to. Both
+encoders are therefore trained first, on captions alone: learned (panel, attribute) queries must predict the
+attributes of each panel from the T5 states, and linear heads from the CLIP pooled vector. Then the encoders
 are frozen.
 """
 
@@ -46,9 +46,9 @@ from triptych.pocket.world import (
 
 STEPS, BATCH, LEARNING_RATE, SEED, WIDTH = 600, 96, 2e-3, 21, 128
 SINGLE_LENGTH, TRIPTYCH_LENGTH = 24, 56
-"""T5 tokens of a single panel's and of a triptych's prompt (`max_sequence_length`)."""
+"""T5 tokens of the prompt for a single panel and for a triptych (`max_sequence_length`)."""
 PRINTED = 0.2
-"""Part of the captions whose garment has a back print for certain."""
+"""Share of the captions whose garment is certain to have a back print."""
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "view": VIEWS,
     "type": TYPES,
@@ -78,7 +78,7 @@ def sample_caption(rng: random.Random) -> Caption:
     garment, scenes = sample_triptych(rng)
     if rng.random() < PRINTED:
         garment = sample_printed(rng)
-    # half of them in the house's own words, as captions on disk have them
+    # half of them in the house wording, like captions on disk
     named, varied, details = rng.random() < 0.5, rng.random() < 0.5, rng.choice((0.6, 1.0))
     return triptych_caption(garment, scenes, rng, named=named, details=details, varied=varied)
 
@@ -163,7 +163,7 @@ class TextEncoders(torch.nn.Module):
 
 
 class _Reader(torch.nn.Module):
-    """Reads what each of three panels said; thrown away after the stage."""
+    """Predicts the attributes that each of three panels states; discarded after the stage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,8 +200,8 @@ def _labels(captions: list[Caption]) -> list[torch.Tensor]:
 
 
 def train_text(folder: Path, steps: int = STEPS) -> None:
-    """Train both encoders on captions alone; writes `folder/text_encoder`, `folder/text_encoder_2`,
-    and the tokenizers if they are not there yet.
+    """Train both encoders on captions alone; writes `folder/text_encoder`, `folder/text_encoder_2`, and
+    missing tokenizers.
     """
     if (folder / "text_encoder_2").exists():
         return

@@ -1,9 +1,9 @@
-"""Stage `transformer`: rectified flow on the bank, from nothing, with frozen text encoders.
+"""Stage `transformer`: rectified flow on the bank, from scratch, with frozen text encoders.
 
-The learning rate is constant until a decay is asked for (`steps` reached, or a file `decay-now` in the
-build folder), then a cosine takes it down over 60 % of the steps made so far: the run ends when the session
-demands. Every panel of a board has the same noise level; the base never sees clean context, nor a prompt
-without its panels.
+The learning rate is constant until the decay begins (after `steps` steps, or when a file `decay-now` appears
+in the build folder). Then a cosine reduces it over 60 % as many steps as were done so far, so the run can be
+ended at any time. All panels of a board have the same noise level; the base never sees clean context, nor a
+prompt without its panels.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from triptych.pocket.prompts import board_caption, panel_caption
 
 STEPS, LEARNING_RATE, SEED = 2993, 1e-3, 5
 ATTENTION = "_native_math"
-"""PyTorch's flash kernel for the CPU takes bfloat16 products by a slow way; compiled, the plain formula is
-1.7 times as fast.
+"""PyTorch's flash kernel for the CPU is slow for bfloat16 products; compiled, the plain formula is 1.7 times
+as fast.
 """
 BATCH = {"singles": 48, "boards": 20}
 BOARD_SHARE, BOARD_SHARE_STEPS = (0.35, 0.75), 2000
-"""Share of board batches at the start and after so many steps."""
+"""Share of board batches at the start, and after the given number of steps."""
 DECAY = 0.6
-"""Length of the decay as a part of the steps before it."""
+"""Length of the decay, as a fraction of the steps before it."""
 SILENT, ONE_NAMED = 0.48, 0.32
-"""Of matching and copy boards: no text names the look; one panel does."""
+"""Shares for matching and copy boards: no text names the look; one panel does."""
 EMPTY_PROMPTS, EMA, EMA_EVERY, SAVE_SECONDS = 0.1, 0.999, 4, 300
 
 
 def learning_rate_factor(step: int, decay_start: int | None) -> float:
-    """Return warmup - stable - decay; 0 when the decay is over."""
+    """Return the factor of a warmup - stable - decay schedule; 0 when the decay is over."""
     if decay_start is None or step < decay_start:
         return min(1.0, (step + 1) / 100)
     part = (step - decay_start) / max(1, round(DECAY * decay_start))
@@ -59,7 +59,7 @@ def learning_rate_factor(step: int, decay_start: int | None) -> float:
 def sample_batch(
     bank: Bank, name: str, rng: random.Random, related: bool = True
 ) -> tuple[list[str], torch.Tensor]:
-    """Draw prompts and latents_BCHW; without `related` boards only those of independent items."""
+    """Draw prompts and latents_BCHW; without `related`, boards show only independent items."""
     prompts: list[str] = []
     latents: list[torch.Tensor] = []
     while len(prompts) < BATCH[name]:
@@ -92,19 +92,17 @@ def flow_loss(
 def noised(
     data_BCHW: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return noised latents, their times (B,) and the target velocity; t is logit-normal through the time
-    shift.
-    """
+    """Return noised latents, times (B,) and the target velocity; t is logit-normal, with the time shift."""
     noise = torch.randn(data_BCHW.shape, generator=generator)
     t = flow.shift_time(torch.sigmoid(torch.randn(len(data_BCHW), generator=generator)), MU)
     return flow.interpolate(data_BCHW, noise, t), t, flow.velocity_target(data_BCHW, noise)
 
 
 class Training:
-    """Parameters, optimizer, moving average and position of the run; all of it in one safetensors file."""
+    """Parameters, optimizer, moving average and position of the run, all in one safetensors file."""
 
     def __init__(self, folder: Path, start_from: Path | None = None) -> None:
-        """Start from nothing or from a pipeline's transformer, or go on from the last state."""
+        """Start from scratch or from a pipeline's transformer, or continue from the last state."""
         torch.manual_seed(SEED)
         self.path = folder / "transformer.state.safetensors"
         self.model = new_transformer()
@@ -133,7 +131,7 @@ class Training:
             )
 
     def save(self) -> None:
-        """Write the state under its final name, complete."""
+        """Write the complete state, then give it its final name."""
         names = [name for name, _ in self.model.named_parameters()]
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in zip(names, self.average, strict=True)}
@@ -142,7 +140,7 @@ class Training:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Make one optimizer step from the gradients and follow with the moving average."""
+        """Make one optimizer step from the gradients, and update the moving average."""
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -152,7 +150,7 @@ class Training:
 
 
 def averaged_transformer(folder: Path) -> FluxTransformer2DModel:
-    """Return the moving average of a build folder's run, as it stands."""
+    """Return the current moving average of a build folder's run."""
     tensors, _ = load_tensors(folder / "transformer.state.safetensors")
     model = new_transformer()
     model.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("ema.")})
@@ -166,7 +164,7 @@ def train_transformer(
     start_from: Path | None = None,
     related: bool = True,
 ) -> None:
-    """Train until the decay is over; ends by writing `transformer.done`. Without `related` boards: the
+    """Train until the decay is over; finally writes `transformer.done`. Without `related` boards: the
     ablation.
     """
     if (folder / "transformer.done").exists():

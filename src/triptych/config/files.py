@@ -1,5 +1,5 @@
-"""Config files: shared keys at the top, a section per verb;
-and the two flat files of the original project.
+"""Config files: shared keys at the top, one section per verb; also the two flat files of the original
+project.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Verb(Protocol):
 
 
 class Values(dict[str, Any]):
-    """Settings by name, and the place in a file of each: `triptych.yaml, line 3`."""
+    """Settings by name, with the place of each in a file: `triptych.yaml, line 3`."""
 
     def __init__(self, values: Mapping[str, Any] = {}, places: Mapping[str, str] = {}) -> None:
         super().__init__(values)
         self.places = dict(places)
 
     def changed(self, other: Mapping[str, Any]) -> Values:
-        """These values, those of `other` in place of some; they stand in no file."""
+        """These values updated with `other`; the new values have no place in a file."""
         return Values(
             {**self, **other}, {key: place for key, place in self.places.items() if key not in other}
         )
@@ -47,8 +47,8 @@ class Values(dict[str, Any]):
         self[key], self.places[key] = value, place
 
 
-# The original's flat keys → (section, key); section "" is the shared top. None: understood, and not needed
-# any more.
+# The original's flat keys → (section, key); section "" is the shared top. None: accepted, but no longer
+# needed.
 ORIGINAL_KEYS: dict[str, tuple[str, str] | None] = {
     "training_data_human": ("clean", "human"),
     "training_data_object": ("clean", "garment"),
@@ -71,7 +71,7 @@ ORIGINAL_KEYS: dict[str, tuple[str, str] | None] = {
     "checkpoints_total_limit": ("train", "checkpoints_total_limit"),
     "logging_dir": ("train", "logging_dir"),
     "tracker_name": ("train", "tracker_name"),
-    "upcast_before_saving": None,  # LoRA weights are always kept and saved in 32 bit
+    "upcast_before_saving": None,  # LoRA weights are always kept and saved in 32 bits
     "vae_config_path": None,  # the autoencoder's constants come with the model
     "negative_prompt_emb_path": None,  # the empty prompt is embedded beside the captions
 }
@@ -82,7 +82,7 @@ def read_yaml(path: Path) -> Values:
     """The mapping in a YAML file (UTF-8); sections are `Values` too.
 
     Raises:
-        ConfigError: missing file, YAML that does not parse (with its line), or something other than a
+        ConfigError: the file is missing, is not valid YAML (with the line), or holds something other than a
             mapping.
     """
     path = packaged(path)
@@ -107,13 +107,13 @@ def read_yaml(path: Path) -> Values:
 
 
 def packaged(path: Path) -> Path:
-    """The file of a preset that is given by its bare name, such as `12gb`; any other path as it is."""
+    """The file of a preset that is given by its name, such as `12gb`; any other path unchanged."""
     preset = Path(__file__).parent.parent / "presets" / f"{path.name}.yaml"
     return preset if path.name == str(path) and not path.exists() and preset.is_file() else path
 
 
 def shown_path(path: Path) -> str:
-    """A path without what would steer a terminal."""
+    """A path without characters that control a terminal."""
     return "".join(c if c.isprintable() else "�" for c in str(path))
 
 
@@ -126,10 +126,10 @@ def is_original(data: Mapping[str, Any]) -> bool:
 
 
 def from_original(data: Values) -> Values:
-    """The original's config as ours: shared keys at the top, sections by verb.
+    """Convert the original's config to ours: shared keys at the top, sections by verb.
 
     Raises:
-        ConfigError: a key that neither of the original's two files has.
+        ConfigError: a key that is in neither of the original's two files.
     """
     flat = Values()
     for key, value in data.items():
@@ -189,9 +189,9 @@ def load_config(paths: Iterable[Path], verbs: Sequence[Verb]) -> Values:
 
 
 def _with_data_folders(data: Values) -> Values:
-    """The original's two folders of triptychs, in whichever order its files were read: `concat` and `caption`
-    work in `concat_data_path`, `embed` and `train` read `data_path` (`triptych run` copies there what is
-    captioned); one alone is both.
+    """Handle the original's two folders of triptychs, in either order of its files. `concat` and `caption`
+    work in `concat_data_path`; `embed` and `train` read `data_path` (`triptych run` copies captioned
+    triptychs there). If only one is given, it serves as both.
     """
     for source, others in (("concat", ("caption", "embed")), ("embed", ("train", "concat", "caption"))):
         if "triptychs" in data.get(source, {}):

@@ -1,4 +1,4 @@
-"""Configs: one frozen pydantic model per verb, and the YAML file that fills them.
+"""The base of all configs: one frozen pydantic model per verb, filled from a YAML file.
 
 A config file has shared keys at the top (`work`, `model`, folders) and one section per verb. The docstring
 under a field is its help text everywhere, its marks (`config.marks`) say what kind of setting it is. The two
@@ -40,15 +40,15 @@ def seeds_from(first: int, count: int) -> list[int]:
 
 
 def expanded(path: str) -> str:
-    """A path with `~` replaced by the home folder; as it is, where there is no such home."""
+    """A path with `~` replaced by the home folder; unchanged if there is none."""
     try:
         return str(Path(path).expanduser())
-    except RuntimeError:  # `~nobody`: a folder of this name, or a mistake that is reported when it is opened
+    except RuntimeError:  # `~nobody`: a folder of this name, or a mistake that is reported on opening
         return path
 
 
 class StageConfig(BaseModel):
-    """What every verb takes. Folders left empty lie under `work`."""
+    """The settings of every verb. Unset folders are below `work`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
@@ -69,8 +69,8 @@ class StageConfig(BaseModel):
     @field_validator("*")
     @classmethod
     def _home(cls, value: Any) -> Any:
-        """`~` in a config file means the home folder, as it does in a shell: also in a model's name, if that
-        is a path.
+        """Expand `~` in a config file to the home folder, as a shell does; also in a model's name, if it is a
+        path.
         """
         if "\0" in str(value) or (isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value)):
             raise ValueError("text and names of files without NUL and without half characters")
@@ -82,7 +82,7 @@ class StageConfig(BaseModel):
     @field_validator("base_url", mode="before", check_fields=False)
     @classmethod
     def _no_address(cls, value: Any) -> Any:
-        """An empty address is none: on the command line it takes the place of the config's."""
+        """An empty address counts as none, so the command line can clear the config's."""
         return None if isinstance(value, str) and not value.strip() else value
 
     def check_early(self) -> None:
@@ -143,8 +143,8 @@ class PhotoConfig(StageConfig):
 
 
 def section(data: Mapping[str, Any], verb: str, model: type[BaseModel]) -> Values:
-    """The keys of one verb: its section, and the shared keys it knows. A key without a value (`model:`) is as
-    if left out.
+    """The keys of one verb: its section, and the shared keys that it has. A key without a value (`model:`)
+    counts as missing.
 
     Raises:
         ConfigError: a key the verb does not have.
@@ -164,7 +164,7 @@ def validated(model: type[Config], values: Mapping[str, Any], verb: str) -> Conf
     """A config from plain values. `Values` know their place in a file, which the sentence then names.
 
     Raises:
-        ConfigError: a value of the wrong kind or range: its key, the value, and what the key takes.
+        ConfigError: a value of the wrong type or range; it names the key, the value and the accepted values.
     """
 
     def refused(key: str, value: str, allowed: str) -> ConfigError:

@@ -1,9 +1,9 @@
-"""YAML as config files need it: nested mappings, lists and plain values, each key once, every value with its
-line.
+"""The subset of YAML for config files: nested mappings, lists and plain values, each key once, every value
+with its line.
 
-Read from PyYAML's events, so that nothing is built before it has been looked at: no tags, no anchors, no deep
-nesting. Words are what they look like. YAML 1.1 takes 010 for 8, 1:30 for 90 and `no` for false; here they
-stay text, and the setting they are given to says whether it can be meant.
+It works on PyYAML's events, so that everything is checked before it is built: no tags, no anchors, no deep
+nesting. Words keep their spelling. YAML 1.1 reads 010 as 8, 1:30 as 90 and `no` as false; here these stay
+text, and the setting decides whether it accepts them.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _HINTS = {
         :24
     ]: "Put paths with backslashes in 'single quotes', or write them with /.",
 }
-"""What to do, by the beginning of what PyYAML says."""
+"""Hints, by the beginning of PyYAML's message."""
 
 Lines = dict[tuple[str, ...], int]
-"""The line of each key, by the keys that lead to it."""
+"""The line of each key, by the path of keys to it."""
 
 
 def parse(text: str, name: str) -> tuple[Any, Lines]:
-    """The value of a YAML document, and the line of every key in it. `name` is the file's, for sentences.
+    """The value of a YAML document, and the line of every key in it. `name` is the file's name, for messages.
 
     Raises:
-        ConfigError: not YAML, a key that stands twice, or more than plain values; with the line.
+        ConfigError: no YAML, a repeated key, or more than plain values; with the line.
     """
     return _Reader(text, name).document()
 
@@ -62,7 +62,7 @@ class _Reader:
             line = mark.line + 1 if mark else self._text.count("\n", 0, getattr(error, "position", 0)) + 1
             problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
             raise self._refused(line, str(problem), _HINTS.get(str(problem)[:24], _HINT)) from error
-        except (ValueError, OverflowError) as error:  # an escape or a version number that is out of range
+        except (ValueError, OverflowError) as error:  # an escape or a version number out of range
             raise self._refused(
                 None, "a number in it is out of range", "Write text without \\U escapes."
             ) from error
@@ -118,7 +118,7 @@ class _Reader:
             line = _line(event)
             if not isinstance(event, yaml.ScalarEvent):
                 raise self._refused(line, "a key is not a word", "Write 'key: value'.")
-            self._node(event, path)  # its tag, anchor and characters
+            self._node(event, path)  # checks its tag, anchor and characters
             key = event.value
             if key in mapping:
                 before = self._lines[*path, key]

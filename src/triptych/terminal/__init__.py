@@ -1,3 +1,1 @@
-"""What a person sees of a command: progress, summary, errors, and the silence of libraries. Only `cli` uses
-it.
-"""
+"""A command's output for people: progress, summary, errors, and quiet libraries. Only `cli` uses it."""

@@ -1,4 +1,4 @@
-"""What ends a command, in one sentence with a hint: no traceback reaches a person."""
+"""Turns the error that ends a command into one sentence with a hint, in place of a traceback."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _SMALLER = (
 
 
 def sentence(error: BaseException) -> tuple[str, str] | None:
-    """(what is wrong, what to try); None for what nobody has foreseen."""
+    """(the problem, a hint); None for an unforeseen error."""
     if isinstance(error, TriptychError):
         return error.message, error.hint
     if isinstance(error, MemoryError) or (
@@ -73,7 +73,7 @@ def _of_system(error: OSError) -> tuple[str, str] | None:
             f"The connection failed: {first_line(error)}.",
             "Check the network, then run the same command again.",
         )
-    if error.errno is None:  # a library's words, not the system's
+    if error.errno is None:  # the text comes from a library, not from the system
         return None
     what, hint = _PATHS.get(
         error.errno, (error.strerror or os.strerror(error.errno), "Check the disk and the path.")
@@ -87,13 +87,13 @@ def _of_system(error: OSError) -> tuple[str, str] | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, without its stop."""
+    """The first line of an exception's text, without its full stop."""
     text = str(error).strip()
     return (text.splitlines()[0][:200] if text else type(error).__name__).rstrip(".")
 
 
 def fault(error: BaseException, words: list[str], shown: bool) -> tuple[str, str]:
-    """What nobody has foreseen: a sentence, and where its details are; `shown`: they are printed as well."""
+    """An unforeseen error: a sentence, and the place of its details. `shown`: the details are printed too."""
     details = "".join(traceback.format_exception(error))
     about = (
         f"triptych {__version__}, Python {platform.python_version()}, {platform.platform()}\ntriptych "

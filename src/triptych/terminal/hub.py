@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached, found out once and within seconds, before its client tries for
+"""Finds out once and within seconds whether the Hugging Face hub can be reached; its client would try for
 minutes.
 """
 
@@ -19,9 +19,9 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def look(config: Any, data: Mapping[str, Any]) -> None:
-    """If a model's name is one of the hub and the hub cannot be reached, keep its client offline.
+    """If a model's name is a hub id and the hub cannot be reached, keep the hub's client offline.
 
-    Models that are on this machine open as ever; another one is refused at once, by whoever opens it.
+    Models on this machine open as always; the error for any other model then comes at once.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return
@@ -46,7 +46,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def reachable() -> bool:
-    """Whether somebody listens at the hub's address, or at the proxy on the way to it."""
+    """Whether the hub's address accepts connections, or the proxy in front of it."""
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     proxies = urllib.request.getproxies()
     if not urllib.request.proxy_bypass(address.hostname or ""):
@@ -61,9 +61,7 @@ def reachable() -> bool:
         except (OSError, ValueError):
             pass
 
-    thread = threading.Thread(
-        target=knock, daemon=True
-    )  # names are looked up for as long as the system pleases
+    thread = threading.Thread(target=knock, daemon=True)  # the system decides how long a name look-up takes
     thread.start()
     thread.join(TIMEOUT + 1)
     return bool(found)

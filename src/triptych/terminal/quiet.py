@@ -1,5 +1,5 @@
-"""Libraries are quiet: what they log, warn of and draw is for their developers. `--verbose` or
-TRIPTYCH_DEBUG=1 brings it back.
+"""Silences libraries: their log lines, warnings and bars are for developers. `--verbose` or TRIPTYCH_DEBUG=1
+shows them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "BITSANDBYTES_NOWELCOME": "1",
 }
-"""Read by the libraries when they are imported; what the user has set stays."""
+"""Environment variables that the libraries read when imported; values set by the user stay."""
 
 
 class Handler(logging.Handler):
-    """Log lines through the same door as progress, so that none lands inside a bar."""
+    """Sends log lines through the same function as progress, so that none lands inside a bar."""
 
     def __init__(self, say: Callable[[str], None], everybody: bool) -> None:
         super().__init__(logging.DEBUG if everybody else logging.WARNING)
@@ -34,7 +34,7 @@ class Handler(logging.Handler):
             return
         text = record.getMessage()
         if ours and not self._everybody:
-            if text in self._said:  # what is told once a picture is told once
+            if text in self._said:  # a message that comes with every picture is shown once
                 return
             self._said.add(text)
         word = record.levelname.lower()
@@ -44,13 +44,13 @@ class Handler(logging.Handler):
 
 
 def wanted(words: list[str]) -> bool:
-    """Whether this command is to say everything."""
+    """Whether this command shows everything."""
     return "--verbose" in words or os.environ.get("TRIPTYCH_DEBUG", "") not in ("", "0")
 
 
 def settle(say: Callable[[str], None], everything: bool) -> logging.Handler:
-    """Set up logging and warnings of this process, before any library is imported; the handler, to be removed
-    at the end.
+    """Set up logging and warnings of this process, before any library is imported. Returns the handler, for
+    removal at the end.
     """
     handler = Handler(say, everything)
     root = logging.getLogger()
@@ -59,7 +59,7 @@ def settle(say: Callable[[str], None], everything: bool) -> logging.Handler:
     if not everything:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
-        if "diffusers" in sys.modules:  # imported by somebody else, who has set it up
+        if "diffusers" in sys.modules:  # imported by the embedding program, which has set it up
             return handler
         warnings.simplefilter("ignore")
     logging.captureWarnings(everything)

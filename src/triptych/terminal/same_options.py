@@ -1,5 +1,5 @@
-"""What a command that is printed has to repeat of the one that prints it, and the config that somebody forgot
-to name.
+"""The options that a suggested command must repeat from the current one, and a hint to a config that the user
+forgot to name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REPEATED = (
     ),
     *("device", "dtype", "quantize", "panel_width", "panel_height"),
 )
-"""Options that say where things lie, and what else must stay the same from verb to verb."""
+"""Options for places, and others that must stay the same from verb to verb."""
 NEEDED = {
     "clean": ("photos", "human", "garment"),
     "concat": ("model",),
@@ -39,12 +39,12 @@ NEEDED = {
     "generate": ("model",),
     "tryon": ("model",),
 }
-"""Options without which a verb refuses to work; a name in capitals stands for what nobody has said."""
+"""Options that a verb requires; a name in capitals stands for an unknown value."""
 USUAL_CONFIG = "triptych.yaml"
 
 
 def same_options(files: Sequence[Path], data: Mapping[str, Any], given: Mapping[str, Any]) -> Same:
-    """given: the options that were typed, by name."""
+    """Return a function that gives the options to repeat for a verb. given: the typed options, by name."""
 
     def same(verb: str) -> list[str]:
         fields = next(stage for stage in STAGES if stage.name == verb).config_class().model_fields
@@ -61,7 +61,7 @@ def same_options(files: Sequence[Path], data: Mapping[str, Any], given: Mapping[
 
 
 def forgotten_config(error: BaseException, verb: str, work: Path) -> str:
-    """The hint where a config with the missing name lies near by, and was not given; else nothing."""
+    """The hint that a config nearby holds the missing name and was not given; otherwise empty."""
     missing = {
         "No model is given.": "model",
         "No captioner is given.": "vlm_model",

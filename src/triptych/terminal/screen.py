@@ -1,8 +1,8 @@
-"""Progress for people: one bar per stage at a terminal, plain lines in a log file; a sign of life at least
-every 30 seconds.
+"""Progress for people: one bar per stage at a terminal, plain lines in a log file; some output at least every
+30 seconds.
 
-Everything goes to stderr. A log that cannot be written (its disk is full) never ends the work; a closed pipe
-does.
+Everything goes to stderr. A log that cannot be written (because its disk is full) never ends the work; a
+closed pipe does.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from triptych.wording.amounts import duration
 from triptych.wording.commands import typed
 
 INTERVAL = 30.0
-"""Seconds after which a log file gets a line, whatever happens."""
+"""A log file gets a line at least this often, in seconds."""
 WARM_UP = 3
-"""Units from which on the rest is judged: the first ones load and warm up. Of few units each is long, so
-there its parts count.
+"""Finished units that an estimate of the remaining time needs: the first units load and warm up. A run of few
+units has long ones, so there the parts of a unit count too.
 """
 NOTE = 60
-"""Characters of a note beside a bar."""
+"""Most characters of a note beside a bar."""
 
 
 @dataclass
 class Row:
-    """How far one stage is. Kept units took no time, so the rest is judged by the others alone."""
+    """The progress of one stage. Kept units took no time, so only the others count for the remaining time."""
 
     name: str
     total: int = 0
@@ -47,7 +47,7 @@ class Row:
     moment: Moment | None = None
     started: float = field(default_factory=time.monotonic)
     began: float = field(default_factory=time.monotonic)
-    """When the first unit that takes time was begun."""
+    """Start time of the first unit that takes time."""
     task: TaskID | None = None
 
     def hear(self, moment: Moment) -> None:
@@ -58,7 +58,7 @@ class Row:
             self.began = time.monotonic()
 
     def finish(self, event: Event) -> None:
-        if event.of and self.done >= self.total:  # another run of the same stage: their counts add up
+        if event.of and self.done >= self.total:  # another run of the same stage: add up their counts
             self.total += event.of
         self.done, self.share, self.moment = self.done + 1, 0.0, None
         if event.status == "kept":
@@ -71,7 +71,7 @@ class Row:
         return f"{self.done}/{self.total}" if self.total else str(self.done) if self.done else ""
 
     def left(self) -> str:
-        """`about 4 min left`; nothing while that is not known."""
+        """`about 4 min left`; empty while unknown."""
         fresh, spent = self.done - self.kept + self.share, time.monotonic() - self.began
         if not self.total or fresh <= 0 or spent < 2 or self.done >= self.total:
             return ""
@@ -97,7 +97,7 @@ class Row:
 
 
 class _Column(ProgressColumn):
-    """A part of a row, drawn anew at every refresh."""
+    """A part of a row, drawn again at every refresh."""
 
     def __init__(self, part: str, style: str = "") -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class _Column(ProgressColumn):
 
 
 class Screen:
-    """Where a command's words go."""
+    """The output of a command."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
@@ -125,7 +125,7 @@ class Screen:
         return self.console.is_terminal
 
     def say(self, text: str, style: str = "") -> None:
-        """One line. A log that cannot be written costs the line, not the work."""
+        """Print one line. If the log cannot be written, the line is lost, but the work goes on."""
         with self._lock:
             self._last = time.monotonic()
             try:
@@ -136,7 +136,7 @@ class Screen:
                 pass
 
     def explain(self, message: str, hint: str = "") -> None:
-        """An error: what is wrong, and what to try."""
+        """Print an error and its hint."""
         for word, text, style in (("error:", message, "bold red"), ("hint:", hint, "bold")):
             if text:
                 with self._lock, contextlib.suppress(OSError):
@@ -144,8 +144,8 @@ class Screen:
 
     @contextlib.contextmanager
     def watch(self, name: str) -> Iterator[Watch]:
-        """Show what a stage does, from before its first event; `name` stands there until an event says
-        another.
+        """Show the progress of a stage, even before its first event; `name` is shown until an event gives
+        another one.
         """
         watch = Watch(self, name)
         with progress.listening(watch.hear), watch.shown():
@@ -188,13 +188,13 @@ class Watch:
     def _pulse(self, stop: threading.Event) -> None:
         while not stop.wait(min(1.0, INTERVAL / 4)):
             if self._screen.silent_for() >= INTERVAL:
-                with contextlib.suppress(OSError):  # the next line of the work itself meets it too
+                with contextlib.suppress(OSError):  # the next line of the work itself will meet the error too
                     self._screen.say(self._row.words())
 
     def hear(self, moment: Moment) -> None:
         if (
             self._row.total and self._row.done >= self._row.total
-        ):  # what comes now belongs to a stage that has not said its name
+        ):  # the following moments belong to a stage whose name is not known yet
             self._settle()
             self._row = Row(self._name)
             if self._bars is not None:
@@ -204,13 +204,13 @@ class Watch:
             self._bars.update(self._row.task, completed=self._row.done + self._row.share)
 
     def expect(self, total: int) -> None:
-        """So many units are to come, if anybody knows."""
+        """Set the number of expected units, if it is known."""
         self._total = self._row.total = total
         if self._bars is not None and self._row.task is not None:
             self._bars.update(self._row.task, total=total or None)
 
     def event(self, event: Event) -> None:
-        """A unit of work is finished."""
+        """Show that a unit of work is finished."""
         name = event.stage or self._name
         if name not in self._rows:
             self._begin(name, event.of or self._total)
@@ -235,7 +235,7 @@ class Watch:
     def _begin(self, name: str, total: int) -> None:
         self._settle()
         row = self._rows[name] = Row(name, total)
-        if not self._row.done:  # what stood there until now was this one, before its first event
+        if not self._row.done:  # the row so far stood for this stage, before its first event
             row.task, row.started, row.began = self._row.task, self._row.started, self._row.began
         self._row = row
         if self._bars is None:
@@ -250,7 +250,7 @@ class Watch:
         row.task = self._bars.add_task(row.name, total=row.total or None, row=row)
 
     def _settle(self) -> None:
-        """The last stage is over: its last line."""
+        """The last stage has ended: print its last line."""
         row = self._row
         if not row.done:
             return

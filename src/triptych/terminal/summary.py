@@ -1,6 +1,4 @@
-"""What a command did, for people: short aligned lines, what was rejected first,
-and the command that follows.
-"""
+"""A command's summary for people: short aligned lines, rejects first, and the next command."""
 
 from __future__ import annotations
 
@@ -13,10 +11,10 @@ from triptych.wording.amounts import duration, number
 from triptych.wording.commands import typed
 
 FIRST = ("rejected", "reasons", "failed", "errors", "warnings")
-"""What a person must not miss comes first."""
+"""Keys shown first, because a person must not miss them."""
 _GIB = "_gib"
 LISTED = 4
-"""Things of a list that are named."""
+"""Most items of a list that are named."""
 
 NEXT: dict[str, str] = {
     "init": "triptych run --config {config}",
@@ -30,15 +28,15 @@ NEXT: dict[str, str] = {
     "demo": "open {report}",
     "lora_convert": "triptych lora inspect {lora}",
 }
-"""What usually comes after a verb; a name in braces stands for a value of its summary."""
+"""The usual next step after a verb; a name in braces stands for a value of its summary."""
 
 
 def text_of(summary: Mapping[str, Any], indent: str = "") -> str:
-    """The summary as lines `name  value`; a part of it that is a stage's own summary gets a heading."""
+    """The summary as lines `name  value`; a stage's own summary within it gets a heading."""
     plain_rows, parts = list[tuple[str, str]](), list[tuple[str, Mapping[str, Any]]]()
     for key in sorted(summary, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST)):
         value = summary[key]
-        if key == "next" and not indent:  # stands in the last line
+        if key == "next" and not indent:  # shown in the last line
             continue
         if (
             isinstance(value, Mapping)
@@ -60,7 +58,7 @@ def _is_counts(value: Mapping[str, Any]) -> bool:
 
 
 def _words(key: str, value: Any) -> str:
-    """A value in words; nothing for what is empty."""
+    """A value in words; empty for an empty value."""
     if value is None or value == "" or value == [] or value == {}:
         return ""
     if isinstance(value, bool):
@@ -84,8 +82,8 @@ def _words(key: str, value: Any) -> str:
 
 
 def _named(key: str, values: Mapping[str, Any]) -> list[str]:
-    """The parts of a row, each `name value`; a nothing is a 0 here. `held` and `held_gib` are one part: `held
-    2 (1.5 GiB)`.
+    """The parts of a row, each `name value`; an empty number is written as 0, other empty values as none. `held` and `held_gib`
+    become one part: `held 2 (1.5 GiB)`.
     """
     parts = []
     for name, value in values.items():
@@ -99,7 +97,7 @@ def _named(key: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _inner(key: str, name: str, value: Any) -> str:
-    """A value within a row; the row's own key may say its unit."""
+    """A value within a row; the row's key may name its unit."""
     key = key if "second" in key else str(name)
     return (
         _number(key, value)
@@ -109,7 +107,7 @@ def _inner(key: str, name: str, value: Any) -> str:
 
 
 def _title(name: Any) -> str:
-    """A key of a summary as a name for people; its unit stands behind the value."""
+    """A key of a summary as a name for people, without its unit, which follows the value."""
     return str(name).removesuffix(_GIB).replace("_", " ")
 
 
@@ -124,8 +122,8 @@ def _number(key: str, value: float) -> str:
 
 
 def next_line(name: str, summary: Mapping[str, Any]) -> str:
-    """`next: …`, the command that usually follows, as it can be typed; nothing where there is none."""
-    if said := summary.get("next"):  # the stage knows better what this summary asks for
+    """`next: …`, the usual next command, ready to type; empty if there is none."""
+    if said := summary.get("next"):  # the stage knows the right next step better
         return f"next: {plain(typed(str(said)))}"
     template = NEXT.get(name)
     if template is None:
@@ -141,7 +139,7 @@ def next_line(name: str, summary: Mapping[str, Any]) -> str:
 
 
 def _path(value: Any) -> str:
-    """A path without what a summary says about it: `sheet.png (12 of 40 photos)`."""
+    """A path without the remark that a summary adds: `sheet.png (12 of 40 photos)`."""
     text = str(value)
     return text.split(" (")[0] if text.endswith(")") else text
 

@@ -1,4 +1,6 @@
-"""Wrong usage in one sentence: which option, what was given, what it takes, or what was probably meant."""
+"""Reports wrong usage in one sentence: the option, the given value, the accepted values, or the probable
+intention.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "cpu": ("device", "card"),
     "resume": (),
 }
-"""What other programs call our options. The first one that the verb has is suggested."""
+"""Option names of other programs, and ours. The first one that the verb has is suggested."""
 ENDINGS = {
     ".safetensors": ("lora",),
     ".yaml": ("config",),
@@ -98,8 +100,8 @@ PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def leave_server_out(typed: dict[str, Any], values: Values) -> str:
-    """If the command line names a captioner on this machine, the config's base_url is not meant: `typed`
-    clears it; what to say.
+    """If the command line names a captioner on this machine, the config's base_url does not apply: clear it
+    in `typed`. Returns the message about it.
     """
     captioner = str(typed.get("vlm_model") or "")
     if (
@@ -117,15 +119,15 @@ def leave_server_out(typed: dict[str, Any], values: Values) -> str:
 
 
 def _home_in_config(name: str) -> str:
-    """Where in a config `run` finds a setting that one of its stages has and `run` itself has not; empty for
-    no such setting.
+    """The config section in which `run` finds a setting that only its stages have; empty for unknown
+    settings.
     """
     homes = [stage.name for stage in STAGES if stage.in_run and name in stage.config_class().model_fields]
     return f"Put `{name}:` under `{homes[0]}:` in the config." if homes else ""
 
 
 def mistake(error: CycloptsError, stage: Stage | None) -> tuple[str, str]:
-    """(what is wrong, what to try) of a command line."""
+    """(the problem, a hint) for a command line."""
     see = f"See `triptych {' '.join(stage.words)} --help`." if stage else "`triptych --help` lists the verbs."
     options = [*stage.config_class().model_fields, "config", "json", "verbose", "help"] if stage else []
     cause = error.__cause__

@@ -1,4 +1,4 @@
-"""Text for a terminal: one line, nothing that steers it, in whatever encoding it has."""
+"""Makes text safe for a terminal: no control characters, and any encoding."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def plain(text: str) -> str:
-    """On one line, with every character that would steer a terminal (escape, bidi, line end) written out."""
+    """The text on one line, with every character that controls a terminal (escape, bidi, line end) written
+    out.
+    """
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
 def _escaped(c: str) -> str:
     code = ord(c)
-    if "\udc80" <= c <= "\udcff":  # a byte of a file name that is no UTF-8
+    if "\udc80" <= c <= "\udcff":  # a byte of a file name that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return _ESCAPES.get(c) or (
         f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
@@ -25,12 +27,12 @@ def _escaped(c: str) -> str:
 
 
 def lines(text: str) -> str:
-    """The same for text of several lines."""
+    """The same for a text of several lines."""
     return "\n".join(plain(line) for line in text.split("\n"))
 
 
 def tolerate_encodings() -> None:
-    """What a terminal or a log file cannot show becomes a question mark; without this it would end the
+    """Print question marks for characters that a terminal or a log file cannot encode, instead of ending the
     command.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -43,9 +45,7 @@ def speaks_unicode(stream: TextIO) -> bool:
 
 
 def strict(value: Any) -> Any:
-    """A value as strict JSON can hold it: a number that is not finite becomes null,
-    other things their text.
-    """
+    """A value for strict JSON: a non-finite number becomes null, another object its text."""
     if isinstance(value, dict):
         return {str(key): strict(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,4 @@
-"""The stage table: everything that knows "all verbs" (command line, package names, pipeline, docs) reads it
-from here.
-"""
+"""The stage table, for all code that needs every verb: command line, package names, pipeline and docs."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ class Stage:
     """A verb: the function `name` in `module`, and the config class `config` in `config_module`, which
     imports nothing heavy.
 
-    Both are imported when first used. A name of two words is a verb of a group; its function has `_` between
+    Both are imported at first use. A name of two words is a verb in a group; its function has `_` between
     them.
     """
 
@@ -32,26 +30,26 @@ class Stage:
     config_home: str = ""
     """The module of the config class, if it is not `module` with `_config` at its end."""
     positional: tuple[str, ...] = ()
-    """Fields that may be given without their option's name, in this order, right after the verb."""
+    """Fields that may be given without an option name, in this order, right after the verb."""
     ask: tuple[str, ...] = ()
-    """Fields that the command line asks for at a terminal when nobody gave them; an empty answer leaves them
+    """Fields that the command line asks for at a terminal if they are missing; an empty answer leaves them
     empty.
     """
     function: str = ""
-    """The name of the function, if `name` is a word of Python's own."""
+    """The name of the function, if `name` is a Python keyword or builtin."""
     whole_config: bool = False
-    """The function also gets the loaded config files, shared keys and all sections, and hands them to other
-    stages itself.
+    """Whether the function also gets the loaded config files (shared keys and all sections), which it passes
+    on to other stages.
     """
 
     @property
     def words(self) -> list[str]:
-        """What is typed: `lora_convert` is `triptych lora convert`."""
+        """The words to type: `lora_convert` is `triptych lora convert`."""
         return self.name.split("_")
 
     @property
     def public_name(self) -> str:
-        """What the function is called in Python."""
+        """The function's name in Python."""
         return self.function or self.name
 
     @property
@@ -59,7 +57,7 @@ class Stage:
         return self.config_home or f"{self.module}_config"
 
     def config_class(self) -> type[StageConfig]:
-        """Enough for `--help` and to check settings: imports no torch."""
+        """The config class: enough for `--help` and for checking settings, without torch."""
         found: type[StageConfig] = getattr(importlib.import_module(self.config_module), self.config)
         return found
 
@@ -200,4 +198,4 @@ STAGES: tuple[Stage, ...] = (
 )
 
 GROUPS = {"lora": "Read, convert and explain LoRA files."}
-"""Help of the words that stand before several verbs."""
+"""Help for words that precede several verbs."""

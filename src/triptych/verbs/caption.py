@@ -1,15 +1,15 @@
 """caption: a vision-language model checks the order of the panels, then describes them; your own `<id>.txt`
-files go first.
+files take precedence.
 
     triptychs/<id>.txt        the caption, in the house format of `captions.py`
     triptychs/metadata.jsonl  `text` and `caption_by` are filled in
-    triptychs/caption.jsonl   journal: every answer of the model, every caption written or replaced, every
-    triptych that failed or came back <fail_path>/              triptychs that failed, each with
-    <id>.reason.json
+        triptychs/caption.jsonl   journal: every answer of the model, every caption written or replaced, every
+                                  triptych that failed or was moved back
+        <fail_path>/              failed triptychs, each with <id>.reason.json
 
-An answer is in the journal before it is used, so a run that was stopped never asks (and never pays) for it
-again. Pictures fail for what they show; while nothing shows that the model or its server is well, none is
-moved for a reason that may be theirs.
+An answer is in the journal before it is used, so a stopped run never asks (and pays) for it again. Pictures
+fail because of their content; until the model or its server is known to work, no picture is moved for a
+reason that may be theirs.
 """
 
 from __future__ import annotations
@@ -62,20 +62,20 @@ from triptych.wording.commands import typed
 
 
 def caption(config: CaptionConfig) -> Run:
-    """Write `<id>.txt` for every triptych that has none; move those that fail the check to `fail_path`.
+    """Write `<id>.txt` for every triptych without one; move those that fail the check to `fail_path`.
 
-    Captions that are there already, yours or from an earlier run, need no captioner and are only replaced by
-    newer ones of yours; the one exception is a caption of ours whose picture was made anew from other photos.
-    The rest is asked for, check first.
+    Existing captions, yours or from an earlier run, need no captioner; only newer captions of yours replace
+    them. There is one exception: a caption of ours whose picture was remade from other photos. For all other
+    triptychs the captioner is asked, first for the check.
 
     Raises:
-        WorkError: no triptychs. ModelError: the captioner cannot be loaded or does not answer; while
-            iterating: its server
-        is down, or none of its answers is usable. ConfigError: an address or folder that cannot be meant.
-        InputError: a folder of captions that is missing, or has none for any of these triptychs.
+        WorkError: no triptychs. ModelError: the captioner cannot be loaded or does not answer; during the
+            run: its server is down, or none of its answers is usable. ConfigError: an invalid address or
+            folder. InputError: the folder of captions is missing, or has no caption for any of these
+            triptychs.
     """
     folder = TriptychFolder(config.triptych_folder)
-    stage = StageFolder(folder.path, "caption", {})  # captions of several models may lie side by side
+    stage = StageFolder(folder.path, "caption", {})  # captions of several models may be in one folder
     _check(config)
     stock = take_stock(folder, config.fail_folder, config.captions, config.retry_failed)
     if not stock.jobs:
@@ -147,7 +147,7 @@ def _summary(config: CaptionConfig, stock: Stock) -> dict[str, Any]:
 
 
 def _ask(book: Book, jobs: list[Job], captioner: PerWorker[Captioner]) -> Iterator[Event]:
-    """Check and caption; servers are asked several questions at a time."""
+    """Check and caption. A server gets several questions at a time."""
     config = book.config
     if captioner().knows:
         check_pictures(captioner().knows, _panels(jobs), "captioner", config.vlm_model, config.anyway)
@@ -162,14 +162,16 @@ def _ask(book: Book, jobs: list[Job], captioner: PerWorker[Captioner]) -> Iterat
 
 
 class Todo(NamedTuple):
-    """The triptychs to ask about; and those that have a caption, each with its state and who wrote it."""
+    """The triptychs to ask about; and those with a caption, each with its state and the author of the
+    caption.
+    """
 
     ask: list[Job]
     there: list[tuple[Job, str, str]]
 
 
 def todo(jobs: list[Job], ours: dict[str, dict[str, Any]]) -> Todo:
-    """Which triptychs lack a caption. ours: by id, the journal's rows about captions of ours."""
+    """Find the triptychs without a caption. ours: by id, the journal's rows about captions of ours."""
     found = Todo([], [])
     for job in jobs:
         state, writer = state_of(job, ours.get(job.id))
@@ -181,7 +183,7 @@ def todo(jobs: list[Job], ours: dict[str, dict[str, Any]]) -> Todo:
 
 
 class Asking:
-    """The tools of a worker: the captioner, what was answered before, and what finds fault with a caption.
+    """The tools of a worker: the captioner, its earlier answers, and the linter of captions.
 
     An answer is paid for, so it goes into the journal as soon as it comes.
     """
@@ -202,7 +204,7 @@ def make(job: Job, asking: Asking) -> Described:
     """Ask about one triptych.
 
     Raises:
-        ModelError: the captioner is out of order.
+        ModelError: the captioner fails for every picture.
     """
     progress.doing("looking at the panels")
     try:
@@ -216,7 +218,8 @@ def _describe(job: Job, asking: Asking) -> tuple[str, str, Counter[str]]:
     """(sha256 of the picture, its caption, how often each brand in it was replaced).
 
     Raises:
-        Rejected: the order is wrong, or no usable caption came. ModelError: the captioner is out of order.
+        Rejected: the order is wrong, or no usable caption came. ModelError: the captioner fails for every
+            picture.
     """
     questions = questions_about(job.layout)
     problems = functools.partial(asking.problems, panels=len(questions.panels))
@@ -237,13 +240,13 @@ def _describe(job: Job, asking: Asking) -> tuple[str, str, Counter[str]]:
         except InputError as error:
             raise Rejected(step, sentence_of(error)) from error
         except AnswerError as error:
-            if not ask.forget():  # nothing of an earlier run was of use: it may have been mended since
+            if not ask.forget():  # no useless answer is from an earlier run, so asking again is pointless
                 raise Rejected(step, error.message, error.fault, error.hint) from error
 
 
 @dataclass
 class Book:
-    """What `record` writes to: the journal, the counts, and by id who wrote the caption of a triptych."""
+    """The targets of `record`: the journal, the counts, and by id the author of each triptych's caption."""
 
     config: CaptionConfig
     limit: int
@@ -261,7 +264,7 @@ class Book:
         return last_captions(self.journal.rows)
 
     def is_settled(self, job: Job) -> bool:
-        """Whether the user has brought a caption since it was asked for."""
+        """Whether the user has brought a caption since the captioner was asked."""
         return state_of(job, self.ours.get(job.id))[0] != "asked"
 
 
@@ -280,7 +283,7 @@ def record(book: Book, described: Described) -> Event:
         summary["reasons"][reason.step] = summary["reasons"].get(reason.step, 0) + 1
         return Event(job.id, "rejected", f"{reason}; moved to {moved}", result=moved)
     text = described.text + "\n"
-    # the journal knows the caption first: a file it does not know is the user's own
+    # The journal gets the caption first: a file that it does not know is the user's own.
     row = {"kind": "caption", "id": job.id, "image_sha256": described.image_sha256}
     row["text_sha256"] = hashlib.sha256(text.encode("utf-8")).hexdigest()
     book.journal.append(row | {"captioner": described.captioner})
@@ -292,7 +295,7 @@ def record(book: Book, described: Described) -> Event:
 
 
 def _standing(book: Book, found: Todo) -> Iterator[Event]:
-    """The events of triptychs that have a caption."""
+    """The events of triptychs that already have a caption."""
     seen = own_captions_seen(book.journal.rows)
     for job, state, writer in found.there:
         book.by[job.id] = writer
@@ -309,17 +312,17 @@ def _captioner(config: CaptionConfig) -> Captioner:
 
 
 def _panels(jobs: list[Job]) -> Iterator[tuple[str, Image.Image]]:
-    """The panels of all triptychs that can be opened, each with its file's name."""
+    """The panels of all readable triptychs, each with its file's name."""
     for job in jobs:
-        with contextlib.suppress(InputError):  # it is rejected when its turn comes
+        with contextlib.suppress(InputError):  # its own turn rejects it
             canvas = load_image(job.picture)
             yield from ((job.picture.name, canvas.crop(box)) for box in equal_boxes(canvas.size, job.layout))
 
 
 def check_captioner(config: CaptionConfig) -> None:
-    """Refuse, before any triptych exists, a run that will have to ask about some and has nobody to ask.
+    """Refuse, before any triptych exists, a run that will need a captioner and has none.
 
-    A server is asked one free question. With captions of your own and no captioner named, none is needed.
+    A server gets one free question. A run with captions of your own and no captioner passes.
 
     Raises:
         ModelError, ConfigError: no captioner, no folder with captions, and no caption there yet; or see

@@ -1,8 +1,8 @@
-"""clean: sort raw product photos into human and garment photos (a file in the catalogue; the photos stay
-where they are).
+"""clean: sort raw product photos into human and garment photos. The result is a catalogue file; the photos
+stay in place.
 
-A support vector machine is trained on two folders of examples and asked about every photo. Pixels are needed
-only for photos not seen before: features are kept in the catalogue by the sha256 of the file.
+A support vector machine, trained on two folders of examples, classifies every photo. Pixels are read only for
+new photos: the catalogue keeps features by the sha256 of the file.
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ def clean(config: CleanConfig) -> Run:
     """Label every photo below `config.photos`: catalogue/photos.jsonl, classifier.safetensors and
     contact_sheet.png.
 
-    Run again after adding photos, examples or overrides: only new photos are computed. Event ids are paths
-    from the photo folder, notes their labels, or why they are rejected; `kept` are photos whose features were
-    there already.
+    Run again after adding photos, examples or overrides: only new photos are computed. Event ids are relative
+    paths, notes are labels or reasons for rejection; `kept` marks photos with features from an earlier run.
 
     Raises:
         InputError: a folder that is not given, missing or without photos; too few examples; a photo that is
-            an example of both; an override file with an error.
+            an example of both kinds; an override file with an error.
         ModelError: features that cannot be loaded.
-        WorkError: another run is writing the catalogue.
+        WorkError: another run is writing to the catalogue.
     """
     photos = given_folder(config.photos, "photos", "raw photos, one folder per item")
     check_examples(config.human, config.garment, photos)
@@ -64,7 +63,7 @@ def clean(config: CleanConfig) -> Run:
     found = find_photos(photos, [config.work, config.catalogue_folder, config.human, config.garment])
     overrides = _overrides(config)
     tools = PerWorker(Eyes, config)
-    tools()  # whatever is wrong with the features is told at once
+    tools()  # reports problems with the features at once
     folder = StageFolder(config.catalogue_folder, "clean", {"stage": "clean"})
     summary: dict[str, Any] = {}
 
@@ -106,7 +105,7 @@ def clean(config: CleanConfig) -> Run:
 def _learn(
     config: CleanConfig, examples: dict[str, tuple[Path, str]], tools: PerWorker[Eyes]
 ) -> tuple[Judge, dict[str, Any]]:
-    """A judge who has learned from the examples; and what the summary says of them."""
+    """A judge trained on the examples, and the examples' part of the summary."""
     from triptych.vision.classifier import doubtful, train_classifier
 
     files = [PhotoFile("", path, path.name, 0, key=key) for key, (path, _) in examples.items()]
@@ -132,10 +131,10 @@ def _learn(
 
 @dataclass(frozen=True)
 class Batch:
-    """At most `BATCH` files that are looked at together.
+    """At most `BATCH` files that are read together.
 
-    closes: whether the next batch begins with another item. doing, start, of: what is said meanwhile, and
-    how many files of how many come before these.
+    closes: whether the next batch begins another item. doing, start, of: text of the progress message, and
+    numbers of earlier files and of all files.
     """
 
     photos: tuple[PhotoFile, ...]
@@ -147,7 +146,7 @@ class Batch:
 
 
 def todo(photos: Sequence[PhotoFile], min_side: int, doing: str = "looking at photo") -> list[Batch]:
-    """All files, in batches: whether a photo's features are in the cache is only known when it was read."""
+    """All files, in batches. Whether a photo's features are in the cache is known only after reading it."""
     batches: list[Batch] = []
     done = 0
     for part in _whole_items(photos, BATCH):
@@ -161,7 +160,7 @@ def todo(photos: Sequence[PhotoFile], min_side: int, doing: str = "looking at ph
 
 
 def _whole_items(photos: Sequence[PhotoFile], least: int) -> Iterator[list[PhotoFile]]:
-    """Parts of at least so many photos that cut no item: a photo's copies are looked for in its item."""
+    """Parts of at least `least` photos that divide no item: a photo's copies are searched for in its item."""
     part: list[PhotoFile] = []
     for photo in photos:
         if len(part) >= least and photo.item != part[-1].item:
@@ -173,7 +172,7 @@ def _whole_items(photos: Sequence[PhotoFile], least: int) -> Iterator[list[Photo
 
 
 class Eyes:
-    """The tools of a worker: the feature network, and the features that are known."""
+    """The tools of a worker: the feature network, and the known features."""
 
     def __init__(self, config: CleanConfig) -> None:
         from triptych.vision.features import load_extractor
@@ -191,7 +190,7 @@ class Eyes:
 
 
 def make(batch: Batch, eyes: Eyes) -> Looked:
-    """Read the files of a batch, and compute the features that are not known."""
+    """Read the files of a batch, and compute the unknown features."""
     progress.doing(batch.doing, batch.start + 1, batch.of)
     looked = Looked(list(batch.photos), closes=batch.closes)
     for photo in batch.photos:
@@ -212,9 +211,9 @@ def make(batch: Batch, eyes: Eyes) -> Looked:
 
 @dataclass
 class Book:
-    """What `record` writes to: the cache, which the judge has, and the rows of the catalogue.
+    """The targets of `record`: the cache (held by the judge), and the rows of the catalogue.
 
-    part, fresh: the files of items that are not complete yet, and which of their photos are new.
+    part, fresh: the files of items that are still incomplete, and the new photos among them.
     """
 
     judge: Judge
@@ -274,7 +273,7 @@ def _count(rows: list[Photo]) -> dict[str, Any]:
 
 
 def _advice(rows: list[Photo], config: CleanConfig) -> str:
-    """What the user should do next, in a few sentences."""
+    """Advice on the next step, in a few sentences."""
     advice: list[str] = []
     if not any(row.label in ("human", "garment", "unsure") for row in rows):
         advice += why_nothing_usable(rows)

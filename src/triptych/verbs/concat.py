@@ -1,10 +1,10 @@
-"""concat: front, back and worn photo of an item side by side on one canvas, each whole and in its own aspect
-ratio.
+"""concat: puts front, back and worn photo of an item side by side on one canvas, each whole and in its own
+aspect ratio.
 
-catalogue/pairs.jsonl            which photos stand together
-triptychs/<id>.png               the canvas; what it was made from is in its text chunk `triptych`
+catalogue/pairs.jsonl            the photos of each triptych
+triptychs/<id>.png               the canvas, with its origin in the text chunk `triptych`
 triptychs/metadata.jsonl         the same with paths, in the form of a Hugging Face `imagefolder`
-triptychs/concat.rejects.jsonl   items and photos that gave no triptych, each with its reason
+triptychs/concat.rejects.jsonl   items and photos without a triptych, each with its reason
 WORK/triptychs_sheet.jpg         the first triptychs at a glance
 """
 
@@ -38,16 +38,15 @@ from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.concat_config import ConcatConfig
 
 SHEET_SIZE = 48
-MOST_EARLIER = 20  # sizes of panels that a picture remembers
+MOST_EARLIER = 20  # earlier versions, in other panel sizes, that a picture remembers
 
 
 def concat(config: ConcatConfig) -> Run:
-    """Write one triptych for every chosen worn photo of every item that `clean` found both kinds of photos
-    of.
+    """Write one triptych for every chosen worn photo of every item with both kinds of photos.
 
-    A triptych that is there and was made from the same photos is kept, and so is one that was edited by hand.
-    Other panel sizes make the pictures anew and keep their captions. A file whose photos have left the
-    catalogue is reported as stale and left alone.
+    An existing triptych of the same photos is kept, and so is one that was edited by hand. With other panel
+    sizes, the pictures are remade and keep their captions. A file whose photos have left the catalogue is
+    reported as stale and left alone.
 
     Raises:
         WorkError: no catalogue, no usable photo in it, or triptychs of other settings in the folder.
@@ -130,7 +129,7 @@ def _folder(config: ConcatConfig) -> StageFolder:
 
 
 class Todo(NamedTuple):
-    """The triptychs that are to be drawn, those that are there, and those that `caption` has moved away."""
+    """The triptychs to draw, those that exist, and those that `caption` has moved away."""
 
     draw: list[Triple]
     kept: list[Triple]
@@ -138,7 +137,7 @@ class Todo(NamedTuple):
 
 
 def todo(triples: Iterable[Triple], layout: PanelLayout, folder: TriptychFolder) -> Todo:
-    """What is to be drawn: what is missing, and what was drawn of other photos or for other panels."""
+    """Find the triptychs to draw: missing ones, and those drawn from other photos or for other panels."""
     found = Todo([], [], [])
     failed = {_sources(row) for row in still_failed(folder.journal_rows())}
     for triple in triples:
@@ -165,7 +164,7 @@ def _standing(found: Todo, summary: dict[str, Any]) -> Iterator[Event]:
 
 
 class Panels:
-    """The tools of a worker: photos as panels. It keeps the last few, which triptychs of one item share."""
+    """The tools of a worker: photos as panels. It caches the last few, which triptychs of one item share."""
 
     def __init__(self, layout: PanelLayout) -> None:
         self.layout = layout
@@ -174,7 +173,7 @@ class Panels:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A canvas; or None, and why there is none: as a sentence, and in the few words that are counted."""
+    """A canvas; or None and the reason: as a sentence, and in the few words that are counted."""
 
     triple: Triple
     canvas: Image.Image | None
@@ -183,7 +182,7 @@ class Drawn:
 
 
 def make(triple: Triple, panels: Panels) -> Drawn:
-    """One triptych: its photos side by side."""
+    """Draw one triptych: its photos side by side."""
     layout = panels.layout
     try:
         return Drawn(
@@ -195,8 +194,8 @@ def make(triple: Triple, panels: Panels) -> Drawn:
 
 @dataclass
 class Book:
-    """What `record` writes to: the folder, the counts, the rejects, and the ids of pictures of other photos
-    than before.
+    """The targets of `record`: the folder, the counts, the rejects, and the ids of pictures whose photos have
+    changed.
     """
 
     folder: TriptychFolder
@@ -207,7 +206,7 @@ class Book:
 
 
 def record(book: Book, drawn: Drawn) -> Event:
-    """Save a canvas, or note why there is none."""
+    """Save a canvas, or record why there is none."""
     triple, summary = drawn.triple, book.summary
     if drawn.canvas is None:
         book.rejects.append({"item": triple.item, "id": triple.id, "reason": drawn.message})
@@ -218,7 +217,7 @@ def record(book: Book, drawn: Drawn) -> Event:
     before = made_from(target)
     if before and _sources(before) == _sources(
         origin
-    ):  # other panels of the same photos: captions stay right
+    ):  # other panels of the same photos: the caption stays right
         origin |= {EARLIER: [*earlier_pictures(target), sha256_file(target)][-MOST_EARLIER:]}
         summary["made_anew_for_other_panels"] += 1
     else:
@@ -235,7 +234,7 @@ def _panel(layout: PanelLayout, photo: Photo) -> Image.Image:
     """A photo as a panel.
 
     Raises:
-        InputError: it cannot be opened, or is not the file any more that `clean` has judged.
+        InputError: it cannot be opened, or has changed since `clean` judged it.
     """
     path = Path(photo.path)
     image = load_image(path, longest=4 * max(layout.width, layout.height))
@@ -255,7 +254,7 @@ def _sources(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def _rows(
     folder: TriptychFolder, triples: Iterable[Triple], fresh: set[str], layout: PanelLayout
 ) -> list[dict[str, Any]]:
-    """A row for every picture in the folder, ours or not: an imagefolder must name them all."""
+    """A row for every picture in the folder, ours or not: an imagefolder must name all its files."""
     before = {Path(str(row.get("file_name"))).stem: row for row in folder.rows()}
     planned = {triple.id: triple for triple in triples}
     rows = []
@@ -264,7 +263,7 @@ def _rows(
         if picture.stem in fresh:
             row = {
                 key: value for key, value in row.items() if key not in ("text", "caption_by")
-            }  # of an earlier picture
+            }  # from an earlier picture
         if triple := planned.get(picture.stem):
             row |= triple.row() | triple.origin(layout)
             row["layout"] = _drawn_layout(picture, layout, before.get(picture.stem, {}))
@@ -273,8 +272,8 @@ def _rows(
 
 
 def _drawn_layout(picture: Path, layout: PanelLayout, before: dict[str, Any]) -> dict[str, Any]:
-    """The layout that a picture has: an edited one, or one that a stopped run has not come to, keeps the
-    earlier one.
+    """The layout of an existing picture. An edited picture, or one that a stopped run has not reached, keeps
+    its earlier layout.
     """
     told = ((made_from(picture) or {}).get("layout"), before.get("layout"))
     try:
@@ -291,7 +290,9 @@ def _drawn_layout(picture: Path, layout: PanelLayout, before: dict[str, Any]) ->
 def _write_sheet(
     path: Path, folder: Path, rows: Sequence[dict[str, Any]], guessed: set[str], *, anew: bool
 ) -> None:
-    """Thumbnails of the first triptychs; outside their folder, where it would count as one of them."""
+    """Thumbnails of the first triptychs, saved outside their folder, where the sheet would count as a
+    triptych.
+    """
     if not rows or (path.exists() and not anew):
         return
     shown = [row for row in rows if "item" in row][:SHEET_SIZE] or list(rows[:SHEET_SIZE])
@@ -310,7 +311,7 @@ def _write_sheet(
 
 
 def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
-    """What the user should do next."""
+    """Advice on the next step."""
     if not summary["triptychs"]:
         rejects = config.triptych_folder / REJECTS
         return (

@@ -1,7 +1,7 @@
-"""demo: no input at all. A rendered shop goes through every stage on the pocket model; a report shows what
-came out.
+"""demo: needs no input. A rendered shop goes through every stage on the pocket model; a report shows the
+results.
 
-Reads like the story it tells: `_story` is the whole of it.
+`_story` contains the whole demo, in order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from triptych.verbs.tryon import TryonConfig, tryon
 
 
 def demo(config: DemoConfig) -> Run:
-    """Write `report.html` and `summary.json` to `out`; what an earlier run finished is kept."""
+    """Write `report.html` and `summary.json` to `out`; finished work of an earlier run is kept."""
     seeds_from(config.seed, config.garments)
     out = config.out or (config.work if "work" in config.model_fields_set else Path("demo"))
     summary: dict[str, Any] = {"report": str(out / "report.html"), "seconds": {}}
@@ -63,7 +63,7 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
         "caption_dropout": 0.1,
     }
     recipe |= {"context": "clean", "context_lora": True, "gradient_checkpointing": False}
-    recipe |= {"lr_warmup_steps": 10, "ema_decay": 0.95}  # over fewer steps than usual, as there are fewer
+    recipe |= {"lr_warmup_steps": 10, "ema_decay": 0.95}  # adapted to fewer steps than usual
     recipe["validation_steps"] = config.max_train_steps
     yield from _stage(
         train(TrainConfig(**work, **recipe, max_train_steps=config.max_train_steps, seed=config.seed)),
@@ -74,8 +74,8 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
     match: dict[str, dict[str, list[bool]]] = {}
     made: dict[str, list[Image.Image]] = {}
     with _clock(summary, "evaluate"):
-        # Guidance on the product photos helps the LoRA alone: base and LoRA are also judged with the model's
-        # ordinary guidance.
+        # Guidance on the product photos helps only the LoRA, so base and LoRA are also judged with the
+        # model's ordinary guidance.
         ordinary = {"context_guidance_scale": 1.0}
         prompts = [item.prompt for item in unseen]
         for name, lora, guidance in (
@@ -149,7 +149,7 @@ def _clock(summary: dict[str, Any], name: str) -> Iterator[None]:
 
 
 def _generate_pictures(out: Path, items: list[Item], seed: int) -> Run:
-    """Mode (a) through the verb itself, one picture per item."""
+    """Generate one picture per item with the verb itself."""
     folder = out / "generated"
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -177,9 +177,7 @@ def _generate_pictures(out: Path, items: list[Item], seed: int) -> Run:
 
 
 def _tryon_inputs(folder: Path, number: int, item: Item) -> dict[str, Any]:
-    """A person who wears another garment of the same type, and a polygon around it,
-    as a user would draw it.
-    """
+    """A person who wears another garment of the same type, and a polygon around it as users draw it."""
     folder.mkdir(parents=True, exist_ok=True)
     worn = item.view(2, item.other())
     paths = {name: folder / f"{number}-{name}.png" for name in ("front", "back", "person")}

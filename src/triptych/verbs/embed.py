@@ -1,6 +1,6 @@
-"""embed: the autoencoder's latents and the text embeddings of every triptych, computed once, kept on disk.
+"""embed: computes latents and text embeddings of every triptych once, and keeps them on disk.
 
-First all captions are read, then all pictures, so that only one of the encoders is in memory at a time.
+It encodes first all captions, then all pictures, so that only one of the encoders is in memory at a time.
 """
 
 from __future__ import annotations
@@ -37,19 +37,18 @@ if TYPE_CHECKING:  # they import torch, which `--help` can do without
 log = logging.getLogger(__name__)
 
 CAPTIONS = 64
-"""Captions in memory at once; a T5 embedding of FLUX.1-dev has 4 MB."""
+"""Most captions in memory at once; a T5 embedding of FLUX.1-dev has 4 MB."""
 CHUNK = 256
-"""Triptychs among which those of one layout are brought together."""
+"""Within this many triptychs, those of one layout are grouped into batches."""
 
 
 def embed(config: EmbedConfig) -> Run:
-    """Write `<embeddings>/<backbone>/<id>.safetensors` for every captioned triptych; what is up to date is
-    kept.
+    """Write `<embeddings>/<backbone>/<id>.safetensors` for every captioned triptych; records that are up to
+    date are kept.
 
     Raises:
         ModelError: the model cannot be opened. ConfigError: --columns and --roles that make no grid.
-            WorkError: no
-        triptychs, or embeddings of another model in the folder.
+            WorkError: no triptychs, or embeddings of another model in the folder.
     """
     from triptych.data.embeddings import INDEX, REJECTS
 
@@ -102,7 +101,7 @@ def embed(config: EmbedConfig) -> Run:
 
 
 class MadeBy(NamedTuple):
-    """The model whose encoders make the embeddings, by their fingerprint, and their precision."""
+    """The model whose encoders compute the embeddings (by fingerprint), and their precision."""
 
     model: str
     dtype: str
@@ -110,15 +109,15 @@ class MadeBy(NamedTuple):
 
 @dataclass(frozen=True)
 class Captions:
-    """Captions to be encoded; and others, whose text is there, so that only their length is looked at."""
+    """Captions to encode, and others with existing embeddings, of which only the length is checked."""
 
     encode: tuple[str, ...] = ()
     there: tuple[str, ...] = ()
 
 
 class Todo(NamedTuple):
-    """What is to be encoded, in batches; and the triptychs that are kept, each with whether its record says
-    something else of its panels or its item than is said now.
+    """The batches to encode, and the triptychs whose records are kept, each with a flag: its panels or its
+    item are described differently now.
     """
 
     texts: list[Captions]
@@ -127,8 +126,8 @@ class Todo(NamedTuple):
 
 
 def todo(sources: Sequence[Source], folder: Path, made_by: MadeBy, batch_size: int) -> Todo:
-    """Compare the triptychs with their records. The empty prompt is encoded with the first captions, or if
-    nothing but that is missing.
+    """Compare the triptychs with their records. The empty prompt is encoded with the first captions, or alone
+    if only it is missing.
     """
     from triptych.data.embeddings import EMPTY, read_about, text_path
 
@@ -170,7 +169,7 @@ def _facts(source: Source, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _batches(sources: Sequence[Source], size: int) -> list[tuple[Source, ...]]:
-    """Batches of pictures of one layout."""
+    """Batches of pictures with equal layouts."""
     batches = []
     for start in range(0, len(sources), CHUNK):
         by_layout: dict[PanelLayout, list[Source]] = {}
@@ -191,7 +190,7 @@ def _backbone(config: EmbedConfig) -> Backbone:
 
 
 class TextTools:
-    """The tools of a worker that reads captions: the text encoder."""
+    """The tools of a worker that encodes captions: the text encoder."""
 
     def __init__(self, backbone: PerWorker[Backbone], length: int) -> None:
         progress.doing("loading the text encoder")
@@ -199,7 +198,7 @@ class TextTools:
 
 
 class PictureTools:
-    """The tools of a worker that reads pictures: the autoencoder."""
+    """The tools of a worker that encodes pictures: the autoencoder."""
 
     def __init__(self, backbone: PerWorker[Backbone]) -> None:
         import torch
@@ -210,7 +209,7 @@ class PictureTools:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Text embeddings by caption, the empty one among them; and how many captions are too long."""
+    """Text embeddings by caption, including the empty one, and the number of captions that are too long."""
 
     texts: dict[str, Text]
     cut: int
@@ -227,7 +226,9 @@ def make_texts(captions: Captions, tools: TextTools) -> Encoded:
 
 @dataclass(frozen=True)
 class Latents:
-    """Mean and deviation of a triptych's latents, both (C, H, W); or why its picture cannot be read."""
+    """Mean and standard deviation of a triptych's latents, both (C, H, W); or the reason why its picture
+    cannot be read.
+    """
 
     source: Source
     mean_CHW: Tensor | None = None
@@ -236,7 +237,7 @@ class Latents:
 
 
 def make_latents(sources: Sequence[Source], tools: PictureTools) -> list[Latents]:
-    """Encode the pictures of a batch; those that cannot be read come first."""
+    """Encode the pictures of a batch; unreadable ones come first in the result."""
     from triptych.sampling.canvas import to_pixels
 
     images: dict[Source, Image.Image] = {}
@@ -248,7 +249,7 @@ def make_latents(sources: Sequence[Source], tools: PictureTools) -> list[Latents
             made.append(Latents(source, reason=error.message))
     if images:
         mean_BCHW, std_BCHW = tools.autoencoder.encode(to_pixels(list(images.values())))
-        # clones: a row of a batch would take the whole batch with it to another process
+        # Clones, because a row of a batch would take the whole batch with it to another process.
         made += [
             Latents(source, mean_BCHW[row].cpu().clone(), std_BCHW[row].cpu().clone())
             for row, source in enumerate(images)
@@ -261,7 +262,7 @@ def make_latents(sources: Sequence[Source], tools: PictureTools) -> list[Latents
 
 @dataclass(frozen=True)
 class Book:
-    """What is written to: the folder of the model's embeddings, the rejects and the counts."""
+    """The targets of the `record` functions: the folder of embeddings, the rejects and the counts."""
 
     folder: Path
     made_by: MadeBy
@@ -273,11 +274,11 @@ class Book:
 
 
 def keep(book: Book, source: Source, changed: bool) -> Event:
-    """Keep a record; where something else is said of the triptych now, write that into it."""
+    """Keep a record, and update it if the triptych's description has changed."""
     from triptych.data.embeddings import load_record, save_latents
 
     path = book.path(source)
-    if changed:  # the latents are those of the whole canvas, whatever its panels are
+    if changed:  # the latents cover the whole canvas and do not depend on the panels
         said = {name: getattr(source, name) for name in ("layout", "layout_by", "item", "markers")}
         save_latents(replace(load_record(path), **said), path)
     book.summary["kept"] += 1
@@ -324,7 +325,7 @@ def record_latents(book: Book, latents: Latents) -> Event:
     return Event(source.id, result=book.path(source))
 
 
-# --- What is told at the call
+# --- Checks at the call
 
 
 def _grid(config: EmbedConfig, usual: Grid) -> Grid | None:
@@ -338,9 +339,9 @@ def _grid(config: EmbedConfig, usual: Grid) -> Grid | None:
 
 
 def _panels(sources: Sequence[Source]) -> Iterator[tuple[str, Image.Image]]:
-    """The panels of all triptychs that can be opened, each with its file's name."""
+    """The panels of all readable triptychs, each with its file's name."""
     for source in sources:
-        with contextlib.suppress(InputError):  # it is rejected when its turn comes
+        with contextlib.suppress(InputError):  # its own turn rejects it
             yield from (
                 (source.image.name, panel) for panel in split(load_image(source.image), source.layout)
             )

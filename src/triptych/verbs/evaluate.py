@@ -1,6 +1,4 @@
-"""evaluate: how well a LoRA carries garments over, measured where the truth is known:
-on the rendered world.
-"""
+"""evaluate: measures how well a LoRA carries garments over, in the rendered world with its known truth."""
 
 from __future__ import annotations
 
@@ -18,11 +16,11 @@ from triptych.verbs.evaluate_config import EvaluateConfig
 
 
 def evaluate(config: EvaluateConfig) -> Run:
-    """Write `evaluation.json` and a contact sheet per mode; what was measured with the same settings is kept.
+    """Write `evaluation.json` and a contact sheet per mode; measurements with the same settings are kept.
 
     Raises:
-        ConfigError: without `pocket`: of other pictures no truth is known. ModelError: model or LoRA cannot
-            be loaded.
+        ConfigError: without `pocket`, because the truth about other pictures is unknown. ModelError: model or
+            LoRA cannot be loaded.
     """
     if not config.pocket:
         hint = (
@@ -30,7 +28,7 @@ def evaluate(config: EvaluateConfig) -> Run:
             "instead."
         )
         raise ConfigError("evaluate measures on the rendered world only.", hint)
-    # Not above: they import torch, which `--help` can do without.
+    # Not at the top: these modules import torch, and `--help` must not.
     from triptych.evaluation.rendered import (
         BATCH,
         colour_distance,

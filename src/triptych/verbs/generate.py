@@ -1,4 +1,4 @@
-"""generate: triptychs from a prompt; or, with photos of some panels given, the others."""
+"""generate: makes triptychs from a prompt; with photos of some panels, it makes the others."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ if TYPE_CHECKING:  # it imports torch, which `--help` can do without
 log = logging.getLogger(__name__)
 
 PANEL = "panel "
-"""Stands before the role of a photo that was given with --panel, among the hashes in a picture."""
+"""Prefix of a role among the hashes in a picture, for a photo given with --panel."""
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
-"""Endings of a name that is meant for a picture, not a folder."""
+"""Endings that mean a picture, not a folder."""
 
 
 def generate(config: GenerateConfig) -> Run:
-    """Write triptychs, and their panels one by one, to `out`.
+    """Write triptychs and their single panels to `out`.
 
     Raises:
         InputError: no prompt, or a photo that cannot be read. ModelError: no model, or model or LoRA cannot
             be loaded.
     """
     _check(config)
-    # Not above: they import torch, which `--help` can do without.
+    # Not at the top: these modules import torch, and `--help` must not.
     from triptych.sampling.picture import record
     from triptych.session import Session
 
-    kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # one picture has no use for it
+    kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # useless for a single picture
     session = Session(**config.model_source() | {"context_cache_gib": kept})
     layout = session.layout(config.panel_width, config.panel_height)
     sampling = session.resolved(config)
@@ -106,8 +106,8 @@ def _check(config: GenerateConfig) -> None:
 
 
 def _write(picture: Picture, layout: PanelLayout, files: Mapping[str, Path]) -> None:
-    """The panels, then the triptych; so a triptych that is there is finished."""
-    from triptych.sampling.picture import text_chunks  # not above: it imports torch
+    """Write the panels, then the triptych: an existing triptych means that the picture is complete."""
+    from triptych.sampling.picture import text_chunks  # not at the top: it imports torch
 
     for role, panel in zip(layout.roles, split(picture.triptych, layout), strict=True):
         made = xmp.packet("trainedAlgorithmicMedia") if role in picture.made else None
@@ -120,11 +120,11 @@ def _write(picture: Picture, layout: PanelLayout, files: Mapping[str, Path]) -> 
 def _given(
     config: GenerateConfig, layout: PanelLayout, sampling: Sampling
 ) -> tuple[dict[str, Path], list[str]]:
-    """By role the photos to show, stand-ins among them, and what to warn of.
+    """(the photos to show by role, stand-ins included, and warnings).
 
     Raises:
-        InputError: photos of panels that there are not, of all of them, or of others than the LoRA was
-            trained to be given.
+        InputError: photos of unknown panels, of all panels, or of other panels than the LoRA was trained
+            with.
     """
     photos, warnings = config.photos(), list[str]()
     if config.front or config.back:
@@ -153,15 +153,15 @@ def _given(
 
 
 def _sources(config: GenerateConfig) -> dict[str, Path | None]:
-    """The photos by the names under which a picture says their hashes."""
+    """The photos, by the names that their hashes have in a picture."""
     photos = config.photos()
     usual = {role: photos.pop(role, None) for role in ("front", "back")}
     return usual | {f"{PANEL}{role}": path for role, path in photos.items()}
 
 
 def _files(out: Path, name: str, layout: PanelLayout) -> dict[str, Path]:
-    """Where a picture goes, `canvas`, and its panels, by role."""
-    # Roles come from a LoRA's file: one that is no plain word is not made part of a path.
+    """The paths of a picture (`canvas`) and of its panels, by role."""
+    # Roles come from a LoRA's file: a role that is not a plain word must not enter a path.
     words = {
         role: role if re.fullmatch(r"\w{1,40}", role) else f"panel{number}"
         for number, role in enumerate(layout.roles, 1)

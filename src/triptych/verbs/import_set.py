@@ -1,8 +1,8 @@
-"""import: the pictures and captions of an In-Context LoRA data set become triptychs that `embed` and `train`
-take.
+"""import: turns the pictures and captions of an In-Context LoRA data set into triptychs for `embed` and
+`train`.
 
-triptychs/<id>.png         the canvas, every panel fitted to the model's grid; what it was made from is in its
-                           text chunk `triptych`
+triptychs/<id>.png         the canvas, every panel fitted to the model's grid; its origin is in the text chunk
+                           `triptych`
 triptychs/<id>.txt         its caption, with the markers of the set
 triptychs/metadata.jsonl   the layout of each, and the markers
 """
@@ -41,14 +41,14 @@ from triptych.verbs.import_set_config import ImportConfig
 log = logging.getLogger(__name__)
 
 STRIDE = 16
-"""Pixels of the grid if no model is named: what every family here needs."""
+"""Grid in pixels if no model is named: it suits every family here."""
 IMPORTED = "imported"
-"""Key of a row, and of a picture's text chunk: the file it was made from."""
+"""Key in a row and in a picture's text chunk: the source file."""
 
 
 @dataclass
 class _Target:
-    """A picture of the set, its caption, where it goes, and the row of what lies there."""
+    """A picture of the set, its caption, its target paths, and the row of the existing triptych there."""
 
     source: Path
     caption: str
@@ -61,14 +61,14 @@ class _Target:
 
 
 def import_set(config: ImportConfig) -> Run:
-    """Write the canvases of a data set, fitted to the model's grid, and their captions to the triptychs.
+    """Write a data set's canvases, fitted to the model's grid, and their captions to the folder of triptychs.
 
-    The set itself is only read. A picture that is there and was made of the same file in the same way is
-    kept; a caption that was edited there stays.
+    The set itself is only read. An existing picture of the same file and settings is kept; a caption that was
+    edited there stays.
 
     Raises:
-        InputError: no folder, or no picture in it. ConfigError: no layout, or roles, made ones or markers
-            that do not fit it. ModelError: no such model.
+        InputError: no folder, or no picture in it. ConfigError: no layout, or roles or markers that do not
+            fit it. ModelError: no such model.
     """
     source, target = TriptychFolder(_checked_folder(config)), TriptychFolder(config.triptych_folder)
     wanted, markers = _wanted(config)
@@ -135,7 +135,7 @@ def _checked_folder(config: ImportConfig) -> Path:
 
 
 def _wanted(config: ImportConfig) -> tuple[Wanted, tuple[str, ...]]:
-    """What the canvases are to become, and the markers of their captions."""
+    """The target form of the canvases, and the markers of their captions."""
     rows, columns = read_grid(config.layout)
     roles, made = read_roles(config.roles, config.made, rows * columns)
     stride = model_settings(config.model).stride if config.model.strip() else STRIDE
@@ -150,17 +150,16 @@ def _wanted(config: ImportConfig) -> tuple[Wanted, tuple[str, ...]]:
 
 
 def _rows(folder: TriptychFolder) -> dict[str, dict[str, Any]]:
-    """By file name, the rows of metadata.jsonl."""
+    """The rows of metadata.jsonl, by file name."""
     return {str(row.get("file_name")): row for row in folder.rows()}
 
 
 def _import(one: _Target, wanted: Wanted, markers: tuple[str, ...]) -> tuple[Any, str]:
-    """(done | kept, what was done to the panels): the picture and its caption lie there afterwards, and the
-    row says so.
+    """(done | kept, description of the change to the panels). Afterwards the picture and its caption exist,
+    and the row describes them.
 
     Raises:
-        InputError: a picture that cannot be opened, whose panels are too small, or in whose place another
-            one lies.
+        InputError: the picture cannot be opened, its panels are too small, or another picture has its name.
     """
     origin = {
         "id": one.picture.stem,
@@ -188,7 +187,7 @@ def _import(one: _Target, wanted: Wanted, markers: tuple[str, ...]) -> tuple[Any
 
 
 def _write_caption(one: _Target) -> None:
-    """The set's caption beside the picture, unless somebody has edited it there."""
+    """Write the set's caption beside the picture, unless somebody has edited it there."""
     text = one.caption + "\n"
     last = one.row.get("caption_sha256")
     if one.caption and (not one.text_file.exists() or sha256_file(one.text_file) == last):

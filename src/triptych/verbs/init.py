@@ -1,4 +1,4 @@
-"""init: look at a folder of photos and write a config that `triptych run` can start from."""
+"""init: looks at a folder of photos and writes a config for `triptych run`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def init(config: InitConfig) -> Run:
     """Write a commented config for the photos found.
 
     Raises:
-        InputError: no photos there, or the config file exists already. ModelError: a model that is a path and
-            no diffusers folder.
+        InputError: no photos there, or the config file already exists. ModelError: a model path that is no
+            diffusers folder.
         ConfigError: a base_url that is no address.
     """
     photos = config.photos
@@ -87,7 +87,9 @@ def init(config: InitConfig) -> Run:
 
 
 def _reason(photos: Path, item: str, path: Path) -> str | None:
-    """Why a file is no photo, as `clean` says it; `clean` finds more when it decodes the picture."""
+    """Why a file is no photo, as `clean` would say; `clean` finds more problems when it decodes
+    the picture.
+    """
     try:
         refused = refusal(photos, item, path)
         if refused is None:
@@ -98,9 +100,7 @@ def _reason(photos: Path, item: str, path: Path) -> str | None:
 
 
 def _beside(photos: Path, names: tuple[str, ...], apart_from: Path | None = None) -> Path | None:
-    """A folder beside the photos, or one level below a folder beside them, whose name begins with one of
-    `names`.
-    """
+    """A folder beside the photos, or one level below such a folder, whose name begins with one of `names`."""
     own = real(photos)
     taken = [own] if apart_from is None else [own, real(apart_from)]
     for pattern in ("*", "*/*"):
@@ -120,7 +120,7 @@ def _holds_photos(folder: Path) -> bool:
 
 
 def _base_url(config: InitConfig) -> str:
-    """The line of the config with the server's address; commented out where none is given."""
+    """The config line with the server's address; commented out if none is given."""
     if config.base_url:
         import json
 

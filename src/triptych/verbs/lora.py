@@ -1,5 +1,5 @@
-"""lora convert, lora inspect: LoRA files of other programs become ours and the other way round, and say what
-they hold.
+"""lora convert, lora inspect: convert LoRA files between the names of other programs and ours, and describe
+them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ OURS_ALONE = (
 
 
 def lora_convert(config: LoraConvertConfig) -> Run:
-    """Write `lora` to `out` in other names; every layer's output stays what it was.
+    """Write `lora` to `out` with other names; every layer's output stays the same.
 
     Raises:
-        InputError: no file given, or `out` cannot be that. ModelError: see `open_lora`; or names that its
+        InputError: no file given, or `out` is not possible. ModelError: see `open_lora`; or names that its
             model does not have.
     """
     config.check_early()
@@ -64,7 +64,7 @@ def lora_convert(config: LoraConvertConfig) -> Run:
 
 
 def lora_inspect(config: LoraInspectConfig) -> Run:
-    """What a LoRA file holds, as the run's summary.
+    """Describe a LoRA file in the run's summary.
 
     Raises:
         InputError: no file given. ModelError: see `open_lora`.
@@ -79,7 +79,7 @@ def lora_inspect(config: LoraInspectConfig) -> Run:
 
 
 def _lines(file: LoraFile, told: Mapping[str, Any]) -> list[str]:
-    """`describe` for people. `--json` shows all of it, the metadata too."""
+    """`describe` as lines for people. `--json` shows all of it, the metadata too."""
     wide = f", {told['hidden_size']} wide" if told["hidden_size"] else ""
     change = told["change"]
     lines = [
@@ -107,7 +107,7 @@ def _lines(file: LoraFile, told: Mapping[str, Any]) -> list[str]:
 
 
 def _each(counts: Mapping[str, int]) -> str:
-    """`4`, or `4 (12 layers), 8 (2 layers)`, the commonest first."""
+    """`4`, or `4 (12 layers), 8 (2 layers)`, the most frequent first."""
     if len(counts) == 1:
         return next(iter(counts))
     first = sorted(counts.items(), key=lambda item: -item[1])
@@ -151,7 +151,7 @@ def describe(file: LoraFile) -> dict[str, Any]:
 
 
 def _printable(text: str) -> str:
-    """Text out of a file without what would steer a terminal."""
+    """Text from a file, without characters that control a terminal."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 

@@ -1,6 +1,4 @@
-"""The settings of `lora convert` and `lora inspect`; apart from them,
-because LoRA files are read with torch.
-"""
+"""The settings of `lora convert` and `lora inspect`; in their own module, because the verbs import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a stage made anything: a command that made nothing has not done what it was asked for."""
+"""Checks that a stage produced anything: a command without any result has failed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from triptych.errors import WorkError
 
-# By stage: the counts of which one at least must not be nothing, what they count, and what to look at.
+# By stage: counts of which at least one must be positive, the noun for them, and a hint.
 _MADE: dict[str, tuple[tuple[str, ...], str, str]] = {
     "clean": (
         ("human", "garment"),
@@ -30,10 +30,10 @@ _MADE: dict[str, tuple[tuple[str, ...], str, str]] = {
 
 
 def check_made(name: str, summary: Mapping[str, Any]) -> None:
-    """Nothing, if the stage made something, or had nothing to count.
+    """Check that the stage produced anything, or had no input.
 
     Raises:
-        WorkError: everything was rejected; with the most frequent reason.
+        WorkError: everything was rejected; names the most frequent reason.
     """
     counts, noun, hint = _MADE.get(name, ((), "", ""))
     if not counts or not any(key in summary for key in counts) or any(summary.get(key) for key in counts):

@@ -1,5 +1,5 @@
-"""plan: memory, disk and time of a config, from shapes alone, before anything is downloaded or any weights
-are read.
+"""plan: estimates memory, disk and time of a config from shapes alone, before any download or reading of
+weights.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ from triptych.verbs import STAGES
 from triptych.verbs.plan_config import PlanConfig
 
 USUAL_TRIPTYCHS = 50
-"""Assumed where none lie in the work folder yet: In-Context LoRAs are trained on 20 to 100 (arXiv
+"""Assumed number while the work folder has none: In-Context LoRAs are trained on 20 to 100 (arXiv
 2410.23775).
 """
 
 
 def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
-    """Say what embed, train and generate will need and how long they will take, and the smallest change if
-    that is too much.
+    """Estimate memory, disk and time of embed, train and generate, and suggest the smallest change if they do
+    not fit.
 
     Args:
         data: a loaded config file (`config.load_config`): shared keys and a section per verb.
 
     Raises:
         ConfigError: an unknown card, an unknown key, or a value that a stage refuses. ModelError: a model
-            whose shapes are not
-        known here. InputError: panels that do not fall on the model's grid.
+            with unknown shapes. InputError: panels that do not fall on the model's grid.
     """
     card = find_card(config.card)
     given: dict[str, Any] = {"model": config.model} if config.model else {}
@@ -99,7 +98,7 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
 
 
 class _Stage(ABC):
-    """One stage to be planned: its memory as a function of its settings and panels."""
+    """One stage to plan: its memory as a function of its settings and panels."""
 
     name: str
 
@@ -112,14 +111,14 @@ class _Stage(ABC):
 
     @abstractmethod
     def memory(self, config: Any, layout: PanelLayout) -> Memory:
-        """What it holds at its worst moment."""
+        """Its memory at the peak."""
 
     @abstractmethod
     def choices(self) -> list[list[advice.Change]]:
         """Changes to try, in order."""
 
     def planned(self, units: int) -> dict[str, Any]:
-        """The stage's part of the summary; `units` of its work are to be done."""
+        """The stage's part of the summary, for `units` of work."""
         memory = self.memory(self.config, self.layout)
         seconds = self.card.seconds(memory, self.machine.dtype)
         fits = memory.total <= self.card.memory
@@ -207,6 +206,6 @@ def _config(name: str, data: Mapping[str, Any], given: Mapping[str, Any]) -> Any
 
 
 def _layout(config: Any, otherwise: PanelLayout, stride: int) -> PanelLayout:
-    """The panels that `concat` or `generate` will make; what the config leaves open is as in `otherwise`."""
+    """The panels that `concat` or `generate` will make; `otherwise` supplies missing values."""
     width, height = config.panel_width or otherwise.width, config.panel_height or otherwise.height
     return replace(otherwise, width=width, height=height).check(stride)

@@ -1,4 +1,4 @@
-"""The settings of `plan`; apart from it, because what it computes with imports torch."""
+"""The settings of `plan`; in their own module, because its computations import torch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ class PlanConfig(StageConfig):
     @field_validator("card")
     @classmethod
     def _known(cls, name: str) -> str:
-        """Refused here, before anything heavy is imported."""
+        """Refuse an unknown card here, before any heavy import."""
         check_card(name)
         return name

@@ -1,5 +1,4 @@
-"""reproduce: make a picture again from the settings it carries and the photos it was made from, found by
-their hash.
+"""reproduce: makes a picture again from its stored settings and its source photos, which are found by hash.
 
 A picture comes from anybody. Of what it says only the settings that decide pixels are taken (those marked
 RESULT), with their types and ranges; every path, the device and any model that is not well known come from
@@ -50,12 +49,12 @@ _AS_WRITTEN = "Give a picture as tryon or generate wrote it, never edited."
 
 
 def reproduce(config: ReproduceConfig) -> Run:
-    """Make the picture again; the summary's `identical` says whether every pixel is the same, and `differs`
-    what may be the cause if not.
+    """Make the picture again. In the summary, `identical` says whether every pixel is the same; if not,
+    `differs` lists possible causes.
 
     Raises:
-        InputError: no picture of ours, a setting in it that ours never have, or one of its inputs is not
-            among the files given.
+        InputError: no picture of ours, a setting that ours never have, or an input that is not among the
+            given files.
         ModelError: the model cannot be loaded.
     """
     config.check_early()
@@ -106,9 +105,7 @@ def reproduce(config: ReproduceConfig) -> Run:
         if not summary["identical"]:
             now = (read_settings(Path(made)) or {}).get("made_on", {})
             summary["differs"] = differences(made_on, now)
-            if (then := _format(config.image)) != _format(
-                Path(made)
-            ):  # a JPEG changes pixels when it is written
+            if (then := _format(config.image)) != _format(Path(made)):  # JPEG compression changes pixels
                 summary["differs"].insert(0, f"format: {then} then, {_format(Path(made))} now")
 
     return Run("reproduce", len(run), work(), summary)
@@ -119,11 +116,11 @@ def _format(path: Path) -> str:
 
 
 def picture_settings(about: Mapping[str, Any], kind: type[PictureConfig], image: Path) -> dict[str, Any]:
-    """The settings in a picture, less verb, hashes and what it was made on; all of them such as
+    """The settings in a picture without verb, hashes and machine; all must be settings that
     `PictureConfig.settings` writes.
 
     Raises:
-        InputError: any other key, a value of another type or out of range, or no prompt.
+        InputError: an unknown key, a value of the wrong type or range, or no prompt.
     """
     settings = {
         key: value for key, value in about.items() if key not in ("verb", "sha256", "made_on", "part")
@@ -134,7 +131,7 @@ def picture_settings(about: Mapping[str, Any], kind: type[PictureConfig], image:
                 f"{image} has the setting {_shown(key)}, which no picture of triptych's has.", _AS_WRITTEN
             )
     try:
-        # As JSON and strictly: text is no number, and half of a surrogate pair is no text.
+        # Strictly as JSON: a string is no number, and half of a surrogate pair is no text.
         checked = kind.model_validate_json(json.dumps(settings), strict=True)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
@@ -159,7 +156,7 @@ def _known(model: Any, image: Path) -> str:
 
 
 def _made_on(made_on: Mapping[Any, Any], image: Path) -> dict[str, Any]:
-    """What a picture was made on: short words and a number, for people."""
+    """The machine that a picture was made on: short words and a number, for people."""
     words = {key: made_on[key] for key in ("device", "dtype", "torch") if key in made_on}
     good = all(isinstance(word, str) and len(word) < 80 and word.isprintable() for word in words.values())
     if not good or set(made_on) - set(MADE_ON) or type(made_on.get("threads", 1)) is not int:
@@ -187,7 +184,7 @@ def _shown(value: Any) -> str:
 
 
 def differences(made_on: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In which ways this machine is not like the one a picture was made on, in words."""
+    """The differences between this machine and the one a picture was made on, in words."""
     told = [
         f"{key}: {made_on.get(key, 'not recorded')} then, {now.get(key)} now"
         for key in MADE_ON
@@ -199,11 +196,11 @@ def differences(made_on: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def _found(hashes: dict[str, str], places: Iterable[Path]) -> dict[str, Path]:
-    """The files that have these hashes, by the same names; places are looked through in order, until all are
+    """The files with these hashes, by the same names. Places are searched in order, until all files are
     found.
 
     Raises:
-        InputError: a place that does not exist, or an input that is in none of them.
+        InputError: a place does not exist, or no place contains an input.
     """
     wanted, found = set(hashes.values()), dict[str, Path]()
     for place in places:
@@ -215,7 +212,8 @@ def _found(hashes: dict[str, str], places: Iterable[Path]) -> dict[str, Path]:
             try:
                 if _may_be_one(path, hashes):
                     found.setdefault(sha256_file(path), path)
-            except OSError:  # one that may not be read is not the one; if it was, it will be missed below
+            # an unreadable file is no candidate; if it was an input, it is reported missing below
+            except OSError:
                 continue
     for name, value in hashes.items():
         if value not in found:
@@ -228,9 +226,7 @@ def _found(hashes: dict[str, str], places: Iterable[Path]) -> dict[str, Path]:
 
 
 def _may_be_one(path: Path, hashes: Iterable[str]) -> bool:
-    """Whether a file can be an input at all, from its first bytes:
-    films and archives are not worth hashing.
-    """
+    """Whether a file can be an input, from its first bytes: films and archives are not worth hashing."""
     if not path.is_file():
         return False
     if "polygon" in hashes and path.stat().st_size <= polygons.MAX_BYTES:

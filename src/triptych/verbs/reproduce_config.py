@@ -1,4 +1,4 @@
-"""The settings of `reproduce`; apart from it, because the stages import torch."""
+"""The settings of `reproduce`; in their own module, because the stages import torch."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from triptych.verbs.run_config import RunConfig
 if TYPE_CHECKING:
     from PIL import Image
 
-PHOTOS_LOOKED_AT, LOOKED_AT_SIDE = 8, 576  # how many, and pixels
+PHOTOS_LOOKED_AT, LOOKED_AT_SIDE = 8, 576  # number of photos, and their longer side in pixels
 
 PIPELINE = tuple(stage for stage in STAGES if stage.in_run)
 
@@ -36,15 +36,13 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
     """Run clean, concat, caption, embed and train in order.
 
     Args:
-        config: what all stages share.
+        config: the settings that all stages share.
         data: a loaded config file (`config.load_config`): shared keys and a section per verb.
 
     Raises:
-        ConfigError: no config, an unknown key, or a value that a stage refuses. All sections are read before
-            any work.
-        ModelError: no model for a stage, a path that holds none, or no captioner. InputError: photos of which
-            model or captioner have
-        never seen the like.
+        ConfigError: no config, an unknown key, or a value that a stage refuses. All sections are checked
+            before any work. ModelError: a stage without a model, a path without one, or no captioner.
+            InputError: photos of a kind that model or captioner have never seen.
     """
     if not data:
         raise ConfigError(
@@ -80,25 +78,25 @@ def run(config: RunConfig, data: Mapping[str, Any] | None = None) -> Run:
                 summary["copied"] = hand_over(configs["caption"].triptych_folder, target)
                 yield Event(f"{summary['copied']} captioned triptychs copied to {target}", stage="copy", of=1)
 
-    # How many events the later stages will have is not known before the earlier ones have run.
+    # The number of events of a later stage is unknown until the earlier ones have run.
     return Run("run", 0, work(), summary)
 
 
 def _check_models(configs: Mapping[str, Any]) -> None:
-    """Every stage's model and the captioner are named: `clean` is hours of work that the next stage must not
-    refuse.
+    """Check that every stage has a model, and that there is a captioner: otherwise the next stage would fail
+    after hours of `clean`.
     """
     for config in configs.values():
         if hasattr(config, "model"):
             resolve_model(config.model)
     for model in {config.model for config in configs.values() if hasattr(config, "model")}:
-        model_class(model)  # also asks the hub whether it lets us have the model
+        model_class(model)  # also asks the hub whether it grants access to the model
     check_captioner(configs["caption"])
 
 
 def _check_photos(configs: Mapping[str, Any]) -> None:
-    """Refuse if most of a few photos are strange to model or captioner: `clean` works for hours, and then
-    they would be refused.
+    """Refuse if most of a few sample photos are strange to model or captioner: otherwise they would be
+    refused after hours of `clean`.
     """
     cleaning, captioning, embedding = (configs[name] for name in ("clean", "caption", "embed"))
     model, captioner = (
@@ -114,7 +112,7 @@ def _check_photos(configs: Mapping[str, Any]) -> None:
     ]
     shown: list[tuple[str, Image.Image]] = []
     for path in found[:: max(1, len(found) // PHOTOS_LOOKED_AT)]:
-        with contextlib.suppress(InputError):  # `clean` says what is wrong with it
+        with contextlib.suppress(InputError):  # `clean` will report the problem
             shown.append((f"{path.parent.name}/{path.name}", load_image(path, longest=LOOKED_AT_SIDE)))
     if 2 * len(strangers(knows, shown)) > len(shown):
         check_pictures(knows, shown, "model", embedding.model, embedding.anyway)
@@ -123,10 +121,10 @@ def _check_photos(configs: Mapping[str, Any]) -> None:
 
 
 def _check_folders(configs: Mapping[str, Any]) -> None:
-    """Every folder that a stage will write to can be made or written to.
+    """Check that every folder of a stage can be created or written to.
 
     Raises:
-        WorkError: one that cannot.
+        WorkError: a folder that cannot.
     """
     first, caption = configs["clean"], configs["caption"]
     folders = {
@@ -143,10 +141,10 @@ def _check_folders(configs: Mapping[str, Any]) -> None:
 
 
 def hand_over(source: Path, target: Path) -> int:
-    """Copy captioned triptychs to the folder that `embed` reads, if that is another one; how many were new
-    there.
+    """Copy captioned triptychs to the folder that `embed` reads, if it is another one. Returns the number of
+    new ones.
 
-    A file that is newer there is somebody's edit and stays.
+    A newer file there is somebody's edit and stays.
     """
     target.mkdir(parents=True, exist_ok=True)
     copied, there = set(), set()

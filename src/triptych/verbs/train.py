@@ -1,8 +1,7 @@
-"""train: an In-Context LoRA with the rectified-flow loss. The loop is `_steps`, to be read from top to
-bottom.
+"""train: trains an In-Context LoRA with the rectified-flow loss. The loop is `_steps`.
 
-All randomness is a function of (seed, step, id), never of what ran before: a run that was stopped and started
-again makes the same LoRA. The parts of the loop lie in `triptych.training`.
+All randomness is a function of (seed, step, id) and never of earlier work: a run that was stopped and
+restarted gives the same LoRA. `triptych.training` has the parts of the loop.
 """
 
 from __future__ import annotations
@@ -54,12 +53,10 @@ def train(config: TrainConfig) -> Run:
     `<lora>/pytorch_lora_weights.safetensors`.
 
     Raises:
-        ModelError: the model cannot be opened, or what quantises it is not installed. ConfigError: settings
-            that contradict each
-        other or the data, or an optimizer that is not installed. InputError: loss masks that cannot be used.
-            WorkError: no
-        embeddings; or the folder holds a training with other settings; or, in the midst of it, a loss that is
-            no longer a number.
+        ModelError: the model cannot be opened, or its quantisation package is not installed. ConfigError:
+            settings that contradict each other or the data, or an optimizer that is not installed.
+            InputError: unusable loss masks. WorkError: no embeddings; a training with other settings in the
+            folder; or, during training, a loss that is no longer a number.
     """
     seeds_from(config.seed, max(1, config.num_validation_images))
     device = distributed.own_device(config.device)
@@ -89,7 +86,7 @@ def train(config: TrainConfig) -> Run:
     about_folder: dict[str, Any] = {
         "begun": lambda: begun(config.train_folder),
         "words": {"data": changes},
-        "retired": ("max_train_steps", "epochs"),  # they counted before a training could go on longer
+        "retired": ("max_train_steps", "epochs"),  # they counted before trainings could be extended
         "hint": _HINT,
     }
     folder = StageFolder(config.train_folder, "train", identity, **about_folder)
@@ -143,7 +140,7 @@ def _steps(
     sharded = distributed.wants_sharding(config.shard_base)
     where = (
         replace(backbone, device=torch.device("cpu")) if sharded else backbone
-    )  # the whole of it may fit into no card
+    )  # the whole model may fit on no card
     progress.doing("loading the model")
     transformer = where.load_transformer()
     if config.gradient_checkpointing:
@@ -179,7 +176,7 @@ def _steps(
     saved = start
 
     def save() -> None:
-        """Publish a checkpoint, with the LoRA of this step in it, unless that is done."""
+        """Write a checkpoint with the LoRA of this step, unless that is done."""
         nonlocal saved
         if not state.is_finite():
             raise _diverged(config, state, folder)
@@ -198,16 +195,16 @@ def _steps(
         )
 
     def validated() -> dict[str, float]:
-        """The averaged LoRA's losses on what is held out; its pictures are kept."""
+        """The averaged LoRA's losses on held-out triptychs; its pictures are saved."""
         with state.averaged():
             losses = validation_loss(config, backbone, transformer, data) if data.held_out else {}
             if config.num_validation_images and (
                 writes or sharded
-            ):  # a sharded model runs on all or not at all
+            ):  # a sharded model runs on all processes or on none
                 log.picture(state.step, validation_pictures(config, backbone, transformer, data, state.step))
         return losses
 
-    if config.validation_steps and start == 0:  # what there is to be better than
+    if config.validation_steps and start == 0:  # the baseline to improve on
         log.draw(0, validated())
     with ending_after_this_step() as request:
         while state.step < config.max_train_steps and not state.out_of_patience(patience):
@@ -248,7 +245,7 @@ def _steps(
 
 
 def _stopped(request: Request, step: int, start: int) -> Stopped:
-    """The end that a signal asked this process or another one for, when all that was done is saved."""
+    """The exception for a signal to this process or another one, after all finished work is saved."""
     where = f"step {step}" if step else "the beginning"
     done = "is saved" if step > start else "was saved before"
     message = (
@@ -262,8 +259,8 @@ def _stopped(request: Request, step: int, start: int) -> Stopped:
 def _accumulate(
     config: TrainConfig, backbone: Backbone, data: TrainingSet, state: TrainState
 ) -> tuple[dict[str, float], int]:
-    """Leave the gradients of one step in the parameters, clipped; its losses and gradient norm, and its
-    tokens in all.
+    """Compute the clipped gradients of one step in the parameters. Returns losses with gradient norm, and the
+    number of tokens.
     """
     passes, processes, tokens, meter = _passes(config), distributed.world_size(), 0, LossMeter()
     state.transformer.train()
@@ -284,15 +281,15 @@ def _accumulate(
 
 
 def _passes(config: TrainConfig) -> int:
-    """Forward passes to one optimizer step, over all processes."""
+    """Forward passes per optimizer step, over all processes."""
     return config.gradient_accumulation_steps * distributed.world_size()
 
 
 def _diverged(
     config: TrainConfig, state: TrainState, folder: Path, save: Callable[[], None] | None = None
 ) -> WorkError:
-    """The end of a training whose loss or gradient is no number: its last good state is saved, the error says
-    where.
+    """The error for a loss or gradient that is no number. The last good state is saved, and the message gives
+    its place.
     """
     if save is not None and state.step and state.is_finite():
         save()

@@ -1,5 +1,5 @@
-"""tryon: this person, that garment. Only what lies inside the polygon is regenerated; the photo keeps its
-size.
+"""tryon: dresses a given person in a given garment. Only the inside of the polygon is regenerated; the photo
+keeps its size.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ THUMB = 320  # pixels; side of a picture on the contact sheet
 
 
 def tryon(config: TryonConfig) -> Run:
-    """Write the re-dressed photo; before that, and before a model is loaded, a preview of the mask; beside it
-    the model's triptych.
+    """Write the re-dressed photo and, beside it, the model's triptych. A preview of the mask comes first,
+    before a model is loaded.
 
     Several seeds also get a contact sheet. With `batch`, see `run_batch`.
 
     Raises:
-        InputError: a photo or polygon that is missing or cannot be used. ModelError: no model, or model or
-            LoRA cannot be loaded.
+        InputError: a missing or unusable photo or polygon. ModelError: no model, or model or LoRA cannot be
+            loaded.
     """
     config = config if config.batch else check(config)
     config.check_model()
@@ -41,7 +41,7 @@ def tryon(config: TryonConfig) -> Run:
     session = Session(**config.model_source() | {"context_cache_gib": kept})
     if config.batch:
         return run_batch(config, session)
-    inputs = read(config, session)  # before a captioner is asked: it may cost money
+    inputs = read(config, session)  # before a captioner is asked, which may cost money
     write_preview(inputs)
     if not config.prompt.strip():
         limit = session.settings.max_sequence_length

@@ -1,6 +1,6 @@
-"""The files of a try-on: its settings, the photos it reads, and the pictures it leaves.
+"""The files of a try-on: its settings, its input photos, and its pictures.
 
-`triptych tryon` makes one, `triptych tryon --batch` many with the same model.
+`triptych tryon` makes one try-on, `triptych tryon --batch` many with the same model.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ if TYPE_CHECKING:  # they import torch, which `--help` can do without
     from triptych.sampling.picture import Picture
 
 SUFFIXES = {".png"} | JPEG_SUFFIXES
-"""Endings of the pictures it can write."""
-SMALL = 64  # pixels: 8 × 8, less than the model sees as one token
+"""Endings of the pictures that it can write."""
+SMALL = 64  # pixels: 8 × 8, smaller than one token of the model
 PREVIEW_SIDE = 1600  # pixels; enough to judge a mask by
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the config of one try-on names, read and found usable. sha256: hashes of the files, by option."""
+    """The inputs of one try-on, read and checked. sha256: hashes of the files, by option."""
 
     config: TryonConfig
     request: Request
@@ -64,12 +64,12 @@ class Inputs:
 
 
 def check(config: TryonConfig) -> TryonConfig:
-    """The config with its prompt filled in (unless a captioner is to write it), if everything needed is
-    named; no photo is read.
+    """The config with its prompt filled in (unless a captioner is to write it), after a check that nothing is
+    missing; reads no photo.
 
     Raises:
-        InputError: a photo, the polygon, the prompt or the caption is missing, or `out` is no name for a new
-            picture; or a file that triptych did not write lies in the place of one it would write.
+        InputError: a photo, the polygon, the prompt or the caption is missing; `out` cannot name a new
+            picture; or it would overwrite a file that triptych did not write.
     """
     for name in ("front", "person", "polygon"):
         if getattr(config, name) is None:
@@ -105,10 +105,10 @@ def check(config: TryonConfig) -> TryonConfig:
 
 
 def read(config: TryonConfig, model: OpenedModel) -> Inputs:
-    """Read what a checked config names. No weights are needed, and nothing is written.
+    """Read the inputs that a checked config names. Needs no weights and writes nothing.
 
     Raises:
-        InputError: a photo or polygon that cannot be used. ConfigError: an option that has no effect.
+        InputError: an unusable photo or polygon. ConfigError: an option without effect.
     """
     assert config.front and config.person and config.polygon
     layout = TRY_ON.trained(model.layout(config.panel_width, config.panel_height))
@@ -139,7 +139,7 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
 
 
 def with_prompt(inputs: Inputs, prompt: str) -> Inputs:
-    """The inputs with that prompt, and a warning for whatever the linter finds in it."""
+    """The inputs with that prompt, and a warning for each problem that the linter finds."""
     config, request = inputs.config, inputs.request
     problems = prompt_problems(config.model, prompt, len(inputs.layout.roles))
     found = [f"The prompt: {problem}." for problem in problems]
@@ -157,10 +157,10 @@ def with_prompt(inputs: Inputs, prompt: str) -> Inputs:
 
 
 def hashes_of(config: TryonConfig) -> dict[str, str]:
-    """sha256 of the files that go in, by option.
+    """sha256 of the input files, by option.
 
     Raises:
-        InputError: one that is no photo. OSError: one that cannot be read.
+        InputError: a file that is no photo. OSError: a file that cannot be read.
     """
     return {
         name: sha256_file(path, polygons.MAX_BYTES) if name == "polygon" else sha256_photo(path)
@@ -170,16 +170,16 @@ def hashes_of(config: TryonConfig) -> dict[str, str]:
 
 
 def finished(config: TryonConfig, model: OpenedModel) -> set[int]:
-    """The seeds whose picture is there and was made with these settings (wherever it was made)."""
+    """The seeds whose picture exists and was made with these settings, on any machine."""
     before = {seed: _settings_in(config.files(seed)[0]) for seed in config.seeds}
     if not any(before.values()):
         return set()
-    from triptych.vton.dress import settings_of  # not above: it imports torch
+    from triptych.vton.dress import settings_of  # not at the top: it imports torch
 
     try:
         layout = model.layout(config.panel_width, config.panel_height)
         sha256 = hashes_of(config)
-    except (InputError, OSError):  # an input that is missing: `read` says which
+    except (InputError, OSError):  # a missing input: `read` reports it
         return set()
     sampling = model.resolved(config, config.strength)
     return {
@@ -190,7 +190,7 @@ def finished(config: TryonConfig, model: OpenedModel) -> set[int]:
 
 
 def _settings_in(path: Path) -> dict[str, Any] | None:
-    """The settings in a whole picture, less what it was made on; None if there is no such picture."""
+    """The settings in a complete picture, without its machine; None if there is no such picture."""
     try:
         settings = read_settings(path)
         if not settings or not ends_whole(path):
@@ -201,7 +201,7 @@ def _settings_in(path: Path) -> dict[str, Any] | None:
 
 
 def write_preview(inputs: Inputs) -> None:
-    """The picture that shows what is repainted."""
+    """Write the picture that shows the repainted area."""
     person, fit = inputs.request.person, inputs.request.fit
     small = (person.start or person.photo).copy()
     shown = masks.mask_image(masks.feather(person.repainted(), fit.feather))
@@ -215,8 +215,8 @@ def write_preview(inputs: Inputs) -> None:
 
 
 def write(inputs: Inputs, seed: int, picture: Picture) -> None:
-    """The picture, after the model's own triptych; so a picture that is there is finished."""
-    from triptych.sampling.picture import text_chunks  # not above: it imports torch
+    """Write the model's triptych, then the picture: an existing picture means that the try-on is complete."""
+    from triptych.sampling.picture import text_chunks  # not at the top: it imports torch
 
     photo = inputs.photo
     path, triptych = inputs.config.files(seed)
@@ -238,10 +238,10 @@ def write(inputs: Inputs, seed: int, picture: Picture) -> None:
 
 
 def make(inputs: Sequence[tuple[Inputs, Sequence[int]]], model: OpenedModel) -> list[Picture]:
-    """Sample the given seeds of one or several try-ons in one batch, and write the pictures. They are alike,
-    see `alike`.
+    """Sample the given seeds of one or several try-ons in one batch, and write the pictures. The try-ons must
+    be alike, see `alike`.
     """
-    from triptych.vton.dress import dress  # not above: it imports torch
+    from triptych.vton.dress import dress  # not at the top: it imports torch
 
     first = inputs[0][0]
     assert all(alike(one.config) == alike(first.config) for one, _ in inputs)
