@@ -18,11 +18,11 @@ from triptych.store.text import read_text
 from triptych.wording.settings import shown
 
 MAX_BYTES = 1 << 20
-"""Largest config file that is read; one with every setting has some 5 KB."""
+"""Largest config file that is read, in bytes; a file with every setting has about 5 KB."""
 
 
 class Verb(Protocol):
-    """What is asked of a verb: its name and the fields of its config."""
+    """The parts of a verb that this module needs: its name and its config class."""
 
     @property
     def name(self) -> str: ...
@@ -159,8 +159,8 @@ def unknown_key(key: str, known: Iterable[str], where: str, place: str = "") -> 
 
 
 def load_config(paths: Iterable[Path], verbs: Sequence[Verb]) -> Values:
-    """Config files, later ones winning, as one mapping of shared keys and sections. A key at the top is
-    known if a verb has such a field that is marked as shared.
+    """Merge config files, later ones winning, into one mapping of shared keys and sections. A key may stand
+    at the top if a verb has a field of that name that is marked as shared.
 
     Raises:
         ConfigError: see `read_yaml`; or an unknown key at the top of a file.

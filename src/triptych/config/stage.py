@@ -1,8 +1,8 @@
 """The base of all configs: one frozen pydantic model per verb, filled from a YAML file.
 
 A config file has shared keys at the top (`work`, `model`, folders) and one section per verb. The docstring
-under a field is its help text everywhere, its marks (`config.marks`) say what kind of setting it is. The two
-flat files of the original project are read as they are.
+under a field is its help text everywhere, its marks (`config.marks`) give the kind of the setting. The two
+flat files of the original project are accepted as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from triptych.errors import ConfigError
 from triptych.wording.settings import allowed, first_mistake, misread, shown
 
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
-"""A seed, as PyTorch's generators take it. What counts on from one is checked by `seeds_from`."""
+"""A seed in the range of PyTorch's generators. `seeds_from` checks the seeds counted up from it."""
 Quantize = Literal["none", "nf4", "int8", "int8-torchao"]
 """Formats of a transformer's weights; see `compute/quantize.py`."""
 Config = TypeVar("Config", bound="StageConfig")
@@ -53,7 +53,7 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     how: ClassVar[str] = "made"
-    """How the verb's result comes about, in a word: made, sampled, trained."""
+    """A participle for the verb's result: made, sampled, trained."""
 
     work: Annotated[Path, FOLDER, SHARED] = Path("work")
     """Work folder; every stage keeps its results in a folder of its own below it."""
@@ -86,8 +86,8 @@ class StageConfig(BaseModel):
         return None if isinstance(value, str) and not value.strip() else value
 
     def check_early(self) -> None:
-        """Raise what can be told without torch. The command line calls this before it imports the verb, which
-        may take seconds; the verb finds the rest.
+        """Raise the errors that can be found without torch. The command line calls this before it imports the
+        verb, which may take seconds; the verb finds all others.
         """
 
     @property
@@ -108,7 +108,7 @@ class StageConfig(BaseModel):
 
 
 class ModelConfig(StageConfig):
-    """What every verb takes that runs a diffusion model."""
+    """The settings of every verb that runs a diffusion model."""
 
     model: Annotated[str, RESULT, GIVEN, SHARED] = ""
     """A hub id such as black-forest-labs/FLUX.1-dev, a diffusers folder, or `pocket`, which only knows
@@ -161,7 +161,7 @@ def section(data: Mapping[str, Any], verb: str, model: type[BaseModel]) -> Value
 
 
 def validated(model: type[Config], values: Mapping[str, Any], verb: str) -> Config:
-    """A config from plain values. `Values` know their place in a file, which the sentence then names.
+    """A config from plain values. `Values` know their place in a file; error messages name it.
 
     Raises:
         ConfigError: a value of the wrong type or range; it names the key, the value and the accepted values.

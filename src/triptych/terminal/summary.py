@@ -82,8 +82,8 @@ def _words(key: str, value: Any) -> str:
 
 
 def _named(key: str, values: Mapping[str, Any]) -> list[str]:
-    """The parts of a row, each `name value`; an empty number is written as 0, other empty values as none. `held` and `held_gib`
-    become one part: `held 2 (1.5 GiB)`.
+    """The parts of a row, each `name value`; an empty number is written as 0, any other empty value as none.
+    `held` and `held_gib` become one part: `held 2 (1.5 GiB)`.
     """
     parts = []
     for name, value in values.items():

@@ -28,7 +28,7 @@ class Stage:
     example: str
     in_run: bool = False
     config_home: str = ""
-    """The module of the config class, if it is not `module` with `_config` at its end."""
+    """The module of the config class, if not `module` plus `_config`."""
     positional: tuple[str, ...] = ()
     """Fields that may be given without an option name, in this order, right after the verb."""
     ask: tuple[str, ...] = ()

@@ -102,7 +102,7 @@ def evaluate(config: EvaluateConfig) -> Run:
 
 
 def _settings(config: EvaluateConfig, mode: str) -> dict[str, Any]:
-    """What a measurement follows from."""
+    """All settings that a measurement depends on."""
     decides = set(marked(EvaluateConfig, RESULT)) - ({"strength"} if mode != "tryon" else set())
     settings: dict[str, Any] = config.model_dump(mode="json", include=decides)
     if config.lora is not None:

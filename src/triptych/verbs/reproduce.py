@@ -1,7 +1,7 @@
 """reproduce: makes a picture again from its stored settings and its source photos, which are found by hash.
 
-A picture comes from anybody. Of what it says only the settings that decide pixels are taken (those marked
-RESULT), with their types and ranges; every path, the device and any model that is not well known come from
+A picture may come from anybody. Only the settings that decide pixels (those marked RESULT) are taken from it,
+after a check of type and range; every path, the device and any model that is not well known come from
 the user.
 """
 

@@ -256,6 +256,6 @@ def make(inputs: Sequence[tuple[Inputs, Sequence[int]]], model: OpenedModel) -> 
 
 
 def alike(config: TryonConfig) -> dict[str, Any]:
-    """What jobs have to share to be sampled in one batch: all but the person, the words and the seeds."""
+    """The settings that try-ons must share to be sampled in one batch: all but person, prompt and seeds."""
     own = marked(TryonConfig, EACH, AMOUNT, OUTPUT)
     return config.model_dump(exclude=set(own))
