@@ -11,16 +11,11 @@ from typing import Any
 from PIL import Image
 
 from triptych.events import Event, Run
-from triptych.pictures import xmp
-from triptych.pictures.images import save_png
-from triptych.pictures.sheets import contact_sheet
 from triptych.vton.batch import run_batch
-from triptych.vton.files import TryonConfig, check, make, read, with_prompt, write_preview
+from triptych.vton.files import THUMB, TryonConfig, check, make, read, with_prompt, write_preview, write_sheet
 from triptych.vton.prompt import PromptWriter
 
 log = logging.getLogger(__name__)
-
-THUMB = 320  # pixels; side of a picture on the contact sheet
 
 
 def tryon(config: TryonConfig) -> Run:
@@ -56,32 +51,24 @@ def tryon(config: TryonConfig) -> Run:
         "images": [],
         "mask": str(config.preview),
         "size": list(inputs.photo.image.size),
-        "prompt": config.prompt,
-        "feather": config.feather,
-        "strength": config.strength,
-        "warnings": warnings,
+    }
+    summary |= {name: getattr(config, name) for name in ("prompt", "feather", "strength")} | {
+        "warnings": warnings
     }
 
     def work() -> Iterator[Event]:
-        thumbs: list[tuple[Image.Image | None, str]] = []
+        small: list[tuple[int, Image.Image]] = []
         for seed in config.seeds:
             (picture,) = make([(inputs, [seed])], session)
+            small.append((seed, picture.image.copy()))
+            small[-1][1].thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
             path, _ = config.files(seed)
-            small = picture.image.copy()
-            small.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
-            thumbs.append((small, f"seed {seed}"))
             summary["images"].append(str(path))
             if inputs.sampling.context == "clean":
                 summary["context_cache"] = session.contexts.summary()
             yield Event(path.name, result=path)
-        if len(thumbs) > 1:
-            save_png(
-                contact_sheet(thumbs, columns=4, thumb=THUMB),
-                config.sheet,
-                text={"Software": "triptych"},
-                xmp=xmp.packet("compositeWithTrainedAlgorithmicMedia"),
-            )
-            summary["sheet"] = str(config.sheet)
+        if len(small) > 1:
+            summary["sheet"] = str(write_sheet(config, small))
 
     return Run("tryon", len(config.seeds), work(), summary)
 

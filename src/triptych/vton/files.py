@@ -34,6 +34,7 @@ from triptych.pictures.originals import with_transparency, writable_metadata
 from triptych.pictures.overwrite import check_overwrites, ends_whole
 from triptych.pictures.panels import PanelLayout
 from triptych.pictures.polygons import check_units, read_outlines
+from triptych.pictures.sheets import contact_sheet
 from triptych.sampling.options import Sampling
 from triptych.store.files import sha256_file
 from triptych.tasks.tryon import TRY_ON
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # they import torch, which `--help` can do without
 SUFFIXES = {".png"} | JPEG_SUFFIXES
 """Endings of the pictures that it can write."""
 SMALL = 64  # pixels: 8 × 8, smaller than one token of the model
+THUMB = 320  # pixels; side of a picture on the contact sheet
 PREVIEW_SIDE = 1600  # pixels; enough to judge a mask by
 
 
@@ -235,6 +237,14 @@ def write(inputs: Inputs, seed: int, picture: Picture) -> None:
     else:
         image = with_transparency(photo, picture.image, picture.mask) if photo.alpha else picture.image
         save_png(image, path, text=text, icc_profile=photo.icc_profile, exif=photo.exif, xmp=made)
+
+
+def write_sheet(config: TryonConfig, pictures: Sequence[tuple[int, Image.Image]]) -> Path:
+    """A contact sheet of several small pictures, by seed; where it lies."""
+    sheet = contact_sheet([(image, f"seed {seed}") for seed, image in pictures], columns=4, thumb=THUMB)
+    made = xmp.packet("compositeWithTrainedAlgorithmicMedia")
+    save_png(sheet, config.sheet, text={"Software": "triptych"}, xmp=made)
+    return config.sheet
 
 
 def make(inputs: Sequence[tuple[Inputs, Sequence[int]]], model: OpenedModel) -> list[Picture]:
