@@ -315,8 +315,10 @@ def test_lite0_knows_imagenet() -> None:
     import sklearn
     import torch
 
+    from triptych.vision.lite0 import lite0
+
     folder = Path(sklearn.__file__).parent / "datasets" / "images"
-    network = features.lite0()
+    network = lite0()
     top = {}
     for name in ("flower", "china"):
         pixels = torch.from_numpy(features._lite0_pixels(load_image(folder / f"{name}.jpg")))[None]

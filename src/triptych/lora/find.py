@@ -1,4 +1,4 @@
-"""Where a LoRA lies. Imports no torch: a missing file is told at once."""
+"""Find a LoRA file. Imports no torch, so that a missing file is reported at once."""
 
 from __future__ import annotations
 

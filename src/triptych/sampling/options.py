@@ -1,4 +1,4 @@
-"""The settings that every verb which makes pictures shares, and how they become a `Sampling`."""
+"""The settings shared by all verbs that make pictures, and their conversion to a `Sampling`."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ ContextReading = Literal["joint", "products"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `guidance_scale` is the number fed to a guidance-distilled model (None: the model takes
-    none), `true_cfg_scale` runs a second pass on the empty prompt and extrapolates; 1 is off.
+    """The sampling parameters. guidance_scale: the number fed to a guidance-distilled model; None if the
+    model takes none. true_cfg_scale: classifier-free guidance by a second pass with the empty prompt; 1 is
+    off.
     """
 
     num_inference_steps: int = 28
@@ -50,13 +51,13 @@ class Sampling:
     true_cfg_scale: float = 1.0
     strength: float = 1.0
     time_shift: Literal["panel", "canvas"] = "panel"
-    """Tokens the time shift counts, where it does: of one panel, or of the whole canvas as diffusers does
-    (which leaves a triptych few steps at low noise, where texture is decided).
+    """Tokens that the time shift counts, if it depends on them: those of one panel, or of the whole canvas as
+    in diffusers. The latter leaves a triptych few steps at low noise, where texture is decided.
     """
     context: Literal["noisy", "clean"] = "noisy"
-    """How known panels are shown to the model: noised along with the rest and put back after every step (the
-    paper's way, and diffusers'), or clean, read once and attended to, which only a LoRA trained that way
-    understands.
+    """How known panels are shown to the model. noisy: noised like the rest and restored after every step, as
+    in the paper and in diffusers. clean: read once without noise and attended to, which needs a LoRA trained
+    that way.
     """
     context_lora: bool = False
     """Clean context: whether the LoRA also adapts how known tokens are read."""
@@ -65,17 +66,17 @@ class Sampling:
     drop_background: bool = False
     """Clean context: leave out tokens of the product panels that show plain background."""
     token_bucket: int = 1
-    """Clean context: the number of active tokens is rounded up to a multiple of this."""
+    """Clean context: round the number of active tokens up to a multiple of this."""
     step_cache: float = 0.0
-    """Threshold of diffusers' FirstBlockCache: a step whose first block changes by less takes the other
-    blocks' change from the step before. 0 is off; an approximation.
+    """Threshold of diffusers' FirstBlockCache: if the output of the first block changes by less, the step
+    reuses the other blocks' result of the step before. An approximation; 0 is off.
     """
     context_guidance_scale: float = 1.0
-    """Clean context: extrapolate away from a pass without words and without product panels; 1 is off. It
-    takes the place of both other guidances: the model is then fed 1, what the LoRA saw in training.
+    """Clean context: guidance by a second pass without words and product panels; 1 is off. It replaces both
+    other guidances: the model is then fed 1, what the LoRA saw in training.
     """
     guidance_stop: float = 1.0
-    """Part of the steps after which guidance that takes a second pass is off."""
+    """Share of the steps after which guidance with a second pass is off."""
 
     @property
     def needs_empty_prompt(self) -> bool:
@@ -85,24 +86,24 @@ class Sampling:
 MAX_PANEL = 8192
 """Largest side of a panel in pixels; a whole canvas has at most `images.MAX_PIXELS`."""
 MAX_PROMPT = 20_000
-"""Characters of the longest prompt: some ten times what any text encoder here reads."""
+"""Limit of characters in a prompt: about ten times the length that any text encoder here reads."""
 
 
 class LoadedConfig(TransformerConfig):
-    """What decides which model is loaded, and how: what `Session` takes."""
+    """The settings of loading a model, as `Session` takes them."""
 
     lora: Annotated[Path | None, INPUT] = None
     """LoRA file, or a folder that holds one. Without it the base model is used."""
     lora_scale: Annotated[float, RESULT] = Field(default=1.0, ge=-100, le=100)
     """Strength of the LoRA."""
     context_cache_gib: Annotated[float, RUNNING, RARE, CLEAN_ONLY] = Field(default=4.0, ge=0, le=1e6)
-    """Clean context only: GiB of memory, on the device, for what was read of known panels, from one picture
-    to the next.
+    """Clean context only: device memory, in GiB, that keeps the keys and values of known panels for the next
+    pictures.
     """
 
 
 LOADED = frozenset(LoadedConfig.model_fields) - frozenset(StageConfig.model_fields)
-"""The settings that decide what is loaded, and not what is made with it."""
+"""The settings that decide only what is loaded."""
 
 
 class SamplingConfig(LoadedConfig):
@@ -111,49 +112,48 @@ class SamplingConfig(LoadedConfig):
     how = "sampled"
 
     num_inference_steps: Annotated[int | None, RESULT] = Field(default=None, ge=1, le=1000)
-    """Denoising steps; by default what the model recommends."""
+    """Denoising steps; by default those that the model recommends."""
     guidance_scale: Annotated[float | None, RESULT] = Field(default=None, ge=0, le=1000)
-    """Distilled guidance fed to the model, for models that take it; by default what the model recommends."""
+    """Distilled guidance, fed to models that take it; by default the model's recommendation."""
     true_cfg_scale: Annotated[float | None, RESULT] = Field(default=None, ge=0, le=1000)
-    """Classifier-free guidance on the empty prompt (1 is off); by default what the model recommends."""
+    """Classifier-free guidance with the empty prompt (1 is off); by default the model's recommendation."""
     time_shift: Annotated[Literal["panel", "canvas"], RESULT, RARE] = "panel"
-    """Which tokens the time shift counts, if the model's depends on them: of one panel, or of the whole
-    canvas as diffusers does.
+    """Tokens that the time shift counts, if the model's shift depends on them: those of one panel, or of the
+    whole canvas as in diffusers.
     """
     context: Annotated[Literal["auto", "noisy", "clean"], RESULT] = "auto"
-    """How known panels are shown to the model; auto is what the LoRA was trained for, and noisy without one.
-    """
+    """How known panels are shown to the model; auto: as in the LoRA's training, noisy without a LoRA."""
     context_reading: Annotated[Literal["auto", "joint", "products"], RESULT, RARE, CLEAN_ONLY] = "auto"
-    """Clean context only: what is shown clean attends to all that is (joint), or the product panels attend to
-    each other only (products), so that they are read once for many persons; auto is what the LoRA was trained
-    for, and joint without one.
+    """Clean context only: joint: all clean tokens attend to each other; products: the product panels attend
+    only to each other, so they are read once for many persons; auto: as in the LoRA's training, joint without
+    a LoRA.
     """
     drop_background: Annotated[bool, RESULT, RARE, CLEAN_ONLY] = False
     """Clean context only: leave out the plain background of the product photos. Faster; an approximation."""
     token_bucket: Annotated[int, RESULT, RARE, CLEAN_ONLY] = Field(default=1, ge=1, le=4096)
-    """Clean context only: the number of tokens that are run is rounded up to a multiple of this; compiled
-    models then meet few sizes.
+    """Clean context only: round the number of tokens that are run up to a multiple of this, so that compiled
+    models see few sizes.
     """
     step_cache: Annotated[float, RESULT, RARE] = Field(default=0.0, ge=0, le=1)
-    """Threshold of diffusers' FirstBlockCache (FLUX only; 0 is off): steps that change less reuse the one
-    before. An approximation.
+    """Threshold of diffusers' FirstBlockCache (FLUX only; 0 is off): a step that changes less reuses the
+    result of the step before. An approximation.
     """
     context_guidance_scale: Annotated[float | None, RESULT, RARE, CLEAN_ONLY] = Field(
         default=None, ge=0, le=1000
     )
-    """Clean context only: guidance on the product photos, in place of the two others (1 is off); by default
-    what the model recommends.
+    """Clean context only: guidance on the product photos, which replaces the two others (1 is off); by
+    default the model's recommendation.
     """
     guidance_stop: Annotated[float, RESULT, RARE] = Field(default=1.0, ge=0, le=1)
-    """Part of the steps after which guidance that runs a second pass (true_cfg_scale, context_guidance_scale)
-    is left off: 0.5 saves a quarter of all passes.
+    """Share of the steps after which guidance with a second pass (true_cfg_scale, context_guidance_scale) is
+    off: 0.5 saves a quarter of all passes.
     """
     panel_width: Annotated[int | None, RESULT] = Field(default=None, ge=8, le=MAX_PANEL)
-    """Panel width in pixels; by default the LoRA's, else what the model recommends."""
+    """Panel width in pixels; by default the LoRA's, else the model's recommendation."""
     panel_height: Annotated[int | None, RESULT] = Field(default=None, ge=8, le=MAX_PANEL)
-    """Panel height in pixels; likewise."""
+    """Panel height in pixels; by default the LoRA's, else the model's recommendation."""
     seed: Annotated[Seed, RESULT, EACH, SHARED] = 0
-    """Seed of the first picture; the next ones count up."""
+    """Seed of the first picture; it rises by 1 with each further picture."""
 
     @property
     def shows_products(self) -> bool:
@@ -161,7 +161,7 @@ class SamplingConfig(LoadedConfig):
         return True
 
     def without_lora(self) -> Self:
-        """The same for the base model alone: what only works with a LoRA is left out."""
+        """The config for the base model alone, without settings that need a LoRA."""
         left_out = {"lora", "lora_scale", "context", *marked(type(self), CLEAN_ONLY)}
         return type(self)(**{name: getattr(self, name) for name in self.model_fields_set - left_out})
 
@@ -170,26 +170,27 @@ class SamplingConfig(LoadedConfig):
         return {name: getattr(self, name) for name in LOADED}
 
     def check_model(self) -> None:
-        """Raises ModelError if no model is named, or one of the hub that is not to be had.
+        """Raise ModelError if no model is named, or if a hub model is not available.
 
-        What a LoRA's file names as its base is a hint, never the choice.
+        The base model named in a LoRA file only appears in the hint; it is never used by itself.
         """
         if not self.model.strip():
             raise no_model(_trained(self.lora).get("base_model"))
         if HUB_NAME.fullmatch(self.model) and not Path(self.model).exists():
-            model_class(self.model)  # its settings would only be assumed, and the picture refused in the end
+            # Otherwise its settings would only be assumed, and loading would fail later.
+            model_class(self.model)
 
     def layout(self) -> PanelLayout:
-        """The panels asked for, else those the LoRA was trained on, else the model's own.
+        """The requested panels, else those that the LoRA was trained on, else the model's own.
 
         Raises:
-            InputError: panels that do not fall on the model's grid. ModelError: a LoRA that cannot be read,
-                or is for another model.
+            InputError: the panels are not on the model's grid. ModelError: the LoRA cannot be read, or is for
+                another model.
         """
         from triptych.pictures.panels import PanelLayout
         from triptych.tasks import DEFAULT
 
-        if self.lora is not None:  # before panels that are another model's are looked at
+        if self.lora is not None:  # first, so that panels of another model's LoRA are never used
             from triptych.lora.match import check_lora_fits
 
             check_lora_fits(self.model, self.lora)
@@ -202,7 +203,7 @@ class SamplingConfig(LoadedConfig):
     def sampling(
         self, settings: ModelSettings, strength: float = 1.0, trained: Mapping[str, Any] | None = None
     ) -> Sampling:
-        """As `resolve`, with the warnings logged. `trained` is by default what the LoRA's file says."""
+        """As `resolve`, but logs the warnings. trained: by default the metadata of the LoRA's file."""
         sampling, warnings = self.resolve(
             settings, strength, _trained(self.lora) if trained is None else trained
         )
@@ -213,14 +214,14 @@ class SamplingConfig(LoadedConfig):
     def resolve(
         self, settings: ModelSettings, strength: float, trained: Mapping[str, Any]
     ) -> tuple[Sampling, list[str]]:
-        """Every number put in: the settings asked for, else those of the LoRA and of the model. Beside them,
-        warnings of what the LoRA was not trained for.
+        """Fill in every number: from this config, else from the LoRA, else from the model. Also returns
+        warnings about settings that differ from the LoRA's training.
 
         Args:
-            trained: what the LoRA says about its training; empty without one.
+            trained: the LoRA's metadata about its training; empty without a LoRA.
 
         Raises:
-            ConfigError: an option that was given and has no effect.
+            ConfigError: a given option has no effect.
         """
 
         def choose(own: float | None, recommended: float) -> float:
@@ -261,7 +262,7 @@ class SamplingConfig(LoadedConfig):
 
 
 def unusual(sampling: Sampling, trained: Mapping[str, Any]) -> list[str]:
-    """How known panels are shown otherwise than the LoRA has learned, in words."""
+    """Warnings about ways of showing known panels that differ from the LoRA's training."""
     learned = trained.get("context", "noisy")
     if sampling.context == "clean" and learned != "clean":
         return ["Clean context without a LoRA trained for it is an approximation; expect worse pictures."]
@@ -280,10 +281,10 @@ def unusual(sampling: Sampling, trained: Mapping[str, Any]) -> list[str]:
 
 
 def panels_of(base: PanelLayout, width: int | None, height: int | None, stride: int) -> PanelLayout:
-    """The panels of `base`, of another width or height in pixels if given.
+    """The panels of `base`, with another width or height in pixels, if given.
 
     Raises:
-        InputError: sides that are no multiples of `stride`, or a canvas that is too large.
+        InputError: a side is not a multiple of `stride`, or the canvas is too large.
     """
     from triptych.pictures.images import MAX_PIXELS
 
@@ -299,7 +300,7 @@ def panels_of(base: PanelLayout, width: int | None, height: int | None, stride: 
 
 
 def _trained(lora: Path | None) -> Mapping[str, Any]:
-    """What a LoRA file says about its training; nothing without one."""
+    """A LoRA file's metadata about its training; empty without a LoRA."""
     if lora is None:
         return {}
     from triptych.lora.adapter import read_about
@@ -308,21 +309,21 @@ def _trained(lora: Path | None) -> Mapping[str, Any]:
 
 
 class PictureConfig(SamplingConfig, PhotoConfig):
-    """What every verb that makes pictures from a prompt takes."""
+    """The settings of every verb that makes pictures from a prompt."""
 
     prompt: Annotated[str, RESULT, GIVEN, EACH] = Field(default="", max_length=MAX_PROMPT)
     """The caption of the whole triptych: a summary, then <IMAGE 1> …, <IMAGE 2> …, <IMAGE 3> …"""
     num_images_per_prompt: Annotated[int, AMOUNT] = Field(default=1, ge=1, le=64)
-    """How many pictures to make."""
+    """Number of pictures to make."""
 
     @property
     def seeds(self) -> list[int]:
-        """One for each picture. Raises ConfigError if they go beyond 64 bits."""
+        """One seed per picture. Raises ConfigError if a seed exceeds 64 bits."""
         return seeds_from(self.seed, self.num_images_per_prompt)
 
     def check_known(self, pictures: Mapping[Path, Image.Image]) -> None:
-        """Raises InputError if the model knows a world that a picture, by its file, is not of; with `anyway`
-        only warns.
+        """Raise InputError if the model knows only one world and a picture, by its file, is from outside it;
+        with `anyway`, only warn.
         """
         named = [(path.name, image) for path, image in pictures.items()]
         check_pictures(model_settings(self.model).knows, named, "model", self.model, self.anyway)

@@ -1,4 +1,4 @@
-"""TrainConfig: every setting of `train`, and which of them may change between two runs of one training."""
+"""TrainConfig: all settings of `train`, and which of them may change between two runs of one training."""
 
 from __future__ import annotations
 
@@ -34,35 +34,35 @@ class TrainConfig(TransformerConfig):
     how = "trained"
 
     task: Annotated[str | None, RESULT, GIVEN] = None
-    """What the LoRA is for: try-on (front and back are given, worn is made) or try-off (worn is given, front
-    and back are made), of the same triptychs. Without it, what metadata.jsonl says is made, else the last
-    panel.
+    """Task of the LoRA: try-on (front and back are given, worn is made) or try-off (worn is given, front and
+    back are made), from the same triptychs. By default the panels that metadata.jsonl marks as made, else the
+    last panel.
     """
     max_train_steps: Annotated[int, AMOUNT] = Field(default=1000, ge=1)
-    """Optimizer steps in all. With more of them a finished training goes on, at the learning rate that the
-    new length has there.
+    """Total number of optimizer steps. A larger number continues a finished training, at the learning rate of
+    the new schedule at that step.
     """
     epochs: Annotated[float | None, AMOUNT] = Field(default=None, gt=0)
-    """Passes over the triptychs, in place of max_train_steps."""
+    """Passes over the triptychs, instead of max_train_steps."""
     batch_size: Annotated[int, RESULT, TRACED] = Field(default=4, ge=1)
     """Triptychs in one forward pass (of each process)."""
     gradient_accumulation_steps: Annotated[int, RESULT, TRACED] = Field(default=1, ge=1)
-    """Forward passes to one optimizer step."""
+    """Forward passes per optimizer step."""
     optimizer: Annotated[Literal["adamw", "adamw8bit", "prodigy"], RESULT] = "adamw"
     """adamw8bit (package bitsandbytes) keeps its state in a quarter of the memory; prodigy (package
-    prodigyopt) finds the learning rate itself and wants --learning-rate 1.
+    prodigyopt) finds the learning rate itself and needs --learning-rate 1.
     """
     learning_rate: Annotated[float, RESULT] = Field(default=1e-4, gt=0)
     """Peak learning rate."""
     lr_warmup_steps: Annotated[int, RESULT, RARE] = Field(default=20, ge=0)
-    """Steps over which the learning rate rises; then it falls as a cosine to zero."""
+    """Steps over which the learning rate rises; afterwards it falls to zero along a cosine."""
     weight_decay: Annotated[float, RESULT, RARE] = Field(default=1e-4, ge=0)
     """The optimizer's decoupled weight decay."""
     max_grad_norm: Annotated[float, RESULT, RARE] = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    """Largest norm of the gradients; larger ones are scaled down to it."""
     init_lora: Annotated[Path | None, INPUT] = None
-    """LoRA file or folder to start from, in place of no change at all; also with other triptychs. Needs a
-    --lora-folder of its own.
+    """LoRA file or folder to start from, also with other triptychs. Needs another --lora-folder. By default
+    the LoRA starts from no change at all.
     """
     rank: Annotated[int, RESULT, TRACED] = Field(default=16, ge=1)
     """Rank of the LoRA."""
@@ -71,87 +71,88 @@ class TrainConfig(TransformerConfig):
     lora_dropout: Annotated[float, RESULT, RARE, TRACED] = Field(default=0.0, ge=0, lt=1)
     """Share of the LoRA's inputs dropped in training."""
     caption_dropout: Annotated[float, RESULT] = Field(default=0.05, ge=0, le=1)
-    """Share of samples that see the empty caption, so that the panels are learned and not only the words."""
+    """Share of samples trained with the empty caption, so that the LoRA learns from the panels and not only
+    from the words.
+    """
     shift: Annotated[float | None, RESULT, RARE] = Field(default=None, gt=0)
-    """How far noise levels are moved towards noise: t → shift·t / (1 + (shift − 1)·t); by default the model's
-    own shift for one panel. 1 moves nothing.
+    """Shift of the noise levels towards noise: t → shift·t / (1 + (shift − 1)·t); by default the model's own
+    shift for one panel. 1 is no shift.
     """
     min_t: Annotated[float, RESULT, RARE] = Field(default=0.0, ge=0, lt=1)
-    """Lowest noise level to learn; what is drawn from (0, 1) is scaled to (min_t, max_t)."""
+    """Lowest noise level to learn; levels are drawn from (0, 1) and scaled to (min_t, max_t)."""
     max_t: Annotated[float, RESULT, RARE] = Field(default=1.0, gt=0, le=1)
     """Highest noise level to learn."""
     panel_weights: Annotated[dict[str, float], RESULT, RARE] = {}
-    """Weight of each panel's mean loss by its role, e.g. {logo: 0.5, poster: 1}; 1 where none is given."""
+    """Weight of each panel's mean loss by role, e.g. {logo: 0.5, poster: 1}; 1 by default."""
     loss_masks: Annotated[Path | None, INPUT] = None
-    """Folder of pictures as large as the triptychs, each named as its triptych: white (or opaque) is learned,
-    black (or transparent) is not. A triptych without one is learned whole.
+    """Folder of loss masks: pictures of the triptychs' size and name. White (or opaque) is learned, black (or
+    transparent) is not. A triptych without a mask is learned whole.
     """
     context: Annotated[Literal["noisy", "clean"], RESULT, TRACED] = "noisy"
-    """noisy: all panels are noised and all are learned, as in the paper. clean: the panels that are given
-    (product photos), and in half of the batches a part of those that are made, are shown clean and read once;
-    the rest of the latter is learned. Sampling is faster that way.
+    """noisy: all panels are noised and learned, as in the paper. clean: the given panels (product photos),
+    and in half of the batches a part of the made panels, are shown without noise and read once; the rest of
+    the made panels is learned. Sampling is then faster.
     """
     context_lora: Annotated[bool, RESULT, CLEAN_ONLY, TRACED] = False
-    """Clean context: the LoRA also adapts how known panels are read. Slower: the reading is then part of the
-    backward pass.
+    """Clean context: the LoRA also adapts how known panels are read. Slower, because reading is then part of
+    the backward pass.
     """
     context_reading: Annotated[Literal["joint", "products"], RESULT, CLEAN_ONLY, TRACED] = "joint"
-    """Clean context: what is shown clean attends to all that is (joint), or the product panels attend to each
-    other only (products): tryon can then keep them from one person to the next. The LoRA's file says which.
+    """Clean context: joint: all clean tokens attend to each other; products: the product panels attend only
+    to each other, so that tryon can reuse them for the next person. The LoRA's file records it.
     """
     context_dropout: Annotated[float, RESULT, RARE, CLEAN_ONLY] = Field(default=0.1, ge=0, le=1)
-    """Clean context: share of batches without product panels, so that sampling can be guided by them."""
+    """Clean context: share of batches without product panels, which sampling with guidance on them needs."""
     noise_levels: Annotated[int, RESULT, CLEAN_ONLY, TRACED] = Field(default=1, ge=1, le=64)
-    """Clean context: noise levels learned at once of each triptych; its known panels are read only once for
-    all of them.
+    """Clean context: noise levels per triptych in one pass;
+    its known panels are read once for all of them.
     """
     ema_decay: Annotated[float, RESULT, RARE] = Field(default=0.99, ge=0, lt=1)
-    """Moving average of the LoRA; it is what gets saved and shown. 0 turns it off."""
+    """Decay of the LoRA's moving average, which is saved and used for validation. 0 turns it off."""
     guidance_scale: Annotated[float, RESULT, RARE] = 1.0
-    """Guidance fed to a guidance-distilled model in training (others take no notice of it); 1 for FLUX.1-dev.
-    """
+    """Guidance fed to a guidance-distilled model in training; 1 for FLUX.1-dev. Other models ignore it."""
     gradient_checkpointing: Annotated[bool, RUNNING, TRACED] = True
     """Recompute activations in the backward pass: a third more time, several times less memory."""
     seed: Annotated[Seed, RESULT, SHARED] = 0
-    """Everything random follows from it."""
+    """Seed of everything random."""
     checkpointing_steps: Annotated[int, OUTPUT] = Field(default=250, ge=1)
-    """Save the whole training state every so many steps. Run the same command again to resume."""
+    """Steps between two checkpoints of the whole training state. Run the same command again to resume."""
     checkpoints_total_limit: Annotated[int, OUTPUT] = Field(default=2, ge=1)
-    """How many of the newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
     validation_steps: Annotated[int, RESULT, GOT] = Field(default=250, ge=0)
-    """Validation loss and pictures every so many steps; 0 for none."""
+    """Steps between two validations (loss and pictures); 0: none."""
     num_validation_triptychs: Annotated[int, RESULT] = Field(default=0, ge=0)
-    """Triptychs that are not trained on but measured: at least so many, all of an item's together. 0 trains
-    on all.
+    """Least number of triptychs held out for the validation loss; an item's triptychs are held out together.
+    0 trains on all.
     """
     num_validation_images: Annotated[int, OUTPUT] = Field(default=2, ge=0)
-    """Triptychs, held-out ones first, whose made panels are generated from the given ones as a validation
-    picture.
+    """Number of triptychs in validation pictures, held-out ones first: their made panels are generated from
+    the given ones.
     """
     early_stopping_patience: Annotated[int, RESULT] = Field(default=0, ge=0)
-    """Stop after so many validations in a row without a lower validation loss, and keep the LoRA of the
-    lowest; 0 never.
+    """Stop after this many validations in a row without a lower loss, and keep the LoRA of the lowest; 0:
+    never.
     """
     logging_dir: Annotated[Path | None, OUTPUT] = None
-    """Where TensorBoard files go, if not in the LoRA folder."""
+    """Folder of TensorBoard files; by default the LoRA folder."""
     tracker_name: Annotated[str, OUTPUT] = "triptych"
     """Name of the run in TensorBoard."""
     shard_base: Annotated[bool, RUNNING] = False
-    """Several processes: each keeps only its part of the frozen model and gathers a block while it runs
-    (FSDP). Slower, for cards that cannot hold the whole of it.
+    """With several processes, each keeps only a part of the frozen model and gathers each block while it runs
+    (FSDP). Slower; for cards that cannot hold the whole model.
     """
     dtype: Annotated[Literal["auto", "bf16", "fp32"], RESULT, MACHINE] = "auto"
-    """Precision of the frozen model and the matrix products; the LoRA is always float32."""
+    """Precision of the frozen model and of matrix products; the LoRA is always float32."""
 
     def check_early(self) -> None:
-        """Raises ModelError if no model is named, or a folder that holds none."""
+        """Raise ModelError if no model is named, or the folder holds none."""
         resolve_model(self.model)
 
 
 def settings_that_matter(config: TrainConfig) -> dict[str, Any]:
-    """The settings that the LoRA follows from, JSON-able: they may not change between two runs of one
-    training. When to validate matters only if that may end the training. Files that are read, such as loss
-    masks, count by content elsewhere.
+    """The settings that the LoRA depends on, as JSON values. They may not change between two runs of one
+    training. The validation interval is among them only if validation may end the training. Input files, such
+    as loss masks, are compared by content elsewhere.
     """
     matter = set(marked(TrainConfig, RESULT))
     if not config.early_stopping_patience:
@@ -163,7 +164,7 @@ def check(config: TrainConfig, layout: PanelLayout) -> None:
     """Refuse settings that contradict each other or the panels at hand.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: settings contradict each other or the panels.
     """
     if config.min_t >= config.max_t:
         raise ConfigError(
@@ -207,7 +208,7 @@ def check(config: TrainConfig, layout: PanelLayout) -> None:
 
 
 def learned_roles(config: TrainConfig, layout: PanelLayout) -> list[str]:
-    """The panels that count in the loss: those that are made alone where the others are shown clean."""
+    """The panels that count in the loss: with clean context only those that are made."""
     return [
         role
         for role in (layout.made if config.context == "clean" else layout.roles)
@@ -216,9 +217,7 @@ def learned_roles(config: TrainConfig, layout: PanelLayout) -> list[str]:
 
 
 def _check_noisy(config: TrainConfig) -> None:
-    """Settings of clean context do nothing under noisy context:
-    a user who changes them means the other one.
-    """
+    """Raise ConfigError for changed settings of clean context, which have no effect with noisy context."""
     for name in marked(TrainConfig, CLEAN_ONLY):
         if getattr(config, name) != TrainConfig.model_fields[name].default:
             option = f"--{name.replace('_', '-')}"
