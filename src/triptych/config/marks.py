@@ -1,8 +1,8 @@
-"""What a setting is, marked on its field: `strength: Annotated[float, RESULT] = 0.9`.
+"""Marks on a config's fields: the kind of each setting, as in `strength: Annotated[float, RESULT] = 0.9`.
 
-Whatever treats settings differently asks for the marks: what a picture carries, what a training must keep
-to be resumed, what a line of a batch may set, where an option stands in `--help`. No lists are kept beside
-them.
+Code that treats settings differently reads the marks: the settings stored in a picture, those that a resumed
+training must keep, those that a line of a batch may give, and the groups of `--help`. There are no separate
+lists.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pydantic import BaseModel
 
 
 class Group(Enum):
-    """Where an option stands in `--help`, in this order. {how} is the config's word: made, sampled, trained.
+    """The groups of options in `--help`, in their order. {how} is the config's participle: made, sampled,
+    trained.
 
-    A mark for a field that does not stand where its nature puts it.
+    A group is also a mark, for a field outside the group of its nature.
     """
 
     GIVEN = "What you give"
@@ -27,36 +28,35 @@ class Group(Enum):
 
 
 class Nature(Enum):
-    """What a setting changes. Every field has one."""
+    """The effect of a setting. Every field has one nature."""
 
     RESULT = "result"
-    """What is made changes with it: the pixels of a picture, the weights of a LoRA, the rows of a catalogue.
-    """
+    """It changes the result: the pixels of a picture, the weights of a LoRA, the rows of a catalogue."""
     AMOUNT = "amount"
-    """How many are made, or for how long. What is there stays; more is added to it."""
+    """It sets the number or the duration. Existing results stay, and more are added."""
     INPUT = "input"
-    """A file or folder that is read. Its content counts, never its path."""
+    """A file or folder to read. Its content matters, never its path."""
     OUTPUT = "output"
-    """Where what is made goes, and what else is written beside it."""
+    """The place of the results, and additional files to write."""
     ASKED = "asked"
-    """Who is asked over the network or on this machine: the name of a captioner, an address."""
+    """The captioner to ask, over the network or on this machine: its name or address."""
     RUNNING = "running"
-    """How the work runs on this machine. What is made is the same."""
+    """It changes how the work runs on this machine, but not the result."""
     FOLDER = "folder"
-    """Where stages keep what they make."""
+    """A folder with the results of stages."""
 
 
 class Trait(Enum):
-    """What else is special about a field."""
+    """Another property of a field."""
 
     SHARED = "shared"
-    """May stand at the top of a config file; every verb that has it takes it from there."""
+    """It may be at the top of a config file, for every verb that has such a field."""
     EACH = "each"
-    """May be another one for each picture of a batch that is sampled at once."""
+    """It may differ between the pictures of a batch that is sampled at once."""
     CLEAN_ONLY = "clean only"
-    """Has an effect with clean context only."""
+    """It has an effect only with clean context."""
     TRACED = "traced"
-    """Decides which operations a training step consists of, and how large they are: `plan` counts them."""
+    """It decides the operations of a training step and their sizes, which `plan` counts."""
 
 
 RESULT, AMOUNT, INPUT, OUTPUT = Nature.RESULT, Nature.AMOUNT, Nature.INPUT, Nature.OUTPUT
@@ -89,7 +89,7 @@ def nature(model: type[BaseModel], name: str) -> Nature:
 
 
 def group(model: type[BaseModel], name: str) -> Group:
-    """Where a field stands in `--help`."""
+    """The group of a field in `--help`."""
     own = [mark for mark in model.model_fields[name].metadata if isinstance(mark, Group)]
     return own[0] if own else _USUAL[nature(model, name)]
 

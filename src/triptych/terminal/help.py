@@ -19,7 +19,7 @@ from triptych.wording.docstrings import help_texts
 from triptych.wording.settings import option
 
 WIDEST = 100  # columns; longer lines are hard to read
-_OPTIONS = 26  # columns: an option that takes more has its text on the next line
+_OPTIONS = 26  # columns: the text of a longer option begins on the next line
 
 _EVERY_VERB = (
     (
@@ -43,7 +43,7 @@ def wants_help(words: Iterable[str]) -> bool:
 
 
 def help_page(stage: Stage, width: int | None = None) -> str:
-    """What `triptych VERB --help` prints, in lines of at most `width` characters; by default as wide as the
+    """The output of `triptych VERB --help`, in lines of at most `width` characters; by default as wide as the
     terminal.
     """
     width = min(width or shutil.get_terminal_size().columns, WIDEST) or WIDEST
@@ -65,12 +65,12 @@ def help_page(stage: Stage, width: int | None = None) -> str:
 
 
 def _home(model: type[StageConfig], name: str) -> int:
-    """How far up the class stands that defines a field: a verb's own come before what it shares."""
+    """The distance to the class that defines a field: a verb's own fields come before shared ones."""
     return next(n for n, each in enumerate(model.__mro__) if name in inspect.get_annotations(each))
 
 
 def _table(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
-    """Options on the left, what they do on the right."""
+    """Options on the left, their texts on the right."""
     left = min(_OPTIONS, max(len(option) for option, _ in rows))
     lines = []
     for head, text in rows:
@@ -106,7 +106,7 @@ def _kind(kind: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """What holds where nobody says anything, if the text does not say it already."""
+    """The value without any option, unless the text already names it."""
     default = field.default
     if default in (None, "", [], {}) and default is not False and default != 0:
         return ""

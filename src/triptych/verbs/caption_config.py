@@ -13,49 +13,48 @@ from triptych.config.stage import StageConfig
 
 class CaptionConfig(StageConfig):
     vlm_model: Annotated[str, ASKED] = ""
-    """Who looks at the triptychs: a model on a server such as gpt-4.1-mini (its key is read from
-    OPENAI_API_KEY), the folder of a transformers model, `local:NAME` for one of the hub, or `pocket`, which
-    only knows rendered clothes.
+    """The captioner: a model on a server such as gpt-4.1-mini (its key comes from OPENAI_API_KEY), the folder
+    of a transformers model, `local:NAME` for a model on the hub, or `pocket`, which only knows rendered
+    clothes.
     """
     base_url: Annotated[str | None, ASKED] = None
     """Address of an OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama …), such as
-    http://127.0.0.1:8000/v1; with it vlm_model is the name of a model on that server. Without it, or empty,
-    OpenAI's own.
+    http://127.0.0.1:8000/v1; vlm_model is then the name of a model on that server. Without it, or empty,
+    OpenAI's own server.
     """
     do_check: Annotated[bool, RESULT] = True
     """Ask first whether the panels are garment, garment, person. Triptychs with a caption of your own are not
     checked.
     """
     fail_path: Annotated[Path | None, OUTPUT] = None
-    """Where triptychs go that failed the check or could not be described, if not to WORK/failed."""
+    """Folder for triptychs that failed the check or could not be described, if not WORK/failed."""
     retry_failed: Annotated[bool, RESULT] = False
-    """Bring the pictures back that failed before, and ask about them anew."""
+    """Move pictures back that failed before, and ask about them again."""
     captions: Annotated[Path | None, INPUT] = None
-    """Folder with captions of your own, named for the triptych (<id>.txt) or for its item (item1.txt); they
-    are copied beside the triptychs, and no model is asked for those. New and changed files win over earlier
+    """Folder with captions of your own, named after the triptych (<id>.txt) or its item (item1.txt). They are
+    copied beside the triptychs, and no model is asked about these. New and changed files win over earlier
     captions and failed checks.
     """
     brands: Annotated[list[str], RESULT, GIVEN] = []
-    """Names of brands and makers; every caption says Brand in angle brackets instead."""
+    """Names of brands and makers; captions have Brand in angle brackets instead."""
     model: Annotated[str, RESULT, GIVEN, SHARED] = ""
     """The diffusion model to be trained; its text encoder limits how long a caption may be."""
     max_caption_tokens: Annotated[int | None, RESULT, RARE] = Field(default=None, ge=8, le=512)
-    """Longest caption in T5 tokens; by default what the model reads."""
+    """Longest caption in T5 tokens; by default the model's limit."""
     max_new_tokens: Annotated[int, RESULT, RARE] = Field(default=600, ge=16)
-    """Longest answer in tokens of the vision-language model; raise it for models that think aloud first."""
+    """Longest answer in tokens of the vision-language model; raise it for models that reason first."""
     retries: Annotated[int, RESULT] = Field(default=2, ge=0, le=10)
-    """How often a caption that cannot be used is asked for again, with the reason."""
+    """How often a useless caption is asked for again, with the reason."""
     attempts: Annotated[int, RUNNING, RARE] = Field(default=5, ge=1, le=20)
-    """How often a busy or failing server is tried before the run stops, or, if it fails at one picture only,
-    that picture fails.
+    """How often a busy or failing server is tried. After that the run stops; if the server fails at a single
+    picture only, that picture fails.
     """
     timeout: Annotated[float, RUNNING] = Field(default=120, gt=0)
-    """Seconds a server may take for one answer."""
+    """Time limit for one answer of a server, in seconds."""
     concurrency: Annotated[int, RUNNING] = Field(default=4, ge=1, le=64)
-    """Questions a server gets at the same time."""
+    """Number of simultaneous questions to a server."""
     anyway: Annotated[bool, RUNNING, RARE, SHARED] = False
-    """Show the captioner photographs even if it says that it has never seen any, as `pocket` does; with a
-    warning.
+    """Show the captioner photographs even if it says that it has never seen any, as `pocket` does; it warns.
     """
 
     @property

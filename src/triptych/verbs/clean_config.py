@@ -12,7 +12,7 @@ from triptych.config.stage import Seed, StageConfig
 
 
 class CleanConfig(StageConfig):
-    """Tell human photos from garment photos."""
+    """Settings of `clean`, which tells human photos from garment photos."""
 
     photos: Annotated[Path | None, INPUT] = None
     """Folder of raw photos, one folder per item: photos/item1/*.jpg."""
@@ -29,7 +29,7 @@ class CleanConfig(StageConfig):
     min_side: Annotated[int, RESULT] = Field(default=32, ge=1)
     """Photos with a side shorter than this many pixels are rejected."""
     overrides: Annotated[Path | None, INPUT] = None
-    """Text file of lines 'item1/photo.jpg human' that win over the classifier; WORK/catalogue/overrides.txt
+    """Text file with lines 'item1/photo.jpg human' that win over the classifier; WORK/catalogue/overrides.txt
     if it exists.
     """
     seed: Annotated[Seed, RESULT, RARE, SHARED] = 0

@@ -19,6 +19,6 @@ class DemoConfig(StageConfig):
     max_train_steps: Annotated[int, RESULT] = Field(default=210, ge=1)
     """Training steps of the LoRA."""
     garments: Annotated[int, RESULT] = Field(default=48, ge=24, le=500)
-    """Unseen garments that base and LoRA are judged on."""
+    """Number of unseen garments on which base and LoRA are judged."""
     seed: Annotated[Seed, RESULT, SHARED] = 0
-    """Everything random follows from it."""
+    """Seed of all random choices."""

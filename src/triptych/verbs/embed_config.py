@@ -13,8 +13,8 @@ from triptych.config.stage import ModelConfig, PhotoConfig
 
 class EmbedConfig(ModelConfig, PhotoConfig):
     max_sequence_length: Annotated[int | None, RESULT] = Field(default=None, ge=1, le=512)
-    """T5 tokens kept of a caption; by default what the model recommends. Longer captions are cut, and counted
-    in the summary.
+    """T5 tokens kept of a caption; by default the model's recommendation. Longer captions are cut, and
+    counted in the summary.
     """
     batch_size: Annotated[int, RUNNING] = Field(default=4, ge=1)
     """Triptychs that go through the autoencoder at once."""
@@ -22,11 +22,11 @@ class EmbedConfig(ModelConfig, PhotoConfig):
     """Precision of the text encoders; the autoencoder always works in float32, where its latents are exact.
     """
     columns: Annotated[int | None, RESULT, GIVEN] = Field(default=None, ge=1)
-    """Panels in a row, of all pictures that have no layout in metadata.jsonl. Without it, and without
-    --roles, three in a row are guessed where the picture's shape allows it.
+    """Panels in a row, for all pictures without a layout in metadata.jsonl. Without it, and without --roles,
+    three panels in a row are assumed if the picture's shape allows it.
     """
     roles: Annotated[list[str] | None, RESULT, GIVEN] = None
-    """What the panels show in reading order, of those pictures; the last one is what is made. Default: front,
+    """Roles of the panels of those pictures, in reading order; the last one is generated. Default: front,
     back, worn.
     """
 

@@ -13,21 +13,21 @@ from triptych.sampling.options import SamplingConfig
 
 class EvaluateConfig(SamplingConfig):
     model: Annotated[str, RESULT, GIVEN, SHARED] = "pocket"
-    """`pocket`, or another model that has learned the rendered world."""
+    """`pocket`, or another model trained on the rendered world."""
     pocket: Annotated[bool, RESULT, GIVEN] = False
     """Measure on held-out garments and people of the rendered world, with a judge that knows the truth."""
     items: Annotated[int, RESULT, GIVEN] = Field(default=300, ge=2, le=5000)
     """Garments to measure on; a share's 95 % interval is about ±5 points at 300 and ±14 at 48."""
     back_prints: Annotated[bool, RESULT, GIVEN] = False
-    """Only garments with a print on their back, on people from behind: what print is worn can only be seen on
-    the second photo.
+    """Use only garments with a print on their back, on people from behind: only the second photo shows the
+    print.
     """
     mode: Annotated[Literal["generate", "tryon", "both"], AMOUNT, GIVEN] = "generate"
     """generate: a person wearing the garment of two product photos. tryon: a given person, redressed inside a
     polygon.
     """
     strength: Annotated[float, RESULT] = Field(default=0.95, gt=0, le=1)
-    """tryon: noise given to the photo before it is redrawn."""
+    """tryon: share of noise that sampling adds to the photo."""
     base: Annotated[bool, AMOUNT, GIVEN] = True
     """Measure the base model on the same seeds too, for comparison."""
     out: Annotated[Path | None, OUTPUT] = None

@@ -15,7 +15,7 @@ from triptych.sampling.options import PictureConfig
 
 class GenerateConfig(PictureConfig):
     front: Annotated[Path | None, INPUT] = None
-    """Photo of the garment's front. With a product photo given, only the worn panel is generated."""
+    """Photo of the garment's front. With a product photo, only the worn panel is generated."""
     back: Annotated[Path | None, INPUT] = None
     """Photo of its back; without it the front is used twice."""
     panel: Annotated[list[str], INPUT] = []
@@ -28,7 +28,7 @@ class GenerateConfig(PictureConfig):
     @field_validator("panel", mode="before")
     @classmethod
     def _pairs(cls, value: Any) -> Any:
-        """A config file may also have them as a section, `panel: {worn: photo.jpg}`."""
+        """A config file may also have a section, `panel: {worn: photo.jpg}`."""
         if isinstance(value, dict):
             return [f"{role}={path}" for role, path in value.items()]
         return [value] if isinstance(value, str) else value
@@ -38,10 +38,10 @@ class GenerateConfig(PictureConfig):
         return bool(self.front or self.panel)
 
     def photos(self) -> dict[str, Path]:
-        """By role the photos that are given.
+        """The given photos by role.
 
         Raises:
-            InputError: a --panel that is no ROLE=FILE, or two photos of one panel.
+            InputError: a --panel that is not ROLE=FILE, or two photos of one panel.
         """
         named = [(role, path) for role, path in (("front", self.front), ("back", self.back)) if path]
         for text in self.panel:

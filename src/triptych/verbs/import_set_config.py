@@ -13,27 +13,31 @@ from triptych.config.stage import StageConfig
 
 class ImportConfig(StageConfig):
     folder: Annotated[Path | None, INPUT] = None
-    """The data set: pictures (.png, .jpg, .webp) and, beside each, its caption as .txt, or metadata.jsonl."""
+    """The data set: pictures (.png, .jpg, .webp), each with its caption beside it as .txt or in
+    metadata.jsonl.
+    """
     layout: Annotated[str, RESULT, GIVEN] = ""
-    """How the panels stand on a canvas, ROWSxCOLUMNS: 3x1 for three below each other, 1x3 for three side by
-    side. Needed; a picture does not say it.
+    """Layout of the panels on a canvas, ROWSxCOLUMNS: 3x1 for three below each other, 1x3 for three side by
+    side. Needed, because a picture does not state it.
     """
     roles: Annotated[list[str], RESULT, GIVEN] = []
-    """What the panels are called, in reading order: --roles logo,bag,poster. Default: panel1, panel2 …"""
+    """Names of the panels in reading order: --roles logo,bag,poster. Default: panel1, panel2 …"""
     made: Annotated[list[str], RESULT, GIVEN] = []
-    """The roles that a LoRA of this set makes; it is given photos of the others. Default: all of them. Photos
-    can then be given of any.
+    """The roles that a LoRA of this set generates from photos of the others. Default: all of them; then
+    photos of any panels can be given.
     """
     marker: Annotated[list[str], RESULT, GIVEN] = []
-    """What marks the panels in a caption, with {n} for the number: "[SCENE-{n}]"; or one for each panel.
+    """Markers of the panels in a caption, with {n} for the number: "[SCENE-{n}]"; or one marker per panel.
     Captions keep their markers. Default: <IMAGE 1>, <IMAGE 2> …
     """
     model: Annotated[str, RESULT, GIVEN, SHARED] = ""
-    """The diffusion model to be trained, whose grid the panels are fitted to; without one 16 pixels, which
-    suits all.
+    """The diffusion model to be trained, to whose grid the panels are fitted; without one, the grid is 16
+    pixels, which suits all models.
     """
     panel_width: Annotated[int | None, RESULT] = Field(default=None, ge=16, le=8192)
-    """Pixels of a panel; by default its own, rounded down to the grid. One side alone: the other follows."""
+    """Pixels of a panel; by default its own, rounded down to the grid. If only one side is given, the other
+    follows.
+    """
     panel_height: Annotated[int | None, RESULT] = Field(default=None, ge=16, le=8192)
     """Likewise."""
 

@@ -21,11 +21,10 @@ class InitConfig(StageConfig):
     `pocket`, which only knows rendered clothes.
     """
     vlm_model: Annotated[str, ASKED] = ""
-    """Who describes the triptychs: a model on a server such as gpt-4.1-mini (one of your own: give its
-    address with --base-url too), the folder of a transformers model, or `pocket`, which only knows rendered
-    clothes.
+    """The captioner: a model on a server such as gpt-4.1-mini (for a server of your own, add --base-url), the
+    folder of a transformers model, or `pocket`, which only knows rendered clothes.
     """
     base_url: Annotated[str | None, ASKED] = None
-    """Address of the captioner's server, such as http://127.0.0.1:8000/v1, if it is one of your own."""
+    """Address of the captioner's server, such as http://127.0.0.1:8000/v1, if it is your own."""
     out: Annotated[Path, OUTPUT] = Path("triptych.yaml")
     """Config file to write; an existing one is never overwritten."""

@@ -21,12 +21,12 @@ class LoraConvertConfig(StageConfig):
     kohya's.
     """
     transformer_only: Annotated[bool, RESULT] = False
-    """Leave out what the file holds for text encoders; without it such a file is refused."""
+    """Leave out weights for text encoders; without it, a file with such weights is refused."""
 
     def check_early(self) -> None:
         """
         Raises:
-            InputError: no file given, or `out` cannot be that. ModelError: there is no LoRA.
+            InputError: no file given, or `out` is not possible. ModelError: there is no LoRA.
         """
         if self.lora is None or self.out is None:
             raise InputError(

@@ -13,15 +13,15 @@ from triptych.planning.card_names import check_card
 
 class PlanConfig(StageConfig):
     card: Annotated[str, RESULT, GIVEN] = "auto"
-    """The card to plan for, e.g. rtx-4090 or a100-80gb; an unknown name lists them. auto: the one of this
-    machine, or cpu.
+    """The card to plan for, e.g. rtx-4090 or a100-80gb; an unknown name lists them. auto: this machine's
+    card, or cpu.
     """
     model: Annotated[str | None, RESULT, GIVEN, SHARED] = None
     """Model for every stage; wins over the config file. Hub ids of FLUX.1 and SD3.5 need no network, a folder
     only its configs.
     """
     num_triptychs: Annotated[int | None, RESULT, GIVEN] = Field(default=None, ge=1)
-    """Triptychs to embed and to train on; by default those in the work folder, or 50."""
+    """Number of triptychs to embed and to train on; by default those in the work folder, or 50."""
 
     @field_validator("card")
     @classmethod

@@ -14,16 +14,16 @@ class ReproduceConfig(StageConfig):
     image: Annotated[Path | None, INPUT] = None
     """The picture to make again, as `tryon` or `generate` wrote it."""
     photos: Annotated[list[Path], INPUT] = []
-    """Files and folders among which its inputs lie: photos, polygon and LoRA, under any name."""
+    """Files and folders that contain its inputs: photos, polygon and LoRA, under any name."""
     model: Annotated[str | None, RESULT, GIVEN, SHARED] = None
-    """The base model. Needed if the picture names a folder, or a model on the hub that is not well known: a
-    picture only knows its name.
+    """The base model. Needed if the picture names a folder, or a hub model that is not well known: a picture
+    stores only the name.
     """
     device: Annotated[str, RUNNING] = "auto"
-    """auto, cpu, cuda, cuda:1 … Pixels are identical only on a device of the kind the picture was made on."""
+    """auto, cpu, cuda, cuda:1 … Pixels are identical only on the same kind of device as before."""
     out: Annotated[Path | None, OUTPUT] = None
-    """Where to write it: tryon, a file, if not NAME-again beside the picture; generate, a folder, if not
-    WORK/reproduced.
+    """Where to write it. For tryon a file, if not NAME-again beside the picture; for generate a folder, if
+    not WORK/reproduced.
     """
 
     def check_early(self) -> None:

@@ -22,24 +22,26 @@ class TryonConfig(PictureConfig):
     person: Annotated[Path | None, INPUT, EACH] = None
     """Photo of the person; you may have painted a rough edit on it. Needed."""
     polygon: Annotated[Path | None, INPUT, EACH] = None
-    """JSON with {"polygons": [[[x, y], …], …]} in pixels of the person photo: what lies inside is repainted.
-    What lies inside its "holes", of the same form, is kept. Needed.
+    """JSON with {"polygons": [[[x, y], …], …]} in pixels of the person photo: their inside is repainted,
+    except inside its "holes", which have the same form. Needed.
     """
     caption: Annotated[Path | None, INPUT, EACH] = None
     """Text file with the prompt, such as the `<id>.txt` that `caption` writes; used if there is no --prompt.
     """
     vlm_model: Annotated[str | None, ASKED] = None
-    """Who writes the prompt from the three photos, if there is no --prompt and no --caption: names as for
-    `caption`, such as gpt-4.1-mini.
+    """The captioner that writes the prompt from the three photos, if there is no --prompt and no --caption:
+    names as for `caption`, such as gpt-4.1-mini.
     """
     base_url: Annotated[str | None, ASKED] = None
     """Address of an OpenAI-compatible server for --vlm-model."""
     crop: Annotated[Literal["polygon", "none"], RESULT] = "polygon"
-    """What the model sees of the photo: the polygon and its surroundings, in full detail, or (none) all of
-    it, scaled down.
+    """The part of the photo that the model sees: the polygon and its surroundings, in full detail, or (none)
+    the whole photo, scaled down.
     """
     crop_margin: Annotated[float, RESULT] = Field(default=0.5, ge=0, le=100)
-    """How much of the person stays in view around the polygon, as a fraction of the polygon's longer side."""
+    """Margin of the person that stays visible around the polygon,
+    as a fraction of the polygon's longer side.
+    """
     expand: Annotated[Literal["none", "hull"], RESULT, EACH] = "none"
     """hull: repaint the convex hull of each polygon, so that the outline of the old garment does not show
     through.
@@ -49,29 +51,29 @@ class TryonConfig(PictureConfig):
     feather: Annotated[int, RESULT] = Field(default=8, ge=0, le=10_000)
     """Width in pixels of the soft edge around the polygon. Beyond it every pixel is the photo's own."""
     rough: Annotated[Literal["none", "paint", "paste"], RESULT, EACH] = "none"
-    """What the model starts from inside the polygon: the photo (none), the garment's colours (paint), or the
+    """The start of sampling inside the polygon: the photo (none), the garment's colours (paint), or the
     garment cut out of its front photo (paste).
     """
     strength: Annotated[float, RESULT] = Field(default=0.9, gt=0, le=1)
-    """How much noise the polygon starts from: 1 forgets what was there, low values keep its shapes and, with
-    most LoRAs, its colours.
+    """Share of noise inside the polygon at the start: 1 forgets the photo; low values keep its shapes and,
+    with most LoRAs, its colours.
     """
     out: Annotated[Path | None, OUTPUT] = None
-    """Picture to write, .png or .jpg, if not WORK/tryon.png; several have the seed in their name. In a PNG
-    every pixel beyond the feather is the photo's own; a JPEG is encoded after that, at quality 95. With
-    --batch: the folder to write to.
+    """Picture to write, .png or .jpg, if not WORK/tryon.png; several pictures have the seed in their names.
+    In a PNG every pixel beyond the feather is the photo's own; a JPEG is encoded after that, at quality 95.
+    With --batch: the folder to write to.
     """
     batch: Annotated[Path | None, INPUT] = None
-    """CSV file with one try-on per line, its columns named like these options; what a line leaves empty comes
-    from the options.
+    """CSV file with one try-on per line and columns named like these options; empty cells take the values of
+    the options.
     """
     batch_size: Annotated[int, RUNNING] = Field(default=1, ge=1, le=256)
-    """With --batch: pictures of one product that are sampled at once. Faster where a single one leaves the
-    device idle; a picture may then differ a little from the same one made alone.
+    """With --batch: number of pictures of one product that are sampled at once. Faster if a single picture
+    leaves the device idle; a picture may then differ slightly from one made alone.
     """
 
     def photos(self) -> dict[str, Path | None]:
-        """The files that go in, by option."""
+        """The input files, by option."""
         return {"front": self.front, "back": self.back, "person": self.person, "polygon": self.polygon}
 
     def fit(self) -> Fit:
@@ -81,7 +83,7 @@ class TryonConfig(PictureConfig):
         return Fit(self.crop, self.crop_margin, self.expand, self.grow, self.feather, self.rough)
 
     def files(self, seed: int) -> tuple[Path, Path]:
-        """Where the picture of a seed and its triptych go."""
+        """The paths of the picture of a seed and of its triptych."""
         out = self.picture
         path = out if len(self.seeds) == 1 else out.with_stem(f"{out.stem}-{seed}")
         return path, path.with_name(f"{path.stem}-triptych.png")
@@ -93,7 +95,7 @@ class TryonConfig(PictureConfig):
 
     @property
     def preview(self) -> Path:
-        """Where the picture goes that shows what is repainted."""
+        """The path of the preview, which shows the repainted area."""
         return self.picture.with_name(f"{self.picture.stem}-mask.png")
 
     @property
