@@ -168,7 +168,7 @@ def test_numbers_that_overflow_are_no_picture(
     file = lora(tmp_path, state)
     for used, words in (
         (file, r"With the LoRA .*lora.safetensors .* not finite"),
-        (None, r"^The model makes numbers that are not finite"),
+        (None, r"^The model's output is not finite"),
     ):
         models = load_models(inputs["model"], [PROMPT], used, device="cpu", dtype="fp32")
         models.transformer.proj_out.weight.data[0, 0] = float("inf")

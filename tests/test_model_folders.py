@@ -259,7 +259,7 @@ def test_the_memory_is_blamed_only_where_it_may_be_at_fault() -> None:
     ):
         with pytest.raises(ModelError) as caught, checkpoint.opening("m"):
             raise error
-        assert ("memory is too small" in caught.value.hint) == blamed
+        assert ("too little memory" in caught.value.hint) == blamed
 
 
 @pytest.mark.parametrize(

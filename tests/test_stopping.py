@@ -217,7 +217,7 @@ def test_a_lora_can_be_taken_from_any_checkpoint(
             break
     run.close()
     checkpoint = tmp_path / "lora" / "checkpoints" / "step-00000004"
-    with pytest.raises(ModelError, match="has not come to its end") as caught:
+    with pytest.raises(ModelError, match="is not finished") as caught:
         read_lora(tmp_path / "lora")
     assert str(checkpoint) in caught.value.hint
     shorter = tmp_path / "shorter"
@@ -352,4 +352,4 @@ def test_another_number_of_threads_is_told(
         train(config(tmp_path, tiny_flux, max_train_steps=4)).finish()
     finally:
         torch.set_num_threads(before)
-    assert "ran on 1 CPU threads before and goes on with 2 CPU threads" in caplog.text
+    assert "ran on 1 CPU threads before and continues with 2 CPU threads" in caplog.text

@@ -133,7 +133,7 @@ def opening(model: str) -> Iterator[None]:
         hint = "The folder may be incomplete, or its download was interrupted."
         if isinstance(error, MemoryError) or "memory" in words.lower() or getattr(error, "errno", None) == 12:
             hint = (
-                "The memory is too small: `triptych plan` says what a model needs, and what makes it smaller."
+                "There is too little memory: `triptych plan` tells how much is needed and how to reduce it."
             )
         raise ModelError(f"The model {model} cannot be loaded: {words}.", hint) from error
 

@@ -129,7 +129,7 @@ _SAVE = "Save them once with diffusers: PIPELINE.from_pretrained(FOLDER).save_pr
 _PIPELINES = (
     (
         r"FluxFill",
-        "fills holes with a transformer of other inputs",
+        "fills holes with a transformer that has other inputs",
         "Give the FLUX.1-dev it was made from: tryon repaints with that.",
     ),
     (r"FluxKontext", "edits pictures given as extra tokens", "Give FLUX.1-dev."),

@@ -194,7 +194,9 @@ def model_settings(model: str) -> ModelSettings:
             f"{usual.max_sequence_length} tokens"
         )
         log.warning(
-            "%s FLUX.1-dev's %s are assumed; tokens are told from the number of words.", error.message, size
+            "%s FLUX.1-dev's %s are assumed; token counts are estimated from the number of words.",
+            error.message,
+            size,
         )
         family = FLUX
     settings = recommended_settings(family)

@@ -178,7 +178,7 @@ def _hint_for(file: Path) -> str:
     except OSError:
         return "Check the path and who may read it."
     if start.startswith(b"version https://git-lfs"):
-        return "It is a pointer of Git LFS, a few lines in the place of the file: run `git lfs pull`."
+        return "It is a Git LFS pointer, not the file itself: run `git lfs pull`."
     if start.lstrip().startswith(b"<"):
         return "It is a web page, such as a download that needs a login saves: download the file again."
     if not start or start[8:9] == b"{":

@@ -31,8 +31,8 @@ def lora_file(path: Path) -> Path:
     )
     if saved:
         there = ", ".join(str(file.parent) for file in saved)
-        hint = f"Give the LoRA of a checkpoint: {there}; or run the same `triptych train` again to its end."
-        raise ModelError(f"The training in {path} has not come to its end: there is no finished LoRA.", hint)
+        hint = f"Give the LoRA of a checkpoint: {there}; or run `triptych train` again to finish it."
+        raise ModelError(f"The training in {path} is not finished, so there is no LoRA yet.", hint)
     if (folder / "adapter_model.bin").is_file():
         hint = "Save it again with peft: save_pretrained(…, safe_serialization=True)."
         raise ModelError(f"The LoRA in {folder} is a pickle file, which is never read.", hint)

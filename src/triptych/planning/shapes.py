@@ -168,7 +168,7 @@ def model_shapes(model: str) -> ModelShapes:
         return ModelShapes(model, family, configs, model_settings(model))
     if model not in known:
         raise ModelError(
-            f"The shapes of {model} are not known here, and nothing is downloaded to plan.",
+            f"The shapes of {model} are unknown, and `plan` downloads nothing.",
             f"Give a folder with its configs, or one of {', '.join(known)}.",
         )
     pipeline = known[model]["pipeline"]

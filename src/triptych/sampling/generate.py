@@ -96,7 +96,7 @@ def _check_panels(given: Mapping[str, Image.Image], layout: PanelLayout) -> None
     if {*given} - {*layout.roles} or {*given} == {*layout.roles}:
         raise InputError(
             f"Photos are given of {', '.join(sorted(given))}; the panels are {', '.join(layout.roles)}.",
-            "Give photos of some of the panels, not of all; the LoRA says which there are.",
+            "Give photos for some of the panels, not for all.",
         )
 
 

@@ -208,12 +208,12 @@ class OpenedModel:
         if not torch.isfinite(values).all():
             if self.lora is not None:
                 raise ModelError(
-                    f"With the LoRA {self.lora.path} the model makes numbers that are not finite, and no "
+                    f"With the LoRA {self.lora.path} the model's output is not finite, so there is no "
                     "picture.",
                     "Lower --lora-scale, or use another LoRA.",
                 )
             raise ModelError(
-                "The model makes numbers that are not finite, and no picture.",
+                "The model's output is not finite, so there is no picture.",
                 "Try --dtype fp32, or less guidance.",
             )
         return values

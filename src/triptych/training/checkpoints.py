@@ -91,5 +91,5 @@ def load_newest(
         except Exception as error:  # a damaged folder can raise any error; try the one before
             log.warning("The checkpoint %s cannot be read (%s); going back to the one before.", path, error)
     if found:
-        log.warning("No checkpoint in %s is whole; starting from the beginning.", folder)
+        log.warning("No checkpoint in %s is intact; starting from the beginning.", folder)
     return None

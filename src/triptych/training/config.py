@@ -191,9 +191,7 @@ def check(config: TrainConfig, layout: PanelLayout) -> None:
         raise ConfigError("Stopping early needs a validation loss, and nothing is validated.", hint)
     if config.shard_base and (config.blocks_to_swap or config.quantize != "none"):
         hint = "Give --shard-base alone, or leave it out."
-        raise ConfigError(
-            "A base model that is spread over processes is neither quantised nor swapped.", hint
-        )
+        raise ConfigError("A base model that is sharded over processes cannot be quantised or swapped.", hint)
     if config.blocks_to_swap and not config.gradient_checkpointing:
         hint = "Turn --gradient-checkpointing on, or leave --blocks-to-swap at 0."
         raise ConfigError(

@@ -105,7 +105,7 @@ def check_init_lora(config: TrainConfig, backbone: Backbone) -> LoraFile | None:
         )
     if file.about.get("context", config.context) != config.context:
         log.warning(
-            "The LoRA %s was trained with %s context, and goes on with %s.",
+            "The LoRA %s was trained with %s context, and continues with %s.",
             file.path,
             file.about["context"],
             config.context,

@@ -76,7 +76,7 @@ class TrainingSet:
         self.ids = [id for id in records.ids if id not in self.held_out]
         if not self.ids:
             hint = "Lower --num-validation-triptychs; all triptychs of an item are held out together."
-            raise ConfigError(f"Of {len(records.ids)} triptychs none is left to train on.", hint)
+            raise ConfigError(f"None of the {len(records.ids)} triptychs is left to train on.", hint)
         self.masks = self._loss_masks() if config.loss_masks else None
 
     def _layout(self, about: Mapping[str, Any]) -> PanelLayout:

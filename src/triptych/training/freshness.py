@@ -28,8 +28,8 @@ def check_embeddings(config: TrainConfig, records: EmbeddingFolder) -> None:
     guessed = [id for id, about in records.about.items() if about.get("layout_by") == "guess"]
     if config.context == "clean" and guessed:
         problem = (
-            f"Of {len(guessed)} triptychs ({guessed[0]} …) it was only guessed where the panels are, "
-            "and clean context hangs on that."
+            f"Of {len(guessed)} triptychs ({guessed[0]} …) the panels' positions were only guessed, "
+            "and clean context depends on them."
         )
         raise ConfigError(
             problem,
@@ -38,7 +38,7 @@ def check_embeddings(config: TrainConfig, records: EmbeddingFolder) -> None:
     folder = TriptychFolder(config.triptych_folder)
     if not folder.pictures():
         log.warning(
-            "There are no triptychs in %s: nobody can tell whether all are embedded, as they are now.",
+            "There are no triptychs in %s, so the embeddings cannot be compared with them.",
             folder.path,
         )
         return

@@ -84,8 +84,7 @@ class LossMasks:
         if black:
             names = ", ".join(black[:5]) + (" …" if len(black) > 5 else "")
             hint = (
-                "Paint white what is to be learned, or delete the mask: a triptych without one is learned "
-                "whole."
+                "Paint the area to learn white, or delete the mask: a triptych without one is learned whole."
             )
             raise InputError(
                 f"{len(black)} loss masks are black where there is something to learn: {names}.", hint

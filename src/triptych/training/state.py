@@ -113,7 +113,7 @@ class TrainState:
                 f"{int(number)} CPU threads" if number else "a card" for number in (threads, self.threads)
             )
             log.warning(
-                "This training ran on %s before and goes on with %s: the last bits of its LoRA depend on "
+                "This training ran on %s before and continues with %s: the last bits of its LoRA depend on "
                 "that.",
                 before,
                 now,
