@@ -664,7 +664,7 @@ def test_defaults_are_the_published_recipe() -> None:
 def test_presets_are_configs_that_every_stage_accepts(preset: Path) -> None:
     data = load_config(
         [Path(__file__).parents[1] / "configs" / "flux-dev.yaml", Path(preset.stem)],
-        [stage.name for stage in STAGES],
+        STAGES,
     )
     configs: dict[str, Any] = {}
     for stage in PIPELINE:
