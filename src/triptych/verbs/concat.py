@@ -61,21 +61,11 @@ def concat(config: ConcatConfig) -> Run:
     triples, rejects, spares = plan(photos, config.max_concat_n, config.seed)
     _check(config, photos, anything=bool(triples or rejects))
     folder = _folder(config)
-    summary: dict[str, Any] = {
-        "items": len({photo.item for photo in photos if photo.item}),
-        "triptychs": 0,
-        "made": 0,
-        "kept": 0,
-        "rejected": len(rejects),
-        "reasons": dict(Counter(reject["reason"] for reject in rejects)),
-        "failed_before": 0,
+    summary = _summary(photos, triples, rejects) | {
         "spare_photos": len(spares),
-        "stale": [],
         "panel": f"{layout.width}x{layout.height}",
         "folder": str(folder.path),
         "sheet": str(config.work / "triptychs_sheet.jpg"),
-        "made_anew_for_other_panels": 0,
-        "guessed_sides": len({triple.item for triple in triples if triple.guessed}),
     }
     book = Book(TriptychFolder(folder.path), layout, summary)
     tools = PerWorker(Panels, layout)
@@ -103,6 +93,26 @@ def concat(config: ConcatConfig) -> Run:
 
     run = Run("concat", len(triples) + len(rejects), held(folder, work), summary)
     return run
+
+
+def _summary(photos: list[Photo], triples: list[Triple], rejects: list[dict[str, Any]]) -> dict[str, Any]:
+    """The summary before any work; the other values are filled in at its places."""
+    return {
+        "items": len({photo.item for photo in photos if photo.item}),
+        "triptychs": 0,
+        "made": 0,
+        "kept": 0,
+        "rejected": len(rejects),
+        "reasons": dict(Counter(reject["reason"] for reject in rejects)),
+        "failed_before": 0,
+        "spare_photos": 0,
+        "stale": [],
+        "panel": "",
+        "folder": "",
+        "sheet": "",
+        "made_anew_for_other_panels": 0,
+        "guessed_sides": len({triple.item for triple in triples if triple.guessed}),
+    }
 
 
 def _check(config: ConcatConfig, photos: list[Photo], *, anything: bool) -> None:

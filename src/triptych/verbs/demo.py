@@ -1,13 +1,13 @@
 """demo: needs no input. A rendered shop goes through every stage on the pocket model; a report shows the
 results.
 
-`_story` contains the whole demo, in order.
+`_story` is the whole demo, in order.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -43,9 +43,44 @@ def demo(config: DemoConfig) -> Run:
 
 
 def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[Event]:
-    shop, work = out / "shop", {"work": out, "model": "pocket"}
     begun = time.monotonic()
+    yield from _train(config, out, summary)
+    unseen = held_out_items(config.garments, config.seed)
+    with _clock(summary, "evaluate"):
+        made = yield from _judged_panels(config, out, unseen)
+        match = {name: verdicts(panels, unseen) for name, panels in made.items()}
+    with _clock(summary, "pictures"):
+        yield from _generate_pictures(out, unseen[:3], config.seed).nested()
+        pairs = [_tryon_inputs(out / "tryon", number, item) for number, item in enumerate(unseen[3:6])]
+        yield from _dress(config, out, pairs)
+    summary.update(
+        photos=summary["clean"]["photos"],
+        triptychs=summary["embed"]["triptychs"],
+        train_steps=summary["train"]["train_steps"],
+        garment_match={name: round(float(np.mean(hits["colour"])), 3) for name, hits in match.items()},
+        pattern_match={name: round(float(np.mean(hits["pattern"])), 3) for name, hits in match.items()},
+        garments=len(unseen),
+    )
+    summary["seconds"]["total"] = round(time.monotonic() - begun, 1)
+    pictures = DemoPictures(
+        compared=[
+            (item.front, item.back, *(made[name][n] for name in SUBJECTS), item.worn)
+            for n, item in enumerate(unseen[:12])
+        ],
+        verdicts=[
+            [(match[name]["colour"][n], match[name]["pattern"][n]) for name in SUBJECTS]
+            for n in range(min(12, len(unseen)))
+        ],
+        tryons=[{k: Path(v) for k, v in inputs.items() if k != "prompt"} for inputs in pairs],
+    )
+    write_json(out / "summary.json", summary)
+    write_report(out, summary, pictures)
+    yield Event("report.html", stage="report", of=1, result=out / "report.html")
 
+
+def _train(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[Event]:
+    """From the rendered shop to a trained LoRA."""
+    shop, work = out / "shop", {"work": out, "model": "pocket"}
     with _clock(summary, "render"):
         yield Event(f"{config.items} items", stage="render", of=1)
         write_raw_catalogue(shop, items=config.items, seed=config.seed)
@@ -70,69 +105,48 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
         summary,
     )
 
-    unseen = held_out_items(config.garments, config.seed)
-    match: dict[str, dict[str, list[bool]]] = {}
+
+def _judged_panels(
+    config: DemoConfig, out: Path, unseen: list[Item]
+) -> Generator[Event, None, dict[str, list[Image.Image]]]:
+    """Worn panels of unseen garments, by subject: base, LoRA, and LoRA guided by the product photos.
+
+    Guidance on the product photos helps only the LoRA, so base and LoRA are also judged with the model's
+    ordinary guidance.
+    """
     made: dict[str, list[Image.Image]] = {}
-    with _clock(summary, "evaluate"):
-        # Guidance on the product photos helps only the LoRA, so base and LoRA are also judged with the
-        # model's ordinary guidance.
-        ordinary = {"context_guidance_scale": 1.0}
-        prompts = [item.prompt for item in unseen]
-        for name, lora, guidance in (
-            ("base", None, ordinary),
-            ("lora", out / "lora", ordinary),
-            ("guided", out / "lora", {}),
-        ):
-            if name != "guided":
-                session = load_models("pocket", prompts, lora)
-            sampling = session.sampling(**guidance)
-            made[name] = []
-            for start in range(0, len(unseen), BATCH):
-                made[name] += worn_panels(
-                    session, sampling, unseen[start : start + BATCH], config.seed + start
-                )
-                yield Event(name, stage="evaluate", of=len(SUBJECTS) * -(-len(unseen) // BATCH))
-            match[name] = verdicts(made[name], unseen)
+    ordinary = {"context_guidance_scale": 1.0}
+    prompts = [item.prompt for item in unseen]
+    for name, lora, guidance in (
+        ("base", None, ordinary),
+        ("lora", out / "lora", ordinary),
+        ("guided", out / "lora", {}),
+    ):
+        if name != "guided":
+            session = load_models("pocket", prompts, lora)
+        sampling = session.sampling(**guidance)
+        made[name] = []
+        for start in range(0, len(unseen), BATCH):
+            batch = unseen[start : start + BATCH]
+            made[name] += worn_panels(session, sampling, batch, config.seed + start)
+            yield Event(name, stage="evaluate", of=len(SUBJECTS) * -(-len(unseen) // BATCH))
+    return made
 
-    with _clock(summary, "pictures"):
-        yield from _generate_pictures(out, unseen[:3], config.seed).nested()
-        pairs = [_tryon_inputs(out / "tryon", number, item) for number, item in enumerate(unseen[3:6])]
-        for number, inputs in enumerate(pairs):
-            for name, lora in (("base", None), ("lora", out / "lora")):
-                options = {
-                    **inputs,
-                    "lora": lora,
-                    "seed": config.seed + number,
-                    "out": out / "tryon" / f"{number}-{name}.png",
-                }
-                dressed = tryon(
-                    TryonConfig(work=out, model="pocket", crop="none", strength=0.95, feather=4, **options)
-                )
-                yield from (replace(event, stage="tryon", of=2 * len(pairs)) for event in dressed)
 
-    summary.update(
-        photos=summary["clean"]["photos"],
-        triptychs=summary["embed"]["triptychs"],
-        train_steps=summary["train"]["train_steps"],
-        garment_match={name: round(float(np.mean(hits["colour"])), 3) for name, hits in match.items()},
-        pattern_match={name: round(float(np.mean(hits["pattern"])), 3) for name, hits in match.items()},
-        garments=len(unseen),
-    )
-    summary["seconds"]["total"] = round(time.monotonic() - begun, 1)
-    pictures = DemoPictures(
-        compared=[
-            (item.front, item.back, *(made[name][n] for name in SUBJECTS), item.worn)
-            for n, item in enumerate(unseen[:12])
-        ],
-        verdicts=[
-            [(match[name]["colour"][n], match[name]["pattern"][n]) for name in SUBJECTS]
-            for n in range(min(12, len(unseen)))
-        ],
-        tryons=[{k: Path(v) for k, v in inputs.items() if k != "prompt"} for inputs in pairs],
-    )
-    write_json(out / "summary.json", summary)
-    write_report(out, summary, pictures)
-    yield Event("report.html", stage="report", of=1, result=out / "report.html")
+def _dress(config: DemoConfig, out: Path, pairs: list[dict[str, Any]]) -> Iterator[Event]:
+    """Try-ons with base and LoRA."""
+    for number, inputs in enumerate(pairs):
+        for name, lora in (("base", None), ("lora", out / "lora")):
+            options = {
+                **inputs,
+                "lora": lora,
+                "seed": config.seed + number,
+                "out": out / "tryon" / f"{number}-{name}.png",
+            }
+            dressed = tryon(
+                TryonConfig(work=out, model="pocket", crop="none", strength=0.95, feather=4, **options)
+            )
+            yield from (replace(event, stage="tryon", of=2 * len(pairs)) for event in dressed)
 
 
 def _stage(run: Run, summary: dict[str, Any]) -> Iterator[Event]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
 
 from triptych import progress
 from triptych.config.marks import RESULT, marked
@@ -14,6 +14,12 @@ from triptych.pictures.images import save_png
 from triptych.store.files import digest, read_json, sha256_file, write_json
 from triptych.verbs.evaluate_config import EvaluateConfig
 
+if TYPE_CHECKING:  # they import torch, and `--help` must not
+    from PIL import Image
+
+    from triptych.evaluation.rendered import Item
+    from triptych.session import Session
+
 
 def evaluate(config: EvaluateConfig) -> Run:
     """Write `evaluation.json` and a contact sheet per mode; measurements with the same settings are kept.
@@ -23,23 +29,10 @@ def evaluate(config: EvaluateConfig) -> Run:
             LoRA cannot be loaded.
     """
     if not config.pocket:
-        hint = (
-            "Give --pocket; of photos no truth is known, look at the sheets of `triptych tryon --batch` "
-            "instead."
-        )
+        hint = "Give --pocket. For photos, look at the sheets of `triptych tryon --batch` instead."
         raise ConfigError("evaluate measures on the rendered world only.", hint)
     # Not at the top: these modules import torch, and `--help` must not.
-    from triptych.evaluation.rendered import (
-        BATCH,
-        colour_distance,
-        dressed,
-        held_out_items,
-        round_trips,
-        sheet,
-        summary_of,
-        verdicts,
-        worn_panels,
-    )
+    from triptych.evaluation.rendered import BATCH, held_out_items, round_trips, sheet, summary_of, verdicts
     from triptych.session import load_models
 
     out = config.out or config.work / "evaluation"
@@ -51,7 +44,7 @@ def evaluate(config: EvaluateConfig) -> Run:
     progress.doing("drawing garments")
     items = held_out_items(config.items, config.seed, back_prints=config.back_prints)
     summary: dict[str, Any] = {"items": len(items), "results": str(out / "evaluation.json")}
-    per_mode = {"generate": -(-len(items) // BATCH), "tryon": -(-len(items) // BATCH)}
+    batches = -(-len(items) // BATCH)
 
     def work() -> Iterator[Event]:
         path = out / "evaluation.json"
@@ -64,28 +57,11 @@ def evaluate(config: EvaluateConfig) -> Run:
                 measured.add(f"{mode}/{name}")
                 key = digest(_settings(one, mode))
                 if results.get(f"{mode}/{name}", {}).get("settings") == key:
-                    yield from (Event(name, "kept", mode) for _ in range(per_mode[mode]))
+                    yield from (Event(name, "kept", mode) for _ in range(batches))
                     continue
                 models = models or load_models(**one.model_source(), prompts=[item.prompt for item in items])
-                sampling = models.resolved(one, one.strength if mode == "tryon" else 1.0)
-                panels, extra = [], {"outside": 0, "seam": 0.0}
-                for start in range(0, len(items), BATCH):
-                    batch = items[start : start + BATCH]
-                    if mode == "generate":
-                        panels += worn_panels(models, sampling, batch, config.seed + start)
-                    else:
-                        result = dressed(models, sampling, batch, config.seed + start)
-                        panels += result.panels
-                        extra["outside"] = max(extra["outside"], result.outside)
-                        extra["seam"] += result.seam * len(batch) / len(items)
-                    yield Event(name, note=mode)
-                row = {
-                    "settings": key,
-                    **summary_of(verdicts(panels, items)),
-                    "colour_distance": colour_distance(panels, items),
-                }
-                results[f"{mode}/{name}"] = row | (extra if mode == "tryon" else {})
-                made[mode][name] = panels
+                row, made[mode][name] = yield from _measured(models, one, mode, items, name)
+                results[f"{mode}/{name}"] = {"settings": key} | row
                 drawn = [config.items, config.seed, config.back_prints]
                 if results.get("ceiling", {}).get("items") != drawn:
                     truth = summary_of(verdicts(round_trips(models, items), items))
@@ -98,7 +74,39 @@ def evaluate(config: EvaluateConfig) -> Run:
                 )
         summary.update(_readable({name: row for name, row in results.items() if name in measured}))
 
-    return Run("evaluate", sum(per_mode[mode] for mode in modes) * len(subjects), work(), summary)
+    return Run("evaluate", batches * len(modes) * len(subjects), work(), summary)
+
+
+def _measured(
+    models: Session, config: EvaluateConfig, mode: str, items: list[Item], name: str
+) -> Generator[Event, None, tuple[dict[str, Any], list[Image.Image]]]:
+    """Sample and judge the worn panels of all items. Returns the measured values and the panels. name: the
+    subject in the events.
+    """
+    from triptych.evaluation.rendered import (
+        BATCH,
+        colour_distance,
+        dressed,
+        summary_of,
+        verdicts,
+        worn_panels,
+    )
+
+    sampling = models.resolved(config, config.strength if mode == "tryon" else 1.0)
+    panels: list[Image.Image] = []
+    extra: dict[str, Any] = {"outside": 0, "seam": 0.0}
+    for start in range(0, len(items), BATCH):
+        batch = items[start : start + BATCH]
+        if mode == "generate":
+            panels += worn_panels(models, sampling, batch, config.seed + start)
+        else:
+            result = dressed(models, sampling, batch, config.seed + start)
+            panels += result.panels
+            extra["outside"] = max(extra["outside"], result.outside)
+            extra["seam"] += result.seam * len(batch) / len(items)
+        yield Event(name, note=mode)
+    row = {**summary_of(verdicts(panels, items)), "colour_distance": colour_distance(panels, items)}
+    return row | (extra if mode == "tryon" else {}), panels
 
 
 def _settings(config: EvaluateConfig, mode: str) -> dict[str, Any]:

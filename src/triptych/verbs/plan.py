@@ -66,22 +66,18 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
         _Sampling(generate, shapes[generate.model], _layout(generate, layout, settings.stride), card, train),
     )
     units = {"embed": triptychs, "train": train.max_train_steps, "generate": 1}
+    trained = shapes[train.model]
     summary: dict[str, Any] = {
         "model": train.model,
         "card": card.name,
         "memory_gib": in_gib(card.memory),
         "is_card": card.is_card,
-        "parameters": shapes[train.model].parameters,
-        "lora_parameters": shapes[train.model].lora_parameters(train.rank),
+        "parameters": trained.parameters,
+        "lora_parameters": trained.lora_parameters(train.rank),
         "canvas": list(layout.size),
-        "tokens": {
-            "image": shapes[train.model].image_tokens(layout),
-            "text": shapes[train.model].text_tokens(length),
-        },
+        "tokens": {"image": trained.image_tokens(layout), "text": trained.text_tokens(length)},
         "triptychs": triptychs,
-        "disk_bytes": disk_bytes(
-            shapes[train.model], train, layout, length, stages[0].machine.dtype, triptychs
-        ),
+        "disk_bytes": disk_bytes(trained, train, layout, length, stages[0].machine.dtype, triptychs),
     }
 
     def work() -> Iterator[Event]:

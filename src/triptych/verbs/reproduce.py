@@ -59,22 +59,9 @@ def reproduce(config: ReproduceConfig) -> Run:
     """
     config.check_early()
     assert config.image is not None
-    about = read_settings(config.image) or {}
-    verb, made_on = about.get("verb"), about.get("made_on")
-    if (
-        not isinstance(verb, str)
-        or verb not in VERBS
-        or not isinstance(about.get("sha256"), dict)
-        or not isinstance(made_on, dict)
-    ):
-        raise InputError(f"{config.image} does not say how it was made.", _AS_WRITTEN)
-    if about.get("part"):
-        raise InputError(
-            f"{config.image} only lies beside a picture.",
-            "Give the picture itself, without the word at the end of its name.",
-        )
+    about = _about(config.image)
+    verb, made_on = about["verb"], _made_on(about["made_on"], config.image)
     kind, stage = VERBS[verb]
-    made_on = _made_on(made_on, config.image)
     settings = picture_settings(about, kind, config.image)
     settings["model"] = config.model or _known(settings.get("model"), config.image)
     settings |= {
@@ -109,6 +96,29 @@ def reproduce(config: ReproduceConfig) -> Run:
                 summary["differs"].insert(0, f"format: {then} then, {_format(Path(made))} now")
 
     return Run("reproduce", len(run), work(), summary)
+
+
+def _about(image: Path) -> dict[str, Any]:
+    """All that a picture says about its making, with a known verb, hashes and a machine.
+
+    Raises:
+        InputError: one of these is missing, or the picture is only a part of the result.
+    """
+    about = read_settings(image) or {}
+    verb = about.get("verb")
+    if (
+        not isinstance(verb, str)
+        or verb not in VERBS
+        or not isinstance(about.get("sha256"), dict)
+        or not isinstance(about.get("made_on"), dict)
+    ):
+        raise InputError(f"{image} does not say how it was made.", _AS_WRITTEN)
+    if about.get("part"):
+        raise InputError(
+            f"{image} only lies beside a picture.",
+            "Give the picture itself, without the word at the end of its name.",
+        )
+    return about
 
 
 def _format(path: Path) -> str:

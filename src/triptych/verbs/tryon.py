@@ -39,22 +39,18 @@ def tryon(config: TryonConfig) -> Run:
     inputs = read(config, session)  # before a captioner is asked, which may cost money
     write_preview(inputs)
     if not config.prompt.strip():
-        limit = session.settings.max_sequence_length
-        config = PromptWriter(config, config.picture.parent).fill(config, inputs.layout, limit)
+        writer = PromptWriter(config, config.picture.parent)
+        config = writer.fill(config, inputs.layout, session.settings.max_sequence_length)
         inputs = with_prompt(inputs, config.prompt)
     session.encode([config.prompt])
     warnings = [*inputs.warnings, *session.warnings.values()]
     for warning in warnings:
         log.warning(warning)
     session.load()
-    summary: dict[str, Any] = {
-        "images": [],
-        "mask": str(config.preview),
-        "size": list(inputs.photo.image.size),
-    }
-    summary |= {name: getattr(config, name) for name in ("prompt", "feather", "strength")} | {
-        "warnings": warnings
-    }
+    size = list(inputs.photo.image.size)
+    summary: dict[str, Any] = {"images": [], "mask": str(config.preview), "size": size}
+    summary |= {name: getattr(config, name) for name in ("prompt", "feather", "strength")}
+    summary["warnings"] = warnings
 
     def work() -> Iterator[Event]:
         small: list[tuple[int, Image.Image]] = []
