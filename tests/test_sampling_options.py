@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from triptych.backbones.settings import model_settings
-from triptych.errors import InputError
+from triptych.errors import InputError, ModelError
 from triptych.lora.adapter import write_lora
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.options import Sampling, SamplingConfig, panels_of, unusual
@@ -72,6 +72,11 @@ def test_the_lora_says_how_known_panels_are_shown() -> None:
             Sampling(context="clean", context_reading="products"),
             {"context": "clean"},
             "the context reading 'joint'; 'products' is an approximation",
+        ),
+        (
+            Sampling(context="clean", context_reading="products"),
+            {"context": "clean", "context_reading": "products"},
+            None,
         ),
         (Sampling(context="clean"), {"context": "clean", "context_lora": True}, "context_lora=True"),
         (Sampling(context="clean", context_lora=True), {"context": "clean"}, "context_lora=False"),
@@ -136,3 +141,24 @@ def test_only_settings_of_loading_reach_the_session() -> None:
         "blocks_to_swap": 2,
         "context_cache_gib": 4.0,
     }
+
+
+def test_warnings_are_logged_with_the_numbers_at_full_strength(caplog: pytest.LogCaptureFixture) -> None:
+    config = SamplingConfig(model="pocket", context="clean")
+    sampling = config.sampling(RECOMMENDED, trained={"context": "noisy"})
+    assert sampling.strength == 1.0
+    assert config.sampling(RECOMMENDED, 0.6, trained={}).strength == 0.6
+    assert caplog.messages == unusual(sampling, {}) * 2
+
+
+def test_a_model_of_the_hub_is_asked_for_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    SamplingConfig(model="pocket").check_model()
+    with pytest.raises(ModelError, match="No model is given"):
+        SamplingConfig(model=" ").check_model()
+    with pytest.raises(ModelError, match="nobody/nothing"):
+        SamplingConfig(model="nobody/nothing").check_model()
+    (tmp_path / "nobody" / "nothing").mkdir(parents=True)
+    SamplingConfig(model="nobody/nothing").check_model()  # a folder: what is in it is looked at later
