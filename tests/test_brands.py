@@ -69,6 +69,10 @@ def test_the_longest_name_counts() -> None:
     assert replace_brand("a Nike Kids shirt", ["Nike", "Nike Kids"]) == "a <Brand> shirt"
 
 
+def test_a_word_that_is_no_name_hides_no_name_that_begins_within_it() -> None:
+    assert replace_brand("an 'on-nike shoe", ["'On", "On-Nike"]) == "an '<Brand> shoe"
+
+
 def test_replacements_are_counted_and_what_is_left_is_a_problem() -> None:
     text, counts = replaced_brands("Nike and NIKE by Levi’s", ["Nike", "Levi's"])
     assert (text, counts) == ("<Brand> and <Brand> by <Brand>", {"Nike": 2, "Levi's": 1})

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from triptych.cli import main
 from triptych.errors import ModelError
 from triptych.lora.adapter import FILE_NAME, load_lora, open_lora, read_header
+from triptych.lora.formats import Layer
 from triptych.lora.patterns import PatternError, peft_matchers
+from triptych.lora.strength import is_about_strength, peft_config, strengths
 
 WIDTH = 16
 NAMES = (
@@ -375,6 +377,7 @@ def test_alpha_in_plain_metadata(tmp_path: Path, metadata: dict[str, str], scale
             "two strengths",
         ),
         (None, {"lora_alpha": "much"}, "lora_alpha"),
+        (None, {"lora_alpha": "X8"}, "lora_alpha"),
         (None, {"lora_alpha": "nan"}, ""),
         (None, {"lora_alpha": "-4"}, "lora_alpha"),
         (None, {"lora_alpha": "1e400"}, "lora_alpha"),
@@ -398,6 +401,83 @@ def test_split_qkv_is_said(tmp_path: Path) -> None:
         in read_header(kohya(tmp_path, 4.0, {"ss_network_args": '{"split_qkv": "True"}'})).warnings[0]
     )
     assert not read_header(kohya(tmp_path, 4.0, {"ss_network_args": "what"})).warnings
+
+
+def layer(alpha: float | None = None, prefix: str = "transformer.", rank: int = 16) -> Layer:
+    """A layer as a file holds it; the strength depends on its name, rank and alpha alone."""
+    path = "x_embedder"
+    return Layer(prefix + path, path, "diffusers", (path,), torch.zeros(rank, 4), torch.zeros(4, rank), alpha)
+
+
+def scale_of(metadata: dict[str, str], alpha: float | None = None) -> float:
+    (scale,) = strengths([layer(alpha)], metadata, None)[0].values()
+    return scale
+
+
+@pytest.mark.parametrize("said", ["rs_lora", "use_rslora", "rslora"])
+def test_rslora_is_read_under_each_of_its_names(said: str) -> None:
+    assert scale_of({"ss_network_alpha": "8", "ss_network_args": json.dumps({said: "True"})}) == 2.0
+    assert scale_of({"ss_network_alpha": "8", "ss_network_args": json.dumps({said: "False"})}) == 0.5
+    for yes in ("1", " yes", "True"):
+        assert scale_of({"lora_alpha": "8", said: yes}) == 2.0
+    assert scale_of({"lora_alpha": "8", said: "0"}) == 0.5
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"config": '{"lora_alpha": 8}'},
+        {"config": ' \n{"lora_alpha": 8}'},
+        {"config": '{"lora": {"lora_alpha": 8}, "lora_alpha": 1}'},
+        {"config": '{"network": {"lora_alpha": 8}, "lora": {"lora_alpha": 1}}'},
+        {"format": "pt", "training_args": "{a remark", "config": '{"lora_alpha": 8}'},
+        {"rank": "16", "config": '{"lora_alpha": 8}'},
+        {"lora_alpha": ' "8" '},
+        {"lora_adapter_metadata": '{"lora_alpha": 8, "text_encoder.use_newthing": true}'},
+    ],
+)
+def test_alpha_is_found_wherever_a_trainer_puts_it(metadata: dict[str, str]) -> None:
+    assert scale_of(metadata) == 0.5
+
+
+def test_a_rank_alone_says_nothing_of_the_strength() -> None:
+    assert scale_of({"config": '{"rank": "high"}'}) == 1.0
+    assert not is_about_strength("config", '{"rank": 8}')
+    assert is_about_strength("config", '{"rank": 8, "lora_alpha": 8}')
+    assert is_about_strength("ss_network_args", "what") and not is_about_strength("ss_epoch", "8")
+
+
+def test_a_file_s_single_alpha_is_compared_with_its_layers_own() -> None:
+    assert scale_of({"lora_alpha": "8"}, 8.0) == 0.5
+    assert scale_of({"lora_alpha": "8.004"}, 8.0) == 0.5, "rounded"
+    assert scale_of({"lora_alpha": "2", "use_rslora": "True"}, 8.0) == 0.5, "by the root of the rank"
+    with pytest.raises(ModelError, match=r"0\.5 by its alpha, 0\.0625 by its metadata under 'lora_alpha'"):
+        scale_of({"lora_alpha": "1"}, 8.0)
+    with pytest.raises(ModelError, match="rank 8 by its metadata under 'config: lora_alpha' and 'rank'"):
+        scale_of({"rank": "8", "config": '{"lora_alpha": 8}'})
+    with pytest.raises(ModelError, match="rank 8 by its peft config"):
+        scale_of({"lora_adapter_metadata": '{"r": 8, "lora_alpha": 8}'})
+
+
+def test_what_a_peft_config_may_hold() -> None:
+    more = {"peft_type": "PeftType.LORA", "bias": False, "new_number": 3, "new_word": "x", "new_list": []}
+    config = peft_config(PLAIN | more, "config")
+    assert config is not None and config.scale(layer(rank=4)) == 2.0
+    assert peft_config({"peft_type": "LORA"}, "config") is None, "nothing about the strength"
+    for key in ("rank_pattern", "alpha_pattern"):
+        assert peft_config({key: {"x_embedder": 8}}, "config") is not None
+    config = peft_config({"alpha_pattern": {"^transformer.x_embedder": 8}}, "config")
+    assert config is not None
+    assert config.scale(layer(prefix="base_model.model.transformer.")) == 0.5, "by the name that peft knows"
+    for change, words in (
+        ({"r": 0}, "rank in its config"),
+        ({"r": 1e9}, "rank in its config"),
+        ({"lora_alpha": 0}, "alpha in its config"),
+        ({"alpha_pattern": {"x": "2"}}, "for 'x' in its config"),
+        ({"bias": True}, "biases"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            peft_config(PLAIN | change, "config")
 
 
 EXPRESSIONS = [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from triptych.errors import InputError
-from triptych.pictures.panels import PanelLayout, concatenate, fit, place, split
+from triptych.pictures.panels import Box, PanelLayout, concatenate, equal_boxes, fit, place, split
 from triptych.tasks.tryon import TRY_ON
 
 GRIDS = [
@@ -64,6 +64,10 @@ PLAIN = {"width": 32, "height": 48, "roles": ["front", "back", "worn"], "columns
     [
         {},
         {"width": 1, "height": 65_536},
+        {"width": 65_536, "height": 1},
+        {"made": ["front"]},
+        {"made": ["front", "worn"]},
+        {"made": ["front", "back", "worn"]},
         {"roles": ["a" * 40], "columns": 1},
         {"roles": [f"r{n}" for n in range(64)], "columns": 8},
         {"roles": ["X"], "columns": 1},
@@ -89,6 +93,7 @@ def test_layouts_of_a_file_are_taken_up_to_the_limits(change: dict[str, Any]) ->
             PLAIN | {"roles": [value], "columns": 1}
             for value in ("", "a" * 41, "a/b", "a\\b", "a:b", ".a", "a\n", "a\u202e")
         ),
+        *(PLAIN | {"made": value} for value in (["side"], ["worn", "side"], {"worn": 1}, "worn", None)),
     ],
 )
 def test_what_is_no_layout_is_refused(data: Any) -> None:
@@ -97,7 +102,17 @@ def test_what_is_no_layout_is_refused(data: Any) -> None:
 
 
 def test_masks_of_panels_are_true_and_false() -> None:
-    assert PanelLayout.from_dict(PLAIN).mask(["worn"], 16).tolist() == [[False] * 4 + [True] * 2] * 3
+    mask = PanelLayout.from_dict(PLAIN).mask(["worn"], 16)
+    assert mask.dtype == bool and mask.tolist() == [[False] * 4 + [True] * 2] * 3
+
+
+def test_panels_of_a_canvas_that_they_do_not_divide_differ_by_a_pixel() -> None:
+    layout = PanelLayout(1, 1, ("a", "b", "c", "d", "e", "f"), 3)
+    boxes = equal_boxes((10, 7), layout)
+    assert boxes[:3] == [(0, 0, 3, 3), (3, 0, 6, 3), (6, 0, 10, 3)]
+    assert boxes[3:] == [(0, 3, 3, 7), (3, 3, 6, 7), (6, 3, 10, 7)]
+    assert all(isinstance(side, int) for box in boxes for side in box)
+    assert equal_boxes((30, 40), PanelLayout(30, 40, ("a",), 1)) == [Box(0, 0, 30, 40)]
 
 
 def test_layout_refuses_what_is_no_grid() -> None:
