@@ -30,7 +30,7 @@ from triptych.lora.adapter import (
     read_lora,
     save_lora,
 )
-from triptych.lora.formats import layers_of, to_diffusers
+from triptych.lora.formats import change_norm, from_diffusers, layers_of, scaled, to_diffusers
 from triptych.lora.names import (
     DIFFSYNTH,
     DIFFUSERS,
@@ -702,6 +702,7 @@ LOKR = {
         ({k: v * 3e38 for k, v in GOOD.items()} | {f"{Q}.alpha": torch.tensor(3e38)}, "beyond all bounds"),
         ({k: v * 1e30 for k, v in GOOD.items()}, "beyond all bounds"),
         ({k: v * 3e6 for k, v in GOOD.items()}, "beyond all bounds"),
+        (GOOD | {f"{Q}.lora_A.weight": torch.full((2, HIDDEN), 1e10)}, "beyond all bounds"),
         (GOOD | {f"{Q}.alpha": torch.tensor(1e38)}, "beyond all bounds"),
         ({k: (v * 60000).half() for k, v in GOOD.items()}, "beyond all bounds"),
         (
@@ -713,6 +714,7 @@ LOKR = {
         (pair(Q, down=(3, HIDDEN)), "rank 3 going down and 2 going up"),
         (pair(Q, down=(2, HIDDEN, 1, 1)), "2×32×1×1"),
         (pair(Q, down=(0, HIDDEN), up=(HIDDEN, 0)), "0×32"),
+        (GOOD | {f"{Q}.lora_A.weight": torch.tensor(1.0)}, "of the shape a single number, not a matrix"),
         (pair(Q, up=(HIDDEN + 1, 2)), "33×32"),
         (pair("lora_unet_double_blocks_0_img_attn_qkv", up=(HIDDEN, 2), peft=False), "32×32"),
         (pair("transformer.norm_out.linear", up=(7, 2)), "7×32"),
@@ -809,11 +811,12 @@ def test_names_in_messages_are_short_and_block_numbers_are_counted_once() -> Non
     assert pattern_of("proj_out") == ("proj_out", "")
 
 
-@pytest.mark.parametrize(("side", "missing"), [("A", r"up \(lora_B\)"), ("B", r"down \(lora_A\)")])
+@pytest.mark.parametrize(("side", "missing"), [("A", "up (lora_B)"), ("B", "down (lora_A)")])
 def test_the_side_that_is_missing_is_named(tmp_path: Path, side: str, missing: str) -> None:
     half = {key: tensor for key, tensor in GOOD.items() if f"lora_{side}" in key}
-    with pytest.raises(ModelError, match=missing):
+    with pytest.raises(ModelError) as caught:
         open_lora(save(tmp_path, half))
+    assert f"lacks the {missing} weight of " in str(caught.value)
 
 
 def test_two_strengths_that_disagree_are_refused(tmp_path: Path) -> None:
@@ -986,3 +989,70 @@ def test_exit_codes(
     ]
     assert (tmp_path / "good" / FILE_NAME).read_bytes() == before
     assert not list(tmp_path.glob("out*"))
+
+
+def test_an_alpha_may_be_a_whole_number() -> None:
+    layer, *more = layers_of(GOOD | {f"{Q}.alpha": torch.tensor(4)})
+    assert layer.alpha == 4 and not more
+
+
+def test_large_matrices_whose_product_is_small_are_no_damage() -> None:
+    down, up = torch.zeros(2, HIDDEN), torch.zeros(HIDDEN, 2)
+    down[0], up[:, 1] = 1e5, 1e5
+    tensors = {f"{Q}.lora_A.weight": down, f"{Q}.lora_B.weight": up}
+    state = to_diffusers(layers_of(tensors), {Q.removeprefix("transformer."): 1.0, Q: 1.0})
+    assert {f"transformer.{key}" for key in state} == tensors.keys()
+    assert change_norm(torch.full((2, 3), 1e-3), torch.full((4, 2), 1e-3)) == pytest.approx(2e-6 * 12**0.5)
+
+
+def test_a_number_format_is_kept_where_it_holds_the_result() -> None:
+    up = torch.tensor([1.0, 3.0], dtype=torch.bfloat16)
+    assert scaled(up, 0.5).dtype == torch.bfloat16 and scaled(up, 0.5).tolist() == [0.5, 1.5]
+    assert scaled(up, 0.1).dtype == torch.float32 and torch.equal(scaled(up, 0.1), up.float() * 0.1)
+
+
+def test_a_fused_layer_without_change_keeps_all_its_parts() -> None:
+    name = "double_blocks.0.img_attn.qkv"
+    tensors = pair(f"diffusion_model.{name}", up=(3 * HIDDEN, 2))
+    layers = layers_of({key: one * ("lora_A" in key) for key, one in tensors.items()})
+    state = to_diffusers(layers, {layers[0].name: 1.0})
+    assert {key: (one.shape, bool(one.any())) for key, one in state.items()} == {
+        f"transformer_blocks.0.attn.to_{part}.lora_{side}.weight": (shape, side == "A")
+        for part in "qkv"
+        for side, shape in (("A", (2, HIDDEN)), ("B", (HIDDEN, 2)))
+    }
+
+
+HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "fused"),
+    [
+        ((HALF, HALF), None, (HALF, HALF)),
+        ((HALF, HALF), (HALF, HALF), (HALF, HALF)),
+        ((HALF, FULL), None, (HALF, FULL)),
+        ((HALF, BRAIN), (FULL, HALF), (FULL, FULL)),
+    ],
+)
+def test_fusing_rounds_nothing_and_widens_only_what_is_mixed(
+    q: tuple[torch.dtype, torch.dtype],
+    k: tuple[torch.dtype, torch.dtype] | None,
+    fused: tuple[torch.dtype, torch.dtype],
+) -> None:
+    state, expected = dict[str, Tensor](), torch.zeros(3 * HIDDEN, HIDDEN)
+    for row, (part, dtypes) in enumerate((("q", q), ("k", k))):
+        if dtypes:
+            down, up = (
+                randn(*shape, of=f"{part}{shape}").to(dtype)
+                for shape, dtype in zip(((2, HIDDEN), (HIDDEN, 2)), dtypes, strict=True)
+            )
+            stem = f"transformer_blocks.0.attn.to_{part}"
+            state |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+            expected[row * HIDDEN : (row + 1) * HIDDEN] = up.float() @ down.float()
+    tensors = from_diffusers(state, "comfyui")
+    down, up = (
+        tensors[f"diffusion_model.double_blocks.0.img_attn.qkv.lora_{s}.weight"] for s in ("down", "up")
+    )
+    assert (down.dtype, up.dtype) == fused
+    assert (up.float() @ down.float() - expected).abs().max() < 1e-6

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from triptych.errors import InputError
 from triptych.pictures import masks
@@ -749,6 +749,9 @@ def test_grey_values_and_narrow_photos_are_kept() -> None:
     with pytest.raises(InputError, match="photo 9 high and 2 wide") as caught:
         masks.as_mask(grey, (2, 9))
     assert caught.value.hint == "Give one value a pixel."
+    with pytest.raises(InputError) as caught:
+        masks.as_mask(grey, (9, 1))
+    assert caught.value.hint.endswith("a pixel. Its sides are exchanged: an array is (height, width).")
 
 
 @pytest.mark.parametrize(
@@ -756,6 +759,7 @@ def test_grey_values_and_narrow_photos_are_kept() -> None:
     [
         (WHITE[:, :-1], "photo 64 high and 48 wide"),
         (WHITE * 1.5, "from 0 to 1.5"),
+        (WHITE.astype(np.uint8) * 2, "nowhere whiter than 0.00784"),
         (WHITE.T, "exchanged"),
         (np.dstack([WHITE] * 4), "photo 64 high"),
         (np.zeros_like(WHITE), "black"),
@@ -773,3 +777,101 @@ def test_grey_values_and_narrow_photos_are_kept() -> None:
 def test_what_is_no_mask_is_a_sentence(mask: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         masks.as_mask(mask, (WIDTH, HEIGHT))
+
+
+@pytest.mark.parametrize(
+    ("mask", "level"),
+    [
+        (Image.fromarray(WHITE.astype(np.float32) * np.float32(0.6)), 153),
+        (Image.fromarray(WHITE.astype(np.uint16) * 40_000), 156),
+        (Image.fromarray(WHITE.astype(np.uint8) * 200), 200),
+        (WHITE * 0.5, 128),
+        (WHITE * 1.0009, 255),
+        (np.where(WHITE, 1, 1e-6), 255),
+    ],
+    ids=["float picture", "16 bits", "8 bits", "half", "rounding error", "a touch"],
+)
+def test_greys_of_a_mask_are_rounded_up(mask: Any, level: int) -> None:
+    found = masks.mask_image(masks.as_mask(mask, (WIDTH, HEIGHT)))
+    touched = isinstance(mask, np.ndarray) and mask.min() > 0
+    assert np.array_equal(np.asarray(found), np.where(WHITE, level, int(touched)))
+    assert masks.mask_image(np.full((1, 1), 1e-6, np.float32)).getpixel((0, 0)) == 1
+
+
+def test_what_lies_left_of_the_photo_is_cut_off_exactly() -> None:
+    def column(left: float, right: float) -> float:
+        mask = masks.polygon_mask([[(left, 1), (right, 1), (right, 9), (left, 9)]], (WIDTH, HEIGHT))
+        assert mask[:, 1:].sum() == 0
+        return float(mask[5, 0])
+
+    assert column(-5, 0.5) == column(0, 0.5) == np.float32(128) / np.float32(255)
+    assert column(-5, 1 / 256) > 0
+
+
+def test_scan_lines_are_counted_where_the_outline_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    low: Polygons = [[(1, 60), (9, 60), (9, 64), (1, 64)]]
+    monkeypatch.setattr(masks, "MAX_CROSSINGS", 2 * 8 * 4)
+    assert masks.polygon_mask(low, (WIDTH, HEIGHT)).sum() == 8 * 4
+    monkeypatch.setattr(masks, "MAX_CROSSINGS", 2 * 8 * 4 - 1)
+    with pytest.raises(InputError, match="The polygons run up and down the photo too often"):
+        masks.polygon_mask(low, (WIDTH, HEIGHT))
+
+
+def test_a_soft_edge_is_two_means_of_a_mask_grown_by_half() -> None:
+    mask = np.zeros((40, 60), np.float32)
+    mask[:, :20] = 1
+    grown = np.zeros(60)
+    grown[:24] = 1  # seven pixels: grown by four, and means over two and one pixel to either side
+    expected = np.convolve(np.convolve(grown, np.full(5, 1 / 5), "same"), np.full(3, 1 / 3), "same")
+    assert np.abs(masks.feather(mask, 7)[20] - expected)[5:].max() < 2 / 255
+
+
+@pytest.mark.parametrize(("side", "box"), [(100, Box(80, 40, 320, 160)), (75, Box(107, 52, 287, 142))])
+def test_the_edge_ratio_by_its_definition(side: int, box: Box) -> None:
+    """The mask's box with a tenth around it, as wide as the photo is; two pixels are 1 % here."""
+    left, top = {100: (150, 50), 75: (160, 60)}[side]
+    photo = np.random.default_rng(1).integers(0, 256, (200, 400, 3), dtype=np.uint8)
+    photo[top : top + side, left : left + side] //= 2
+    mask = np.zeros((200, 400), np.float32)
+    mask[top : top + side, left : left + side] = 1
+
+    def ring(reach: int) -> np.ndarray:
+        around = np.zeros((200, 400), bool)
+        around[top - reach : top + side + reach, left - reach : left + side + reach] = True
+        around[top + reach : top + side - reach, left + reach : left + side - reach] = False
+        return around[box.top : box.bottom, box.left : box.right]
+
+    part = photo[box.top : box.bottom, box.left : box.right].astype(float)
+    slopes = np.hypot(*(np.abs(slope).max(axis=2) for slope in np.gradient(part, axis=(0, 1))))
+    expected = slopes[ring(2)].mean() / (slopes[ring(12) & ~ring(4)].mean() + 1)
+    assert masks.edge_ratio(Image.fromarray(photo), mask) == pytest.approx(expected, rel=1e-5)
+    if side == 100:  # a larger photo is scaled down to this one
+        large, larger = (np.kron(one, np.ones((3, 3, 1)[: one.ndim])) for one in (photo, mask))
+        ratio = masks.edge_ratio(Image.fromarray(large.astype(np.uint8)), larger.astype(np.float32))
+        assert ratio == pytest.approx(expected, rel=1e-5)
+        turned = Image.fromarray(large.astype(np.uint8).swapaxes(0, 1).copy())
+        assert masks.edge_ratio(turned, larger.T.astype(np.float32)) == pytest.approx(expected, rel=1e-5)
+    dot = np.zeros_like(mask)
+    dot[100, 200] = 1
+    assert masks.edge_ratio(Image.fromarray(photo), dot) == 0, "nothing lies beside it"
+    strip = np.concatenate([np.ones((2, 40), np.float32), np.zeros((2, 60), np.float32)], axis=1)
+    assert masks.edge_ratio(Image.fromarray(photo[:2, :100].copy()), strip) > 0
+
+
+@pytest.mark.parametrize(("size", "text", "line"), [((200, 300), 10, 1), ((525, 600), 21, 2)])
+def test_the_preview_pixel_by_pixel(size: tuple[int, int], text: int, line: int) -> None:
+    photo = Image.new("RGB", size, (40, 90, 162))
+    mask = np.zeros(size[::-1], np.float32)
+    mask[100:150, 50:150] = 1
+    expected = photo.copy()
+    expected.paste((255, 255, 255), (50 - line, 100 - line, 150 + line, 150 + line))
+    expected.paste((126, 79, 135), (50, 100, 150, 150))
+    ImageDraw.Draw(expected).text(
+        (text / 2, size[1] - 1.6 * text),
+        "inside the outline = repainted",
+        "white",
+        ImageFont.load_default(text),
+        stroke_width=text // 10,
+        stroke_fill="black",
+    )
+    assert np.array_equal(np.asarray(masks.preview(photo, mask)), np.asarray(expected))
