@@ -366,7 +366,7 @@ def test_an_unknown_card_or_model_is_an_error_with_the_known_ones(
     assert "voodoo-2" in error and "rtx-4090" in error and "a100-80gb" in error
     assert main(["plan", "--card", "rtx-4090", "--model", "somebody/unheard-of"]) == 1
     assert FLUX in capsys.readouterr().err
-    with pytest.raises(ModelError, match="not known"):
+    with pytest.raises(ModelError, match="are unknown"):
         model_shapes("somebody/unheard-of")
     folder = tmp_path / "model"
     folder.mkdir()

@@ -322,8 +322,9 @@ from triptych.data.photo_folders import refusal, scan
 root = Path(sys.argv[1])
 module.write_text = lambda path, text: None
 Image.init()
+config = module.InitConfig(photos=root, out=root / "c.yaml")  # pydantic reads files when the first is made
 os.setgid(65534), os.setuid(65534)
-summary = module.init(module.InitConfig(photos=root, out=root / "c.yaml")).finish()
+summary = module.init(config).finish()
 refused = [refusal(root, item, path) for item, path in scan(root) if path.name == "item0"]
 print(summary["photos"], summary["reasons"], refused)
 """

@@ -115,6 +115,18 @@ def test_what_the_garment_encloses_stays() -> None:
     assert left_out.any() and not left_out[8:18, 6:12].any()
 
 
+def test_a_fiftieth_of_the_panel_is_enough_and_a_faint_part_stays() -> None:
+    pixels = np.full((160, 240, 3), 255, np.uint8)
+    pixels[64:88, 64:96] = (40, 60, 90)  # 768 of 38,400 pixels
+    left_out = token_sets.background_tokens(Image.fromarray(pixels), 16)
+    assert left_out[0, 0] and left_out[9, 14] and not left_out[4, 4]
+    pixels[144:160, 224:240] = 240
+    assert not token_sets.background_tokens(Image.fromarray(pixels), 16)[9, 14], "no plain background"
+    layout = TRY_ON.layout(80, 160)
+    canvas = Image.fromarray(pixels)
+    assert token_sets.background_of(canvas, layout, ("front",), 16).dtype == bool
+
+
 @pytest.mark.parametrize("ground", ["noise", "nothing", "thread"])
 def test_nothing_is_left_out_in_doubt(ground: str) -> None:
     if ground == "noise":

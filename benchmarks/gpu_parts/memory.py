@@ -156,7 +156,8 @@ def _preset_step(bench: Bench, settings: dict[str, Any], gib: int) -> Figures:
         place(transformer.cpu(), bench.device, _first(transformer, swap))
     models, work = made.models(transformer), bench.work / f"preset-{gib}"
     write_records(models, size, work)
-    models.autoencoder = None  # type: ignore[assignment]  # it is not there while a step runs
+    # The autoencoder is not there while a step runs; what stands in its place keeps it from being loaded.
+    models._autoencoder = object()  # type: ignore[assignment]
     if options.get("gradient_checkpointing", True):
         transformer.enable_gradient_checkpointing()  # type: ignore[operator]
     with capped(bench, gib):
