@@ -875,3 +875,7 @@ def test_the_preview_pixel_by_pixel(size: tuple[int, int], text: int, line: int)
         stroke_fill="black",
     )
     assert np.array_equal(np.asarray(masks.preview(photo, mask)), np.asarray(expected))
+
+
+def test_a_strip_of_a_photo_follows_no_outline() -> None:
+    assert masks.edge_ratio(Image.new("RGB", (2000, 8)), np.ones((8, 2000), np.float32)) == 0.0

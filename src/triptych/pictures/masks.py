@@ -386,14 +386,12 @@ def edge_ratio(image: Image.Image, mask: np.ndarray) -> float:
     box = crop_box(mask, mask.shape[1] / mask.shape[0], 0.1)
     scale = min(1.0, 1.2 * _HUG_SIDE / max(box.right - box.left, box.bottom - box.top))
     size = max(1, round((box.right - box.left) * scale)), max(1, round((box.bottom - box.top) * scale))
+    if min(size) < 2:  # a strip has no gradient across it
+        return 0.0
     small = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX, box)).astype(np.float32)
     part = np.ascontiguousarray(mask[box.top : box.bottom, box.left : box.right])
     inside = (np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BOX)) > 0.5).astype(np.float32)
-    slopes = [
-        np.abs(slope).max(axis=2) if min(size) > 1 else np.zeros(size[::-1])
-        for slope in np.gradient(small, axis=(0, 1))
-    ]
-    gradient = np.hypot(*slopes)
+    gradient = np.hypot(*(np.abs(slope).max(axis=2) for slope in np.gradient(small, axis=(0, 1))))
     unit = max(1, round(max(size) / 1.2 / 100))
 
     def near(reach: int) -> np.ndarray:
