@@ -32,7 +32,7 @@ def write_rendered(folder: Path, count: int, layout: PanelLayout) -> None:
         (folder / f"item-{number}.txt").write_text(triptych_caption(garment, scenes).text)
 
 
-@pytest.mark.parametrize("context", ["noisy", "clean"])
+@pytest.mark.parametrize("context", [pytest.param("noisy", marks=pytest.mark.slow), "clean"])
 def test_over_fitting_four_triptychs_lowers_the_loss(tmp_path: Path, context: str) -> None:
     write_rendered(tmp_path / "triptychs", 4, TRY_ON.layout(48, 72))
     before, after = over_fit(tmp_path, "pocket", context, steps=60, learning_rate=3e-3)

@@ -169,6 +169,7 @@ def test_three_blocks_of_a_kind_tell_of_all(
     runs._training_pass.cache_clear()
 
 
+@pytest.mark.slow
 def test_more_needs_more() -> None:
     shapes, machine = model_shapes(FLUX), Machine()
 

@@ -254,6 +254,7 @@ def rows_of(work: Path) -> list[dict[str, float]]:
     )
 
 
+@pytest.mark.slow  # kills at single places stand in `make test`
 def test_a_run_killed_again_and_again_makes_the_same_lora(
     tmp_path: Path, tiny_flux: Path, whole: Path
 ) -> None:
@@ -331,7 +332,7 @@ def test_two_processes_stopped_anywhere_make_the_same_lora(
     assert losses == kept
 
 
-@pytest.mark.parametrize("launch", ["two-cards", "fsdp"])
+@pytest.mark.parametrize("launch", [pytest.param("two-cards", marks=pytest.mark.slow), "fsdp"])
 def test_accelerate_launches_two_processes_that_compute_what_one_does(
     tmp_path: Path, tiny_flux: Path, whole: Path, launch: str
 ) -> None:
