@@ -21,6 +21,7 @@ from triptych.backbones.flux.model import pack, position_ids
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import ModelSettings
 from triptych.lora.adapter import FILE_NAME, add_lora
+from triptych.lora.file import read_about
 from triptych.sampling import token_sets
 from triptych.sampling.clean_context import kept_window, product_tokens, read_window
 from triptych.sampling.sampler import Canvases, Known, active_tokens, sample_latents
@@ -262,9 +263,8 @@ def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny: Pat
     options = {"context": "clean", "context_dropout": 0.5, "max_train_steps": 8}
     train(config(tmp_path, tiny, **options)).finish()
     lora = tmp_path / "lora"
-    sampling = GenerateConfig(model=str(tiny), lora=lora, prompt="p").sampling(
-        ModelSettings(num_inference_steps=3)
-    )
+    options = GenerateConfig(model=str(tiny), lora=lora, prompt="p")
+    sampling, _ = options.resolve(ModelSettings(num_inference_steps=3), 1.0, read_about(lora))
     assert sampling.context == "clean"
     models = load_models(str(tiny), ["a dress"], lora, device="cpu", dtype="fp32")
     known = torch.randn(1, 16, 6, 12)
@@ -301,22 +301,20 @@ def test_a_stopped_clean_run_resumes_to_the_same_lora(tiny: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("reading", ["joint", "products"])
-def test_the_lora_says_what_its_products_attended_to(
-    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, reading: str
-) -> None:
+def test_the_lora_says_what_its_products_attended_to(tiny: Path, tmp_path: Path, reading: str) -> None:
     write_records(tmp_path, ["id-1", "id-2"], tiny)
     options = config(tmp_path, tiny, context="clean", max_train_steps=1, context_reading=reading)
     train(options).finish()
-    caplog.clear()
+    about = read_about(tmp_path / "lora")
     chosen = GenerateConfig(model=str(tiny), lora=tmp_path / "lora", prompt="p", front=tmp_path / "front.png")
-    assert chosen.sampling(ModelSettings()).context_reading == reading
-    assert not caplog.records
+    sampling, warnings = chosen.resolve(ModelSettings(), 1.0, about)
+    assert sampling.context_reading == reading
+    assert not warnings
     other = "joint" if reading == "products" else "products"
-    assert (
-        chosen.model_copy(update={"context_reading": other}).sampling(ModelSettings()).context_reading
-        == other
-    )
-    assert f"trained with the context reading '{reading}'" in caplog.text
+    chosen = chosen.model_copy(update={"context_reading": other})
+    sampling, warnings = chosen.resolve(ModelSettings(), 1.0, about)
+    assert sampling.context_reading == other
+    assert f"trained with the context reading '{reading}'" in warnings[0]
 
 
 def test_training_reads_as_sampling_does(

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from triptych.backbones.settings import model_settings
 from triptych.cli import main
 from triptych.errors import ConfigError
+from triptych.lora.file import read_about
 from triptych.sampling.options import SamplingConfig
 from triptych.verbs.generate import GenerateConfig
 
@@ -26,7 +27,13 @@ def clean(tmp_path: Path) -> Path:
 
 
 def sampled(kind: type[SamplingConfig] = SamplingConfig, model: str = "pocket", **given: Any) -> Any:
-    return kind(model=model, **given).sampling(model_settings(model))
+    """What the options become for this model and the LoRA that they name."""
+    return resolved(kind(model=model, **given))
+
+
+def resolved(config: SamplingConfig) -> Any:
+    about = read_about(config.lora) if config.lora else {}
+    return config.resolve(model_settings(config.model), 1.0, about)[0]
 
 
 NOISY = [
@@ -120,7 +127,7 @@ def test_the_base_of_a_comparison_leaves_out_what_needs_the_lora(clean: Path) ->
         base.true_cfg_scale,
         base.num_inference_steps,
     ) == (None, 1.0, False, 2.0, 3)
-    base.sampling(model_settings("pocket"))
+    resolved(base)
 
 
 def test_the_command_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from triptych.backbones.registry import load_backbone
 from triptych.data.captions import where_cut
 from triptych.errors import InputError, ModelError
 from triptych.lora.adapter import add_lora, lora_state, save_lora
+from triptych.lora.file import read_about
 from triptych.sampling.generate import generate_triptych
 from triptych.sampling.options import Sampling
 from triptych.session import load_models
@@ -138,9 +139,8 @@ def test_the_library_samples_as_the_lora_was_trained_unless_told_otherwise(
     file = lora(tmp_path, state, context="clean", context_lora=True, context_reading="products")
     models = load_models(inputs["model"], [PROMPT], file, device="cpu", dtype="fp32")
     assert models.layout() == TRY_ON.layout(32, 48)
-    asked = TryonConfig(**{**inputs, "num_inference_steps": None}, lora=file).sampling(
-        models.backbone.settings, 0.9
-    )
+    options = TryonConfig(**{**inputs, "num_inference_steps": None}, lora=file)
+    asked, _ = options.resolve(models.backbone.settings, 0.9, read_about(file))
     assert models.sampling(strength=0.9) == asked and asked.context == "clean"
     person = Person(picture(2), OUTLINE, PROMPT)
 

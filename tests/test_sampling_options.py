@@ -14,6 +14,7 @@ from triptych.errors import InputError, ModelError
 from triptych.lora.adapter import write_lora
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.options import Sampling, SamplingConfig, panels_of, unusual
+from triptych.session import Session
 
 RECOMMENDED = replace(
     model_settings("pocket"),
@@ -98,17 +99,17 @@ def test_clean_context_and_a_second_pass_need_the_empty_prompt() -> None:
 
 def test_panels_come_from_the_option_the_lora_and_the_model_in_this_order(tmp_path: Path) -> None:
     own = model_settings("pocket")
-    assert SamplingConfig(model="pocket").layout().size == (3 * own.panel_width, own.panel_height)
+    assert Session("pocket").layout().size == (3 * own.panel_width, own.panel_height)
     layout = PanelLayout(64, 96, ("a", "b"), 2, made=("a",))
     file = tmp_path / "lora.safetensors"
     name = "transformer_blocks.0.attn.to_q"
     width = 256  # of the pocket model
     state = {f"{name}.lora_A.weight": torch.ones(2, width), f"{name}.lora_B.weight": torch.ones(width, 2)}
     write_lora(file, state, {"family": "flux", "base_model": "pocket", "layout": layout.to_dict()})
-    assert SamplingConfig(model="pocket", lora=file).layout() == layout
-    asked = SamplingConfig(model="pocket", lora=file, panel_height=48).layout()
-    assert asked == replace(layout, height=48)
-    assert SamplingConfig(model="pocket", lora=file, panel_width=48).layout() == replace(layout, width=48)
+    session = Session("pocket", file)
+    assert session.layout() == layout
+    assert session.layout(height=48) == replace(layout, height=48)
+    assert session.layout(width=48) == replace(layout, width=48)
 
 
 def test_panels_stay_on_the_grid_and_within_the_largest_canvas() -> None:
@@ -143,12 +144,11 @@ def test_only_settings_of_loading_reach_the_session() -> None:
     }
 
 
-def test_warnings_are_logged_with_the_numbers_at_full_strength(caplog: pytest.LogCaptureFixture) -> None:
-    config = SamplingConfig(model="pocket", context="clean")
-    sampling = config.sampling(RECOMMENDED, trained={"context": "noisy"})
-    assert sampling.strength == 1.0
-    assert config.sampling(RECOMMENDED, 0.6, trained={}).strength == 0.6
-    assert caplog.messages == unusual(sampling, {}) * 2
+def test_a_session_warns_once_of_the_options_it_resolves(caplog: pytest.LogCaptureFixture) -> None:
+    session, config = Session("pocket"), SamplingConfig(model="pocket", context="clean")
+    assert session.resolved(config).strength == 1.0
+    assert session.resolved(config, 0.6).strength == 0.6
+    assert caplog.messages == unusual(session.resolved(config), {})
 
 
 def test_a_model_of_the_hub_is_asked_for_before_anything_else(

@@ -214,8 +214,10 @@ def read_shapes(folder: Path, stem: str) -> Header:
 
 # Tensors that programs store beside quantised weights; without them the weights are wrong by a factor.
 _SCALES = re.compile(
-    r"(.*\.)?(weight_scale(_\d)?|scale_weight|scale_input|input_scale|scaled_fp8|SCB|weight_format|absmax|quant_map|nested_\w+"
-    r"|quant_state\.\w+|qweight|qzeros|g_idx|scales|wscales|zero_point|weight\.(absmax|quant_map|quant_state\.\w+|_data|_scale))"
+    r"(.*\.)?(weight_scale(_\d)?|scale_weight|scale_input|input_scale|scaled_fp8|SCB|weight_format|absmax"
+    r"|quant_map|nested_\w+"
+    r"|quant_state\.\w+|qweight|qzeros|g_idx|scales|wscales|zero_point|weight\.(absmax|quant_map"
+    r"|quant_state\.\w+|_data|_scale))"
 )
 
 

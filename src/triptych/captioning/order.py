@@ -20,7 +20,8 @@ _PERSON = (
 )
 _LABEL = re.compile(
     r"""(?:the\s+)?(?:panel|image|picture|photo|position|number|no\.?)?\s*\#?\(?
-    (?P<place>\d{1,2}|one|two|three|first|second|third|left(?:most)?|middle|cent(?:er|re)|right(?:most)?|[abc](?=\s*[).:]))
+    (?P<place>\d{1,2}|one|two|three|first|second|third|left(?:most)?|middle|cent(?:er|re)
+        |right(?:most)?|[abc](?=\s*[).:]))
     \s*(?:panel|image|picture|photo|one)?\s*
     (?:[)\].:=–—-]|\bis\b|\bshows\b|\bcontains\b|\bdepicts\b|→|>)*\s*(?:an?\s+|the\s+)?""",
     re.VERBOSE,
@@ -46,7 +47,8 @@ _PLACES = {
 }
 _SEPARATOR = re.compile(r"\s*(?:[,;|/+&，、；]|->|=>|→|⇒|\bthen\b|\band\b)\s*|\s+(?=[\dabc]\s*[).]\s)")
 _DOUBT = re.compile(
-    r"\b(?:not|no|none|wrong|incorrect|however|but|actually|wait|unless|or|instead|should|expected|example|maybe|perhaps|unclear|unsure|cannot"
+    r"\b(?:not|no|none|wrong|incorrect|however|but|actually|wait|unless|or|instead|should|expected|example"
+    r"|maybe|perhaps|unclear|unsure|cannot"
     r"|sorry|swapped|reversed|correction|if|unable|except)\b|n't\b|\?"
 )
 _KEYS = (

@@ -32,12 +32,14 @@ _FENCE = re.compile(
 
 _OPENING = re.compile(
     r"""(?:
-      (?:sure(?:\s+thing)?|certainly|of\s+course|absolutely|okay|ok|got\s+it|great|alright|understood|no\s+problem)\s*[!.,:…]+
+      (?:sure(?:\s+thing)?|certainly|of\s+course|absolutely|okay|ok
+        |got\s+it|great|alright|understood|no\s+problem)\s*[!.,:…]+
     | i(?:'d|\s+would|'ll|\s+will)\s+(?:be\s+)?(?:happy|glad|love)[^.!:<]{0,80}[.!:]
     | i\s+can\s+(?:help|do|certainly|describe)[^.!:<]{0,80}[.!:]
     | (?:here(?:'s|\s+is|\s+are)|below\s+is|this\s+is|(?:the\s+)?following\s+is)
       \s+(?:the\s+|a\s+|an\s+|my\s+|your\s+|our\s+)?
-      [^.!:<]{0,60}?(?:description|caption|summary|answer|text|form|format|request|words|result|response|version)[^.!:<]{0,80}:
+      [^.!:<]{0,60}?(?:description|caption|summary|answer|text|form|format|request
+        |words|result|response|version)[^.!:<]{0,80}:
     | based\s+on\s+(?:the|your|this)\s+(?:\w+\s+){0,3}?(?:image|picture|photo|panel)s?(?:
       \s+(?:provided|shared|above|given))*\s*,
     | (?:(?:final|overall|short|brief|english|image|picture|triptych|general)\s+)?

@@ -29,7 +29,8 @@ _MARKUP = re.compile(
     r"<(?:[/!?a-zA-Z]|\s+[/!?a-zA-Z][^<>]*>)|&#?\w+;|\]\s*\(|https?:|javascript:|data:\w+/", re.IGNORECASE
 )
 _SPECIAL = re.compile(
-    r"<[|｜]|[|｜]>|</?s>|<(?:pad|unk|eos|bos|mask|end_of_turn|start_of_turn|extra_id_\d+|image|think)>|\[/?(?:INST|EOS|BOS|PAD|CLS|SEP|MASK|UNK)\]",
+    r"<[|｜]|[|｜]>|</?s>|<(?:pad|unk|eos|bos|mask|end_of_turn|start_of_turn|extra_id_\d+|image|think)>"
+    r"|\[/?(?:INST|EOS|BOS|PAD|CLS|SEP|MASK|UNK)\]",
     re.IGNORECASE,
 )
 _MARKDOWN = re.compile(r"\*\*|__\w|```|~~~|(?:^|\n|\s)#{1,6}\s+\w|(?:^|\n)\s*[-*•]\s+\S|`[^`]+`")

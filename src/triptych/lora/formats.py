@@ -24,7 +24,8 @@ from triptych.lora.refused import READ_MODELS, refusal, whole_changes
 _HALVES_SWAPPED = {"final_layer.adaLN_modulation.1"}
 
 _PART = re.compile(
-    r"(?P<layer>.+?)\.(?:lora_A|lora_B|lora_down|lora_up|(?:lora\.)?(?:down|up))(?:\.(?!weight)[\w-]+)?\.weight"
+    r"(?P<layer>.+?)\.(?:lora_A|lora_B|lora_down|lora_up|(?:lora\.)?(?:down"
+    r"|up))(?:\.(?!weight)[\w-]+)?\.weight"
 )
 
 

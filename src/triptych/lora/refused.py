@@ -9,7 +9,8 @@ from triptych.errors import ModelError
 from triptych.lora.names import resolve, shown
 
 TEXT_ENCODER = re.compile(
-    r"(base_model\.model\.)?(lora_te|text_encoder|text_encoders\.|clip_[lg]\.|t5(xxl)?\.|te[0-9]?\.|bundle_emb\.)"
+    r"(base_model\.model\.)?(lora_te|text_encoder|text_encoders\.|clip_[lg]\.|t5(xxl)?\.|te[0-9]?\."
+    r"|bundle_emb\.)"
 )
 TRANSFORMER_ONLY = (
     "`triptych lora convert IN OUT --transformer-only` writes a file without that part, which "
@@ -43,23 +44,27 @@ _ROWS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             EXTRACT,
         ),
         (
-            r".*(vera_lambda|ia3_l|hra_u|lora_E$|ranknum|vblora_|fourierft_|randlora_|c3a_|bone_|miss_|shira_)",
+            r".*(vera_lambda|ia3_l|hra_u|lora_E$|ranknum|vblora_|fourierft_|randlora_|c3a_|bone_|miss_"
+            r"|shira_)",
             "is a VeRA, IA3, AdaLoRA or other adapter of peft, not a LoRA",
             EXTRACT,
         ),
         (
-            r".*(_norm\.scale|norm_(added_)?[qk]\.weight|\.bias|\.diff_b|\.diff|reshape_weight|\.[wb]_norm|norm[^.]*\.(w|b)_norm)$",
+            r".*(_norm\.scale|norm_(added_)?[qk]\.weight|\.bias|\.diff_b|\.diff|reshape_weight|\.[wb]_norm"
+            r"|norm[^.]*\.(w|b)_norm)$",
             "changes biases or norms too, or whole weights",
             EXTRACT,
         ),
         (
-            r".*(\.(qweight|wscales|smooth|smooth_factor)$|\.lora_(down|up)$|[._](qkv_proj|mlp_fc[12]|mlp_context_fc[12])\.lora_)",
+            r".*(\.(qweight|wscales|smooth|smooth_factor)$|\.lora_(down|up)$|[._](qkv_proj|mlp_fc[12]"
+            r"|mlp_context_fc[12])\.lora_)",
             "is in nunchaku's names",
             "nunchaku's `to_diffusers` writes it back in diffusers' names.",
         ),
         (r".*distilled_guidance_layer", "is for Chroma", READ_MODELS),
         (
-            r".*(double|single)_blocks(\.\d+\.(img|txt)_(attn_(qkv|proj)|mlp\.fc[12]|mod\.linear)|_\d+_(img|txt)_(mlp_fc|mod_linear)"
+            r".*(double|single)_blocks(\.\d+\.(img|txt)_(attn_(qkv|proj)|mlp\.fc[12]|mod\.linear)|_\d+_(img"
+            r"|txt)_(mlp_fc|mod_linear)"
             r"|[._]\d+[._]modulation[._]linear)",
             "is in HunyuanVideo's names, which musubi-tuner's convert_lora also writes",
             f"{READ_MODELS} If it was trained on FLUX.1: {_BEFORE[0].lower()}{_BEFORE[1:]}",
@@ -76,7 +81,8 @@ _ROWS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         ),
         (r".*(double|single)_stream_blocks[._]", "is for HiDream", READ_MODELS),
         (
-            r"(.*\.|(lora_unet|lycoris|lora_transformer)_)?(layers[._]\d+[._](attention|attn|feed_forward|adaLN)|(noise|context)_refiner[._])",
+            r"(.*\.|(lora_unet|lycoris|lora_transformer)_)?(layers[._]\d+[._](attention|attn|feed_forward"
+            r"|adaLN)|(noise|context)_refiner[._])",
             "is for Z-Image or Lumina",
             READ_MODELS,
         ),

@@ -232,7 +232,8 @@ _PLAIN = re.compile(
 )
 # Keys of JSON that trainers write about their own settings, where `alpha` alone may mean anything.
 _TRAINERS = re.compile(
-    r"(ss_)?(config|(train(ing)?|network|lora)_?(config|args|params|settings)|network|lora|args|hyper_?param(eter)?s)",
+    r"(ss_)?(config|(train(ing)?|network|lora)_?(config|args|params|settings)|network|lora|args"
+    r"|hyper_?param(eter)?s)",
     re.IGNORECASE,
 )
 _CONFIGS = ("adapter_config", "peft_config", "lora_config")

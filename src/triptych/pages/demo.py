@@ -74,7 +74,9 @@ def write_report(out: Path, summary: dict[str, Any], pictures: DemoPictures) -> 
                 "triptychs": summary["triptychs"],
                 "training steps": summary["train_steps"],
                 "seconds in all": round(seconds["total"]),
-                "colour carried over: base → LoRA": f"{match['base']:.0%} → {match['guided']:.0%}",
+                "colour carried over: base → LoRA, photo-guided": (
+                    f"{match['base']:.0%} → {match['guided']:.0%}"
+                ),
             }
         ),
         "<h2>1 · Raw photos, sorted</h2>",

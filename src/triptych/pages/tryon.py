@@ -23,7 +23,8 @@ HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>try-on</ti
 <meta name="viewport" content="width=device-width"><style>
 body{font:15px/1.4 system-ui,sans-serif;margin:2em;max-width:80em}section{border-top:1px solid
 #ccc;padding:1em 0}
-div{display:flex;flex-wrap:wrap;gap:1em;align-items:flex-end}figure{margin:0;max-width:15em}img{max-width:100%;display:block}
+div{display:flex;flex-wrap:wrap;gap:1em;align-items:flex-end}
+figure{margin:0;max-width:15em}img{max-width:100%;display:block}
 figcaption{overflow-wrap:anywhere}.failed{color:#a00;border:1px solid #a00;padding:.5em}</style>
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +25,7 @@ from triptych.lora.adapter import load_lora
 from triptych.lora.file import LoraHeader
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.clean_context import ContextCache
-from triptych.sampling.options import Sampling, SamplingConfig, panels_of, unusual
+from triptych.sampling.options import Sampling, SamplingConfig, panels_of, recommended, unusual
 from triptych.sampling.prompts import encode_texts
 from triptych.store.files import sha256_file
 from triptych.tasks import DEFAULT
@@ -159,17 +160,7 @@ class OpenedModel:
 
     def sampling(self, **changes: Any) -> Sampling:
         """The sampling that the model and the LoRA recommend, with `changes` to fields of `Sampling`."""
-        own, trained = self.settings, self.trained
-        recommended: dict[str, Any] = {
-            "num_inference_steps": own.num_inference_steps,
-            "guidance_scale": own.guidance_scale,
-            "true_cfg_scale": own.true_cfg_scale,
-            "context_guidance_scale": own.context_guidance_scale,
-            "context": trained.get("context", "noisy"),
-            "context_lora": bool(trained.get("context_lora", False)),
-            "context_reading": trained.get("context_reading", "joint"),
-        }
-        return Sampling(**{**recommended, **changes})
+        return replace(recommended(self.settings, self.trained), **changes)
 
     def resolved(self, config: SamplingConfig, strength: float = 1.0) -> Sampling:
         """The sampling for the options of a config for this model. Unusual values are logged once.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -33,8 +32,6 @@ if TYPE_CHECKING:  # they import numpy, which `--help` can do without
     from PIL import Image
 
     from triptych.pictures.panels import PanelLayout
-
-log = logging.getLogger(__name__)
 
 ContextReading = Literal["joint", "products"]
 
@@ -175,41 +172,18 @@ class SamplingConfig(LoadedConfig):
         The base model named in a LoRA file only appears in the hint; it is never used by itself.
         """
         if not self.model.strip():
-            raise no_model(_trained(self.lora).get("base_model"))
+            raise no_model(self._base_model())
         if HUB_NAME.fullmatch(self.model) and not Path(self.model).exists():
             # Otherwise its settings would only be assumed, and loading would fail later.
             model_class(self.model)
 
-    def layout(self) -> PanelLayout:
-        """The requested panels, else those that the LoRA was trained on, else the model's own.
+    def _base_model(self) -> str | None:
+        """The base model that the LoRA's file names; None without one."""
+        if self.lora is None:
+            return None
+        from triptych.lora.file import read_about
 
-        Raises:
-            InputError: the panels are not on the model's grid. ModelError: the LoRA cannot be read, or is for
-                another model.
-        """
-        from triptych.pictures.panels import PanelLayout
-        from triptych.tasks import DEFAULT
-
-        if self.lora is not None:  # first, so that panels of another model's LoRA are never used
-            from triptych.lora.match import check_lora_fits
-
-            check_lora_fits(self.model, self.lora)
-        settings = model_settings(self.model)
-        stored = _trained(self.lora).get("layout")
-        own = DEFAULT.layout(settings.panel_width, settings.panel_height)
-        base = PanelLayout.from_dict(stored) if stored else own
-        return panels_of(base, self.panel_width, self.panel_height, settings.stride)
-
-    def sampling(
-        self, settings: ModelSettings, strength: float = 1.0, trained: Mapping[str, Any] | None = None
-    ) -> Sampling:
-        """As `resolve`, but logs the warnings. trained: by default the metadata of the LoRA's file."""
-        sampling, warnings = self.resolve(
-            settings, strength, _trained(self.lora) if trained is None else trained
-        )
-        for warning in warnings:
-            log.warning("%s", warning)
-        return sampling
+        return read_about(self.lora).get("base_model")
 
     def resolve(
         self, settings: ModelSettings, strength: float, trained: Mapping[str, Any]
@@ -224,41 +198,34 @@ class SamplingConfig(LoadedConfig):
             ConfigError: a given option has no effect.
         """
 
-        def choose(own: float | None, recommended: float) -> float:
-            return recommended if own is None else own
-
-        context = trained.get("context", "noisy") if self.context == "auto" else self.context
-        scale = choose(self.context_guidance_scale, settings.context_guidance_scale)
-        true_cfg_scale = choose(self.true_cfg_scale, settings.true_cfg_scale)
+        asked = {field.name: getattr(self, field.name, None) for field in fields(Sampling)}
+        given = {name: value for name, value in asked.items() if value not in (None, "auto")}
+        sampling = replace(recommended(settings, trained), **{**given, "strength": strength})
         run = idle_options.Run(
             self.model,
             settings,
             self.lora is not None,
-            context,
-            scale,
-            true_cfg_scale,
+            sampling.context,
+            sampling.context_guidance_scale,
+            sampling.true_cfg_scale,
             self.shows_products,
             marked(type(self), CLEAN_ONLY),
         )
         idle_options.check_effects({name: getattr(self, name) for name in self.model_fields_set}, run)
-        recorded = trained.get("context_reading", "joint")
-        reading = recorded if self.context_reading == "auto" else self.context_reading
-        sampling = Sampling(
-            num_inference_steps=self.num_inference_steps or settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale if self.guidance_scale is None else self.guidance_scale,
-            true_cfg_scale=true_cfg_scale,
-            strength=strength,
-            time_shift=self.time_shift,
-            context=context,
-            context_lora=bool(trained.get("context_lora", False)),
-            context_reading=reading,
-            drop_background=self.drop_background,
-            token_bucket=self.token_bucket,
-            step_cache=self.step_cache,
-            context_guidance_scale=scale,
-            guidance_stop=self.guidance_stop,
-        )
         return sampling, unusual(sampling, trained)
+
+
+def recommended(settings: ModelSettings, trained: Mapping[str, Any]) -> Sampling:
+    """The sampling that the model's settings and the LoRA's metadata (empty without a LoRA) recommend."""
+    return Sampling(
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        true_cfg_scale=settings.true_cfg_scale,
+        context_guidance_scale=settings.context_guidance_scale,
+        context=trained.get("context", "noisy"),
+        context_lora=bool(trained.get("context_lora", False)),
+        context_reading=trained.get("context_reading", "joint"),
+    )
 
 
 def unusual(sampling: Sampling, trained: Mapping[str, Any]) -> list[str]:
@@ -297,15 +264,6 @@ def panels_of(base: PanelLayout, width: int | None, height: int | None, stride: 
             "Make them smaller.",
         )
     return layout.check(stride)
-
-
-def _trained(lora: Path | None) -> Mapping[str, Any]:
-    """A LoRA file's metadata about its training; empty without a LoRA."""
-    if lora is None:
-        return {}
-    from triptych.lora.adapter import read_about
-
-    return read_about(lora)
 
 
 class PictureConfig(SamplingConfig, PhotoConfig):

@@ -4,6 +4,7 @@ weights.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -29,6 +30,8 @@ USUAL_TRIPTYCHS = 50
 """Assumed number while the work folder has none: In-Context LoRAs are trained on 20 to 100 (arXiv
 2410.23775).
 """
+
+log = logging.getLogger(__name__)
 
 
 def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
@@ -182,7 +185,10 @@ class _Sampling(_Stage):
     def __init__(self, config: Any, shapes: ModelShapes, layout: PanelLayout, card: Card, train: Any) -> None:
         super().__init__(config, shapes, layout, shapes.settings.max_sequence_length, card)
         trained = {"context": train.context, "context_lora": train.context_lora}
-        self.sampling, self.rank = config.sampling(shapes.settings, trained=trained), train.rank
+        self.rank = train.rank
+        self.sampling, warnings = config.resolve(shapes.settings, 1.0, trained)
+        for warning in warnings:
+            log.warning("%s", warning)
 
     def memory(self, config: Any, layout: PanelLayout) -> Memory:
         return sampling_memory(
