@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from triptych.cli import main
 from triptych.errors import ModelError
 from triptych.lora.match import check_lora_fits
-from triptych.sampling.options import SamplingConfig
-from triptych.session import load_models
+from triptych.session import Session, load_models
 
 LAYOUT = {"width": 48, "height": 72, "roles": ["front", "back", "worn"], "columns": 3}
 
@@ -81,7 +80,7 @@ def test_another_base_is_said_before_anything_else(
     file = lora(tmp_path / "l", width, name, **about)
     for call in (
         lambda: check_lora_fits(str(dev), file),
-        SamplingConfig(model=str(dev), lora=file).layout,
+        lambda: Session(str(dev), lora=file),
         lambda: load_models(str(dev), [], file),
     ):
         with pytest.raises(ModelError, match=words):
