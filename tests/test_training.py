@@ -1,13 +1,10 @@
-"""The parts of the training loop: what is drawn, what counts in the loss, what is logged, when it stops."""
+"""The parts of the training loop: what counts in the loss, what is logged, when it stops."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,31 +16,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-import triptych
 from triptych import flow
 from triptych.backbones.registry import load_backbone
-from triptych.cli import main
-from triptych.config.stage import load_config, section, validated
 from triptych.data.embeddings import load_record, save_record
-from triptych.data.pairing import triptych_id
-from triptych.data.triptychs import item_of
-from triptych.errors import ConfigError, WorkError
-from triptych.lora.adapter import FILE_NAME, add_lora, lora_state, read_lora
-from triptych.tasks.tryon import TRY_ON
-from triptych.training.checkpoints import load_newest, save_checkpoint
-from triptych.training.data import draw_held_out, draw_time, ids_of_step, steps_of_epochs
+from triptych.errors import WorkError
+from triptych.lora.adapter import FILE_NAME, add_lora, read_lora
+from triptych.training.checkpoints import load_newest
+from triptych.training.data import ids_of_step, steps_of_epochs
 from triptych.training.log import duration
 from triptych.training.loss import BINS, Losses, LossMeter, losses_of
-from triptych.training.optimizer import make_optimizer, optimizer_class
-from triptych.training.state import TrainState
-from triptych.verbs import STAGES
-from triptych.verbs.run import PIPELINE
-from triptych.verbs.train import TrainConfig, train
+from triptych.verbs.train import train
 
 from .test_resume import same_lora
 from .test_train import LAYOUT, config, training_set, write_records
-
-PRESETS = sorted((Path(triptych.__file__).parent / "presets").glob("*.yaml"))
 
 
 def rows(work: Path) -> list[dict[str, Any]]:
@@ -54,100 +39,6 @@ def rows(work: Path) -> list[dict[str, Any]]:
 def work(tmp_path: Path, tiny_flux: Path) -> Path:
     write_records(tmp_path, [f"id-{n}" for n in range(1, 5)], tiny_flux)
     return tmp_path
-
-
-# --- What is drawn
-# ------------------------------------------------------------------------------------------------------
-
-
-def test_a_step_is_the_same_however_it_is_split_into_passes(work: Path, tiny_flux: Path) -> None:
-    backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
-    drawn = []
-    for size, passes in ((4, 1), (2, 2), (1, 4)):
-        data = training_set(work, config(work, tiny_flux, batch_size=size, caption_dropout=0.5))
-        batches = [data.draw(backbone, 3, number, passes) for number in range(passes)]
-        drawn.append(
-            [
-                torch.cat([getattr(batch, name) for batch in batches])
-                for name in ("clean_BCHW", "noise_BCHW", "t_B")
-            ]
-        )
-        drawn[-1].append(torch.cat([batch.text["prompt_embeds"] for batch in batches]))
-    for parts in zip(*drawn, strict=True):
-        assert torch.equal(parts[0], parts[1]) and torch.equal(parts[0], parts[2])
-
-
-def test_each_step_is_of_one_bucket_and_every_id_is_seen_equally_often() -> None:
-    buckets = [[f"a{n}" for n in range(5)], [f"b{n}" for n in range(2)], ["c"]]
-    steps = [ids_of_step(buckets, 7, step, 3) for step in range(5 * 8)]
-    assert all(len({id[0] for id in ids}) == 1 for ids in steps)
-    assert set(Counter(id for ids in steps for id in ids).values()) == {15}
-    assert len({ids[0][0] for ids in steps[:8]}) == 3, "buckets take turns"
-    assert steps != [ids_of_step(buckets, 8, step, 3) for step in range(40)]
-
-
-def test_canvases_of_two_sizes_train_in_batches_of_one_size(work: Path, tiny_flux: Path) -> None:
-    wide = TRY_ON.layout(48, 32)
-    write_records(work, ["id-5", "id-6"], tiny_flux, wide)
-    options = config(work, tiny_flux)
-    backbone, data = load_backbone(str(tiny_flux), "cpu", "fp32"), training_set(work, options)
-    layouts = [data.draw(backbone, step, 0, 1).layout for step in range(6)]
-    assert Counter(layout.size for layout in layouts) == {LAYOUT.size: 4, wide.size: 2}
-    train(options).finish()
-    assert len(rows(work)) == 6
-
-
-def test_noise_levels_keep_to_their_range_and_shift(work: Path, tiny_flux: Path) -> None:
-    backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
-
-    def times(**changes: Any) -> torch.Tensor:
-        options = config(work, tiny_flux, **changes)
-        return torch.stack([draw_time(options, backbone, LAYOUT, flow.generator_for(n)) for n in range(400)])
-
-    plain = times(shift=1.0)
-    assert plain.median().item() == pytest.approx(0.5, abs=0.05)
-    assert torch.allclose(times(shift=3.0), 3 * plain / (1 + 2 * plain))
-    assert torch.equal(times(), times(shift=float(np.exp(backbone.mu(2 * 3, 28)))))
-    narrow = times(shift=1.0, min_t=0.2, max_t=0.6)
-    assert torch.allclose(narrow, 0.2 + 0.4 * plain)
-
-
-def test_whole_items_are_held_out() -> None:
-    ids = [f"dress-{n}-{worn:012x}" for n in range(6) for worn in range(3)] + ["my-own"]
-    items = {id: item_of(id, None) for id in ids}  # records of older versions, which name no item
-    held = draw_held_out(items, 0, 4)
-    assert len(held) in (4, 6)
-    assert {items[id] for id in ids if id in held}.isdisjoint(items[id] for id in ids if id not in held)
-    assert draw_held_out(items, 0, 0) == []
-    assert {tuple(draw_held_out(items, seed, 4)) for seed in range(5)} != {tuple(held)}
-
-
-LONG = "a-very-long-stock-number-" * 3
-NAMES = ["红色连衣裙", "蓝色外套", "ワンピース", "تنورة", "платье-1", "юбка-1", LONG + "a", LONG + "b"]
-
-
-def test_items_of_any_script_and_length_are_told_apart() -> None:
-    items = {triptych_id(name, f"{worn}"): name for name in NAMES for worn in range(2)}
-    for count in (1, 2, 3):
-        held = draw_held_out(items, 0, count)
-        assert len(held) == 2 * -(-count // 2), "whole items of two, and no more of them than asked for"
-    alone = {id: item_of(id, None) for id in items if id.startswith("item-")}
-    assert len(draw_held_out(alone, 0, 1)) == 1, "where nobody says, names without ASCII are not one item"
-
-
-def test_training_sees_draws_of_the_posterior_and_not_its_mean(work: Path, tiny_flux: Path) -> None:
-    data = training_set(work, config(work, tiny_flux, batch_size=4))
-    backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
-    batches = [data.draw(backbone, step, 0, 1) for step in range(2)]
-    means = {
-        float(data.records[id].latent_mean_CHW.mean().round()): data.records[id].latent_mean_CHW
-        for id in data.ids
-    }
-    apart = torch.stack(
-        [latents - means[float(latents.mean().round())] for batch in batches for latents in batch.clean_BCHW]
-    )
-    assert 0.009 < float(apart.std()) < 0.011, "the records' posteriors are 0.01 wide"
-    assert len({float(one.sum()) for one in apart}) == 8, "each draw is another"
 
 
 # --- The loss
@@ -334,15 +225,6 @@ def test_the_validation_loss_is_the_same_for_the_same_weights(
     assert len({row["loss"] for row in rows(work)}) == 3
 
 
-def test_held_out_triptychs_are_not_trained_on(work: Path, tiny_flux: Path) -> None:
-    data = training_set(work, config(work, tiny_flux, num_validation_triptychs=1))
-    seen = {id for step in range(20) for id in ids_of_step(data.buckets, 0, step, 4)}
-    assert len(data.held_out) == 1
-    assert seen == {f"id-{n}" for n in range(1, 5)} - set(data.held_out)
-    with pytest.raises(ConfigError, match=r"None of the 4 triptychs is left"):
-        training_set(work, config(work, tiny_flux, num_validation_triptychs=4))
-
-
 def test_training_stops_early_and_keeps_the_best_also_when_resumed(
     work: Path, tiny_flux: Path, tmp_path: Path
 ) -> None:
@@ -488,199 +370,3 @@ def test_epochs_are_passes_over_what_is_trained_on(work: Path, tiny_flux: Path) 
         num_validation_triptychs=1,
     )
     assert train(by_steps).finish()["train_steps"] == 5, "the same training, said otherwise"
-
-
-# --- Checkpoints
-# --------------------------------------------------------------------------------------------------------
-
-
-def test_a_new_checkpoint_is_kept_and_damaged_later_ones_are_not(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for step in (2, 4, 6):
-        save_checkpoint(tmp_path, step, {"x": torch.tensor([float(step)])}, {"k": step, "d": 0.1}, keep=3)
-    (tmp_path / "step-00000006" / "state.safetensors").write_bytes(b"damaged")
-    (tmp_path / "step-00000004" / "state.json").write_text("{")
-    with caplog.at_level(logging.WARNING):
-        found = load_newest(tmp_path)
-    assert (
-        found is not None
-        and found[0] == 2
-        and found[1]["x"].tolist() == [2.0]
-        and found[2] == {"k": 2, "d": 0.1}
-    )
-    assert "step-00000006 is damaged" in caplog.text and "step-00000004 cannot be read" in caplog.text
-    save_checkpoint(tmp_path, 3, {"x": torch.tensor([3.0])}, {}, keep=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
-    (tmp_path / "step-00000003" / "state.safetensors").unlink()
-    assert load_newest(tmp_path) is None
-    assert "starting from the beginning" in caplog.text
-
-
-def test_no_checkpoint_is_deleted_before_the_new_one_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_checkpoint(tmp_path, 1, {"x": torch.zeros(1)}, {}, keep=1)
-
-    def no_space(source: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", no_space)
-    with pytest.raises(WorkError, match="disk is full"):
-        save_checkpoint(tmp_path, 2, {"x": torch.ones(1)}, {}, keep=1)
-    found = load_newest(tmp_path)
-    assert found is not None and found[0] == 1
-
-
-def test_a_training_folder_holds_no_pickle(work: Path, tiny_flux: Path) -> None:
-    train(config(work, tiny_flux, max_train_steps=2)).finish()
-    files = [file for file in (work / "lora").rglob("*") if file.is_file()]
-    kinds = {file.suffix for file in files if not file.name.startswith("events.out.tfevents")}
-    assert kinds - {".lock"} == {".safetensors", ".json", ".jsonl"}
-
-
-# --- Optimizers
-# ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "package"), [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
-def test_an_optimizer_that_is_not_installed_is_named_before_any_work(
-    work: Path, tiny_flux: Path, name: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in [module for module in sys.modules if module.partition(".")[0] == package]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=f"needs the package {package}, which is not installed") as caught:
-        train(config(work, tiny_flux, optimizer=name, learning_rate=1.0))
-    assert "triptych[optimizers]" in caught.value.hint
-    assert not (work / "lora").exists()
-
-
-@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "prodigy"])
-def test_every_optimizers_state_survives_a_checkpoint(
-    work: Path, tiny_flux: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    try:
-        optimizer_class(name)
-    except ConfigError as error:
-        pytest.skip(str(error))
-    options = config(
-        work, tiny_flux, optimizer=name, learning_rate=1.0 if name == "prodigy" else 1e-2, rank=256
-    )
-
-    def begin() -> TrainState:
-        transformer = load_backbone(str(tiny_flux), "cpu", "fp32").load_transformer()
-        parameters = add_lora(
-            transformer, ("attn.to_q",), 256, 256, 0.0, 0
-        )  # large enough for 8 bits: 4096 numbers
-        return TrainState(transformer, parameters, make_optimizer(options, parameters))
-
-    def go(state: TrainState, steps: int) -> None:
-        for _ in range(steps):
-            for number, parameter in enumerate(state.parameters):
-                parameter.grad = torch.randn(
-                    parameter.shape, generator=flow.generator_for(state.step, number)
-                )
-            state.update(options.learning_rate, 0.9)
-
-    one, two = begin(), begin()
-    go(one, 6)
-    go(two, 3)
-    two.save(tmp_path / "checkpoints", 1)
-    three = begin()
-    three.restore(tmp_path / "checkpoints")
-    assert three.step == 3
-    go(three, 3)
-    for state in (lora_state(one.transformer), one.average):
-        other = lora_state(three.transformer) if state is not one.average else three.average
-        assert all(torch.equal(state[key], other[key]) for key in state)
-    assert any((a != b).any() for a, b in zip(one.average.values(), two.average.values(), strict=True))
-    assert capsys.readouterr().out == "", "stdout is for the summary"
-
-
-# --- Settings
-# -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"min_t": 0.6, "max_t": 0.6}, "No noise level lies between --min-t 0.6 and --max-t 0.6"),
-        ({"panel_weights": {"side": 1.0}}, "'side: 1' has no meaning"),
-        ({"panel_weights": {"worn": -1.0}}, "'worn: -1' has no meaning"),
-        ({"panel_weights": {"worn": 0.0}, "context": "clean"}, "weight 0"),
-        ({"noise_levels": 4}, "--noise-levels does nothing with noisy context"),
-        ({"context_lora": True}, "--context-lora does nothing with noisy context"),
-        ({"context_reading": "products"}, "--context-reading does nothing with noisy context"),
-        ({"context_dropout": 0.0}, "--context-dropout does nothing with noisy context"),
-        ({"shard_base": True, "quantize": "int8"}, "cannot be quantised or swapped"),
-        ({"early_stopping_patience": 2, "num_validation_triptychs": 1}, "nothing is validated"),
-        ({"optimizer": "prodigy", "learning_rate": 1e-4}, "0.0001 would learn nothing"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(
-    work: Path, tiny_flux: Path, changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        train(config(work, tiny_flux, **changes))
-    assert message in str(caught.value)
-    assert caught.value.hint
-
-
-def test_the_command_line_weighs_panels_and_counts_epochs(
-    work: Path, tiny_flux: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [
-        "--work",
-        str(work),
-        "--model",
-        str(tiny_flux),
-        "--device",
-        "cpu",
-        "--dtype",
-        "fp32",
-        "--validation-steps",
-        "0",
-    ]
-    options = ["--epochs", "1", "--panel-weights.worn", "2", "--panel-weights.back", "0.5", "--json"]
-    assert main(["train", *words, *options]) == 0
-    assert json.loads(capsys.readouterr().out)["train_steps"] == 1
-    assert read_lora(work)[1]["recipe"]["panel_weights"] == {"worn": 2.0, "back": 0.5}
-
-
-def test_defaults_are_the_published_recipe() -> None:
-    """ali-vilab's config/movie-shots.yml, which is AdamW in 8 bits besides."""
-    options = TrainConfig()
-    assert (options.rank, options.alpha, options.learning_rate, options.batch_size) == (16, 16, 1e-4, 4)
-    assert (options.ema_decay, options.caption_dropout, options.guidance_scale, options.context) == (
-        0.99,
-        0.05,
-        1.0,
-        "noisy",
-    )
-
-
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_presets_are_configs_that_every_stage_accepts(preset: Path) -> None:
-    data = load_config(
-        [Path(__file__).parents[1] / "configs" / "flux-dev.yaml", Path(preset.stem)],
-        STAGES,
-    )
-    configs: dict[str, Any] = {}
-    for stage in PIPELINE:
-        _, model = stage.load()
-        configs[stage.name] = validated(model, section(data, stage.name, model), stage.name)
-    options = configs["train"]
-    assert options.batch_size * options.gradient_accumulation_steps == 4, (
-        "the recipe's batch, however it is split"
-    )
-    card = int(preset.stem.removesuffix("gb"))
-    assert options.quantize == ("none" if card == 80 else "int8-torchao" if card == 24 else "nf4")
-    for verb in ("generate", "tryon"):  # with the base the LoRA was trained on
-        _, model = next(stage for stage in STAGES if stage.name == verb).load()
-        assert validated(model, section(data, verb, model), verb).quantize == options.quantize  # type: ignore[attr-defined]
-    assert configs["concat"].panel_width % 16 == configs["concat"].panel_height % 16 == 0
-
-
-def test_there_is_a_preset_for_each_size_of_card() -> None:
-    assert {path.stem for path in PRESETS} == {"12gb", "16gb", "24gb", "80gb"}

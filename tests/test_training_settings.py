@@ -1,0 +1,126 @@
+"""Settings of train: what is refused, the presets, the published recipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import triptych
+from triptych.cli import main
+from triptych.config.stage import load_config, section, validated
+from triptych.errors import ConfigError
+from triptych.lora.adapter import read_lora
+from triptych.verbs import STAGES
+from triptych.verbs.run import PIPELINE
+from triptych.verbs.train import TrainConfig, train
+
+from .test_train import config, write_records
+
+PRESETS = sorted((Path(triptych.__file__).parent / "presets").glob("*.yaml"))
+
+
+@pytest.fixture
+def work(tmp_path: Path, tiny_flux: Path) -> Path:
+    write_records(tmp_path, [f"id-{n}" for n in range(1, 5)], tiny_flux)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "package"), [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
+def test_an_optimizer_that_is_not_installed_is_named_before_any_work(
+    work: Path, tiny_flux: Path, name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [module for module in sys.modules if module.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=f"needs the package {package}, which is not installed") as caught:
+        train(config(work, tiny_flux, optimizer=name, learning_rate=1.0))
+    assert "triptych[optimizers]" in caught.value.hint
+    assert not (work / "lora").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"min_t": 0.6, "max_t": 0.6}, "No noise level lies between --min-t 0.6 and --max-t 0.6"),
+        ({"panel_weights": {"side": 1.0}}, "'side: 1' has no meaning"),
+        ({"panel_weights": {"worn": -1.0}}, "'worn: -1' has no meaning"),
+        ({"panel_weights": {"worn": 0.0}, "context": "clean"}, "weight 0"),
+        ({"noise_levels": 4}, "--noise-levels does nothing with noisy context"),
+        ({"context_lora": True}, "--context-lora does nothing with noisy context"),
+        ({"context_reading": "products"}, "--context-reading does nothing with noisy context"),
+        ({"context_dropout": 0.0}, "--context-dropout does nothing with noisy context"),
+        ({"shard_base": True, "quantize": "int8"}, "cannot be quantised or swapped"),
+        ({"early_stopping_patience": 2, "num_validation_triptychs": 1}, "nothing is validated"),
+        ({"optimizer": "prodigy", "learning_rate": 1e-4}, "0.0001 would learn nothing"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    work: Path, tiny_flux: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train(config(work, tiny_flux, **changes))
+    assert message in str(caught.value)
+    assert caught.value.hint
+
+
+def test_the_command_line_weighs_panels_and_counts_epochs(
+    work: Path, tiny_flux: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "--work",
+        str(work),
+        "--model",
+        str(tiny_flux),
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+        "--validation-steps",
+        "0",
+    ]
+    options = ["--epochs", "1", "--panel-weights.worn", "2", "--panel-weights.back", "0.5", "--json"]
+    assert main(["train", *words, *options]) == 0
+    assert json.loads(capsys.readouterr().out)["train_steps"] == 1
+    assert read_lora(work)[1]["recipe"]["panel_weights"] == {"worn": 2.0, "back": 0.5}
+
+
+def test_defaults_are_the_published_recipe() -> None:
+    """ali-vilab's config/movie-shots.yml, which is AdamW in 8 bits besides."""
+    options = TrainConfig()
+    assert (options.rank, options.alpha, options.learning_rate, options.batch_size) == (16, 16, 1e-4, 4)
+    assert (options.ema_decay, options.caption_dropout, options.guidance_scale, options.context) == (
+        0.99,
+        0.05,
+        1.0,
+        "noisy",
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_configs_that_every_stage_accepts(preset: Path) -> None:
+    data = load_config(
+        [Path(__file__).parents[1] / "configs" / "flux-dev.yaml", Path(preset.stem)],
+        STAGES,
+    )
+    configs: dict[str, Any] = {}
+    for stage in PIPELINE:
+        _, model = stage.load()
+        configs[stage.name] = validated(model, section(data, stage.name, model), stage.name)
+    options = configs["train"]
+    assert options.batch_size * options.gradient_accumulation_steps == 4, (
+        "the recipe's batch, however it is split"
+    )
+    card = int(preset.stem.removesuffix("gb"))
+    assert options.quantize == ("none" if card == 80 else "int8-torchao" if card == 24 else "nf4")
+    for verb in ("generate", "tryon"):  # with the base the LoRA was trained on
+        _, model = next(stage for stage in STAGES if stage.name == verb).load()
+        assert validated(model, section(data, verb, model), verb).quantize == options.quantize  # type: ignore[attr-defined]
+    assert configs["concat"].panel_width % 16 == configs["concat"].panel_height % 16 == 0
+
+
+def test_there_is_a_preset_for_each_size_of_card() -> None:
+    assert {path.stem for path in PRESETS} == {"12gb", "16gb", "24gb", "80gb"}
