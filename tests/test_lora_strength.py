@@ -23,7 +23,7 @@ from triptych.errors import ModelError
 from triptych.lora.adapter import FILE_NAME, load_lora, open_lora, read_header
 from triptych.lora.formats import Layer
 from triptych.lora.patterns import PatternError, peft_matchers
-from triptych.lora.strength import is_about_strength, peft_config, strengths
+from triptych.lora.strength import LONGEST_JSON, LOST, is_about_strength, peft_config, strengths
 
 WIDTH = 16
 NAMES = (
@@ -459,6 +459,28 @@ def test_a_file_s_single_alpha_is_compared_with_its_layers_own() -> None:
         scale_of({"lora_adapter_metadata": '{"r": 8, "lora_alpha": 8}'})
 
 
+def test_two_strengths_of_one_layer_are_both_named() -> None:
+    peft = {"lora_adapter_metadata": '{"r": 16, "lora_alpha": 4}'}
+    assert scale_of(peft, 4.001) == pytest.approx(0.25, abs=1e-3), "rounded"
+    with pytest.raises(ModelError, match=r"two strengths: 0\.5 by its alpha, 0\.25 by its peft config"):
+        scale_of(peft, 8.0)
+    several = peft_config({"lora_alpha": 16, "alpha_pattern": {".*": 8, "x_.*": 4}}, "config")
+    assert strengths([layer()], {}, several) == ({"transformer.x_embedder": 0.5}, [LOST])
+
+
+def test_metadata_up_to_a_limit_is_parsed() -> None:
+    padded = {"lora_adapter_metadata": '{"r": 16, "lora_alpha": 8}'.ljust(LONGEST_JSON)}
+    assert scale_of(padded) == 0.5
+    with pytest.raises(ModelError, match="damaged metadata under 'lora_adapter_metadata'"):
+        scale_of({key: text + " " for key, text in padded.items()})
+
+
+def test_entries_that_say_nothing_hide_no_others() -> None:
+    assert scale_of({"use_rslora": "True", "ss_network_dim": "none", "lora_alpha": "8"}) == 2.0
+    assert scale_of({"lora_config": ' \n{"r": 16, "lora_alpha": 8}'}) == 0.5
+    assert is_about_strength("lora_adapter_metadata", "{}")
+
+
 def test_what_a_peft_config_may_hold() -> None:
     more = {"peft_type": "PeftType.LORA", "bias": False, "new_number": 3, "new_word": "x", "new_list": []}
     config = peft_config(PLAIN | more, "config")
@@ -475,6 +497,8 @@ def test_what_a_peft_config_may_hold() -> None:
         ({"lora_alpha": 0}, "alpha in its config"),
         ({"alpha_pattern": {"x": "2"}}, "for 'x' in its config"),
         ({"bias": True}, "biases"),
+        ({"alpha_pattern": {"(": 1}}, "pattern in the alpha_pattern of its config"),
+        ({"rank_pattern": 1}, "no usable rank_pattern in its config"),
     ):
         with pytest.raises(ModelError, match=words):
             peft_config(PLAIN | change, "config")

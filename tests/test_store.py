@@ -343,3 +343,50 @@ def test_a_file_that_is_missing_says_which_verb_writes_it(tmp_path: Path) -> Non
             WorkError, match=rf"{name} cannot be read: it does not exist\. Run `triptych {verb}` first\."
         ):
             read_jsonl(tmp_path / name)
+
+
+def test_what_differs_is_said_in_the_words_for_it(tmp_path: Path) -> None:
+    before = {"rank": 4, "folder": Path("a"), "data": [1, 2], "steps": 10}
+    with StageFolder(tmp_path, "stage", before).open():
+        pass
+    after = {"rank": 8, "data": [1, 2, 3], "folder": "a"}
+    words = {"data": lambda old, new: f"{len(new) - len(old)} new of {old}"}
+    with pytest.raises(WorkError) as caught:
+        StageFolder(tmp_path, "stage", after, words=words, retired=("steps",))
+    problem = f"{tmp_path} was made with other settings (1 new of [1, 2], rank)."
+    assert str(caught.value) == f"{problem} {caught.value.hint}"
+    assert caught.value.hint == (
+        "Put the old settings back, or use another folder: --work, or the one option that names this folder "
+        "alone."
+    )
+    with pytest.raises(WorkError, match="rank, steps") as caught:
+        StageFolder(tmp_path, "stage", before | {"rank": 8, "steps": 20}, hint="Another way.")
+    assert caught.value.hint == "Another way."
+    StageFolder(tmp_path, "stage", {k: before[k] for k in ("rank", "folder", "data")}, retired=["steps"])
+
+
+def test_a_folder_whose_settings_are_not_there_has_other_ones(tmp_path: Path) -> None:
+    write_json(tmp_path / "stage.manifest.json", {})
+    StageFolder(tmp_path, "stage", {})
+    with pytest.raises(WorkError, match=r"other settings \(rank\)"):
+        StageFolder(tmp_path, "stage", {"rank": 4})
+
+
+def test_settings_are_written_once_there_is_a_result(tmp_path: Path) -> None:
+    begun: list[int] = []
+    manifest = tmp_path / "a" / "stage.manifest.json"
+
+    def hold(rank: int) -> None:
+        with StageFolder(tmp_path / "a", "stage", {"rank": rank}, begun=lambda: bool(begun)).open() as path:
+            assert path == tmp_path / "a"
+            assert read_json(manifest) == {"stage": "stage", "identity": {"rank": rank}}
+
+    hold(4)
+    hold(8)  # nothing is begun, so another setting takes its place
+    hold(4)
+    begun.append(1)
+    before = manifest.stat().st_mtime_ns
+    hold(4)
+    assert manifest.stat().st_mtime_ns == before, "it stays as it is"
+    with pytest.raises(WorkError, match="rank"):
+        hold(8)
