@@ -38,13 +38,16 @@ def single(*numbers: int) -> list[str]:
 
 
 SMALL = attention(64, *double(0))
+FLUX_2 = {
+    "transformer.single_transformer_blocks.0.attn.to_out.lora_A.weight": torch.full((1, 256), 0.01),
+    "transformer.single_transformer_blocks.0.attn.to_out.lora_B.weight": torch.full((64, 1), 0.01),
+}
 LOOKALIKES = [
     (SMALL, {"modelspec.architecture": "chroma/lora"}, "Chroma"),
     (SMALL, {"ss_base_model_version": "Chroma1-HD"}, "Chroma"),
     (SMALL, {"modelspec.architecture": "qwen-image/lora"}, "Qwen-Image"),
     (SMALL, {"ss_base_model_version": "qwen_image_edit"}, "Qwen-Image"),
-    (SMALL, {"modelspec.architecture": "flux-2-dev/lora"}, "FLUX.2"),
-    (SMALL, {"ss_base_model_version": "flux2_klein_4b"}, "FLUX.2"),
+    (SMALL, {"modelspec.architecture": "flux-3-klein/lora"}, "FLUX 3"),
     (SMALL, {"modelspec.architecture": "Z-Image-Turbo"}, "Z-Image"),
     (SMALL, {"ss_base_model_version": "lumina2"}, "Lumina"),
     (SMALL, {"modelspec.architecture": "LongCat-Image"}, "LongCat"),
@@ -54,7 +57,8 @@ LOOKALIKES = [
     (attention(3072, *double(0, 59)), {}, "Qwen-Image"),
     (attention(3072, *double(0, 19), *single(39)), {}, "HunyuanVideo"),
     (attention(3072, *single(38)), {}, "HunyuanVideo"),
-    (attention(6144, *double(0)), {}, "FLUX.2"),
+    (FLUX_2, {"ss_base_model_version": "Chroma1-HD"}, "Chroma"),
+    (FLUX_2, {"base_model": "black-forest-labs/FLUX.3-klein"}, "FLUX 3"),
 ]
 
 
@@ -109,6 +113,29 @@ def test_another_model_with_the_same_names_is_named_and_never_applied(
         (attention(2432, *double(0, 37)), {}, "sd3", ""),
         (attention(1536, *double(0, 23)), {}, "sd3", ""),
         (attention(64, *double(0), part="attn2.to_q"), {"triptych": '{"family": "flux"}'}, "sd3", "FLUX.1"),
+        (SMALL, {"modelspec.architecture": "flux-2-dev/lora"}, "flux2", ""),
+        (SMALL, {"ss_base_model_version": "flux2_klein_4b"}, "flux2", ""),
+        (SMALL, {"triptych": '{"family": "flux2"}'}, "flux2", ""),
+        (SMALL, {"ss_sd_model_name": "flux-2-klein-base-4b.safetensors"}, "flux2", ""),
+        (FLUX_2, {}, "flux2", ""),
+        (FLUX_2, {"ss_base_model_version": "flux1"}, "flux2", "FLUX.1"),
+        (FLUX_2, {"ss_base_model_version": "sd3.5"}, "flux2", "Stable Diffusion 3"),
+        (attention(64, *single(0)), {"ss_base_model_version": "flux2_klein_4b"}, "flux", "FLUX.2"),
+        # widths and numbers of blocks: FLUX.2-klein-9B and dev; FLUX.2-klein-4B, which is as wide as FLUX.1
+        (attention(4096, *double(0)), {}, "flux2", ""),
+        (attention(6144, *double(0, 7)), {}, "flux2", ""),
+        (attention(6144, *double(0, 7)), {"ss_base_model_version": "flux1"}, "flux2", "FLUX.1"),
+        (attention(3072, *double(*range(5))), {}, "flux2", ""),
+        (attention(3072, *double(*range(5))), {"ss_base_model_version": "flux1"}, "flux", ""),
+        (attention(3072, *double(*range(5)), part="attn.add_k_proj"), {}, "flux2", ""),
+        (attention(3072, *double(*range(6))), {}, "flux", ""),
+        (attention(3072, *double(*range(1, 5))), {}, "flux", ""),
+        (
+            attention(3072, *double(*range(19))),
+            {"ss_base_model_version": "flux_2_klein_4b"},
+            "flux",
+            "FLUX.2",
+        ),
     ],
 )
 def test_the_family_follows_the_layers_and_then_known_words(
@@ -161,7 +188,7 @@ def test_a_size_that_no_model_has_is_refused_with_both_names(tmp_path: Path) -> 
         tmp_path / "a.safetensors",
     )  # fmt: skip
     with pytest.raises(
-        ModelError, match=r"384×128 weights, which fit neither FLUX\.1 nor Stable Diffusion 3"
+        ModelError, match=r"384×128 weights, which fit neither FLUX\.1, FLUX\.2 nor Stable Diffusion 3"
     ):
         read_header(tmp_path / "a.safetensors")
 

@@ -33,9 +33,11 @@ from triptych.lora.file import (
     read_lora,
 )
 from triptych.lora.find import FILE_NAME, lora_file
-from triptych.lora.formats import from_diffusers, scaled
+from triptych.lora.formats import scaled
 from triptych.lora.models import TITLES
+from triptych.lora.names import table_of
 from triptych.lora.strength import is_about_strength
+from triptych.lora.targets import from_diffusers
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import publish
 
@@ -106,15 +108,16 @@ def write_lora(
     target: str = "diffusers",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a LoRA in one of `formats.TARGETS`. state: tensors by diffusers name without prefix, alpha folded
+    """Write a LoRA in one of `targets.TARGETS`. state: tensors by diffusers name without prefix, alpha folded
     in.
 
-    about: triptych's own metadata. metadata: that of an older file; entries that are still true are kept.
+    about: triptych's own metadata; its `family` decides the names. metadata: that of an older file; entries
+    that are still true are kept.
     """
     # Parts of a fused layer share their lora_A in memory; safetensors needs a separate copy of each tensor.
     tensors = {
         key: t.cpu().clone(memory_format=torch.contiguous_format)
-        for key, t in from_diffusers(state, target).items()
+        for key, t in from_diffusers(state, target, table_of(about.get("family", "flux"))).items()
     }
     kept = {
         key: value
@@ -144,6 +147,20 @@ _BASES = (
     ),
     ("flux", "flux.1-schnell", "flux-1-schnell", "Trained on FLUX.1 [schnell], which is under Apache-2.0."),
     ("flux", "pocket", "flux-1-pocket", "Trained on triptych's pocket model, which is under Apache-2.0."),
+    ("flux2", "4b", "flux-2-klein-4b", "Trained on FLUX.2 [klein] 4B, which is under Apache-2.0."),
+    (
+        "flux2",
+        "9b",
+        "flux-2-klein-9b",
+        "Trained on FLUX.2 [klein] 9B: the FLUX Non-Commercial License covers this LoRA too.",
+    ),
+    (
+        "flux2",
+        "dev",
+        "flux-2-dev",
+        "Trained on FLUX.2 [dev]: the FLUX Non-Commercial License covers this LoRA too.",
+    ),
+    ("flux2", "", "flux-2", "The licence of the base model covers this LoRA too."),
     ("flux", "", "flux-1", "The licence of the base model covers this LoRA too."),
     ("sd3", "", "stable-diffusion-3", "The licence of the base model covers this LoRA too."),
     ("", "", "unknown", "The licence of the base model covers this LoRA too."),
@@ -168,9 +185,13 @@ def modelspec(about: Mapping[str, Any]) -> dict[str, str]:
         fields["modelspec.resolution"] = "x".join(map(str, layout.size))
         fields["modelspec.usage_hint"] = (
             f"{len(layout.roles)} panels on one canvas, made: {', '.join(layout.made)}; "
-            f"{about.get('context', 'noisy')} context"
+            f"{about.get('context', 'noisy')} context{_placed(about)}"
         )
     return fields
+
+
+def _placed(about: Mapping[str, Any]) -> str:
+    return f", {about['context_placement']} placement" if "context_placement" in about else ""
 
 
 def _adapter_metadata(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -202,6 +223,10 @@ def load_lora(transformer: nn.Module, path: Path, scale: float = 1.0) -> dict[st
         log.warning("%s: %s", file.path, warning)
     state, about = file.state, file.about
     modules = dict(transformer.named_modules())
+    try:
+        file.model.refuse_use_on(modules, file.diffusers_layers)
+    except ModelError as error:
+        raise ModelError(f"The LoRA {path} {error.message}.", error.hint) from error
     ranks = {
         key.removesuffix(".lora_A.weight"): tensor.shape[0]
         for key, tensor in state.items()

@@ -22,7 +22,7 @@ from triptych.data.captions import markers_of
 from triptych.errors import InputError, ModelError
 from triptych.lora.find import PEFT_CONFIG, PEFT_NAME, lora_file
 from triptych.lora.formats import Layer, layers_of, to_diffusers
-from triptych.lora.models import TITLES, Model, model_of
+from triptych.lora.models import TITLES, Model, model_of, said_family
 from triptych.lora.refused import TEXT_ENCODER
 from triptych.lora.strength import PeftConfig, json_object, peft_config, strengths
 from triptych.pictures.panels import PLAIN_ROLE, PanelLayout
@@ -56,6 +56,11 @@ class LoraHeader:
     def family(self) -> str:
         """The model family, by the names and sizes of the layers."""
         return self.model.family
+
+    @property
+    def diffusers_layers(self) -> list[str]:
+        """The diffusers layers that the file adapts."""
+        return [part for layer in self.layers for part in layer.parts]
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -211,10 +216,11 @@ def _header(
         key: tensor for key, tensor in tensors.items() if not (transformer_only and TEXT_ENCODER.match(key))
     }
     about = _about(metadata)
-    layers = layers_of(kept)
     config = _config_beside(file)
+    base = str(config.get("base_model_name_or_path") or "")
+    layers = layers_of(kept, said_family(about, metadata, base))
     scales, warnings = _strengths(file, layers, metadata, config)
-    model = model_of(layers, about, metadata, str(config.get("base_model_name_or_path") or ""))
+    model = model_of(layers, about, metadata, base)
     return LoraHeader(
         file, layers, scales, about, metadata, len(tensors) - len(kept), model, (*model.warnings, *warnings)
     )
@@ -266,6 +272,8 @@ def _config_of(config: dict[str, Any]) -> PeftConfig | None:
     return peft_config(config, PEFT_CONFIG) if config else None
 
 
+PLACEMENTS = ("canvas", "reference")
+"""Where clean panels stand for the model: side by side on one canvas, or each in a frame of its own."""
 MOST_PANELS = 16
 LARGEST_PANEL = 8192
 """Largest side of a panel, in pixels."""
@@ -321,6 +329,8 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
         "context_reading", "joint"
     ) not in ("joint", "products"):
         raise ModelError("has metadata that describes no panels", hint)
+    if about.get("context_placement", "canvas") not in PLACEMENTS:
+        raise ModelError("has metadata that names a placement of panels which is not known here", hint)
     if about.get("family", "flux") not in [*TITLES]:  # a list, because the value may be unhashable
         raise ModelError("has metadata that names a model family which is not known here", hint)
     if not isinstance(about.get("base_model", ""), str):  # only for display, so it may be missing

@@ -12,7 +12,8 @@ from triptych.backbones.registry import BACKBONES
 from triptych.backbones.settings import model_class, part_config, resolve_model
 from triptych.errors import ModelError
 from triptych.lora.adapter import TITLES, LoraHeader, read_header
-from triptych.lora.models import hidden_size, known_base
+from triptych.lora.families import refuse_undecided
+from triptych.lora.models import hidden_size, known_base, takes_loras_of
 from triptych.lora.names import SIDES, pattern_of
 
 
@@ -41,10 +42,16 @@ def check_lora_fits(model: str, lora: Path) -> str:
         raise _other(
             header, trained or header.model.title, f"{ours}, a {TITLES.get(family, family)} model", said
         )
-    misfit = _misfit(header, pipeline, model)
+    shapes = _shapes(pipeline, resolve_model(model))
+    if not header.model.certain and family == "flux2" and shapes:
+        try:
+            refuse_undecided(header.diffusers_layers, shapes)
+        except ModelError as error:
+            raise ModelError(f"The LoRA {header.path} {error.message}.", error.hint) from error
+    misfit = _misfit(header, shapes)
     if misfit:
         raise _other(header, trained if trained and trained != ours else "another model", ours, said, misfit)
-    if known_base(said) and known_base(model) and trained != ours:
+    if known_base(said) and known_base(model) and not takes_loras_of(ours, trained):
         return (
             f"The LoRA was trained on {trained}, and this is {ours}: its layers fit, but it may do less "
             "or something else here."
@@ -67,11 +74,10 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w./ -]", "", name)[:80]
 
 
-def _misfit(header: LoraHeader, pipeline: str, model: str) -> str:
+def _misfit(header: LoraHeader, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Describe the first size that differs between LoRA and model; empty if none differs or the model's sizes
-    are unknown.
+    are unknown (`shapes` is empty).
     """
-    shapes = _shapes(pipeline, resolve_model(model))
     if not shapes:
         return ""
     for layer in header.layers:

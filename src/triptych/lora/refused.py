@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from triptych.errors import ModelError
-from triptych.lora.names import resolve, shown
+from triptych.lora.names import is_known, shown
 
 TEXT_ENCODER = re.compile(
     r"(base_model\.model\.)?(lora_te|text_encoder|text_encoders\.|clip_[lg]\.|t5(xxl)?\.|te[0-9]?\."
@@ -16,8 +16,9 @@ TRANSFORMER_ONLY = (
     "`triptych lora convert IN OUT --transformer-only` writes a file without that part, which "
     "may then look different."
 )
+READ_TITLES = "FLUX.1, FLUX.2 or Stable Diffusion 3"
 READ_MODELS = (
-    "Only LoRAs for FLUX.1 and Stable Diffusion 3 are read; look for one that was trained on the "
+    "Only LoRAs for FLUX.1, FLUX.2 and Stable Diffusion 3 are read; look for one that was trained on the "
     "model in use."
 )
 EXTRACT = "Merge it into the base model with the program that made it, and extract a plain LoRA there."
@@ -67,15 +68,12 @@ _ROWS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             r"|txt)_(mlp_fc|mod_linear)"
             r"|[._]\d+[._]modulation[._]linear)",
             "is in HunyuanVideo's names, which musubi-tuner's convert_lora also writes",
-            f"{READ_MODELS} If it was trained on FLUX.1: {_BEFORE[0].lower()}{_BEFORE[1:]}",
+            f"{READ_MODELS} If it was trained on FLUX.1 or FLUX.2: {_BEFORE[0].lower()}{_BEFORE[1:]}",
         ),
         (
-            r".*((double|single)_stream_modulation|to_qkv_mlp_proj|ff(_context)?[._]linear_(in|out))",
-            "is for FLUX.2",
-            READ_MODELS,
-        ),
-        (
-            r".*(mode_blocks[._]|single_blocks[._]\d+[._]([qkv]_proj|attn_out|mlp_(in|out)))",
+            r".*(mode_blocks[._]|(early|single)_stream_modulations[._]"
+            r"|single_transformer_blocks[._]\d+[._]ff[._]linear_(in|out)"
+            r"|single_blocks[._]\d+[._]([qkv]_proj|attn_out|mlp_(in|out)))",
             "is for FLUX 3",
             READ_MODELS,
         ),
@@ -120,12 +118,12 @@ def refusal(keys: Sequence[str]) -> ModelError:
                 return ModelError(f"{what} (it has the key {shown(key)})", hint)
         if what.startswith("is a DoRA"):  # all other kinds of adapter are excluded by now
             for key in keys:
-                if key.endswith(".weight") and resolve(key.removesuffix(".weight")):
+                if key.endswith(".weight") and is_known(key.removesuffix(".weight")):
                     hint = "Give a model with --model, and a LoRA with --lora."
                     return ModelError(
                         f"holds whole weights of a model, not a LoRA (it has the key {shown(key)})", hint
                     )
-    problem = f"has the key {shown(keys[0])}, which no known LoRA format for FLUX.1 or Stable Diffusion 3 has"
+    problem = f"has the key {shown(keys[0])}, which no known LoRA format for {READ_TITLES} has"
     return ModelError(problem, "docs/lora.md lists the formats that are read.")
 
 

@@ -13,9 +13,11 @@ import torch
 from triptych.errors import ModelError
 from triptych.events import Event, Run
 from triptych.lora.file import LoraFile, open_lora
+from triptych.lora.flux2_names import FUSED_SINGLE
 from triptych.lora.formats import change_norm
 from triptych.lora.models import hidden_size
-from triptych.lora.names import SIDES, pattern_of
+from triptych.lora.names import NAMES, pattern_of
+from triptych.lora.targets import not_read
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import sha256_file
 from triptych.verbs.lora_config import LoraConvertConfig, LoraInspectConfig
@@ -23,6 +25,10 @@ from triptych.verbs.lora_config import LoraConvertConfig, LoraInspectConfig
 OURS_ALONE = (
     "It was trained with clean context, which only triptych samples: in other programs it is of little use. "
     "For those train with --context noisy."
+)
+REFERENCES = (
+    "It was trained with clean context and reference placement, which besides triptych diffusers' "
+    "Flux2KleinKVPipeline samples; other programs come close to it at best."
 )
 
 
@@ -37,9 +43,9 @@ def lora_convert(config: LoraConvertConfig) -> Run:
     assert config.lora is not None and config.out is not None
     out, file = config.out, open_lora(config.lora, config.transformer_only)
     file.refuse_other_models()
-    if config.to != "diffusers" and file.family != "flux":
+    if config.to != "diffusers" and file.family not in NAMES:
         raise ModelError(
-            f"{file.path} is no LoRA for FLUX.1, and only theirs are written in other names.",
+            f"{file.path} is no LoRA for FLUX.1 or FLUX.2, and only theirs are written in other names.",
             "Leave out --to.",
         )
     summary: dict[str, Any] = {
@@ -48,19 +54,30 @@ def lora_convert(config: LoraConvertConfig) -> Run:
         "to": config.to,
         "layers": len(file.state) // 2,
     }
-    summary["warnings"] = [*file.warnings, *([OURS_ALONE] if file.about.get("context") == "clean" else [])]
+    summary["warnings"] = [
+        *file.warnings,
+        *_of_context(file.about),
+        *not_read(file.diffusers_layers, config.to, file.family),
+    ]
 
     def work() -> Iterator[Event]:
         from triptych.lora.adapter import (
             write_lora,  # not above: it imports peft, which `inspect` has no need of
         )
 
-        about = {"family": file.family, **file.about, "converted_from_sha256": sha256_file(file.path)}
+        about = {**file.about, "family": file.family, "converted_from_sha256": sha256_file(file.path)}
         write_lora(out, file.state, about, config.to, file.metadata)
         summary["text_encoder_tensors_left_out"] = file.left_out
         yield Event(out.name, result=out)
 
     return Run("lora_convert", 1, work(), summary)
+
+
+def _of_context(about: Mapping[str, Any]) -> list[str]:
+    """What other programs make of the way of sampling that the LoRA was trained for."""
+    if about.get("context") != "clean":
+        return []
+    return [REFERENCES if about.get("context_placement") == "reference" else OURS_ALONE]
 
 
 def lora_inspect(config: LoraInspectConfig) -> Run:
@@ -101,7 +118,8 @@ def _lines(file: LoraFile, told: Mapping[str, Any]) -> list[str]:
         )
         given = f"from {', '.join(layout.given)}" if layout.given else "all of them"
         lines.append(f"makes: {', '.join(layout.made)}, {given}")
-        lines.append(f"context: {about.get('context', 'noisy')}")
+        placed = f", {about['context_placement']} placement" if about.get("context_placement") else ""
+        lines.append(f"context: {about.get('context', 'noisy')}{placed}")
     lines.append(f"metadata: {len(file.metadata)} entries; --json shows them")
     return [*lines, *(f"warning: {warning}" for warning in told["warnings"])]
 
@@ -167,8 +185,10 @@ def _counted(values: Any) -> dict[str, int]:
 
 def _kind(name: str) -> str:
     pattern = pattern_of(name)[0]
-    if pattern not in SIDES:
+    if ".#." not in pattern:
         return "outside the blocks"
     where, part = pattern.split(".#.")
+    if pattern in FUSED_SINGLE:
+        return f"{where} attention and feed-forward"
     what = "attention" if part.startswith("attn.") else "modulation" if "norm" in part else "feed-forward"
     return f"{where} {what}"

@@ -17,8 +17,8 @@ class LoraConvertConfig(StageConfig):
     out: Annotated[Path | None, OUTPUT] = None
     """File to write, ending in .safetensors; an existing one is never overwritten."""
     to: Annotated[Literal["diffusers", "comfyui", "kohya"], RESULT] = "diffusers"
-    """Names to write: diffusers (ComfyUI reads them too); for FLUX.1 also native names for ComfyUI, or
-    kohya's.
+    """Names to write: diffusers (ComfyUI reads them too); for FLUX.1 and FLUX.2 also native names for
+    ComfyUI, or kohya's.
     """
     transformer_only: Annotated[bool, RESULT] = False
     """Leave out weights for text encoders; without it, a file with such weights is refused."""
