@@ -38,6 +38,7 @@ from triptych.sampling.options import Sampling
 from triptych.sampling.sampler import Canvases, Known, sample_latents
 from triptych.store.files import write_json, write_text
 from triptych.tasks.tryon import TRY_ON
+from triptych.training import results
 from triptych.training.config import TrainConfig
 from triptych.training.log import duration, peak_memory_gib
 from triptych.training.state import TrainState
@@ -237,13 +238,13 @@ def rehearse(
         train_stage.losses_of,
         TrainState.update,
         train_stage._accumulate,
-        train_stage.save_lora,
+        results.save_lora,
     )
     try:
         BACKBONES["FluxPipeline"] = RandomFlux
         train_stage.losses_of = meter.timed("forward", train_stage.losses_of, blocks * (1 + clean))
         train_stage._accumulate = meter.timed("forward and backward", train_stage._accumulate, blocks)
-        train_stage.save_lora = meter.timed("save", train_stage.save_lora)
+        results.save_lora = meter.timed("save", results.save_lora)
         TrainState.update = meter.timed("optimizer", TrainState.update)  # type: ignore[method-assign]
         backbone = load_backbone(str(out / "model"), "cpu", "fp32", "nf4")
         write_embeddings(
@@ -279,7 +280,7 @@ def rehearse(
             train_stage.losses_of,
             TrainState.update,
             train_stage._accumulate,
-            train_stage.save_lora,
+            results.save_lora,
         ) = kept  # type: ignore[method-assign]
     row = json.loads((settings.train_folder / "train.jsonl").read_text().splitlines()[-1])
     inspected = lora_inspect(LoraInspectConfig(lora=settings.train_folder)).finish()

@@ -235,8 +235,8 @@ def _batch(
         [[-100] * len(prefix) + target + [-100] * (longest - len(target)) for target in targets]
     )
     shown = [
-        [_shown(one.garment, one.scenes[index]) for index in order]
-        for one, order in zip(examples, orders, strict=True)
+        [_shown(example.garment, example.scenes[index]) for index in order]
+        for example, order in zip(examples, orders, strict=True)
     ]
     return pixels, ids, labels, shown
 
@@ -268,23 +268,12 @@ def train_captioner(folder: Path, steps: int = STEPS) -> None:
         caption_tokens=len(prefixes[1]),
         vocabulary=len(processor.tokenizer),
     )
-    image_id = model.config.image_token_id
     for step in range(first, steps):
         rng = random.Random(SEED * 10**7 + step)
-        decay = 1.0 if step < steps / 2 else 0.02 + 0.49 * (1 + math.cos(math.pi * (2 * step / steps - 1)))
-        set_learning_rate(optimizer, LEARNING_RATE * min(1, (step + 1) / 100) * decay)
+        set_learning_rate(optimizer, _learning_rate(step, steps))
         captions = rng.random() < CAPTION_SHARE
-        pixels, ids, labels, shown = _batch(processor, pool, prefixes[captions], captions, rng)
-        with autocast():
-            tower = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
-            patches = model.model.multi_modal_projector(tower)
-            taught = teacher.loss(patches, shown)
-            embedded = model.get_input_embeddings()(ids)
-            embedded = embedded.masked_scatter((ids == image_id)[..., None], patches.to(embedded.dtype))
-            states = model.model.language_model(inputs_embeds=embedded).last_hidden_state
-            start = len(prefixes[captions]) - 1
-            logits = model.lm_head(states[:, start:-1])
-        told = F.cross_entropy(logits.float().flatten(0, 1), labels[:, start + 1 :].flatten())
+        batch = _batch(processor, pool, prefixes[captions], captions, rng)
+        told, taught = _losses(model, teacher, batch, len(prefixes[captions]))
         (told + taught).backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
@@ -294,6 +283,36 @@ def train_captioner(folder: Path, steps: int = STEPS) -> None:
         if (step + 1) % 250 == 0:
             weights = {f"both.{k}": v.clone() for k, v in both.state_dict().items()}
             save_tensors(weights | optimizer_tensors(optimizer), state_path, step=step + 1)
+    _save(folder, model, processor)
+    log.write(**measure_captioner(folder / "captioner"))
+
+
+def _learning_rate(step: int, steps: int) -> float:
+    """It rises over 100 steps, stays until half of the training, and falls along a cosine."""
+    decay = 1.0 if step < steps / 2 else 0.02 + 0.49 * (1 + math.cos(math.pi * (2 * step / steps - 1)))
+    return LEARNING_RATE * min(1, (step + 1) / 100) * decay
+
+
+def _losses(
+    model: LlavaForConditionalGeneration, teacher: _Teacher, batch: Any, prefix: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses of the answers and of the panels' attributes. prefix: number of tokens before an answer."""
+    pixels, ids, labels, shown = batch
+    with autocast():
+        tower = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
+        patches = model.model.multi_modal_projector(tower)
+        taught = teacher.loss(patches, shown)
+        embedded = model.get_input_embeddings()(ids)
+        at_image = (ids == model.config.image_token_id)[..., None]
+        embedded = embedded.masked_scatter(at_image, patches.to(embedded.dtype))
+        states = model.model.language_model(inputs_embeds=embedded).last_hidden_state
+        logits = model.lm_head(states[:, prefix - 1 : -1])
+    told = F.cross_entropy(logits.float().flatten(0, 1), labels[:, prefix:].flatten())
+    return told, taught
+
+
+def _save(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    """Write `folder/captioner` in bfloat16, whole or not at all."""
     model.eval().to(torch.bfloat16)
     part = folder / "captioner.part"
     model.save_pretrained(part)
@@ -303,7 +322,6 @@ def train_captioner(folder: Path, steps: int = STEPS) -> None:
     for file in part.glob("*.safetensors"):
         file.chmod(0o644)
     part.rename(folder / "captioner")
-    log.write(**measure_captioner(folder / "captioner"))
 
 
 CARD = """---
