@@ -130,9 +130,8 @@ def test_every_producers_file_changes_each_layer_as_the_producer_means_it(
         else set(linears(base))
     ), "the test file covers the whole table"
     header = read_header(file)
-    assert (header.family, header.model.title, header.model.other) == ("flux2", "FLUX.2", False) or (
-        PRODUCERS[producer][0] is FUSED and not header.model.certain
-    )
+    told = ("flux", "FLUX.1 or FLUX.2") if PRODUCERS[producer][0] is FUSED else ("flux2", "FLUX.2")
+    assert (header.family, header.model.title, header.model.other) == (*told, False)
     load_lora(model, file)
     check_outputs(model, base, change)
     check_deltas(deltas(model), change)
@@ -185,6 +184,7 @@ DIFFUSERS_READS = {
     "OneTrainer for ComfyUI": "should be empty",
     "OneTrainer, native": "Invalid adapter",
     "OneTrainer, until August 2026": None,
+    "OneTrainer, native and split": None,
     "OneTrainer, legacy": None,
     "fal": "",
     "LyCORIS": None,
@@ -427,6 +427,23 @@ def test_inspect_says_what_is_in_a_file_of_flux_2(
     assert metadata["modelspec.architecture"] == "flux-2-klein-4b/lora"
     assert metadata["modelspec.usage_hint"].endswith("clean context, reference placement")
     assert "Apache-2.0" in metadata["modelspec.license"]
+
+
+def test_a_file_that_may_be_for_either_says_so(
+    tmp_path: Path, base: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = save(tmp_path, ATTENTION)
+    assert main(["lora", "inspect", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["architecture"] == "FLUX.1 or FLUX.2"
+    for target, said in (("comfyui", True), ("diffusers", False), ("kohya", False)):
+        out = tmp_path / target / FILE_NAME
+        assert main(["lora", "convert", str(file), str(out), "--to", target, "--json"]) == 0
+        assert bool(json.loads(capsys.readouterr().out)["warnings"]) == said
+        everywhere = as_diffusers_converts(comfyui_adds(load_file(out), base))
+        assert {name for name, delta in everywhere.items() if delta.any()} == {
+            "transformer_blocks.0.attn.to_q"
+        }
+        assert bool(diffusers_loads(base, out)) == (not said)
 
 
 def test_a_placement_that_is_not_known_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from triptych.cli import main
 from triptych.errors import ModelError
 from triptych.lora.match import check_lora_fits
+from triptych.lora.models import known_base, takes_loras_of
 from triptych.session import Session, load_models
 
 LAYOUT = {"width": 48, "height": 72, "roles": ["front", "back", "worn"], "columns": 3}
@@ -116,6 +117,16 @@ def test_a_sister_of_the_same_sizes_is_a_warning(
     with caplog.at_level(logging.WARNING):
         load_models(str(whole), [], file, device="cpu", dtype="fp32")
     assert "FLUX.1-schnell" in caplog.text
+
+
+def test_distilled_models_take_the_loras_of_their_base() -> None:
+    names = ("base-4B", "4B", "base-9B", "9B", "9b-kv")
+    klein = [known_base(f"black-forest-labs/FLUX.2-klein-{name}") for name in names]
+    assert klein == [f"FLUX.2-klein-{name}" for name in ("base-4B", "4B", "base-9B", "9B", "9B-KV")]
+    assert known_base("black-forest-labs/FLUX.2-dev") == "FLUX.2-dev"
+    taken = {(model, trained) for model in klein for trained in klein if takes_loras_of(model, trained)}
+    twins = {(klein[1], klein[0]), (klein[3], klein[2]), (klein[4], klein[2])}
+    assert taken == {(model, model) for model in klein} | twins
 
 
 def test_a_model_that_cannot_be_reached_is_left_to_whoever_loads_it(tmp_path: Path) -> None:

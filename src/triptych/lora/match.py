@@ -43,7 +43,7 @@ def check_lora_fits(model: str, lora: Path) -> str:
             header, trained or header.model.title, f"{ours}, a {TITLES.get(family, family)} model", said
         )
     shapes = _shapes(pipeline, resolve_model(model))
-    if not header.model.certain and family == "flux2" and shapes:
+    if header.model.either and family == "flux2" and shapes:
         try:
             refuse_undecided(header.diffusers_layers, shapes)
         except ModelError as error:

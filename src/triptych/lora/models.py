@@ -114,6 +114,8 @@ class Model:
     """Display name of the family or of another model."""
     other: bool
     """Whether it is an unsupported model whose layers are named like those of a supported one."""
+    either: bool = False
+    """Whether it may be FLUX.1 or FLUX.2: both have all its layers, and the metadata names neither."""
     warnings: tuple[str, ...] = ()
 
     def refuse_other(self) -> None:
@@ -135,7 +137,7 @@ class Model:
             ModelError: the LoRA is for FLUX.2 and the model is not, or the other way round; or it does not
                 say which, and its layers fit both. The message lacks the file's name.
         """
-        if is_flux2(model) and not self.certain:
+        if is_flux2(model) and self.either:
             refuse_undecided(adapted, model)
         elif self.certain and (self.family == "flux2") != is_flux2(model):
             raise ModelError(
@@ -211,9 +213,11 @@ def model_of(
     other = named[0] if named and named[0] not in TITLES else ""
     other = other or (_lookalike(layers, single) if family == "flux" else "")
     if other:
-        return Model(family, True, other, True, warnings)
+        return Model(family, True, other, True, warnings=warnings)
     certain = bool(shows or said in possible or tables[0] == "flux2")
-    return Model(family, certain, TITLES[family], False, warnings)
+    either = not certain and "flux2" in tables
+    title = f"{TITLES['flux']} or {TITLES['flux2']}" if either else TITLES[family]
+    return Model(family, certain, title, False, either, warnings)
 
 
 def _shown_family(layers: Sequence[Layer], tables: Sequence[str], single: bool, third: bool) -> str:

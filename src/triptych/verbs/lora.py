@@ -30,6 +30,10 @@ REFERENCES = (
     "It was trained with clean context and reference placement, which besides triptych diffusers' "
     "Flux2KleinKVPipeline samples; other programs come close to it at best."
 )
+EITHER = (
+    "It does not say whether it is for FLUX.1 or FLUX.2, and is written for FLUX.1. ComfyUI reads it for both; "
+    "for diffusers write --to diffusers."
+)
 
 
 def lora_convert(config: LoraConvertConfig) -> Run:
@@ -57,6 +61,7 @@ def lora_convert(config: LoraConvertConfig) -> Run:
     summary["warnings"] = [
         *file.warnings,
         *_of_context(file.about),
+        *([EITHER] if file.model.either and config.to == "comfyui" else []),
         *not_read(file.diffusers_layers, config.to, file.family),
     ]
 
