@@ -76,7 +76,7 @@ PRODUCERS: dict[str, tuple[Names, Key, float | None]] = {
     "DiffSynth": (DIFFUSERS, dotted("", "lora_A.default", "lora_B.default"), None),
     "OneTrainer for ComfyUI": (NATIVE, dotted("diffusion_model.", *PEFT), 1.0),
     "OneTrainer, native": (NATIVE, dotted("", *PEFT), 1.0),
-    "OneTrainer, until August 2026": (DIFFUSERS, dotted("transformer."), 1.0),
+    "OneTrainer, formerly": (DIFFUSERS, dotted("transformer."), 1.0),
     "OneTrainer, native and split": (SPLIT_NATIVE, dotted("transformer."), 1.0),
     "OneTrainer, legacy": (DIFFUSERS, underscored("lora_transformer_"), 1.0),
     "fal": (NATIVE, dotted("base_model.model.", *PEFT), None),
@@ -183,7 +183,7 @@ DIFFUSERS_READS = {
     "DiffSynth": None,
     "OneTrainer for ComfyUI": "should be empty",
     "OneTrainer, native": "Invalid adapter",
-    "OneTrainer, until August 2026": None,
+    "OneTrainer, formerly": None,
     "OneTrainer, native and split": None,
     "OneTrainer, legacy": None,
     "fal": "",
@@ -440,9 +440,8 @@ def test_a_file_that_may_be_for_either_says_so(
         assert main(["lora", "convert", str(file), str(out), "--to", target, "--json"]) == 0
         assert bool(json.loads(capsys.readouterr().out)["warnings"]) == said
         everywhere = as_diffusers_converts(comfyui_adds(load_file(out), base))
-        assert {name for name, delta in everywhere.items() if delta.any()} == {
-            "transformer_blocks.0.attn.to_q"
-        }
+        changed = {name for name, delta in everywhere.items() if delta.any()}
+        assert changed == {"transformer_blocks.0.attn.to_q"}
         assert bool(diffusers_loads(base, out)) == (not said)
 
 

@@ -31,8 +31,8 @@ REFERENCES = (
     "Flux2KleinKVPipeline samples; other programs come close to it at best."
 )
 EITHER = (
-    "It does not say whether it is for FLUX.1 or FLUX.2, and is written for FLUX.1. ComfyUI reads it for both; "
-    "for diffusers write --to diffusers."
+    "It does not say whether it is for FLUX.1 or FLUX.2, and is written for FLUX.1. ComfyUI reads it for "
+    "both; for diffusers write --to diffusers."
 )
 
 
