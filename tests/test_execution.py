@@ -25,6 +25,7 @@ from triptych.verbs.caption import caption
 from triptych.verbs.clean import CleanConfig, clean
 from triptych.verbs.concat import concat
 from triptych.verbs.embed import PictureTools, TextTools, embed
+from triptych.verbs.evaluate import EvaluateConfig, evaluate
 from triptych.vision import features
 
 
@@ -214,6 +215,22 @@ def test_embed_elsewhere_is_embed_here(tmp_path: Path, tiny_flux: Path) -> None:
     reasons = [files.pop("flux/embed.rejects.jsonl") for files in made]
     assert made[0] == made[1]
     assert reasons[0].replace(b"/here/", b"/there/") == reasons[1]
+
+
+def test_evaluate_elsewhere_is_evaluate_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triptych.evaluation.rendered.BATCH", 3)
+    configs = [
+        EvaluateConfig(pocket=True, items=4, mode="both", num_inference_steps=2, work=tmp_path / name)
+        for name in ("here", "there")
+    ]
+    here = evaluate(configs[0]).finish()
+    cluster = Cluster()
+    with using(cluster):
+        there = evaluate(configs[1]).finish()
+    assert cluster.made == 3 * 2 and cluster.largest < 10_000, "two modes and the ceiling"
+    assert files_of(tmp_path / "here") == files_of(tmp_path / "there")
+    del here["results"], there["results"]
+    assert here == there and here["ceiling"]["type"].startswith("1.00")
 
 
 def test_the_text_encoder_is_gone_before_the_autoencoder_comes(

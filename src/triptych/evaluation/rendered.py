@@ -129,9 +129,9 @@ def summary_of(hits: Mapping[str, list[bool]]) -> dict[str, Any]:
     return {name: share.as_json() for name, share in shares.items()}
 
 
-def colour_distance(panels: Sequence[Image.Image], items: Sequence[Item]) -> float:
-    """Mean distance (ΔE*ab, CIE 1976) between the generated and the true mean colour of the garment region,
-    over the items.
+def colour_distances(panels: Sequence[Image.Image], items: Sequence[Item]) -> list[float]:
+    """Distance (ΔE*ab, CIE 1976) between the generated and the true mean colour of the garment region, by
+    item.
 
     The region is the true garment's mask. It is exact in mode 2 (try-on), where the pose is given. In mode 1
     the model chooses the pose, and the mask is only near the garment.
@@ -140,8 +140,13 @@ def colour_distance(panels: Sequence[Image.Image], items: Sequence[Item]) -> flo
     for panel, item in zip(panels, items, strict=True):
         truth = item.view(2)
         inside = np.asarray(truth.mask.resize(panel.size, Image.Resampling.BOX)) > 127
-        made, true = (_lab(one.convert("RGB").resize(panel.size))[inside] for one in (panel, truth.image))
+        made, true = (_lab(image.convert("RGB").resize(panel.size))[inside] for image in (panel, truth.image))
         distances.append(float(np.linalg.norm(made.mean(0) - true.mean(0))))
+    return distances
+
+
+def mean_distance(distances: Sequence[float]) -> float:
+    """The mean of `colour_distances`, with two decimals."""
     return round(float(np.mean(distances)), 2)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from triptych import progress
 from triptych.config.marks import RESULT, marked
 from triptych.config.stage import seeds_from
 from triptych.errors import ConfigError
 from triptych.events import Event, Run
+from triptych.execution import PerWorker, execute
 from triptych.pictures.images import save_png
 from triptych.store.files import digest, read_json, sha256_file, write_json
 from triptych.verbs.evaluate_config import EvaluateConfig
@@ -18,7 +20,11 @@ if TYPE_CHECKING:  # they import torch, and `--help` must not
     from PIL import Image
 
     from triptych.evaluation.rendered import Item
-    from triptych.session import Session
+
+Mode = Literal["generate", "tryon"]
+
+ROWS = 12
+"""Items on a contact sheet."""
 
 
 def evaluate(config: EvaluateConfig) -> Run:
@@ -31,82 +37,100 @@ def evaluate(config: EvaluateConfig) -> Run:
     if not config.pocket:
         hint = "Give --pocket. For photos, look at the sheets of `triptych tryon --batch` instead."
         raise ConfigError("evaluate measures on the rendered world only.", hint)
-    # Not at the top: these modules import torch, and `--help` must not.
-    from triptych.evaluation.rendered import BATCH, held_out_items, round_trips, sheet, summary_of, verdicts
-    from triptych.session import load_models
-
-    out = config.out or config.work / "evaluation"
-    modes = ("generate", "tryon") if config.mode == "both" else (config.mode,)
-    subjects = [("base", config.without_lora())] if config.base or config.lora is None else []
-    if config.lora is not None:
-        subjects.append(("lora", config))
     seeds_from(config.seed, config.items)
-    progress.doing("drawing garments")
-    items = held_out_items(config.items, config.seed, back_prints=config.back_prints)
-    summary: dict[str, Any] = {"items": len(items), "results": str(out / "evaluation.json")}
-    batches = -(-len(items) // BATCH)
+    out = config.out or config.work / "evaluation"
+    summary: dict[str, Any] = {"items": config.items, "results": str(out / "evaluation.json")}
 
     def work() -> Iterator[Event]:
-        path = out / "evaluation.json"
-        results: dict[str, Any] = read_json(path) if path.exists() else {}
-        made: dict[str, dict[str, Any]] = {mode: {} for mode in modes}
-        measured = {"ceiling"}
-        for name, one in subjects:
-            models = None
-            for mode in modes:
-                measured.add(f"{mode}/{name}")
-                key = digest(_settings(one, mode))
-                if results.get(f"{mode}/{name}", {}).get("settings") == key:
-                    yield from (Event(name, "kept", mode) for _ in range(batches))
+        path, items = out / "evaluation.json", PerWorker(_items, config)
+        book = Book(config.items, read_json(path) if path.exists() else {})
+        for subject in _subjects(config):
+            tools = PerWorker(Tools, subject.config, items)
+            for measurement in todo(subject, book.results):
+                if measurement.kept:
+                    yield from (Event(subject.name, "kept", measurement.mode) for _ in measurement.batches)
                     continue
-                models = models or load_models(**one.model_source(), prompts=[item.prompt for item in items])
-                row, made[mode][name] = yield from _measured(models, one, mode, items, name)
-                results[f"{mode}/{name}"] = {"settings": key} | row
-                drawn = [config.items, config.seed, config.back_prints]
-                if results.get("ceiling", {}).get("items") != drawn:
-                    truth = summary_of(verdicts(round_trips(models, items), items))
-                    results["ceiling"] = {"items": drawn, **truth}
-                write_json(path, results)
-        for mode, columns in made.items():
-            if columns:
-                save_png(
-                    sheet(items, {**columns, "truth": [item.worn for item in items]}), out / f"{mode}.png"
-                )
-        summary.update(_readable({name: row for name, row in results.items() if name in measured}))
+                for judged in execute(make, measurement.batches, tools):
+                    yield record(book, measurement, judged)
+                for judged in execute(make_ceiling, todo_ceiling(config, book.results), tools):
+                    record_ceiling(book, config, judged)
+                write_json(path, book.results)
+        for mode, columns in book.shown.items():
+            save_png(_sheet(items()[:ROWS], columns), out / f"{mode}.png")
+        measured = {
+            "ceiling",
+            *(f"{mode}/{subject.name}" for subject in _subjects(config) for mode in _modes(config)),
+        }
+        summary.update(_readable({name: row for name, row in book.results.items() if name in measured}))
 
-    return Run("evaluate", batches * len(modes) * len(subjects), work(), summary)
+    total = len(_batches(config, "generate")) * len(_modes(config)) * len(_subjects(config))
+    return Run("evaluate", total, work(), summary)
 
 
-def _measured(
-    models: Session, config: EvaluateConfig, mode: str, items: list[Item], name: str
-) -> Generator[Event, None, tuple[dict[str, Any], list[Image.Image]]]:
-    """Sample and judge the worn panels of all items. Returns the measured values and the panels. name: the
-    subject in the events.
-    """
-    from triptych.evaluation.rendered import (
-        BATCH,
-        colour_distance,
-        dressed,
-        summary_of,
-        verdicts,
-        worn_panels,
-    )
+class Subject(NamedTuple):
+    """What is measured: the base model or the LoRA."""
 
-    sampling = models.resolved(config, config.strength if mode == "tryon" else 1.0)
-    panels: list[Image.Image] = []
-    extra: dict[str, Any] = {"outside": 0, "seam": 0.0}
-    for start in range(0, len(items), BATCH):
-        batch = items[start : start + BATCH]
-        if mode == "generate":
-            panels += worn_panels(models, sampling, batch, config.seed + start)
-        else:
-            result = dressed(models, sampling, batch, config.seed + start)
-            panels += result.panels
-            extra["outside"] = max(extra["outside"], result.outside)
-            extra["seam"] += result.seam * len(batch) / len(items)
-        yield Event(name, note=mode)
-    row = {**summary_of(verdicts(panels, items)), "colour_distance": colour_distance(panels, items)}
-    return row | (extra if mode == "tryon" else {}), panels
+    name: Literal["base", "lora"]
+    config: EvaluateConfig
+
+
+def _subjects(config: EvaluateConfig) -> list[Subject]:
+    base = [Subject("base", config.without_lora())] if config.base or config.lora is None else []
+    return base + ([Subject("lora", config)] if config.lora is not None else [])
+
+
+def _modes(config: EvaluateConfig) -> tuple[Mode, ...]:
+    return ("generate", "tryon") if config.mode == "both" else (config.mode,)
+
+
+# --- todo
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The items from `start` to `stop`, without the latter, in one mode."""
+
+    mode: Mode
+    start: int
+    stop: int
+
+
+class Measurement(NamedTuple):
+    """A row of evaluation.json to be. settings: digest of all that it depends on. kept: it is there."""
+
+    name: str
+    subject: str
+    mode: Mode
+    settings: str
+    batches: list[Batch]
+    kept: bool
+
+
+def todo(subject: Subject, results: dict[str, Any]) -> list[Measurement]:
+    """The measurements of a subject, compared with the `results` of evaluation.json."""
+    rows = []
+    for mode in _modes(subject.config):
+        name, settings = f"{mode}/{subject.name}", digest(_settings(subject.config, mode))
+        kept = results.get(name, {}).get("settings") == settings
+        batches = _batches(subject.config, mode)
+        rows.append(Measurement(name, subject.name, mode, settings, batches, kept))
+    return rows
+
+
+def todo_ceiling(config: EvaluateConfig, results: dict[str, Any]) -> list[Batch]:
+    """The batches of which the ceiling is unknown: all, or none if it was measured on the same items."""
+    known = results.get("ceiling", {}).get("items") == _drawn(config)
+    return [] if known else _batches(config, "generate")
+
+
+def _batches(config: EvaluateConfig, mode: Mode) -> list[Batch]:
+    from triptych.evaluation.rendered import BATCH
+
+    return [Batch(mode, start, min(start + BATCH, config.items)) for start in range(0, config.items, BATCH)]
+
+
+def _drawn(config: EvaluateConfig) -> list[Any]:
+    return [config.items, config.seed, config.back_prints]
 
 
 def _settings(config: EvaluateConfig, mode: str) -> dict[str, Any]:
@@ -118,6 +142,124 @@ def _settings(config: EvaluateConfig, mode: str) -> dict[str, Any]:
 
         settings["lora"] = sha256_file(lora_file(config.lora))
     return settings
+
+
+# --- make
+
+
+def _items(config: EvaluateConfig) -> list[Item]:
+    from triptych.evaluation.rendered import held_out_items
+
+    progress.doing("drawing garments")
+    return held_out_items(config.items, config.seed, back_prints=config.back_prints)
+
+
+class Tools:
+    """The tools of a worker: a subject's model, and the garments with their truth."""
+
+    def __init__(self, config: EvaluateConfig, items: PerWorker[list[Item]]) -> None:
+        from triptych.session import load_models
+
+        self.config, self.items = config, items()
+        self.models = load_models(**config.model_source(), prompts=[item.prompt for item in self.items])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The worn panels of a batch, judged.
+
+    hits: by attribute, whether each panel is right. distances: from the true colour, by panel (ΔE*ab).
+    outside, seam: see `Dressed`; 0 in mode `generate`. shown: the panels that stand on the contact sheet.
+    """
+
+    batch: Batch
+    hits: dict[str, list[bool]]
+    distances: list[float] = field(default_factory=list)
+    outside: int = 0
+    seam: float = 0.0
+    shown: list[Image.Image] = field(default_factory=list)
+
+
+def make(batch: Batch, tools: Tools) -> Judged:
+    """Sample the worn panels of a batch and judge them."""
+    from triptych.evaluation.rendered import colour_distances, dressed, verdicts, worn_panels
+
+    config, items = tools.config, tools.items[batch.start : batch.stop]
+    sampling = tools.models.resolved(config, config.strength if batch.mode == "tryon" else 1.0)
+    seed, outside, seam = config.seed + batch.start, 0, 0.0
+    if batch.mode == "generate":
+        panels = worn_panels(tools.models, sampling, items, seed)
+    else:
+        result = dressed(tools.models, sampling, items, seed)
+        panels, outside, seam = result.panels, result.outside, result.seam
+    shown = panels[: max(0, ROWS - batch.start)]
+    return Judged(batch, verdicts(panels, items), colour_distances(panels, items), outside, seam, shown)
+
+
+def make_ceiling(batch: Batch, tools: Tools) -> Judged:
+    """Judge the true panels after the autoencoder's round trip."""
+    from triptych.evaluation.rendered import round_trips, verdicts
+
+    items = tools.items[batch.start : batch.stop]
+    return Judged(batch, verdicts(round_trips(tools.models, items), items))
+
+
+# --- record
+
+
+@dataclass
+class Book:
+    """What the `record` functions fill. items: number of items. results: the rows of evaluation.json. shown:
+    the panels of the contact sheets, by mode and subject. judged: the batches of the row that is measured.
+    """
+
+    items: int
+    results: dict[str, Any]
+    shown: dict[str, dict[str, list[Image.Image]]] = field(default_factory=dict)
+    judged: list[Judged] = field(default_factory=list)
+
+    def is_complete(self, judged: Judged) -> bool:
+        """Note a batch; whether it was the row's last one."""
+        self.judged.append(judged)
+        return judged.batch.stop == self.items
+
+    def hits(self) -> dict[str, list[bool]]:
+        return {
+            name: [hit for judged in self.judged for hit in judged.hits[name]] for name in self.judged[0].hits
+        }
+
+
+def record(book: Book, measurement: Measurement, judged: Judged) -> Event:
+    """Note a batch; with the last one the measurement becomes a row of the results."""
+    from triptych.evaluation.rendered import mean_distance, summary_of
+
+    name, mode = measurement.subject, measurement.mode
+    book.shown.setdefault(mode, {}).setdefault(name, []).extend(judged.shown)
+    if book.is_complete(judged):
+        distances = [distance for part in book.judged for distance in part.distances]
+        row = {**summary_of(book.hits()), "colour_distance": mean_distance(distances)}
+        if mode == "tryon":
+            sizes = [part.batch.stop - part.batch.start for part in book.judged]
+            seams = [part.seam * size / book.items for part, size in zip(book.judged, sizes, strict=True)]
+            row |= {"outside": max(part.outside for part in book.judged), "seam": sum(seams)}
+        book.results[measurement.name] = {"settings": measurement.settings} | row
+        book.judged.clear()
+    return Event(name, note=mode)
+
+
+def record_ceiling(book: Book, config: EvaluateConfig, judged: Judged) -> None:
+    """Note a batch; with the last one the ceiling becomes a row of the results."""
+    from triptych.evaluation.rendered import summary_of
+
+    if book.is_complete(judged):
+        book.results["ceiling"] = {"items": _drawn(config), **summary_of(book.hits())}
+        book.judged.clear()
+
+
+def _sheet(items: Sequence[Item], columns: dict[str, list[Image.Image]]) -> Image.Image:
+    from triptych.evaluation.rendered import sheet
+
+    return sheet(items, {**columns, "truth": [item.worn for item in items]})
 
 
 def _readable(results: dict[str, Any]) -> dict[str, Any]:
