@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 
 if TYPE_CHECKING:
     from tests.caption_server import Desk, Server
+    from triptych.backbones.contract import Backbone
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -78,7 +80,8 @@ def desk(tmp_path: Path, server: Server, model_folder: Path) -> Desk:
     return Desk(tmp_path, server, model_folder)
 
 
-WIDTH = 32
+WIDTH, JOINT = 32, 48
+"""Width of CLIP and of the pooled vector; width of the text states that reach the transformer."""
 SETTINGS = '{"panel_width": 32, "panel_height": 48, "max_sequence_length": 24, "num_inference_steps": 4}'
 
 
@@ -105,7 +108,7 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_single_layers=2,
         attention_head_dim=16,
         num_attention_heads=2,
-        joint_attention_dim=WIDTH,
+        joint_attention_dim=JOINT,
         pooled_projection_dim=WIDTH,
         guidance_embeds=True,
         axes_dims_rope=(4, 6, 6),
@@ -121,7 +124,7 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_image_seq_len=4096,
     )
     pipeline = FluxPipeline(
-        scheduler, vae, clip, clip_tokenizer, t5_encoder(t5_tokenizer, WIDTH), t5_tokenizer, transformer
+        scheduler, vae, clip, clip_tokenizer, t5_encoder(t5_tokenizer, JOINT), t5_tokenizer, transformer
     )
     return save(pipeline, tmp_path_factory.mktemp("tiny-flux"))
 
@@ -144,7 +147,7 @@ def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_layers=3,
         attention_head_dim=16,
         num_attention_heads=2,
-        joint_attention_dim=WIDTH,
+        joint_attention_dim=JOINT,
         caption_projection_dim=32,
         pooled_projection_dim=12 + 20,
         pos_embed_max_size=16,
@@ -165,10 +168,107 @@ def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
         clip_tokenizer,
         clips[1],
         clip_tokenizer,
-        t5_encoder(t5_tokenizer, WIDTH),
+        t5_encoder(t5_tokenizer, JOINT),
         t5_tokenizer,
     )
     return save(pipeline, tmp_path_factory.mktemp("tiny-sd3"))
+
+
+@pytest.fixture(scope="session")
+def tiny_flux2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Flux2KleinPipeline in small, as a base model: 16 channels at twice the stride of the others, and an
+    autoencoder whose batch norm does something.
+    """
+    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+    from diffusers import Flux2Transformer2DModel as Transformer
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(2)
+    transformer = Transformer(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=JOINT,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+        mid_block_add_attention=False,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    tokenizer = qwen_tokenizer()
+    text = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=JOINT // 3,
+            intermediate_size=16,
+            num_hidden_layers=29,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=3.0,
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+    )
+    pipeline = Flux2KleinPipeline(
+        scheduler, vae.eval(), text.eval(), tokenizer, transformer.eval(), is_distilled=False
+    )
+    return save(pipeline, tmp_path_factory.mktemp("tiny-flux2"))
+
+
+def qwen_tokenizer():
+    """A byte-level tokenizer that knows a few words, with Qwen's special tokens and the form of its chat."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2TokenizerFast
+
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    known = "three pictures of one <Brand> item <IMAGE 1> the front of a red dress"
+    trained.train_from_iterator(
+        [f"{known} <IMAGE 2> the back of the dress <IMAGE 3> a person wearing it\n"] * 3, trainer
+    )
+    vocabulary = json.loads(trained.to_str())["model"]
+    tokenizer = Qwen2TokenizerFast(
+        vocab=vocabulary["vocab"],
+        merges=[tuple(pair) for pair in vocabulary["merges"]],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=1024,
+    )
+    special = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    )
+    return tokenizer
+
+
+def latent_shape(backbone: Backbone) -> tuple[int, int, int]:
+    """(C, H, W) of three panels of 32 × 48 px in a tiny checkpoint; each has 2 × 3 tokens."""
+    return 16, 3 * backbone.family.latents_per_token, 6 * backbone.family.latents_per_token
 
 
 def tokenizers():

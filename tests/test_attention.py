@@ -11,9 +11,9 @@ from diffusers.models.embeddings import apply_rotary_emb, get_1d_rotary_pos_embe
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from triptych.backbones.flux.attention import table_of, turned
 from triptych.compute import attention as module
 from triptych.compute.attention import attention
+from triptych.compute.rotary import table_of, turned
 
 
 def inputs(batch: int, queries: int, keys: int) -> list[Tensor]:

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import triptych.backbones.flux2.model as flux2
 from triptych import flow
-from triptych.backbones.context import Window
+from triptych.backbones.context import Reference, Window
 from triptych.backbones.contract import Backbone
 from triptych.backbones.flux.model import pack, position_ids
 from triptych.backbones.registry import load_backbone
@@ -23,7 +24,7 @@ from triptych.backbones.settings import ModelSettings
 from triptych.lora.adapter import FILE_NAME, add_lora
 from triptych.lora.file import read_about
 from triptych.sampling import token_sets
-from triptych.sampling.clean_context import kept_window, product_tokens, read_window
+from triptych.sampling.clean_context import groups_of_canvas, kept_window, product_tokens, read_window
 from triptych.sampling.sampler import Canvases, Known, active_tokens, sample_latents
 from triptych.session import load_models
 from triptych.tasks.tryon import TRY_ON
@@ -32,6 +33,7 @@ from triptych.training.loss import losses_of
 from triptych.verbs.generate import GenerateConfig
 from triptych.verbs.train import train
 
+from .conftest import JOINT, WIDTH, latent_shape
 from .test_train import config, training_set, write_records
 
 Parts = tuple[Backbone, nn.Module]
@@ -46,8 +48,8 @@ def parts(tiny: Path) -> Parts:
 def text(batch: int, seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
-        "prompt_embeds": torch.randn(batch, 24, 32, generator=generator),
-        "pooled_prompt_embeds": torch.randn(batch, 32, generator=generator),
+        "prompt_embeds": torch.randn(batch, 24, JOINT, generator=generator),
+        "pooled_prompt_embeds": torch.randn(batch, WIDTH, generator=generator),
     }
 
 
@@ -167,7 +169,43 @@ def tokens_of_sd3(latents):
     return pack(latents).unflatten(2, (-1, 2, 2)).permute(0, 1, 3, 4, 2).flatten(2)
 
 
-REFERENCES = {"flux": (one_pass_flux, pack), "sd3": (one_pass_sd3, tokens_of_sd3)}
+def one_pass_flux2(transformer, latents, known, t, words, empty, guidance, first=None):
+    """The same for FLUX.2, whose blocks take a modulation per token."""
+    length, batch, count = words["prompt_embeds"].shape[1], len(latents), len(known)
+    ids = torch.zeros(length, 4)
+    ids[:, 3] = torch.arange(length)
+    places = flux2.position_ids(*latents.shape[2:], 0, latents.device)
+    rotary = transformer.pos_embed(torch.cat([ids, places]))
+    allowed = torch.ones(length + count, length + count, dtype=torch.bool)
+    blind = torch.zeros(length, dtype=torch.bool)
+    allowed[length:][known] = torch.cat([blind, known])
+    if first is not None:
+        allowed[length:][known & first] = torch.cat([blind, known & first])
+    hidden = transformer.x_embedder(flux2.pack(latents))
+    states = transformer.context_embedder(words["prompt_embeds"])
+    clean, noisy = (transformer.time_guidance_embed(torch.full((batch,), at * 1000), None) for at in (0.0, t))
+
+    def modulation(of):
+        return torch.where(known[:, None], of(clean)[:, None], of(noisy)[:, None])
+
+    mask = {"attention_mask": allowed}
+    of_image = modulation(transformer.double_stream_modulation_img)
+    of_text = transformer.double_stream_modulation_txt(noisy)
+    for block in transformer.transformer_blocks:
+        states, hidden = block(hidden, states, of_image, of_text, rotary, mask)
+    of_both = transformer.single_stream_modulation
+    both = torch.cat([of_both(noisy)[:, None].expand(-1, length, -1), modulation(of_both)], dim=1)
+    joint = torch.cat([states, hidden], dim=1)
+    for block in transformer.single_transformer_blocks:
+        joint = block(joint, None, both, rotary, mask)
+    return transformer.proj_out(transformer.norm_out(joint[:, length:][:, ~known], noisy))
+
+
+REFERENCES = {
+    "flux": (one_pass_flux, pack),
+    "sd3": (one_pass_sd3, tokens_of_sd3),
+    "flux2": (one_pass_flux2, flux2.pack),
+}
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.67, 0.9])
@@ -175,12 +213,12 @@ def test_two_passes_equal_one_asymmetric_pass(parts: Parts, share: float) -> Non
     backbone, transformer = parts
     one_pass, tokens_of = REFERENCES[backbone.name]
     generator = torch.Generator().manual_seed(4)
-    latents = torch.randn(2, 16, 6, 12, generator=generator)
+    latents = torch.randn(2, *latent_shape(backbone), generator=generator)
     known = torch.rand(3, 6, generator=generator) < share
     known[0, 0], known[2, 5] = True, False
     words, empty = text(2, 1), text(1, 2)
     with torch.no_grad():
-        context = backbone.read(transformer, latents, known, empty)
+        context = backbone.read(transformer, [Reference(latents, known)], empty)
         ours = backbone.velocity(
             transformer, latents, torch.full((2,), 0.7), words, 3.5, Window(~known, context)
         )
@@ -199,21 +237,21 @@ def test_products_that_read_only_products_equal_one_pass(parts: Parts, share: fl
     backbone, transformer = parts
     one_pass, tokens_of = REFERENCES[backbone.name]
     generator = torch.Generator().manual_seed(5)
-    latents = torch.randn(2, 16, 6, 12, generator=generator)
+    latents = torch.randn(2, *latent_shape(backbone), generator=generator)
     first = product_tokens(TRY_ON.layout(32, 48), 16)
     active = (torch.rand(3, 6, generator=generator) > share) & ~first
     active[2, 5], active[0, 4] = True, False
     words, empty, t = text(2, 1), text(1, 2), torch.full((2,), 0.7)
-    about = (backbone, transformer, latents, active, empty, True)
+    about = (backbone, transformer, active, groups_of_canvas(latents, active, None, first), empty, True)
     with torch.no_grad():
         window = (
-            kept_window(*about, first=first, room=int(active.sum()) + 24)
-            if with_room
-            else read_window(*about, first=first)
+            kept_window(*about, batch=2, room=int(active.sum()) + 24) if with_room else read_window(*about)
         )
         made = [backbone.velocity(transformer, latents, t, words, 3.5, window) for _ in range(2)]
         reference = one_pass(transformer, latents, ~active.flatten(), 0.7, words, empty, 3.5, first.flatten())
-        joint = backbone.velocity(transformer, latents, t, words, 3.5, read_window(*about))
+        groups = groups_of_canvas(latents, active)
+        window = read_window(backbone, transformer, active, groups, empty, True)
+        joint = backbone.velocity(transformer, latents, t, words, 3.5, window)
     assert torch.equal(made[0], made[1]), "a step leaves nothing behind in the room"
     assert (tokens_of(made[0])[:, active.flatten()] - reference).abs().max() < 1e-5
     assert (made[0] - joint).abs().max() > 1e-5, "joint reading is something else"
@@ -222,10 +260,12 @@ def test_products_that_read_only_products_equal_one_pass(parts: Parts, share: fl
 def test_known_tokens_are_read_with_the_lora_or_without_and_only_where_told(tiny: Path) -> None:
     backbone = load_backbone(str(tiny), "cpu", "fp32")
     transformer = backbone.load_transformer()
-    latents = torch.randn(1, 16, 6, 12, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(1, *latent_shape(backbone), generator=torch.Generator().manual_seed(1))
     products = product_tokens(TRY_ON.layout(32, 48), 16)
     assert products.tolist() == [[True] * 4 + [False] * 2] * 3
-    words, t, about = text(1, 1), torch.tensor([0.7]), (backbone, transformer, latents, ~products, text(1, 2))
+    words, t, empty, active = text(1, 1), torch.tensor([0.7]), text(1, 2), ~products
+    groups = groups_of_canvas(latents, active)
+    about = (backbone, transformer, active, groups, empty)
     kept = functools.partial(kept_window, room=6 + 24)
 
     def velocity(window: Window) -> torch.Tensor:
@@ -233,21 +273,22 @@ def test_known_tokens_are_read_with_the_lora_or_without_and_only_where_told(tiny
 
     with torch.no_grad():
         bare = read_window(*about, True)
-        for parameter in add_lora(transformer, backbone.lora_targets, 4, 4, 0.0, 0):
+        for parameter in add_lora(transformer, backbone.lora_layers(transformer), 4, 4, 0.0, 0):
             nn.init.normal_(parameter, std=0.2)
         for read in (read_window, kept):
             without, with_lora = (velocity(read(*about, lora)) - velocity(bare) for lora in (False, True))
             assert without.abs().max() < 1e-6 and with_lora.abs().max() > 1e-4
-            window = read(*about, True, ~products)
-            assert window.context is None and window.active is about[3], "of the worn panel nothing is known"
+            none = groups_of_canvas(latents, active, within=~products)
+            window = read(backbone, transformer, active, none, empty, True)
+            assert window.context is None and window.active is active, "of the worn panel nothing is known"
 
 
 def test_installed_processors_change_nothing_without_a_context(parts: Parts) -> None:
     backbone, transformer = parts
     stock = backbone.load_transformer()
-    latents, words, t = torch.randn(1, 16, 6, 12), text(1, 3), torch.tensor([0.4])
+    latents, words, t = torch.randn(1, *latent_shape(backbone)), text(1, 3), torch.tensor([0.4])
     with torch.no_grad():
-        backbone.read(transformer, latents, torch.ones(3, 6, dtype=torch.bool), text(1, 2))
+        backbone.read(transformer, [Reference(latents, torch.ones(3, 6, dtype=torch.bool))], text(1, 2))
         assert torch.equal(
             backbone.velocity(transformer, latents, t, words, 1.0),
             backbone.velocity(stock, latents, t, words, 1.0),
@@ -260,16 +301,18 @@ def test_installed_processors_change_nothing_without_a_context(parts: Parts) -> 
 def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny: Path, tmp_path: Path) -> None:
     layout = TRY_ON.layout(32, 48)
     write_records(tmp_path, ["id-1", "id-2", "id-3"], tiny)
-    options = {"context": "clean", "context_dropout": 0.5, "max_train_steps": 8}
+    options = {"context": "clean", "context_placement": "canvas", "context_dropout": 0.5}
+    options["max_train_steps"] = 8
     train(config(tmp_path, tiny, **options)).finish()
     lora = tmp_path / "lora"
     options = GenerateConfig(model=str(tiny), lora=lora, prompt="p")
     sampling, _ = options.resolve(ModelSettings(num_inference_steps=3), 1.0, read_about(lora))
     assert sampling.context == "clean"
     models = load_models(str(tiny), ["a dress"], lora, device="cpu", dtype="fp32")
-    known = torch.randn(1, 16, 6, 12)
-    mask = torch.zeros(6, 12)
-    mask[1:4, 9:11] = 1
+    known = torch.randn(1, *latent_shape(models.backbone))
+    mask = torch.zeros(known.shape[2:])
+    worn = 2 * mask.shape[1] // 3
+    mask[1:2, worn + 1 :] = 1
     words, empty = models.text(["a dress"]), models.text([""])
     for guidance in (1.0, 3.0):
         sampling = dataclasses.replace(sampling, context_guidance_scale=guidance)
@@ -278,8 +321,8 @@ def test_a_lora_trained_clean_is_sampled_clean_and_keeps_what_is_known(tiny: Pat
         outside = (mask == 0).expand_as(made)
         assert torch.equal(made[outside], known[outside])
         assert (made - known)[~outside].abs().min() > 0
-    other = torch.randn(1, 16, 6, 12)
-    other[..., 8:] = known[..., 8:]
+    other = torch.randn_like(known)
+    other[..., worn:] = known[..., worn:]
     canvas = Canvases(layout, known.shape[1:], words, [1], empty, Known(other, mask))
     moved = sample_latents(models.backbone, models.transformer, canvas, sampling)
     inside = (mask == 1).expand_as(made)
@@ -330,14 +373,19 @@ def test_training_reads_as_sampling_does(
         backbone, "velocity", lambda *about: predicted.append(velocity(*about)) or predicted[-1]
     )
     for reading in ("joint", "products"):
-        options = config(tmp_path, tiny, context="clean", context_reading=reading)
+        on_canvas = {"context": "clean", "context_placement": "canvas"}
+        options = config(tmp_path, tiny, **on_canvas, context_reading=reading)
         batch = training_set(tmp_path, options).fixed(backbone, "id-1", 0.6)
+        generator = torch.Generator().manual_seed(3)  # tokens that differ more than those of the records
+        batch = dataclasses.replace(
+            batch, clean_BCHW=torch.randn(batch.clean_BCHW.shape, generator=generator) * 3
+        )
         active = torch.zeros(3, 6, dtype=torch.bool)
         active[:2, 4:] = True
         first = product_tokens(batch.layout, 16) if reading == "products" else None
-        about = (backbone, transformer, batch.clean_BCHW, active, batch.empty, False)
+        groups = groups_of_canvas(batch.clean_BCHW, active, None, first)
         with torch.no_grad():
-            window = kept_window(*about, first=first, room=200)
+            window = kept_window(backbone, transformer, active, groups, batch.empty, False, room=200)
             x = flow.interpolate(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
             error = backbone.velocity(transformer, x, batch.t_B, batch.text, 1.0, window) - (
                 batch.noise_BCHW - batch.clean_BCHW
@@ -345,7 +393,10 @@ def test_training_reads_as_sampling_does(
             loss = losses_of(
                 options, backbone, transformer, dataclasses.replace(batch, active=active)
             ).sample_B
-        assert loss.item() == pytest.approx(error[:, :, :4, 8:].square().mean().item(), rel=1e-5)
+        cells = backbone.family.latents_per_token
+        assert loss.item() == pytest.approx(
+            error[:, :, : 2 * cells, 4 * cells :].square().mean().item(), rel=1e-5
+        )
         sampled, trained = predicted[-2:]
         assert (sampled - trained).abs().max() < 1e-6
         errors.append(error)
@@ -376,17 +427,24 @@ def test_compiled_models_meet_few_sizes(tiny: Path) -> None:
     transformer = backbone.load_transformer()
     layout, generator = TRY_ON.layout(64, 96), torch.Generator().manual_seed(7)
     words, empty, t = text(1, 1), text(1, 2), torch.tensor([0.6])
+    _, *size = latent_shape(backbone)
     allowed = layout.mask(layout.roles[-1:], 16)
     windows, expected, shown = [], [], []
     for rows in (2, 3, 5):
         active = np.zeros_like(allowed)
         active[:rows, 8:10] = True
         active = torch.from_numpy(token_sets.rounded_up(active[None], allowed, 8)[0])
-        shown.append(torch.randn(1, 16, 12, 24, generator=generator))
+        shown.append(torch.randn(1, 16, *(2 * side for side in size), generator=generator))
         with torch.no_grad():
             windows.append(
                 kept_window(
-                    backbone, transformer, shown[-1], active, empty, True, room=int(active.sum()) + 24
+                    backbone,
+                    transformer,
+                    active,
+                    groups_of_canvas(shown[-1], active),
+                    empty,
+                    True,
+                    room=int(active.sum()) + 24,
                 )
             )
             expected.append(backbone.velocity(transformer, shown[-1], t, words, 3.5, windows[-1]))

@@ -116,7 +116,7 @@ def test_settings_follow_the_family(tiny_sd3: Path, monkeypatch: pytest.MonkeyPa
     own = model_settings(str(tiny_sd3))
     assert (own.guidance_scale, own.true_cfg_scale) == (None, 3.5)
     assert (own.panel_width, own.max_sequence_length) == (32, 24), "the folder's own triptych.json wins"
-    monkeypatch.setattr(settings, "model_class", lambda model: "StableDiffusion3Pipeline")
+    monkeypatch.setattr(settings, "model_index", lambda model: {"_class_name": "StableDiffusion3Pipeline"})
     of_hub = model_settings("stabilityai/stable-diffusion-3.5-large")
     assert (of_hub.panel_width, of_hub.panel_height, of_hub.max_sequence_length, of_hub.stride) == (
         480,

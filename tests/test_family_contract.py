@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from triptych.backbones.context import Window
+from triptych.backbones.context import Reference, Window
 from triptych.backbones.contract import Backbone
 from triptych.backbones.families import FAMILIES
 from triptych.backbones.flux.model import Flux
@@ -29,12 +29,13 @@ from triptych.lora.models import TITLES
 from triptych.planning.shapes import known_models, model_shapes
 from triptych.tasks.tryon import TRY_ON
 
+from .conftest import latent_shape
 from .test_clean_context import text
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=[family.name for family in BACKBONES.values()])
+@pytest.fixture(params=[*dict.fromkeys(family.name for family in BACKBONES.values())])
 def checkpoint(request: pytest.FixtureRequest) -> Path:
     """The tiny checkpoint of each registered family: `tiny_<family>` in conftest.py."""
     return request.getfixturevalue(f"tiny_{request.param}")
@@ -46,9 +47,7 @@ def opened(checkpoint: Path, **changes: object) -> tuple[Backbone, nn.Module]:
 
 
 def velocity(backbone: Backbone, transformer: nn.Module, t: float = 0.7) -> Tensor:
-    latents = torch.randn(
-        1, backbone.latent_channels(transformer), 6, 12, generator=torch.Generator().manual_seed(0)
-    )
+    latents = torch.randn(1, *latent_shape(backbone), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return backbone.velocity(transformer, latents, torch.tensor([t]), text(1, 0), 3.5)
 
@@ -128,8 +127,9 @@ def test_modulation_of_every_block_is_computed_beforehand(checkpoint: Path) -> N
     embedding = transformer.get_submodule(backbone.time_embedding)
     embedding.register_forward_hook(lambda *_: calls.append(1))
     shown = run.at(0.7)
+    shared = [shown.get_submodule(name) for name in backbone.shared_modulation]
     for path, block in backbone.blocks(shown).items():
-        assert any(isinstance(module, _Made) for module in block.modules()), path
+        assert any(isinstance(module, _Made) for module in (*block.modules(), *shared)), path
     torch.testing.assert_close(velocity(backbone, shown), expected, rtol=1e-5, atol=1e-5)
     assert not calls, "the time is not embedded at every step"
     assert not any(isinstance(module, _Made) for module in transformer.modules())
@@ -159,7 +159,8 @@ def test_text_tokens_are_those_that_attention_is_given(checkpoint: Path) -> None
     backbone, transformer = opened(checkpoint)
     words, active = text(1, 0), torch.zeros(3, 6, dtype=torch.bool)
     active[0, :4] = True
-    context = backbone.read(transformer, torch.zeros(1, 16, 6, 12), ~active, text(1, 1))
+    latents = torch.zeros(1, *latent_shape(backbone))
+    context = backbone.read(transformer, [Reference(latents, ~active)], text(1, 1))
     key, _ = next(iter(context.kept.values()))
     assert key.shape[context.sequence_dim] == 3 * 6 - 4, "known tokens are read without words"
     given = []
@@ -171,7 +172,7 @@ def test_text_tokens_are_those_that_attention_is_given(checkpoint: Path) -> None
 
     window = Window(active, Spy(context.sequence_dim, context.kept))
     with torch.no_grad():
-        backbone.velocity(transformer, torch.zeros(1, 16, 6, 12), torch.tensor([0.5]), words, 3.5, window)
+        backbone.velocity(transformer, latents, torch.tensor([0.5]), words, 3.5, window)
     assert max(given) == 4 + backbone.text_tokens(words)
 
 
@@ -187,15 +188,16 @@ def test_a_token_is_as_large_as_the_family_says(checkpoint: Path) -> None:
     autoencoder, family = backbone.load_autoencoder(), backbone.family
     assert backbone.settings.stride == autoencoder.stride * family.latents_per_token
     assert model_shapes(str(checkpoint)).latent_stride == autoencoder.stride
-    assert FAMILIES[family.pipeline] is family and TITLES[backbone.name] == family.title
+    assert all(FAMILIES[pipeline] is family for pipeline in family.pipelines)
+    assert TITLES[backbone.name] == family.title
 
 
 def test_plan_knows_every_part_that_has_weights(checkpoint: Path) -> None:
-    shapes = model_shapes(str(checkpoint))
+    shapes, backbone = model_shapes(str(checkpoint)), load_backbone(str(checkpoint), "cpu", "fp32")
     parts = {path.parent.name for path in checkpoint.rglob("*.safetensors")}
     assert shapes.configs.keys() == shapes.parameters.keys() == parts
     assert {*shapes.text_encoders} == parts - {"transformer", "vae"}
-    assert shapes.latents(TRY_ON.layout(32, 48), 1).shape == (1, 16, 6, 12)
+    assert shapes.latents(TRY_ON.layout(32, 48), 1).shape == (1, *latent_shape(backbone))
 
 
 # --- the tests bite

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from triptych.backbones.contract import Backbone
 from triptych.backbones.registry import load_backbone
 from triptych.compute.modulation import MODULATED, PremodulatedTransformer
-from triptych.sampling.clean_context import read_window
+from triptych.sampling.clean_context import groups_of_canvas, read_window
 from triptych.sampling.options import Sampling
 from triptych.sampling.sampler import Canvases, sample_latents
 from triptych.tasks.tryon import TRY_ON
 
+from .conftest import latent_shape
 from .test_clean_context import text
 
 TIMES = [1.0, 0.7, 0.31, 0.05]
@@ -39,7 +40,7 @@ def compare(
     backbone: Backbone, transformer: nn.Module, words: dict[str, Tensor], windowed: bool = False
 ) -> None:
     """Velocities of a few steps, in another order than they were made in."""
-    latents = torch.randn(len(words["prompt_embeds"]), backbone.latent_channels(transformer), 6, 12)
+    latents = torch.randn(len(words["prompt_embeds"]), *latent_shape(backbone))
     run = run_of(backbone, transformer, words)
     window = None
     if windowed:
@@ -49,8 +50,8 @@ def compare(
         window = read_window(
             backbone,
             transformer,
-            latents,
             active,
+            groups_of_canvas(latents, active),
             {name: value[:, :0] if value.ndim == 3 else value for name, value in empty.items()},
             True,
         )
@@ -71,21 +72,18 @@ def test_equal_prompts_share_their_rows(parts: tuple[Backbone, nn.Module]) -> No
     words = {name: value.expand(3, *value.shape[1:]) for name, value in text(1, 0).items()}
     compare(*parts, words)
     run = run_of(*parts, words)
-    assert run.at(0.7).time_text_embed.made.shape[:2] == (len(TIMES), 1)
+    embedding = run.at(0.7).get_submodule(parts[0].time_embedding)
+    assert embedding.made.shape[:2] == (len(TIMES), 1)
 
 
 def test_a_run_reads_each_layer_once_and_leaves_the_model_as_it_is(parts: tuple[Backbone, nn.Module]) -> None:
     backbone, transformer = parts
-    latents, words, t = (
-        torch.randn(1, backbone.latent_channels(transformer), 6, 12),
-        text(1, 0),
-        torch.tensor([0.5]),
-    )
+    latents, words, t = torch.randn(1, *latent_shape(backbone)), text(1, 0), torch.tensor([0.5])
     with torch.no_grad():
         before = backbone.velocity(transformer, latents, t, words, 3.5)
     calls: dict[str, int] = {}
     for name, module in transformer.named_modules():
-        if isinstance(module, MODULATED):
+        if isinstance(module, MODULATED) or name in backbone.shared_modulation:
             module.linear.register_forward_hook(
                 lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1})
             )
@@ -111,15 +109,10 @@ def test_a_block_whose_weights_come_when_it_is_called_runs_as_it_is(tiny: Path) 
 
 def test_a_lora_of_the_modulation_is_in_it(parts: tuple[Backbone, nn.Module]) -> None:
     backbone, transformer = parts
-    latents, words, t = (
-        torch.randn(1, backbone.latent_channels(transformer), 6, 12),
-        text(1, 0),
-        torch.tensor([0.7]),
-    )
+    latents, words, t = torch.randn(1, *latent_shape(backbone)), text(1, 0), torch.tensor([0.7])
     with torch.no_grad():
         before = backbone.velocity(transformer, latents, t, words, 3.5)
-        inject_adapter_in_model(
-            LoraConfig(target_modules=["norm1.linear"], r=2, init_lora_weights=False), transformer
-        )
+        name = "double_stream_modulation_img.linear" if backbone.shared_modulation else "norm1.linear"
+        inject_adapter_in_model(LoraConfig(target_modules=[name], r=2, init_lora_weights=False), transformer)
         assert (backbone.velocity(transformer, latents, t, words, 3.5) - before).abs().max() > 1e-4
     compare(backbone, transformer, words)

@@ -132,7 +132,7 @@ def test_noise_levels_share_one_reading_and_learn_the_same(work: Path, tiny: Pat
     monkey = type(backbone).read
 
     def counted(self: Any, *arguments: Any) -> Any:
-        reads.append(len(arguments[1]))
+        reads.append(len(arguments[1][0].latents_BCHW))
         return monkey(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:

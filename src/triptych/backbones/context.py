@@ -1,7 +1,8 @@
 """Clean context: the kept keys and values of known tokens, and the choice of tokens that are run.
 
-`Backbone.read` returns a `Context`: keys and values of the known tokens. `Backbone.velocity` takes a
-`Window`: the active tokens, and the context that they attend to in addition to each other and the text.
+`Backbone.read` takes `Reference`s, clean latents with their positions, and returns a `Context`: the keys and
+values of their tokens. `Backbone.velocity` takes a `Window`: the active tokens, and the context that they
+attend to in addition to each other and the text.
 
 Legend: B batch, N tokens of a canvas, K active tokens, D width.
 """
@@ -9,7 +10,7 @@ Legend: B batch, N tokens of a canvas, K active tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -68,22 +69,59 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Clean latents that the model sees, and where their tokens stand.
+
+    latents_BCHW: for a batch, or one for all samples. known: (rows, columns) bool on their token grid, the
+    tokens that are seen; or (B, rows, columns) with a set per sample, all of equal size; None: all tokens.
+    frame: 0 for tokens of the canvas itself; n ≥ 1 for a picture of its own, the n-th, which only families
+    with `Family.references` know.
+    """
+
+    latents_BCHW: Tensor
+    known: Tensor | None = None
+    frame: int = 0
+
+    def row(self, number: int) -> Reference:
+        """The reference of one sample of a batch."""
+        latents, known = self.latents_BCHW, self.known
+        if known is not None and known.ndim == 3:
+            known = known[number % len(known)]
+        return replace(self, latents_BCHW=latents[number % len(latents)][None], known=known)
+
+    def repeated(self, times: int) -> Reference:
+        """The reference for a batch with each sample repeated `times` in a row."""
+        known = self.known
+        if known is not None and known.ndim == 3:
+            known = known.repeat_interleave(times, 0)
+        return replace(self, latents_BCHW=self.latents_BCHW.repeat_interleave(times, 0), known=known)
+
+
+def of_canvas(references: Sequence[Reference]) -> tuple[Tensor, Tensor]:
+    """The latents and known tokens of the canvas, for families that know nothing else."""
+    (canvas,) = references
+    assert canvas.frame == 0 and canvas.known is not None
+    return canvas.latents_BCHW, canvas.known
+
+
+@dataclass(frozen=True)
 class Window:
     """The tokens that are run, and the context that they attend to besides each other and the text.
 
     active: (rows, columns) bool on the token grid of the canvas; or (B, rows, columns) with a set per sample,
     all of equal size. context: the result of `Backbone.read`, or several results `joined`; None: the active
-    tokens attend to each other and the text alone.
+    tokens attend to each other and the text alone. beside: references that run along with the active tokens,
+    at the noise level of the step, as FLUX.2's own pipelines run them.
     """
 
     active: Tensor
     context: Context | None = None
+    beside: tuple[Reference, ...] = ()
 
     @cached_property
     def places(self) -> Tensor:
         """Indices of the active tokens, (1, K) or (B, K)."""
-        rows = self.active.reshape(-1, self.active.shape[-2] * self.active.shape[-1])
-        return rows.nonzero()[:, 1].view(len(rows), int(rows[0].sum()))
+        return places_of(self.active)
 
     def take(self, tokens_BND: Tensor) -> Tensor:
         """Select the active tokens of a canvas: (B, K, D)."""
@@ -95,6 +133,14 @@ class Window:
         places = self.places.to(made_BKD.device)[..., None].expand_as(made_BKD)
         count = self.active.shape[-2] * self.active.shape[-1]
         return made_BKD.new_zeros(len(made_BKD), count, made_BKD.shape[2]).scatter(1, places, made_BKD)
+
+
+def places_of(tokens: Tensor) -> Tensor:
+    """Indices of the True tokens of sets (rows, columns) or (B, rows, columns) of equal size: (1, K) or
+    (B, K).
+    """
+    rows = tokens.reshape(-1, tokens.shape[-2] * tokens.shape[-1])
+    return rows.nonzero()[:, 1].view(len(rows), int(rows[0].sum()))
 
 
 def joined(rows: list[list[Context]], room: int = 0) -> Context:

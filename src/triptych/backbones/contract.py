@@ -29,7 +29,7 @@ from triptych.backbones.checkpoint import (
     opening,
     transformer_folder,
 )
-from triptych.backbones.context import Context, Window
+from triptych.backbones.context import Context, Reference, Window
 from triptych.backbones.families import Family
 from triptych.backbones.settings import ModelSettings, model_settings
 from triptych.compute import cpu
@@ -122,6 +122,10 @@ class Backbone(ABC):
     """
     time_embedding: ClassVar[str]
     """Path of the transformer's module whose output `conditioning` returns."""
+    shared_modulation: ClassVar[tuple[str, ...]] = ()
+    """Paths of modules outside the blocks that turn the output of `time_embedding` into scales, shifts and
+    gates for many blocks at once.
+    """
     lora_targets: ClassVar[tuple[str, ...]]
     """Path endings, inside a block, of the linear layers that a LoRA adapts."""
 
@@ -246,7 +250,8 @@ class Backbone(ABC):
         """The transformer's velocity (B, C, H, W) at times t (B,) in [0, 1]; if a window is given, 0 outside
         its active tokens.
 
-        guidance_scale: the number fed to a guidance-distilled model; other models ignore it.
+        guidance_scale: the number fed to a guidance-distilled model; other models ignore it. Only families
+        with `Family.references` run references `beside` the active tokens.
 
         Raises:
             ModelError: the canvas is too large for the model.
@@ -260,7 +265,12 @@ class Backbone(ABC):
         """
         conditioning = self.conditioning(transformer, torch.tensor(times), text, guidance_scale)
         return PremodulatedTransformer(
-            transformer, self.blocks(transformer), self.time_embedding, times, conditioning
+            transformer,
+            self.blocks(transformer),
+            self.time_embedding,
+            times,
+            conditioning,
+            self.shared_modulation,
         )
 
     @abstractmethod
@@ -275,18 +285,18 @@ class Backbone(ABC):
     def read(
         self,
         transformer: nn.Module,
-        clean_BCHW: Tensor,
-        known: Tensor,
+        references: Sequence[Reference],
         empty: Text,
         before: Context | None = None,
     ) -> Context:
-        """Run the known tokens of clean latents once, at t = 0 and without words, for `Window.context`.
+        """Run the known tokens of references once, at t = 0 and without words, for `Window.context`.
 
         They attend to each other and to the tokens of `before`, which were read earlier. Returns the keys and
         values of the known tokens alone.
 
-        known: (rows, columns) bool on the token grid. empty: embeddings of the empty prompt. A family takes
-        its other inputs (a pooled vector) from these, so that a context does not depend on any prompt.
+        references: one of frame 0, which is the canvas; or for a family with `Family.references`, any.
+        empty: embeddings of the empty prompt. A family takes its other inputs (a pooled vector) from these,
+        so that a context does not depend on any prompt.
         """
 
     @abstractmethod

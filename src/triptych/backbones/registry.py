@@ -8,6 +8,7 @@ import torch
 
 from triptych.backbones.contract import Backbone
 from triptych.backbones.flux.model import Flux
+from triptych.backbones.flux2.model import Flux2
 from triptych.backbones.model_folder import check_files, no_backbone
 from triptych.backbones.sd3.model import SD3
 from triptych.backbones.settings import model_class, resolve_model
@@ -15,7 +16,9 @@ from triptych.compute.quantize import check_installed
 from triptych.config.stage import Quantize
 from triptych.errors import ModelError
 
-BACKBONES: dict[str, type[Backbone]] = {backbone.family.pipeline: backbone for backbone in (Flux, SD3)}
+BACKBONES: dict[str, type[Backbone]] = {
+    pipeline: backbone for backbone in (Flux, SD3, Flux2) for pipeline in backbone.family.pipelines
+}
 """The families' backbones by the pipeline class in model_index.json."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

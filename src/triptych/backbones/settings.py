@@ -7,10 +7,11 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from triptych.backbones.families import FAMILIES, FLUX, Family
 from triptych.backbones.model_folder import no_folder
@@ -22,6 +23,9 @@ from triptych.wording.hub import hub_unreachable
 log = logging.getLogger(__name__)
 
 SETTINGS_FILE = "triptych.json"
+
+ContextMode = Literal["noisy", "clean", "native"]
+ContextPlacement = Literal["canvas", "reference"]
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,17 @@ class ModelSettings:
     that is on disk.
     """
     max_sequence_length: int = 512
-    """Number of T5 tokens that reach the transformer."""
+    """Number of text tokens that reach the transformer (of T5, or of Qwen3 with its chat template)."""
     guidance_scale: float | None = 3.5
     """Distilled guidance, fed to the model as a number; None for models without it."""
     true_cfg_scale: float = 1.0
     """Classifier-free guidance with an empty negative prompt; 1 is off."""
     context_guidance_scale: float = 1.0
     """Guidance on the known panels, for LoRAs trained with clean context; 1 is off."""
+    context: ContextMode = "noisy"
+    """How known panels are shown to the model without a LoRA, see `Sampling.context`."""
+    context_placement: ContextPlacement = "canvas"
+    """Where known panels stand without a LoRA, see `Sampling.context_placement`."""
     num_inference_steps: int = 28
     knows: str = ""
     """The only world that the model has seen pictures of, see `known_worlds.py`; empty: any."""
@@ -86,10 +94,16 @@ def resolve_model(model: str) -> str:
 
 
 def model_class(model: str) -> str:
-    """The pipeline class in the model_index.json of a model folder or hub id.
+    """The pipeline class of a model folder or hub id. Raises ModelError, see `model_index`."""
+    return str(model_index(model)["_class_name"])
+
+
+def model_index(model: str) -> dict[str, Any]:
+    """The model_index.json of a model folder or hub id; it names the pipeline class (`_class_name`).
 
     Raises:
-        ModelError: the model is not on this machine, and the hub cannot be reached or refuses.
+        ModelError: the model is not on this machine, and the hub cannot be reached or refuses; or the file
+            is damaged.
     """
     path = Path(resolve_model(model)) / "model_index.json"
     try:
@@ -100,7 +114,7 @@ def model_class(model: str) -> str:
             f"The model {model} cannot be opened: {(str(error) or repr(error)).splitlines()[0][:200]}.",
             "Check the name and the network; gated models need `hf auth login` and their licence accepted.",
         ) from error
-    return _pipeline_class(path, model)
+    return _read_index(path, model)
 
 
 @lru_cache(maxsize=256)
@@ -113,8 +127,16 @@ def _from_hub(model: str, file: str) -> Path:
     return Path(hf_hub_download(model, file))
 
 
-def _pipeline_class(path: Path, model: str) -> str:
-    """The class name in a model_index.json. Raises ModelError if the file describes no pipeline."""
+def family_of(model: str) -> Family:
+    """The family of a model; FLUX.1 if it cannot be looked up. Loading the model then raises the error."""
+    try:
+        return FAMILIES.get(model_class(model), FLUX)
+    except ModelError:
+        return FLUX
+
+
+def _read_index(path: Path, model: str) -> dict[str, Any]:
+    """A model_index.json. Raises ModelError if the file describes no pipeline."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -124,7 +146,7 @@ def _pipeline_class(path: Path, model: str) -> str:
     else:
         name = about.get("_class_name") if isinstance(about, dict) else None
         if isinstance(name, str) and name:
-            return name
+            return dict(about)
         what = (
             "it names no pipeline class (_class_name)"
             if isinstance(about, dict)
@@ -149,12 +171,18 @@ def part_config(model: str, file: str) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
+_WORDS = {"context": get_args(ContextMode), "context_placement": get_args(ContextPlacement)}
+"""The possible values of settings that are words."""
+
+
 def _check_setting(name: str, value: Any) -> None:
     """Raise ValueError for a value that makes no sense. Anybody can write a model folder, so its settings are
     not trusted.
     """
     usual = getattr(ModelSettings(), name)
-    if isinstance(usual, str):
+    if name in _WORDS:
+        good = value in _WORDS[name]
+    elif isinstance(usual, str):
         good = isinstance(value, str)
     elif isinstance(usual, int):
         good = type(value) is int and 1 <= value <= 8192
@@ -166,9 +194,9 @@ def _check_setting(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {str(value)[:40]!a}")
 
 
-def recommended_settings(family: Family) -> ModelSettings:
-    """The settings for models of a family that carry none of their own."""
-    return replace(ModelSettings(), **family.recommended)
+def recommended_settings(family: Family, index: Mapping[str, Any]) -> ModelSettings:
+    """The settings for a model of a family that carries none of its own. index: its model_index.json."""
+    return replace(ModelSettings(), **{**family.recommended, **family.of_this_model(index)})
 
 
 def model_settings(model: str) -> ModelSettings:
@@ -184,7 +212,7 @@ def model_settings(model: str) -> ModelSettings:
     folder = Path(resolve_model(model))
     file, autoencoder = folder / SETTINGS_FILE, folder / "vae" / "config.json"
     try:
-        family = FAMILIES.get(model_class(model), FLUX)
+        index = model_index(model)
     except ModelError as error:
         if (folder / "model_index.json").is_file():  # the folder is damaged; the network is not the cause
             raise
@@ -198,8 +226,9 @@ def model_settings(model: str) -> ModelSettings:
             error.message,
             size,
         )
-        family = FLUX
-    settings = recommended_settings(family)
+        index = {}
+    family = FAMILIES.get(index.get("_class_name", ""), FLUX)
+    settings = recommended_settings(family, index)
     try:
         if autoencoder.is_file():
             cell = family.latent_stride(json.loads(autoencoder.read_text(encoding="utf-8")))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from triptych.backbones.families import FAMILIES
+from triptych.backbones.families import FAMILIES, Family
 from triptych.backbones.settings import resolve_model
 from triptych.data.captions import UNKNOWN_SHARE
 
@@ -25,16 +25,14 @@ _MARKS = re.compile(r"<IMAGE [1-9][0-9]?>|<Brand>")
 class PromptTokenizer:
     """The tokenizer behind `max_sequence_length`. Several threads may share it."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self._lock = (
-            tokenizer,
-            threading.Lock(),
-        )  # a tokenizer is not thread-safe
+    def __init__(self, tokenizer: Any, family: Family) -> None:
+        self._tokenizer, self._family = tokenizer, family
+        self._lock = threading.Lock()  # a tokenizer is not thread-safe
 
     def count(self, text: str) -> int:
         """Tokens of a prompt, end token included, as `TextEncoder.count_tokens` counts them."""
         with self._lock:
-            return len(self._tokenizer(text).input_ids)
+            return len(self._tokenizer(self._family.prompt_text(self._tokenizer, text)).input_ids)
 
     def unknown_share(self, text: str) -> float:
         """The share of a text's letters in words that the encoder does not know whole, 0 to 1; markers are
@@ -71,13 +69,11 @@ def _load(model: str) -> PromptTokenizer | None:
         index = Path(name) / "model_index.json"
         if not index.is_file():
             index = Path(str(try_to_load_from_cache(name, "model_index.json")))
-        family = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-        folder = FAMILIES[family].prompt_tokenizer
-        return PromptTokenizer(
-            AutoTokenizer.from_pretrained(
-                name, subfolder=folder, local_files_only=True, trust_remote_code=False
-            )
+        family = FAMILIES[json.loads(index.read_text(encoding="utf-8")).get("_class_name")]
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, subfolder=family.prompt_tokenizer, local_files_only=True, trust_remote_code=False
         )
+        return PromptTokenizer(tokenizer, family)
     except Exception:  # any failure means that it is not on this machine
         return None
 

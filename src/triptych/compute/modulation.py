@@ -40,6 +40,7 @@ class PremodulatedTransformer:
         time_embedding: str,
         times: Sequence[float],
         conditioning_TBD: Tensor,
+        shared: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -47,6 +48,8 @@ class PremodulatedTransformer:
             time_embedding: path of the module that embeds the time.
             times: the noise levels of the run's steps.
             conditioning_TBD: the output of that module at these times, per sample.
+            shared: paths of modules outside the blocks whose output depends on that of the time embedding
+                alone.
         """
         self._rows = {t: row for row, t in enumerate(times)}
         self.row = 0
@@ -58,6 +61,10 @@ class PremodulatedTransformer:
             if untouched(block)
         }
         changed[time_embedding] = _Made(self, conditioning_TBD)
+        for path in shared:
+            if untouched(module := transformer.get_submodule(path)):
+                made = module(conditioning_TBD.flatten(0, 1))
+                changed[path] = _Made(self, made.unflatten(0, conditioning_TBD.shape[:2]))
         self._transformer = with_modules(self._modulated(transformer, conditioning_TBD), changed)
 
     def at(self, t: float) -> Any:

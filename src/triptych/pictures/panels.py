@@ -74,6 +74,16 @@ class PanelLayout:
             mask[top:bottom, left:right] = True
         return mask
 
+    def only(self, roles: Sequence[str]) -> PanelLayout:
+        """A layout of these roles alone, all made. They keep their grid if they fill one, else they stand in
+        a row.
+        """
+        places = [divmod(number, self.columns) for number, role in enumerate(self.roles) if role in roles]
+        rows, columns = ({place[axis] for place in places} for axis in (0, 1))
+        kept = tuple(role for role in self.roles if role in roles)
+        across = len(columns) if len(rows) * len(columns) == len(kept) else len(kept)
+        return PanelLayout(self.width, self.height, kept, across, kept)
+
     def check(self, stride: int) -> PanelLayout:
         """Return self if every seam falls on the token grid of `stride` pixels.
 

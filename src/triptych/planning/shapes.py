@@ -174,7 +174,8 @@ def model_shapes(model: str) -> ModelShapes:
     pipeline = known[model]["pipeline"]
     family = _family(model, pipeline)
     configs = {part: known[model]["parts"][part] for part in _parts(family)}
-    return ModelShapes(model, family, configs, recommended_settings(family.family))
+    index = {"_class_name": pipeline, "is_distilled": known[model].get("is_distilled", False)}
+    return ModelShapes(model, family, configs, recommended_settings(family.family, index))
 
 
 def _parts(family: type[Backbone]) -> list[str]:

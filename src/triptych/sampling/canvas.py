@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from triptych.backbones.contract import Autoencoder
+from triptych.backbones.families import Family
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling import token_sets
 from triptych.sampling.opened import OpenedModel
@@ -32,6 +34,48 @@ def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
         ((pixels_BCHW.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     )
     return [Image.fromarray(one) for one in array]
+
+
+def encoded(model: OpenedModel, images: Sequence[Image.Image], layout: PanelLayout) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents of canvases, see `encode_canvases`."""
+    return encode_canvases(model.autoencoder, model.backbone.family, images, layout)
+
+
+def encode_canvases(
+    autoencoder: Autoencoder, family: Family, images: Sequence[Image.Image], layout: PanelLayout
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents of canvases, each (B, C, H, W).
+
+    For families that know references the panels are encoded one by one: a panel's latents are then the same
+    on the canvas and as a reference.
+    """
+    if not family.references:
+        return autoencoder.encode(to_pixels(images))
+    panels = [image.crop(layout.box(role)) for role in layout.roles for image in images]
+    return tuple(  # type: ignore[return-value]
+        _side_by_side(part.chunk(len(layout.roles)), layout) for part in autoencoder.encode(to_pixels(panels))
+    )
+
+
+def _side_by_side(panels: Sequence[Tensor], layout: PanelLayout) -> Tensor:
+    """Panels in reading order, each (B, C, h, w) → canvases (B, C, H, W)."""
+    rows = [panels[start : start + layout.columns] for start in range(0, len(panels), layout.columns)]
+    return torch.cat([torch.cat(list(row), 3) for row in rows], 2)
+
+
+def decoded(model: OpenedModel, latents_BCHW: Tensor, layout: PanelLayout) -> list[Image.Image]:
+    """Whole canvases, decoded as they were encoded.
+
+    Raises:
+        ModelError: latents or pixels are not finite.
+    """
+    if not model.backbone.family.references:
+        return to_images(model.finite(model.autoencoder.decode(model.finite(latents_BCHW))))
+    canvases = [Image.new("RGB", layout.size) for _ in latents_BCHW]
+    for role in layout.roles:
+        for canvas, panel in zip(canvases, decoded_panel(model, latents_BCHW, layout, role), strict=True):
+            canvas.paste(panel, layout.box(role)[:2])
+    return canvases
 
 
 def decoded_panel(
@@ -66,8 +110,9 @@ def known_latents(
 
     With context reading `products`, the latents of the given panels do not depend on the other panels.
     """
-    latents, _ = model.autoencoder.encode(to_pixels(canvases))
-    if sampling.context == "clean" and sampling.context_reading == "products":
+    latents, _ = encoded(model, canvases, layout)
+    alone = model.backbone.family.references
+    if sampling.context == "clean" and sampling.context_reading == "products" and not alone:
         pairs = zip(latents, canvases, strict=True)
         return torch.cat([_with_products_alone(one[None], canvas, layout, model) for one, canvas in pairs])
     return latents

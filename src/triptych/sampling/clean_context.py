@@ -1,9 +1,10 @@
 """Clean context: which tokens attend to which, reading known tokens before sampling, and caching the result.
 
-Known tokens are clean: those of the product panels, and those outside the polygon in the worn panel. They are
+Known tokens are clean: those of the given panels, and those outside the polygon in the worn panel. They are
 read once, at t = 0 and without words. The active tokens (those being repainted) and the text run at every
-step and attend to each other and to all known tokens. The LoRA's `context_reading`, recorded in its file,
-says which tokens the known tokens attend to:
+step and attend to each other and to all known tokens. The LoRA's `context_placement` says where known tokens
+stand: on the canvas beside the active ones, or in reference pictures of their own. Its `context_reading` says
+which tokens they attend to:
 
 - joint: all known tokens attend to all known tokens. Keys and values of the products then depend on the
   person as soon as a part of the worn panel is known. They can be kept for more seeds of the same person and
@@ -11,9 +12,9 @@ says which tokens the known tokens attend to:
 - products: product tokens attend to product tokens only; the person's known tokens attend to the products'
   tokens and to each other. Keys and values of the products depend on the product photos alone and serve every
   person. The latents must not depend on the person either, so the products are encoded on a canvas of their
-  own (`canvas.known_latents`).
+  own (`canvas.known_latents`), or each alone.
 
-If the whole worn panel is active, both readings are the same. In both, cached keys and values equal newly
+If no token of the person is known, both readings are the same. In both, cached keys and values equal newly
 read ones, and the result equals one pass over all tokens with the attention mask described above; the tests
 compare them.
 
@@ -34,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from triptych.backbones.context import Context, Window, joined
+from triptych.backbones.context import Context, Reference, Window, joined
 from triptych.backbones.contract import Backbone, Text
 from triptych.lora.adapter import lora_switched_off
 from triptych.pictures.panels import PanelLayout
@@ -94,65 +95,83 @@ def product_tokens(layout: PanelLayout, stride: int) -> Tensor:
     return torch.from_numpy(layout.mask(layout.given, stride))
 
 
+Groups = list[list[Reference]]
+"""Known tokens in reading order. The tokens of a group attend to each other and to the groups before it."""
+
+
+def groups_of_canvas(
+    clean_BCHW: Tensor, active: Tensor, within: Tensor | None = None, first: Tensor | None = None
+) -> Groups:
+    """All tokens of the canvas that are not active.
+
+    Args:
+        within: (rows, columns) bool; only known tokens inside it (the worn panel, for a pass without product
+            panels). first: (rows, columns) bool; known tokens inside it form a group of their own before the
+            others ("products" reading).
+    """
+    known = ~active if within is None else ~active & within
+    parts = [known] if first is None else [known & first, known & ~first]
+    return [[Reference(clean_BCHW, part)] for part in parts if part.any()]
+
+
+def groups_of_references(
+    products: Sequence[Reference], others: Sequence[Reference], products_first: bool
+) -> Groups:
+    """The given pictures, and with `products_first` those of products as a group before the others."""
+    parts = [products, others] if products_first else [[*products, *others]]
+    return [list(part) for part in parts if part]
+
+
 def read_window(
     backbone: Backbone,
     transformer: nn.Module,
-    clean_BCHW: Tensor,
     active: Tensor,
+    groups: Groups,
     empty: Text,
     with_lora: bool,
-    within: Tensor | None = None,
-    first: Tensor | None = None,
 ) -> Window:
-    """Read the tokens that are not active: run them once, clean. Returns the window in which the active
-    tokens attend to them.
-
-    within: (rows, columns) bool; only known tokens inside it are read (the worn panel, for a pass without
-    product panels). first: (rows, columns) bool; known tokens inside it attend only to each other, the others
-    to all ("products" reading).
+    """Read known tokens: run them once, clean. Returns the window in which the active tokens attend to
+    them.
     """
     with nullcontext() if with_lora else lora_switched_off(transformer):
         contexts: list[Context] = []
-        for known in _groups(active, within, first):
+        for group in groups:
             before = joined([contexts]) if contexts else None
-            contexts.append(backbone.read(transformer, clean_BCHW, known, _one(empty), before))
+            contexts.append(backbone.read(transformer, group, _one(empty), before))
     return Window(active, joined([contexts]) if contexts else None)
 
 
 def kept_window(
     backbone: Backbone,
     transformer: nn.Module,
-    clean_BCHW: Tensor,
     active: Tensor,
+    groups: Groups,
     empty: Text,
     with_lora: bool,
-    within: Tensor | None = None,
-    first: Tensor | None = None,
     *,
+    batch: int = 1,
     room: int,
     cache: ContextCache | None = None,
 ) -> Window:
     """`read_window` for sampling: it reads nothing twice, and its buffers have room for the `room` tokens of
     each step.
 
-    Equal canvases of a batch are read once. With a `cache`, canvases read in earlier calls are not read
-    again. active: as in `Window`, one set for all canvases or one per canvas.
+    Equal references of a batch are read once. With a `cache`, what was read in earlier calls is not read
+    again. batch: number of samples; references may have one row for all of them.
     """
-    rows_active = active if active.ndim == 3 else active.expand(len(clean_BCHW), -1, -1)
-    groups = [_groups(own, within, first) for own in rows_active]
-    if not groups[0]:
+    if not groups:
         return Window(active)
     cache = ContextCache(0) if cache is None else cache
     reader = _RowReader(backbone, transformer, _one(empty), with_lora, cache)
     with nullcontext() if with_lora else lora_switched_off(transformer), torch.no_grad():
         # Do not keep a reference to the list of rows: `joined` empties it, and frees each layer as soon as it
         # is copied.
-        return Window(active, joined(reader.rows(clean_BCHW, groups), room))
+        return Window(active, joined(reader.rows(groups, batch), room))
 
 
 @dataclass(frozen=True)
 class _RowReader:
-    """Reads the known tokens of each canvas of a batch."""
+    """Reads the known tokens of each sample of a batch."""
 
     backbone: Backbone
     transformer: nn.Module
@@ -161,48 +180,46 @@ class _RowReader:
     with_lora: bool
     cache: ContextCache
 
-    def rows(self, clean_BCHW: Tensor, groups: Sequence[Sequence[Tensor]]) -> list[list[Context]]:
-        """Per canvas, the contexts of its groups of known tokens, in reading order."""
-        # With one canvas and no cache, no key is needed; and the tensors of `plan` have no data to hash.
-        findable = bool(self.cache.limit_bytes) or len(clean_BCHW) > 1
+    def rows(self, groups: Groups, batch: int) -> list[list[Context]]:
+        """Per sample, the contexts of its groups of known tokens, in reading order."""
+        # With one sample and no cache, no key is needed; and the tensors of `plan` have no data to hash.
+        findable = bool(self.cache.limit_bytes) or batch > 1
         read: dict[str, Context] = {}
         rows = []
-        for clean_CHW, own in zip(clean_BCHW, groups, strict=True):
+        for number in range(batch):
             key, row = "", list[Context]()
-            for known in own:
-                key = _key(key, clean_CHW, known, self.with_lora) if findable else f"{key}+"
+            for group in groups:
+                own = [reference.row(number) for reference in group]
+                key = _key(key, own, self.with_lora) if findable else f"{key}+"
                 if key not in read:
-                    read[key] = self.cache.get(key, partial(self._read, clean_CHW, known, row))
+                    read[key] = self.cache.get(key, partial(self._read, own, row))
                 row.append(read[key])
             rows.append(row)
         return rows
 
-    def _read(self, clean_CHW: Tensor, known: Tensor, before: list[Context]) -> Context:
-        """before: contexts of this canvas that were read earlier."""
+    def _read(self, group: Sequence[Reference], before: list[Context]) -> Context:
+        """before: contexts of this sample that were read earlier."""
         seen = joined([before]) if before else None
-        return self.backbone.read(self.transformer, clean_CHW[None], known, self.empty, seen)
-
-
-def _groups(active: Tensor, within: Tensor | None, first: Tensor | None) -> list[Tensor]:
-    """The known tokens as groups in reading order; each group attends to itself and to the groups
-    before it.
-    """
-    known = ~active if within is None else ~active & within
-    parts = [known] if first is None else [known & first, known & ~first]
-    return [part for part in parts if part.any()]
+        return self.backbone.read(self.transformer, group, self.empty, seen)
 
 
 def _one(empty: Text) -> Text:
     return {name: value[:1] for name, value in empty.items()}
 
 
-def _key(before: str, clean_CHW: Tensor, known: Tensor, with_lora: bool) -> str:
+def _key(before: str, group: Sequence[Reference], with_lora: bool) -> str:
     """A hash of the inputs of keys and values: clean latents under the known tokens, their positions, and the
     tokens read before.
     """
-    rows, columns = (size // cells for size, cells in zip(clean_CHW.shape[1:], known.shape, strict=True))
-    cells = known.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
-    digest = hashlib.sha256(f"{before} {tuple(clean_CHW.shape)} {tuple(known.shape)} {with_lora} ".encode())
-    digest.update(known.cpu().numpy().tobytes())
-    digest.update(clean_CHW[:, cells].float().cpu().contiguous().numpy().tobytes())
+    digest = hashlib.sha256(f"{before} {with_lora} ".encode())
+    for reference in group:
+        clean_CHW, known = reference.latents_BCHW[0], reference.known
+        digest.update(f"{tuple(clean_CHW.shape)} {reference.frame} ".encode())
+        if known is not None:
+            rows, columns = (
+                size // cells for size, cells in zip(clean_CHW.shape[1:], known.shape, strict=True)
+            )
+            digest.update(f"{tuple(known.shape)} ".encode() + known.cpu().numpy().tobytes())
+            clean_CHW = clean_CHW[:, known.repeat_interleave(rows, 0).repeat_interleave(columns, 1)]
+        digest.update(clean_CHW.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from triptych.backbones.context import Reference
 from triptych.errors import InputError
 from triptych.pictures.panels import PanelLayout, concatenate
-from triptych.sampling.canvas import decoded_panel, left_out, to_images, to_pixels
+from triptych.sampling.canvas import decoded, decoded_panel, encoded, left_out
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
+from triptych.sampling.references import references_of
 from triptych.sampling.sampler import Canvases, Known, OnStep, sample_latents
 
 
@@ -53,15 +55,20 @@ def generate_triptych(
         canvases = [
             concatenate([_panel(panels, role, layout) for role in layout.roles], layout) for panels in given
         ]
-        known = None
-        if given[0]:
-            layout = replace(layout, made=tuple(role for role in layout.roles if role not in given[0]))
+        if not given[0]:
+            latents = made_latents(model, prompts, layout, seeds, sampling, on_step=on_step)
+            return decoded(model, latents, layout)
+        layout = replace(layout, made=tuple(role for role in layout.roles if role not in given[0]))
+        if sampling.context_placement == "reference":
+            sampled = layout.only(layout.made)
+            shown = references_of(model, given, layout, sampling)
+            latents = made_latents(model, prompts, sampled, seeds, sampling, None, shown, on_step=on_step)
+        else:
+            sampled = layout
             known = _known(model, canvases, layout, sampling)
-        latents = made_latents(model, prompts, layout, seeds, sampling, known, on_step)
-        if known is None:
-            return to_images(model.finite(model.autoencoder.decode(model.finite(latents))))
+            latents = made_latents(model, prompts, sampled, seeds, sampling, known, on_step=on_step)
         for role in layout.made:
-            for canvas, panel in zip(canvases, decoded_panel(model, latents, layout, role), strict=True):
+            for canvas, panel in zip(canvases, decoded_panel(model, latents, sampled, role), strict=True):
                 canvas.paste(panel, layout.box(role)[:2])
         return canvases
 
@@ -72,10 +79,13 @@ def made_latents(
     layout: PanelLayout,
     seeds: Sequence[int],
     sampling: Sampling,
-    known: Known | None,
+    known: Known | None = None,
+    references: tuple[Reference, ...] = (),
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Sample latents (B, C, H, W) of B canvases, with one prompt and one seed each."""
+    """Sample latents (B, C, H, W) of B canvases, with one prompt and one seed each. layout: that of the
+    sampled canvas, without panels that are references.
+    """
     unit = model.autoencoder.stride
     channels = model.backbone.latent_channels(model.transformer)
     canvases = Canvases(
@@ -85,6 +95,7 @@ def made_latents(
         seeds,
         model.text([""] * len(prompts)) if sampling.needs_empty_prompt else None,
         known,
+        references,
     )
     return sample_latents(
         model.backbone, model.transformer, canvases, sampling, contexts=model.contexts, on_step=on_step
@@ -106,7 +117,7 @@ def _known(
     layout: PanelLayout,
     sampling: Sampling,
 ) -> Known:
-    latents, _ = model.autoencoder.encode(to_pixels(canvases))
+    latents, _ = encoded(model, canvases, layout)
     repaint = torch.from_numpy(layout.mask(layout.made, model.autoencoder.stride)).float()
     # The canvases of a batch share one set of tokens. A token is therefore left out only if it is background
     # on every canvas.

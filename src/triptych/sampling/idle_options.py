@@ -18,7 +18,8 @@ class Run:
     settings: ModelSettings
     has_lora: bool
     context: str
-    """`noisy` or `clean`, as used in sampling."""
+    """`noisy`, `clean` or `native`, as used in sampling."""
+    context_placement: str
     context_guidance_scale: float
     true_cfg_scale: float
     shows_products: bool
@@ -28,7 +29,7 @@ class Run:
 
     @property
     def reads_products(self) -> bool:
-        return self.context == "clean" and self.shows_products
+        return self.context != "noisy" and self.shows_products
 
     @property
     def guides_by_products(self) -> bool:
@@ -36,6 +37,7 @@ class Run:
 
 
 _OFF: dict[str, Callable[[ModelSettings], tuple[Any, ...]]] = {
+    "active_tokens": lambda _: ("panel",),
     "drop_background": lambda _: (False,),
     "token_bucket": lambda _: (1,),
     "context_reading": lambda _: ("auto", "joint"),
@@ -72,10 +74,20 @@ def _reason(name: str, run: Run) -> tuple[str, str] | None:
     """Why an option has no effect, and a hint; None if it has one."""
     if name == "lora_scale" and not run.has_lora:
         return "there is no LoRA", "Give one with --lora, or leave the option out."
-    if name in run.clean_only and run.context != "clean":
+    if name in run.clean_only and run.context == "noisy":
         return (
             "it is for clean context, and this is noisy context",
             "Give a LoRA that was trained with --context clean, or leave it out.",
+        )
+    if name in ("context_reading", "context_cache_gib") and run.context == "native":
+        return (
+            "it is about reading known panels once, and here they are run at every step",
+            "Give --context clean as well, or leave it out.",
+        )
+    if name == "active_tokens" and run.context_placement != "reference":
+        return (
+            "it is for known panels that are references, and here they are on the canvas",
+            "Leave it out: on the canvas clean context always runs the tokens of the polygon alone.",
         )
     if name in run.clean_only and not run.shows_products:
         return (

@@ -175,7 +175,7 @@ class OpenedModel:
 
     def warn_of(self, sampling: Sampling) -> None:
         """Warn once if known panels are shown in another way than in the LoRA's training."""
-        for warning in unusual(sampling, self.trained):
+        for warning in unusual(sampling, self.trained, self.settings):
             self.warn(warning)
 
     def warn(self, message: str) -> None:

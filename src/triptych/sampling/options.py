@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from triptych.backbones.settings import ModelSettings, model_class, model_settings, no_model
+from triptych.backbones.settings import (
+    ContextMode,
+    ContextPlacement,
+    ModelSettings,
+    family_of,
+    model_class,
+    model_settings,
+    no_model,
+)
 from triptych.config.marks import (
     AMOUNT,
     CLEAN_ONLY,
@@ -23,7 +31,7 @@ from triptych.config.marks import (
     marked,
 )
 from triptych.config.stage import PhotoConfig, Seed, StageConfig, TransformerConfig, seeds_from
-from triptych.errors import InputError
+from triptych.errors import ConfigError, InputError
 from triptych.pocket.known_worlds import check_pictures
 from triptych.sampling import idle_options
 from triptych.wording.hub import HUB_NAME
@@ -51,10 +59,19 @@ class Sampling:
     """Tokens that the time shift counts, if it depends on them: those of one panel, or of the whole canvas as
     in diffusers. The latter leaves a triptych few steps at low noise, where texture is decided.
     """
-    context: Literal["noisy", "clean"] = "noisy"
+    context: ContextMode = "noisy"
     """How known panels are shown to the model. noisy: noised like the rest and restored after every step, as
-    in the paper and in diffusers. clean: read once without noise and attended to, which needs a LoRA trained
-    that way.
+    in the paper and in diffusers. clean: read once without noise and attended to, which needs a LoRA or a
+    model trained that way. native: run at every step without noise, as FLUX.2 was trained to see references.
+    """
+    context_placement: ContextPlacement = "canvas"
+    """Where known panels stand. canvas: beside the made panels, as in the paper. reference: in pictures of
+    their own, each encoded alone and at its own size; for models that know references.
+    """
+    active_tokens: Literal["panel", "polygon"] = "panel"
+    """Reference placement: which tokens of a panel that is repainted in part are run. panel: all, and the
+    known ones are restored after every step. polygon: those to repaint, which is faster and needs a LoRA. In
+    both, the rest of the panel is a reference as well. (On the canvas clean context runs those to repaint.)
     """
     context_lora: bool = False
     """Clean context: whether the LoRA also adapts how known tokens are read."""
@@ -75,9 +92,14 @@ class Sampling:
     guidance_stop: float = 1.0
     """Share of the steps after which guidance with a second pass is off."""
 
+    def __post_init__(self) -> None:
+        # Noised panels are part of the canvas, and native ones are never noised.
+        fixed = {"noisy": "canvas", "native": "reference"}.get(self.context, self.context_placement)
+        object.__setattr__(self, "context_placement", fixed)
+
     @property
     def needs_empty_prompt(self) -> bool:
-        return self.true_cfg_scale != 1.0 or self.context == "clean"
+        return self.true_cfg_scale != 1.0 or self.context != "noisy"
 
 
 MAX_PANEL = 8192
@@ -118,8 +140,19 @@ class SamplingConfig(LoadedConfig):
     """Tokens that the time shift counts, if the model's shift depends on them: those of one panel, or of the
     whole canvas as in diffusers.
     """
-    context: Annotated[Literal["auto", "noisy", "clean"], RESULT] = "auto"
-    """How known panels are shown to the model; auto: as in the LoRA's training, noisy without a LoRA."""
+    context: Annotated[Literal["auto", "noisy", "clean", "native"], RESULT] = "auto"
+    """How known panels are shown to the model: noisy, noised with the canvas; clean, read once; native, at
+    every step, for models that know references. auto: as in the LoRA's training, without a LoRA as the model
+    recommends.
+    """
+    context_placement: Annotated[Literal["auto", "canvas", "reference"], RESULT, RARE] = "auto"
+    """Where known panels stand: beside the made ones on the canvas, or in reference pictures of their own;
+    auto: as in the LoRA's training, without a LoRA as the model recommends.
+    """
+    active_tokens: Annotated[Literal["panel", "polygon"], RESULT, RARE] = "panel"
+    """With references: run all tokens of the worn panel, or only those of the polygon. The latter is faster
+    and needs a LoRA.
+    """
     context_reading: Annotated[Literal["auto", "joint", "products"], RESULT, RARE, CLEAN_ONLY] = "auto"
     """Clean context only: joint: all clean tokens attend to each other; products: the product panels attend
     only to each other, so they are read once for many persons; auto: as in the LoRA's training, joint without
@@ -159,7 +192,8 @@ class SamplingConfig(LoadedConfig):
 
     def without_lora(self) -> Self:
         """The config for the base model alone, without settings that need a LoRA."""
-        left_out = {"lora", "lora_scale", "context", *marked(type(self), CLEAN_ONLY)}
+        left_out = {"lora", "lora_scale", "context", "context_placement", "active_tokens"}
+        left_out |= marked(type(self), CLEAN_ONLY)
         return type(self)(**{name: getattr(self, name) for name in self.model_fields_set - left_out})
 
     def model_source(self) -> dict[str, Any]:
@@ -201,18 +235,34 @@ class SamplingConfig(LoadedConfig):
         asked = {field.name: getattr(self, field.name, None) for field in fields(Sampling)}
         given = {name: value for name, value in asked.items() if value not in (None, "auto")}
         sampling = replace(recommended(settings, trained), **{**given, "strength": strength})
+        self._check_placement(sampling)
         run = idle_options.Run(
             self.model,
             settings,
             self.lora is not None,
             sampling.context,
+            sampling.context_placement,
             sampling.context_guidance_scale,
             sampling.true_cfg_scale,
             self.shows_products,
             marked(type(self), CLEAN_ONLY),
         )
         idle_options.check_effects({name: getattr(self, name) for name in self.model_fields_set}, run)
-        return sampling, unusual(sampling, trained)
+        return sampling, unusual(sampling, trained, settings)
+
+    def _check_placement(self, sampling: Sampling) -> None:
+        """Raise ConfigError for a placement that does not go with the context or the model."""
+        if self.context_placement not in ("auto", sampling.context_placement):
+            raise ConfigError(
+                f"--context {sampling.context} has its known panels on "
+                f"{'the canvas' if sampling.context_placement == 'canvas' else 'reference pictures'}.",
+                f"Leave --context-placement {self.context_placement} out, or give another --context.",
+            )
+        if sampling.context_placement == "reference" and not family_of(self.model).references:
+            raise ConfigError(
+                f"{self.model} does not know reference pictures.",
+                "Leave --context native and --context-placement reference out, or use a FLUX.2-klein model.",
+            )
 
 
 def recommended(settings: ModelSettings, trained: Mapping[str, Any]) -> Sampling:
@@ -222,19 +272,33 @@ def recommended(settings: ModelSettings, trained: Mapping[str, Any]) -> Sampling
         guidance_scale=settings.guidance_scale,
         true_cfg_scale=settings.true_cfg_scale,
         context_guidance_scale=settings.context_guidance_scale,
-        context=trained.get("context", "noisy"),
+        context=trained.get("context", settings.context),
+        context_placement=trained.get("context_placement", _placement_of(settings, trained)),
         context_lora=bool(trained.get("context_lora", False)),
         context_reading=trained.get("context_reading", "joint"),
     )
 
 
-def unusual(sampling: Sampling, trained: Mapping[str, Any]) -> list[str]:
-    """Warnings about ways of showing known panels that differ from the LoRA's training."""
-    learned = trained.get("context", "noisy")
-    if sampling.context == "clean" and learned != "clean":
-        return ["Clean context without a LoRA trained for it is an approximation; expect worse pictures."]
-    if sampling.context == "noisy" and learned == "clean":
-        return ["The LoRA was trained with clean context; with noisy context expect worse pictures."]
+def _placement_of(settings: ModelSettings, trained: Mapping[str, Any]) -> ContextPlacement:
+    """The placement for a LoRA that does not name one, or for no LoRA."""
+    return "canvas" if "context" in trained else settings.context_placement
+
+
+def unusual(sampling: Sampling, trained: Mapping[str, Any], settings: ModelSettings) -> list[str]:
+    """Warnings about ways of showing known panels that differ from the LoRA's training, or without a LoRA,
+    from those that the model knows.
+    """
+    learned = trained.get("context", settings.context)
+    if sampling.context != learned:
+        if not trained and sampling.context == "clean":
+            return ["Clean context without a LoRA trained for it is an approximation; expect worse pictures."]
+        if trained or learned != "noisy":
+            what = "The LoRA was trained" if trained else "The model works best"
+            return [f"{what} with {learned} context; with {sampling.context} context expect worse pictures."]
+    placement = trained.get("context_placement", _placement_of(settings, trained))
+    if sampling.context == "clean" and sampling.context_placement != placement:
+        where = {"canvas": "on the canvas", "reference": "as references"}
+        return [f"The LoRA was trained with known panels {where[placement]}; else expect worse pictures."]
     reading = trained.get("context_reading", "joint")
     if sampling.context == "clean" and sampling.context_reading != reading:
         return [

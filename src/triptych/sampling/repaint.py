@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from triptych.backbones.context import Reference
 from triptych.errors import InputError
 from triptych.pictures import masks
-from triptych.pictures.panels import PanelLayout
+from triptych.pictures.panels import PanelLayout, concatenate
 from triptych.sampling import token_sets
-from triptych.sampling.canvas import decoded_panel, known_latents, left_out, to_pixels
+from triptych.sampling.canvas import decoded_panel, encoded, known_latents, left_out
 from triptych.sampling.generate import made_latents
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
+from triptych.sampling.references import moved, references_of
 from triptych.sampling.sampler import Known, OnStep
 
 
@@ -53,11 +55,17 @@ def repaint_triptych(
     with model.lock:
         model.warn_of(sampling)
         model.encode([prompt])  # before the transformer is loaded
-        known = _known(model, shown, covered, layout, sampling, len(seeds))
-        latents = made_latents(model, [prompt] * len(seeds), layout, seeds, sampling, known, on_step)
+        sampled, references = layout, tuple[Reference, ...]()
+        if layout.given and sampling.context_placement == "reference":
+            sampled = layout.only(layout.made)
+            photos = {role: shown.crop(layout.box(role)) for role in layout.given}
+            references = references_of(model, [photos], layout, sampling)
+        known = _known(model, shown, covered, layout, sampled, sampling, len(seeds))
+        prompts = [prompt] * len(seeds)
+        latents = made_latents(model, prompts, sampled, seeds, sampling, known, references, on_step)
         made = [shown.copy() for _ in seeds]
         for role in repainted_panels(covered, layout):
-            for one, panel in zip(made, decoded_panel(model, latents, layout, role), strict=True):
+            for one, panel in zip(made, decoded_panel(model, latents, sampled, role), strict=True):
                 one.paste(panel, layout.box(role)[:2])
     if photo.size != layout.size:
         made = [one.resize(photo.size, Image.Resampling.LANCZOS) for one in made]
@@ -82,17 +90,24 @@ def _known(
     shown: Image.Image,
     covered: np.ndarray,
     layout: PanelLayout,
+    sampled: PanelLayout,
     sampling: Sampling,
     count: int,
 ) -> Known:
-    """The known latents of `count` equal canvases. covered: (H, W) bool in pixels of the canvas."""
+    """The known latents of `count` equal canvases. covered: (H, W) bool in pixels of the canvas. sampled: the
+    layout of the panels that are no references.
+    """
+    without = left_out([shown], layout, model, sampling) if sampled is layout else None
+    unit = model.autoencoder.stride
+    repaint = torch.from_numpy(token_sets.latent_mask(covered, unit).astype(np.float32))
+    if sampled is not layout:
+        shown = concatenate([shown.crop(layout.box(role)) for role in sampled.roles], sampled)
+        repaint = moved(repaint, layout, sampled, unit)
     if layout.given:
-        latents = known_latents(model, [shown], layout, sampling)
+        latents = known_latents(model, [shown], sampled, sampling)
     else:
-        latents, _ = model.autoencoder.encode(to_pixels([shown]))
-    without = left_out([shown], layout, model, sampling)
-    repaint = token_sets.latent_mask(covered, model.autoencoder.stride).astype(np.float32)
-    return Known(latents.expand(count, *latents.shape[1:]), torch.from_numpy(repaint), without)
+        latents, _ = encoded(model, [shown], layout)
+    return Known(latents.expand(count, *latents.shape[1:]), repaint, without)
 
 
 def layout_of(model: OpenedModel, mask: np.ndarray) -> PanelLayout:

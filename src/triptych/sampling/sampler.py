@@ -17,12 +17,19 @@ from diffusers import FirstBlockCacheConfig
 from torch import Tensor, nn
 
 from triptych import flow, progress
-from triptych.backbones.context import Window
+from triptych.backbones.context import Reference, Window
 from triptych.backbones.contract import Backbone, Text
 from triptych.errors import ModelError
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling import token_sets
-from triptych.sampling.clean_context import ContextCache, kept_window, product_tokens
+from triptych.sampling.clean_context import (
+    ContextCache,
+    Groups,
+    groups_of_canvas,
+    groups_of_references,
+    kept_window,
+    product_tokens,
+)
 from triptych.sampling.options import Sampling
 
 OnStep = Callable[[int, int], None]
@@ -46,7 +53,9 @@ class Canvases:
     """B canvases to sample, with one seed each.
 
     latent_shape: (C, H, W) of a canvas. text: embeddings of B prompts. empty: embeddings of the empty prompt,
-    B times; guidance and clean context need them. known: None if the canvases come from their prompts alone.
+    B times; guidance and clean context need them. known: None if nothing on the canvases is known.
+    references: the given panels as pictures of their own, which are then not on the canvas (reference
+    placement).
     """
 
     layout: PanelLayout
@@ -55,6 +64,7 @@ class Canvases:
     seeds: Sequence[int]
     empty: Text | None = None
     known: Known | None = None
+    references: tuple[Reference, ...] = ()
 
     def noise(self) -> Tensor:
         """Noise (B, C, H, W) on the CPU, per canvas from a generator with its own seed."""
@@ -142,9 +152,7 @@ class _Run:
         fed = sampling.guidance_scale
         until = self.levels[math.ceil(sampling.guidance_stop * (len(self.levels) - 1))]
         window = alone = None
-        if known_BCHW is not None and sampling.context == "clean":
-            assert empty is not None
-            reader = self._reader(known_BCHW, empty, contexts)
+        if reader := self._reader(known_BCHW, contexts):
             window = reader.everything()
             if sampling.context_guidance_scale != 1.0:
                 fed, alone = 1.0, reader.without_products()
@@ -175,67 +183,87 @@ class _Run:
 
         return velocity
 
-    def _reader(self, known_BCHW: Tensor, empty: Text, contexts: ContextCache | None) -> _Reader:
-        backbone, canvases, sampling = self.backbone, self.canvases, self.sampling
-        known, layout, stride = canvases.known, canvases.layout, backbone.settings.stride
+    def _reader(self, known_BCHW: Tensor | None, contexts: ContextCache | None) -> _Reader | None:
+        """How known tokens are shown; None if they are noised with the canvas, or if there are none."""
+        canvases, sampling, device = self.canvases, self.sampling, self.backbone.device
+        if sampling.context == "noisy" or (known_BCHW is None and not canvases.references):
+            return None
+        layout, stride = canvases.layout, self.backbone.settings.stride
+        made = torch.from_numpy(layout.mask(layout.made, stride))
+        repainted = made if canvases.known is None else self._repainted(made)
+        first = sampling.context_reading == "products"
+        if sampling.context_placement == "canvas":
+            assert known_BCHW is not None and canvases.known is not None
+            left_out = canvases.known.left_out
+            active = repainted.to(device)
+            products = product_tokens(layout, stride).to(device) if first else None
+            within = None if left_out is None else ~left_out.to(device)
+            groups = groups_of_canvas(known_BCHW, active, within, products)
+            alone = groups_of_canvas(known_BCHW, active, made.to(device), products)
+        else:
+            # The known part of the made panels is a picture of its own as well.
+            person = (
+                ()
+                if known_BCHW is None or bool(repainted.all())
+                else (Reference(known_BCHW, ~repainted.to(device), len(canvases.references) + 1),)
+            )
+            groups = groups_of_references(canvases.references, person, first)
+            alone = groups_of_references((), person, first)
+            active = (repainted if sampling.active_tokens == "polygon" else torch.ones_like(made)).to(device)
+        return _Reader(self.backbone, self.transformer, canvases, sampling, active, groups, alone, contexts)
+
+    def _repainted(self, made: Tensor) -> Tensor:
+        """The tokens to repaint, of equal number for all canvases: (rows, columns) or (B, rows, columns)
+        bool.
+        """
+        known, layout, stride = self.canvases.known, self.canvases.layout, self.backbone.settings.stride
         assert known is not None
-        made = layout.mask(layout.made, stride)
         sets = active_tokens(known.repaint, layout, stride).numpy()
         rows = sets.reshape(-1, *sets.shape[-2:])
-        sets = token_sets.rounded_up(rows, made, sampling.token_bucket).reshape(sets.shape)
-        active = torch.from_numpy(sets).to(backbone.device)
-        reads_products_first = sampling.context_reading == "products"
-        return _Reader(
-            backbone,
-            self.transformer,
-            known_BCHW,
-            empty,
-            active,
-            made=torch.from_numpy(made).to(backbone.device),
-            within=None if known.left_out is None else ~known.left_out.to(backbone.device),
-            first=product_tokens(layout, stride).to(backbone.device) if reads_products_first else None,
-            with_lora=sampling.context_lora,
-            room=int(active.sum()) // (len(active) if active.ndim == 3 else 1)
-            + max(map(backbone.text_tokens, (canvases.text, empty))),
-            contexts=contexts,
-        )
+        sets = token_sets.rounded_up(rows, made.numpy(), self.sampling.token_bucket).reshape(sets.shape)
+        return torch.from_numpy(sets)
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads the known tokens of the canvases for clean context, see `clean_context.kept_window`."""
+    """Shows known tokens to the model: read once, or run beside the active tokens at every step.
+
+    active: the tokens that are run, as in `Window`. groups: all known tokens; alone: those without the given
+    panels, for guidance on them.
+    """
 
     backbone: Backbone
     transformer: nn.Module
-    known_BCHW: Tensor
-    empty: Text
+    canvases: Canvases
+    sampling: Sampling
     active: Tensor
-    made: Tensor
-    within: Tensor | None
-    first: Tensor | None
-    with_lora: bool
-    room: int
+    groups: Groups
+    alone: Groups
     contexts: ContextCache | None
 
     def everything(self) -> Window:
         """The window in which active tokens attend to all known tokens."""
-        return self._read(self.within)
+        return self._window(self.groups)
 
     def without_products(self) -> Window:
-        """The window without the given panels, for guidance on them."""
-        return self._read(self.made)
+        """The window without the given panels."""
+        return self._window(self.alone)
 
-    def _read(self, within: Tensor | None) -> Window:
+    def _window(self, groups: Groups) -> Window:
+        if self.sampling.context == "native":
+            return Window(self.active, beside=tuple(reference for group in groups for reference in group))
+        canvases, backbone = self.canvases, self.backbone
+        assert canvases.empty is not None
+        count = int(self.active.sum()) // (len(self.active) if self.active.ndim == 3 else 1)
         return kept_window(
-            self.backbone,
+            backbone,
             self.transformer,
-            self.known_BCHW,
             self.active,
-            self.empty,
-            self.with_lora,
-            within,
-            self.first,
-            room=self.room,
+            groups,
+            canvases.empty,
+            self.sampling.context_lora,
+            batch=len(canvases.seeds),
+            room=count + max(map(backbone.text_tokens, (canvases.text, canvases.empty))),
             cache=self.contexts,
         )
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from triptych.backbones.settings import resolve_model
+from triptych.backbones.families import Family
+from triptych.backbones.settings import ContextMode, ContextPlacement, resolve_model
 from triptych.config.marks import (
     AMOUNT,
     CLEAN_ONLY,
@@ -88,10 +89,15 @@ class TrainConfig(TransformerConfig):
     """Folder of loss masks: pictures of the triptychs' size and name. White (or opaque) is learned, black (or
     transparent) is not. A triptych without a mask is learned whole.
     """
-    context: Annotated[Literal["noisy", "clean"], RESULT, TRACED] = "noisy"
+    context: Annotated[ContextMode, RESULT, TRACED] = "noisy"
     """noisy: all panels are noised and learned, as in the paper. clean: the given panels (product photos),
     and in half of the batches a part of the made panels, are shown without noise and read once; the rest of
-    the made panels is learned. Sampling is then faster.
+    the made panels is learned. Sampling is then faster. native: they are run at every step, as FLUX.2 sees
+    references.
+    """
+    context_placement: Annotated[Literal["auto", "canvas", "reference"], RESULT, CLEAN_ONLY, TRACED] = "auto"
+    """Clean context: canvas: the given panels stand beside the made ones; reference: each is a picture of its
+    own, for models that know references, which is then the default. The LoRA's file records it.
     """
     context_lora: Annotated[bool, RESULT, CLEAN_ONLY, TRACED] = False
     """Clean context: the LoRA also adapts how known panels are read. Slower, because reading is then part of
@@ -177,7 +183,7 @@ def check(config: TrainConfig, layout: PanelLayout) -> None:
             hint = f"Roles here: {', '.join(roles)}; weights are 0 or more."
             raise ConfigError(f"The panel weight '{role}: {weight:g}' has no meaning.", hint)
     if not learned_roles(config, layout):
-        could = ", ".join(layout.made if config.context == "clean" else roles)
+        could = ", ".join(roles if config.context == "noisy" else layout.made)
         raise ConfigError(
             "All panels that would be learned have weight 0.",
             f"Give one of {could} a --panel-weights above 0.",
@@ -205,11 +211,36 @@ def check(config: TrainConfig, layout: PanelLayout) -> None:
         )
 
 
+def placement_of(config: TrainConfig, family: Family) -> ContextPlacement:
+    """Where known panels stand in this training.
+
+    Raises:
+        ConfigError: the model knows no references, or the context needs another placement.
+    """
+    fixed: ContextPlacement | None = None
+    if config.context != "clean":
+        fixed = "reference" if config.context == "native" else "canvas"
+    usual: ContextPlacement = "reference" if family.references else "canvas"
+    wanted = config.context_placement
+    placement = fixed or (usual if wanted == "auto" else wanted)
+    if placement == "reference" and not family.references:
+        raise ConfigError(
+            f"{family.title} models do not know reference pictures.",
+            "Give --context clean without --context-placement reference, or a FLUX.2-klein model.",
+        )
+    if wanted not in ("auto", placement):
+        raise ConfigError(
+            f"--context {config.context} and --context-placement {wanted} exclude each other.",
+            "Leave one of them out.",
+        )
+    return placement
+
+
 def learned_roles(config: TrainConfig, layout: PanelLayout) -> list[str]:
-    """The panels that count in the loss: with clean context only those that are made."""
+    """The panels that count in the loss: with clean or native context only those that are made."""
     return [
         role
-        for role in (layout.made if config.context == "clean" else layout.roles)
+        for role in (layout.roles if config.context == "noisy" else layout.made)
         if config.panel_weights.get(role, 1.0)
     ]
 

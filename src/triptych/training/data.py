@@ -35,10 +35,11 @@ class Batch:
 
     Each triptych is repeated `levels` times in a row, each time with its own noise and noise level.
     clean_BCHW, noise_BCHW: latents. t_B: noise levels in [0, 1]. learned_BHW: weight of each latent's error,
-    in [0, 1]. active: (rows, columns) bool on the token grid, the tokens that are run with clean context;
-    None with noisy context. within: (rows, columns) bool, the area where known tokens are read; None:
-    everywhere. empty: embeddings of one empty prompt. With clean context, the layout's `made` are the panels
-    that this batch makes.
+    in [0, 1]. active: (rows, columns) bool on the token grid, the tokens that are learned with clean or
+    native context; None with noisy context. within: (rows, columns) bool, the area where known tokens are
+    shown; None: everywhere. run_known: with references, whether the known tokens of the made panels are also
+    run, noised, as `Sampling.active_tokens` "panel" does. empty: embeddings of one empty prompt. With clean
+    or native context, the layout's `made` are the panels that this batch makes.
     """
 
     layout: PanelLayout
@@ -50,6 +51,7 @@ class Batch:
     learned_BHW: Tensor
     active: Tensor | None = None
     within: Tensor | None = None
+    run_known: bool = False
     levels: int = 1
 
     def tokens(self, stride: int) -> int:
@@ -154,7 +156,10 @@ class TrainingSet:
         layout, active = draw_active(batch.layout, backbone.settings.stride, generator)
         dropped = float(torch.rand((), generator=generator)) < config.context_dropout
         within = _made_tokens(backbone, layout) if dropped else None
-        return replace(batch, layout=layout, active=active.to(backbone.device), within=within)
+        run_known = float(torch.rand((), generator=generator)) < 0.5
+        return replace(
+            batch, layout=layout, active=active.to(backbone.device), within=within, run_known=run_known
+        )
 
     def fixed(self, backbone: Backbone, id: str, t: float) -> Batch:
         """The validation batch of one triptych at noise level t: the posterior's mean, fixed noise, no

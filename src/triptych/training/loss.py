@@ -11,11 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from triptych import flow
+from triptych.backbones.context import Reference, Window
 from triptych.backbones.contract import Backbone
 from triptych.pictures.panels import PanelLayout
-from triptych.sampling.clean_context import product_tokens, read_window
+from triptych.sampling.clean_context import (
+    Groups,
+    groups_of_canvas,
+    groups_of_references,
+    product_tokens,
+    read_window,
+)
+from triptych.sampling.references import moved
 from triptych.training import distributed
-from triptych.training.config import TrainConfig
+from triptych.training.config import TrainConfig, placement_of
 from triptych.training.data import Batch
 
 BINS = ("t 0.00-0.25", "t 0.25-0.50", "t 0.50-0.75", "t 0.75-1.00")
@@ -40,33 +48,20 @@ def losses_of(config: TrainConfig, backbone: Backbone, transformer: nn.Module, b
     """
     latents_BCHW = flow.interpolate(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
     target_BCHW = flow.velocity_target(batch.clean_BCHW, batch.noise_BCHW)
-    window, learned_BHW = None, batch.learned_BHW
+    learned_BHW = batch.learned_BHW
     with backbone.autocast():
-        if batch.active is not None:
-            products = config.context_reading == "products"
-            first = (
-                product_tokens(batch.layout, backbone.settings.stride).to(batch.active.device)
-                if products
-                else None
+        if batch.active is None:
+            predicted = backbone.velocity(
+                transformer, latents_BCHW, batch.t_B, batch.text, config.guidance_scale
             )
-            about = (
-                batch.clean_BCHW[:: batch.levels],
-                batch.active,
-                batch.empty,
-                config.context_lora,
-                batch.within,
-                first,
-            )
-            window = read_window(backbone, transformer, *about)
-            if window.context is not None:
-                window = replace(window, context=window.context.repeated(batch.levels))
+        else:
             rows, columns = (
                 size // cells for size, cells in zip(learned_BHW.shape[1:], batch.active.shape, strict=True)
             )
             learned_BHW = learned_BHW * batch.active.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
-        predicted = backbone.velocity(
-            transformer, latents_BCHW, batch.t_B, batch.text, config.guidance_scale, window
-        )
+            on_canvas = placement_of(config, backbone.family) == "canvas"
+            shown = _on_the_canvas if on_canvas else _with_references
+            predicted = shown(config, backbone, transformer, batch, latents_BCHW)
     error_BHW = (predicted.float() - target_BCHW).square().mean(1)
     area_BP = panel_sums(learned_BHW, batch.layout)
     panel_BP = panel_sums(error_BHW * learned_BHW, batch.layout) / area_BP.clamp(min=1e-6)
@@ -76,6 +71,70 @@ def losses_of(config: TrainConfig, backbone: Backbone, transformer: nn.Module, b
     weights_BP = weights_P * (area_BP > 0)
     sample_B = (weights_BP * panel_BP).sum(1) / weights_BP.sum(1).clamp(min=1e-6)
     return Losses(panel_BP, area_BP, sample_B)
+
+
+def _on_the_canvas(
+    config: TrainConfig, backbone: Backbone, transformer: nn.Module, batch: Batch, latents_BCHW: Tensor
+) -> Tensor:
+    """The velocity (B, C, H, W) of the active tokens, which attend to the known tokens of the canvas."""
+    assert batch.active is not None
+    first = None
+    if config.context_reading == "products":
+        first = product_tokens(batch.layout, backbone.settings.stride).to(batch.active.device)
+    clean_BCHW = batch.clean_BCHW[:: batch.levels]
+    groups = groups_of_canvas(clean_BCHW, batch.active, batch.within, first)
+    window = _read(config, backbone, transformer, batch, batch.active, groups)
+    return backbone.velocity(transformer, latents_BCHW, batch.t_B, batch.text, config.guidance_scale, window)
+
+
+def _with_references(
+    config: TrainConfig, backbone: Backbone, transformer: nn.Module, batch: Batch, latents_BCHW: Tensor
+) -> Tensor:
+    """The velocity (B, C, H, W) of the made panels, to which the given panels are references; 0 elsewhere.
+    What is known of the made panels is a reference too.
+    """
+    assert batch.active is not None
+    layout, stride = batch.layout, backbone.settings.stride
+    sampled, clean_BCHW = layout.only(layout.made), batch.clean_BCHW[:: batch.levels]
+    unit = layout.size[0] // latents_BCHW.shape[3]
+    boxes = [layout.box(role, unit) for role in layout.given]
+    products = [
+        Reference(clean_BCHW[:, :, box.top : box.bottom, box.left : box.right], None, number)
+        for number, box in enumerate(boxes, 1)
+    ]
+    learned = moved(batch.active, layout, sampled, stride)
+    others = []
+    if not learned.all():
+        others = [Reference(moved(clean_BCHW, layout, sampled, unit), ~learned, len(boxes) + 1)]
+    groups = groups_of_references(
+        products if batch.within is None else [], others, config.context_reading == "products"
+    )
+    active = torch.ones_like(learned) if batch.run_known else learned
+    if config.context == "native":
+        beside = tuple(reference.repeated(batch.levels) for group in groups for reference in group)
+        window = Window(active, beside=beside)
+    else:
+        window = _read(config, backbone, transformer, batch, active, groups)
+    shown_BCHW = moved(latents_BCHW, layout, sampled, unit)
+    predicted = backbone.velocity(
+        transformer, shown_BCHW, batch.t_B, batch.text, config.guidance_scale, window
+    )
+    return moved(predicted, sampled, layout, unit)
+
+
+def _read(
+    config: TrainConfig,
+    backbone: Backbone,
+    transformer: nn.Module,
+    batch: Batch,
+    active: Tensor,
+    groups: Groups,
+) -> Window:
+    """Read known tokens once for all noise levels of a triptych."""
+    window = read_window(backbone, transformer, active, groups, batch.empty, config.context_lora)
+    if window.context is None:
+        return window
+    return replace(window, context=window.context.repeated(batch.levels))
 
 
 def panel_sums(values_BHW: Tensor, layout: PanelLayout) -> Tensor:

@@ -96,7 +96,7 @@ class Results:
 
     def _save_lora(self, path: Path, tensors: dict[str, Tensor]) -> None:
         config = self._config
-        metadata = about_lora(config, self._backbone.name, self._data, self._state, self._init)
+        metadata = about_lora(config, self._backbone.family, self._data, self._state, self._init)
         save_lora(path, tensors, config.rank, config.alpha, metadata)
 
     def _not_finite(self) -> WorkError:

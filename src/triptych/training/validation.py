@@ -11,10 +11,10 @@ from triptych.backbones.contract import Backbone
 from triptych.pictures.fonts import font_for
 from triptych.pictures.panels import split
 from triptych.pictures.sheets import plain
-from triptych.sampling.canvas import to_images
+from triptych.sampling.canvas import decoded
 from triptych.sampling.generate import generate_triptych
 from triptych.sampling.opened import OpenedModel
-from triptych.training.config import TrainConfig
+from triptych.training.config import TrainConfig, placement_of
 from triptych.training.data import TrainingSet
 from triptych.training.loss import losses_of
 
@@ -57,13 +57,14 @@ def validation_pictures(
         "context": config.context,
         "context_lora": config.context_lora,
         "context_reading": config.context_reading,
+        "context_placement": placement_of(config, backbone.family),
     }
     model = OpenedModel(backbone, transformer, backbone.load_autoencoder(), texts, trained=trained)
     rows: list[tuple[str, Image.Image]] = []
     for number, id in enumerate(ids):
         record = data.records[id]
-        (truth,) = to_images(model.autoencoder.decode(record.latent_mean_CHW[None].to(backbone.device)))
         layout = data.layouts[id]
+        (truth,) = decoded(model, record.latent_mean_CHW[None].to(backbone.device), layout)
         panels = dict(zip(layout.roles, split(truth, layout), strict=True))
         given = {role: panels[role] for role in layout.given}
         with progress.within("validation picture"), backbone.autocast():

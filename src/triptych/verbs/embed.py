@@ -82,7 +82,8 @@ def embed(config: EmbedConfig) -> Run:
     def work() -> Iterator[Event]:
         for row in list(rejects):
             yield Event(row["id"], "rejected", row["reason"])
-        found = todo(sources, book.folder, made_by, config.batch_size)
+        apart = encoders.family.references
+        found = todo(sources, book.folder, made_by, config.batch_size, apart)
         for source, changed in found.kept:
             yield keep(book, source, changed)
         for encoded in execute(make_texts, found.texts, PerWorker(TextTools, backbone, length)):
@@ -125,9 +126,11 @@ class Todo(NamedTuple):
     kept: list[tuple[Source, bool]]
 
 
-def todo(sources: Sequence[Source], folder: Path, made_by: MadeBy, batch_size: int) -> Todo:
+def todo(
+    sources: Sequence[Source], folder: Path, made_by: MadeBy, batch_size: int, apart: bool = False
+) -> Todo:
     """Compare the triptychs with their records. The empty prompt is encoded with the first captions, or alone
-    if only it is missing.
+    if only it is missing. apart: the panels are encoded one by one, so that latents depend on their grid.
     """
     from triptych.data.embeddings import EMPTY, read_about, text_path
 
@@ -140,6 +143,7 @@ def todo(sources: Sequence[Source], folder: Path, made_by: MadeBy, batch_size: i
             there.add(source.caption)
         hashes = (source.image_sha256, source.caption_sha256)
         same = hashes == (about.get("image_sha256"), about.get("caption_sha256"))
+        same = same and (not apart or _grid_of(about.get("layout")) == _grid_of(source.layout.to_dict()))
         if same and _is_by(about, made_by) and _is_by(text, made_by):
             kept.append(
                 (source, any(about.get(name) != value for name, value in _facts(source, about).items()))
@@ -161,6 +165,11 @@ def todo(sources: Sequence[Source], folder: Path, made_by: MadeBy, batch_size: i
 
 def _is_by(about: dict[str, Any], made_by: MadeBy) -> bool:
     return (about.get("model"), about.get("dtype")) == made_by
+
+
+def _grid_of(layout: Any) -> tuple[Any, ...]:
+    """Size, number and columns of the panels in a stored layout."""
+    return (layout["width"], layout["height"], len(layout["roles"]), layout["columns"]) if layout else ()
 
 
 def _facts(source: Source, about: dict[str, Any]) -> dict[str, Any]:
@@ -205,6 +214,7 @@ class PictureTools:
 
         progress.doing("encoding pictures")
         self.autoencoder = replace(backbone(), dtype=torch.float32).load_autoencoder()
+        self.family = backbone().family
 
 
 @dataclass(frozen=True)
@@ -237,8 +247,8 @@ class Latents:
 
 
 def make_latents(sources: Sequence[Source], tools: PictureTools) -> list[Latents]:
-    """Encode the pictures of a batch; unreadable ones come first in the result."""
-    from triptych.sampling.canvas import to_pixels
+    """Encode the pictures of a batch, all of one layout; unreadable ones come first in the result."""
+    from triptych.sampling.canvas import encode_canvases
 
     images: dict[Source, Image.Image] = {}
     made: list[Latents] = []
@@ -248,7 +258,9 @@ def make_latents(sources: Sequence[Source], tools: PictureTools) -> list[Latents
         except TriptychError as error:
             made.append(Latents(source, reason=error.message))
     if images:
-        mean_BCHW, std_BCHW = tools.autoencoder.encode(to_pixels(list(images.values())))
+        mean_BCHW, std_BCHW = encode_canvases(
+            tools.autoencoder, tools.family, list(images.values()), sources[0].layout
+        )
         # Clones, because a row of a batch would take the whole batch with it to another process.
         made += [
             Latents(source, mean_BCHW[row].cpu().clone(), std_BCHW[row].cpu().clone())
@@ -278,7 +290,7 @@ def keep(book: Book, source: Source, changed: bool) -> Event:
     from triptych.data.embeddings import load_record, save_latents
 
     path = book.path(source)
-    if changed:  # the latents cover the whole canvas and do not depend on the panels
+    if changed:  # `todo` has made sure that the latents do not depend on what has changed
         said = {name: getattr(source, name) for name in ("layout", "layout_by", "item", "markers")}
         save_latents(replace(load_record(path), **said), path)
     book.summary["kept"] += 1

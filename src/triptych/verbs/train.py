@@ -31,7 +31,7 @@ from triptych.store.files import read_jsonl, sha256_file
 from triptych.store.folder import StageFolder
 from triptych.tasks import DEFAULT, task_of
 from triptych.training import distributed
-from triptych.training.config import TrainConfig, check, settings_that_matter
+from triptych.training.config import TrainConfig, check, placement_of, settings_that_matter
 from triptych.training.continuation import begun, check_init_lora, is_done, start_from, steps_of
 from triptych.training.data import TrainingSet, steps_of_epochs
 from triptych.training.freshness import changes, check_embeddings
@@ -65,6 +65,7 @@ def train(config: TrainConfig) -> Run:
     check_embeddings(config, records)
     data = TrainingSet(records, config)
     check(config, data.layout)
+    placement_of(config, backbone.family)
     if config.epochs is not None:
         steps = steps_of_epochs(config.epochs, len(data.ids), config.batch_size * _passes(config))
         config = config.model_copy(update={"max_train_steps": steps, "epochs": None})

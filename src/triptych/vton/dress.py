@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from triptych.backbones.context import Reference
 from triptych.errors import InputError
-from triptych.pictures.panels import PanelLayout
+from triptych.pictures.panels import PanelLayout, concatenate
 from triptych.sampling.canvas import decoded_panel, known_latents, left_out
 from triptych.sampling.generate import made_latents
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.sampling.picture import Picture, ran_on, record
+from triptych.sampling.references import moved, references_of
 from triptych.sampling.sampler import Known, OnStep
 from triptych.tasks.tryon import TRY_ON
 from triptych.vton.fit import Fitting, TryOnResult, fitted, put_back
@@ -65,16 +67,15 @@ def try_on(
         unit, garment = model.autoencoder.stride, Garment(front, back)
         fittings = [fitted(garment, person, layout, unit, feather, crop_margin) for person in persons]
         rows = [number for number, person in enumerate(persons) for _ in person.seeds]
-        latents = made_latents(
-            model,
-            [persons[number].prompt for number in rows],
-            layout,
-            [seed for person in persons for seed in person.seeds],
-            sampling,
-            _known(model, fittings, rows, layout, sampling),
-            on_step,
-        )
-        panels = decoded_panel(model, latents, layout, "worn")
+        prompts = [persons[number].prompt for number in rows]
+        seeds = [seed for person in persons for seed in person.seeds]
+        sampled, references = layout, tuple[Reference, ...]()
+        if sampling.context_placement == "reference":
+            sampled = layout.only(layout.made)
+            references = references_of(model, [garment.views()], layout, sampling)
+        known = _known(model, fittings, rows, layout, sampled, sampling)
+        latents = made_latents(model, prompts, sampled, seeds, sampling, known, references, on_step)
+        panels = decoded_panel(model, latents, sampled, "worn")
     results: list[list[TryOnResult]] = [[] for _ in persons]
     for number, panel in zip(rows, panels, strict=True):
         results[number].append(put_back(fittings[number], panel, layout))
@@ -86,14 +87,24 @@ def _known(
     fittings: Sequence[Fitting],
     rows: Sequence[int],
     layout: PanelLayout,
+    sampled: PanelLayout,
     sampling: Sampling,
 ) -> Known:
-    """The known part of each picture's canvas. rows: the person of each picture."""
-    canvases = [one.canvas for one in fittings]
-    latents = known_latents(model, canvases, layout, sampling)
-    one = len(fittings) == 1
-    repaint = fittings[0].repaint if one else np.stack([fittings[number].repaint for number in rows])
-    return Known(latents[rows], torch.from_numpy(repaint), left_out(canvases, layout, model, sampling))
+    """The known part of each picture's canvas. rows: the person of each picture. sampled: the layout of the
+    panels that are no references.
+    """
+    canvases = [fitting.canvas for fitting in fittings]
+    without = left_out(canvases, layout, model, sampling) if sampled is layout else None
+    if sampled is not layout:
+        canvases = [
+            concatenate([canvas.crop(layout.box(role)) for role in sampled.roles], sampled)
+            for canvas in canvases
+        ]
+    latents = known_latents(model, canvases, sampled, sampling)
+    chosen = fittings if len(fittings) == 1 else [fittings[number] for number in rows]
+    repaint = torch.from_numpy(np.stack([fitting.repaint for fitting in chosen]))
+    repaint = moved(repaint, layout, sampled, model.autoencoder.stride)
+    return Known(latents[rows], repaint[0] if len(fittings) == 1 else repaint, without)
 
 
 def dress(

@@ -5,6 +5,7 @@ Legend: B batch, C latent channels, H and W latent rows and columns, N = H/2·W/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from triptych import flow
 from triptych.backbones.autoencoder_kl import KLAutoencoder
-from triptych.backbones.context import Context, Window
+from triptych.backbones.context import Context, Reference, Window, of_canvas
 from triptych.backbones.contract import Backbone, Text
 from triptych.backbones.families import FLUX
 from triptych.backbones.flux.attention import install, reader
@@ -114,11 +115,11 @@ class Flux(Backbone):
     def read(
         self,
         transformer: nn.Module,
-        clean_BCHW: Tensor,
-        known: Tensor,
+        references: Sequence[Reference],
         empty: Text,
         before: Context | None = None,
     ) -> Context:
+        clean_BCHW, known = of_canvas(references)
         b, _, h, w = clean_BCHW.shape
         context, window = Context(sequence_dim=1), Window(known)
         states = empty["prompt_embeds"][:, :0].expand(b, -1, -1)

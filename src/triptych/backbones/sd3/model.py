@@ -7,6 +7,7 @@ width, S sequence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from triptych import flow
 from triptych.backbones import families
 from triptych.backbones.autoencoder_kl import KLAutoencoder
-from triptych.backbones.context import Context, Window
+from triptych.backbones.context import Context, Reference, Window, of_canvas
 from triptych.backbones.contract import Backbone, Text
 from triptych.backbones.sd3.attention import install
 from triptych.backbones.sd3.text import CLIP_TOKENS, SD3Text
@@ -122,11 +123,11 @@ class SD3(Backbone):
     def read(
         self,
         transformer: nn.Module,
-        clean_BCHW: Tensor,
-        known: Tensor,
+        references: Sequence[Reference],
         empty: Text,
         before: Context | None = None,
     ) -> Context:
+        clean_BCHW, known = of_canvas(references)
         self._check_size(transformer, clean_BCHW)
         install(transformer)
         b = len(clean_BCHW)

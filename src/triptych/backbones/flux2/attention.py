@@ -1,0 +1,78 @@
+"""Clean context for FLUX.2: attention that also attends to kept keys and values.
+
+`flux/attention.py` explains the two passes. diffusers' own processors for the KV models do the same for
+references in front of the image; these work for any known tokens, and for models of every klein pipeline.
+
+Legend: B batch, S sequence, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_flux2 import Flux2AttnProcessor, Flux2ParallelSelfAttnProcessor
+from torch import Tensor
+
+from triptych.backbones.context import Context
+from triptych.backbones.streams import attend, mixed
+from triptych.compute.rotary import table_of, turned
+
+
+class DoubleAttention(Flux2AttnProcessor):
+    """Flux2AttnProcessor, for the blocks of two streams. It also attends to the tokens of `before`, and
+    stores its own keys and values in `context`.
+    """
+
+    def __call__(
+        self,
+        attn: Any,  # diffusers.models.transformers.transformer_flux2.Flux2Attention
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        context: Context | None = None,
+        before: Context | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if attention_mask is not None or image_rotary_emb is None:  # never in FLUX.2 itself
+            return super().__call__(
+                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+            )
+        return attend(self, attn, hidden_states, encoder_hidden_states, image_rotary_emb, context, before)
+
+
+class SingleAttention(Flux2ParallelSelfAttnProcessor):
+    """Flux2ParallelSelfAttnProcessor, for the blocks of one stream, with `context` and `before` as above. One
+    projection gives queries, keys, values and the feed-forward layer's input.
+    """
+
+    def __call__(
+        self,
+        attn: Any,  # diffusers.models.transformers.transformer_flux2.Flux2ParallelSelfAttention
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        context: Context | None = None,
+        before: Context | None = None,
+    ) -> Tensor:
+        if attention_mask is not None or image_rotary_emb is None:
+            return super().__call__(attn, hidden_states, attention_mask, image_rotary_emb)
+        table = table_of(image_rotary_emb, hidden_states.shape[1], hidden_states.device)
+        widths = [attn.inner_dim] * 3 + [attn.mlp_hidden_dim * attn.mlp_mult_factor]
+        *projected, feed = attn.to_qkv_mlp_proj(hidden_states).split(widths, dim=-1)
+        query, key, value = (states.unflatten(-1, (-1, attn.head_dim)) for states in projected)
+        query, key = turned(attn.norm_q, query, table), turned(attn.norm_k, key, table)
+        states = mixed(self, query, key, value, context, before)
+        return attn.to_out(torch.cat([states, attn.mlp_act_fn(feed)], dim=-1))
+
+
+def install(transformer: Any) -> None:
+    """Give every attention layer a processor of this module, once."""
+    processors = transformer.attn_processors
+    if not all(isinstance(one, DoubleAttention | SingleAttention) for one in processors.values()):
+        transformer.set_attn_processor(
+            {
+                name: SingleAttention() if name.startswith("single") else DoubleAttention()
+                for name in processors
+            }
+        )
