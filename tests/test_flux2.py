@@ -21,11 +21,12 @@ from triptych.backbones.flux2.autoencoder import patchify, unpatchify
 from triptych.backbones.flux2.model import empirical_mu, pack, position_ids, unpack
 from triptych.backbones.settings import model_settings
 from triptych.errors import ConfigError
+from triptych.lora.file import read_about
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.canvas import to_pixels
 from triptych.sampling.clean_context import groups_of_canvas, read_window
 from triptych.sampling.opened import OpenedModel
-from triptych.sampling.options import Sampling
+from triptych.sampling.options import Sampling, recommended
 from triptych.sampling.references import reference_size, references_of
 from triptych.sampling.sampler import Canvases, Known, sample_latents
 from triptych.session import load_models
@@ -329,6 +330,24 @@ def test_training_shows_references_as_sampling_does(
     error = made - (batch.noise_BCHW - clean)[..., 4:]
     assert loss.item() == pytest.approx(error[:, :, :2].square().mean().item(), rel=1e-5)
     assert loss.item() != pytest.approx(alone.item(), rel=1e-5), "without products it is something else"
+
+
+def test_a_lora_remembers_where_its_panels_stood(tiny_flux2: Path, tmp_path: Path) -> None:
+    write_records(tmp_path, ["id-1", "id-2"], tiny_flux2)
+    cases = (
+        ({"context": "clean"}, "reference"),
+        ({"context": "native"}, "reference"),
+        ({"context": "clean", "context_placement": "canvas"}, "canvas"),
+        ({}, None),
+    )
+    for number, (changes, placement) in enumerate(cases):
+        folder = tmp_path / f"lora-{number}"
+        train(config(tmp_path, tiny_flux2, max_train_steps=1, lora_folder=folder, **changes)).finish()
+        about = read_about(folder)
+        assert about.get("context_placement") == placement
+        sampling = recommended(model_settings(str(tiny_flux2)), about)
+        assert sampling.context == changes.get("context", "noisy")
+        assert sampling.context_placement == (placement or "canvas")
 
 
 @pytest.mark.parametrize(
