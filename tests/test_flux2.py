@@ -333,7 +333,6 @@ def test_training_shows_references_as_sampling_does(
 
 
 def test_a_lora_remembers_where_its_panels_stood(tiny_flux2: Path, tmp_path: Path) -> None:
-    write_records(tmp_path, ["id-1", "id-2"], tiny_flux2)
     cases = (
         ({"context": "clean"}, "reference"),
         ({"context": "native"}, "reference"),
@@ -341,9 +340,10 @@ def test_a_lora_remembers_where_its_panels_stood(tiny_flux2: Path, tmp_path: Pat
         ({}, None),
     )
     for number, (changes, placement) in enumerate(cases):
-        folder = tmp_path / f"lora-{number}"
-        train(config(tmp_path, tiny_flux2, max_train_steps=1, lora_folder=folder, **changes)).finish()
-        about = read_about(folder)
+        work = tmp_path / str(number)
+        write_records(work, ["id-1", "id-2"], tiny_flux2)
+        train(config(work, tiny_flux2, max_train_steps=1, **changes)).finish()
+        about = read_about(work / "lora")
         assert about.get("context_placement") == placement
         sampling = recommended(model_settings(str(tiny_flux2)), about)
         assert sampling.context == changes.get("context", "noisy")

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from triptych.backbones.settings import ContextMode, ContextPlacement
 from triptych.data.captions import markers_of
 from triptych.errors import InputError, ModelError
 from triptych.lora.find import PEFT_CONFIG, PEFT_NAME, lora_file
@@ -272,8 +273,6 @@ def _config_of(config: dict[str, Any]) -> PeftConfig | None:
     return peft_config(config, PEFT_CONFIG) if config else None
 
 
-PLACEMENTS = ("canvas", "reference")
-"""Where clean panels stand for the model: side by side on one canvas, or each in a frame of its own."""
 MOST_PANELS = 16
 LARGEST_PANEL = 8192
 """Largest side of a panel, in pixels."""
@@ -325,11 +324,11 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
         if "markers" in about and not markers_of(about["markers"], len(layout.roles)):
             del about["markers"]
     hint = "Save or download the file again."
-    if about.get("context", "noisy") not in ("noisy", "clean") or about.get(
+    if about.get("context", "noisy") not in get_args(ContextMode) or about.get(
         "context_reading", "joint"
     ) not in ("joint", "products"):
         raise ModelError("has metadata that describes no panels", hint)
-    if about.get("context_placement", "canvas") not in PLACEMENTS:
+    if about.get("context_placement", "canvas") not in get_args(ContextPlacement):
         raise ModelError("has metadata that names a placement of panels which is not known here", hint)
     if about.get("family", "flux") not in [*TITLES]:  # a list, because the value may be unhashable
         raise ModelError("has metadata that names a model family which is not known here", hint)

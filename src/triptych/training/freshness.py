@@ -26,7 +26,7 @@ def check_embeddings(config: TrainConfig, records: EmbeddingFolder) -> None:
         ConfigError: clean context is on, and the layout of some triptychs was only guessed.
     """
     guessed = [id for id, about in records.about.items() if about.get("layout_by") == "guess"]
-    if config.context == "clean" and guessed:
+    if config.context != "noisy" and guessed:
         problem = (
             f"Of {len(guessed)} triptychs ({guessed[0]} …) the panels' positions were only guessed, "
             "and clean context depends on them."
