@@ -28,7 +28,7 @@ PRINTED = 0.18
 """Share of the singles and boards with back prints, for the same reason."""
 
 
-def _draw(index: int, single: bool) -> tuple[str, list[Panel], np.ndarray]:
+def draw_entry(index: int, single: bool) -> tuple[str, list[Panel], np.ndarray]:
     """Draw one entry of the bank: its kind, its panels and the picture."""
     rng = random.Random(SEED * 10**7 + (0 if single else 10**6) + index)
     if single and rng.random() < PRINTED:
@@ -54,7 +54,7 @@ def make_bank(folder: Path, singles: int = SINGLES, boards: int = BOARDS) -> Non
     for name, count in (("singles", singles), ("boards", boards)):
         parts = []
         for start in range(0, count, 48):
-            drawn = [_draw(index, name == "singles") for index in range(start, min(count, start + 48))]
+            drawn = [draw_entry(index, name == "singles") for index in range(start, min(count, start + 48))]
             parts.append(codec.encode(np.stack([picture for _, _, picture in drawn])).half())
             for kind, panels, _ in drawn:
                 lines.append(

@@ -1,0 +1,126 @@
+"""The tiny FLUX.2-klein: its size, its velocity with references, and a sampler for the recipe's measurements.
+
+Shapes: latents_BCHW (B, 32, 9, 6 per panel), normalised; t in [0, 1], 1 is noise. References are clean, each
+encoded alone, and stand after the picture's tokens in frames T = 10, 20, 30 of their own, at the picture's t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import Flux2Transformer2DModel
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+from recipes.pocket.klein.codec import CHANNELS
+from recipes.pocket.klein.text import LENGTH, WIDTH, TextEncoder
+from recipes.pocket.state import autocast
+from triptych import flow
+
+ROWS, COLUMNS, FRAME = 9, 6, 10
+"""Tokens of a panel; distance of the references' frames."""
+
+
+def new_transformer() -> Flux2Transformer2DModel:
+    """Return the untrained transformer (7.9M parameters): d = 256, two double and four single blocks."""
+    model = Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=CHANNELS,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=64,
+        num_attention_heads=4,
+        joint_attention_dim=WIDTH,
+        timestep_guidance_channels=256,
+        mlp_ratio=3.0,
+        axes_dims_rope=(16, 16, 16, 16),
+        rope_theta=2000,
+        guidance_embeds=False,
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            zero = "modulation" in name or name in ("norm_out.linear", "proj_out")
+            (torch.nn.init.zeros_ if zero else torch.nn.init.xavier_uniform_)(module.weight)
+    return model
+
+
+def pack(latents_BCHW: torch.Tensor) -> torch.Tensor:
+    """Return tokens (B, N, 32), row by row."""
+    return latents_BCHW.flatten(2).transpose(1, 2)
+
+
+def unpack(tokens: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Undo :func:`pack`."""
+    return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+
+
+def position_ids(rows: int, columns: int, frame: int = 0) -> torch.Tensor:
+    """Return (T, H, W, L) of a picture's tokens, (N, 4)."""
+    axes = (torch.tensor([frame]), torch.arange(rows), torch.arange(columns), torch.tensor([0]))
+    return torch.cartesian_prod(*axes).float()
+
+
+def text_ids(length: int) -> torch.Tensor:
+    """Return (0, 0, 0, l) of the words, (length, 4)."""
+    return torch.cat([torch.zeros(length, 3), torch.arange(length)[:, None].float()], 1)
+
+
+def velocity(
+    model: torch.nn.Module,
+    latents_BCHW: torch.Tensor,
+    t: torch.Tensor,
+    states: torch.Tensor,
+    references: Sequence[torch.Tensor] = (),
+) -> torch.Tensor:
+    """Return noise - data (B, 32, H, W) at times t (B,), given the words' states and clean references."""
+    rows, columns = latents_BCHW.shape[2:]
+    tokens = [pack(latents_BCHW), *(pack(reference) for reference in references)]
+    places = [position_ids(rows, columns)]
+    for number, reference in enumerate(references, 1):
+        places.append(position_ids(reference.shape[2], reference.shape[3], FRAME * number))
+    answer: torch.Tensor = model(
+        hidden_states=torch.cat(tokens, 1),
+        encoder_hidden_states=states,
+        timestep=t,
+        img_ids=torch.cat(places),
+        txt_ids=text_ids(states.shape[1]),
+        return_dict=False,
+    )[0]
+    return unpack(answer[:, : rows * columns], rows, columns)
+
+
+@torch.no_grad()
+def sample(
+    model: torch.nn.Module,
+    encoder: TextEncoder,
+    prompts: Sequence[str],
+    references: Sequence[torch.Tensor] = (),
+    panels: int = 1,
+    *,
+    steps: int = 16,
+    cfg: float = 1.0,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Draw latents_BCHW as Flux2KleinPipeline does; `cfg` 1 needs one pass a step, more needs two."""
+    batch = len(prompts)
+    noise = torch.stack(
+        [
+            torch.randn((CHANNELS, ROWS, COLUMNS * panels), generator=torch.Generator().manual_seed(seed + i))
+            for i in range(batch)
+        ]
+    )
+
+    def with_words(words: Sequence[str]) -> flow.Velocity:
+        states = encoder(words, LENGTH)
+
+        def at(latents_BCHW: torch.Tensor, t: float) -> torch.Tensor:
+            with autocast():
+                return velocity(model, latents_BCHW, torch.full((batch,), t), states, references).float()
+
+        return at
+
+    wanted = with_words(prompts)
+    if cfg != 1:
+        wanted = flow.guided(wanted, with_words([""] * batch), cfg)
+    mu = compute_empirical_mu(ROWS * COLUMNS * panels, steps)
+    return flow.sample(wanted, noise, flow.sigmas(steps, mu, 1 / steps))
