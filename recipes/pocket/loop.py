@@ -39,7 +39,7 @@ def learning_rate_factor(step: int, decay_start: int | None, decay: float = DECA
     return 0.0 if part >= 1 else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part))
 
 
-def adam(parameters: Sequence[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+def adam(parameters: Sequence[torch.Tensor], learning_rate: float) -> torch.optim.Optimizer:
     """Return the optimizer of both pockets."""
     return torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
 
@@ -57,7 +57,7 @@ class Training:
     ) -> None:
         """Start with the model as it is, or continue from the state at `path`."""
         self.path, self.model, self.ema = path, model, ema
-        self.parameters = list(model.parameters())
+        self.parameters: list[torch.Tensor] = list(model.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = adam(self.parameters, learning_rate)
         self.step = 0

@@ -80,7 +80,7 @@ def noised(
 
 def averaged_transformer(folder: Path) -> FluxTransformer2DModel:
     """Return the current moving average of a build folder's run."""
-    model: FluxTransformer2DModel = averaged(folder / STATE, new_transformer())  # type: ignore[assignment]
+    model: FluxTransformer2DModel = averaged(folder / STATE, new_transformer())
     return model
 
 
@@ -118,4 +118,6 @@ def train_transformer(
         return flow_loss(model, latents, text, noise)
 
     run = Training(folder / STATE, model, list(BATCH), LEARNING_RATE)
-    train(folder, run, Course(kind_of, loss_of, BATCH, LEARNING_RATE, SEED), steps, compile_model=compile_model)
+    train(
+        folder, run, Course(kind_of, loss_of, BATCH, LEARNING_RATE, SEED), steps, compile_model=compile_model
+    )

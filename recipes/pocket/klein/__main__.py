@@ -32,7 +32,9 @@ def main(words: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     for name in STAGES if options.stage == "all" else [options.stage]:
-        stage: Callable[..., Any] = getattr(importlib.import_module(f"recipes.pocket.klein.{name}"), STAGES[name])
+        stage: Callable[..., Any] = getattr(
+            importlib.import_module(f"recipes.pocket.klein.{name}"), STAGES[name]
+        )
         more: dict[str, Any] = {}
         if options.steps is not None and name in ("text", "transformer"):
             more["steps"] = options.steps

@@ -1,4 +1,4 @@
-"""Stage `bank`: the latents the transformer is trained on, encoded once, and the statistics of their channels.
+"""Stage `bank`: the latents the transformer is trained on, encoded once, and their channels' statistics.
 
 Boards are those of the first pocket, encoded as one wide picture. Every other panel is encoded alone, as
 references are: it serves as a single picture, as a target and as a reference. Nothing in the bank is held
@@ -117,9 +117,7 @@ class KleinBank:
 
     def reshaped_sets(self) -> dict[str, list[PictureSet]]:
         """Return the sets whose panels exist in every shape."""
-        return {
-            kind: sets[: len(self.latents[kind]["cropped"]) // 4] for kind, sets in self.sets.items()
-        }
+        return {kind: sets[: len(self.latents[kind]["cropped"]) // 4] for kind, sets in self.sets.items()}
 
     def latent(self, place: tuple[str, int, int], shape: str = "whole") -> torch.Tensor:
         """Return the latents of one picture, (32, H, W)."""

@@ -1,7 +1,9 @@
 """The autoencoder in FLUX.2's class, with the first pocket's trained weights.
 
 One token is a patch of 2 x 2 latents (8 pixels): 32 channels, normalised by the batch norm's running
-statistics, as Flux2KleinPipeline does it. Shapes: pictures uint8 (B, H, W, 3); latents_BCHW (B, 32, H/8, W/8).
+statistics, as Flux2KleinPipeline does it.
+
+Shapes: pictures uint8 (B, H, W, 3); latents_BCHW (B, 32, H/8, W/8).
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ def judged(panels: Sequence[Panel], pictures: Sequence[np.ndarray], kind: str) -
     if printed:
         result |= {"print": share(printed), "with a print": float(len(printed))}
     if kind in ("dress", "look"):
-        person = [all(getattr(one, name) == getattr(scene, name) for name in PERSON) for one, (_, scene) in pairs]
+        person = [
+            all(getattr(one, name) == getattr(scene, name) for name in PERSON) for one, (_, scene) in pairs
+        ]
         result["person"] = share(person)
     return result
 
@@ -99,9 +101,7 @@ class Evaluation:
         pictures = self.draw([caption.text for caption in captions], **options)
         return obeyed(panels, [caption.said[0] for caption in captions], list(pictures)), pictures
 
-    def boards(
-        self, named: bool, count: int = BOARDS, **options: Any
-    ) -> tuple[dict[str, float], np.ndarray]:
+    def boards(self, named: bool, count: int = BOARDS, **options: Any) -> tuple[dict[str, float], np.ndarray]:
         """Return how often panels 2 and 3 of matching boards look like panel 1, and the pictures."""
         rng = random.Random(910)
         boards = [sample_board(rng, "matching") for _ in range(count)]
@@ -150,8 +150,12 @@ class Evaluation:
         ]
         columns = list(zip(*pictures, strict=True)) if references else []
         drawn = self.draw(prompts, columns, **options)
-        rows = [np.stack([*shown, truth, one]) for shown, truth, one in zip(
-            pictures, (_picture(sets, edit.target) for edit in edits), drawn, strict=True)]
+        rows = [
+            np.stack([*shown, truth, one])
+            for shown, truth, one in zip(
+                pictures, (_picture(sets, edit.target) for edit in edits), drawn, strict=True
+            )
+        ]
         return judged(panels, list(drawn), kind), np.concatenate(rows)
 
 

@@ -9,8 +9,9 @@ of one item are left to a LoRA, as in the first pocket.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from triptych.pocket.world import (
 PATTERN_WEIGHTS = (0.19, 0.23, 0.29, 0.29)
 QUAD_VIEWS = {"worn": 0.68, "back": 0.2, "front": 0.12}
 BEHIND, PRINTED_QUAD, PRINTED_LOOK, SAME_TYPE = 0.42, 0.6, 0.35, 0.5
-"""Shares: people from behind; prints among the quads that show backs; looks with a print; quads of one type."""
+"""Shares: people from behind; prints among quads that show backs; looks with a print; quads of one type."""
 CROPPED_SIDE, PADDED_WIDTH = 48, 64
 """Reference shapes besides the whole panel: a square cut around the garment; a panel widened to the 64 pixels
 that diffusers' pipeline asks for.
@@ -66,7 +67,9 @@ class PictureSet:
 def sample_quad(rng: random.Random, held_out: bool = False) -> PictureSet:
     """Draw two different garments and two scenes of one view, facing the same way."""
     view = rng.choices(list(QUAD_VIEWS), list(QUAD_VIEWS.values()))[0]
-    facing = {"facing": "behind" if rng.random() < BEHIND else "front"} if view == "worn" else {}
+    facing: dict[str, Any] = (
+        {"facing": "behind" if rng.random() < BEHIND else "front"} if view == "worn" else {}
+    )
     scenes = [sample_scene(rng, view, held_out=held_out, **facing) for _ in range(2)]
     if view != "worn" and rng.random() < 0.5:
         scenes[1] = replace(scenes[1], zoom=rng.uniform(0.6, 0.9))
@@ -168,7 +171,7 @@ PRINTED_EDITS = 0.35
 
 
 def draw_edit(
-    layout: str, sets: dict[str, Sequence[PictureSet]], rng: random.Random, kind: str | None = None
+    layout: str, sets: Mapping[str, Sequence[PictureSet]], rng: random.Random, kind: str | None = None
 ) -> Edit:
     """Draw an edit whose references fit a layout; kinds:
 
@@ -200,8 +203,12 @@ def draw_edit(
     needed = {"scene": [same_garment], "dress": [same_person, same_garment], "look": [same_person]}[kind]
     references = [*needed]
     shown = {quads[number].panels[0][0].look, quads[number].panels[2][0].look}
+
+    def unlike(one: PictureSet) -> bool:
+        return all(garment.look not in shown for garment, _ in one.panels)
+
     while len(references) < len(shapes):
-        other = _find(quads, lambda one: all(garment.look not in shown for garment, _ in one.panels), rng)
+        other = _find(quads, unlike, rng)
         references.append(("quad", other, rng.randrange(4)))
         shown |= {garment.look for garment, _ in quads[other].panels}
     while True:
@@ -217,9 +224,7 @@ def draw_edit(
     )
 
 
-def _find(
-    quads: Sequence[PictureSet], wanted: Callable[[PictureSet], bool], rng: random.Random
-) -> int:
+def _find(quads: Sequence[PictureSet], wanted: Callable[[PictureSet], bool], rng: random.Random) -> int:
     while True:
         number = rng.randrange(len(quads))
         if wanted(quads[number]):

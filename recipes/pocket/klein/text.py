@@ -71,7 +71,11 @@ def make_tokenizer(folder: Path) -> None:
     """Write `folder/tokenizer`: byte-level BPE with Qwen's special tokens, learned from the captions."""
     rng = random.Random(3)
     sets = caption_sets(rng)
-    corpus = [sample_any_caption(rng, sets).text for _ in range(7500)] + ["user\n", "assistant\n", "\n\n"] * 50
+    corpus = [sample_any_caption(rng, sets).text for _ in range(7500)] + [
+        "user\n",
+        "assistant\n",
+        "\n\n",
+    ] * 50
     plain = Qwen2Tokenizer().train_new_from_iterator(
         corpus, vocab_size=VOCABULARY - len(SPECIAL) - len(MARKERS)
     )
@@ -87,7 +91,11 @@ def make_tokenizer(folder: Path) -> None:
         model_max_length=1024,
     )
     tokenizer.add_special_tokens(
-        {"additional_special_tokens": [AddedToken(token, special=True, normalized=False) for token in SPECIAL]}
+        {
+            "additional_special_tokens": [
+                AddedToken(token, special=True, normalized=False) for token in SPECIAL
+            ]
+        }
     )
     tokenizer.add_tokens([AddedToken(marker, lstrip=True, normalized=False) for marker in MARKERS])
     tokenizer.chat_template = TEMPLATE
@@ -119,7 +127,9 @@ class TextEncoder(torch.nn.Module):
         self.model = Qwen3ForCausalLM(config)
         torch.nn.init.normal_(self.model.model.embed_tokens.weight, std=0.5)
         for name, parameter in self.model.named_parameters():
-            if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
+            if name.endswith(
+                ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
+            ):
                 torch.nn.init.xavier_uniform_(parameter)
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 torch.nn.init.normal_(parameter, std=0.03)
@@ -222,7 +232,8 @@ def train_text(folder: Path, steps: int = STEPS) -> None:
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % 25 == 0:
             right = {
-                name: _accuracy(a, y) for name, a, y in zip(ATTRIBUTES, answers[:-1], labels[:-1], strict=True)
+                name: _accuracy(a, y)
+                for name, a, y in zip(ATTRIBUTES, answers[:-1], labels[:-1], strict=True)
             }
             log.write(step=step + 1, loss=loss.item(), right=right)
     encoder.model.save_pretrained(folder / "text_encoder.part")

@@ -103,7 +103,7 @@ def flow_loss(model: Any, batch: Batch, encoder: TextEncoder, noise: torch.Gener
 
 
 def stratified_time(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Return times (B,): logit-normal with the time shift, one in each of B equal parts of the distribution."""
+    """Return times (B,): logit-normal with the time shift, one in each of B equal parts of it."""
     part = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     return flow.shift_time(torch.sigmoid(torch.special.ndtri(part.clamp(1e-4, 1 - 1e-4))), MU)
 
@@ -129,5 +129,5 @@ def train_transformer(folder: Path, steps: int = STEPS, compile_model: bool = Tr
 
 def averaged_transformer(folder: Path) -> Flux2Transformer2DModel:
     """Return the current moving average of a build folder's run."""
-    model: Flux2Transformer2DModel = averaged(folder / STATE, new_transformer())  # type: ignore[assignment]
+    model: Flux2Transformer2DModel = averaged(folder / STATE, new_transformer())
     return model
