@@ -226,7 +226,7 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
     square product's: by `torch.mm`, and by the model's own function.
     """
     from triptych.backbones.context import Window
-    from triptych.sampling.clean_context import kept_window
+    from triptych.sampling.clean_context import groups_of_canvas, kept_window
     from triptych.sampling.sampler import active_tokens
 
     models, layout, size = bench.models, bench.layout, bench.size
@@ -241,7 +241,8 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
     queries, keys = int(active.sum()) + size.words, pack(latents).shape[1] + size.words
     windows: list[Window | None] = [None]
     if share:
-        windows = [kept_window(backbone, transformer, latents, active, empty, True, room=queries)]
+        groups = groups_of_canvas(latents, active)
+        windows = [kept_window(backbone, transformer, active, groups, empty, True, room=queries)]
     else:
         queries = keys
     levels = backbone.sigmas(8, keys)[:-1]
@@ -290,7 +291,7 @@ def share_of_peak(bench: Bench, share: float, seconds: float) -> dict[str, float
 @torch.no_grad()
 def scaling(size: Size, dtype: torch.dtype, seconds: float) -> list[dict[str, Any]]:
     """One step and the reading before it, for other polygons, numbers of known panels and resolutions."""
-    from triptych.sampling.clean_context import kept_window
+    from triptych.sampling.clean_context import groups_of_canvas, kept_window
 
     settings = [("polygon", share, 2, 1.0) for share in (0.1, 0.25, 0.36, 0.5, 1.0)]
     settings += [("panels", 0.36, known, 1.0) for known in (1, 3)]
@@ -314,7 +315,8 @@ def scaling(size: Size, dtype: torch.dtype, seconds: float) -> list[dict[str, An
             room, t = int(active.sum()) + size.words, torch.tensor([0.5])
             run = backbone.premodulated(transformer, [0.5], words, 3.5)
             full = best(lambda: backbone.velocity(run.at(0.5), latents, t, words, 3.5), 0)  # noqa: B023
-            reading = partial(kept_window, backbone, transformer, latents, active, empty, True, room=room)
+            groups = groups_of_canvas(latents, active)
+            reading = partial(kept_window, backbone, transformer, active, groups, empty, True, room=room)
             read, window = timed(reading)
             step = best(lambda: backbone.velocity(run.at(0.5), latents, t, words, 3.5, window), seconds)  # noqa: B023
             context = window.context
