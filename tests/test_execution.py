@@ -7,10 +7,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.caption_server import Desk, Server, serve, write_model
 from tests.test_clean import Counting, draw
@@ -26,6 +28,7 @@ from triptych.verbs.clean import CleanConfig, clean
 from triptych.verbs.concat import concat
 from triptych.verbs.embed import PictureTools, TextTools, embed
 from triptych.verbs.evaluate import EvaluateConfig, evaluate
+from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vision import features
 
 
@@ -231,6 +234,43 @@ def test_evaluate_elsewhere_is_evaluate_here(tmp_path: Path, monkeypatch: pytest
     assert files_of(tmp_path / "here") == files_of(tmp_path / "there")
     del here["results"], there["results"]
     assert here == there and here["ceiling"]["type"].startswith("1.00")
+
+
+def test_a_batch_of_try_ons_elsewhere_is_one_here(tmp_path: Path, tiny_flux: Path) -> None:
+    for name, size in (("red", (120, 160)), ("blue", (90, 160)), ("me", (120, 160))):
+        Image.new("RGB", size, name if name != "me" else "grey").save(tmp_path / f"{name}.png")
+    Image.new("LA", (120, 160), (200, 100)).save(tmp_path / "clear.png")
+    (tmp_path / "p.json").write_text('{"polygons": [[[40, 40], [80, 40], [85, 100], [35, 100]]]}')
+    lines = ["red,me,2", "blue,me,1", "red,clear,1", "red,nobody,1", "red,me,many"]
+    rows = [
+        f"{front}.png,{person}.png,{count}" for front, person, count in (line.split(",") for line in lines)
+    ]
+    (tmp_path / "jobs.csv").write_text("\n".join(["front,person,num_images_per_prompt", *rows]))
+    configs = [
+        TryonConfig(
+            batch=tmp_path / "jobs.csv",
+            polygon=tmp_path / "p.json",
+            prompt="dress <IMAGE 1> front <IMAGE 2> back <IMAGE 3> worn",
+            model=str(tiny_flux),
+            out=tmp_path / name,
+            device="cpu",
+            dtype="fp32",
+            num_inference_steps=2,
+            batch_size=2,
+        )
+        for name in ("here", "there")
+    ]
+    here = list(tryon(configs[0]))
+    cluster = Cluster()
+    with using(cluster):
+        there = tryon(configs[1])
+        assert [replace(event, result=None) for event in there] == [
+            replace(event, result=None) for event in here
+        ]
+    assert cluster.made == 5 + 3 and cluster.largest < 10_000, "five lines and three batches"
+    assert (there.summary["made"], there.failed) == (4, 2)
+    made = [files_of(tmp_path / name) for name in ("here", "there")]
+    assert made[0] == made[1] and len(made[0]) == 3 + 2 * 4 + 2, "masks, pictures with triptychs, two tables"
 
 
 def test_the_text_encoder_is_gone_before_the_autoencoder_comes(

@@ -27,6 +27,7 @@ from triptych.sampling.opened import OpenedModel
 from triptych.store import files
 from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vton import batch
+from triptych.vton import results as results_csv
 from triptych.vton.lines import read_lines
 
 PROMPT = "dress <IMAGE 1> front <IMAGE 2> back <IMAGE 3> worn"  # no longer than the tiny model reads
@@ -174,22 +175,22 @@ def test_lines_are_sampled_together_and_what_is_wrong_fails_alone(
     )
     tryon(options(tiny_flux, folder, out=folder / "alone")).finish()
     sizes: list[int] = []
-    make = batch.make
+    sample = batch.sample
 
     def counted(jobs, models):
         sizes.append(len(jobs))
         if any(job.config.picture.stem == "003" for job, _ in jobs):
             raise MemoryError("too much for one")
-        return make(jobs, models)
+        return sample(jobs, models)
 
-    monkeypatch.setattr(batch, "make", counted)
+    monkeypatch.setattr(batch, "sample", counted)
     summary = tryon(options(tiny_flux, folder, batch_size=8)).finish()
     assert sizes == [2, 1, 1, 1, 1], (
         "001 and 003 together, then each alone; 004 has another strength; 002 is another product"
     )
     assert (summary["made"], summary["failed"]) == (3, 1)
     assert "too much" in results(folder)["003", "2"]["reason"]
-    monkeypatch.setattr(batch, "make", make)
+    monkeypatch.setattr(batch, "sample", sample)
     summary = tryon(options(tiny_flux, folder, batch_size=8)).finish()
     assert (summary["made"], summary["kept"]) == (1, 3), "the batch size is no setting of the picture"
     for name in ("001", "002", "003", "004"):
@@ -451,9 +452,9 @@ def test_results_are_written_now_and_then_and_at_the_end(
 ) -> None:
     """Not for every picture: a finished batch of ten thousand lines would write ten thousand tables."""
     written: list[str] = []
-    write_text = batch.write_text
+    write_text = results_csv.write_text
     monkeypatch.setattr(
-        batch, "write_text", lambda path, text: written.append(path.name) or write_text(path, text)
+        results_csv, "write_text", lambda path, text: written.append(path.name) or write_text(path, text)
     )
     write(folder, "front,person", *["red.png,nobody.jpg"] * 40)
     tryon(options(tiny_flux, folder)).finish()

@@ -6,14 +6,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from triptych.events import Event, Run
+from triptych.execution import PerWorker
 from triptych.vton.batch import run_batch
-from triptych.vton.files import THUMB, TryonConfig, check, make, read, with_prompt, write_preview, write_sheet
+from triptych.vton.files import (
+    THUMB,
+    TryonConfig,
+    check,
+    preview_of,
+    read,
+    sample,
+    with_prompt,
+    write,
+    write_preview,
+    write_sheet,
+)
 from triptych.vton.prompt import PromptWriter
+
+if TYPE_CHECKING:  # it imports torch
+    from triptych.sampling.opened import OpenedModel
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +45,12 @@ def tryon(config: TryonConfig) -> Run:
     """
     config = config if config.batch else check(config)
     config.check_model()
-    from triptych.session import Session  # not above: it imports torch, and mistakes are told before
-
-    kept = config.context_cache_gib if config.batch or len(config.seeds) > 1 else 0.0
-    session = Session(**config.model_source() | {"context_cache_gib": kept})
+    model = PerWorker(_session, config)
     if config.batch:
-        return run_batch(config, session)
+        return run_batch(config, model)
+    session = model()
     inputs = read(config, session)  # before a captioner is asked, which may cost money
-    write_preview(inputs)
+    write_preview(config, preview_of(inputs))
     if not config.prompt.strip():
         writer = PromptWriter(config, config.picture.parent)
         config = writer.fill(config, inputs.layout, session.settings.max_sequence_length)
@@ -55,7 +68,8 @@ def tryon(config: TryonConfig) -> Run:
     def work() -> Iterator[Event]:
         small: list[tuple[int, Image.Image]] = []
         for seed in config.seeds:
-            (picture,) = make([(inputs, [seed])], session)
+            ((picture,),) = sample([(inputs, [seed])], session)
+            write(inputs.config, inputs.photo, seed, picture)
             small.append((seed, picture.image.copy()))
             small[-1][1].thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
             path, _ = config.files(seed)
@@ -67,6 +81,13 @@ def tryon(config: TryonConfig) -> Run:
             summary["sheet"] = str(write_sheet(config, small))
 
     return Run("tryon", len(config.seeds), work(), summary)
+
+
+def _session(config: TryonConfig) -> OpenedModel:
+    from triptych.session import Session  # not at the top: it imports torch, and mistakes are told before
+
+    kept = config.context_cache_gib if config.batch or len(config.seeds) > 1 else 0.0
+    return Session(**config.model_source() | {"context_cache_gib": kept})
 
 
 __all__ = ["TryonConfig", "tryon"]

@@ -1,21 +1,24 @@
 """Many try-ons from one CSV file, with models loaded once. Finished pictures are kept; failures are noted and
 do not stop the batch.
+
+First all lines are looked at, so that all mistakes are found and all masks are shown before the first picture
+is made; then the pictures are made.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from PIL import Image
 
 from triptych.errors import InputError, ModelError, TriptychError
 from triptych.events import Event, Run
-from triptych.pages.tryon import HEAD, Shown, tryon_page
+from triptych.execution import PerWorker, execute
+from triptych.pictures.images import OriginalPhoto
 from triptych.store.files import write_text
 from triptych.tasks.tryon import TRY_ON
 from triptych.vton.files import (
@@ -24,15 +27,19 @@ from triptych.vton.files import (
     TryonConfig,
     alike,
     finished,
-    make,
+    preview_of,
     read,
+    sample,
+    write,
     write_preview,
 )
 from triptych.vton.lines import Line, read_lines, shortened
 from triptych.vton.prompt import PromptWriter
+from triptych.vton.results import Result, Results, check_results, page_of
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # they import torch
     from triptych.sampling.opened import OpenedModel
+    from triptych.sampling.picture import Picture
 
 log = logging.getLogger(__name__)
 
@@ -41,27 +48,9 @@ EVENTS: dict[str, Literal["done", "kept", "rejected"]] = {
     "kept": "kept",
     "failed": "rejected",
 }
-WRITE_EVERY = 10.0  # seconds between two writes of results.csv
-THUMB = 240  # pixels
 
 
-@dataclass
-class Result:
-    """One line of results.csv. `picture` is a name in the same folder; `reason` is why it failed, or a
-    warning.
-    """
-
-    id: str
-    seed: int | None
-    status: Literal["made", "kept", "failed"]
-    picture: str = ""
-    reason: str = ""
-
-
-HEADER = [field.name for field in fields(Result)]
-
-
-def run_batch(config: TryonConfig, model: OpenedModel) -> Run:
+def run_batch(config: TryonConfig, model: PerWorker[OpenedModel]) -> Run:
     """Make the pictures of the lines in `config.batch`; the folder `out` also gets results.csv and
     index.html.
 
@@ -80,25 +69,229 @@ def run_batch(config: TryonConfig, model: OpenedModel) -> Run:
             f"{out} is {'a file' if out.exists() else 'the name of a picture'}.",
             "With --batch, give a folder with --out.",
         )
-    _check_results(out, config.batch)
+    check_results(out, config.batch)
     lines = read_lines(config.batch, config, out)
-    _ = model.backbone  # an unusable device is reported now; no weights are read yet
-    TRY_ON.trained(model.layout(config.panel_width, config.panel_height))
-    batch = _Batch(config, model, out, lines, PromptWriter(config, out))
-    total = sum(len(line.config.seeds) if line.config else 1 for line in lines)
-    batch.run = Run("tryon", total, batch.events(), batch.summary)
-    return batch.run
+    here = model()
+    _ = here.backbone  # an unusable device is reported now; no weights are read yet
+    TRY_ON.trained(here.layout(config.panel_width, config.panel_height))
+    writer = PerWorker(PromptWriter, config, out)
+    writer()
+    book = Book(out, lines)
+
+    def work() -> Iterator[Event]:
+        try:
+            for looked in execute(look, todo(lines), PerWorker(LookTools, model, writer)):
+                yield from record_look(book, looked)
+            writer.close()  # its captioner may hold memory that the model needs
+            jobs = todo_pictures(book.lines, book.left, config.batch_size)
+            prompts = [_config(book.lines[number]).prompt for number in book.left]
+            for made in execute(make, jobs, PerWorker(PictureTools, model, prompts)):
+                for picture in made.pictures:
+                    yield record(book, picture)
+                if made.context_cache:
+                    book.summary["context_cache"] = made.context_cache
+            write_text(out / "index.html", page_of(book.lines, book.results.rows, out))
+        finally:
+            book.results.write()  # also if the batch is stopped
+
+    book.run = Run(
+        "tryon", sum(len(line.config.seeds) if line.config else 1 for line in lines), work(), book.summary
+    )
+    return book.run
 
 
-class _Batch:
-    """A batch in progress."""
+# --- todo
+
+
+def todo(lines: Sequence[Line]) -> list[tuple[int, Line]]:
+    """The lines to look at, each with its number."""
+    return list(enumerate(lines))
+
+
+class Job(NamedTuple):
+    """Pictures of a line to make. number: of the line."""
+
+    number: int
+    config: TryonConfig
+    seeds: tuple[int, ...]
+
+
+def todo_pictures(
+    lines: Sequence[Line], left: Mapping[int, Sequence[int]], size: int
+) -> list[tuple[Job, ...]]:
+    """The pictures to make, in batches of up to `size` that can be sampled together, product by product.
+    left: seeds by number of the line.
+    """
+    batches: list[list[tuple[int, int]]] = []
+    for number in _by_product(lines, left):
+        for seed in left[number]:
+            last = batches[-1] if batches else []
+            if last and len(last) < size and _alike(lines[last[0][0]]) == _alike(lines[number]):
+                last.append((number, seed))
+            else:
+                batches.append([(number, seed)])
+    return [_jobs(lines, batch) for batch in batches]
+
+
+def _jobs(lines: Sequence[Line], batch: Sequence[tuple[int, int]]) -> tuple[Job, ...]:
+    seeds: dict[int, list[int]] = {}
+    for number, seed in batch:
+        seeds.setdefault(number, []).append(seed)
+    return tuple(Job(number, _config(lines[number]), tuple(own)) for number, own in seeds.items())
+
+
+def _config(line: Line) -> TryonConfig:
+    assert line.config is not None
+    return line.config
+
+
+def _alike(line: Line) -> Any:
+    return alike(_config(line))
+
+
+def _by_product(lines: Sequence[Line], numbers: Mapping[int, Any]) -> list[int]:
+    """Line numbers grouped by product, products in the order of their first line."""
+    first: dict[Any, int] = {}
+    return sorted(numbers, key=lambda number: (first.setdefault(lines[number].product, number), number))
+
+
+# --- make
+
+
+class LookTools:
+    """The tools of a worker that looks at lines: a model, without its weights, and the captioner."""
+
+    def __init__(self, model: PerWorker[OpenedModel], writer: PerWorker[PromptWriter]) -> None:
+        self.model, self.writer = model(), writer()
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A line that was looked at: its config with the prompt, the seeds whose picture exists, and the picture
+    of its mask. reason: the line's own mistake.
+    """
+
+    number: int
+    line: Line
+    kept: frozenset[int] = frozenset()
+    preview: Image.Image | None = None
+    reason: str = ""
+
+
+def look(item: tuple[int, Line], tools: LookTools) -> Looked:
+    """Look at a line before any picture is made. Its inputs are read now, and again when its turn comes.
+
+    Raises:
+        ModelError: the captioner fails, for this line and all others.
+    """
+    number, line = item
+    config, preview = line.config, None
+    if config is None:
+        return Looked(number, line, reason=line.reason)
+    try:
+        if not config.prompt.strip():
+            inputs = read(config, tools.model)  # before the captioner is asked, which may cost money
+            preview = preview_of(inputs)
+            limit = tools.model.settings.max_sequence_length
+            config = tools.writer.fill(config, inputs.layout, limit)
+        kept = finished(config, tools.model)
+        if preview is None and kept != {*config.seeds}:
+            preview = preview_of(read(config, tools.model))
+    except ModelError:
+        raise
+    except Exception as error:
+        return Looked(number, line, preview=preview, reason=_reason(error))
+    return Looked(number, replace(line, config=config), frozenset(kept), preview)
+
+
+class PictureTools:
+    """The tools of a worker that makes pictures: a model with its weights, and with the prompts encoded."""
+
+    def __init__(self, model: PerWorker[OpenedModel], prompts: Sequence[str]) -> None:
+        self.model = model()
+        self.model.encode(prompts)
+        self.model.load()
+        self.inputs: dict[int, Inputs] = {}
+
+    def read(self, jobs: Sequence[Job]) -> list[Inputs]:
+        """The inputs of a batch, by line. Those of the batch before are at hand, because it may have had the
+        same ones.
+        """
+        inputs = {job.number: self.inputs.get(job.number) or read(job.config, self.model) for job in jobs}
+        self.inputs = inputs
+        return [inputs[job.number] for job in jobs]
+
+
+@dataclass(frozen=True)
+class MadePicture:
+    """A picture of a line, with the photo whose transparency and metadata it keeps; or, in `reason`, why
+    there is none. `reason` may also be a warning.
+    """
+
+    number: int
+    config: TryonConfig
+    seed: int
+    reason: str = ""
+    picture: Picture | None = None
+    photo: OriginalPhoto | None = None
+
+
+@dataclass(frozen=True)
+class MadeBatch:
+    """The pictures of a batch, and how often known panels were read from the cache so far."""
+
+    pictures: list[MadePicture]
+    context_cache: Any = None
+
+
+def make(jobs: Sequence[Job], tools: PictureTools) -> MadeBatch:
+    """Sample the pictures of a batch."""
+    pictures = _sampled(jobs, tools)
+    contexts = tools.model.contexts
+    used = contexts.limit_bytes and contexts.misses
+    return MadeBatch(pictures, contexts.summary() if used else None)
+
+
+def _sampled(jobs: Sequence[Job], tools: PictureTools) -> list[MadePicture]:
+    """The pictures of a batch. If it fails as a whole, they are tried one by one, so that only the faulty
+    ones fail.
+    """
+    alone = [Job(job.number, job.config, (seed,)) for job in jobs for seed in job.seeds]
+    try:
+        inputs = tools.read(jobs)
+        made = sample([(own, job.seeds) for own, job in zip(inputs, jobs, strict=True)], tools.model)
+    except Exception as error:
+        if len(alone) > 1:
+            return [picture for job in alone for picture in _sampled([job], tools)]
+        ((number, config, (seed,)),) = alone
+        return [MadePicture(number, config, seed, _reason(error))]
+    rows = []
+    for job, own, pictures in zip(jobs, inputs, made, strict=True):
+        words = [*own.warnings, tools.model.warnings.get(job.config.prompt, "")]
+        warning = " ".join(filter(None, words))
+        for seed, picture in zip(job.seeds, pictures, strict=True):
+            rows.append(MadePicture(job.number, own.config, seed, warning, picture, own.photo))
+    return rows
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, TriptychError | OSError):
+        log.warning("A try-on failed: %s", error, exc_info=error)
+    return shortened(f"{error}") or type(error).__name__
+
+
+# --- record
+
+
+class Book:
+    """What the `record` functions fill: the lines with their prompts, the seeds left to make by line, the
+    table of results and the counts.
+    """
 
     run: Run
 
-    def __init__(
-        self, config: TryonConfig, model: OpenedModel, out: Path, lines: list[Line], writer: PromptWriter
-    ) -> None:
-        self.config, self.model, self.out, self.lines, self.writer = config, model, out, lines, writer
+    def __init__(self, out: Path, lines: Sequence[Line]) -> None:
+        self.out, self.lines, self.left = out, list(lines), dict[int, list[int]]()
         self.results = Results(out / "results.csv")
         self.summary: dict[str, Any] = {
             "made": 0,
@@ -108,219 +301,49 @@ class _Batch:
             "index": str(out / "index.html"),
         }
 
-    def events(self) -> Iterator[Event]:
-        """All the work; the table is written even if the batch is stopped."""
-        try:
-            pending: dict[int, list[int]] = {}
-            for number in range(len(self.lines)):
-                yield from self._look_at(number, pending)
-            self.writer.close()  # its captioner may hold memory that the model needs
-            if pending:
-                self.model.encode([_prompt(self.lines[number]) for number in pending])
-                self.model.load()
-            yield from self._make(pending)
-            write_text(self.out / "index.html", _page(self.lines, self.results.rows, self.out))
-        finally:
-            self.results.write()
 
-    def _look_at(self, number: int, pending: dict[int, list[int]]) -> Iterator[Event]:
-        """Examine a line before any picture is made; seeds left to do go into `pending`."""
-        line = self.lines[number]
-        if line.config is None:
-            yield self._note(number, Result(line.id, None, "failed", reason=line.reason))
-            return
+def record_look(book: Book, looked: Looked) -> Iterator[Event]:
+    """Write the picture of a line's mask; note its mistake, and pictures that are kept."""
+    number, line, reason = looked.number, looked.line, looked.reason
+    config = line.config
+    if config is None:
+        yield note(book, number, Result(line.id, None, "failed", reason=reason))
+        return
+    if looked.preview is not None:
         try:
-            config, kept = self._looked_at(line.config)
-        except ModelError:  # the captioner fails for every line
-            raise
+            write_preview(config, looked.preview)
         except Exception as error:
-            for seed in line.config.seeds:
-                yield self._note(number, Result(line.id, seed, "failed", reason=_reason(error)))
-            return
-        self.lines[number] = replace(line, config=config)
-        for seed in (seed for seed in config.seeds if seed in kept):
-            yield self._note(number, Result(line.id, seed, "kept", config.files(seed)[0].name))
-        if left := [seed for seed in config.seeds if seed not in kept]:
-            pending[number] = left
+            reason = reason or _reason(error)
+    if reason:
+        for seed in config.seeds:
+            yield note(book, number, Result(line.id, seed, "failed", reason=reason))
+        return
+    book.lines[number] = line
+    for seed in config.seeds:
+        if seed in looked.kept:
+            yield note(book, number, Result(line.id, seed, "kept", config.files(seed)[0].name))
+    if left := [seed for seed in config.seeds if seed not in looked.kept]:
+        book.left[number] = left
 
-    def _looked_at(self, config: TryonConfig) -> tuple[TryonConfig, set[int]]:
-        """A line's config with its prompt, and the seeds whose picture exists.
 
-        Its inputs are read now, and again when its turn comes. The first reading finds all mistakes and shows
-        all masks in advance. Raises the errors of the inputs.
-        """
-        inputs = None
-        if not config.prompt.strip():
-            inputs = self._read(config)  # before the captioner is asked, which may cost money
-            limit = self.model.settings.max_sequence_length
-            config = self.writer.fill(config, inputs.layout, limit)
-        kept = finished(config, self.model)
-        if inputs is None and kept != {*config.seeds}:
-            self._read(config)
-        return config, kept
-
-    def _read(self, config: TryonConfig) -> Inputs:
-        inputs = read(config, self.model)
-        write_preview(inputs)
-        return inputs
-
-    def _make(self, pending: Mapping[int, Sequence[int]]) -> Iterator[Event]:
-        """Make the remaining pictures, in batches."""
-        done: dict[int, Inputs] = {}
-        for batch in _batches(self.lines, pending, self.config.batch_size):
-            for number, result in self._made(batch, done):
-                cut = self.model.warnings.get(_prompt(self.lines[number]))
-                if result.status == "made" and cut:
-                    result.reason = f"{result.reason} {cut}".strip()
-                yield self._note(number, result)
-            if self.model.contexts.limit_bytes and self.model.contexts.misses:
-                self.summary["context_cache"] = self.model.contexts.summary()
-
-    def _made(
-        self, batch: Sequence[tuple[int, int]], read_before: dict[int, Inputs]
-    ) -> Iterator[tuple[int, Result]]:
-        """(line, result) of each picture of a batch. If a batch fails as a whole, its pictures are tried one
-        by one, so that only the faulty ones fail.
-
-        read_before: the inputs of the previous batch, which this one may share; on return, those of this
-        batch.
-        """
-        seeds: dict[int, list[int]] = {}
-        for number, seed in batch:
-            seeds.setdefault(number, []).append(seed)
+def record(book: Book, made: MadePicture) -> Event:
+    """Write a picture, or note why there is none."""
+    line, reason = book.lines[made.number], made.reason
+    picture, photo = made.picture, made.photo
+    if picture is not None and photo is not None:
         try:
-            inputs = {
-                number: read_before.get(number)
-                or read(cast(TryonConfig, self.lines[number].config), self.model)
-                for number in seeds
-            }
-            read_before.clear()
-            read_before.update(inputs)
-            make([(inputs[number], own) for number, own in seeds.items()], self.model)
+            write(made.config, photo, made.seed, picture)
+            name = made.config.files(made.seed)[0].name
+            return note(book, made.number, Result(line.id, made.seed, "made", name, reason))
         except Exception as error:
-            if len(batch) > 1:
-                for one in batch:
-                    yield from self._made([one], read_before)
-                return
-            ((number, seed),) = batch
-            yield number, Result(self.lines[number].id, seed, "failed", reason=_reason(error))
-            return
-        for number, seed in batch:
-            picture, words = inputs[number].config.files(seed)[0].name, " ".join(inputs[number].warnings)
-            yield number, Result(self.lines[number].id, seed, "made", picture, words)
-
-    def _note(self, number: int, result: Result) -> Event:
-        self.results.add(number, result)
-        self.summary[result.status] += 1
-        self.run.failed = self.summary["failed"]
-        path = self.out / result.picture if result.picture else None
-        return Event(result.picture or result.id, EVENTS[result.status], result.reason, result=path)
+            reason = _reason(error)
+    return note(book, made.number, Result(line.id, made.seed, "failed", reason=reason))
 
 
-def _prompt(line: Line) -> str:
-    return cast(TryonConfig, line.config).prompt
-
-
-class Results:
-    """results.csv, written at the end and from time to time before. After a kill, the pictures themselves
-    show what is done.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[tuple[int, int | None], Result] = {}
-        self._written = time.monotonic()
-
-    def add(self, number: int, result: Result) -> None:
-        self.rows[number, result.seed] = result
-        if time.monotonic() - self._written > WRITE_EVERY:
-            self.write()
-
-    def write(self) -> None:
-        table = io.StringIO(newline="")
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(HEADER)
-        for key in sorted(self.rows, key=lambda key: (key[0], key[1] or 0)):
-            writer.writerow([getattr(self.rows[key], name) for name in HEADER])
-        write_text(self.path, table.getvalue())
-        self._written = time.monotonic()
-
-
-def _check_results(out: Path, batch: Path) -> None:
-    """Raise InputError if results.csv or index.html in `out` were not written by triptych, or one is the
-    batch file itself.
-    """
-    for name, beginning in (("results.csv", ",".join(HEADER)), ("index.html", HEAD.split("\n", 1)[0])):
-        path = out / name
-        if not path.exists():
-            continue
-        if path.resolve() == batch.resolve():
-            raise InputError(
-                f"The batch file {batch} would be overwritten by the results.",
-                "Give another folder with --out.",
-            )
-        if not path.is_file() or (
-            path.stat().st_size and not path.read_bytes()[: len(beginning)] == beginning.encode()
-        ):
-            raise InputError(
-                f"{path} is there already, and triptych did not write it.", "Give another folder with --out."
-            )
-
-
-def _batches(
-    lines: Sequence[Line], pending: Mapping[int, Sequence[int]], size: int
-) -> list[list[tuple[int, int]]]:
-    """(line, seed) of the pictures to make, in batches of up to `size` that can be sampled together, product
-    by product.
-    """
-    batches: list[list[tuple[int, int]]] = []
-    for number in _by_product(lines, pending):
-        for seed in pending[number]:
-            last = batches[-1] if batches else []
-            if last and len(last) < size and _alike(lines[last[0][0]]) == _alike(lines[number]):
-                last.append((number, seed))
-            else:
-                batches.append([(number, seed)])
-    return batches
-
-
-def _alike(line: Line) -> Any:
-    return alike(cast(TryonConfig, line.config))
-
-
-def _by_product(lines: Sequence[Line], numbers: Mapping[int, Any]) -> list[int]:
-    """Line numbers grouped by product, products in the order of their first line."""
-    first: dict[Any, int] = {}
-    return sorted(numbers, key=lambda number: (first.setdefault(_product(lines[number]), number), number))
-
-
-def _product(line: Line) -> tuple[Path | None, Path | None]:
-    return (line.config.front, line.config.back) if line.config else (None, None)
-
-
-def _reason(error: Exception) -> str:
-    if not isinstance(error, TriptychError | OSError):
-        log.warning("A try-on failed: %s", error, exc_info=error)
-    return shortened(f"{error}") or type(error).__name__
-
-
-def _page(lines: Sequence[Line], results: Mapping[tuple[int, int | None], Result], out: Path) -> str:
-    """One self-contained page without scripts: every result beside its product."""
-    rows = list(results.values())
-    counts = ", ".join(
-        f"{sum(one.status == status for one in rows)} {status}" for status in ("made", "kept", "failed")
-    )
-    groups: dict[Any, set[int]] = {}
-    for number, line in enumerate(lines):
-        groups.setdefault(_product(line), set()).add(number)
-    ordered = sorted(results, key=lambda key: (key[0], key[1] or 0))
-    products = [
-        (front, [_shown(results[key], out) for key in ordered if key[0] in numbers])
-        for (front, _), numbers in groups.items()
-    ]
-    return tryon_page(counts, products)
-
-
-def _shown(result: Result, out: Path) -> Shown:
-    name = result.id if result.seed is None else f"{result.id}, seed {result.seed}"
-    return Shown(name, None if result.status == "failed" else out / result.picture, result.reason)
+def note(book: Book, number: int, result: Result) -> Event:
+    """Note a line's result in the table and the counts."""
+    book.results.add(number, result)
+    book.summary[result.status] += 1
+    book.run.failed = book.summary["failed"]
+    path = book.out / result.picture if result.picture else None
+    return Event(result.picture or result.id, EVENTS[result.status], result.reason, result=path)

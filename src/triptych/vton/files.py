@@ -202,26 +202,28 @@ def _settings_in(path: Path) -> dict[str, Any] | None:
     return {key: value for key, value in settings.items() if key != "made_on"}
 
 
-def write_preview(inputs: Inputs) -> None:
-    """Write the picture that shows the repainted area."""
+def preview_of(inputs: Inputs) -> Image.Image:
+    """The picture that shows the repainted area."""
     person, fit = inputs.request.person, inputs.request.fit
     small = (person.start or person.photo).copy()
     shown = masks.mask_image(masks.feather(person.repainted(), fit.feather))
     for picture in (small, shown):
         picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BOX)
-    save_png(
-        masks.preview(small, np.asarray(shown).astype(np.float32) / np.float32(255)),
-        inputs.config.preview,
-        text={"Software": "triptych"},
-    )
+    return masks.preview(small, np.asarray(shown).astype(np.float32) / np.float32(255))
 
 
-def write(inputs: Inputs, seed: int, picture: Picture) -> None:
-    """Write the model's triptych, then the picture: an existing picture means that the try-on is complete."""
+def write_preview(config: TryonConfig, preview: Image.Image) -> None:
+    """Write the picture that shows the repainted area."""
+    save_png(preview, config.preview, text={"Software": "triptych"})
+
+
+def write(config: TryonConfig, photo: OriginalPhoto, seed: int, picture: Picture) -> None:
+    """Write the model's triptych, then the picture: an existing picture means that the try-on is complete.
+    photo: the person's, whose transparency and metadata the picture keeps.
+    """
     from triptych.sampling.picture import text_chunks  # not at the top: it imports torch
 
-    photo = inputs.photo
-    path, triptych = inputs.config.files(seed)
+    path, triptych = config.files(seed)
     made = xmp.packet("compositeWithTrainedAlgorithmicMedia")
     save_png(picture.triptych, triptych, text=text_chunks(picture.settings, "triptych"), xmp=made)
     text = text_chunks(picture.settings)
@@ -247,22 +249,18 @@ def write_sheet(config: TryonConfig, pictures: Sequence[tuple[int, Image.Image]]
     return config.sheet
 
 
-def make(inputs: Sequence[tuple[Inputs, Sequence[int]]], model: OpenedModel) -> list[Picture]:
-    """Sample the given seeds of one or several try-ons in one batch, and write the pictures. The try-ons must
+def sample(inputs: Sequence[tuple[Inputs, Sequence[int]]], model: OpenedModel) -> list[list[Picture]]:
+    """Sample the given seeds of one or several try-ons in one batch: the pictures of each. The try-ons must
     be alike, see `alike`.
     """
     from triptych.vton.dress import dress  # not at the top: it imports torch
 
     first = inputs[0][0]
-    assert all(alike(one.config) == alike(first.config) for one, _ in inputs)
+    assert all(alike(own.config) == alike(first.config) for own, _ in inputs)
     requests = [
-        replace(one.request, person=replace(one.request.person, seeds=list(seeds))) for one, seeds in inputs
+        replace(own.request, person=replace(own.request.person, seeds=list(seeds))) for own, seeds in inputs
     ]
-    made = dress(model, requests, first.layout, first.sampling, [one.sha256 for one, _ in inputs])
-    for (one, seeds), pictures in zip(inputs, made, strict=True):
-        for seed, picture in zip(seeds, pictures, strict=True):
-            write(one, seed, picture)
-    return [picture for pictures in made for picture in pictures]
+    return dress(model, requests, first.layout, first.sampling, [own.sha256 for own, _ in inputs])
 
 
 def alike(config: TryonConfig) -> dict[str, Any]:

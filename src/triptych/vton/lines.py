@@ -34,6 +34,11 @@ class Line:
     config: TryonConfig | None
     reason: str = ""
 
+    @property
+    def product(self) -> tuple[Path | None, Path | None]:
+        """The photos of its product."""
+        return (self.config.front, self.config.back) if self.config else (None, None)
+
 
 def read_lines(path: Path, base: TryonConfig, out: Path) -> list[Line]:
     """The try-ons of a CSV file (UTF-8, with a header; commas, semicolons or tabs). Its paths are relative to
