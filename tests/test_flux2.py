@@ -20,8 +20,11 @@ from triptych.backbones.context import Reference, Window
 from triptych.backbones.flux2.autoencoder import patchify, unpatchify
 from triptych.backbones.flux2.model import empirical_mu, pack, position_ids, unpack
 from triptych.backbones.settings import model_settings
+from triptych.captioning.write import prompt_problems
+from triptych.cli import main
 from triptych.errors import ConfigError
 from triptych.lora.file import read_about
+from triptych.pictures.images import read_settings
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.canvas import to_pixels
 from triptych.sampling.clean_context import groups_of_canvas, read_window
@@ -29,9 +32,10 @@ from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling, recommended
 from triptych.sampling.references import reference_size, references_of
 from triptych.sampling.sampler import Canvases, Known, sample_latents
-from triptych.session import load_models
+from triptych.session import Session, load_models
 from triptych.tasks.tryon import TRY_ON
 from triptych.training.loss import losses_of
+from triptych.verbs.generate_config import GenerateConfig
 from triptych.verbs.train import train
 
 from .test_train import config, training_set, write_records
@@ -365,3 +369,77 @@ def test_a_placement_that_cannot_be_is_refused(
     write_records(tmp_path, ["id-1", "id-2"], folder)
     with pytest.raises(ConfigError, match=message):
         train(config(tmp_path, folder, **changes))
+
+
+def test_without_a_lora_any_sentence_will_do(tiny_flux2: Path, tiny_flux: Path) -> None:
+    layout = TRY_ON.layout(32, 48)
+    for model, lora, panels in ((tiny_flux2, None, 0), (tiny_flux2, Path("lora"), 3), (tiny_flux, None, 3)):
+        assert GenerateConfig(model=str(model), lora=lora).described_panels(layout) == panels
+    assert prompt_problems(str(tiny_flux2), "a person in the dress of image 1", 0) == []
+    assert "marker" in prompt_problems(str(tiny_flux2), "a person in the dress of image 1", 3)[0]
+    assert "markdown" in prompt_problems(str(tiny_flux2), "# a person", 0)[0]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> dict[str, Path]:
+    for name, size in (("front", (60, 80)), ("back", (90, 70)), ("person", (120, 160))):
+        photo(len(name), size).save(tmp_path / f"{name}.png")
+    (tmp_path / "polygon.json").write_text(json.dumps({"polygons": [[[30, 40], [90, 40], [90, 120]]]}))
+    return {path.stem: path for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("more", [[], ["--context", "clean", "--active-tokens", "polygon"]])
+def test_people_are_dressed_before_anything_is_trained(
+    tiny_flux2: Path,
+    tmp_path: Path,
+    shop: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+) -> None:
+    words = ["tryon", "--model", tiny_flux2, "--prompt", "the dress", "--out", tmp_path / "t.png", *more]
+    words += [f"--{name}" if not at else shop[name] for name in shop for at in (0, 1)]
+    assert main([*map(str, words), "--json"]) == 0
+    assert "marker" not in capsys.readouterr().err
+    before, after = (np.asarray(Image.open(path)) for path in (shop["person"], tmp_path / "t.png"))
+    assert (
+        np.array_equal(before[:, :10], after[:, :10]) and (before[60:90, 55:65] != after[60:90, 55:65]).any()
+    )
+    recorded = read_settings(tmp_path / "t.png")
+    assert recorded["context_placement"] == "reference" and recorded["context"] in ("native", "clean")
+    photos = [word for name in shop for word in ("--photos", shop[name])]
+    again = ["reproduce", tmp_path / "t.png", "--model", tiny_flux2, *photos, "--json"]
+    assert main([*map(str, again)]) == 0
+    assert json.loads(capsys.readouterr().out)["identical"] is True
+
+
+def test_a_photos_shape_is_seen_and_the_worn_panel_is_made(tiny_flux2: Path, shop: dict[str, Path]) -> None:
+    """`generate` in memory: wide and tall products, in the triptych fitted into their panels."""
+    session = Session(str(tiny_flux2), device="cpu", dtype="fp32")
+    front, back = (Image.open(shop[name]).convert("RGB") for name in ("front", "back"))
+    (picture,) = session.generate(front, back, "a person in the dress", num_inference_steps=2)
+    assert picture.image.size == (32, 48) and picture.triptych.size == (96, 48) and picture.made == ("worn",)
+    squeezed = back.resize((32, 48))
+    (other,) = session.generate(front, squeezed, "a person in the dress", num_inference_steps=2)
+    assert np.any(np.asarray(other.image) != np.asarray(picture.image))
+
+
+def test_a_lora_of_references_makes_our_picture_in_diffusers(tiny_flux2: Path, tmp_path: Path) -> None:
+    """With a LoRA that also reads the references, Flux2KleinKVPipeline makes the same picture."""
+    write_records(tmp_path, ["id-1", "id-2"], tiny_flux2)
+    options = {"context": "clean", "context_lora": True, "learning_rate": 0.05, "ema_decay": 0.0}
+    train(config(tmp_path, tiny_flux2, **options, max_train_steps=4)).finish()
+    lora = tmp_path / "lora"
+    opened = load_models(str(tiny_flux2), [PROMPT], lora, device="cpu", dtype="fp32")
+    sampling = opened.sampling(num_inference_steps=4, true_cfg_scale=1.0)
+    assert (sampling.context, sampling.context_placement) == ("clean", "reference") and sampling.context_lora
+    photos = {"front": photo(1, (64, 64)), "back": photo(2, (64, 64))}
+    shown = references_of(opened, [photos], TRY_ON.layout(64, 64), sampling)
+    ours = sampled(opened, PANEL, [3], sampling, None, shown)
+    pipe = pipeline(tiny_flux2, Flux2KleinKVPipeline)
+    options = {"prompt": PROMPT, "height": 64, "width": 64, "max_sequence_length": LENGTH}
+    options |= {"image": list(photos.values()), "num_inference_steps": 4, "output_type": "latent"}
+    bare = normal(opened, pipe(generator=seeded(3), **options).images)
+    pipe.load_lora_weights(lora)
+    theirs = normal(opened, pipe(generator=seeded(3), **options).images)
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+    assert (theirs - bare).abs().max() > 1e-2, "the LoRA does something"

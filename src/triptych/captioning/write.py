@@ -36,7 +36,8 @@ def linter(model: str, limit: int, brands: Sequence[str] = ()) -> Callable[[str,
 
 def prompt_problems(model: str, prompt: str, panels: int, markers: Sequence[str] = ()) -> list[str]:
     """`captions.lint` of a prompt for a diffusion model, without a length limit: the text encoder reports a
-    cut itself. markers: those of its panels, if not of the house format.
+    cut itself. panels: their number; 0 if the prompt need not describe them one by one. markers: those of its
+    panels, if not of the house format.
     """
     tokenizer = prompt_tokenizer(model)
     return lint(

@@ -182,7 +182,8 @@ def lint(
 
     Args:
         text: a caption as it came from a model or a file.
-        panels: the number of panels it has to describe.
+        panels: the number of panels it has to describe, each behind its marker; 0 for a sentence without
+            markers.
         brands: names that must have been replaced by `<Brand>`.
         token_counter: counts the text encoder's tokens, end token included.
         max_tokens: the number of tokens that the text encoder reads; needs `token_counter`.
@@ -190,8 +191,8 @@ def lint(
         unknown_share: returns the share of a text's letters that the text encoder does not know, 0 to 1; by
             default the share of non-Latin letters.
     """
-    problems = _structure(text, panels)
-    if not problems and not _MARKER.split(text)[0].strip():
+    problems = _structure(text, panels) if panels else []
+    if panels and not problems and not _MARKER.split(text)[0].strip():
         problems.append(f"no summary before {marker(1)}")
     if replace_brand(text, brands) != normalise(text):
         problems.append(f"a brand name is not written {BRAND}")

@@ -343,6 +343,12 @@ class PictureConfig(SamplingConfig, PhotoConfig):
         """One seed per picture. Raises ConfigError if a seed exceeds 64 bits."""
         return seeds_from(self.seed, self.num_images_per_prompt)
 
+    def described_panels(self, layout: PanelLayout) -> int:
+        """The number of panels that the prompt has to describe one by one. A model that knows references
+        takes any sentence as long as no LoRA has taught it the captions of triptychs.
+        """
+        return 0 if self.lora is None and family_of(self.model).references else len(layout.roles)
+
     def check_known(self, pictures: Mapping[Path, Image.Image]) -> None:
         """Raise InputError if the model knows only one world and a picture, by its file, is from outside it;
         with `anyway`, only warn.
