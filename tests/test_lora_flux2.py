@@ -460,7 +460,8 @@ def test_a_placement_that_is_not_known_is_refused(tmp_path: Path) -> None:
         ("black-forest-labs/FLUX.2-klein-9B", "flux-2-klein-9b", "Non-Commercial"),
         ("black-forest-labs/FLUX.2-klein-9b-kv", "flux-2-klein-9b", "Non-Commercial"),
         ("black-forest-labs/FLUX.2-dev", "flux-2-dev", "Non-Commercial"),
-        ("/models/mine", "flux-2", "licence of the base model"),
+        ("flux2_klein_9b", "flux-2-klein-9b", "Non-Commercial"),
+        ("/data/4boards/dev/klein", "flux-2", "licence of the base model"),
     ],
 )
 def test_the_base_models_licence_is_written_into_the_file(

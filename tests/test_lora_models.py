@@ -147,6 +147,31 @@ def test_the_family_follows_the_layers_and_then_known_words(
     assert [warned in warning for warning in header.warnings] == ([True] if warned else [])
 
 
+@pytest.mark.parametrize(
+    ("width", "blocks", "version", "either"),
+    [
+        (3072, (1, 4), "", True),
+        (3072, (1, 5), "", False),
+        (3072, (0, 1, 2, 3, 4), "", False),
+        (3072, (1, 4), "flux1", False),
+        (3072, (1, 4), "flux_2_klein_4b", False),
+        (3072, (1, 4), "sd3", False),
+        (4096, (1, 4), "", False),
+        (1536, (1, 4), "", False),
+        (64, (1, 40), "", True),
+    ],
+)
+def test_what_may_be_flux_1_or_flux_2_is_said_to_be_either(
+    tmp_path: Path, width: int, blocks: tuple[int, ...], version: str, either: bool
+) -> None:
+    save_file(
+        attention(width, *double(*blocks)), tmp_path / "a.safetensors", {"ss_base_model_version": version}
+    )
+    model = read_header(tmp_path / "a.safetensors").model
+    assert (model.either, model.title == "FLUX.1 or FLUX.2") == (either, either)
+    assert not (model.either and model.certain)
+
+
 @pytest.mark.parametrize("prefix", ["transformer.", "base_model.model."])
 def test_a_lora_of_all_linear_layers_of_stable_diffusion_3(
     tmp_path: Path, tiny_sd3: Path, prefix: str, caplog: pytest.LogCaptureFixture

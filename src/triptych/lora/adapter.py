@@ -136,27 +136,32 @@ def write_lora(
 # Keys of metadata about the tensors, scales or hash of the old file, which is outdated in a new one.
 _OUTDATED = ("format", "modelspec.hash", "modelspec.implementation", "sshs_", "triptych")
 
-# Per base model: its family, a part of its name, its name in modelspec, and the licence note for anybody who
+# Per base model: its family, a pattern in its name, its name in modelspec, and the licence note for anybody who
 # passes the LoRA on.
 _BASES = (
     (
         "flux",
-        "flux.1-dev",
+        r"flux\.1-dev",
         "flux-1-dev",
         "Trained on FLUX.1 [dev]: its Non-Commercial License covers this LoRA too.",
     ),
-    ("flux", "flux.1-schnell", "flux-1-schnell", "Trained on FLUX.1 [schnell], which is under Apache-2.0."),
+    ("flux", r"flux\.1-schnell", "flux-1-schnell", "Trained on FLUX.1 [schnell], which is under Apache-2.0."),
     ("flux", "pocket", "flux-1-pocket", "Trained on triptych's pocket model, which is under Apache-2.0."),
-    ("flux2", "4b", "flux-2-klein-4b", "Trained on FLUX.2 [klein] 4B, which is under Apache-2.0."),
     (
         "flux2",
-        "9b",
+        r"klein[-_. ]?(base[-_. ]?)?4b",
+        "flux-2-klein-4b",
+        "Trained on FLUX.2 [klein] 4B, which is under Apache-2.0.",
+    ),
+    (
+        "flux2",
+        r"klein[-_. ]?(base[-_. ]?)?9b",
         "flux-2-klein-9b",
         "Trained on FLUX.2 [klein] 9B: the FLUX Non-Commercial License covers this LoRA too.",
     ),
     (
         "flux2",
-        "dev",
+        r"flux[-_. ]?2[-_. ]?dev",
         "flux-2-dev",
         "Trained on FLUX.2 [dev]: the FLUX Non-Commercial License covers this LoRA too.",
     ),
@@ -171,7 +176,7 @@ def modelspec(about: Mapping[str, Any]) -> dict[str, str]:
     """Metadata that other programs show, by Stability AI's modelspec 1.0.0."""
     base, family = str(about.get("base_model", "")), about.get("family", "flux")
     architecture, licence = next(
-        row[2:] for row in _BASES if row[0] in ("", family) and row[1] in base.lower()
+        row[2:] for row in _BASES if row[0] in ("", family) and re.search(row[1], base.lower())
     )
     fields = {
         "modelspec.sai_model_spec": "1.0.0",
