@@ -124,6 +124,7 @@ def test_another_model_with_the_same_names_is_named_and_never_applied(
         # widths and numbers of blocks: FLUX.2-klein-9B and dev; FLUX.2-klein-4B, which is as wide as FLUX.1
         (attention(4096, *double(0)), {}, "flux2", ""),
         (attention(6144, *double(0, 7)), {}, "flux2", ""),
+        (attention(4096, *double(0), *single(0)), {}, "flux", ""),
         (attention(6144, *double(0, 7)), {"ss_base_model_version": "flux1"}, "flux2", "FLUX.1"),
         (attention(3072, *double(*range(5))), {}, "flux2", ""),
         (attention(3072, *double(*range(5))), {"ss_base_model_version": "flux1"}, "flux", ""),

@@ -136,7 +136,7 @@ def write_lora(
 # Keys of metadata about the tensors, scales or hash of the old file, which is outdated in a new one.
 _OUTDATED = ("format", "modelspec.hash", "modelspec.implementation", "sshs_", "triptych")
 
-# Per base model: its family, a pattern in its name, its name in modelspec, and the licence note for anybody who
+# Per base model: its family, a pattern in its name, its name in modelspec, and the licence note for whoever
 # passes the LoRA on.
 _BASES = (
     (
