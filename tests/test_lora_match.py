@@ -119,6 +119,74 @@ def test_a_sister_of_the_same_sizes_is_a_warning(
     assert "FLUX.1-schnell" in caplog.text
 
 
+def of_layers(folder: Path, width: int, *names: str, **metadata: str) -> Path:
+    """Another program's file."""
+    folder.mkdir(exist_ok=True)
+    tensors = {}
+    for name in names:
+        tensors[f"transformer.{name}.lora_A.weight"] = torch.ones(2, width)
+        tensors[f"transformer.{name}.lora_B.weight"] = torch.ones(width, 2)
+    save_file(tensors, folder / "lora.safetensors", metadata or None)
+    return folder / "lora.safetensors"
+
+
+def test_of_two_models_of_one_width_each_refuses_the_others_lora(
+    tmp_path: Path, dev: Path, tiny_flux2: Path
+) -> None:
+    """Attention of the double blocks, which FLUX.1 and FLUX.2 share."""
+    klein = tmp_path / "FLUX.2-klein-4B"
+    shutil.copytree(tiny_flux2, klein, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((klein / "transformer" / "config.json").read_text())
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    every = [f"transformer_blocks.{number}.attn.to_q" for number in range(config["num_layers"])]
+    said = of_layers(tmp_path / "a", 32, *every, ss_base_model_version="flux1")
+    with pytest.raises(
+        ModelError, match=r"trained on FLUX\.1, and this is FLUX\.2-klein-4B, a FLUX\.2 model"
+    ):
+        check_lora_fits(str(klein), said)
+    said = of_layers(tmp_path / "b", 32, every[0], ss_base_model_version="flux_2_klein_4b")
+    with pytest.raises(ModelError, match=r"trained on FLUX\.2, and this is FLUX\.1-dev, a FLUX\.1 model"):
+        check_lora_fits(str(dev), said)
+    assert not check_lora_fits(str(klein), of_layers(tmp_path / "c", width, *every))
+    with pytest.raises(
+        ModelError, match=r"a/lora\.safetensors adapts only layers that FLUX\.1 and FLUX\.2 share"
+    ):
+        check_lora_fits(str(klein), of_layers(tmp_path / "a", width, "context_embedder"))
+    with pytest.raises(ModelError, match=r"has no layer 'single_transformer_blocks\.99\.attn\.to_out'"):
+        name = "single_transformer_blocks.99.attn.to_out"
+        tensors = {f"transformer.{name}.lora_A.weight": torch.ones(2, 4 * width)}
+        tensors[f"transformer.{name}.lora_B.weight"] = torch.ones(width, 2)
+        save_file(tensors, tmp_path / "a" / "lora.safetensors")
+        check_lora_fits(str(klein), tmp_path / "a" / "lora.safetensors")
+
+
+def test_the_bases_lora_runs_on_the_distilled_model_without_a_warning(
+    tmp_path: Path, tiny_flux2: Path
+) -> None:
+    warned = {}
+    for model in ("FLUX.2-klein-4B", "FLUX.2-klein-base-4B", "FLUX.2-klein-9b-kv"):
+        folder = tmp_path / model
+        shutil.copytree(tiny_flux2, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        for trained in ("FLUX.2-klein-base-4B", "FLUX.2-klein-4B"):
+            file = lora(
+                tmp_path / "l",
+                32,
+                "transformer_blocks.0.attn.to_v",
+                family="flux2",
+                base_model=f"black-forest-labs/{trained}",
+            )
+            warned[model, trained] = check_lora_fits(str(folder), file)
+    assert {pair for pair, words in warned.items() if not words} == {
+        ("FLUX.2-klein-4B", "FLUX.2-klein-base-4B"),
+        ("FLUX.2-klein-4B", "FLUX.2-klein-4B"),
+        ("FLUX.2-klein-base-4B", "FLUX.2-klein-base-4B"),
+    }
+    assert (
+        "trained on FLUX.2-klein-4B, and this is FLUX.2-klein-base-4B"
+        in warned["FLUX.2-klein-base-4B", "FLUX.2-klein-4B"]
+    )
+
+
 def test_distilled_models_take_the_loras_of_their_base() -> None:
     names = ("base-4B", "4B", "base-9B", "9B", "9b-kv")
     klein = [known_base(f"black-forest-labs/FLUX.2-klein-{name}") for name in names]

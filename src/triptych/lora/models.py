@@ -19,7 +19,7 @@ from triptych.lora.formats import Layer
 from triptych.lora.names import SIDES, pattern_of, table_of
 from triptych.lora.refused import READ_MODELS
 
-TITLES = {"flux2": "FLUX.2"} | {family.name: family.title for family in FAMILIES.values()}
+TITLES = {family.name: family.title for family in FAMILIES.values()}
 """Display names of the families whose LoRA files are read, by their short names."""
 
 # Pattern in a metadata entry → the family or other model that it means. The first match counts.
