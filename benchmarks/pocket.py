@@ -14,6 +14,7 @@ import random
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,34 @@ def rows() -> list[dict[str, Any]]:
         add("time shift", 150, "text", sampling={"time_shift": shift}, **NOISY, shift=None)
         add("time shift", 150, "context", sampling={"time_shift": shift}, seed=0, shift=None)
     add("distilled", 150, "distilled")
+    klein_rows(add)
     return table
+
+
+def klein_rows(add: Callable[..., None]) -> None:
+    """How a model that knows references (`--model pocket-klein`) is best shown the products: without a LoRA,
+    and with LoRAs of the same steps that were trained in each of the three ways.
+    """
+    ways: dict[str, dict[str, Any]] = {
+        "noisy": NOISY,
+        "canvas": {"context": "clean", "context_placement": "canvas"},
+        "references": {"context": "clean", "context_placement": "reference"},
+        "native": {"context": "native", "context_lora": False},
+    }
+    for mode in ("generate", "tryon"):
+        for guidance in ("text", "context"):
+            add("klein untrained", 300, guidance, mode=mode)
+        for seed in range(3):
+            for way, lora in ways.items():
+                group, guidance = f"klein {way}", "text" if way == "noisy" else "context"
+                add(group, 300, guidance, mode=mode, **lora | {"seed": seed})
+    for way, lora in ways.items():
+        if way != "noisy":
+            add(f"klein {way}", 300, "text", **lora | {"seed": 0})
+    for way in ("canvas", "references"):
+        prints = PRINTS | {"triptychs": 80, "max_train_steps": 1000} | ways[way]
+        add("klein prints", 150, "context", sampling={"back_prints": True}, **prints)
+    add("klein prints", 150, "text", sampling={"back_prints": True})
 
 
 def write_triptychs(folder: Path, count: int, printed: float = 0.0) -> None:

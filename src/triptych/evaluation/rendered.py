@@ -23,7 +23,7 @@ from triptych.pocket.oracle import judge, shown
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import Rendered, render
 from triptych.pocket.world import Garment, Scene, sample_garment, sample_printed, sample_scene
-from triptych.sampling.canvas import to_images, to_pixels
+from triptych.sampling.canvas import decoded, encoded
 from triptych.sampling.generate import generate_triptych
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
@@ -41,12 +41,15 @@ NAMED = ("person", "hair", "hairstyle", "background")
 
 
 class Item:
-    """A held-out garment with its true panels, and a caption without its colour and pattern."""
+    """A held-out garment with its true panels, and captions without its colour and pattern: `prompt` of the
+    whole triptych, `sentence` of the worn panel alone.
+    """
 
     def __init__(self, garment: Garment, scenes: tuple[Scene, Scene, Scene], seed: int) -> None:
         self.garment, self.scenes, self.seed = garment, scenes, seed
         self.front, self.back, self.worn = (self.view(n).image for n in range(3))
-        self.prompt = triptych_caption(garment, scenes, named=False).text
+        caption = triptych_caption(garment, scenes, named=False)
+        self.prompt, self.sentence = caption.text, caption.panels[2]
 
     def view(self, panel: int, garment: Garment | None = None) -> Rendered:
         """One panel's picture and garment mask. With `garment`, the same photo with another garment."""
@@ -57,6 +60,13 @@ class Item:
         rng = random.Random(f"before {self.seed}")
         drawn = iter(lambda: sample_garment(rng, type=self.garment.type), None)
         return next(garment for garment in drawn if garment.colour != self.garment.colour)
+
+
+def prompt_of(item: Item, describes_panels: bool) -> str:
+    """The caption that a model is given: of the triptych, or if it never learned such captions, of the worn
+    panel.
+    """
+    return item.prompt if describes_panels else item.sentence
 
 
 def held_out_items(count: int, seed: int = 0, *, back_prints: bool = False) -> list[Item]:
@@ -160,8 +170,8 @@ def _lab(image: Image.Image) -> np.ndarray:
 
 
 def round_trips(model: OpenedModel, items: Sequence[Item]) -> list[Image.Image]:
-    """The true worn panels after the autoencoder, encoded and decoded as whole triptychs: the judge's
-    ceiling.
+    """The true worn panels after the autoencoder, encoded and decoded as the model's triptychs are: the
+    judge's ceiling.
     """
     layout, made = layout_of(model), []
     for start in range(0, len(items), BATCH):
@@ -169,8 +179,8 @@ def round_trips(model: OpenedModel, items: Sequence[Item]) -> list[Image.Image]:
             concatenate([item.front, item.back, item.worn], layout) for item in items[start : start + BATCH]
         ]
         with torch.no_grad():
-            mean, _ = model.autoencoder.encode(to_pixels(canvases))
-            made += [split(canvas, layout)[2] for canvas in to_images(model.autoencoder.decode(mean))]
+            mean, _ = encoded(model, canvases, layout)
+            made += [split(canvas, layout)[2] for canvas in decoded(model, mean, layout)]
     return made
 
 
@@ -194,9 +204,8 @@ def worn_panels(
         batch = items[start : start + BATCH]
         products = [{"front": item.front, "back": item.back} for item in batch]
         seeds = [seed + start + n for n in range(len(batch))]
-        canvases = generate_triptych(
-            model, [item.prompt for item in batch], layout, seeds, sampling, products
-        )
+        prompts = [prompt_of(item, model.describes_panels) for item in batch]
+        canvases = generate_triptych(model, prompts, layout, seeds, sampling, products)
         made += [split(canvas, layout)[2] for canvas in canvases]
         on_batch()
     return made
@@ -223,7 +232,8 @@ def dressed(
     for number, item in enumerate(items):
         before = item.view(2, item.other())
         polygon = outline(np.asarray(before.mask) > 127, margin=6)
-        person = Person(before.image, [polygon], item.prompt, [seed + number])
+        prompt = prompt_of(item, model.describes_panels)
+        person = Person(before.image, [polygon], prompt, [seed + number])
         ((result,),) = try_on(model, item.front, item.back, [person], layout, sampling, feather)
         panels.append(result.image)
         moved = np.abs(np.asarray(result.image).astype(int) - np.asarray(before.image))

@@ -90,6 +90,11 @@ class OpenedModel:
         """The model's backbone. Raises ModelError, see `load_backbone`."""
         return self._backbone() if callable(self._backbone) else self._backbone
 
+    @property
+    def describes_panels(self) -> bool:
+        """Whether prompts describe all panels, see `SamplingConfig.describes_panels`."""
+        return self.lora is not None or not self.backbone.family.references
+
     def load(self) -> None:
         """Load the transformer (with its LoRA) and the autoencoder, if they are not loaded yet.
 

@@ -200,6 +200,13 @@ class SamplingConfig(LoadedConfig):
         """The settings that `Session` takes."""
         return {name: getattr(self, name) for name in LOADED}
 
+    @property
+    def describes_panels(self) -> bool:
+        """Whether a prompt has to describe all panels, one by one. A model that knows references takes any
+        sentence as long as no LoRA has taught it the captions of triptychs.
+        """
+        return self.lora is not None or not family_of(self.model).references
+
     def check_model(self) -> None:
         """Raise ModelError if no model is named, or if a hub model is not available.
 
@@ -342,12 +349,6 @@ class PictureConfig(SamplingConfig, PhotoConfig):
     def seeds(self) -> list[int]:
         """One seed per picture. Raises ConfigError if a seed exceeds 64 bits."""
         return seeds_from(self.seed, self.num_images_per_prompt)
-
-    def described_panels(self, layout: PanelLayout) -> int:
-        """The number of panels that the prompt has to describe one by one. A model that knows references
-        takes any sentence as long as no LoRA has taught it the captions of triptychs.
-        """
-        return 0 if self.lora is None and family_of(self.model).references else len(layout.roles)
 
     def check_known(self, pictures: Mapping[Path, Image.Image]) -> None:
         """Raise InputError if the model knows only one world and a picture, by its file, is from outside it;

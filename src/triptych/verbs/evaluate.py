@@ -158,10 +158,12 @@ class Tools:
     """The tools of a worker: a subject's model, and the garments with their truth."""
 
     def __init__(self, config: EvaluateConfig, items: PerWorker[list[Item]]) -> None:
+        from triptych.evaluation.rendered import prompt_of
         from triptych.session import load_models
 
         self.config, self.items = config, items()
-        self.models = load_models(**config.model_source(), prompts=[item.prompt for item in self.items])
+        prompts = [prompt_of(item, config.describes_panels) for item in self.items]
+        self.models = load_models(**config.model_source(), prompts=prompts)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def generate(config: GenerateConfig) -> Run:
     sampling = session.resolved(config)
     given, warnings = _given(config, layout, sampling)
     markers = tuple(session.trained.get("markers", ()))
-    problems = prompt_problems(config.model, config.prompt, config.described_panels(layout), markers)
+    described = len(layout.roles) if config.describes_panels else 0
+    problems = prompt_problems(config.model, config.prompt, described, markers)
     warnings += [f"The prompt: {problem}." for problem in problems]
     opened = {path: load_image(path) for path in given.values()}
     config.check_known(opened)

@@ -143,7 +143,8 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
 def with_prompt(inputs: Inputs, prompt: str) -> Inputs:
     """The inputs with that prompt, and a warning for each problem that the linter finds."""
     config, request = inputs.config, inputs.request
-    problems = prompt_problems(config.model, prompt, config.described_panels(inputs.layout))
+    panels = len(inputs.layout.roles) if config.describes_panels else 0
+    problems = prompt_problems(config.model, prompt, panels)
     found = [f"The prompt: {problem}." for problem in problems]
     if config.picture.suffix.lower() in JPEG_SUFFIXES and len(json.dumps(prompt)) > 60_000:
         found.append(
