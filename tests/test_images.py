@@ -16,7 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from triptych.errors import InputError
 from triptych.pictures import images
-from triptych.pictures.images import BadImage, check_header, load_image, load_original, save_png
+from triptych.pictures.images import BadImage, check_header, load_image, load_original
+from triptych.pictures.saving import save_png
 from triptych.pictures.sheets import contact_sheet
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 40), (20, 40, 210)

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from triptych.errors import InputError
 from triptych.pictures import masks
 from triptych.pictures.panels import Box, fit, place
 from triptych.pictures.polygons import (
     Polygons,
-    check_polygons,
-    check_units,
-    read_holes,
-    read_outlines,
-    read_polygons,
-    write_polygons,
 )
 from triptych.sampling import token_sets
 
@@ -59,6 +50,7 @@ def winding(polygons: Polygons, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 @given(polygons_)
+@example([[(0.0, 0.0), (0.0, 1.0), (0.0625, 37.0)]])
 @settings(max_examples=40, deadline=None)
 def test_coverage_agrees_with_points_inside_and_never_misses_one(polygons: Polygons) -> None:
     mask = draw(polygons)
@@ -69,7 +61,11 @@ def test_coverage_agrees_with_points_inside_and_never_misses_one(polygons: Polyg
     y, x = np.mgrid[: HEIGHT * 8, : WIDTH * 8] / 8
     samples = winding(polygons, x + 0.37 / 8, y + 0.5 / 8).reshape(HEIGHT, 8, WIDTH, 8)
     share = samples.mean(axis=(1, 3))
-    assert (mask[share > 1.5 / 64] > 0).all()  # a single sample may stand on the outline itself
+    # A single sample may stand on the outline itself; and a sliver may be thinner than a step of 1/256 pixel.
+    missed = np.repeat(np.repeat((mask == 0) & (share > 1.5 / 64), 8, 0), 8, 1)
+    x, y = x[missed] + 0.37 / 8, y[missed] + 0.5 / 8
+    beside = winding(polygons, x - 1 / 480, y) | winding(polygons, x + 1 / 480, y)
+    assert not (winding(polygons, x, y) & beside).any()
     assert np.abs(mask - share).max() <= 0.5
     assert np.abs(mask - share).mean() < 0.02
 
@@ -296,32 +292,7 @@ def test_a_fitted_mask_is_the_mean_of_what_falls_on_a_pixel_and_at_least_one_ste
     assert soft[0, 0] == pytest.approx(0.25, abs=0.5 / 255)
 
 
-def test_preview_changes_the_inside_and_keeps_the_size() -> None:
-    photo = Image.new("RGB", (300, 400), (40, 90, 160))
-    shown = masks.preview(
-        photo, masks.polygon_mask([[(100, 100), (200, 100), (200, 250), (100, 250)]], photo.size)
-    )
-    assert shown.size == photo.size
-    assert shown.mode == "RGB"
-    assert shown.getpixel((150, 170)) != (40, 90, 160)
-    assert shown.getpixel((20, 20)) == (40, 90, 160)
-
-
-def test_the_preview_tints_outlines_and_names() -> None:
-    mask = np.zeros((300, 200), np.float32)
-    mask[100:150, 50:150] = 1
-    shown = np.asarray(masks.preview(Image.new("RGB", (200, 300), (40, 90, 160)), mask)).astype(int)
-    assert np.abs(shown[100:150, 50:150] - (126, 80, 134)).max() <= 1, "0.6 of the photo, 0.4 of the tint"
-    outline = np.zeros((300, 200), bool)
-    outline[99:151, 49:151], outline[100:150, 50:150] = True, False
-    assert (shown[outline] == 255).all()
-    rest = np.argwhere((shown != (40, 90, 160)).any(axis=2) & ~outline & (mask == 0))
-    assert rest[:, 0].min() >= 300 - 21 and rest[:, 1].min() >= 3, "and words in the corner"
-    words = shown[279:, :].reshape(-1, 3)
-    assert words.min(axis=1).max() > 200 and words.max(axis=1).min() < 60, "white with a black rim"
-
-
-# --- holes, hull, hugging
+# --- holes and hull
 # ---------------------------------------------------------------------------------------------
 
 BLOCK = [(8.0, 8.0), (40.0, 8.0), (40.0, 56.0), (8.0, 56.0)]
@@ -375,302 +346,14 @@ def test_by_itself_a_polygon_is_neither_grown_nor_filled_to_its_hull() -> None:
     assert masks.crop_box(mask, 1.0) == Box(35, 35, 65, 65), "a quarter of its side around it"
 
 
-def test_the_edge_ratio_of_a_square_on_its_edge() -> None:
-    """Steps of 100 levels have slopes of 50 on both sides of the outline: 312 pixels of it, 4 corners inside
-    with both slopes, 4 outside with none; beside it nothing.
-    """
-    mask = np.zeros((100, 100), np.float32)
-    mask[30:70, 30:70] = 1
-    photo = Image.fromarray(np.where(mask[..., None] > 0, np.uint8([150] * 3), np.uint8([50] * 3)))
-    expected = (312 * 50 + 4 * 50 * math.sqrt(2)) / 320
-    assert masks.edge_ratio(photo, mask) == pytest.approx(expected, rel=1e-4)
-    assert masks.edge_ratio(photo, np.ones_like(mask)) == 0
-
-
-def test_a_polygon_along_a_silhouette_hugs_and_a_free_one_does_not() -> None:
-    rng = np.random.default_rng(0)
-    body = [
-        (300.0, 200.0),
-        (380.0, 180.0),
-        (470.0, 210.0),
-        (560.0, 420.0),
-        (520.0, 450.0),
-        (460.0, 330.0),
-        (470.0, 640.0),
-        (290.0, 640.0),
-    ]
-    inside = masks.polygon_mask([body], (800, 900))
-    photo = np.where(inside[..., None] > 0, (60, 80, 150), (190, 180, 170)) + rng.normal(0, 6, (900, 800, 3))
-    image = Image.fromarray(photo.clip(0, 255).astype(np.uint8))
-    assert masks.edge_ratio(image, inside) > masks.HUGGING
-    wobbly = [
-        (x + dx, y + dy) for (x, y), (dx, dy) in zip(body, rng.normal(0, 2, (len(body), 2)), strict=True)
-    ]
-    assert masks.edge_ratio(image, masks.polygon_mask([wobbly], (800, 900))) > masks.HUGGING
-    for free in (
-        masks.repaint_mask([body], (800, 900), grow_by=40),
-        masks.polygon_mask([[(250.0, 150.0), (600.0, 150.0), (600.0, 700.0), (250.0, 700.0)]], (800, 900)),
-        np.ones((900, 800), np.float32),
-    ):
-        assert masks.edge_ratio(image, free) < masks.HUGGING
-    assert masks.edge_ratio(Image.new("RGB", (800, 900)), inside) == 0
-
-
-def test_holes_are_read_from_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "p.json"
-    path.write_text(json.dumps({"polygons": [BLOCK], "holes": [HOLE]}))
-    assert read_holes(path) == [HOLE]
-    write_polygons(path, [BLOCK])
-    assert read_holes(path) == []
-    path.write_text(json.dumps({"polygons": [BLOCK], "holes": [[1, 2]]}))
-    with pytest.raises(InputError, match="'holes': hole 1 has fewer than 3"):
-        read_holes(path)
-
-
-# --- files and mistakes
+# --- what lies outside the photo, and what takes too long
 # -----------------------------------------------------------------------------------------------
-
-
-@given(polygons_)
-@settings(max_examples=30, deadline=None)
-def test_files_round_trip(tmp_path_factory: pytest.TempPathFactory, polygons: Polygons) -> None:
-    path = tmp_path_factory.mktemp("p") / "polygon.json"
-    write_polygons(path, polygons, (WIDTH, HEIGHT))
-    assert read_polygons(path, (WIDTH, HEIGHT)) == polygons == read_polygons(path)
-    with pytest.raises(InputError, match="drawn on a photo of"):
-        read_polygons(path, (WIDTH, HEIGHT + 1))
-
-
-SQUARE = [[1, 1], [5, 1], [5, 5]]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not JSON"),
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("\x00\xff", "not UTF-8"),
-        ("[]", "has no 'polygons'"),
-        (json.dumps([SQUARE]), "has no 'polygons'"),
-        ('{"polygons": []}', "holds no polygon"),
-        ('{"polygons": 3}', "holds no polygon"),
-        ('{"polygons": "abcd"}', "holds no polygon"),
-        ('{"polygons": {"0": [[1, 1], [5, 1], [5, 5]]}}', "holds no polygon"),
-        ('{"polygons": [[]]}', "polygon 1 has fewer than 3"),
-        ('{"polygons": [[[1, 1], [2, 2]]]}', "polygon 1 has fewer than 3"),
-        ('{"polygons": [[[1, 1], [5, 1], [5, 5]], [[1, 1]]]}', "polygon 2 has fewer than 3"),
-        ('{"polygons": [[1, 2, 3]]}', "corner 1 of polygon 1 is not a pair"),
-        ('{"polygons": [[[1, 1], [5, 1], [5, "5"]]]}', "corner 3 of polygon 1 is not a pair"),
-        ('{"polygons": [[[1, 1], [5, 1], [5, true]]]}', "corner 3 of polygon 1 is not a pair"),
-        ('{"polygons": [[[1, 1], [5, 1], [5, null]]]}', "corner 3 of polygon 1 is not a pair"),
-        ('{"polygons": [[[1, 1], [5, 1], [5, 5, 5]]]}', "corner 3 of polygon 1 is not a pair"),
-        ('{"polygons": [[[1, 1], [5, 1], [5, NaN]]]}', "corner 3 of polygon 1 is not finite"),
-        ('{"polygons": [[[1, 1], [5, 1], [-Infinity, 1]]]}', "corner 3 of polygon 1 is not finite"),
-        ('{"polygons": [[[1, 1], [5, 1], [1e300, 1]]]}', "corner 3 of polygon 1 is not finite"),
-        ('{"polygons": [[[1, 1], [5, 1], [1' + "0" * 400 + ", 1]]]}", "corner 3 of polygon 1 is not finite"),
-        ('{"polygons": [[[1, 1], [5, 1], [1' + "0" * 9000 + ", 1]]]}", "not JSON"),
-        (json.dumps({"polygons": [[[1, 1]] * 100_001]}), "more than 100000"),
-        (json.dumps({"polygons": [SQUARE] * 2_001}), "more than 2000 polygons"),
-        (json.dumps({"polygons": SQUARE}), "one list too high"),
-        (json.dumps({"polygons": [[1.5, 1, 5, 1, 5, 5]]}), "corner 1 of polygon 1 is not a pair"),
-        (json.dumps({"polygons": [SQUARE], "hole": [SQUARE]}), "key 'hole'"),
-        (json.dumps({"polygons": [SQUARE], "size": [[[1]]]}), "'size' that is no"),
-        (json.dumps({"polygons": [SQUARE], "size": "10x10"}), "'size' that is no"),
-        (
-            json.dumps({"polygons": [SQUARE], "holes": [SQUARE, [[1, 2], [3, 4], [5, "6"]]]}),
-            "corner 3 of hole 2",
-        ),
-        (json.dumps({"version": "5", "shapes": [{"points": SQUARE}]}), "has no 'polygons'.*LabelMe"),
-        (json.dumps({"images": [], "annotations": []}), "has no 'polygons'.*COCO"),
-        (json.dumps([{"id": 1, "segmentation": [[1, 2, 3]]}]), "has no 'polygons'.*COCO"),
-        (json.dumps({"type": "FeatureCollection", "features": []}), "has no 'polygons'.*GeoJSON"),
-        ('{"polygons": [[[1, 1], [5, 1], [5, 5]]]}' + " " * (8 << 20), "larger than 8 MB"),
-    ],
-)
-def test_a_broken_file_is_a_sentence_with_a_hint(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "polygon.json"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=message) as caught:
-        read_polygons(path)
-    assert caught.value.hint
-    assert str(path) in str(caught.value)
-
-
-def test_missing_files_and_folders(tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere.json", tmp_path):
-        with pytest.raises(InputError, match=r"^The polygon file .* cannot be read") as caught:
-            read_polygons(path)
-        assert caught.value.hint == "Check the path given to --polygon."
-    (tmp_path / "p.json").write_text('{"x": 1}')
-    with pytest.raises(InputError, match="has no 'polygons'") as caught:
-        read_polygons(tmp_path / "p.json")
-    assert caught.value.hint.startswith("A polygon file looks like {")
-
-
-@pytest.mark.parametrize(
-    "outside",
-    [
-        [(200, 200), (300, 200), (300, 300)],
-        [(-9, 5), (-1, 5), (-1, 9)],
-        [(48, 0), (60, 0), (60, 64)],
-        [(0, 64), (48, 64), (20, 90)],
-        [(-9, 5), (0, 5), (0, 9)],
-        [(5, -9), (9, -9), (9, 0)],
-    ],
-)
-def test_a_polygon_outside_the_photo_is_refused(outside: list[tuple[float, float]]) -> None:
-    for polygons in ([outside], [[(1.0, 1.0), (9.0, 1.0), (9.0, 9.0)], outside]):
-        with pytest.raises(InputError, match=f"Polygon {len(polygons)} lies outside the photo of 48×64"):
-            masks.polygon_mask(polygons, (WIDTH, HEIGHT))
-
-
-def test_polygons_without_area_are_refused() -> None:
-    with pytest.raises(InputError, match="holds no polygon"):
-        masks.polygon_mask([], (WIDTH, HEIGHT))
-    with pytest.raises(InputError, match="encloses no part"):
-        masks.polygon_mask([[(0.2, 0.2), (0.8, 0.8), (0.2, 0.2)]], (WIDTH, HEIGHT))
-    with pytest.raises(InputError, match="encloses no part"):
-        masks.polygon_mask([[(3, 3), (9, 9), (3, 3)]], (WIDTH, HEIGHT))
 
 
 def test_a_polygon_larger_than_the_photo_is_cut_to_it() -> None:
     assert (
         masks.polygon_mask([[(-1e6, -1e6), (1e6, -1e6), (1e6, 1e6), (-1e6, 1e6)]], (WIDTH, HEIGHT)) == 1
     ).all()
-
-
-CORNERS = np.array([(0.2, 0.3), (0.6, 0.3), (0.6, 0.8)])
-
-
-@pytest.mark.parametrize(
-    ("corners", "size", "sized", "words"),
-    [
-        (CORNERS, (768, 1024), True, "fractions"),
-        (2 * CORNERS - 1, (768, 1024), False, "fractions"),
-        (100 * CORNERS, (768, 1024), False, "percent"),
-        (100 * CORNERS, (768, 1024), True, None),  # the file says that they are pixels
-        (100 * CORNERS, (120, 160), False, None),  # a small photo
-        (CORNERS[:, ::-1] * (1024, 768), (768, 1024), False, "exchanged"),
-        (CORNERS * (768, 1024), (768, 1024), False, None),
-        (CORNERS * (768, 1024), (384, 512), False, "beyond the photo"),
-        (1000 * CORNERS, (4000, 6000), False, "thousandths"),
-        (1000 * CORNERS, (4000, 6000), True, None),
-        (
-            CORNERS * (768, 1024) - (170, 0),
-            (768, 1024),
-            False,
-            None,
-        ),  # a little beyond the edge is how one draws
-    ],
-)
-def test_corners_in_other_units_are_noticed(
-    corners: np.ndarray, size: tuple[int, int], sized: bool, words: str | None
-) -> None:
-    outlines = [[(float(x), float(y)) for x, y in corners]]
-    refused = words in ("fractions", "percent", "exchanged")
-    if refused:
-        with pytest.raises(InputError, match=words) as caught:
-            check_units(outlines, size, sized=sized)
-        assert caught.value.hint
-    else:
-        said = check_units(outlines, size, sized=sized)
-        assert [words in one for one in said] == [True] if words else said == []
-
-
-def right_angle(reach: float) -> Polygons:
-    return [[(0.0, 0.0), (reach, 0.0), (0.0, reach)]]
-
-
-@pytest.mark.parametrize(
-    ("outlines", "size", "message", "hint"),
-    [
-        (
-            right_angle(2),
-            (17, 17),
-            "The polygon has no corner beyond 2: these look like fractions.",
-            "Corners are pixels of the photo, here of 17×17 px: multiply by them.",
-        ),
-        (
-            right_angle(1) + right_angle(3),
-            (17, 17),
-            "The polygon: polygon 1 has no corner beyond 1: these look like fractions.",
-            "Corners are pixels of the photo, here of 17×17 px: multiply by them.",
-        ),
-        (
-            right_angle(100),
-            (256, 256),
-            "The polygon has no corner beyond 100: these look like percent.",
-            "Corners are pixels of the photo, here of 256×256 px. If they are pixels, add "
-            '"size": [256, 256] to the file.',
-        ),
-    ],
-)
-def test_what_other_units_are_refused_with(
-    outlines: Polygons, size: tuple[int, int], message: str, hint: str
-) -> None:
-    with pytest.raises(InputError) as caught:
-        check_units(outlines, size)
-    assert (caught.value.message, caught.value.hint) == (message, hint)
-
-
-@pytest.mark.parametrize(
-    ("outlines", "size", "said"),
-    [
-        (right_angle(2), (16, 16), None),
-        (right_angle(101), (256, 256), None),
-        (right_angle(100), (255, 255), None),
-        (right_angle(1000), (2500, 2500), "The polygon has no corner beyond 1000: are these thousandths"),
-        (right_angle(1001), (2500, 2500), None),
-        (right_angle(1000), (2499, 2499), None),
-        ([[(-50, 10), (900, 10), (900, 900)]], (1000, 1000), None),
-        ([[(-60, 10), (900, 10), (900, 900)]], (1000, 1000), "The polygon reaches 6 % of a side beyond"),
-        ([[(10, -100), (700, 10), (10, 900)]], (768, 1024), "The polygon reaches 10 % of a side beyond"),
-        ([[(10, 10), (700, 10), (10, 1200)]], (768, 1024), "The polygon reaches 17 % of a side beyond"),
-        ([[(10, 10), (2304, 10), (10, 900)]], (768, 1024), "The polygon reaches 200 % of a side beyond"),
-    ],
-)
-def test_where_doubt_begins(outlines: Polygons, size: tuple[int, int], said: str | None) -> None:
-    found = check_units(outlines, size)
-    assert len(found) == (said is not None) and (said is None or found[0].startswith(said))
-
-
-def test_lists_that_are_no_polygons_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"^The polygon holds no polygon"):
-        check_polygons([])
-    with pytest.raises(InputError, match="polygon 1 has fewer than 3"):
-        check_polygons([[1, 2], [3, 4]])
-    with pytest.raises(InputError, match="corner 1 of polygon 1") as caught:
-        check_polygons([[1, 2, 3, 4, 5, 6]])
-    assert caught.value.hint.endswith("photo. COCO's flat lists x, y, x, y … are to be cut into pairs.")
-    with pytest.raises(InputError, match="corner 3 of polygon 1") as caught:
-        check_polygons([[[1, 2], [3, 4], ["a", 5]]])
-    assert caught.value.hint.endswith("in pixels of the photo.")
-    monkeypatch.setattr("triptych.pictures.polygons.MAX_POINTS", 5)
-    with pytest.raises(InputError, match="more than 5 corners"):
-        check_polygons([SQUARE, SQUARE])
-
-
-@pytest.mark.parametrize(("side", "fits"), [(0, False), (1, True), (999_999, True), (1_000_000, False)])
-def test_a_file_says_which_photo_it_is_for(tmp_path: Path, side: int, fits: bool) -> None:
-    path = tmp_path / "p.json"
-    path.write_text(json.dumps({"polygons": [SQUARE], "size": [side, side], "sides": 4}))
-    if not fits:
-        with pytest.raises(InputError, match="'size' that is no"):
-            read_outlines(path)
-        return
-    assert read_outlines(path, (side, side)).sized and not read_outlines(path).sized
-    path.write_text(json.dumps({"polygons": [SQUARE]}))
-    assert not read_outlines(path, (side, side)).sized
-
-
-def test_one_outline_in_fractions_among_others_is_named() -> None:
-    pixels, fractions = (
-        [(float(x), float(y)) for x, y in corners] for corners in (CORNERS * (768, 1024), CORNERS)
-    )
-    with pytest.raises(InputError, match=r"polygon 2 has no corner .* fractions"):
-        check_units([pixels, fractions], (768, 1024), sized=True)
-    assert check_units([pixels, [(0.0, 0.0), (3.0, 0.0), (0.0, 3.0)]], (768, 1024)) == []
 
 
 @pytest.mark.parametrize(
@@ -705,99 +388,6 @@ def test_a_hole_outside_is_called_a_hole() -> None:
         )
 
 
-WHITE = np.zeros((HEIGHT, WIDTH), bool)
-WHITE[5:20, 7:30] = True
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [
-        WHITE,
-        WHITE.astype(np.uint8) * 255,
-        WHITE.astype(np.uint8),
-        WHITE.astype(np.int64) * 255,
-        WHITE.astype(np.uint16) * 65535,
-        WHITE.astype(np.float64),
-        WHITE[:, :, None].astype(np.float32),
-        WHITE[None].astype(np.float16),
-        np.dstack([WHITE] * 3),
-        WHITE * 1.0005,
-        torch.from_numpy(WHITE).long() * 255,
-        Image.fromarray(WHITE.astype(np.uint16) * 65535),
-        Image.fromarray(WHITE.astype(np.float32)),
-        Image.fromarray(WHITE.astype(np.uint8) * 255).convert("P"),
-        Image.fromarray(WHITE),
-        Image.fromarray(WHITE.astype(np.uint8) * 255),
-        Image.fromarray(np.dstack([WHITE.astype(np.uint8) * 255] * 3)),
-        Image.fromarray(WHITE.astype(np.uint8) * 255).convert("RGBA"),
-        torch.from_numpy(WHITE),
-        torch.from_numpy(WHITE).bfloat16(),
-        torch.from_numpy(WHITE).float()[None, None].requires_grad_(),
-    ],
-    ids=lambda mask: (
-        f"{type(mask).__name__}-{getattr(mask, 'dtype', getattr(mask, 'mode', ''))}"
-        f"-{getattr(mask, 'shape', '')}"
-    ),
-)
-def test_a_mask_means_the_same_in_every_form(mask: Any) -> None:
-    assert np.array_equal(masks.as_mask(mask, (WIDTH, HEIGHT)), WHITE.astype(np.float32))
-
-
-def test_grey_values_and_narrow_photos_are_kept() -> None:
-    grey = np.full((9, 1), 128, np.uint8)
-    assert masks.as_mask(grey, (1, 9)).tolist() == [[np.float32(128) / np.float32(255)]] * 9
-    with pytest.raises(InputError, match="photo 9 high and 2 wide") as caught:
-        masks.as_mask(grey, (2, 9))
-    assert caught.value.hint == "Give one value a pixel."
-    with pytest.raises(InputError) as caught:
-        masks.as_mask(grey, (9, 1))
-    assert caught.value.hint.endswith("a pixel. Its sides are exchanged: an array is (height, width).")
-
-
-@pytest.mark.parametrize(
-    ("mask", "words"),
-    [
-        (WHITE[:, :-1], "photo 64 high and 48 wide"),
-        (WHITE * 1.5, "from 0 to 1.5"),
-        (WHITE.astype(np.uint8) * 2, "nowhere whiter than 0.00784"),
-        (WHITE.T, "exchanged"),
-        (np.dstack([WHITE] * 4), "photo 64 high"),
-        (np.zeros_like(WHITE), "black"),
-        (WHITE.astype(np.float32) / 255, "nowhere whiter"),
-        (WHITE.astype(np.float32) * 255, "from 0 to 255"),
-        (WHITE.astype(np.float32) - 1, "from -1 to 0"),
-        (np.where(WHITE, np.nan, 0), "nan"),
-        (np.full((HEIGHT, WIDTH), "x"), "not understood"),
-        (Image.new("RGBA", (WIDTH, HEIGHT), (255, 255, 255, 9)), "transparent"),
-        (None, "photo 64 high"),
-        ([[0, 1], [1]], "no array"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "mask",
-)
-def test_what_is_no_mask_is_a_sentence(mask: Any, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        masks.as_mask(mask, (WIDTH, HEIGHT))
-
-
-@pytest.mark.parametrize(
-    ("mask", "level"),
-    [
-        (Image.fromarray(WHITE.astype(np.float32) * np.float32(0.6)), 153),
-        (Image.fromarray(WHITE.astype(np.uint16) * 40_000), 156),
-        (Image.fromarray(WHITE.astype(np.uint8) * 200), 200),
-        (WHITE * 0.5, 128),
-        (WHITE * 1.0009, 255),
-        (np.where(WHITE, 1, 1e-6), 255),
-    ],
-    ids=["float picture", "16 bits", "8 bits", "half", "rounding error", "a touch"],
-)
-def test_greys_of_a_mask_are_rounded_up(mask: Any, level: int) -> None:
-    found = masks.mask_image(masks.as_mask(mask, (WIDTH, HEIGHT)))
-    touched = isinstance(mask, np.ndarray) and mask.min() > 0
-    assert np.array_equal(np.asarray(found), np.where(WHITE, level, int(touched)))
-    assert masks.mask_image(np.full((1, 1), 1e-6, np.float32)).getpixel((0, 0)) == 1
-
-
 def test_what_lies_left_of_the_photo_is_cut_off_exactly() -> None:
     def column(left: float, right: float) -> float:
         mask = masks.polygon_mask([[(left, 1), (right, 1), (right, 9), (left, 9)]], (WIDTH, HEIGHT))
@@ -824,58 +414,3 @@ def test_a_soft_edge_is_two_means_of_a_mask_grown_by_half() -> None:
     grown[:24] = 1  # seven pixels: grown by four, and means over two and one pixel to either side
     expected = np.convolve(np.convolve(grown, np.full(5, 1 / 5), "same"), np.full(3, 1 / 3), "same")
     assert np.abs(masks.feather(mask, 7)[20] - expected)[5:].max() < 2 / 255
-
-
-@pytest.mark.parametrize(("side", "box"), [(100, Box(80, 40, 320, 160)), (75, Box(107, 52, 287, 142))])
-def test_the_edge_ratio_by_its_definition(side: int, box: Box) -> None:
-    """The mask's box with a tenth around it, as wide as the photo is; two pixels are 1 % here."""
-    left, top = {100: (150, 50), 75: (160, 60)}[side]
-    photo = np.random.default_rng(1).integers(0, 256, (200, 400, 3), dtype=np.uint8)
-    photo[top : top + side, left : left + side] //= 2
-    mask = np.zeros((200, 400), np.float32)
-    mask[top : top + side, left : left + side] = 1
-
-    def ring(reach: int) -> np.ndarray:
-        around = np.zeros((200, 400), bool)
-        around[top - reach : top + side + reach, left - reach : left + side + reach] = True
-        around[top + reach : top + side - reach, left + reach : left + side - reach] = False
-        return around[box.top : box.bottom, box.left : box.right]
-
-    part = photo[box.top : box.bottom, box.left : box.right].astype(float)
-    slopes = np.hypot(*(np.abs(slope).max(axis=2) for slope in np.gradient(part, axis=(0, 1))))
-    expected = slopes[ring(2)].mean() / (slopes[ring(12) & ~ring(4)].mean() + 1)
-    assert masks.edge_ratio(Image.fromarray(photo), mask) == pytest.approx(expected, rel=1e-5)
-    if side == 100:  # a larger photo is scaled down to this one
-        large, larger = (np.kron(one, np.ones((3, 3, 1)[: one.ndim])) for one in (photo, mask))
-        ratio = masks.edge_ratio(Image.fromarray(large.astype(np.uint8)), larger.astype(np.float32))
-        assert ratio == pytest.approx(expected, rel=1e-5)
-        turned = Image.fromarray(large.astype(np.uint8).swapaxes(0, 1).copy())
-        assert masks.edge_ratio(turned, larger.T.astype(np.float32)) == pytest.approx(expected, rel=1e-5)
-    dot = np.zeros_like(mask)
-    dot[100, 200] = 1
-    assert masks.edge_ratio(Image.fromarray(photo), dot) == 0, "nothing lies beside it"
-    strip = np.concatenate([np.ones((2, 40), np.float32), np.zeros((2, 60), np.float32)], axis=1)
-    assert masks.edge_ratio(Image.fromarray(photo[:2, :100].copy()), strip) > 0
-
-
-@pytest.mark.parametrize(("size", "text", "line"), [((200, 300), 10, 1), ((525, 600), 21, 2)])
-def test_the_preview_pixel_by_pixel(size: tuple[int, int], text: int, line: int) -> None:
-    photo = Image.new("RGB", size, (40, 90, 162))
-    mask = np.zeros(size[::-1], np.float32)
-    mask[100:150, 50:150] = 1
-    expected = photo.copy()
-    expected.paste((255, 255, 255), (50 - line, 100 - line, 150 + line, 150 + line))
-    expected.paste((126, 79, 135), (50, 100, 150, 150))
-    ImageDraw.Draw(expected).text(
-        (text / 2, size[1] - 1.6 * text),
-        "inside the outline = repainted",
-        "white",
-        ImageFont.load_default(text),
-        stroke_width=text // 10,
-        stroke_fill="black",
-    )
-    assert np.array_equal(np.asarray(masks.preview(photo, mask)), np.asarray(expected))
-
-
-def test_a_strip_of_a_photo_follows_no_outline() -> None:
-    assert masks.edge_ratio(Image.new("RGB", (2000, 8)), np.ones((8, 2000), np.float32)) == 0.0

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from triptych.errors import InputError, WorkError
-from triptych.pictures.images import SETTINGS, save_jpeg, save_png
+from triptych.pictures.images import SETTINGS
 from triptych.pictures.overwrite import is_ours
+from triptych.pictures.saving import save_jpeg, save_png
 from triptych.pictures.xmp import packet
 from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.reproduce import reproduce

@@ -16,7 +16,8 @@ from PIL import Image
 from triptych.cli import main
 from triptych.config.marks import RESULT, marked
 from triptych.errors import InputError
-from triptych.pictures.images import read_settings, save_png
+from triptych.pictures.images import read_settings
+from triptych.pictures.saving import save_png
 from triptych.verbs import STAGES
 from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.reproduce import ReproduceConfig, differences, reproduce

@@ -5,7 +5,6 @@ in it.
 from __future__ import annotations
 
 import errno
-import io
 import json
 import logging
 import os
@@ -13,28 +12,21 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
-from triptych import cli, progress
+from triptych import cli
 from triptych.cli import main
 from triptych.errors import InputError, WorkError
 from triptych.events import Event, Run
-from triptych.progress import Moment
-from triptych.terminal import faults, hub, quiet, screen
-from triptych.terminal.same_options import same_options
-from triptych.terminal.screen import Row, Screen
-from triptych.terminal.summary import next_line, text_of
-from triptych.terminal.words import plain, strict
+from triptych.terminal import faults, hub, quiet
+from triptych.terminal.screen import Screen
+from triptych.terminal.summary import text_of
+from triptych.terminal.words import plain
 from triptych.verbs import init as init_stage
 from triptych.verbs.outcome import check_made
-from triptych.wording import commands
-from triptych.wording.amounts import duration, number
 
 TRIPTYCH = [sys.executable, "-m", "triptych"]
 
@@ -284,227 +276,9 @@ def test_names_never_steer_the_terminal(text: str, shown: str, capsys: pytest.Ca
     assert text_of({"name": text, text: {text: 2}}) == text_of({"name": shown, shown: {shown: 2}})
 
 
-# --- Progress
-# -----------------------------------------------------------------------------------------------------------
-
-
-def slow_run(units: int, steps: int, pause: float) -> Run:
-    def work() -> Iterator[Event]:
-        progress.doing("loading the model")
-        time.sleep(pause)
-        for unit in range(units):
-            for done in range(1, steps + 1):
-                time.sleep(pause)
-                progress.step("step", done, steps)
-            yield Event(f"picture {unit}")
-
-    return Run("generate", units, work(), {})
-
-
-def follow(shown: Screen, run: Run) -> None:
-    with shown.watch(run.name) as watch:
-        cli._follow(run, watch)
-
-
-def test_a_log_file_gets_a_sign_of_life_also_within_a_unit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(screen, "INTERVAL", 0.1)
-    follow(Screen(), slow_run(units=2, steps=4, pause=0.12))
-    lines = capsys.readouterr().err.splitlines()
-    assert any(line.startswith("generate 0/2, loading the model") for line in lines)
-    assert any(re.match(r"generate 0/2, step [1-4]/4", line) for line in lines)
-    assert lines[-1].startswith("generate: 2/2 in ")
-    monkeypatch.setattr(screen, "INTERVAL", 30.0)
-    follow(Screen(), Run("train", 1000, iter([Event(f"step {n}") for n in range(1000)]), {}))
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "train: 1000 to do" and lines[1].startswith("train: 1000/1000 in ") and len(lines) == 2
-
-
-def test_a_bar_moves_within_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = Screen()
-    shown.console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    seen: list[float] = []
-    with shown.watch("generate") as watch:
-        hear = watch.hear
-
-        def spy(moment: progress.Moment) -> None:
-            hear(moment)
-            if watch._bars is not None and watch._bars.tasks:
-                seen.append(watch._bars.tasks[0].completed)
-
-        with progress.listening(spy):
-            cli._follow(slow_run(units=2, steps=4, pause=0.01), watch)
-    assert seen == pytest.approx([0, 0.25, 0.5, 0.75, 0.99, 1.25, 1.5, 1.75, 1.99])
-    assert "2/2" in shown.console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_counts_of_several_runs_of_one_stage_add_up(capsys: pytest.CaptureFixture[str]) -> None:
-    def work() -> Iterator[Event]:
-        for one in range(6):
-            yield from Run("tryon", 1, iter([Event(str(one))]), {}).nested()
-
-    follow(Screen(), Run("demo", 0, work(), {}))
-    assert "tryon: 6/6 in" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_what_was_kept_does_not_count_for_the_time_that_is_left() -> None:
-    row = Row("train", 100)
-    for one in range(50):
-        row.finish(Event(str(one), "kept"))
-    assert row.left() == ""
-    row.began -= 30
-    row.hear(Moment("pass", 1, 2, 0.5))
-    assert row.left() == ""  # the first units load and warm up
-    for one in range(3):
-        row.finish(Event(str(one)))
-    assert row.left() == "about 7 min 50 s left"
-
-
-def test_a_picture_within_a_unit_is_no_part_of_it() -> None:
-    heard: list[Moment] = []
-    with progress.listening(heard.append), progress.within("validation picture"):
-        progress.step("step", 7, 8)
-    row = Row("train", 20)
-    row.hear(heard[0])
-    assert (row.doing(), row.share) == ("validation picture, step 7/8", 0.0)
-
-
 def test_init_counts_photos(shop: Path) -> None:
     run = init_stage.init(init_stage.InitConfig(photos=shop / "photos", out=shop / "new.yaml"))
     assert len(run) == len(list(run)) == run.summary["photos"] + run.summary["rejected"]
-
-
-# --- Summaries
-# ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_summary_has_no_python_in_it() -> None:
-    summary = {
-        "photos": 12,
-        "rejected": 7,
-        "reasons": {"blank": 2, "too small": 5},
-        "items_without_human": [],
-        "stale": [],
-        "loss": 0.16617500000000002,
-        "validation_loss": None,
-        "seconds": {"clean": 21.04, "total": 15990.0},
-        "images": [f"{n}.png" for n in range(9)],
-        "identical": True,
-        "panels": [576, 768],
-        "failed_before": 0,
-        "next": "Look.",
-        "train": {
-            "train_steps": 3000,
-            "lora": "w/lora.safetensors",
-            "bytes": 37 << 20,
-            "triptychs": 4,
-            "gone": [],
-        },
-    }
-    assert text_of(summary).splitlines() == [
-        "rejected   7",
-        "reasons    5 too small, 2 blank",
-        "photos     12",
-        "loss       0.1662",
-        "seconds    clean 21 s, total 4 h 26 min",
-        "images     9: 0.png, 1.png, 2.png, 3.png, …",
-        "identical  yes",
-        "panels     576 × 768",
-        "train",
-        "  train steps  3,000",
-        "  lora         w/lora.safetensors",
-        "  bytes        37.0 MiB",
-        "  triptychs    4",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (9.6, "9.6 s"),
-        (59.6, "1 min"),
-        (90, "1 min 30 s"),
-        (0.0018, "1.8 ms"),
-        (4.9e-05, "49 µs"),
-        (0, "0 s"),
-        (383760 / 24, "4 h 26 min"),
-        (3600, "1 h"),
-        (266400, "3 d 2 h"),
-    ],
-)
-def test_durations_are_for_people(value: float, words: str) -> None:
-    assert duration(value) == words
-
-
-@pytest.mark.parametrize(
-    ("value", "words"), [(1300.0, "1,300"), (1.3e3 + 0.4, "1,300"), (0.5, "0.5"), (4.9e-05, "4.90e-05")]
-)
-def test_numbers_are_for_people(value: float, words: str) -> None:
-    assert number(value) == words
-
-
-def test_the_command_that_follows_is_named(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(init_words(shop)) == 0
-    assert (
-        capsys.readouterr().out.splitlines()[-1].endswith(f", then: triptych run --config {shop / 't.yaml'}")
-    )
-
-
-@pytest.mark.parametrize(
-    ("files", "given", "said"),
-    [
-        (
-            ["my a.yaml"],
-            {},
-            "triptych generate --config 'my a.yaml' --model MODEL --lora 'w w/l' --front FRONT.jpg",
-        ),
-        (
-            [],
-            {"work": ".", "model": "pocket", "rank": 4},
-            "triptych generate --work . --model pocket --lora 'w w/l' --front FRONT.jpg",
-        ),
-    ],
-)
-def test_a_printed_command_can_be_typed(files: list[str], given: dict[str, Any], said: str) -> None:
-    with commands.speaking() as speak:
-        speak(same_options([Path(file) for file in files], {}, given))
-        assert next_line("run", {"train": {"lora": "w w/l"}}).startswith(f"next: {said}")
-        retry = commands.typed(
-            "lies there: `triptych caption --retry-failed` brings it back; `triptych train --help`"
-        )
-        assert commands.typed(retry) == retry  # completed once
-        start = "--config 'my a.yaml' --model MODEL" if files else "--work . --model pocket"
-        assert (
-            f"`triptych caption {start} --vlm-model VLM_MODEL --retry-failed`" in retry
-            and "`triptych train --help`" in retry
-        )
-
-
-def test_a_config_that_lies_here_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "w").mkdir()
-    (tmp_path / "w/triptych.yaml").write_text("model: pocket")
-    assert main(["concat", "--work", "w"]) == 1
-    assert "w/triptych.yaml lies here: add --config w/triptych.yaml" in capsys.readouterr().err
-    assert main(["concat"]) == 1
-    assert "lies here" not in capsys.readouterr().err
-
-
-def test_a_nested_nothing_is_a_zero() -> None:
-    cache = {"reused": 0, "read": 2, "held": 0, "held_gib": 0.0}
-    assert text_of({"context_cache": cache}) == "context cache  reused 0, read 2, held 0 (0.0 GiB)"
-    assert (
-        text_of({"seconds": {"clean": 0.0, "train_all": 90.0}}) == "seconds  clean 0 s, train all 1 min 30 s"
-    )
-    assert text_of({"peak_memory_gib": 3.25}) == "peak memory  3.2 GiB"
-
-
-def test_json_is_strict() -> None:
-    value = strict({"a": float("inf"), "b": [float("nan"), 1.5], "c": Path("x"), 1: (True, None)})
-    assert json.dumps(value, allow_nan=False) == '{"a": null, "b": [null, 1.5], "c": "x", "1": [true, null]}'
 
 
 # --- Libraries

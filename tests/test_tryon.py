@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 
 from triptych.errors import InputError, ModelError
 from triptych.pictures import masks
-from triptych.pictures.images import from_srgb, to_srgb
+from triptych.pictures.colours import from_srgb, to_srgb
 from triptych.pictures.panels import fit, split
 from triptych.pictures.polygons import read_polygons
 from triptych.sampling.generate import generate_triptych

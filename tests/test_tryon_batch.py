@@ -22,7 +22,8 @@ from triptych.captioning.captioners import LocalCaptioner
 from triptych.cli import main
 from triptych.errors import ConfigError, InputError, ModelError
 from triptych.evaluation.rendered import held_out_items
-from triptych.pictures import images
+from triptych.pictures import saving
+from triptych.pictures.saving import save_png
 from triptych.sampling.opened import OpenedModel
 from triptych.store import files
 from triptych.verbs.tryon import TryonConfig, tryon
@@ -244,9 +245,7 @@ def test_odd_lines_fail_alone(tiny_flux: Path, folder: Path) -> None:
     }
     (folder / "out").mkdir()
     (folder / "out" / "own.png").write_bytes((folder / "red.png").read_bytes())
-    images.save_png(
-        Image.open(folder / "blue.png"), folder / "out" / "blue.png", text={"Software": "triptych"}
-    )
+    save_png(Image.open(folder / "blue.png"), folder / "out" / "blue.png", text={"Software": "triptych"})
     lines = ["ok,red.png,me.jpg", *words, "last,out/blue.png,me.jpg"]
     write(folder, "id,front,person,panel_width,panel_height,seed", *lines)
     run = tryon(options(tiny_flux, folder, num_inference_steps=1))
@@ -313,7 +312,7 @@ def killed_at_save(saves: int, config: TryonConfig) -> None:
                 os.truncate(part, part.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    files.publish = images.publish = publish_or_die  # type: ignore[assignment]
+    files.publish = saving.publish = publish_or_die  # type: ignore[assignment]
     tryon(config).finish()
 
 

@@ -12,7 +12,8 @@ from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFilter
 
 from triptych.errors import InputError, ModelError
 from triptych.pictures import masks
-from triptych.pictures.images import OriginalPhoto, from_srgb, load_image, read_settings, to_srgb
+from triptych.pictures.colours import from_srgb, to_srgb
+from triptych.pictures.images import OriginalPhoto, load_image, read_settings
 from triptych.pictures.originals import with_transparency
 from triptych.pictures.panels import fit, split
 from triptych.sampling.options import Sampling

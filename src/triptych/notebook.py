@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from triptych.errors import InputError, TriptychError
-from triptych.pictures import masks
+from triptych.pictures import mask_checks, masks
 from triptych.pictures.images import load_image
 from triptych.pictures.polygons import Polygons, check_polygons, to_dict, write_polygons
 
@@ -93,7 +93,7 @@ class PolygonMaskAnnotator:
         Raises:
             InputError: see `get_mask`.
         """
-        return masks.preview(self.image, self.get_mask() / np.float32(255))
+        return mask_checks.preview(self.image, self.get_mask() / np.float32(255))
 
     def save(self, path: str | Path) -> Path:
         """Write the outlines for `triptych tryon --polygon PATH`; return the path.

@@ -12,7 +12,8 @@ from PIL import Image
 
 from triptych.data.catalogue import Photo, override_name
 from triptych.data.views import choose_sides
-from triptych.pictures.images import BadImage, load_image, save_png
+from triptych.pictures.images import BadImage, load_image
+from triptych.pictures.saving import save_png
 from triptych.pictures.sheets import Cell, contact_sheet, drawable, plain
 from triptych.store.files import digest, write_text
 

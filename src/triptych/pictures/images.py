@@ -1,4 +1,4 @@
-"""Loads every photo and saves every picture of the product.
+"""Loads every photo of the product.
 
 Photos are untrusted. File type and size are checked from the header before any pixel is decoded, and all
 damage becomes a `BadImage` with a reason. Sizes are (width, height) in pixels.
@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import errno
 import functools
-import io
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageCms, ImageOps, features
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, ImageOps, features
 
 from triptych.errors import InputError
+from triptych.pictures.colours import as_srgb, flat, is_rgb_profile
 from triptych.pictures.photo_kinds import EXPORT, RAW_SUFFIXES, look
-from triptych.store.files import parse_json, publish, sha256_file
+from triptych.store.files import parse_json, sha256_file
 
 MAX_PIXELS = 64_000_000
 """Limit from the header: 64 megapixels take 192 MB as RGB."""
@@ -96,10 +93,10 @@ def load_image(path: Path, *, longest: int | None = None) -> Image.Image:
     Raises:
         BadImage: missing, not a regular file, not an image, larger than `MAX_PIXELS`, truncated or damaged.
     """
-    image = _flat(_decode(Path(path), longest))
+    image = flat(_decode(Path(path), longest))
     if longest is not None and max(image.size) > longest:
         image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    image = _to_srgb(image)
+    image = as_srgb(image)
     image.info = {}  # otherwise Pillow would write the old profile into files saved from it
     return image
 
@@ -115,15 +112,15 @@ def load_original(path: Path) -> OriginalPhoto:
     """
     decoded = _decode(Path(path), None)
     kind, exif = decoded.format or "", _clean_exif(decoded)
-    flat = _flat(decoded)
-    profile = flat.info.get("icc_profile") or None
-    if flat.mode == "RGB" and profile is not None and not _is_rgb_profile(profile):
+    image = flat(decoded)
+    profile = image.info.get("icc_profile") or None
+    if image.mode == "RGB" and profile is not None and not is_rgb_profile(profile):
         profile = None
-    elif flat.mode != "RGB":
-        flat, profile = _to_srgb(flat), None
-    flat.info = {}
+    elif image.mode != "RGB":
+        image, profile = as_srgb(image), None
+    image.info = {}
     alpha, under = _transparency(decoded)
-    return OriginalPhoto(flat, profile, exif, kind, alpha, under)
+    return OriginalPhoto(image, profile, exif, kind, alpha, under)
 
 
 def _transparency(decoded: Image.Image) -> tuple[Image.Image | None, Image.Image | None]:
@@ -138,7 +135,7 @@ def _transparency(decoded: Image.Image) -> tuple[Image.Image | None, Image.Image
         return alpha, whole.convert("RGB")
     grey = whole.getchannel("R")
     grey.info = decoded.info
-    return alpha, _to_srgb(grey)
+    return alpha, as_srgb(grey)
 
 
 def load_mask(path: Path) -> Image.Image:
@@ -153,7 +150,7 @@ def load_mask(path: Path) -> Image.Image:
         alpha = decoded.convert("RGBA").getchannel("A")
         if alpha.getextrema()[0] < 255:  # type: ignore[operator]
             return alpha
-    return _flat(decoded).convert("L")
+    return flat(decoded).convert("L")
 
 
 def check_header(path: Path) -> tuple[int, int]:
@@ -205,48 +202,6 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     return data if isinstance(data, dict) else None
-
-
-def save_png(
-    image: Image.Image,
-    path: Path,
-    *,
-    text: Mapping[str, str] | None = None,
-    icc_profile: bytes | None = None,
-    exif: bytes | None = None,
-    xmp: bytes | None = None,
-) -> None:
-    """Save a PNG, whole or not at all; `text` becomes its text chunks (keys: 1 to 79 Latin-1 characters)."""
-    chunks = PngInfo()
-    for key, value in (text or {}).items():
-        assert 0 < len(key) < 80, key
-        chunks.add_text(key, value)
-    if xmp:
-        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8"))
-    with publish(Path(path)) as temporary:
-        # Passed even when None: otherwise Pillow would take the profile in the picture's `info`.
-        image.save(temporary, "PNG", pnginfo=chunks, icc_profile=icc_profile, exif=exif or b"")
-
-
-def save_jpeg(
-    image: Image.Image,
-    path: Path,
-    *,
-    comment: str = "",
-    icc_profile: bytes | None = None,
-    exif: bytes | None = None,
-    xmp: bytes | None = None,
-) -> None:
-    """Save a JPEG (quality 95, full colour resolution), whole or not at all. `comment`: ASCII; left out if
-    longer than 64 KB.
-    """
-    more: dict[str, Any] = {"xmp": xmp} if xmp else {}
-    if 0 < len(comment) < 65_000:
-        more["comment"] = comment.encode("ascii")
-    with publish(Path(path)) as temporary:
-        image.save(
-            temporary, "JPEG", quality=95, subsampling=0, icc_profile=icc_profile, exif=exif or b"", **more
-        )
 
 
 # --- Decoding
@@ -336,113 +291,6 @@ def _decode(path: Path, longest: int | None) -> Image.Image:
             pass
     image.format = kind
     return image
-
-
-def _flat(image: Image.Image) -> Image.Image:
-    """Any mode → opaque 8-bit L, RGB or CMYK, in the file's own colour space; keeps `info`."""
-    info = dict(image.info)
-    if image.mode in _DEEP:
-        image = _eight_bit(image)
-    if image.has_transparency_data:
-        image = _in_strips(image, "L" if image.mode in ("LA", "La", "L", "1") else "RGB", _on_white)
-    elif image.mode not in ("L", "RGB", "CMYK"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    image.info = info
-    return image
-
-
-_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-# Pixels per strip: 64 megapixels of floats at once would take gigabytes.
-_STRIP = 4_000_000
-
-
-def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """(upper edge, strip of the picture) from top to bottom."""
-    rows = max(1, _STRIP // image.width)
-    for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
-
-
-def _in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Apply `convert` strip by strip; `mode` is the mode of its results."""
-    whole = Image.new(mode, image.size)
-    for top, strip in _strips(image):
-        strip.info = image.info  # it may name the transparent colour
-        whole.paste(convert(strip), (0, top))
-    return whole
-
-
-def _on_white(strip: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", strip.size, "white")
-    white.alpha_composite(strip.convert("RGBA"))
-    return white.convert("L" if strip.mode in ("LA", "La", "L", "1") else "RGB")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits → L. Pillow's own conversion clips all values above 255, which turns 16-bit
-    photos white.
-    """
-
-    def finite(strip: Image.Image) -> np.ndarray:
-        values = np.asarray(strip)
-        return np.nan_to_num(values, posinf=0.0, neginf=0.0) if image.mode == "F" else values
-
-    def scaled(strip: Image.Image) -> Image.Image:
-        values = finite(strip) * (scale if image.mode == "F" else np.float64(scale))
-        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
-
-    top = max(float(finite(strip).max(initial=0)) for _, strip in _strips(image))
-    if image.mode == "F":
-        scale = 255.0 if top <= 1.0 else 1.0 if top <= 255.0 else 1 / 257
-    else:
-        scale = 1 / 257 if image.mode != "I" or top > 255 else 1.0
-    return _in_strips(image, "L", scaled)
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """L, RGB or CMYK with or without a profile → RGB in sRGB. A damaged or unsuitable profile is ignored."""
-    profile = image.info.get("icc_profile")
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if (
-                "srgb" not in ImageCms.getProfileDescription(source).lower()
-            ):  # sRGB to sRGB would only add rounding errors
-                converted = ImageCms.profileToProfile(
-                    image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
-                )
-                return converted if converted is not None else image
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            pass
-    return image.convert("RGB")
-
-
-def to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
-    """RGB pixels in the colour space of a profile → sRGB, which models expect."""
-    return _between(image, icc_profile, to_profile=False)
-
-
-def from_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
-    """sRGB → RGB pixels in the colour space of a profile, to be put back into the original photo."""
-    return _between(image, icc_profile, to_profile=True)
-
-
-def _between(image: Image.Image, icc_profile: bytes | None, *, to_profile: bool) -> Image.Image:
-    if not icc_profile or not _is_rgb_profile(icc_profile):
-        return image
-    try:
-        own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile)), ImageCms.createProfile("sRGB")
-        if "srgb" in ImageCms.getProfileDescription(own).lower():
-            return image
-        first, second = (srgb, own) if to_profile else (own, srgb)
-        converted = ImageCms.profileToProfile(image, first, second, outputMode="RGB")
-        return converted if converted is not None else image
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image
-
-
-def _is_rgb_profile(profile: bytes) -> bool:
-    return profile[16:20] == b"RGB "  # the colour space field of the ICC header
 
 
 def _clean_exif(image: Image.Image) -> bytes | None:

@@ -9,10 +9,10 @@ the pixel in column x and row y covers [x, x + 1) × [y, y + 1). Distances are i
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageFilter
 
 from triptych.errors import InputError
 from triptych.pictures.panels import Box
@@ -74,7 +74,7 @@ def polygon_mask(polygons: Polygons, size: tuple[int, int], noun: str = "polygon
     np.add.at(steps, (lines // _LINES, pixel), weight * (1 - part / _STEPS).astype(np.float32))
     np.add.at(steps, (lines // _LINES, pixel + 1), weight * (part / _STEPS).astype(np.float32))
     np.cumsum(steps, axis=1, out=steps)
-    return _from_bytes(_to_bytes(steps[:, :width]))
+    return from_bytes(to_bytes(steps[:, :width]))
 
 
 def _edges(corners: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -123,91 +123,21 @@ def _boundaries(
     return lines[keep], xs[keep], np.where(opens, 1, -1)[keep]
 
 
-def _to_bytes(mask: np.ndarray) -> np.ndarray:
+def to_bytes(mask: np.ndarray) -> np.ndarray:
     """(H, W) uint8, rounded up: a pixel that is touched at all stays touched."""
     # n / 255 · 255 may be slightly above n: hence the 1e-3, and hence the second term for values below that.
     levels: np.ndarray = np.ceil(mask * np.float32(255) - np.float32(1e-3)).astype(np.uint8)
     return np.asarray(np.maximum(levels, mask > 0, dtype=np.uint8))
 
 
-def _from_bytes(mask: np.ndarray) -> np.ndarray:
+def from_bytes(mask: np.ndarray) -> np.ndarray:
     values: np.ndarray = mask.astype(np.float32) / np.float32(255)
     return values
 
 
-_MASK_VALUES = "Give 0 and 255 as uint8, False and True, or floats from 0 to 1; white is repainted."
-
-
-def as_mask(value: Any, size: tuple[int, int]) -> np.ndarray:
-    """A mask in any form as (H, W) float32 in [0, 1], white = repaint.
-
-    Args:
-        value: bool; uint8 of 0 and 255, or of 0 and 1; floats in [0, 1]; or a picture without transparency.
-            Shape (H, W); extra sides of length 1 and three equal channels are accepted. size: (width, height)
-            of the photo.
-
-    Raises:
-        InputError: a wrong shape or range, or a mask that repaints nothing.
-    """
-    if isinstance(value, Image.Image):
-        if value.has_transparency_data and value.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-            raise InputError(
-                "The mask is transparent in places: is alpha the mask, or colour?",
-                "Give one of the two, as grey values.",
-            )
-        value = value if value.mode in ("1", "L") or value.mode[0] in "IF" else value.convert("L")
-    array = _array(value)
-    if array.ndim == 3 and array.shape[2] == 3 and (array == array[:, :, :1]).all():
-        array = array[:, :, 0]
-    array = array.reshape([side for side in array.shape if side != 1]) if array.ndim > 2 else array
-    width, height = size
-    if array.shape != (height, width):
-        turned = (
-            " Its sides are exchanged: an array is (height, width)." if array.shape == (width, height) else ""
-        )
-        raise InputError(
-            f"The mask is {array.shape}, the photo {height} high and {width} wide.",
-            f"Give one value a pixel.{turned}",
-        )
-    if array.dtype.kind not in "buif":
-        raise InputError(f"A mask of {array.dtype} is not understood.", _MASK_VALUES)
-    low, high = float(array.min()), float(array.max())
-    if high == 0 and low == 0:
-        raise InputError("The mask is black: nothing would be repainted.", "White is repainted.")
-    top = (
-        1.0
-        if array.dtype.kind in "bf" or high <= 1
-        else 65535.0
-        if array.dtype.kind == "u" and array.itemsize == 2
-        else 255.0
-    )
-    if not (low >= 0 and high <= top * (1 + 1e-3)):  # NaN fails too
-        raise InputError(f"The mask has values from {low:g} to {high:g}.", _MASK_VALUES)
-    mask = np.clip(array.astype(np.float32) / np.float32(top), 0, 1)
-    if mask.max() < 0.5:
-        raise InputError(
-            f"The mask is nowhere whiter than {mask.max():.3g}: next to nothing would be repainted.",
-            _MASK_VALUES,
-        )
-    return _from_bytes(_to_bytes(mask))
-
-
-def _array(value: Any) -> np.ndarray:
-    """A picture, list or tensor as an array; tensors may be on any device, of any precision, and may require
-    gradients.
-    """
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() else value
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError("The mask is no array of numbers.", _MASK_VALUES) from error
-
-
 def mask_image(mask: np.ndarray) -> Image.Image:
     """The mask as a greyscale picture, white = repaint, without loss."""
-    return Image.fromarray(_to_bytes(mask))
+    return Image.fromarray(to_bytes(mask))
 
 
 def repaint_mask(
@@ -229,7 +159,7 @@ def repaint_mask(
     outlines = [_hull(corners) for corners in check_polygons(polygons)] if expand == "hull" else polygons
     mask = grow(polygon_mask(outlines, size), grow_by)
     if holes:
-        mask = _from_bytes(np.minimum(_to_bytes(mask), 255 - _to_bytes(polygon_mask(holes, size, "hole"))))
+        mask = from_bytes(np.minimum(to_bytes(mask), 255 - to_bytes(polygon_mask(holes, size, "hole"))))
         if not mask.any():
             raise InputError(
                 "The holes cover all polygons: nothing would be repainted.", "Make the holes smaller."
@@ -302,7 +232,7 @@ def feather(mask: np.ndarray, pixels: int) -> np.ndarray:
     image = mask_image(grow(mask[near], pixels - blur))
     for radius in (blur - blur // 2, blur // 2):
         image = image.filter(ImageFilter.BoxBlur(radius))
-    result[near] = _from_bytes(np.asarray(image))
+    result[near] = from_bytes(np.asarray(image))
     return result
 
 
@@ -365,63 +295,3 @@ def composite(original: Image.Image, repainted: Image.Image, mask: np.ndarray) -
     assert original.mode == repainted.mode == "RGB"
     assert original.size == repainted.size == mask.shape[::-1]
     return Image.composite(repainted, original, mask_image(mask))
-
-
-_HUG_SIDE = 200  # the mask's longer side in pixels, to which it is scaled down before its outline is measured
-HUGGING = 1.75
-
-
-def edge_ratio(image: Image.Image, mask: np.ndarray) -> float:
-    """How much stronger the photo's edges are on the mask's outline than beside it; above `HUGGING` the mask
-    follows an outline in the photo.
-
-    The mean gradient within 1 % of the mask's longer side of the outline, divided by the mean gradient 2 to 6
-    % away from it on both sides. An outline along the silhouette of the garment worn now has that garment's
-    edge on it; an outline drawn freely crosses as many edges as its surroundings do. The ratio misses faint
-    silhouettes, such as those of strongly patterned clothes or of black cloth in front of black.
-
-    Args:
-        image: the photo. mask: (H, W) of the same size, not empty.
-    """
-    box = crop_box(mask, mask.shape[1] / mask.shape[0], 0.1)
-    scale = min(1.0, 1.2 * _HUG_SIDE / max(box.right - box.left, box.bottom - box.top))
-    size = max(1, round((box.right - box.left) * scale)), max(1, round((box.bottom - box.top) * scale))
-    if min(size) < 2:  # a strip has no gradient across it
-        return 0.0
-    small = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX, box)).astype(np.float32)
-    part = np.ascontiguousarray(mask[box.top : box.bottom, box.left : box.right])
-    inside = (np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BOX)) > 0.5).astype(np.float32)
-    gradient = np.hypot(*(np.abs(slope).max(axis=2) for slope in np.gradient(small, axis=(0, 1))))
-    unit = max(1, round(max(size) / 1.2 / 100))
-
-    def near(reach: int) -> np.ndarray:
-        """Pixels within `reach` of the outline."""
-        return np.asarray(grow(inside, reach) - (1 - grow(1 - inside, reach)) > 0)
-
-    on, beside = near(unit), near(6 * unit) & ~near(2 * unit)
-    if not on.any() or not beside.any():
-        return 0.0
-    return float(gradient[on].mean() / (gradient[beside].mean() + 1.0))
-
-
-def preview(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """The photo with the repainted area tinted, outlined and labelled, for a person to check: RGB of the same
-    size.
-    """
-    image = image.convert("RGB")
-    tint = Image.new("RGB", image.size, (255, 64, 96))
-    shown = composite(image, Image.blend(image, tint, 0.4), mask)
-    line = max(1, round(max(image.size) / 400))
-    inside = (mask > 0).astype(np.uint8)
-    edge = Image.fromarray((grow(inside, line) - inside) * np.uint8(255))
-    shown.paste(Image.new("RGB", image.size, (255, 255, 255)), None, edge)
-    text = max(10, round(min(image.size) / 25))
-    ImageDraw.Draw(shown).text(
-        (text / 2, image.height - 1.6 * text),
-        "inside the outline = repainted",
-        fill="white",
-        font=ImageFont.load_default(text),
-        stroke_width=max(1, text // 10),
-        stroke_fill="black",
-    )
-    return shown

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from triptych.pictures.images import JPEG_SUFFIXES, OriginalPhoto, to_srgb
+from triptych.pictures.colours import to_srgb
+from triptych.pictures.images import JPEG_SUFFIXES, OriginalPhoto
 
 
 def writable_metadata(photo: OriginalPhoto, path: Path) -> tuple[OriginalPhoto, list[str]]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from triptych.pictures.images import save_png
+from triptych.pictures.saving import save_png
 from triptych.store.files import explained, read_jsonl, write_jsonl
 
 

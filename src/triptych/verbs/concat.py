@@ -29,8 +29,9 @@ from triptych.data.triptychs import REJECTS, TriptychFolder
 from triptych.errors import InputError, TriptychError, WorkError
 from triptych.events import Event, Run, held
 from triptych.execution import PerWorker, execute
-from triptych.pictures.images import load_image, save_png
+from triptych.pictures.images import load_image
 from triptych.pictures.panels import PanelLayout, concatenate, fit
+from triptych.pictures.saving import save_png
 from triptych.pictures.sheets import contact_sheet, drawable, plain
 from triptych.store.files import publish, sha256_file, write_jsonl
 from triptych.store.folder import StageFolder

@@ -12,7 +12,7 @@ from triptych.config.stage import seeds_from
 from triptych.errors import ConfigError
 from triptych.events import Event, Run
 from triptych.execution import PerWorker, execute
-from triptych.pictures.images import save_png
+from triptych.pictures.saving import save_png
 from triptych.store.files import digest, read_json, sha256_file, write_json
 from triptych.verbs.evaluate_config import EvaluateConfig
 

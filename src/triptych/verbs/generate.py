@@ -12,9 +12,10 @@ from triptych.captioning.write import prompt_problems
 from triptych.errors import InputError
 from triptych.events import Event, Run
 from triptych.pictures import xmp
-from triptych.pictures.images import load_image, save_png, sha256_photo
+from triptych.pictures.images import load_image, sha256_photo
 from triptych.pictures.overwrite import check_overwrites
 from triptych.pictures.panels import PanelLayout, split
+from triptych.pictures.saving import save_png
 from triptych.sampling.options import Sampling
 from triptych.store.files import digest
 from triptych.tasks import task_of

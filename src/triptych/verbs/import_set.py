@@ -33,7 +33,8 @@ from triptych.data.pairing import CHUNK, made_from
 from triptych.data.triptychs import TriptychFolder
 from triptych.errors import InputError, TriptychError
 from triptych.events import Event, Run, held
-from triptych.pictures.images import load_image, save_png
+from triptych.pictures.images import load_image
+from triptych.pictures.saving import save_png
 from triptych.store.files import digest, sha256_file, write_text
 from triptych.store.folder import StageFolder
 from triptych.verbs.import_set_config import ImportConfig

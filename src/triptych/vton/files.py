@@ -18,7 +18,7 @@ from triptych.captioning.write import prompt_problems
 from triptych.config.marks import AMOUNT, EACH, OUTPUT, marked
 from triptych.data import captions
 from triptych.errors import InputError
-from triptych.pictures import masks, polygons, xmp
+from triptych.pictures import mask_checks, masks, polygons, xmp
 from triptych.pictures.images import (
     JPEG_SUFFIXES,
     SETTINGS,
@@ -26,14 +26,13 @@ from triptych.pictures.images import (
     load_image,
     load_original,
     read_settings,
-    save_jpeg,
-    save_png,
     sha256_photo,
 )
 from triptych.pictures.originals import with_transparency, writable_metadata
 from triptych.pictures.overwrite import check_overwrites, ends_whole
 from triptych.pictures.panels import PanelLayout
 from triptych.pictures.polygons import check_units, read_outlines
+from triptych.pictures.saving import save_jpeg, save_png
 from triptych.pictures.sheets import contact_sheet
 from triptych.sampling.options import Sampling
 from triptych.store.files import sha256_file
@@ -131,7 +130,7 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
     warnings += left_out
     if (covered := int((area > 0).sum())) < SMALL:
         warnings.append(f"The polygon covers only {covered} pixel{'s' * (covered != 1)} of the photo.")
-    if masks.edge_ratio(photo.image, area) > masks.HUGGING:
+    if mask_checks.edge_ratio(photo.image, area) > mask_checks.HUGGING:
         warnings.append(
             "The polygon follows an outline in the photo, whose shape may show in the result: use --expand "
             "hull or --grow."
@@ -210,7 +209,7 @@ def preview_of(inputs: Inputs) -> Image.Image:
     shown = masks.mask_image(masks.feather(person.repainted(), fit.feather))
     for picture in (small, shown):
         picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BOX)
-    return masks.preview(small, np.asarray(shown).astype(np.float32) / np.float32(255))
+    return mask_checks.preview(small, np.asarray(shown).astype(np.float32) / np.float32(255))
 
 
 def write_preview(config: TryonConfig, preview: Image.Image) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from triptych.pictures import masks
-from triptych.pictures.images import from_srgb, to_srgb
+from triptych.pictures.colours import from_srgb, to_srgb
 from triptych.pictures.panels import Box, PanelLayout, concatenate, place
 from triptych.sampling import token_sets
 from triptych.vton.request import Garment, Person

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from triptych.errors import InputError
-from triptych.pictures import masks
+from triptych.pictures import given_masks, masks
 from triptych.pictures.polygons import Polygons, check_polygons, check_units
 from triptych.vton.rough_edit import Rough, rough_edit
 
@@ -55,7 +55,7 @@ class Person:
         """
         if isinstance(self.polygons, Image.Image) or _is_array_of_pixels(self.polygons):
             _check_given(self.polygons, self.mask)
-            return masks.as_mask(self.polygons, self.photo.size)
+            return given_masks.as_mask(self.polygons, self.photo.size)
         return repainted(self.photo.size, cast(Polygons | None, self.polygons), self.mask)
 
 
@@ -132,7 +132,7 @@ def repainted(
         return masks.repaint_mask(outlines, size, grow_by=grow, expand=expand)
     if expand == "hull":
         raise InputError("A mask has no hull: only polygons have one.", "Give polygons, or expand='none'.")
-    return masks.grow(masks.as_mask(mask, size), grow)
+    return masks.grow(given_masks.as_mask(mask, size), grow)
 
 
 def _check_given(polygons: object, mask: object) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from triptych.pictures import masks
-from triptych.pictures.images import from_srgb
+from triptych.pictures.colours import from_srgb
 from triptych.pictures.panels import place
 from triptych.vision.garment import garment_mask
 
