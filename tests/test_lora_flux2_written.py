@@ -8,8 +8,10 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from diffusers import Flux2Transformer2DModel
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -122,6 +124,29 @@ def test_a_file_for_comfyui_has_lora_a_and_no_alpha(tmp_path: Path, base: nn.Mod
     assert {key.rpartition(".lora_")[2] for key in keys} == {"A.weight", "B.weight"}
     assert all(key.startswith("diffusion_model.") for key in keys)
     assert not not_read(["single_transformer_blocks.0.attn.to_out"], "comfyui", "flux2")
+
+
+def test_a_producers_file_and_what_is_written_from_it_make_the_same_picture(
+    tmp_path: Path, tiny_flux2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the file of a trainer to a picture, by the commands alone."""
+    transformer = Flux2Transformer2DModel.from_pretrained(tiny_flux2, subfolder="transformer")
+    tensors, _ = write(transformer, NATIVE, underscored("lora_unet_"), alpha=4.0)
+    files = [save(tmp_path, tensors, ss_base_model_version="flux_2_klein_4b")]
+    for target in ("diffusers", "comfyui"):
+        files.append(tmp_path / target / FILE_NAME)
+        assert main(["lora", "convert", str(files[0]), str(files[-1]), "--to", target]) == 0
+    capsys.readouterr()
+    pictures = []
+    for number, lora in enumerate(([], *(["--lora", str(file)] for file in files))):
+        words = ["generate", "--model", str(tiny_flux2), "--prompt", "a dress", "--num-inference-steps", "2"]
+        words += ["--device", "cpu", "--dtype", "fp32", "--out", str(tmp_path / str(number)), "--json", *lora]
+        assert main(words) == 0
+        with Image.open(json.loads(capsys.readouterr().out)["images"][0]) as picture:
+            pictures.append(np.array(picture).astype(int))
+    none, theirs, *ours = pictures
+    assert abs(none - theirs).max() > 20
+    assert all(abs(one - theirs).max() <= 1 for one in ours)
 
 
 def test_inspect_says_what_is_in_a_file_of_flux_2(
