@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from triptych.backbones.registry import load_backbone
-from triptych.compute.cpu import GELU, Linear, ProjectedGELU, install
+from triptych.compute.cpu import REPLACEMENTS, install
 from triptych.sampling.opened import OpenedModel
 
 PROMPT = "p"
@@ -25,7 +25,7 @@ PROMPT = "p"
 
 @dataclass(frozen=True)
 class Size:
-    """A model and its panels. dim = heads × 64."""
+    """A model and its panels. Its width is heads × 64, with FLUX.2 heads × 128."""
 
     heads: int
     double: int
@@ -87,15 +87,16 @@ def flux_like(size: Size, dtype: torch.dtype, folder: Path) -> OpenedModel:
     return OpenedModel(backbone, transformer, backbone.load_autoencoder(), texts)
 
 
-def as_diffusers_has_it(transformer: nn.Module) -> FluxTransformer2DModel:
+def as_diffusers_has_it(transformer: nn.Module) -> Any:
     """The same weights, no copies, in a model without triptych's layers:
     what a user of diffusers alone has.
     """
     shared = {id(one): one for one in (*transformer.parameters(), *transformer.buffers())}
-    stock: FluxTransformer2DModel = copy.deepcopy(transformer, shared)
-    stock.set_attn_processor(FluxAttnProcessor())
+    stock = copy.deepcopy(transformer, shared)
     for module in stock.modules():
-        if type(module) in (Linear, GELU, ProjectedGELU):
+        if hasattr(module, "_default_processor_cls"):  # an attention layer of diffusers
+            module.set_processor(module._default_processor_cls())
+        if type(module) in REPLACEMENTS:
             module.__class__ = type(module).__base__
     return stock
 

@@ -52,6 +52,48 @@ def test_try_on_beside_diffusers_pipeline(tmp_path: Path) -> None:
     assert results["about"]["processor"] in table
 
 
+def test_try_on_beside_flux2s_pipeline(tmp_path: Path) -> None:
+    out = tmp_path / "tryon.json"
+    table = run(
+        "tryon.py",
+        "--family",
+        "flux2",
+        "--quick",
+        "--rounds",
+        "1",
+        "--only",
+        "4",
+        "scaling",
+        "--out",
+        str(out),
+    )
+    results = json.loads(out.read_text())
+    assert {row["name"] for row in results["runs"]} == {
+        "read once, whole panel",
+        "read once, 35 % of it",
+        "native references: equal work",
+        "8 persons, one product kept, whole panel",
+        "8 persons, one product kept, 35 % of it",
+    }
+    assert results["difference"] <= 1, "of 255: native references paint what the pipeline paints"
+    assert [row["active"] for row in results["scaling"][:5]] == sorted(
+        row["active"] for row in results["scaling"][:5]
+    )
+    assert "| 4 | read once, whole panel |" in table and "for each active token" in table
+
+
+def test_seconds_on_a_line_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    line = importlib.import_module("tryon_parts").line
+    fit = line([10, 20, 40], [0.3, 0.5, 0.9])
+    assert fit == {
+        "start_s": pytest.approx(0.1),
+        "per_token_s": pytest.approx(0.02),
+        "off": pytest.approx(0, abs=1e-9),
+    }
+    assert line([10, 20, 30], [0.2, 0.4, 0.2])["off"] > 0.3
+
+
 def test_the_pockets_table(tmp_path: Path) -> None:
     """Its help alone: training and measuring LoRAs takes hours."""
     assert "--only" in run("pocket.py", "--help")

@@ -45,8 +45,8 @@ from triptych.sampling.options import Sampling, SamplingConfig
 from triptych.store.files import write_json
 from triptych.tasks.tryon import TRY_ON
 from triptych.training.config import TrainConfig
-from tryon import Bench as Dressing
-from tryon import product
+from tryon_flux import Bench as Dressing
+from tryon_parts import product
 
 TINY = Size(heads=2, double=1, single=2, width=64, height=96, words=16)
 SMALL = Size(heads=8, double=2, single=4, width=192, height=256, words=64)

@@ -11,11 +11,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_flux2 import Flux2AttnProcessor, Flux2ParallelSelfAttnProcessor
-from torch import Tensor
+from diffusers.models.transformers.transformer_flux2 import (
+    Flux2AttnProcessor,
+    Flux2Modulation,
+    Flux2ParallelSelfAttnProcessor,
+    Flux2SingleTransformerBlock,
+)
+from torch import Tensor, nn
 
 from triptych.backbones.context import Context
 from triptych.backbones.streams import attend, mixed
+from triptych.compute import cpu
+from triptych.compute.modulation import untouched, with_children
 from triptych.compute.rotary import table_of, turned
 
 
@@ -64,6 +71,48 @@ class SingleAttention(Flux2ParallelSelfAttnProcessor):
         query, key = turned(attn.norm_q, query, table), turned(attn.norm_k, key, table)
         states = mixed(self, query, key, value, context, before)
         return attn.to_out(torch.cat([states, attn.mlp_act_fn(feed)], dim=-1))
+
+
+class KeysOnly(nn.Module):
+    """The last single block, while known tokens are read. No block follows it, so only its keys and values
+    are computed: two ninths of its first projection, and neither attention nor feed-forward layer.
+    """
+
+    def __init__(self, block: Flux2SingleTransformerBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
+        temb_mod: Tensor,
+        image_rotary_emb: tuple[Tensor, Tensor],
+        joint_attention_kwargs: dict[str, Any],
+    ) -> Tensor:
+        attn, context = self.block.attn, joint_attention_kwargs["context"]
+        shift, scale, _ = Flux2Modulation.split(temb_mod, 1)[0]
+        states = (1 + scale) * self.block.norm(hidden_states) + shift
+        layer, places = attn.to_qkv_mlp_proj, slice(attn.inner_dim, 3 * attn.inner_dim)
+        if type(layer) in (nn.Linear, cpu.Linear) and layer.bias is None and untouched(layer):
+            projected = cpu.linear(states, layer.weight[places])
+        else:  # with a LoRA, or quantised
+            projected = layer(states)[..., places]
+        key, value = (half.unflatten(-1, (-1, attn.head_dim)) for half in projected.chunk(2, dim=-1))
+        table = table_of(image_rotary_emb, states.shape[1], states.device)
+        context.kept[attn.processor] = turned(attn.norm_k, key, table), value
+        return hidden_states
+
+
+def reader(transformer: Any) -> Any:
+    """The transformer for reading known tokens: the same modules, except that the last block computes only
+    keys and values. The given transformer is not changed; a last block that is swapped, sharded or hooked
+    runs whole.
+    """
+    *others, last = transformer.single_transformer_blocks
+    if type(last) is not Flux2SingleTransformerBlock or not untouched(last):
+        return transformer
+    return with_children(transformer, single_transformer_blocks=nn.ModuleList([*others, KeysOnly(last)]))
 
 
 def install(transformer: Any) -> None:

@@ -19,7 +19,7 @@ from triptych import flow
 from triptych.backbones.context import Context, Reference, Window, places_of
 from triptych.backbones.contract import Backbone, Text
 from triptych.backbones.families import FLUX2
-from triptych.backbones.flux2.attention import install
+from triptych.backbones.flux2.attention import install, reader
 from triptych.backbones.flux2.autoencoder import Flux2Autoencoder
 from triptych.backbones.flux2.text import Flux2Text
 
@@ -131,7 +131,8 @@ class Flux2(Backbone):
         ids = torch.cat([where.expand(rows, -1, -1) for _, where in parts], dim=1)
         states = empty["prompt_embeds"][:, :0].expand(batch, -1, -1)
         attend = {"context": context, "before": before}
-        self._forward(transformer, tokens, ids, torch.zeros(batch), states, None, attend)
+        install(transformer)
+        self._forward(reader(transformer), tokens, ids, torch.zeros(batch), states, None, attend)
         return context
 
     def _guidance(
