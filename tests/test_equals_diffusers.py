@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
     FluxInpaintPipeline,
     FluxPipeline,
     StableDiffusion3InpaintPipeline,
@@ -24,6 +25,7 @@ from diffusers import (
 from triptych import flow
 from triptych.backbones.contract import Backbone
 from triptych.backbones.flux.model import pack, unpack
+from triptych.backbones.flux2.autoencoder import patchify
 from triptych.backbones.registry import load_backbone
 from triptych.errors import ConfigError, ModelError
 from triptych.sampling.canvas import to_images
@@ -34,6 +36,8 @@ from triptych.session import load_models
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.generate import GenerateConfig, generate
 
+from .conftest import latent_shape
+
 LAYOUT = TRY_ON.layout(32, 48)
 PROMPT = "three pictures of one <Brand> item <IMAGE 1> a red dress <IMAGE 2> the dress <IMAGE 3> a person"
 LENGTH = 24
@@ -42,14 +46,18 @@ PROMPTS = [PROMPT]
 
 @dataclass(frozen=True)
 class Family:
-    """diffusers' pipelines of a family, what they call classifier-free guidance, and how their latents become
-    (B, C, H, W).
+    """diffusers' pipelines of a family (None: it inpaints by another method), what they call classifier-free
+    guidance, how their latents become ours, and whether they take a negative prompt (else it is empty).
     """
 
     text_to_image: Any
     inpaint: Any
     options: Callable[[float], dict[str, float]]
-    latents: Callable[[torch.Tensor], torch.Tensor]
+    latents: Callable[[OpenedModel, torch.Tensor], torch.Tensor]
+    takes_negative_prompt: bool = True
+
+    def silent(self, prompts: int) -> dict[str, list[str]]:
+        return {"negative_prompt": [""] * prompts} if self.takes_negative_prompt else {}
 
 
 FAMILIES = {
@@ -57,13 +65,20 @@ FAMILIES = {
         FluxPipeline,
         FluxInpaintPipeline,
         lambda cfg: {"true_cfg_scale": cfg, "guidance_scale": 3.5},
-        lambda tokens: unpack(tokens, 6, 12),
+        lambda models, tokens: unpack(tokens, 6, 12),
     ),
     "sd3": Family(
         StableDiffusion3Pipeline,
         StableDiffusion3InpaintPipeline,
         lambda cfg: {"guidance_scale": cfg},
-        lambda latents: latents,
+        lambda models, latents: latents,
+    ),
+    "flux2": Family(
+        Flux2KleinPipeline,
+        None,  # known tokens put back: tests/test_flux2.py
+        lambda cfg: {"guidance_scale": cfg},
+        lambda models, cells: (patchify(cells) - models.autoencoder.mean) / models.autoencoder.std,
+        takes_negative_prompt=False,
     ),
 }
 
@@ -83,7 +98,7 @@ def run(
 ) -> torch.Tensor:
     count = len(seeds)
     text, empty = models.text([PROMPT] * count), models.text([""] * count)
-    canvases = Canvases(LAYOUT, (16, 6, 12), text, seeds, empty, known)
+    canvases = Canvases(LAYOUT, latent_shape(models.backbone), text, seeds, empty, known)
     return sample_latents(models.backbone, models.transformer, canvases, sampling)
 
 
@@ -99,8 +114,7 @@ def test_text_to_image_equals_diffusers(
 ) -> None:
     pipe = family.text_to_image.from_pretrained(tiny)
     theirs = pipe(
-        [PROMPT] * len(seeds),
-        negative_prompt=[""] * len(seeds),
+        prompt=[PROMPT] * len(seeds),
         height=48,
         width=96,
         num_inference_steps=steps,
@@ -108,9 +122,10 @@ def test_text_to_image_equals_diffusers(
         generator=generators(seeds),
         output_type="latent",
         **family.options(true_cfg),
+        **family.silent(len(seeds)),
     ).images
     ours = run(models, Sampling(steps, 3.5, true_cfg, time_shift="canvas"), seeds)
-    assert (ours - family.latents(theirs)).abs().max() <= 1e-5
+    assert (ours - family.latents(models, theirs)).abs().max() <= 1e-5
     # The comparison could not fail if the model ignored its input: another seed must give something else.
     other = run(models, Sampling(steps, 3.5, true_cfg, time_shift="canvas"), [seed + 100 for seed in seeds])
     assert (ours - other).abs().max() > 0.1
@@ -118,7 +133,7 @@ def test_text_to_image_equals_diffusers(
     silent = sample_latents(
         models.backbone,
         models.transformer,
-        Canvases(LAYOUT, (16, 6, 12), empty, seeds, empty),
+        Canvases(LAYOUT, latent_shape(models.backbone), empty, seeds, empty),
         Sampling(steps, 3.5, time_shift="canvas"),
     )
     assert (ours - silent).abs().max() > 1e-4, "the prompt is heard"
@@ -127,11 +142,12 @@ def test_text_to_image_equals_diffusers(
 def test_decoded_pictures_equal_diffusers(models: OpenedModel, family: Family, tiny: Path) -> None:
     pipe = family.text_to_image.from_pretrained(tiny)
     options = {"num_inference_steps": 3, "max_sequence_length": LENGTH, **family.options(1.0)}
-    theirs = pipe(PROMPT, height=48, width=96, generator=generators([5]), **options).images[0]
+    theirs = pipe(prompt=PROMPT, height=48, width=96, generator=generators([5]), **options).images[0]
     (ours,) = to_images(models.autoencoder.decode(run(models, Sampling(3, time_shift="canvas"), [5])))
     assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
 
 
+@pytest.mark.parametrize("tiny", ["flux", "sd3"], indirect=True)
 @pytest.mark.parametrize(
     ("strength", "steps", "true_cfg"),
     [(1.0, 4, 1.0), (0.9, 10, 1.0), (0.6, 7, 1.0), (0.85, 6, 3.0), (0.3, 10, 1.0)],
@@ -161,7 +177,7 @@ def test_clamped_sampling_equals_diffusers_inpainting(
         **family.options(true_cfg),
     ).images
     ours = run(models, Sampling(steps, 3.5, true_cfg, strength, "canvas"), [21], Known(known, cells))
-    assert (ours - family.latents(theirs)).abs().max() <= 1e-5
+    assert (ours - family.latents(models, theirs)).abs().max() <= 1e-5
     outside = cells[None, None].expand_as(ours) == 0
     assert torch.equal(ours[outside], known[outside]), "known latents come back clean"
     assert (ours - known)[~outside].abs().max() > 0.1, "the polygon was really repainted"
