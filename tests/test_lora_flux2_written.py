@@ -203,6 +203,18 @@ def test_a_file_that_may_be_for_either_says_so(
         assert bool(diffusers_loads(base, out)) == (not said)
 
 
+def test_a_file_of_flux_1_is_not_said_to_be_for_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its feed-forward layers are Stable Diffusion 3's too, but not FLUX.2's."""
+    file = save(tmp_path, pair("transformer.transformer_blocks.0.ff.net.0.proj", up=(4 * HIDDEN, 2)))
+    assert (
+        main(["lora", "convert", str(file), str(tmp_path / "o.safetensors"), "--to", "comfyui", "--json"])
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["warnings"] == []
+
+
 def test_layers_count_for_more_than_what_the_file_says_of_its_family(tmp_path: Path, base: nn.Module) -> None:
     tensors, change = write(
         base, DIFFUSERS, dotted("transformer.", *PEFT), only=lambda name: "blocks" in name
