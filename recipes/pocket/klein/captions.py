@@ -15,6 +15,8 @@ HOUSE_FORM = 0.45
 """Share of the edits `scene` and `matching` that are worded in the house's form."""
 NAMED_TARGET = 0.15
 """Share of the pointing prompts that also name the look."""
+WITHOUT_POINTER = 0.35
+"""Share of the prompts without a word about the references, where there is only one look to be copied."""
 COUNTS = {2: "two", 3: "three", 4: "four"}
 PICTURES = ("picture", "image")
 SCENE = ("as in {}", "from {}", "of {}", "the one in {}")
@@ -60,7 +62,8 @@ def edit_caption(
     caption = panel_caption(*target, rng, named=tell, details=details, article="the", varied=varied)
     said = dict(caption.said[0])
     text = caption.text
-    if not (kind == "scene" and len(references) == 1 and varied and rng.random() < 0.3):
+    alone = kind == "matching" or len(references) == 1
+    if not (alone and varied and rng.random() < WITHOUT_POINTER):
         wordings = SCENE if kind == "scene" else MATCHING
         phrase = (rng.choice(wordings) if varied else wordings[0]).format(_pictures(word, garment_from))
         text += f", {phrase}"

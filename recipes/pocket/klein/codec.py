@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, AutoencoderKLFlux2
 
 from recipes.pocket.autoencoder import to_images_BCHW, to_pictures
 from recipes.pocket.state import autocast
+from triptych.backbones.flux2.autoencoder import patchify, unpatchify
 from triptych.pocket import checkpoint_path
 
 CHANNELS, CELL = 32, 8
@@ -40,16 +41,6 @@ def converted_autoencoder(folder: Path | None = None) -> AutoencoderKLFlux2:
     missing, unexpected = model.load_state_dict(first.state_dict(), strict=False)
     assert all(name.startswith("bn.") for name in missing) and not unexpected
     return model.eval()
-
-
-def patchify(latents_BCHW: torch.Tensor) -> torch.Tensor:
-    """Put patches of 2 x 2 cells into channels, in the order (channel, row, column)."""
-    return torch.nn.functional.pixel_unshuffle(latents_BCHW, 2)
-
-
-def unpatchify(latents_BCHW: torch.Tensor) -> torch.Tensor:
-    """Undo :func:`patchify`."""
-    return torch.nn.functional.pixel_shuffle(latents_BCHW, 2)
 
 
 class KleinCodec:

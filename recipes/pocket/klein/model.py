@@ -2,6 +2,7 @@
 
 Shapes: latents_BCHW (B, 32, 9, 6 per panel), normalised; t in [0, 1], 1 is noise. References are clean, each
 encoded alone, and stand after the picture's tokens in frames T = 10, 20, 30 of their own, at the picture's t.
+Packing, positions, noise levels and the sampler are the product's own.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import Flux2Transformer2DModel
-from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from recipes.pocket.klein.codec import CHANNELS
 from recipes.pocket.klein.text import LENGTH, WIDTH, TextEncoder
 from recipes.pocket.state import autocast
 from triptych import flow
+from triptych.backbones.flux2.model import empirical_mu, pack, position_ids, unpack
 
-ROWS, COLUMNS, FRAME = 9, 6, 10
-"""Tokens of a panel; distance of the references' frames."""
+ROWS, COLUMNS = 9, 6
+"""Tokens of a panel."""
 
 
 def new_transformer() -> Flux2Transformer2DModel:
@@ -44,22 +45,6 @@ def new_transformer() -> Flux2Transformer2DModel:
     return model
 
 
-def pack(latents_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return tokens (B, N, 32), row by row."""
-    return latents_BCHW.flatten(2).transpose(1, 2)
-
-
-def unpack(tokens: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Undo :func:`pack`."""
-    return tokens.transpose(1, 2).unflatten(2, (rows, columns))
-
-
-def position_ids(rows: int, columns: int, frame: int = 0) -> torch.Tensor:
-    """Return (T, H, W, L) of a picture's tokens, (N, 4)."""
-    axes = (torch.tensor([frame]), torch.arange(rows), torch.arange(columns), torch.tensor([0]))
-    return torch.cartesian_prod(*axes).float()
-
-
 def text_ids(length: int) -> torch.Tensor:
     """Return (0, 0, 0, l) of the words, (length, 4)."""
     return torch.cat([torch.zeros(length, 3), torch.arange(length)[:, None].float()], 1)
@@ -75,9 +60,9 @@ def velocity(
     """Return noise - data (B, 32, H, W) at times t (B,), given the words' states and clean references."""
     rows, columns = latents_BCHW.shape[2:]
     tokens = [pack(latents_BCHW), *(pack(reference) for reference in references)]
-    places = [position_ids(rows, columns)]
+    places = [position_ids(rows, columns, 0, latents_BCHW.device)]
     for number, reference in enumerate(references, 1):
-        places.append(position_ids(reference.shape[2], reference.shape[3], FRAME * number))
+        places.append(position_ids(reference.shape[2], reference.shape[3], number, latents_BCHW.device))
     answer: torch.Tensor = model(
         hidden_states=torch.cat(tokens, 1),
         encoder_hidden_states=states,
@@ -122,5 +107,5 @@ def sample(
     wanted = with_words(prompts)
     if cfg != 1:
         wanted = flow.guided(wanted, with_words([""] * batch), cfg)
-    mu = compute_empirical_mu(ROWS * COLUMNS * panels, steps)
+    mu = empirical_mu(ROWS * COLUMNS * panels, steps)
     return flow.sample(wanted, noise, flow.sigmas(steps, mu, 1 / steps))

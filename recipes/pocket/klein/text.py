@@ -23,12 +23,12 @@ from recipes.pocket.state import Log, set_learning_rate
 from recipes.pocket.text import ATTRIBUTES as PANEL_ATTRIBUTES
 from recipes.pocket.text import KINDS as CAPTION_KINDS
 from recipes.pocket.text import sample_caption
+from triptych.backbones.families import klein_chat
+from triptych.backbones.flux2.text import LAYERS
 from triptych.pocket.prompts import Caption
 
-STEPS, BATCH, LEARNING_RATE, SEED, HIDDEN, LAYERS = 450, 48, 2e-3, 31, 48, 28
-STATES = (9, 18, 27)
-"""The hidden states that Flux2KleinPipeline reads."""
-WIDTH = HIDDEN * len(STATES)
+STEPS, BATCH, LEARNING_RATE, SEED, HIDDEN, DEPTH = 450, 48, 2e-3, 31, 48, 28
+WIDTH = HIDDEN * len(LAYERS)
 LENGTH = 64
 """Tokens of every prompt, template and pads included (`max_sequence_length`)."""
 VOCABULARY, SLOTS = 1200, 4
@@ -114,7 +114,7 @@ class TextEncoder(torch.nn.Module):
             vocab_size=size + (-size) % 8,
             hidden_size=HIDDEN,
             intermediate_size=128,
-            num_hidden_layers=LAYERS,
+            num_hidden_layers=DEPTH,
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=16,
@@ -143,15 +143,7 @@ class TextEncoder(torch.nn.Module):
 
     def tokens(self, prompts: Sequence[str], length: int = LENGTH) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids and attention mask (B, length), in the chat template."""
-        texts = [
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=False,
-            )
-            for prompt in prompts
-        ]
+        texts = [klein_chat(self.tokenizer, prompt) for prompt in prompts]
         got = self.tokenizer(
             texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
@@ -163,7 +155,7 @@ class TextEncoder(torch.nn.Module):
         states = self.model.model(
             input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
         ).hidden_states
-        return torch.cat([states[layer] for layer in STATES], -1)
+        return torch.cat([states[layer] for layer in LAYERS], -1)
 
 
 class _Reader(torch.nn.Module):
