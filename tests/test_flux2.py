@@ -38,6 +38,7 @@ from triptych.training.loss import losses_of
 from triptych.verbs.generate_config import GenerateConfig
 from triptych.verbs.train import train
 
+from .test_resume import finish, rows_of, start
 from .test_train import config, training_set, write_records
 
 PROMPT, LENGTH = "three pictures of one <Brand> item <IMAGE 1> a red dress", 24
@@ -443,3 +444,17 @@ def test_a_lora_of_references_makes_our_picture_in_diffusers(tiny_flux2: Path, t
     theirs = normal(opened, pipe(generator=seeded(3), **options).images)
     torch.testing.assert_close(ours, theirs, **CLOSE)
     assert (theirs - bare).abs().max() > 1e-2, "the LoRA does something"
+
+
+def test_two_processes_learn_from_references_as_one(tiny_flux2: Path, tmp_path: Path) -> None:
+    options = {"context": "clean", "context_lora": True, "max_train_steps": 3, "batch_size": 1}
+    one, two = tmp_path / "one", tmp_path / "two"
+    for work in (one, two):
+        write_records(work, ["id-1", "id-2", "id-3"], tiny_flux2)
+    finish(start(two, tiny_flux2, options, processes=2))
+    train(config(one, tiny_flux2, **options, gradient_accumulation_steps=2)).finish()
+    ones, twos = rows_of(one), rows_of(two)
+    assert len(ones) == len(twos) == 3
+    for row, other in zip(ones, twos, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
