@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from triptych import __version__
 from triptych.cli import main
-from triptych.terminal.help import help_page
-from triptych.verbs import STAGES, Stage
+from triptych.terminal.help import help_page, verbs_page
+from triptych.verbs import GROUPS, STAGES, Stage
 
 
 def test_help_lists_every_verb_in_order_and_imports_no_torch() -> None:
@@ -27,6 +28,50 @@ def test_help_lists_every_verb_in_order_and_imports_no_torch() -> None:
     assert "set()" in done.stderr
     positions = [done.stdout.index(f" {stage.words[0]} ") for stage in STAGES]
     assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("group", ["", *GROUPS])
+def test_the_page_of_all_verbs_looks_like_that_of_one(group: str, width: int) -> None:
+    page, one = verbs_page(group, width), help_page(STAGES[0], width)
+    lines = page.splitlines()
+    assert lines[0] == f"Usage: triptych {group} VERB [OPTIONS]".replace("  ", " ")
+    assert max(map(len, lines)) <= min(width, max(100, width // 2), max(map(len, one.splitlines())))
+    rows = [line for line in lines if line.startswith("  ") and line[2] != " "]
+    inside = [stage for stage in STAGES if stage.words[:-1] == [group][: bool(group)]]
+    verbs = [stage.words[-1] for stage in inside] + ([] if group else list(GROUPS))
+    assert [row.split()[0] for row in rows] == [*verbs, "--help", "--version"]
+    for stage in inside:
+        assert stage.help.split()[0] in next(row for row in rows if row.split()[0] == stage.words[-1])
+
+
+def test_the_page_of_all_verbs_is_shown_whenever_no_verb_is_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words, group in (
+        ([], ""),
+        (["--help"], ""),
+        (["-h"], ""),
+        (["help"], ""),
+        (["lora"], "lora"),
+        (["lora", "-h"], "lora"),
+        (["help", "lora"], "lora"),
+    ):
+        assert main(words) == 0
+        assert capsys.readouterr().out == verbs_page(group) + "\n"
+    for words in (["-h", "train"], ["train", "-h"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out.startswith("Usage: triptych train")
+    for words in (["--version"], ["train", "--version"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out == f"{__version__}\n"
+    for words in (["--rank", "8"], ["lora", "--rank", "8"]):
+        assert main(words) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err == (
+            "error: There is no option --rank without a verb.\nhint: `triptych --help` lists the verbs.\n"
+        )
 
 
 @pytest.mark.parametrize("words", [stage.words for stage in STAGES], ids=" ".join)
@@ -70,7 +115,7 @@ def test_an_option_says_what_it_takes_and_its_default() -> None:
     page = help_page(next(stage for stage in STAGES if stage.name == "train"), 100)
     for words in (
         "--rank INT ",
-        "--context noisy|clean ",
+        "--context noisy|clean|native ",
         "--[no-]gradient-checkpointing",
         "--shard-base ",
         "--panel-weights.NAME NUMBER",

@@ -66,7 +66,7 @@ def init_words(shop: Path, *more: str) -> list[str]:
             "--strength is nan; it takes a number above 0 and at most 1.",
             "tryon --help",
         ),
-        ("train --context foo", "--context is foo; it takes noisy or clean.", "train --help"),
+        ("train --context foo", "--context is foo; it takes noisy, clean or native.", "train --help"),
         ("caption --do-check=perhaps", "--do-check is perhaps; it takes true or false.", "caption --help"),
         (
             "generate --seed 18446744073709551616",

@@ -24,7 +24,7 @@ from triptych.errors import ConfigError, WorkError
 from triptych.events import Run
 from triptych.signals import ending_at_once
 from triptych.terminal import faults, hub, quiet, usage
-from triptych.terminal.help import help_page, wants_help
+from triptych.terminal.help import help_page, verbs_page, wants_help
 from triptych.terminal.same_options import forgotten_config, same_options
 from triptych.terminal.screen import Screen, Watch
 from triptych.terminal.summary import next_line, text_of
@@ -37,6 +37,7 @@ from triptych.wording.docstrings import help_texts
 _FIRST = os.environ.get("RANK", "0") == "0"
 """Of several processes that do one training, the first one talks."""
 
+_SEE = "`triptych --help` lists the verbs."
 Flags = Annotated[bool, Parameter(negative=())]
 Speak = Callable[[commands.Same], None]
 ConfigFiles = Annotated[
@@ -95,38 +96,37 @@ def _work(words: Sequence[str]) -> Path:
 
 def _asked_for_help(words: list[str]) -> list[str]:
     """`triptych help train` is `triptych train --help`."""
-    return [*words[1:], "--help"] if words[:1] == ["help"] else words
+    return [*words[1:], "--help"] if words[:1] in (["help"], ["--help"], ["-h"]) else words
 
 
 def _run(asked: Stage | None, words: list[str], screen: Screen, speak: Speak) -> int:
-    if asked and wants_help(words):
-        print(help_page(asked))
+    plain = list(takewhile(lambda word: not word.startswith("-"), words))
+    if asked is None and plain and plain not in [[name] for name in GROUPS]:
+        screen.explain(*usage.unknown_verb(" ".join(plain[:2] if plain[0] in GROUPS else plain[:1])))
+        return 2
+    if wants_help(words) or (asked is None and words == plain):
+        print(help_page(asked) if asked else verbs_page("".join(plain)))
         return 0
-    app = App(
+    if asked is None:
+        if words[len(plain)] == "--version":
+            print(__version__)
+            return 0
+        screen.explain(f"There is no option {words[len(plain)]} without a verb.", _SEE)
+        return 2
+    app = home = App(
         name="triptych",
         version=__version__,
-        help="Virtual try-on by In-Context LoRA: from folders of product photos to a trained LoRA and try-on "
-        "pictures.",
-        help_epilogue="`triptych demo --out demo` shows everything without any input. `triptych VERB --help` "
-        "explains a verb.",
+        help_flags=(),  # terminal/help.py has the pages
         console=Console(),
         error_console=screen.console,
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    words = _named(asked, words) if asked else words
-    groups = {name: App(name=name, help=text, sort_key=len(STAGES)) for name, text in GROUPS.items()}
-    plain = list(takewhile(lambda word: not word.startswith("-"), words))
-    if asked is None and plain and plain not in [[name] for name in groups]:
-        screen.explain(*usage.unknown_verb(" ".join(plain[:2] if plain[0] in groups else plain[:1])))
-        return 2
-    for order, stage in enumerate(STAGES):
-        *group, verb = stage.words
-        home = groups[group[0]] if group else app
-        command = _command(stage, words, screen, speak) if stage is asked else _not_loaded
-        home.command(command, name=verb, help=f"{stage.help}\n\nExample: `{stage.example}`", sort_key=order)
-    for home in groups.values():
+    for name in asked.words[:-1]:
+        home = App(name=name, help_flags=())
         app.command(home)
+    words = _named(asked, words)
+    home.command(_command(asked, words, screen, speak), name=asked.words[-1])
     return app(words, exit_on_error=False, print_error=False) or 0
 
 
@@ -140,12 +140,6 @@ def _named(stage: Stage, words: list[str]) -> list[str]:
         for part in (f"--{field.replace('_', '-')}", word)
     ]
     return [*verb, *named, *rest[len(plain) :]]
-
-
-def _not_loaded() -> None:
-    """Stands in the command list of `triptych --help`; its verb is imported only when it is the one asked
-    for.
-    """
 
 
 def config_files(words: Sequence[str]) -> list[Path]:

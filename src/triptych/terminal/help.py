@@ -1,4 +1,6 @@
-"""`triptych VERB --help`: the options of a verb in groups, from the marks and docstrings of its config."""
+"""`triptych --help`: the verbs. `triptych VERB --help`: the options of a verb in groups, from the marks and
+docstrings of its config.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from triptych.config.marks import Group, group
 from triptych.config.stage import StageConfig
-from triptych.verbs import Stage
+from triptych.verbs import GROUPS, STAGES, Stage
 from triptych.wording.docstrings import help_texts
 from triptych.wording.settings import option
 
@@ -33,6 +35,13 @@ _EVERY_VERB = (
         "Also say what libraries log, and show the traceback of a fault. TRIPTYCH_DEBUG=1 does the same.",
     ),
 )
+_WHAT = (
+    "Virtual try-on by In-Context LoRA: from folders of product photos to a trained LoRA and try-on pictures."
+)
+_ANYWHERE = (
+    ("--help -h", "Show this page, or after a verb the page of that verb."),
+    ("--version", "Show the version."),
+)
 _TIED = "\N{NO-BREAK SPACE}"  # no line ends here
 _KINDS = {Path: "PATH", str: "TEXT", int: "INT", float: "NUMBER"}
 
@@ -42,11 +51,26 @@ def wants_help(words: Iterable[str]) -> bool:
     return any(word in ("--help", "-h") for word in words)
 
 
+def verbs_page(group: str = "", width: int | None = None) -> str:
+    """The output of `triptych --help`, or of `triptych GROUP --help`: its verbs. width: see `help_page`."""
+    width = _width(width)
+    inside = [stage for stage in STAGES if stage.words[:-1] == ([group] if group else [])]
+    verbs = [(stage.words[-1], stage.help) for stage in inside] + ([] if group else [*GROUPS.items()])
+    command = f"triptych {group}".strip()
+    more = f"`{command} VERB --help` explains a verb."
+    if not group:
+        more = f"`triptych demo --out demo` shows everything without any input. {more}"
+    parts = [f"Usage: {command} VERB [OPTIONS]", "", *wrap(GROUPS.get(group, _WHAT), width)]
+    parts += ["", "Verbs:", *_table(verbs, width)]
+    parts += ["", "Options:", *_table(_ANYWHERE, width)]
+    return "\n".join([*parts, "", *wrap(more, width)])
+
+
 def help_page(stage: Stage, width: int | None = None) -> str:
     """The output of `triptych VERB --help`, in lines of at most `width` characters; by default as wide as the
     terminal.
     """
-    width = min(width or shutil.get_terminal_size().columns, WIDEST) or WIDEST
+    width = _width(width)
     model = stage.config_class()
     texts = help_texts(model)
     groups: dict[Group, list[tuple[str, str]]] = {each: [] for each in Group}
@@ -62,6 +86,10 @@ def help_page(stage: Stage, width: int | None = None) -> str:
     for title, rows in titled:
         parts += ["", f"{title}:", *_table(rows, width)]
     return "\n".join(parts).replace(_TIED, " ")
+
+
+def _width(given: int | None) -> int:
+    return min(given or shutil.get_terminal_size().columns, WIDEST) or WIDEST
 
 
 def _home(model: type[StageConfig], name: str) -> int:
@@ -116,4 +144,4 @@ def _default(field: FieldInfo) -> str:
     return f" [default:{_TIED}{shown}]"
 
 
-__all__ = ["help_page", "wants_help"]
+__all__ = ["help_page", "verbs_page", "wants_help"]
