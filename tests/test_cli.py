@@ -115,7 +115,7 @@ def test_an_option_says_what_it_takes_and_its_default() -> None:
     page = help_page(next(stage for stage in STAGES if stage.name == "train"), 100)
     for words in (
         "--rank INT ",
-        "--context noisy|clean|native ",
+        "--context noisy|clean|native\n",
         "--[no-]gradient-checkpointing",
         "--shard-base ",
         "--panel-weights.NAME NUMBER",
