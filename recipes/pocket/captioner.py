@@ -366,25 +366,28 @@ def measure_captioner(folder: Path, count: int = 120, seed: int = 777) -> dict[s
 
     check, caption = questions()
     orders = [(0, 1, 2) if index % 2 else tuple(rng.choices(range(3), k=3)) for index in range(count)]
-    answers = ask([one.picture(order) for one, order in zip(examples, orders, strict=True)], check)
+    answers = ask([example.picture(order) for example, order in zip(examples, orders, strict=True)], check)
     right = [
-        answer == one.answer(order) for answer, one, order in zip(answers, examples, orders, strict=True)
+        answer == example.answer(order)
+        for answer, example, order in zip(answers, examples, orders, strict=True)
     ]
     scores = {"check": sum(right) / count}
-    captions = ask([one.picture((0, 1, 2)) for one in examples], caption)
+    captions = ask([example.picture((0, 1, 2)) for example in examples], caption)
     scores["caption_exact"] = (
-        sum(text == one.caption for text, one in zip(captions, examples, strict=True)) / count
+        sum(text == example.caption for text, example in zip(captions, examples, strict=True)) / count
     )
     for name in ("type", "colour", "pattern", "colour2"):
-        known = [(text, getattr(one.garment, name)) for text, one in zip(captions, examples, strict=True)]
+        known = [
+            (text, getattr(example.garment, name)) for text, example in zip(captions, examples, strict=True)
+        ]
         known = [
             (text.split("<IMAGE 2>")[0].replace(",", ""), value) for text, value in known if value != NONE
         ]
         scores[name] = float(np.mean([_says(text, name, value) for text, value in known]))
     printed = [
-        (text, one.garment.print)
-        for text, one in zip(captions, examples, strict=True)
-        if one.garment.print != NONE
+        (text, example.garment.print)
+        for text, example in zip(captions, examples, strict=True)
+        if example.garment.print != NONE
     ]
     scores["print"] = float(np.mean([f"{value} print" in text for text, value in printed]))
     return scores

@@ -119,14 +119,14 @@ def verdicts(panels: Sequence[Image.Image], items: Sequence[Item]) -> dict[str, 
     untold = judge(panels)
     truth = [shown(item.garment, item.scenes[2]) for item in items]
     hits = {
-        name: [getattr(one, name) == true[name] for one, true in zip(seen, truth, strict=True)]
+        name: [getattr(judged, name) == true[name] for judged, true in zip(seen, truth, strict=True)]
         for name in ("colour", "pattern", "print")
     }
-    hits["type"] = [one.type == true["type"] for one, true in zip(untold, truth, strict=True)]
+    hits["type"] = [judged.type == true["type"] for judged, true in zip(untold, truth, strict=True)]
     hits["both"] = [a and b for a, b in zip(hits["colour"], hits["pattern"], strict=True)]
-    hits["person"] = [one.person for one in untold]
+    hits["person"] = [judged.person for judged in untold]
     for name in NAMED[1:]:
-        hits[name] = [getattr(one, name) == true[name] for one, true in zip(untold, truth, strict=True)]
+        hits[name] = [getattr(judged, name) == true[name] for judged, true in zip(untold, truth, strict=True)]
     return hits
 
 
@@ -150,8 +150,10 @@ def colour_distances(panels: Sequence[Image.Image], items: Sequence[Item]) -> li
     for panel, item in zip(panels, items, strict=True):
         truth = item.view(2)
         inside = np.asarray(truth.mask.resize(panel.size, Image.Resampling.BOX)) > 127
-        made, true = (_lab(image.convert("RGB").resize(panel.size))[inside] for image in (panel, truth.image))
-        distances.append(float(np.linalg.norm(made.mean(0) - true.mean(0))))
+        found, true = (
+            _lab(image.convert("RGB").resize(panel.size))[inside] for image in (panel, truth.image)
+        )
+        distances.append(float(np.linalg.norm(found.mean(0) - true.mean(0))))
     return distances
 
 
@@ -173,15 +175,15 @@ def round_trips(model: OpenedModel, items: Sequence[Item]) -> list[Image.Image]:
     """The true worn panels after the autoencoder, encoded and decoded as the model's triptychs are: the
     judge's ceiling.
     """
-    layout, made = layout_of(model), []
+    layout, panels = layout_of(model), []
     for start in range(0, len(items), BATCH):
         canvases = [
             concatenate([item.front, item.back, item.worn], layout) for item in items[start : start + BATCH]
         ]
         with torch.no_grad():
             mean, _ = encoded(model, canvases, layout)
-            made += [split(canvas, layout)[2] for canvas in decoded(model, mean, layout)]
-    return made
+            panels += [split(canvas, layout)[2] for canvas in decoded(model, mean, layout)]
+    return panels
 
 
 def layout_of(model: OpenedModel) -> PanelLayout:
@@ -199,16 +201,16 @@ def worn_panels(
     """Mode 1: the worn panel of each item, generated beside its two product photos from the
     silent caption.
     """
-    layout, made = layout_of(model), []
+    layout, panels = layout_of(model), []
     for start in range(0, len(items), BATCH):
         batch = items[start : start + BATCH]
         products = [{"front": item.front, "back": item.back} for item in batch]
         seeds = [seed + start + n for n in range(len(batch))]
         prompts = [prompt_of(item, model.describes_panels) for item in batch]
         canvases = generate_triptych(model, prompts, layout, seeds, sampling, products)
-        made += [split(canvas, layout)[2] for canvas in canvases]
+        panels += [split(canvas, layout)[2] for canvas in canvases]
         on_batch()
-    return made
+    return panels
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,7 @@ def sheet(
 ) -> Image.Image:
     """A contact sheet: one row per item, its two product photos, then one column per kind of result."""
     rows = [
-        [item.front, item.back, *(made[n] for made in columns.values())]
+        [item.front, item.back, *(panels[n] for panels in columns.values())]
         for n, item in enumerate(items[:count])
     ]
     width, height = 96, 144

@@ -296,11 +296,11 @@ def _trainers_words(metadata: Mapping[str, str]) -> dict[str, str]:
         if key in _CONFIGS or not _TRAINERS.fullmatch(key) or not metadata[key].lstrip().startswith("{"):
             continue
         try:
-            about = json_object(metadata, key)
+            settings = json_object(metadata, key)
         except ModelError:  # a trainer's own entry, which need not be JSON
             continue
         inner = next(
-            (value for name in ("network", "lora") if isinstance(value := about.get(name), dict)), about
+            (value for name in ("network", "lora") if isinstance(value := settings.get(name), dict)), settings
         )
         for name, value in inner.items():
             match = _PLAIN.fullmatch(name)
@@ -324,13 +324,13 @@ def _own_config(metadata: Mapping[str, str]) -> list[PeftConfig]:
     """The peft configs inside a file. diffusers' pipelines prefix each key with `transformer.`; its models do
     not.
     """
-    about = json_object(metadata, "lora_adapter_metadata")
+    adapter = json_object(metadata, "lora_adapter_metadata")
     prefixed = {
         key.removeprefix("transformer."): value
-        for key, value in about.items()
+        for key, value in adapter.items()
         if key.startswith("transformer.")
     }
-    configs = [(prefixed or {k: v for k, v in about.items() if "." not in k}, "peft config")]
+    configs = [(prefixed or {k: v for k, v in adapter.items() if "." not in k}, "peft config")]
     for name in _CONFIGS:
         if metadata.get(name, "").lstrip().startswith("{"):
             configs.append((json_object(metadata, name), f"metadata under {shown(name)}"))

@@ -56,13 +56,13 @@ def polygon_mask(polygons: Polygons, size: tuple[int, int], noun: str = "polygon
         xs = np.clip(xs, 0, width * _STEPS)
         if (signs * xs).sum() == 0:  # minus the area left inside the photo
             x, y = corners.T
-            one = f"{noun.capitalize()} {number}"
+            name = f"{noun.capitalize()} {number}"
             if x.max() <= 0 or y.max() <= 0 or x.min() >= width or y.min() >= height:
                 raise InputError(
-                    f"{one} lies outside the photo of {width}×{height} px.", "Was it drawn on another photo?"
+                    f"{name} lies outside the photo of {width}×{height} px.", "Was it drawn on another photo?"
                 )
             raise InputError(
-                f"{one} encloses no part of the photo of {width}×{height} px.", "Draw it larger."
+                f"{name} encloses no part of the photo of {width}×{height} px.", "Draw it larger."
             )
         spans.append((lines, xs, signs))
     lines, xs, signs = _boundaries(*(np.concatenate(parts) for parts in zip(*spans, strict=True)))

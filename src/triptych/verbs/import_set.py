@@ -93,20 +93,20 @@ def import_set(config: ImportConfig) -> Run:
                 yield rejected(file.name, reason)
             for picture in source.pictures():
                 path = folder.path / f"{name_of(picture)}.png"
-                one = _Target(picture, captions.get(picture.stem, ""), path, before.get(path.name, {}))
+                entry = _Target(picture, captions.get(picture.stem, ""), path, before.get(path.name, {}))
                 try:
                     if path.name in ours:
                         raise InputError("another picture of the set becomes a file of the same name")
-                    status, done = _import(one, wanted, markers)
+                    status, done = _import(entry, wanted, markers)
                 except TriptychError as error:
                     yield rejected(picture.name, str(getattr(error, "reason", error.message)))
                     continue
-                ours[path.name] = one.row
+                ours[path.name] = entry.row
                 summary["imported" if status == "done" else "kept"] += 1
                 summary["panels"][done] = summary["panels"].get(done, 0) + 1
-                summary["without_caption"] += not one.caption
-                if one.caption and not _is_marked(one.caption, markers, len(wanted.roles)):
-                    unmarked.append((picture.name, one.caption))
+                summary["without_caption"] += not entry.caption
+                if entry.caption and not _is_marked(entry.caption, markers, len(wanted.roles)):
+                    unmarked.append((picture.name, entry.caption))
                 yield Event(path.stem, status, done, result=path)
         finally:
             theirs = [
@@ -155,7 +155,7 @@ def _rows(folder: TriptychFolder) -> dict[str, dict[str, Any]]:
     return {str(row.get("file_name")): row for row in folder.rows()}
 
 
-def _import(one: _Target, wanted: Wanted, markers: tuple[str, ...]) -> tuple[Any, str]:
+def _import(entry: _Target, wanted: Wanted, markers: tuple[str, ...]) -> tuple[Any, str]:
     """(done | kept, description of the change to the panels). Afterwards the picture and its caption exist,
     and the row describes them.
 
@@ -163,38 +163,38 @@ def _import(one: _Target, wanted: Wanted, markers: tuple[str, ...]) -> tuple[Any
         InputError: the picture cannot be opened, its panels are too small, or another picture has its name.
     """
     origin = {
-        "id": one.picture.stem,
-        IMPORTED: one.source.name,
-        "sha256": sha256_file(one.source),
+        "id": entry.picture.stem,
+        IMPORTED: entry.source.name,
+        "sha256": sha256_file(entry.source),
         "wanted": digest(wanted._asdict()),
     }
-    there = made_from(one.picture) if one.picture.exists() else None
+    there = made_from(entry.picture) if entry.picture.exists() else None
     if there is not None and IMPORTED not in there:
-        raise InputError(f"{one.picture} is there already, and is not of this set.")
+        raise InputError(f"{entry.picture} is there already, and is not of this set.")
     kept = there is not None and all(there.get(key) == value for key, value in origin.items())
     if kept and there is not None:
         done, layout = str(there.get("done")), there.get("layout")
     else:
-        result: Fitted = fitted(load_image(one.source), wanted)
+        result: Fitted = fitted(load_image(entry.source), wanted)
         done, layout = result.done, result.layout.to_dict()
         about = origin | {"done": done, "layout": layout}
-        save_png(result.canvas, one.picture, text={CHUNK: json.dumps(about)})
-    row = {"file_name": one.picture.name, "id": one.picture.stem, "layout": layout}
+        save_png(result.canvas, entry.picture, text={CHUNK: json.dumps(about)})
+    row = {"file_name": entry.picture.name, "id": entry.picture.stem, "layout": layout}
     row |= {"markers": list(markers)} if markers else {}
-    earlier = {key: value for key, value in one.row.items() if key not in ("layout", "markers")}
-    one.row = earlier | row | {IMPORTED: {"file": one.source.name, "sha256": origin["sha256"]}}
-    _write_caption(one)
+    earlier = {key: value for key, value in entry.row.items() if key not in ("layout", "markers")}
+    entry.row = earlier | row | {IMPORTED: {"file": entry.source.name, "sha256": origin["sha256"]}}
+    _write_caption(entry)
     return ("kept" if kept else "done"), done
 
 
-def _write_caption(one: _Target) -> None:
+def _write_caption(entry: _Target) -> None:
     """Write the set's caption beside the picture, unless somebody has edited it there."""
-    text = one.caption + "\n"
-    last = one.row.get("caption_sha256")
-    if one.caption and (not one.text_file.exists() or sha256_file(one.text_file) == last):
-        if last != _sha256(text) or not one.text_file.exists():
-            write_text(one.text_file, text)
-        one.row |= {"text": one.caption, "caption_sha256": _sha256(text)}
+    text = entry.caption + "\n"
+    last = entry.row.get("caption_sha256")
+    if entry.caption and (not entry.text_file.exists() or sha256_file(entry.text_file) == last):
+        if last != _sha256(text) or not entry.text_file.exists():
+            write_text(entry.text_file, text)
+        entry.row |= {"text": entry.caption, "caption_sha256": _sha256(text)}
 
 
 def _sha256(text: str) -> str:

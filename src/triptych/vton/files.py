@@ -98,10 +98,10 @@ def check(config: TryonConfig) -> TryonConfig:
             f"{out} is neither a PNG nor a JPEG.", "Let the name given to --out end in .png or .jpg."
         )
     inputs = {path.resolve() for path in (*config.photos().values(), config.caption) if path}
-    made = [config.preview, config.sheet, *(path for seed in config.seeds for path in config.files(seed))]
-    if inputs & {path.resolve() for path in made}:
+    outputs = [config.preview, config.sheet, *(path for seed in config.seeds for path in config.files(seed))]
+    if inputs & {path.resolve() for path in outputs}:
         raise InputError(f"{out} would overwrite one of the photos given.", "Choose another name with --out.")
-    check_overwrites(made if len(config.seeds) > 1 else [path for path in made if path != config.sheet])
+    check_overwrites(outputs if len(config.seeds) > 1 else [path for path in outputs if path != config.sheet])
     return config
 
 
@@ -224,8 +224,8 @@ def write(config: TryonConfig, photo: OriginalPhoto, seed: int, picture: Picture
     from triptych.sampling.picture import text_chunks  # not at the top: it imports torch
 
     path, triptych = config.files(seed)
-    made = xmp.packet("compositeWithTrainedAlgorithmicMedia")
-    save_png(picture.triptych, triptych, text=text_chunks(picture.settings, "triptych"), xmp=made)
+    packet = xmp.packet("compositeWithTrainedAlgorithmicMedia")
+    save_png(picture.triptych, triptych, text=text_chunks(picture.settings, "triptych"), xmp=packet)
     text = text_chunks(picture.settings)
     if path.suffix.lower() in JPEG_SUFFIXES:
         save_jpeg(
@@ -234,18 +234,18 @@ def write(config: TryonConfig, photo: OriginalPhoto, seed: int, picture: Picture
             comment=text[SETTINGS],
             icc_profile=photo.icc_profile,
             exif=photo.exif,
-            xmp=made,
+            xmp=packet,
         )
     else:
         image = with_transparency(photo, picture.image, picture.mask) if photo.alpha else picture.image
-        save_png(image, path, text=text, icc_profile=photo.icc_profile, exif=photo.exif, xmp=made)
+        save_png(image, path, text=text, icc_profile=photo.icc_profile, exif=photo.exif, xmp=packet)
 
 
 def write_sheet(config: TryonConfig, pictures: Sequence[tuple[int, Image.Image]]) -> Path:
     """A contact sheet of several small pictures, by seed; where it lies."""
     sheet = contact_sheet([(image, f"seed {seed}") for seed, image in pictures], columns=4, thumb=THUMB)
-    made = xmp.packet("compositeWithTrainedAlgorithmicMedia")
-    save_png(sheet, config.sheet, text={"Software": "triptych"}, xmp=made)
+    packet = xmp.packet("compositeWithTrainedAlgorithmicMedia")
+    save_png(sheet, config.sheet, text={"Software": "triptych"}, xmp=packet)
     return config.sheet
 
 
