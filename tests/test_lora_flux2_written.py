@@ -178,13 +178,36 @@ def test_inspect_says_what_is_in_a_file_of_flux_2(
     out = tmp_path / "out.safetensors"
     assert main(["lora", "convert", str(file), str(out), "--json"]) == 0
     warned = json.loads(capsys.readouterr().out)["warnings"]
-    assert any("Flux2KleinKVPipeline" in words for words in warned)
-    assert not any("which only triptych samples" in words for words in warned)
+    assert any("For diffusers' Flux2KleinKVPipeline train with --context-lora" in words for words in warned)
     metadata = read_header(out).metadata
     assert read_header(out).about["context_placement"] == "reference"
     assert metadata["modelspec.architecture"] == "flux-2-klein-4b/lora"
     assert metadata["modelspec.usage_hint"].endswith("clean context, reference placement")
     assert "Apache-2.0" in metadata["modelspec.license"]
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        (
+            {"context": "clean", "context_placement": "reference", "context_lora": True},
+            "besides triptych",
+        ),
+        ({"context": "clean", "context_placement": "reference"}, "train with --context-lora"),
+        ({"context": "clean", "context_placement": "canvas"}, "which only triptych samples"),
+        ({"context": "clean"}, "which only triptych samples"),
+        ({"context": "native", "context_placement": "reference"}, None),
+        ({}, None),
+    ],
+)
+def test_what_other_programs_make_of_the_context_is_said(
+    tmp_path: Path, about: dict, words: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = pair("transformer.single_transformer_blocks.0.attn.to_out", down=(2, 4 * HIDDEN))
+    file = save(tmp_path, tensors, triptych=json.dumps(about))
+    assert main(["lora", "convert", str(file), str(tmp_path / "out.safetensors"), "--json"]) == 0
+    warned = json.loads(capsys.readouterr().out)["warnings"]
+    assert [words in sentence for sentence in warned] == ([True] if words else [])
 
 
 def test_a_file_that_may_be_for_either_says_so(

@@ -27,8 +27,12 @@ OURS_ALONE = (
     "For those train with --context noisy."
 )
 REFERENCES = (
-    "It was trained with clean context and reference placement, which besides triptych diffusers' "
-    "Flux2KleinKVPipeline samples; other programs come close to it at best."
+    "It was trained with references that are read once: besides triptych, diffusers' Flux2KleinKVPipeline "
+    "samples that way; other programs come close to it at best."
+)
+REFERENCES_READ_WITHOUT = (
+    "It was trained with references that are read once, without the LoRA: other programs apply the LoRA "
+    "there too, and come close at best. For diffusers' Flux2KleinKVPipeline train with --context-lora."
 )
 EITHER = (
     "It does not say whether it is for FLUX.1 or FLUX.2, and is written for FLUX.1. ComfyUI reads it for "
@@ -82,7 +86,9 @@ def _of_context(about: Mapping[str, Any]) -> list[str]:
     """What other programs make of the way of sampling that the LoRA was trained for."""
     if about.get("context") != "clean":
         return []
-    return [REFERENCES if about.get("context_placement") == "reference" else OURS_ALONE]
+    if about.get("context_placement") != "reference":
+        return [OURS_ALONE]
+    return [REFERENCES if about.get("context_lora") else REFERENCES_READ_WITHOUT]
 
 
 def lora_inspect(config: LoraInspectConfig) -> Run:
