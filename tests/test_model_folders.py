@@ -240,8 +240,9 @@ def test_other_things_that_are_no_model_folder(tmp_path: Path, tiny_flux: Path) 
         ("FluxInpaintPipeline", r"FluxPipeline\.from_pretrained"),
         ("StableDiffusion3Img2ImgPipeline", r"StableDiffusion3Pipeline\.from_pretrained"),
         ("ChromaPipeline", "another model"),
-        ("Flux2KleinPipeline", "FLUX.2"),
-        ("QwenImagePipeline", "Known: FluxPipeline"),
+        ("Flux2KleinInpaintPipeline", "FLUX.2-klein.s own parts"),
+        ("Flux2Pipeline", "the large FLUX.2"),
+        ("QwenImagePipeline", "Known: .*, FluxPipeline"),
         ("x\x1b[31m", "unknown kind"),
     ],
 )

@@ -74,7 +74,7 @@ def test_a_verb_without_a_model_says_so(
     assert main(words) == 1
     error, hint = capsys.readouterr().err.splitlines()
     assert error == "error: No model is given."
-    assert "--model black-forest-labs/FLUX.1-dev" in hint and "`model:`" in hint
+    assert "--model black-forest-labs/FLUX.2-klein-base-4B (Apache-2.0)" in hint and "`model:`" in hint
     assert sorted(shop.rglob("*")) == before
 
 
@@ -163,7 +163,7 @@ def test_init_asks_for_model_and_captioner(
     monkeypatch.setattr("sys.stdin", Terminal("stabilityai/stable-diffusion-3.5-large\n gpt-4.1-mini \n"))
     monkeypatch.setattr("sys.stderr", shown := Terminal())
     assert main(["init", "--photos", "photos", "--out", "asked.yaml"]) == 0
-    assert "FLUX.1-dev" in shown.getvalue(), "what can be answered stands above the question"
+    assert "FLUX.2-klein-base-4B" in shown.getvalue(), "what can be answered stands above the question"
     text = (shop / "asked.yaml").read_text()
     assert (
         '\nmodel: "stabilityai/stable-diffusion-3.5-large"\n' in text

@@ -35,7 +35,7 @@ from triptych.vton.request import Fit, Garment, repainted, request_of
 class Session(OpenedModel):
     """A model with its LoRA, ready for any number of pictures.
 
-        session = Session("black-forest-labs/FLUX.1-dev", lora="work/lora")
+        session = Session("black-forest-labs/FLUX.2-klein-base-4B", lora="work/lora")
         (picture,) = session.try_on(front, back, person, polygons=[[(x, y), …]], prompt="… <IMAGE 1> …")
         picture.image.save("new.png")
 

@@ -16,16 +16,23 @@ from safetensors import SafetensorError, safe_open
 
 from triptych.errors import ModelError
 
+KLEIN = "black-forest-labs/FLUX.2-klein-base-4B"
+"""The model to name first: it may be used commercially, and fits a small card."""
 _FLUX, _SD3 = "'black-forest-labs/FLUX.1-dev'", "'stabilityai/stable-diffusion-3.5-large'"
 _LINES = "t = FluxTransformer2DModel.from_single_file(FILE, torch_dtype=torch.bfloat16), then"
 SINGLE_FILE = (
     f"Make a folder of it once, in Python: {_LINES} FluxPipeline.from_pretrained(NAME, "
     "transformer=t).save_pretrained(FOLDER)."
 )
+_KLEIN_FILE = (
+    SINGLE_FILE.replace("FluxTransformer2DModel", "Flux2Transformer2DModel")
+    .replace("FluxPipeline", "Flux2KleinPipeline")
+    .replace("NAME", f"'{KLEIN}'")
+)
 _SD3_FILE = SINGLE_FILE.replace("FluxTransformer2DModel", "SD3Transformer2DModel").replace(
     "FluxPipeline", "StableDiffusion3Pipeline"
 )
-GIVE = "Give a folder saved by diffusers, or a hub id such as black-forest-labs/FLUX.1-dev."
+GIVE = f"Give a folder saved by diffusers, or a hub id such as {KLEIN}."
 _FULL = (
     "Give a model folder in full precision (bf16); --quantize nf4 or int8 makes it small while it is loaded."
 )
@@ -64,7 +71,7 @@ def _single_file(names: list[str], small: str) -> tuple[str, str]:
     if re.search(r"distilled_guidance_layer", text):
         return f" but a single file{small} with the weights of Chroma, which has no backbone here", GIVE
     if re.search(r"double_stream_modulation|single_stream_modulation", text):
-        return f" but a single file{small} with the weights of FLUX.2, which has no backbone here", GIVE
+        return f" but a single file{small} with the weights of FLUX.2", _KLEIN_FILE
     whole = re.search(r"(?m)^(vae|first_stage_model|text_encoders?|conditioner|cond_stage_model)\.", text)
     kind = (
         f" but a single file{small}, with text encoders and autoencoder in it,"
@@ -145,7 +152,12 @@ _PIPELINES = (
         _SAVE.replace("PIPELINE", "StableDiffusion3Pipeline"),
     ),
     (r"Chroma", "is another model with FLUX.1's names", "Give FLUX.1-dev or Stable Diffusion 3.5."),
-    (r"Flux2", "is FLUX.2, another model", "Give FLUX.1-dev or Stable Diffusion 3.5."),
+    (
+        r"Flux2Klein",
+        "holds FLUX.2-klein's own parts",
+        _SAVE.replace("PIPELINE", "Flux2KleinPipeline"),
+    ),
+    (r"Flux2", "is the large FLUX.2", f"Give a FLUX.2-klein, such as {KLEIN}."),
 )
 
 

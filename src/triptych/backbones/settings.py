@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from triptych.backbones.families import FAMILIES, FLUX, Family
-from triptych.backbones.model_folder import no_folder
+from triptych.backbones.model_folder import KLEIN, no_folder
 from triptych.errors import ModelError
 from triptych.pocket import checkpoint_path
 from triptych.pocket.known_worlds import known_by
@@ -62,9 +62,9 @@ def no_model(trained_on: object = None) -> ModelError:
     repeats it if it looks like a hub id.
     """
     hint = (
-        "Give --model black-forest-labs/FLUX.1-dev (gated, non-commercial), or put `model:` into the config; "
+        f"Give --model {KLEIN} (Apache-2.0) or black-forest-labs/FLUX.1-dev (gated, non-commercial), or put "
+        "`model:` into the config; --model pocket only draws rendered clothes."
     )
-    hint += "--model pocket only draws rendered clothes."
     if trained_on == "pocket" or (
         isinstance(trained_on, str) and re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", trained_on, re.A)
     ):

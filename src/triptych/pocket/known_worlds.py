@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 WORLDS = ("", "rendered")
 """Valid values of `knows`; empty for all pictures."""
 OTHER = {
-    "model": "Give another --model, such as black-forest-labs/FLUX.1-dev; --anyway goes on all the same.",
+    "model": "Give another --model, such as black-forest-labs/FLUX.2-klein-base-4B; "
+    "--anyway goes on all the same.",
     "captioner": "Give another --vlm-model, such as gpt-4.1-mini; --anyway goes on all the same.",
 }
 

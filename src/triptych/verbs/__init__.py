@@ -112,7 +112,7 @@ STAGES: tuple[Stage, ...] = (
         "triptych.verbs.embed",
         "EmbedConfig",
         "Compute latents and text embeddings once.",
-        "triptych embed --work work --model black-forest-labs/FLUX.1-dev",
+        "triptych embed --work work --model black-forest-labs/FLUX.2-klein-base-4B",
         in_run=True,
     ),
     Stage(

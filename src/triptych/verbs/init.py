@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from triptych.backbones.model_folder import KLEIN
 from triptych.backbones.settings import resolve_model
 from triptych.captioning.replies import check_url
 from triptych.data.catalogue import nothing_usable, short_reason
@@ -20,7 +21,10 @@ from triptych.verbs.init_config import InitConfig
 
 HUMAN_NAMES, GARMENT_NAMES = ("human", "person", "model", "worn"), ("garment", "object", "product", "cloth")
 
-MODEL_COMMENT = "a hub id such as black-forest-labs/FLUX.1-dev (gated, non-commercial), or a diffusers folder"
+MODEL_COMMENT = (
+    f"a hub id such as {KLEIN} (Apache-2.0) or black-forest-labs/FLUX.1-dev (gated, non-commercial), or a "
+    "diffusers folder"
+)
 CAPTIONER_COMMENT = "a model on a server such as gpt-4.1-mini, or the folder of a transformers model"
 
 
