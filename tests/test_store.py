@@ -390,3 +390,23 @@ def test_settings_are_written_once_there_is_a_result(tmp_path: Path) -> None:
     assert manifest.stat().st_mtime_ns == before, "it stays as it is"
     with pytest.raises(WorkError, match="rank"):
         hold(8)
+
+
+def test_a_folder_is_free_again_however_the_work_in_it_ends(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "of" / "a" / "stage", "stage", {})
+    with pytest.raises(ValueError, match="in the midst"), folder.open():
+        raise ValueError("in the midst")
+    held = folder.open()
+    held.__enter__()
+    with pytest.raises(WorkError, match="Another run"), folder.open():
+        pass
+    closing = threading.Thread(
+        target=held.__exit__, args=(None, None, None)
+    )  # a run may be closed from there
+    closing.start()
+    closing.join()
+    with folder.open() as path:
+        (path / ".part").mkdir()
+        (path / ".part" / "half").write_text("half a file")
+    with folder.open():
+        assert not (path / ".part").exists(), "what a killed writer left"
