@@ -27,7 +27,7 @@ from triptych.lora.file import read_about
 from triptych.pictures.images import read_settings
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.canvas import to_pixels
-from triptych.sampling.clean_context import groups_of_canvas, read_window
+from triptych.sampling.clean_context import ContextCache, groups_of_canvas, read_window
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling, recommended
 from triptych.sampling.references import reference_size, references_of
@@ -37,6 +37,8 @@ from triptych.tasks.tryon import TRY_ON
 from triptych.training.loss import losses_of
 from triptych.verbs.generate_config import GenerateConfig
 from triptych.verbs.train import train
+from triptych.vton.dress import try_on
+from triptych.vton.request import Person
 
 from .test_resume import finish, rows_of, start
 from .test_train import config, training_set, write_records
@@ -458,3 +460,45 @@ def test_two_processes_learn_from_references_as_one(tiny_flux2: Path, tmp_path: 
     for row, other in zip(ones, twos, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("active", ["panel", "polygon"])
+@pytest.mark.parametrize("reading", ["joint", "products"])
+def test_people_dressed_together_are_dressed_as_alone(models: OpenedModel, active: str, reading: str) -> None:
+    """Two polygons of equal size in one batch; the products' reading serves both persons."""
+    sampling = Sampling(2, None, context="clean", context_placement="reference", active_tokens=active)
+    sampling = replace(sampling, context_reading=reading, context_guidance_scale=3.0)
+    layout, people = TRY_ON.layout(32, 48), []
+    for number in range(2):
+        mask = np.zeros((48, 32), dtype=np.float32)
+        mask[16 * number : 16 * number + 32] = 1
+        people.append(Person(photo(10 + number, (32, 48)), mask, PROMPT, [number]))
+
+    def dressed(persons: list[Person], cache: ContextCache) -> list[np.ndarray]:
+        models.contexts = cache
+        made = try_on(models, photo(1, (40, 48)), photo(2, (64, 32)), persons, layout, sampling, feather=0)
+        return [np.asarray(results[0].image, int) for results in made]
+
+    cache = ContextCache(1 << 30)
+    together = dressed(people, cache)
+    alone = [dressed([person], ContextCache(0))[0] for person in people]
+    assert all(np.abs(one - other).max() <= 1 for one, other in zip(together, alone, strict=True))
+    assert np.abs(together[0][:8] - np.asarray(people[0].photo, int)[:8]).max() > 0
+    dressed([replace(people[0], photo=photo(20, (32, 48)))], cache)
+    assert cache.hits == (1 if reading == "products" else 0), "another person finds the products there"
+
+
+def test_plain_background_of_a_reference_is_left_out(models: OpenedModel) -> None:
+    product = Image.new("RGB", (160, 160), "white")
+    product.paste(photo(1, (32, 32)), (64, 64))
+    layout, sampling = TRY_ON.layout(160, 160), Sampling(2, None, context="native", drop_background=True)
+    shown = references_of(models, [{"front": product, "back": photo(2, (160, 160))}], layout, sampling)
+    assert [reference.frame for reference in shown] == [1, 2]
+    front, back = (reference.known for reference in shown)
+    assert front[4:6, 4:6].all() and not front[0].any() and not front[:, 0].any() and back.all()
+    whole = references_of(
+        models, [{"front": product, "back": product}], layout, replace(sampling, drop_background=False)
+    )
+    assert whole[0].known is None and torch.equal(whole[0].latents_BCHW, shown[0].latents_BCHW)
+    made = [sampled(models, PANEL, [1], sampling, None, (reference,)) for reference in (shown[0], whole[0])]
+    assert 1e-6 < (made[0] - made[1]).abs().max() < 1
