@@ -1,5 +1,6 @@
 # make demo   install, then everything on the embedded model, with a report in demo/report.html
 # make rehearse-12b   one training step of FLUX.1-dev in full size on the CPU (15 minutes, 10 GB of memory)
+# make rehearse-klein   one try-on of FLUX.2-klein-4B in full size on the CPU (half an hour on two cores, 12 GB of memory)
 # make mutants   small changes in the code, one by one: do the tests notice? (an hour; goal 80 %)
 # make test   install, then ruff, mypy, import-linter and the tests (under 15 minutes on 2 cores)
 # make gpu    what a card can prove in 8 minutes (GPU_BUDGET seconds), with the Python at hand; figures in GPU_OUT
@@ -13,7 +14,7 @@ GPU_BUDGET ?= 480
 GPU_OUT ?= work/gpu
 GPU_WHEELS ?=
 
-.PHONY: demo test test-slow test-browser lint format clean mutants rehearse-12b gpu gpu-wheels
+.PHONY: demo test test-slow test-browser lint format clean mutants rehearse-12b rehearse-klein gpu gpu-wheels
 
 demo: $(READY)
 	$(BIN)/triptych demo --out demo
@@ -34,6 +35,9 @@ mutants: $(READY)
 
 rehearse-12b: $(READY)
 	$(BIN)/python benchmarks/rehearse_12b.py --out work/rehearsal-12b --report docs/rehearsal-12b.md
+
+rehearse-klein: $(READY)
+	$(BIN)/python benchmarks/rehearse_klein.py --out work/rehearsal-klein --report docs/rehearsal-klein.md
 
 gpu:
 	$(GPU_PYTHON) benchmarks/gpu.py --budget $(GPU_BUDGET) --out $(GPU_OUT)

@@ -14,10 +14,6 @@ import argparse
 import json
 import math
 import platform
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
+from rehearsal import SCHEDULER, Meter, matmul_peak
 from triptych.backbones.flux.model import Flux
 from triptych.backbones.registry import BACKBONES, load_backbone
 from triptych.compute.blocks import linear_layers
@@ -40,7 +37,7 @@ from triptych.store.files import write_json, write_text
 from triptych.tasks.tryon import TRY_ON
 from triptych.training import results
 from triptych.training.config import TrainConfig
-from triptych.training.log import duration, peak_memory_gib
+from triptych.training.log import peak_memory_gib
 from triptych.training.state import TrainState
 from triptych.verbs import train as train_stage
 from triptych.verbs.lora import LoraInspectConfig, lora_inspect
@@ -58,72 +55,6 @@ FLUX_DEV: dict[str, Any] = {
     "axes_dims_rope": (16, 56, 56),
 }
 """transformer/config.json of black-forest-labs/FLUX.1-dev."""
-
-SCHEDULER = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "base_image_seq_len": 256,
-    "base_shift": 0.5,
-    "max_image_seq_len": 4096,
-    "max_shift": 1.15,
-    "shift": 3.0,
-    "use_dynamic_shifting": True,
-}
-
-
-class Meter:
-    """Seconds and floating-point operations by phase; the progress of the blocks on stderr."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.flop: dict[str, int] = {}
-        self._phase, self._begun, self._blocks, self._expected = "", 0.0, 0, 0
-
-    @contextmanager
-    def phase(self, name: str, blocks: int = 0) -> Iterator[None]:
-        """blocks: how many block forwards are to come, for the progress."""
-        outer = self._phase, self._expected
-        self._phase, self._begun, self._blocks, self._expected = name, time.monotonic(), 0, blocks
-        begun = self._begun
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
-            print(
-                f"{name}: {self.seconds[name]:.1f} s, peak memory {peak_memory_gib(torch.device('cpu')):.2f} "
-                "GiB",
-                file=sys.stderr,
-            )
-            (self._phase, self._expected), self._begun, self._blocks = outer, time.monotonic(), 0
-
-    def timed(self, name: str, function: Callable[..., Any], blocks: int = 0) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with self.phase(name, blocks):
-                return function(*args, **kwargs)
-
-        return wrapped
-
-    def watch(self, transformer: nn.Module) -> None:
-        """Count what the base model's matrix products take, and its blocks."""
-        for module in transformer.modules():
-            if isinstance(module, QuantizedLinear):
-                module.register_forward_hook(self._product)
-        for block in Flux.blocks(transformer).values():
-            block.register_forward_pre_hook(self._block)  # recomputation stops before a block's end
-
-    def _product(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        rows = inputs[0].numel() // layer.in_features  # type: ignore[operator]
-        self.flop[self._phase] = (
-            self.flop.get(self._phase, 0) + 2 * rows * layer.in_features * layer.out_features
-        )  # type: ignore[operator]
-
-    def _block(self, *_: Any) -> None:
-        self._blocks += 1
-        if self._expected and self._blocks % max(1, self._expected // 8) == 0:
-            left = (time.monotonic() - self._begun) / self._blocks * (self._expected - self._blocks)
-            print(
-                f"  {self._phase}: block {self._blocks} of {self._expected}, {duration(max(0.0, left))} left",
-                file=sys.stderr,
-            )
 
 
 def random_transformer(config: dict[str, Any], seed: int = 0) -> nn.Module:
@@ -186,18 +117,6 @@ def write_embeddings(
     save_text(text(), made_with, folder / f"{EMPTY}.safetensors")
 
 
-def matmul_peak(seconds: float = 3.0) -> float:
-    """FLOP/s of the best float32 matrix product out of those that fit into the time, of the largest layer's
-    shape.
-    """
-    a, b, best, begun = torch.randn(1024, 3072), torch.randn(3072, 12288), 0.0, time.monotonic()
-    while time.monotonic() - begun < seconds or not best:
-        start = time.monotonic()
-        a @ b
-        best = max(best, 2 * a.shape[0] * b.numel() / (time.monotonic() - start))
-    return best
-
-
 def rehearse(
     out: Path,
     config: dict[str, Any],
@@ -226,7 +145,7 @@ def rehearse(
             packed = {id(layer.weight) for layer in layers} | {id(layer.scale) for layer in layers}
             others = sum(tensor.numel() for tensor in frozen if id(tensor) not in packed)
             loaded["parameters"] = loaded["quantized_parameters"] + others
-            meter.watch(transformer)
+            meter.watch(layers, self.blocks(transformer).values())
             swapped = [*self.blocks(transformer).values()][: self.blocks_to_swap]
             return place(transformer.eval().requires_grad_(False), self.device, swapped)
 

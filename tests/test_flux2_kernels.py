@@ -38,6 +38,17 @@ def test_swiglu_is_that_of_diffusers_bit_for_bit(dtype: torch.dtype) -> None:
     assert first.grad is not None and second.grad is not None and torch.equal(first.grad, second.grad)
 
 
+def test_kept_values_hold_no_more_memory_than_their_own(models: OpenedModel) -> None:
+    """A view of the fused projection would hold nine times as much."""
+    reference = Reference(torch.randn(1, 16, 3, 4), None, 1)
+    with torch.no_grad():
+        context = models.backbone.read(models.transformer, [reference], models.text([""]))
+    held = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in pairs(context)
+    }
+    assert sum(held.values()) == context.nbytes
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_last_block_is_read_for_its_keys_alone(models: OpenedModel, fused: bool) -> None:
     """fused: the projection is a plain layer, of which only the rows of keys and values run."""

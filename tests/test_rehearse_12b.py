@@ -4,8 +4,9 @@ weights.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,8 @@ from triptych.lora.adapter import read_lora
 from triptych.training.loss import losses_of
 from triptych.verbs import train as train_stage
 
-spec = importlib.util.spec_from_file_location(
-    "rehearse_12b", Path(__file__).parents[1] / "benchmarks" / "rehearse_12b.py"
-)
-assert spec is not None and spec.loader is not None
-rehearse_12b = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(rehearse_12b)
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+rehearse_12b = importlib.import_module("rehearse_12b")
 
 SMALL = {
     **rehearse_12b.FLUX_DEV,

@@ -69,6 +69,8 @@ class SingleAttention(Flux2ParallelSelfAttnProcessor):
         *projected, feed = attn.to_qkv_mlp_proj(hidden_states).split(widths, dim=-1)
         query, key, value = (states.unflatten(-1, (-1, attn.head_dim)) for states in projected)
         query, key = turned(attn.norm_q, query, table), turned(attn.norm_k, key, table)
+        if context is not None:
+            value = value.contiguous()  # a view would keep the whole projection alive, nine times as much
         states = mixed(self, query, key, value, context, before)
         return attn.to_out(torch.cat([states, attn.mlp_act_fn(feed)], dim=-1))
 
@@ -100,7 +102,7 @@ class KeysOnly(nn.Module):
             projected = layer(states)[..., places]
         key, value = (half.unflatten(-1, (-1, attn.head_dim)) for half in projected.chunk(2, dim=-1))
         table = table_of(image_rotary_emb, states.shape[1], states.device)
-        context.kept[attn.processor] = turned(attn.norm_k, key, table), value
+        context.kept[attn.processor] = turned(attn.norm_k, key, table), value.contiguous()
         return hidden_states
 
 
