@@ -36,8 +36,9 @@ SD3 = {
 
 @dataclass(frozen=True)
 class Case:
-    """One training step. width: of the transformer. layers: (double, single) blocks of FLUX; blocks of SD3,
-    the first of them with a second attention.
+    """One training step. width: of the transformer. layers: (double, single) blocks of FLUX and FLUX.2;
+    blocks of SD3, the first of them with a second attention. With clean and native context, FLUX.2 learns a
+    small part of the worn panel, which takes the most memory: the rest is run and shown besides.
     """
 
     family: str
@@ -69,6 +70,11 @@ CASES = (
     Case("sd3", 256, (6, 0), (192, 256), 2, False, "noisy"),
     Case("sd3", 256, (6, 0), (192, 256), 2, True, "noisy"),
     Case("sd3", 256, (6, 0), (192, 256), 2, False, "clean"),
+    Case("flux2", 256, (2, 6), (192, 256), 2, False, "noisy"),
+    Case("flux2", 256, (2, 6), (192, 256), 2, True, "native"),
+    Case("flux2", 256, (2, 6), (192, 256), 2, False, "clean"),
+    Case("flux2", 256, (2, 6), (192, 256), 2, True, "clean"),
+    Case("flux2", 256, (2, 6), (192, 256), 2, True, "clean", context_lora=True),
 )
 
 
@@ -80,7 +86,19 @@ def write_configs(case: Case, folder: Path) -> Path:
         "num_attention_heads": heads,
         "joint_attention_dim": 256,
     }
-    if case.family == "flux":
+    vae = {"block_out_channels": [8, 8, 8, 8], "latent_channels": 16, "norm_num_groups": 4}
+    vae |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    if case.family == "flux2":
+        shared |= {
+            "joint_attention_dim": 192,
+            "num_layers": case.layers[0],
+            "num_single_layers": case.layers[1],
+        }
+        own = {"patch_size": 1, "in_channels": 128, "timestep_guidance_channels": 64}
+        own["axes_dims_rope"] = [case.width // heads // 4] * 4
+        pipeline, encoders = "Flux2KleinPipeline", {"text_encoder": _qwen()}
+        vae["latent_channels"] = 32
+    elif case.family == "flux":
         side = case.width // heads
         rope = [side // 4, side * 3 // 8, side * 3 // 8]
         own = {
@@ -104,8 +122,6 @@ def write_configs(case: Case, folder: Path) -> Path:
             "StableDiffusion3Pipeline",
             {"text_encoder": projected, "text_encoder_2": projected, "text_encoder_3": _t5()},
         )
-    vae = {"block_out_channels": [8, 8, 8, 8], "latent_channels": 16, "norm_num_groups": 4}
-    vae |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
     for name, config in {"transformer": {**shared, **own}, "vae": vae, **encoders}.items():
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text(json.dumps(config))
@@ -134,6 +150,19 @@ def _t5() -> dict[str, Any]:
         "d_ff": 64,
         "num_layers": 1,
         "num_heads": 4,
+    }
+
+
+def _qwen() -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
     }
 
 
@@ -169,6 +198,7 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     from torch.profiler import ProfilerActivity, profile
 
     from triptych.lora.adapter import add_lora
+    from triptych.planning.runs import cells_learned
     from triptych.planning.shapes import model_shapes
     from triptych.tasks.tryon import TRY_ON
     from triptych.training.data import Batch
@@ -196,7 +226,7 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
             transformer.train()
             for _ in range(config.gradient_accumulation_steps):
                 latents = torch.randn(shapes.latents(layout, case.batch_size).shape)
-                active = torch.from_numpy(layout.mask(["worn"], 16)) if case.context == "clean" else None
+                _, active = cells_learned(layout, 16, 1 / 3 if case.family == "flux2" else 1)
                 text = {
                     name: torch.randn(value.shape)
                     for name, value in shapes.text(128, case.batch_size, torch.float32).items()
@@ -206,7 +236,17 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
                     for name, value in shapes.text(128, 1, torch.float32).items()
                 }
                 t_B, learned = torch.rand(case.batch_size), torch.ones_like(latents[:, 0])
-                batch = Batch(layout, latents, torch.randn_like(latents), t_B, text, empty, learned, active)
+                batch = Batch(
+                    layout,
+                    latents,
+                    torch.randn_like(latents),
+                    t_B,
+                    text,
+                    empty,
+                    learned,
+                    None if case.context == "noisy" else active,
+                    run_known=case.family == "flux2",
+                )
                 losses = losses_of(config, backbone, transformer, batch)
                 losses.sample_B.mean().backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)

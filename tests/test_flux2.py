@@ -344,7 +344,8 @@ def test_a_lora_remembers_where_its_panels_stood(tiny_flux2: Path, tmp_path: Pat
         ({"context": "clean"}, "reference"),
         ({"context": "native"}, "reference"),
         ({"context": "clean", "context_placement": "canvas"}, "canvas"),
-        ({}, None),
+        ({}, "reference"),
+        ({"context": "noisy"}, None),
     )
     for number, (changes, placement) in enumerate(cases):
         work = tmp_path / str(number)
@@ -353,7 +354,7 @@ def test_a_lora_remembers_where_its_panels_stood(tiny_flux2: Path, tmp_path: Pat
         about = read_about(work / "lora")
         assert about.get("context_placement") == placement
         sampling = recommended(model_settings(str(tiny_flux2)), about)
-        assert sampling.context == changes.get("context", "noisy")
+        assert sampling.context == changes.get("context", "clean")
         assert sampling.context_placement == (placement or "canvas")
 
 

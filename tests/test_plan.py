@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -26,10 +27,14 @@ from triptych.planning import runs
 from triptych.planning.advice import for_run, for_training, smallest_change
 from triptych.planning.memory import Machine, held_weights, train_memory
 from triptych.planning.shapes import model_shapes
+from triptych.planning.shift import shift_warning
 from triptych.planning.trace import runs_of_blocks
+from triptych.sampling.options import Sampling
 from triptych.tasks.tryon import TRY_ON
 from triptych.training.config import TrainConfig
 from triptych.verbs.plan import PlanConfig, plan
+
+from .conftest import latent_shape
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 LAYOUT = TRY_ON.layout(576, 768)
@@ -102,7 +107,9 @@ def test_published_counts(model: str, counts: dict[str, int]) -> None:
 def test_counts_of_a_folder_equal_the_loaded_model(tiny: Path, configs_alone: Path) -> None:
     shapes, backbone = model_shapes(str(configs_alone)), load_backbone(str(tiny), "cpu", "fp32")
     transformer, text = backbone.load_transformer(), backbone.load_text_encoder()
-    encoders = [*getattr(text, "clips", [getattr(text, "clip", None)]), text.t5]  # type: ignore[attr-defined]
+    names = ("clips", "clip", "t5", "model")
+    found = [getattr(text, name) for name in names if hasattr(text, name)]
+    encoders = [part for one in found for part in (one if isinstance(one, list) else [one])]
     loaded = dict(zip(shapes.text_encoders, encoders, strict=True))
     loaded |= {"transformer": transformer, "vae": backbone.load_autoencoder().vae}  # type: ignore[attr-defined]
     assert shapes.parameters == {
@@ -121,7 +128,8 @@ def test_tokens_of_canvas_and_text(configs_alone: Path) -> None:
     assert model_shapes("stabilityai/stable-diffusion-3.5-medium").text_tokens(256) == 77 + 256
     shapes = model_shapes(str(configs_alone))
     assert shapes.image_tokens(TRY_ON.layout(32, 48)) == 3 * 2 * 3
-    assert shapes.latents(TRY_ON.layout(32, 48), 2).shape == (2, 16, 6, 12)
+    tiny_backbone = shapes.backbone(torch.float32)
+    assert shapes.latents(TRY_ON.layout(32, 48), 2).shape == (2, *latent_shape(tiny_backbone))
 
 
 def test_arithmetic_of_a_training_step_follows_the_known_formula() -> None:
@@ -143,18 +151,20 @@ def test_arithmetic_of_a_training_step_follows_the_known_formula() -> None:
     assert without.flops == pytest.approx(2 * linear + 3.5 * attention, rel=0.02)
 
 
-@pytest.mark.parametrize("context", ["noisy", "clean"])
 @pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("layers", [(5, 7), (6, 0)], ids=["flux", "sd3"])
+@pytest.mark.parametrize(
+    ("family", "context"),
+    [(name, way) for name in ("flux", "sd3", "flux2") for way in ("noisy", "clean")] + [("flux2", "native")],
+)
 def test_three_blocks_of_a_kind_tell_of_all(
-    layers: tuple[int, int],
+    family: str,
     checkpointing: bool,
     context: str,
     benchmark: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    family = "flux" if layers[1] else "sd3"
+    layers = (6, 0) if family == "sd3" else (5, 7)
     case = benchmark.Case(family, 64, layers, (64, 96), 2, checkpointing, context)
     shapes = model_shapes(str(benchmark.write_configs(case, tmp_path / "model")))
     config = benchmark.train_config(case, tmp_path / "model")
@@ -214,6 +224,104 @@ def test_quantising_and_swapping_take_weights_off_the_card() -> None:
     assert held_weights(shapes, on_cpu, "none", 10) == held_weights(shapes, on_cpu)
 
 
+KLEIN = "black-forest-labs/FLUX.2-klein"
+
+
+@pytest.mark.parametrize(
+    ("model", "transformer", "encoder", "lora", "layers"),
+    [
+        ("base-4B", 3_875_544_576, 3_114_088_192, 24_084_480, 100),
+        ("4B", 3_875_544_576, 3_114_088_192, 24_084_480, 100),
+        ("base-9B", 9_078_581_248, 5_831_883_520, 43_515_904, 144),
+        ("9B", 9_078_581_248, 5_831_883_520, 43_515_904, 144),
+        ("9b-kv", 9_078_581_248, 5_831_883_520, 43_515_904, 144),
+    ],
+)
+def test_counts_of_klein(model: str, transformer: int, encoder: int, lora: int, layers: int) -> None:
+    """Of the text encoder the 27 layers that the prompt needs, and no head."""
+    shapes = model_shapes(f"{KLEIN}-{model}")
+    counts = shapes.parameters
+    assert (counts["transformer"], counts["text_encoder"]) == (transformer, encoder)
+    assert len(shapes.build("text_encoder", torch.float32).layers) == 27  # type: ignore[arg-type]
+    assert shapes.lora_parameters(16) == lora
+    assert len(shapes.family.lora_layers(shapes.build("transformer", torch.float32))) == layers
+    assert shapes.distilled == (not model.startswith("base"))
+    assert shapes.settings.num_inference_steps == (28 if model.startswith("base") else 4)
+    assert counts["vae"] == 84_046_115
+
+
+def sampled(model: str = f"{KLEIN}-4B", repainted: float = 1.0, **changes: object) -> runs.Sampled:
+    """A run of the distilled klein-4B in bf16, with the product photos as references unless changed."""
+    given = {"context": "clean", "context_placement": "reference", **changes}
+    sampling = Sampling(4, None, 1.0, **given)
+    return runs.sampling_run(
+        model_shapes(model), sampling, LAYOUT, 512, torch.bfloat16, 0, repainted=repainted, cache_bytes=4e9
+    )
+
+
+def test_references_are_planned_as_they_are_sampled() -> None:
+    """26·d²·S·B + 4·S·K·d·B for S tokens that attend to K: read once or run at every step; the person besides
+    where a polygon is known.
+    """
+    d, blocks, panel, text = 3072, 25, 36 * 48, 512
+
+    def flops(run: int, seen: int) -> float:
+        return 2 * 13 * d**2 * run * blocks + 4 * run * seen * d * blocks
+
+    read = sampled()
+    once, steps = flops(2 * panel, 2 * panel), 4 * flops(panel + text, 3 * panel + text)
+    assert read.profile.flops == pytest.approx(once + steps, rel=0.03)
+    assert read.kept == 2 * panel * blocks * 2 * d * 2
+    native = sampled(context="native")
+    assert native.kept == 0
+    assert native.profile.flops == pytest.approx(4 * flops(3 * panel + text, 3 * panel + text), rel=0.03)
+    noisy = sampled(context="noisy")
+    assert noisy.profile.flops == pytest.approx(native.profile.flops, rel=0.001)
+    person = sampled(repainted=0.35)
+    assert person.kept / read.kept == pytest.approx(1 + 0.65 / 2, rel=0.01)
+    fast = sampled(repainted=0.35, active_tokens="polygon")
+    assert fast.kept == person.kept
+    assert fast.profile.flops < 0.75 * person.profile.flops
+    buffer = 2 * (3 * panel + text) * blocks * d * 2
+    assert read.profile.peak - read.kept > buffer, "all blocks' keys and values lie in one buffer each"
+
+
+def test_klein_samples_on_12_gb_without_quantising(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "--model", f"{KLEIN}-base-4B", "--card", "rtx-3060", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["card"] == "rtx-3060-12gb"
+    assert plan["generate"]["fits"] and plan["tryon"]["fits"]
+    assert plan["lora_parameters"] == 48_168_960, "rank 32"
+    assert plan["tokens"] == {"image": 1728, "references": 3456, "text": 512}
+    assert plan["sampled_canvas"] == [576, 768]
+    change = plan["train"]["change"]
+    assert set(change) == {"batch_size", "gradient_accumulation_steps", "blocks_to_swap"}
+    assert change["blocks_to_swap"] <= 3, "unquantised, and hardly slower"
+    assert plan["for_run"].endswith("--config klein-12gb")
+    assert plan["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "shift", "words"),
+    [
+        (576, 768, "panel", None),
+        (1024, 992, "panel", None),
+        (1024, 1024, "panel", "panel, near 4,300.*smaller panels, such as 928×928"),
+        (1024, 1152, "panel", "panel, beyond 4,300.*smaller panels, such as"),
+        (576, 768, "canvas", "canvas, beyond 4,300.*--time-shift panel counts one panel"),
+        (528, 688, "canvas", "canvas, near 4,300.*--time-shift panel"),
+    ],
+)
+def test_the_jump_of_the_time_shift_is_told(width: int, height: int, shift: str, words: str | None) -> None:
+    layout, sampling = TRY_ON.layout(width, height), Sampling(time_shift=shift)  # type: ignore[arg-type]
+    told = shift_warning(model_shapes(f"{KLEIN}-base-4B"), sampling, layout)
+    assert shift_warning(model_shapes(FLUX), sampling, layout) is None
+    assert (told is None) if words is None else (told and re.search(words, told)), told
+
+
 def test_smallest_change_is_the_first_that_fits_and_no_more() -> None:
     choices = [[{"a": 1}], [{"b": 1}, {"b": 2}, {"b": 3}], [{"c": 1}]]
     weights = {"a": 10, "b": 20, "c": 100}
@@ -246,7 +354,7 @@ def test_what_is_proposed_for_training_fits_and_less_does_not(room: int, expecte
         assert size({**change, "blocks_to_swap": change["blocks_to_swap"] - 1}) > room
 
 
-@pytest.mark.parametrize("row", [0, 1], ids=["flux", "sd3"])
+@pytest.mark.parametrize("row", [0, 1, 2, 3], ids=["flux", "sd3", "flux2 clean", "flux2 native"])
 def test_prediction_agrees_with_measured_steps(row: int, benchmark: ModuleType) -> None:
     """Real steps in a fresh process, by what torch's allocator gave out; see benchmarks/plan.py for many
     more.
@@ -254,6 +362,8 @@ def test_prediction_agrees_with_measured_steps(row: int, benchmark: ModuleType) 
     cases = (
         benchmark.Case("flux", 128, (4, 6), (96, 128), 2, True, "clean"),
         benchmark.Case("sd3", 128, (5, 0), (96, 128), 2, False, "noisy"),
+        benchmark.Case("flux2", 256, (2, 4), (96, 128), 2, True, "clean"),
+        benchmark.Case("flux2", 256, (2, 4), (96, 128), 2, False, "native"),
     )
     found = benchmark.run_case(cases[row])
     assert abs(found["error"]) <= 0.15, found
@@ -305,13 +415,12 @@ def test_the_plan_follows_the_sections_of_the_config(configs_alone: Path, tmp_pa
     }
     plan = triptych.plan(triptych.PlanConfig(card="rtx-3090", num_triptychs=10, work=tmp_path), data).finish()
     assert plan["canvas"] == [192, 96]
-    assert plan["tokens"] == {"image": 4 * 3 * 6, "text": model_shapes(str(configs_alone)).text_tokens(10)}
+    shapes = model_shapes(str(configs_alone))
+    beside = 2 * 4 * 6 if shapes.family.family.references else 0
+    tokens = {"image": 4 * 3 * 6 - beside, "references": beside, "text": shapes.text_tokens(10)}
+    assert plan["tokens"] == tokens
     assert plan["train"]["number"] == 8, "30 triptychs, four to a step"
-    assert (
-        plan["lora_parameters"]
-        == plan["disk_bytes"]["LoRA"] / 4
-        == model_shapes(str(configs_alone)).lora_parameters(4)
-    )
+    assert plan["lora_parameters"] == plan["disk_bytes"]["LoRA"] / 4 == shapes.lora_parameters(4)
     (tmp_path / "triptychs").mkdir()
     for name in ("a", "b"):
         (tmp_path / "triptychs" / f"{name}.png").touch()
@@ -395,14 +504,25 @@ def test_clean_context_and_several_noise_levels_are_planned_to_the_end(tiny_flux
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "card"),
-    [("12gb", "rtx-3060-12gb"), ("16gb", "rtx-4080-16gb"), ("24gb", "rtx-4090"), ("80gb", "a100-80gb")],
+    [
+        ("12gb", "rtx-3060-12gb"),
+        ("16gb", "rtx-4080-16gb"),
+        ("24gb", "rtx-4090"),
+        ("80gb", "a100-80gb"),
+        ("klein-8gb", "rtx-4060"),
+        ("klein-12gb", "rtx-3060"),
+        ("klein-16gb", "rtx-4080"),
+        ("klein-24gb", "rtx-4090"),
+    ],
 )
 def test_presets_fit_their_cards(preset: str, card: str, capsys: pytest.CaptureFixture[str]) -> None:
     configs = Path(__file__).parents[1] / "configs"
-    words = ["--config", str(configs / "flux-dev.yaml"), "--config", preset]
+    model = "flux2-klein-4b" if preset.startswith("klein") else "flux-dev"
+    words = ["--config", str(configs / f"{model}.yaml"), "--config", preset]
     assert main(["plan", *words, "--card", card, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["verdict"].startswith("It fits on")
+    assert "tight" not in summary["verdict"]
 
 
 def test_one_change_for_run_holds_those_of_its_stages() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 
 import triptych
+from triptych.backbones.families import FLUX, FLUX2, SD3, Family
 from triptych.cli import main
 from triptych.config.stage import load_config, section, validated
-from triptych.errors import ConfigError
+from triptych.errors import ConfigError, WorkError
 from triptych.lora.adapter import read_lora
+from triptych.training.config import for_family
 from triptych.verbs import STAGES
 from triptych.verbs.run import PIPELINE
 from triptych.verbs.train import TrainConfig, train
@@ -88,6 +91,52 @@ def test_the_command_line_weighs_panels_and_counts_epochs(
     assert read_lora(work)[1]["recipe"]["panel_weights"] == {"worn": 2.0, "back": 0.5}
 
 
+def test_a_family_has_its_own_defaults_where_nothing_is_given() -> None:
+    names = ("rank", "alpha", "learning_rate", "caption_dropout", "context", "batch_size")
+
+    def settings(family: Family, **given: Any) -> tuple[Any, ...]:
+        config = for_family(TrainConfig(**given), family)
+        return tuple(getattr(config, name) for name in names)
+
+    assert settings(FLUX2) == (32, 32.0, 1e-4, 0.1, "clean", 4)
+    assert settings(FLUX2, rank=8) == (8, 8.0, 1e-4, 0.1, "clean", 4)
+    assert settings(FLUX2, alpha=16, context="noisy") == (32, 16.0, 1e-4, 0.1, "noisy", 4)
+    assert settings(FLUX2, rank=16, caption_dropout=0.05, learning_rate=3e-4)[2:4] == (3e-4, 0.05)
+    for family in (FLUX, SD3):
+        assert for_family(TrainConfig(rank=32), family) == TrainConfig(rank=32)
+        assert settings(family, rank=32)[:2] == (32, 16.0)
+
+
+def test_the_familys_defaults_are_recorded_and_hold_a_training_together(
+    tmp_path: Path, tiny_flux2: Path
+) -> None:
+    write_records(tmp_path, ["id-1", "id-2"], tiny_flux2)
+    base = {"work": tmp_path, "model": str(tiny_flux2), "device": "cpu", "dtype": "fp32"}
+    base |= {"max_train_steps": 1, "batch_size": 1, "validation_steps": 0}
+    train(TrainConfig(**base)).finish()
+    state, about = read_lora(tmp_path)
+    assert (about["context"], about["context_placement"]) == ("clean", "reference")
+    recipe = {name: about["recipe"][name] for name in ("rank", "alpha", "caption_dropout", "learning_rate")}
+    assert recipe == {"rank": 32, "alpha": 32.0, "caption_dropout": 0.1, "learning_rate": 1e-4}
+    assert {len(tensor) for name, tensor in state.items() if "lora_A" in name} == {32}
+    train(TrainConfig(**base, rank=32, context="clean")).finish()  # the same, given
+    with pytest.raises(WorkError, match="rank"):
+        train(TrainConfig(**base, rank=16)).finish()
+
+
+@pytest.mark.parametrize("change", [{"is_distilled": True}, {"_class_name": "Flux2KleinKVPipeline"}, {}])
+def test_training_on_a_distilled_model_is_warned_of(
+    tmp_path: Path, tiny_flux2: Path, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = shutil.copytree(tiny_flux2, tmp_path / "model")
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, **change}))
+    write_records(tmp_path, ["id-1", "id-2"], model)
+    train(config(tmp_path, model))
+    warned = [record.message for record in caplog.records if "base model" in record.message]
+    assert len(warned) == bool(change)
+
+
 def test_defaults_are_the_published_recipe() -> None:
     """ali-vilab's config/movie-shots.yml, which is AdamW in 8 bits besides."""
     options = TrainConfig()
@@ -102,10 +151,9 @@ def test_defaults_are_the_published_recipe() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_are_configs_that_every_stage_accepts(preset: Path) -> None:
-    data = load_config(
-        [Path(__file__).parents[1] / "configs" / "flux-dev.yaml", Path(preset.stem)],
-        STAGES,
-    )
+    klein = preset.stem.startswith("klein-")
+    base = Path(__file__).parents[1] / "configs" / ("flux2-klein-4b.yaml" if klein else "flux-dev.yaml")
+    data = load_config([base, Path(preset.stem)], STAGES)
     configs: dict[str, Any] = {}
     for stage in PIPELINE:
         _, model = stage.load()
@@ -114,8 +162,11 @@ def test_presets_are_configs_that_every_stage_accepts(preset: Path) -> None:
     assert options.batch_size * options.gradient_accumulation_steps == 4, (
         "the recipe's batch, however it is split"
     )
-    card = int(preset.stem.removesuffix("gb"))
-    assert options.quantize == ("none" if card == 80 else "int8-torchao" if card == 24 else "nf4")
+    card = int(preset.stem.removeprefix("klein-").removesuffix("gb"))
+    formats = {80: "none", 24: "int8-torchao", 16: "nf4", 12: "nf4"}
+    assert options.quantize == ({8: "nf4"}.get(card, "none") if klein else formats[card])
+    if klein:
+        assert not {"rank", "alpha", "context", "caption_dropout"} & options.model_fields_set
     for verb in ("generate", "tryon"):  # with the base the LoRA was trained on
         _, model = next(stage for stage in STAGES if stage.name == verb).load()
         assert validated(model, section(data, verb, model), verb).quantize == options.quantize  # type: ignore[attr-defined]
@@ -123,4 +174,5 @@ def test_presets_are_configs_that_every_stage_accepts(preset: Path) -> None:
 
 
 def test_there_is_a_preset_for_each_size_of_card() -> None:
-    assert {path.stem for path in PRESETS} == {"12gb", "16gb", "24gb", "80gb"}
+    klein = {"klein-8gb", "klein-12gb", "klein-16gb", "klein-24gb"}
+    assert {path.stem for path in PRESETS} == {"12gb", "16gb", "24gb", "80gb", *klein}

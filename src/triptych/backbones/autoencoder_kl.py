@@ -9,7 +9,6 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from triptych.backbones.checkpoint import check_autoencoder
 from triptych.backbones.contract import Autoencoder
 from triptych.backbones.families import kl_stride
 
@@ -19,10 +18,8 @@ class KLAutoencoder(Autoencoder):
 
     model_class = AutoencoderKL
 
-    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
-        check_autoencoder(AutoencoderKL, model)
-        vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
-        self.vae = vae.to(device).eval()
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self.vae = vae
         self.stride = kl_stride(vae.config)
         self.scale, self.shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
 

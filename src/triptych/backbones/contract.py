@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +23,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from triptych.backbones.checkpoint import (
+    check_autoencoder,
     check_encoder,
     check_transformer,
     fingerprint,
@@ -54,6 +55,8 @@ class EncoderPart:
     """transformers' class."""
     tokens: int | None = None
     """Number of tokens that every prompt is padded or cut to; None: `max_sequence_length`."""
+    planned: Callable[[int], Mapping[str, Any]] = lambda tokens: {}
+    """Its further inputs for a prompt of so many tokens, without data: `plan` runs it so."""
 
 
 class TextEncoder(ABC):
@@ -82,9 +85,22 @@ class Autoencoder(ABC):
 
     model_class: ClassVar[Any]
     stride: int
+    vae: Any
+    """The autoencoder itself, of class `model_class`."""
 
     @abstractmethod
-    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None: ...
+    def __init__(self, vae: Any) -> None: ...
+
+    @classmethod
+    def load(cls, model: str, device: torch.device, dtype: torch.dtype) -> Self:
+        """The autoencoder of a model, on the device.
+
+        Raises:
+            ModelError: the checkpoint lacks tensors of the model that its config describes.
+        """
+        check_autoencoder(cls.model_class, model)
+        vae = cls.model_class.from_pretrained(model, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
+        return cls(vae.to(device).eval())
 
     @abstractmethod
     def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +186,7 @@ class Backbone(ABC):
     def load_autoencoder(self) -> Autoencoder:
         with opening(self.model):
             check_encoder(self.model, "vae", self.device)
-            return self.autoencoder_class(self.model, self.device, self.dtype)
+            return self.autoencoder_class.load(self.model, self.device, self.dtype)
 
     def load_transformer(self) -> nn.Module:
         """The transformer: frozen, in eval mode, on the device except for swapped blocks."""

@@ -41,6 +41,16 @@ class Family:
     """Fields of `ModelSettings` that differ from the defaults, which are those of FLUX.1-dev."""
     of_this_model: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda index: {}
     """Further such fields for one model, from its model_index.json."""
+    distilled: Callable[[Mapping[str, Any]], bool] = lambda index: False
+    """Whether one model is distilled to few steps, from its model_index.json. A LoRA is better trained on
+    its base then.
+    """
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `TrainConfig` that a training of this family has where they are not given, if they differ
+    from FLUX.1's. With a rank among them, alpha is the rank where it is not given.
+    """
+    shift_jumps_at: int | None = None
+    """Number of image tokens above which the pipeline's time shift follows another formula, with a jump."""
     references: bool = False
     """Whether the model knows reference pictures: clean pictures beside the canvas, each with positions of
     its own. The panels of a triptych are then encoded one by one.
@@ -64,6 +74,10 @@ SD3 = Family(
 )
 
 
+def _distilled_klein(index: Mapping[str, Any]) -> bool:
+    return index.get("is_distilled") is True or index.get("_class_name") == "Flux2KleinKVPipeline"
+
+
 def _klein(index: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of one FLUX.2-klein: base models need guidance and many steps, distilled ones neither.
     Models of the KV pipeline are distilled, and were trained to read references once.
@@ -71,7 +85,7 @@ def _klein(index: Mapping[str, Any]) -> Mapping[str, Any]:
     reads_once = index.get("_class_name") == "Flux2KleinKVPipeline"
     few = {"num_inference_steps": 4, "true_cfg_scale": 1.0}
     return {
-        **(few if reads_once or index.get("is_distilled") is True else {}),
+        **(few if _distilled_klein(index) else {}),
         **({"context": "clean"} if reads_once else {}),
     }
 
@@ -103,6 +117,11 @@ FLUX2 = Family(
         "context_placement": "reference",
     },
     of_this_model=_klein,
+    distilled=_distilled_klein,
+    # Trainers use rank 32 for klein, whose LoRAs are reported weak. The base samples with classifier-free
+    # guidance, so it has to know the empty caption. References read once are nearest to what klein does.
+    training={"rank": 32, "learning_rate": 1e-4, "caption_dropout": 0.1, "context": "clean"},
+    shift_jumps_at=4300,
     references=True,
 )
 

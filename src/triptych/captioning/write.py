@@ -17,7 +17,7 @@ WORDS_PER_TOKEN = 0.6  # English under the T5 tokenizer, a cautious estimate
 
 def linter(model: str, limit: int, brands: Sequence[str] = ()) -> Callable[[str, int], list[str]]:
     """A function for `captions.lint` of a text with a given number of panels, for a diffusion model that
-    reads `limit` T5 tokens.
+    reads `limit` tokens.
 
     If the model's tokenizer is not on this machine, it counts words instead.
     """
@@ -90,7 +90,7 @@ def usable_caption(
 
     Args:
         ask: returns the captioner's answer to a question about the picture. problems: as `captions.lint`.
-        limit: T5 tokens that a caption may have; each try asks for fewer words.
+        limit: tokens that a caption may have; each try asks for fewer words.
 
     Raises:
         AnswerError: no usable caption in `retries` + 1 tries. `ask` may raise others.

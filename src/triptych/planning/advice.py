@@ -15,6 +15,12 @@ PANEL_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Sides of smaller panels, as shares of the requested ones. Below these, too little of a garment is left."""
 
 
+FEW = 8
+"""One block of so many is swapped before weights are quantised: that costs little time, and no bit of the
+result.
+"""
+
+
 def smallest_change(
     choices: Sequence[Sequence[Change]], size: Callable[[Change], float], room: float
 ) -> Change | None:
@@ -50,7 +56,8 @@ def _all(changes: Sequence[Change], *more: Change) -> Change:
 
 def for_training(config: TrainConfig, layout: PanelLayout, stride: int, blocks: int) -> list[list[Change]]:
     """Possible changes to a training, in this order: checkpointing and smaller batches keep the LoRA the same
-    and cost time; fewer bits cost a little precision; swapping costs much time; smaller panels cost detail.
+    and cost time, and so does swapping a few blocks; fewer bits cost a little precision; swapping many costs
+    much time; smaller panels cost detail.
     """
     passes = config.batch_size * config.gradient_accumulation_steps
     recompute: Change = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
@@ -59,17 +66,25 @@ def for_training(config: TrainConfig, layout: PanelLayout, stride: int, blocks: 
     return [
         [recompute] if recompute else [],
         [single] if config.batch_size > 1 else [],
+        swap[: blocks // FEW],
         *_weights(config),
         swap,
         panels(layout, stride),
     ]
 
 
-def for_sampling(config: Any, layout: PanelLayout, stride: int, blocks: int) -> list[list[Change]]:
-    """Possible changes to sampling."""
+def for_sampling(
+    config: Any, layout: PanelLayout, stride: int, blocks: int, reads: bool = False
+) -> list[list[Change]]:
+    """Possible changes to sampling. reads: whether known panels are read once, and kept for the next
+    pictures.
+    """
+    swap = [{"blocks_to_swap": number} for number in range(1, blocks + 1)]
     return [
+        [{"context_cache_gib": 0.0}] if reads and config.context_cache_gib else [],
+        swap[: blocks // FEW],
         *_weights(config),
-        [{"blocks_to_swap": number} for number in range(1, blocks + 1)],
+        swap,
         panels(layout, stride),
     ]
 
@@ -96,9 +111,13 @@ def panels(layout: PanelLayout, stride: int) -> list[Change]:
 def in_words(change: Mapping[str, Any]) -> str:
     """A change as command line options, in the form that `triptych run` takes."""
     return " ".join(
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {_word(value)}")
         for name, value in change.items()
     )
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def for_run(changes: Mapping[str, Change | None], train: TrainConfig) -> Change:

@@ -24,17 +24,22 @@ def known_cards() -> dict[str, dict[str, float]]:
     return rows
 
 
-def check_card(name: str) -> None:
-    """Check that a name is a card of `cards.yaml` or stands for this machine.
+def card_named(name: str) -> str:
+    """The card of `cards.yaml` with this name, also without its memory (`rtx-3060`) if only one card is
+    called so; or a name that stands for this machine.
 
     Raises:
         ConfigError: the name is unknown. The hint lists the cards that were probably meant, and all known
             ones.
     """
-    if name not in (*HERE, *known_cards()):
+    if name in (*HERE, *known_cards()):
+        return name
+    sizes = [card for card in known_cards() if re.fullmatch(rf"{re.escape(name)}-\d+gb", card)]
+    if len(sizes) != 1:
         raise ConfigError(
             f"The card '{name}' is not known.", f"{_meant(name)}Known: {', '.join((*HERE, *known_cards()))}."
         )
+    return sizes[0]
 
 
 def _meant(name: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from triptych.backbones.registry import default_device, default_dtype
-from triptych.planning.card_names import check_card, known_cards
+from triptych.planning.card_names import card_named, known_cards
 from triptych.planning.memory import Memory
 
 EFFICIENCY = 0.4
@@ -57,7 +57,7 @@ def find_card(name: str) -> Card:
         return _measured(default_device())
     if name == "cpu":
         return _measured(torch.device("cpu"))
-    check_card(name)
+    name = card_named(name)
     row = known_cards()[name]
     return Card(
         name, row["memory"] * 2**30, row["bf16_tflops"] * 1e12, row["fp32_tflops"] * 1e12, row["pcie"] * 1e9

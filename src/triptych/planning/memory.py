@@ -8,7 +8,7 @@ memory is in bytes. The worst moment of a stage is the larger of these:
     train      transformer, LoRA, moving average and optimizer state, with one forward and backward pass; or
                the same with the autoencoder instead of the pass, during validation pictures
     generate   the text encoders and one caption; or transformer, LoRA and autoencoder, with one denoising
-               step, the encoding or the decoding
+    tryon      step, the encoding or the decoding
 """
 
 from __future__ import annotations
@@ -18,8 +18,16 @@ from dataclasses import dataclass
 import torch
 
 from triptych.pictures.panels import PanelLayout
-from triptych.planning.runs import autoencoding, sampling_run, text_encoding, training_pass
+from triptych.planning.runs import (
+    Learned,
+    at_once,
+    autoencoding,
+    sampling_run,
+    text_encoding,
+    training_pass,
+)
 from triptych.planning.shapes import ModelShapes
+from triptych.planning.trace import Profile
 from triptych.sampling.options import Sampling, SamplingConfig
 from triptych.training.config import TrainConfig
 
@@ -33,6 +41,8 @@ numbers (arXiv 2305.14314, table 1, without double quantisation). See `compute/q
 """
 CARD_OVERHEAD = 0.8 * 2**30
 """Assumed: CUDA context, cuBLAS and cuDNN workspaces, and unused memory held by the allocator."""
+KEPT_PANELS = "known panels, kept for the next pictures"
+"""The row of keys and values in the context cache (`--context-cache-gib`)."""
 PROCESS_RAM = 2.5 * 2**30
 """Assumed: Python, torch and the other libraries in RAM."""
 
@@ -102,7 +112,8 @@ def embed_memory(
 ) -> Memory:
     """Memory of `embed`. flops: arithmetic of one triptych and its caption."""
     text = _text_memory(shapes, length, machine)
-    profile = autoencoding(shapes, layout, batch_size, torch.float32, decode=False)
+    picture, each = at_once(shapes, layout)
+    profile = autoencoding(shapes, picture, batch_size * each, torch.float32, decode=False)
     size = shapes.parameters["vae"] * 4
     rows = {
         "autoencoder (float32)": float(size),
@@ -121,12 +132,13 @@ def train_memory(
 ) -> Memory:
     """Memory of `train`. flops: arithmetic of one optimizer step.
 
-    length: number of T5 tokens in a caption.
+    length: number of tokens in a caption.
     """
     held = held_weights(shapes, machine, config.quantize, config.blocks_to_swap)
     numbers = shapes.lora_parameters(config.rank)
     passes = config.gradient_accumulation_steps
     run = training_pass(shapes, config, layout, length, machine.dtype)
+    most = _largest_pass(shapes, config, layout, length, machine)
     standing = {
         _weights_row(config.quantize): held.device,
         "LoRA": 4.0 * numbers,
@@ -138,8 +150,8 @@ def train_memory(
     # once, with a temporary for each.
     update = 4.0 * numbers * ((passes == 1) + machine.card)
     moving = {
-        "activations kept for the backward pass": float(run.kept),
-        "gradients and temporaries": max(run.peak + held.dequantised, update) - run.kept,
+        "activations kept for the backward pass": float(most.kept),
+        "gradients and temporaries": max(most.peak + held.dequantised, update) - most.kept,
     }
     step = Memory("training step", {**standing, **moving, **_overhead(machine)})
     worst = max(
@@ -159,40 +171,52 @@ def sampling_memory(
     layout: PanelLayout,
     length: int,
     machine: Machine,
-    known: bool,
     rank: int,
+    repainted: float = 1.0,
 ) -> Memory:
-    """Memory of sampling. flops: arithmetic of one picture, including its prompt. known: whether product
-    photos are given. rank: the LoRA's rank; 0 without a LoRA.
+    """Memory of sampling from product photos. flops: arithmetic of one picture, including its prompt. rank:
+    the LoRA's rank; 0 without a LoRA. repainted: see `sampling_run`.
     """
     held = held_weights(shapes, machine, config.quantize, config.blocks_to_swap)
     text = _text_memory(shapes, length, machine)
-    steps = sampling_run(shapes, sampling, layout, length, machine.dtype, known, rank)
+    steps, kept = sampling_run(
+        shapes,
+        sampling,
+        layout,
+        length,
+        machine.dtype,
+        rank,
+        repainted=repainted,
+        cache_bytes=config.context_cache_gib * 2**30,
+    )
     one = PanelLayout(layout.width, layout.height, layout.made[:1], 1)
-    made = one if known else layout  # given panels are copied; each generated panel is decoded alone
-    pictures = {"decoding the picture": autoencoding(shapes, made, 1, machine.dtype, decode=True)}
-    if known:
-        pictures["encoding the photos"] = autoencoding(shapes, layout, 1, machine.dtype, decode=False)
+    shown, each = at_once(shapes, layout)
+    turns = 1
+    if sampling.context_placement == "reference":  # each photo is encoded alone
+        each, turns = 1, len(layout.given) + (repainted < 1)
+    # Given panels are copied; each made panel is decoded alone.
+    decoding = autoencoding(shapes, one, 1, machine.dtype, decode=True)
+    encoding = autoencoding(shapes, shown, each, machine.dtype, decode=False)
+    pictures = {"decoding the picture": decoding, "encoding the photos": encoding}
     size = machine.dtype.itemsize
     standing = {
         _weights_row(config.quantize): held.device,
         "LoRA": float(size * shapes.lora_parameters(rank)) if rank else 0.0,
         "autoencoder": float(size * shapes.parameters["vae"]),
     }
-    denoising = Memory(
-        "denoising step", {**standing, "activations": steps.peak + held.dequantised, **_overhead(machine)}
-    )
+    moving = {KEPT_PANELS: float(kept)} if kept else {}
+    moving["activations"] = steps.peak - kept + held.dequantised
+    denoising = Memory("denoising step", {**standing, **moving, **_overhead(machine)})
     coding = [
         Memory(name, {**standing, "activations": float(one.peak), **_overhead(machine)})
         for name, one in pictures.items()
     ]
     worst = max(text, denoising, *coding, key=lambda memory: memory.total)
-    turns = sampling.num_inference_steps * (
-        2 if sampling.needs_empty_prompt and sampling.context == "noisy" else 1
-    )
-    flops = text.flops + steps.flops + sum(one.flops for one in pictures.values())
+    flops = text.flops + steps.flops + decoding.flops + turns * encoding.flops
+    guided = {sampling.true_cfg_scale, sampling.context_guidance_scale} != {1.0}
+    passes = sampling.num_inference_steps * (1 + guided) + (sampling.context == "clean")
     return Memory(
-        worst.moment, worst.rows, max(_ram(machine, held.ram), text.ram), flops, held.swapped * turns
+        worst.moment, worst.rows, max(_ram(machine, held.ram), text.ram), flops, held.swapped * passes
     )
 
 
@@ -215,7 +239,7 @@ def _validation_memory(
     """Memory during validation pictures: the autoencoder and a copy of the LoRA are held too."""
     if not (config.validation_steps and config.num_validation_images):
         return Memory("validation", {})
-    picture = autoencoding(shapes, layout, 1, machine.dtype, decode=True)
+    picture = autoencoding(shapes, at_once(shapes, layout)[0], 1, machine.dtype, decode=True)
     rows = {
         **standing,
         "copy of the LoRA": standing["LoRA"],
@@ -228,12 +252,30 @@ def _validation_memory(
 def _mean_flops(
     shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, length: int, machine: Machine, whole: float
 ) -> float:
-    """Mean arithmetic of a forward and backward pass. With clean context, half of the batches learn only a
-    part of the generated panels.
+    """Mean arithmetic of a forward and backward pass. With clean and native context, half of the batches
+    learn only a part of the made panels, a single one in a box of two thirds of its sides; with references
+    half of these run the rest of the panel too.
     """
     if config.context == "noisy":
         return whole
-    return (whole + training_pass(shapes, config, layout, length, machine.dtype, part=True).flops) / 2
+    parts = [
+        training_pass(shapes, config, layout, length, machine.dtype, Learned(2 / 3, run_known)).flops
+        for run_known in ([False, True] if shapes.family.family.references else [False])
+    ]
+    return (whole + sum(parts) / len(parts)) / 2
+
+
+def _largest_pass(
+    shapes: ModelShapes, config: TrainConfig, layout: PanelLayout, length: int, machine: Machine
+) -> Profile:
+    """The pass of a training that takes the most memory. With references it is one that learns a small part
+    of the made panel: the whole panel is run, and its rest is shown as a reference besides.
+    """
+    whole = training_pass(shapes, config, layout, length, machine.dtype)
+    if config.context == "noisy" or not shapes.family.family.references:
+        return whole
+    part = training_pass(shapes, config, layout, length, machine.dtype, Learned(1 / 3, True))
+    return max(whole, part, key=lambda run: run.peak)
 
 
 def _weights_row(quantize: str) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from triptych.backbones.families import FLUX2
 from triptych.config.files import read_yaml
 from triptych.pictures.panels import PanelLayout
 from triptych.planning.advice import Change, in_words
+from triptych.planning.memory import KEPT_PANELS
 from triptych.wording.amounts import duration, number
 
-STAGES = {"embed": "triptych", "train": "step", "generate": "picture"}
+STAGES = {"embed": "triptych", "train": "step", "generate": "picture", "tryon": "picture"}
 """Planned stages in order, with the unit of work of each."""
 
 TIGHT = 0.95
@@ -22,6 +24,10 @@ PRESETS = (("80gb", 79), ("24gb", 23.5), ("16gb", 15.5), ("12gb", 11.5))
 """Presets in the package (`triptych/presets`), and the memory in GiB of the cards they are for, largest
 first.
 """
+KLEIN_PRESETS = (("klein-24gb", 23.5), ("klein-16gb", 15.5), ("klein-12gb", 11.5), ("klein-8gb", 7.5))
+"""The same for FLUX.2-klein-4B."""
+KLEIN_4B = 5e9
+"""More parameters than the transformer of FLUX.2-klein-4B has, and fewer than that of 9B."""
 
 
 def in_gib(size: float) -> float:
@@ -37,7 +43,7 @@ def verdict(plan: Mapping[str, Any]) -> str:
         if most > TIGHT * plan["memory_gib"] * 2**30:
             return (
                 f"It fits on {where}, but it is tight: {name} takes {in_gib(most)} GiB, and the system "
-                "and other programs need some too."
+                f"and other programs need some too.{_relief(name, plan)}"
             )
         return f"It fits on {where}."
     parts = []
@@ -56,6 +62,12 @@ def verdict(plan: Mapping[str, Any]) -> str:
     return f"It does not fit on {where}: {'; '.join(parts)}."
 
 
+def _relief(name: str, plan: Mapping[str, Any]) -> str:
+    """What frees some memory of a stage that fits."""
+    kept = plan[name]["bytes"].get(KEPT_PANELS, 0)
+    return f" --context-cache-gib 0 saves {in_gib(kept)} GiB of it." if kept else ""
+
+
 def run_line(plan: Mapping[str, Any], change: Change, layout: PanelLayout, rank: int) -> str:
     """The options after `triptych run` that make its stages fit, and the preset for such a card; empty if
     they fit already.
@@ -66,10 +78,17 @@ def run_line(plan: Mapping[str, Any], change: Change, layout: PanelLayout, rank:
     if not failing and not change:
         return ""
     ways = [] if not change or any(stage["change"] is None for stage in failing) else [in_words(change)]
-    preset = next((name for name, gib in PRESETS if plan["memory_gib"] >= gib), None)
+    preset = next((name for name, gib in _presets(plan) if plan["memory_gib"] >= gib), None)
     if preset and plan["is_card"]:
         ways.append(f"--config {preset}{_preset_words(preset, layout, rank)}")
     return f"for `run`: {', or '.join(ways)}" if ways else ""
+
+
+def _presets(plan: Mapping[str, Any]) -> Sequence[tuple[str, float]]:
+    """The presets for the plan's model."""
+    if plan["family"] != FLUX2.name:
+        return PRESETS
+    return KLEIN_PRESETS if plan["parameters"]["transformer"] < KLEIN_4B else ()
 
 
 def _preset_words(preset: str, layout: PanelLayout, rank: int) -> str:
@@ -86,14 +105,20 @@ def _preset_words(preset: str, layout: PanelLayout, rank: int) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
+def _canvas(plan: Mapping[str, Any]) -> str:
+    """The canvas that is sampled, its tokens and those of references, in words."""
+    (width, height), tokens = plan["sampled_canvas"], plan["tokens"]
+    beside = f", {tokens['references']} of reference pictures" if tokens["references"] else ""
+    return f"canvas {width}×{height} px: {tokens['image']} tokens{beside}"
+
+
 def text_of(plan: Mapping[str, Any]) -> str:
     """The whole plan as lines of text."""
     lines = [
         f"{plan['model']} on {plan['card']}: {plan['parameters']['transformer']:,} parameters in the "
         "transformer, "
         f"{plan['lora_parameters']:,} in the LoRA",
-        f"canvas {plan['canvas'][0]}×{plan['canvas'][1]} px: {plan['tokens']['image']} tokens, and "
-        f"{plan['tokens']['text']} of text",
+        f"{_canvas(plan)}, and {plan['tokens']['text']} of text",
     ]
     for name, unit in STAGES.items():
         stage = plan[name]
@@ -108,4 +133,5 @@ def text_of(plan: Mapping[str, Any]) -> str:
         )
     lines += ["", "disk"]
     lines += [f"  {in_gib(size):8.2f} GiB  {what}" for what, size in plan["disk_bytes"].items()]
+    lines += [line for warning in plan["warnings"] for line in ("", f"Warning: {warning}")]
     return "\n".join([*lines, "", plan["verdict"], *([plan["for_run"]] if plan["for_run"] else [])])

@@ -13,11 +13,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from triptych.backbones.contract import Backbone, Text
+from triptych.backbones.contract import Autoencoder, Backbone, Text
 from triptych.backbones.registry import BACKBONES
 from triptych.backbones.settings import (
     ModelSettings,
     model_class,
+    model_index,
     model_settings,
     recommended_settings,
     resolve_model,
@@ -48,6 +49,8 @@ class ModelShapes:
     family: type[Backbone]
     configs: dict[str, dict[str, Any]]
     settings: ModelSettings
+    distilled: bool = False
+    """Whether the model is distilled to few steps, see `Family.distilled`."""
 
     def backbone(self, dtype: torch.dtype) -> Backbone:
         """The family's own code on the meta device, which reads no file of the model. Without the scheduler's
@@ -76,6 +79,10 @@ class ModelShapes:
                 f"The config of {part} of {self.model} cannot be used: {error!r}.", "Is the folder complete?"
             ) from error
         return nn.Module.to(module, dtype).eval().requires_grad_(False)
+
+    def autoencoder(self, dtype: torch.dtype) -> Autoencoder:
+        """The family's own autoencoder around a module on the meta device."""
+        return self.family.autoencoder_class(self.build("vae", dtype))
 
     @cached_property
     def parameters(self) -> dict[str, int]:
@@ -121,7 +128,7 @@ class ModelShapes:
         return (layout.size[0] // self.settings.stride) * (layout.size[1] // self.settings.stride)
 
     def text_tokens(self, length: int) -> int:
-        """Number of text tokens that the transformer gets for captions of `length` T5 tokens."""
+        """Number of text tokens that the transformer gets for captions of `length` tokens."""
         return self.family.text_tokens(self.text(length, 1, torch.float32))
 
     def latents(self, layout: PanelLayout, batch: int) -> Tensor:
@@ -165,7 +172,8 @@ def model_shapes(model: str) -> ModelShapes:
         pipeline = model_class(model)
         family = _family(model, pipeline)
         configs = {part: _read(folder / part / "config.json") for part in _parts(family)}
-        return ModelShapes(model, family, configs, model_settings(model))
+        distilled = family.family.distilled(model_index(model))
+        return ModelShapes(model, family, configs, model_settings(model), distilled)
     if model not in known:
         raise ModelError(
             f"The shapes of {model} are unknown, and `plan` downloads nothing.",
@@ -175,7 +183,8 @@ def model_shapes(model: str) -> ModelShapes:
     family = _family(model, pipeline)
     configs = {part: known[model]["parts"][part] for part in _parts(family)}
     index = {"_class_name": pipeline, "is_distilled": known[model].get("is_distilled", False)}
-    return ModelShapes(model, family, configs, recommended_settings(family.family, index))
+    settings = recommended_settings(family.family, index)
+    return ModelShapes(model, family, configs, settings, family.family.distilled(index))
 
 
 def _parts(family: type[Backbone]) -> list[str]:

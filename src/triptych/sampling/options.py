@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from triptych.backbones.families import Family
 from triptych.backbones.settings import (
     ContextMode,
     ContextPlacement,
@@ -227,13 +228,18 @@ class SamplingConfig(LoadedConfig):
         return read_about(self.lora).get("base_model")
 
     def resolve(
-        self, settings: ModelSettings, strength: float, trained: Mapping[str, Any]
+        self,
+        settings: ModelSettings,
+        strength: float,
+        trained: Mapping[str, Any],
+        family: Family | None = None,
     ) -> tuple[Sampling, list[str]]:
         """Fill in every number: from this config, else from the LoRA, else from the model. Also returns
         warnings about settings that differ from the LoRA's training.
 
         Args:
             trained: the LoRA's metadata about its training; empty without a LoRA.
+            family: the model's family; by default it is looked up, for a hub id over the network.
 
         Raises:
             ConfigError: a given option has no effect.
@@ -242,7 +248,7 @@ class SamplingConfig(LoadedConfig):
         asked = {field.name: getattr(self, field.name, None) for field in fields(Sampling)}
         given = {name: value for name, value in asked.items() if value not in (None, "auto")}
         sampling = replace(recommended(settings, trained), **{**given, "strength": strength})
-        self._check_placement(sampling)
+        self._check_placement(sampling, family)
         run = idle_options.Run(
             self.model,
             settings,
@@ -257,7 +263,7 @@ class SamplingConfig(LoadedConfig):
         idle_options.check_effects({name: getattr(self, name) for name in self.model_fields_set}, run)
         return sampling, unusual(sampling, trained, settings)
 
-    def _check_placement(self, sampling: Sampling) -> None:
+    def _check_placement(self, sampling: Sampling, family: Family | None) -> None:
         """Raise ConfigError for a placement that does not go with the context or the model."""
         if self.context_placement not in ("auto", sampling.context_placement):
             raise ConfigError(
@@ -265,7 +271,9 @@ class SamplingConfig(LoadedConfig):
                 f"{'the canvas' if sampling.context_placement == 'canvas' else 'reference pictures'}.",
                 f"Leave --context-placement {self.context_placement} out, or give another --context.",
             )
-        if sampling.context_placement == "reference" and not family_of(self.model).references:
+        if sampling.context_placement != "reference":
+            return
+        if not (family or family_of(self.model)).references:
             raise ConfigError(
                 f"{self.model} does not know reference pictures.",
                 "Leave --context native and --context-placement reference out, or use a FLUX.2-klein model.",

@@ -66,14 +66,14 @@ class TrainConfig(TransformerConfig):
     the LoRA starts from no change at all.
     """
     rank: Annotated[int, RESULT, TRACED] = Field(default=16, ge=1)
-    """Rank of the LoRA."""
+    """Rank of the LoRA; for FLUX.2 32 by default."""
     alpha: Annotated[float, RESULT] = Field(default=16, gt=0)
-    """Scale of the LoRA in units of rank; folded into the saved file."""
+    """Scale of the LoRA in units of rank, for FLUX.2 the rank by default; folded into the saved file."""
     lora_dropout: Annotated[float, RESULT, RARE, TRACED] = Field(default=0.0, ge=0, lt=1)
     """Share of the LoRA's inputs dropped in training."""
     caption_dropout: Annotated[float, RESULT] = Field(default=0.05, ge=0, le=1)
     """Share of samples trained with the empty caption, so that the LoRA learns from the panels and not only
-    from the words.
+    from the words; for FLUX.2 0.1 by default.
     """
     shift: Annotated[float | None, RESULT, RARE] = Field(default=None, gt=0)
     """Shift of the noise levels towards noise: t → shift·t / (1 + (shift − 1)·t); by default the model's own
@@ -92,8 +92,8 @@ class TrainConfig(TransformerConfig):
     context: Annotated[ContextMode, RESULT, TRACED] = "noisy"
     """noisy: all panels are noised and learned, as in the paper. clean: the given panels (product photos),
     and in half of the batches a part of the made panels, are shown without noise and read once; the rest of
-    the made panels is learned. Sampling is then faster. native: they are run at every step, as FLUX.2 sees
-    references.
+    the made panels is learned. Sampling is then faster; the default for FLUX.2. native: they are run at every
+    step, as FLUX.2 sees references.
     """
     context_placement: Annotated[Literal["auto", "canvas", "reference"], RESULT, CLEAN_ONLY, TRACED] = "auto"
     """Clean context: canvas: the given panels stand beside the made ones; reference: each is a picture of its
@@ -153,6 +153,23 @@ class TrainConfig(TransformerConfig):
     def check_early(self) -> None:
         """Raise ModelError if no model is named, or the folder holds none."""
         resolve_model(self.model)
+
+
+def for_family(config: TrainConfig, family: Family) -> TrainConfig:
+    """The config with the family's own defaults for settings that are not given, see `Family.training`."""
+    own = {name: value for name, value in family.training.items() if name not in config.model_fields_set}
+    config = config.model_copy(update=own)
+    if "rank" in family.training and "alpha" not in config.model_fields_set:
+        return config.model_copy(update={"alpha": float(config.rank)})
+    return config
+
+
+def on_distilled(model: str) -> str:
+    """The warning for a training on a distilled model."""
+    return (
+        f"{model} is distilled to a few steps, and training harms that: train on its base model instead "
+        "(FLUX.2-klein-base-4B for FLUX.2-klein-4B); the LoRA then works on the distilled model too."
+    )
 
 
 def settings_that_matter(config: TrainConfig) -> dict[str, Any]:

@@ -191,7 +191,7 @@ class Asking:
     def __init__(
         self, config: CaptionConfig, limit: int, captioner: PerWorker[Captioner], journal: Journal
     ) -> None:
-        """limit: the longest caption in T5 tokens."""
+        """limit: the longest caption in tokens of the text encoder."""
         self.config, self.limit = config, limit
         self.captioner, self.answers = captioner(), Answers(journal)
         self.problems: Callable[..., list[str]] = linter(config.model, limit, config.brands)

@@ -40,7 +40,7 @@ class CaptionConfig(StageConfig):
     model: Annotated[str, RESULT, GIVEN, SHARED] = ""
     """The diffusion model to be trained; its text encoder limits how long a caption may be."""
     max_caption_tokens: Annotated[int | None, RESULT, RARE] = Field(default=None, ge=8, le=512)
-    """Longest caption in T5 tokens; by default the model's limit."""
+    """Longest caption in tokens of the model's text encoder; by default the model's limit."""
     max_new_tokens: Annotated[int, RESULT, RARE] = Field(default=600, ge=16)
     """Longest answer in tokens of the vision-language model; raise it for models that reason first."""
     retries: Annotated[int, RESULT] = Field(default=2, ge=0, le=10)

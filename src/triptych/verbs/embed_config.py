@@ -13,7 +13,7 @@ from triptych.config.stage import ModelConfig, PhotoConfig
 
 class EmbedConfig(ModelConfig, PhotoConfig):
     max_sequence_length: Annotated[int | None, RESULT] = Field(default=None, ge=1, le=512)
-    """T5 tokens kept of a caption; by default the model's recommendation. Longer captions are cut, and
+    """Text tokens kept of a caption; by default the model's recommendation. Longer captions are cut, and
     counted in the summary.
     """
     batch_size: Annotated[int, RUNNING] = Field(default=4, ge=1)

@@ -168,7 +168,4 @@ caption:
 train:
   max_train_steps: 1000
   batch_size: 4
-  learning_rate: 1.0e-4
-  rank: 16
-  alpha: 16
 """

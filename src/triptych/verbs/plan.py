@@ -4,7 +4,6 @@ weights.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,9 +18,11 @@ from triptych.planning import advice
 from triptych.planning.cards import Card, find_card
 from triptych.planning.disk import disk_bytes
 from triptych.planning.memory import Machine, Memory, embed_memory, sampling_memory, train_memory
-from triptych.planning.report import in_gib, run_line, text_of, verdict
+from triptych.planning.report import TIGHT, in_gib, run_line, text_of, verdict
 from triptych.planning.shapes import ModelShapes, model_shapes
+from triptych.planning.shift import shift_warning
 from triptych.tasks import DEFAULT, task_named
+from triptych.training.config import for_family, on_distilled, placement_of
 from triptych.training.data import steps_of_epochs
 from triptych.verbs import STAGES
 from triptych.verbs.plan_config import PlanConfig
@@ -31,12 +32,13 @@ USUAL_TRIPTYCHS = 50
 2410.23775).
 """
 
-log = logging.getLogger(__name__)
+USUAL_POLYGON = 0.35
+"""Assumed share of the worn panel inside the polygon of a try-on."""
 
 
 def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
-    """Estimate memory, disk and time of embed, train and generate, and suggest the smallest change if they do
-    not fit.
+    """Estimate memory, disk and time of embed, train, generate and tryon, and suggest the smallest change if
+    they do not fit.
 
     Args:
         data: a loaded config file (`config.load_config`): shared keys and a section per verb.
@@ -49,12 +51,13 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
     given: dict[str, Any] = {"model": config.model} if config.model else {}
     if "work" in config.model_fields_set:
         given["work"] = config.work
-    concat, embed, train, generate = (
-        _config(name, data or {}, given) for name in ("concat", "embed", "train", "generate")
+    concat, embed, train, generate, tryon = (
+        _config(name, data or {}, given) for name in ("concat", "embed", "train", "generate", "tryon")
     )
-    shapes = {model: model_shapes(model) for model in {embed.model, train.model, generate.model}}
+    shapes = {one.model: model_shapes(one.model) for one in (embed, train, generate, tryon)}
     settings = shapes[train.model].settings
     task = task_named(train.task) if train.task else DEFAULT
+    train = for_family(train, shapes[train.model].family.family)
     layout = _layout(concat, task.layout(settings.panel_width, settings.panel_height), settings.stride)
     triptychs = (
         config.num_triptychs or len(TriptychFolder(train.triptych_folder).pictures()) or USUAL_TRIPTYCHS
@@ -67,8 +70,9 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
         _Embedding(embed, shapes[embed.model], layout, length, card),
         _Training(train, shapes[train.model], layout, length, card),
         _Sampling(generate, shapes[generate.model], _layout(generate, layout, settings.stride), card, train),
+        _TryOn(tryon, shapes[tryon.model], _layout(tryon, layout, settings.stride), card, train),
     )
-    units = {"embed": triptychs, "train": train.max_train_steps, "generate": 1}
+    units = {"embed": triptychs, "train": train.max_train_steps, "generate": 1, "tryon": 1}
     trained = shapes[train.model]
     summary: dict[str, Any] = {
         "model": train.model,
@@ -77,9 +81,15 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
         "is_card": card.is_card,
         "parameters": trained.parameters,
         "lora_parameters": trained.lora_parameters(train.rank),
+        "family": trained.family.name,
         "canvas": list(layout.size),
-        "tokens": {"image": trained.image_tokens(layout), "text": trained.text_tokens(length)},
+        "sampled_canvas": list(stages[2].sampled.size),
+        "tokens": stages[2].tokens() | {"text": trained.text_tokens(length)},
         "triptychs": triptychs,
+        "warnings": [
+            *([on_distilled(train.model)] if trained.distilled else []),
+            *dict.fromkeys(warning for stage in stages[2:] for warning in stage.warnings()),
+        ],
         "disk_bytes": disk_bytes(trained, train, layout, length, stages[0].machine.dtype, triptychs),
     }
 
@@ -104,7 +114,7 @@ class _Stage(ABC):
     def __init__(
         self, config: Any, shapes: ModelShapes, layout: PanelLayout, length: int, card: Card
     ) -> None:
-        """length: T5 tokens of a caption."""
+        """length: tokens of a caption."""
         self.config, self.shapes, self.layout, self.length, self.card = config, shapes, layout, length, card
         self.machine = Machine(card.dtype if config.dtype == "auto" else DTYPES[config.dtype], card.is_card)
 
@@ -121,13 +131,7 @@ class _Stage(ABC):
         memory = self.memory(self.config, self.layout)
         seconds = self.card.seconds(memory, self.machine.dtype)
         fits = memory.total <= self.card.memory
-        change = (
-            None
-            if fits
-            else advice.smallest_change(
-                self.choices(), lambda change: self._changed(change).total, self.card.memory
-            )
-        )
+        change = None if fits else self._change()
         changed = self._changed(change) if change else None
         return {
             "moment": memory.moment,
@@ -144,6 +148,14 @@ class _Stage(ABC):
             "bytes_with_change": round(changed.total) if changed else None,
             "seconds_each_with_change": self.card.seconds(changed, self.machine.dtype) if changed else None,
         }
+
+    def _change(self) -> advice.Change | None:
+        """The smallest change after which it fits and is not tight, else after which it fits."""
+        for room in (TIGHT * self.card.memory, self.card.memory):
+            change = advice.smallest_change(self.choices(), lambda change: self._changed(change).total, room)
+            if change is not None:
+                return change
+        return None
 
     def _changed(self, change: advice.Change) -> Memory:
         settings = dict(change)
@@ -181,24 +193,51 @@ class _Sampling(_Stage):
     """`generate` from product photos with the LoRA of the training."""
 
     name = "generate"
+    repainted = 1.0
 
     def __init__(self, config: Any, shapes: ModelShapes, layout: PanelLayout, card: Card, train: Any) -> None:
         super().__init__(config, shapes, layout, shapes.settings.max_sequence_length, card)
         trained = {"context": train.context, "context_lora": train.context_lora}
+        if train.context != "noisy":
+            trained["context_placement"] = placement_of(train, shapes.family.family)
         self.rank = train.rank
-        self.sampling, warnings = config.resolve(shapes.settings, 1.0, trained)
-        for warning in warnings:
-            log.warning("%s", warning)
+        strength = getattr(config, "strength", 1.0)
+        self.sampling, self._warnings = config.resolve(
+            shapes.settings, strength, trained, shapes.family.family
+        )
 
     def memory(self, config: Any, layout: PanelLayout) -> Memory:
         return sampling_memory(
-            self.shapes, config, self.sampling, layout, self.length, self.machine, True, self.rank
+            self.shapes, config, self.sampling, layout, self.length, self.machine, self.rank, self.repainted
         )
 
     def choices(self) -> list[list[advice.Change]]:
-        return advice.for_sampling(
-            self.config, self.layout, self.shapes.settings.stride, len(self.shapes.weights.blocks)
-        )
+        reads = self.sampling.context == "clean"
+        blocks = len(self.shapes.weights.blocks)
+        return advice.for_sampling(self.config, self.layout, self.shapes.settings.stride, blocks, reads)
+
+    @property
+    def sampled(self) -> PanelLayout:
+        """The panels on the canvas that is sampled."""
+        apart = self.sampling.context_placement == "reference"
+        return self.layout.only(self.layout.made) if apart else self.layout
+
+    def tokens(self) -> dict[str, int]:
+        """Number of image tokens: of the canvas, and of references beside it."""
+        on_canvas = self.shapes.image_tokens(self.sampled)
+        return {"image": on_canvas, "references": self.shapes.image_tokens(self.layout) - on_canvas}
+
+    def warnings(self) -> list[str]:
+        """What is unusual about the sampling."""
+        jump = shift_warning(self.shapes, self.sampling, self.sampled)
+        return [*self._warnings, *([jump] if jump else [])]
+
+
+class _TryOn(_Sampling):
+    """`tryon` with that LoRA, of a polygon that covers a part of the panel."""
+
+    name = "tryon"
+    repainted = USUAL_POLYGON
 
 
 def _config(name: str, data: Mapping[str, Any], given: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from triptych.config.marks import GIVEN, RESULT, SHARED
 from triptych.config.stage import StageConfig
-from triptych.planning.card_names import check_card
+from triptych.planning.card_names import card_named
 
 
 class PlanConfig(StageConfig):
@@ -27,5 +27,4 @@ class PlanConfig(StageConfig):
     @classmethod
     def _known(cls, name: str) -> str:
         """Refuse an unknown card here, before any heavy import."""
-        check_card(name)
-        return name
+        return card_named(name)

@@ -6,6 +6,7 @@ restarted gives the same LoRA. `triptych.training` has the parts of the loop.
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import time
@@ -21,6 +22,7 @@ from triptych import flow, progress
 from triptych.backbones.checkpoint import fingerprint
 from triptych.backbones.contract import Backbone
 from triptych.backbones.registry import load_backbone
+from triptych.backbones.settings import model_index
 from triptych.config.stage import seeds_from
 from triptych.data.embeddings import EmbeddingFolder
 from triptych.errors import WorkError
@@ -31,7 +33,14 @@ from triptych.store.files import read_jsonl, sha256_file
 from triptych.store.folder import StageFolder
 from triptych.tasks import DEFAULT, task_of
 from triptych.training import distributed
-from triptych.training.config import TrainConfig, check, placement_of, settings_that_matter
+from triptych.training.config import (
+    TrainConfig,
+    check,
+    for_family,
+    on_distilled,
+    placement_of,
+    settings_that_matter,
+)
 from triptych.training.continuation import begun, check_init_lora, is_done, start_from, steps_of
 from triptych.training.data import TrainingSet, steps_of_epochs
 from triptych.training.freshness import changes, check_embeddings
@@ -40,6 +49,8 @@ from triptych.training.loss import LossMeter, losses_of
 from triptych.training.optimizer import learning_rate, make_optimizer, optimizer_class
 from triptych.training.results import Results
 from triptych.training.state import TrainState
+
+log = logging.getLogger(__name__)
 
 _HINT = (
     "Put the old settings back, or train in another folder with --lora-folder; with --init-lora it "
@@ -60,6 +71,9 @@ def train(config: TrainConfig) -> Run:
     seeds_from(config.seed, max(1, config.num_validation_images))
     device = distributed.own_device(config.device)
     backbone = load_backbone(config.model, device, config.dtype, config.quantize, config.blocks_to_swap)
+    config = for_family(config, backbone.family)
+    if backbone.family.distilled(model_index(config.model)):
+        log.warning("%s", on_distilled(config.model))
     records = _embeddings(config, backbone)
     optimizer_class(config.optimizer)
     check_embeddings(config, records)

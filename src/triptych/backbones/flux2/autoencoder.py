@@ -9,7 +9,6 @@ import torch
 from diffusers import AutoencoderKLFlux2
 from torch import Tensor
 
-from triptych.backbones.checkpoint import check_autoencoder
 from triptych.backbones.contract import Autoencoder
 from triptych.backbones.families import flux2_stride
 
@@ -37,12 +36,8 @@ class Flux2Autoencoder(Autoencoder):
 
     model_class = AutoencoderKLFlux2
 
-    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
-        check_autoencoder(AutoencoderKLFlux2, model)
-        vae = AutoencoderKLFlux2.from_pretrained(
-            model, subfolder="vae", torch_dtype=dtype, use_safetensors=True
-        )
-        self.vae = vae.to(device).eval()
+    def __init__(self, vae: AutoencoderKLFlux2) -> None:
+        self.vae = vae
         self.stride = flux2_stride(vae.config)
         self.mean = vae.bn.running_mean.float().view(1, -1, 1, 1)
         self.std = (vae.bn.running_var.float().view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt()

@@ -33,12 +33,18 @@ class KleinQwen3(Qwen3Model):
         self.norm = nn.Identity()  # the 27th state is read before any norm
 
 
+def _planned(tokens: int) -> dict[str, Any]:
+    """The mask that transformers makes of the padding; it would have to look into one without data."""
+    mask = torch.empty(1, 1, tokens, tokens, dtype=torch.bool, device="meta")
+    return {"attention_mask": {"full_attention": mask}, "use_cache": False}
+
+
 class Flux2Text(TextEncoder):
     """`prompt_embeds`, (B, L, 3·D). All L tokens reach the transformer, padding included: the model was
     trained so.
     """
 
-    parts: ClassVar = {"text_encoder": EncoderPart(KleinQwen3)}
+    parts: ClassVar = {"text_encoder": EncoderPart(KleinQwen3, planned=_planned)}
 
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(model, subfolder=FLUX2.prompt_tokenizer)
