@@ -138,8 +138,35 @@ def opening(model: str) -> Iterator[None]:
         raise ModelError(f"The model {model} cannot be loaded: {words}.", hint) from error
 
 
-def fingerprint(model: str, parts: Sequence[str]) -> str:
-    """A hash that changes when the given subfolders of a model change; for a hub id, a hash of its name.
+def same_weights(model: str, other: str, parts: Sequence[str]) -> bool:
+    """Whether two models have the same weights in these subfolders: two folders by `fingerprint`, two hub
+    models by the hashes that the hub gives of their files. A folder and a hub model count as different.
+
+    Raises:
+        ModelError: the hub cannot be reached.
+    """
+    folders = [Path(resolve_model(one)).is_dir() for one in (model, other)]
+    if all(folders):
+        return fingerprint(model, parts, "*.safetensors") == fingerprint(other, parts, "*.safetensors")
+    return not any(folders) and _hub_hashes(model, parts) == _hub_hashes(other, parts)
+
+
+def _hub_hashes(model: str, parts: Sequence[str]) -> dict[str, str]:
+    """The sha256 of every safetensors file of a hub model in these subfolders, without a download."""
+    from huggingface_hub import HfApi
+
+    with opening(model):
+        files = HfApi().model_info(model, files_metadata=True).siblings or []
+    return {
+        file.rfilename: file.lfs.sha256
+        for file in files
+        if file.lfs and file.rfilename.split("/")[0] in parts and file.rfilename.endswith(".safetensors")
+    }
+
+
+def fingerprint(model: str, parts: Sequence[str], pattern: str = "*") -> str:
+    """A hash that changes when the given subfolders of a model change, or their files of a pattern; for a hub
+    id, a hash of its name.
 
     Files up to 64 MiB are hashed whole, larger ones by size and safetensors header, so that a 12B model takes
     no time.
@@ -148,7 +175,7 @@ def fingerprint(model: str, parts: Sequence[str]) -> str:
     if not root.is_dir():
         return hashlib.sha256(model.encode()).hexdigest()
     total = hashlib.sha256()
-    for file in sorted(f for part in parts for f in (root / part).rglob("*") if f.is_file()):
+    for file in sorted(f for part in parts for f in (root / part).rglob(pattern) if f.is_file()):
         size = file.stat().st_size
         total.update(f"{file.relative_to(root)}:{size}:".encode())
         with open(file, "rb") as stream:

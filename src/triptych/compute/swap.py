@@ -8,7 +8,8 @@ backward. LoRA layers are not swapped: they are added later and are small.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,22 @@ def _swap(block: nn.Module, device: torch.device) -> None:
 
     block.forward = forward
     setattr(block, _SWAPPED, slots)
+
+
+@contextmanager
+def aside(module: nn.Module) -> Iterator[None]:
+    """Move a module's tensors from a card to RAM while something else needs the card, and back afterwards."""
+    held = [(tensor, tensor.device) for tensor in (*module.parameters(), *module.buffers())]
+    moved = [(tensor, device) for tensor, device in held if device.type != "cpu"]
+    for tensor, _ in moved:
+        tensor.data = tensor.data.cpu()
+    if moved:
+        torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        for tensor, device in moved:
+            tensor.data = tensor.data.to(device)
 
 
 def fetch(tensor: Tensor, device: torch.device) -> Tensor:

@@ -77,6 +77,13 @@ def lora_state(transformer: nn.Module) -> dict[str, Tensor]:
     return get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
 
 
+def set_lora(transformer: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy tensors, by the names of `lora_state`, into the transformer's LoRA."""
+    with torch.no_grad():
+        for name, tensor in lora_state(transformer).items():
+            tensor.copy_(values[name])
+
+
 @contextmanager
 def lora_switched_off(transformer: nn.Module) -> Iterator[None]:
     """Run the base model alone, without gradients; the LoRA is switched on again afterwards."""
@@ -280,5 +287,6 @@ __all__ = [
     "read_header",
     "read_lora",
     "save_lora",
+    "set_lora",
     "write_lora",
 ]

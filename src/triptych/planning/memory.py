@@ -161,7 +161,8 @@ def train_memory(
     )
     turns = 2 if config.gradient_checkpointing else 1  # a block's forward runs again before its backward pass
     flops = passes * _mean_flops(shapes, config, layout, length, machine, run.flops)
-    return Memory(worst.moment, worst.rows, _ram(machine, held.ram), flops, held.swapped * turns * passes)
+    ram = held.ram * (2 if config.validation_model else 1)  # one waits while the other is on the card
+    return Memory(worst.moment, worst.rows, _ram(machine, ram), flops, held.swapped * turns * passes)
 
 
 def sampling_memory(

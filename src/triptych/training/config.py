@@ -135,6 +135,11 @@ class TrainConfig(TransformerConfig):
     """Number of triptychs in validation pictures, held-out ones first: their made panels are generated from
     the given ones.
     """
+    validation_model: Annotated[str | None, OUTPUT] = None
+    """A second model for validation pictures, such as FLUX.2-klein-4B in a training on FLUX.2-klein-base-4B:
+    each is also made with that model and the averaged LoRA, in the number of steps that it is made for. It is
+    loaded only meanwhile, and has to have the base's layers and text encoder.
+    """
     early_stopping_patience: Annotated[int, RESULT] = Field(default=0, ge=0)
     """Stop after this many validations in a row without a lower loss, and keep the LoRA of the lowest; 0:
     never.
@@ -212,6 +217,12 @@ def check(config: TrainConfig, layout: PanelLayout) -> None:
             "Give --num-validation-triptychs and --validation-steps, or leave --early-stopping-patience at 0."
         )
         raise ConfigError("Stopping early needs a validation loss, and nothing is validated.", hint)
+    if config.validation_model and not (config.validation_steps and config.num_validation_images):
+        hint = "Give --validation-steps and --num-validation-images, or leave --validation-model out."
+        raise ConfigError("Pictures of another model are validation pictures, and none are made.", hint)
+    if config.validation_model and config.shard_base:
+        hint = "Leave --shard-base or --validation-model out."
+        raise ConfigError("A second model for validation pictures is not sharded over processes.", hint)
     if config.shard_base and (config.blocks_to_swap or config.quantize != "none"):
         hint = "Give --shard-base alone, or leave it out."
         raise ConfigError("A base model that is sharded over processes cannot be quantised or swapped.", hint)

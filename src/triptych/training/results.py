@@ -15,6 +15,7 @@ from triptych.training.config import TrainConfig
 from triptych.training.data import TrainingSet
 from triptych.training.log import TrainLog
 from triptych.training.state import TrainState
+from triptych.training.twin import Twin
 from triptych.training.validation import validation_loss, validation_pictures
 
 
@@ -30,11 +31,12 @@ class Results:
         backbone: Backbone,
         data: TrainingSet,
         init: LoraFile | None,
+        twin: Twin | None,
         state: TrainState,
         folder: Path,
     ) -> None:
         self._config, self._backbone, self._data, self._init = config, backbone, data, init
-        self._state, self._folder = state, folder
+        self._twin, self._state, self._folder = twin, state, folder
         self._writes = distributed.rank() == 0
         self.start = self._saved = state.step
         self.log = TrainLog(
@@ -90,7 +92,9 @@ class Results:
             )
             # A sharded model runs on all processes or on none.
             if config.num_validation_images and (self._writes or sharded):
-                pictures = validation_pictures(config, self._backbone, transformer, self._data, state.step)
+                pictures = validation_pictures(
+                    config, self._backbone, transformer, self._data, state, self._twin
+                )
                 self.log.picture(state.step, pictures)
         return losses
 

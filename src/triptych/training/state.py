@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from triptych.lora.adapter import lora_state
+from triptych.lora.adapter import lora_state, set_lora
 from triptych.training.checkpoints import load_newest, save_checkpoint
 from triptych.training.optimizer import optimizer_state, restore_optimizer
 
@@ -71,10 +71,10 @@ class TrainState:
         """The transformer with the average as its LoRA. The trained weights are restored afterwards."""
         now = _copy_of(lora_state(self.transformer))
         try:
-            _copy_into(self.transformer, self.average)
+            set_lora(self.transformer, self.average)
             yield self.transformer
         finally:
-            _copy_into(self.transformer, now)
+            set_lora(self.transformer, now)
 
     def validated(self, loss: float) -> None:
         """Record a validation loss; with `keep_best`, keep the average if the loss is the lowest so far."""
@@ -120,7 +120,7 @@ class TrainState:
             )
         lengths = {name: numbers.pop(name) for name in list(numbers) if name.startswith("length.")}
         self.lengths = {int(name.removeprefix("length.")): int(length) for name, length in lengths.items()}
-        _copy_into(self.transformer, _below("lora", tensors))
+        set_lora(self.transformer, _below("lora", tensors))
         for name, tensor in _below("ema", tensors).items():
             self.average[name].copy_(tensor)
         self.best = {
@@ -153,9 +153,3 @@ def _below(group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _copy_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in values.items()}
-
-
-def _copy_into(transformer: nn.Module, values: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in lora_state(transformer).items():
-            tensor.copy_(values[name])

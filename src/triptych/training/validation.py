@@ -17,6 +17,8 @@ from triptych.sampling.opened import OpenedModel
 from triptych.training.config import TrainConfig, placement_of
 from triptych.training.data import TrainingSet
 from triptych.training.loss import losses_of
+from triptych.training.state import TrainState
+from triptych.training.twin import Twin
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 """The noise levels of validation."""
@@ -44,12 +46,18 @@ def validation_loss(
 
 
 def validation_pictures(
-    config: TrainConfig, backbone: Backbone, transformer: nn.Module, data: TrainingSet, step: int
+    config: TrainConfig,
+    backbone: Backbone,
+    transformer: nn.Module,
+    data: TrainingSet,
+    state: TrainState,
+    twin: Twin | None = None,
 ) -> Image.Image:
     """Panels that `generate` makes from the given ones, each with a fixed seed: the true panel above, the
-    generated one below, both labelled.
+    generated one below, and with a `twin` that model's below it, all labelled.
 
-    The true panels are decoded by the autoencoder. Held-out triptychs come first.
+    The true panels are decoded by the autoencoder. Held-out triptychs come first. transformer: the model in
+    training, with the averaged LoRA of `state`.
     """
     ids = [*data.held_out, *data.ids][: config.num_validation_images]
     texts = {"": data.records.empty, **{id: data.records[id].text for id in ids}}
@@ -59,19 +67,41 @@ def validation_pictures(
         "context_reading": config.context_reading,
         "context_placement": placement_of(config, backbone.family),
     }
-    model = OpenedModel(backbone, transformer, backbone.load_autoencoder(), texts, trained=trained)
-    rows: list[tuple[str, Image.Image]] = []
-    for number, id in enumerate(ids):
-        record = data.records[id]
-        layout = data.layouts[id]
-        (truth,) = decoded(model, record.latent_mean_CHW[None].to(backbone.device), layout)
-        panels = dict(zip(layout.roles, split(truth, layout), strict=True))
-        given = {role: panels[role] for role in layout.given}
-        with progress.within("validation picture"), backbone.autocast():
-            (made,) = generate_triptych(model, [id], layout, [config.seed + number], products=[given])
+    autoencoder = backbone.load_autoencoder()
+    model = OpenedModel(backbone, transformer, autoencoder, texts, trained=trained)
+    truths = {id: _truth(model, data, id) for id in ids}
+    rows: dict[str, list[tuple[str, Image.Image]]] = {}
+    for id, truth in truths.items():
         kind = "held out" if id in data.held_out else "trained on"
-        rows += [(f"true, {kind}: {id}", truth), (f"made at step {step}: {id}", made)]
-    return _labelled(rows)
+        made = _made(config, model, data, id, truth)
+        rows[id] = [(f"true, {kind}: {id}", truth), (f"made at step {state.step}: {id}", made)]
+    if twin is not None:
+        with twin.opened(state.average, transformer) as other:
+            model = OpenedModel(twin.backbone, other, autoencoder, texts, trained=trained)
+            for id, truth in truths.items():
+                made = _made(config, model, data, id, truth)
+                rows[id].append((f"made by {twin.name} at step {state.step}: {id}", made))
+            del model, other  # so that the card is free before the other model is back
+    return _labelled([row for several in rows.values() for row in several])
+
+
+def _truth(model: OpenedModel, data: TrainingSet, id: str) -> Image.Image:
+    """A triptych as the autoencoder shows it."""
+    latents = data.records[id].latent_mean_CHW[None].to(model.backbone.device)
+    return decoded(model, latents, data.layouts[id])[0]
+
+
+def _made(
+    config: TrainConfig, model: OpenedModel, data: TrainingSet, id: str, truth: Image.Image
+) -> Image.Image:
+    """The triptych with its made panels generated from the given ones."""
+    layout = data.layouts[id]
+    panels = dict(zip(layout.roles, split(truth, layout), strict=True))
+    given = {role: panels[role] for role in layout.given}
+    ids = [*data.held_out, *data.ids]
+    with progress.within("validation picture"), model.backbone.autocast():
+        seed = config.seed + ids.index(id)
+        return generate_triptych(model, [id], layout, [seed], products=[given])[0]
 
 
 def _labelled(rows: list[tuple[str, Image.Image]]) -> Image.Image:

@@ -49,6 +49,7 @@ from triptych.training.loss import LossMeter, losses_of
 from triptych.training.optimizer import learning_rate, make_optimizer, optimizer_class
 from triptych.training.results import Results
 from triptych.training.state import TrainState
+from triptych.training.twin import Twin, open_twin
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ def train(config: TrainConfig) -> Run:
         steps = steps_of_epochs(config.epochs, len(data.ids), config.batch_size * _passes(config))
         config = config.model_copy(update={"max_train_steps": steps, "epochs": None})
     init = check_init_lora(config, backbone)
+    twin = open_twin(config, backbone)
     folder = _folder(config, data, init)
     is_done(config)
     summary = _summary(config, data)
@@ -97,7 +99,7 @@ def train(config: TrainConfig) -> Run:
             return
         distributed.join(backbone.device)
         try:
-            yield from _steps(config, backbone, data, init, folder.path, summary)
+            yield from _steps(config, backbone, data, init, twin, folder.path, summary)
         finally:
             distributed.leave()
 
@@ -168,13 +170,14 @@ def _steps(
     backbone: Backbone,
     data: TrainingSet,
     init: LoraFile | None,
+    twin: Twin | None,
     folder: Path,
     summary: dict[str, Any],
 ) -> Iterator[Event]:
     """The loop: an event for each step. Every step is a function of its number alone; see `_step`."""
     state = _newest_state(config, backbone, init, folder)
     clock = time.monotonic()
-    results = Results(config, backbone, data, init, state, folder)
+    results = Results(config, backbone, data, init, twin, state, folder)
     log, start = results.log, results.start
     summary.update(resumed_at=start, train_steps=start, loss=log.mean_loss())
     for step in range(start):
