@@ -75,6 +75,7 @@ def test_canvases_of_two_sizes_train_in_batches_of_one_size(work: Path, tiny_flu
     write_records(work, ["id-5", "id-6"], tiny_flux, wide)
     options = config(work, tiny_flux)
     backbone, data = load_backbone(str(tiny_flux), "cpu", "fp32"), training_set(work, options)
+    assert data.layout == LAYOUT, "that of the first"
     layouts = [data.draw(backbone, step, 0, 1).layout for step in range(6)]
     assert Counter(layout.size for layout in layouts) == {LAYOUT.size: 4, wide.size: 2}
     train(options).finish()
