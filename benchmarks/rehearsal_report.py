@@ -62,7 +62,7 @@ embeddings are kept, so a second picture does not need them.
 `--quantize` is for memory, not for speed. The products of one single block for a step with 35 % active:
 {_formats(block)}. {_verdict(block)}
 
-{_plan(report, measured)}
+{_plan(report)}
 """
 
 
@@ -114,18 +114,18 @@ def _verdict(block: dict[str, dict[str, float]]) -> str:
     return f"Fastest here: {fastest}."
 
 
-def _plan(report: dict[str, Any], measured: dict[str, float]) -> str:
+def _plan(report: dict[str, Any]) -> str:
     """What `plan` says, beside what was measured."""
     about = report.get("plan")
     if about is None:
         return ""
     memory = about["bytes"] / (report["peak_memory_gib"] * GIB)
-    name, real = next(iter(measured.items()))
-    expected, tflop = about["flop_per_second"], about["flop"] / 1e12
+    run = report["runs"]["whole panel"]
+    seconds = alone(run, "all", report["threads"]) + report["text_encoder"]["seconds"]
     return (
         f"`triptych plan --card cpu` expects {about['bytes'] / GIB:.2f} GiB ({about['moment']}): "
-        f"{memory:.2f} times what was measured. It expects {expected / 1e9:.0f} GFLOP/s: "
-        f"{expected / real:.2f} times those measured ({name}). For a picture from two product photos without "
-        f"a person it says {about['seconds'] / 60:.1f} minutes ({tflop:.0f} TFLOP); at the measured speed "
-        f"that is {about['flop'] / real / 60:.1f}."
+        f"**{memory:.2f} times** what was measured. At the speed of products measured here it expects "
+        f"{about['flop_per_second'] / 1e9:.0f} GFLOP/s in all and {about['seconds'] / 60:.1f} minutes for a "
+        f"picture ({about['flop'] / 1e12:.0f} TFLOP, whole panel, text included): **"
+        f"{about['seconds'] / seconds:.2f} times** the {seconds / 60:.1f} minutes measured."
     )

@@ -73,7 +73,16 @@ def test_a_small_rehearsal_dresses_and_reports(tmp_path: Path, rehearse_klein: A
     about = {"bytes": 2**30, "moment": "denoising step", "flop": 6e12, "flop_per_second": 1e11, "seconds": 60}
     page = rehearse_klein.klein_page(json.loads(json.dumps(report | {"plan": about})))
     assert "| 2 steps |" in page and "expects 1.00 GiB (denoising step)" in page
-    assert "it says 1.0 minutes (6 TFLOP)" in page and "| **all** |" in page and "100%" in page
+    assert "1.0 minutes for a picture (6 TFLOP" in page and "| **all** |" in page and "100%" in page
+
+
+@pytest.mark.slow
+def test_plan_is_asked_for_such_a_try_on(rehearse_klein: Any) -> None:
+    about = rehearse_klein.planned({"matmul_flop_per_second": 1e12})
+    whole = rehearse_klein.flop_of_pass(FULL["transformer"], 1728, 512, 3 * 1728)
+    assert 4 * whole < about["flop"] < 8 * whole
+    assert about["seconds"] == pytest.approx(about["flop"] / 0.7e12)
+    assert 8 * 2**30 < about["bytes"] < 16 * 2**30
 
 
 def test_arithmetic_is_what_torch_counts(rehearse_klein: Any) -> None:
