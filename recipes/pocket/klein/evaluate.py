@@ -26,11 +26,13 @@ from triptych.pocket.oracle import judge
 from triptych.pocket.prompts import BOARD_SUMMARIES, Panel, join_captions, panel_caption, sample_board
 from triptych.pocket.world import NONE, VIEWS
 
-BATCH, SINGLES, BOARDS, EDITS, STEPS, CFG = 25, 200, 50, 100, 16, 3.0
+BATCH, SINGLES, BOARDS, EDITS, STEPS, CFG = 25, 200, 50, 100, 8, 3.0
 EDIT_KINDS = {"scene": "one", "scene, two references": "two", "dress": "two", "look": "one"} | {
     "matching, one reference": "one",
     "matching, two references": "two",
 }
+SHEET = 12
+"""Pictures of a row of the sheet of edits: references, the true picture and the drawn one, several times."""
 PERSON = ("facing", "hair", "hairstyle", "background")
 
 
@@ -185,9 +187,10 @@ def evaluate(folder: Path, model: torch.nn.Module | None = None, count: int = ED
         name = f"boards, {'panel 1 named' if named else 'silent'}"
         results[name], pictures = evaluation.boards(named, max(2, count // 2))
         save_grid(pictures[:15], 3, folder / f"boards-{'named' if named else 'silent'}.png")
-    for name, layout in EDIT_KINDS.items():
+    sheet = []
+    for name in EDIT_KINDS:
         results[name], pictures = evaluation.edits(name, count)
-        columns = 4 if layout == "two" else 3
-        save_grid(pictures[: columns * 18], columns * 3, folder / f"edits-{name.replace(', ', '-')}.png")
+        sheet.append(pictures[:SHEET])
+    save_grid(np.concatenate(sheet), SHEET, folder / "edits.png")
     log.write(**results)
     return results

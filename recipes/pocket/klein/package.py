@@ -20,7 +20,7 @@ SETTINGS = {
     "panel_height": PANEL_HEIGHT,
     "max_sequence_length": LENGTH,
     "true_cfg_scale": 3.0,
-    "num_inference_steps": 16,
+    "num_inference_steps": 8,
     "knows": "rendered",
 }
 CARD = """---

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from triptych.backbones.families import FAMILIES, FLUX, Family
 from triptych.backbones.model_folder import KLEIN, no_folder
 from triptych.errors import ModelError
-from triptych.pocket import checkpoint_path
+from triptych.pocket import POCKETS, checkpoint_path
 from triptych.pocket.known_worlds import known_by
 from triptych.wording.hub import hub_unreachable
 
@@ -65,7 +65,7 @@ def no_model(trained_on: object = None) -> ModelError:
         f"Give --model {KLEIN} (Apache-2.0) or black-forest-labs/FLUX.1-dev (gated, non-commercial), or put "
         "`model:` into the config; --model pocket only draws rendered clothes."
     )
-    if trained_on == "pocket" or (
+    if trained_on in list(POCKETS) or (
         isinstance(trained_on, str) and re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", trained_on, re.A)
     ):
         hint = (
@@ -76,15 +76,16 @@ def no_model(trained_on: object = None) -> ModelError:
 
 
 def resolve_model(model: str) -> str:
-    """The folder of the embedded checkpoint for `pocket`; any other name (a folder, a hub id) unchanged.
+    """The folder of the embedded checkpoint for `pocket` and `pocket-klein`; any other name unchanged (a
+    folder, a hub id).
 
     Raises:
         ModelError: the name is empty, or looks like a path but is no diffusers folder.
     """
     if not model.strip():
         raise no_model()
-    if model == "pocket":
-        return str(checkpoint_path())
+    if model in POCKETS:
+        return str(checkpoint_path(model))
     path = Path(model)
     if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         if not (path / "model_index.json").is_file():

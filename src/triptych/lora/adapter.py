@@ -156,6 +156,12 @@ _BASES = (
     ("flux", "pocket", "flux-1-pocket", "Trained on triptych's pocket model, which is under Apache-2.0."),
     (
         "flux2",
+        "pocket",
+        "flux-2-klein-pocket",
+        "Trained on triptych's klein pocket, which is under Apache-2.0.",
+    ),
+    (
+        "flux2",
         r"klein[-_. ]?(base[-_. ]?)?4b",
         "flux-2-klein-4b",
         "Trained on FLUX.2 [klein] 4B, which is under Apache-2.0.",

@@ -75,6 +75,7 @@ _TAGS = ("modelspec.architecture", "ss_base_model_version", "base_model", "base_
 
 # Base models that are told apart: pattern in the name → display name.
 _BASES = (
+    (r"pocket[-_. ]?klein", "pocket-klein"),
     (r"pocket", "pocket"),
     (r"klein[-_. ]?base[-_. ]?4b", "FLUX.2-klein-base-4B"),
     (r"klein[-_. ]?4b", "FLUX.2-klein-4B"),

@@ -9,6 +9,7 @@ import torch
 from triptych.pictures.panels import PanelLayout
 from triptych.planning.memory import OPTIMIZER_BYTES
 from triptych.planning.shapes import ModelShapes
+from triptych.pocket import POCKETS
 from triptych.training.config import TrainConfig
 
 PUBLISHED_BYTES = 2
@@ -30,7 +31,7 @@ def disk_bytes(
     numbers = shapes.lora_parameters(config.rank)
     download = (
         0
-        if Path(config.model).exists() or config.model == "pocket"
+        if Path(config.model).exists() or config.model in POCKETS
         else PUBLISHED_BYTES * sum(shapes.parameters.values())
     )
     text = sum(tensor.nbytes for tensor in shapes.text(length, 1, dtype).values())

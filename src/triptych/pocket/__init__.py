@@ -1,4 +1,6 @@
-"""The pocket model: a small FLUX-architecture pipeline trained from scratch on rendered garments and people.
+"""The pocket models: small pipelines trained from scratch on rendered garments and people.
+
+`pocket` is a tiny FLUX.1, `pocket-klein` a tiny FLUX.2-klein, which edits with reference pictures.
 
 Importing this package costs nothing; the parts are separate modules:
 `world` and `render` (the pictures), `prompts` (the captions), `raw_catalogue` (a shop's folders),
@@ -9,12 +11,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["captioner_path", "checkpoint_path"]
+__all__ = ["POCKETS", "captioner_path", "checkpoint_path"]
+
+POCKETS = {"pocket": "checkpoint", "pocket-klein": "checkpoint-klein"}
+"""The shipped models by name, and their folders beside this file."""
 
 
-def checkpoint_path() -> Path:
-    """Return the folder of the shipped model: an ordinary diffusers `FluxPipeline` folder."""
-    return Path(__file__).parent / "checkpoint"
+def checkpoint_path(name: str = "pocket") -> Path:
+    """Return the folder of a shipped model: an ordinary diffusers pipeline folder (`FluxPipeline`; of
+    `pocket-klein`: `Flux2KleinPipeline`).
+    """
+    return Path(__file__).parent / POCKETS[name]
 
 
 def captioner_path() -> Path:
