@@ -119,15 +119,8 @@ FLUX2 = Family(
     of_this_model=_klein,
     distilled=_distilled_klein,
     # Trainers use rank 32 for klein, whose LoRAs are reported weak. The base samples with classifier-free
-    # guidance, so it has to know the empty caption. References read once are nearest to what klein does, and a
-    # LoRA that also reads them makes the same pictures in diffusers' KV pipeline.
-    training={
-        "rank": 32,
-        "learning_rate": 1e-4,
-        "caption_dropout": 0.1,
-        "context": "clean",
-        "context_lora": True,
-    },
+    # guidance, so it has to know the empty caption. References read once are nearest to what klein does.
+    training={"rank": 32, "learning_rate": 1e-4, "caption_dropout": 0.1, "context": "clean"},
     shift_jumps_at=4300,
     references=True,
 )

@@ -161,12 +161,8 @@ class TrainConfig(TransformerConfig):
 
 
 def for_family(config: TrainConfig, family: Family) -> TrainConfig:
-    """The config with the family's own defaults for settings that are not given, see `Family.training`. Those
-    for clean context are left out with another context.
-    """
+    """The config with the family's own defaults for settings that are not given, see `Family.training`."""
     own = {name: value for name, value in family.training.items() if name not in config.model_fields_set}
-    if own.get("context", config.context) != "clean":
-        own = {name: value for name, value in own.items() if name not in marked(TrainConfig, CLEAN_ONLY)}
     config = config.model_copy(update=own)
     if "rank" in family.training and "alpha" not in config.model_fields_set:
         return config.model_copy(update={"alpha": float(config.rank)})
