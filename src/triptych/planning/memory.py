@@ -112,8 +112,8 @@ def embed_memory(
 ) -> Memory:
     """Memory of `embed`. flops: arithmetic of one triptych and its caption."""
     text = _text_memory(shapes, length, machine)
-    picture, each = at_once(shapes, layout)
-    profile = autoencoding(shapes, picture, batch_size * each, torch.float32, decode=False)
+    picture, turns = at_once(shapes, layout)
+    profile = autoencoding(shapes, picture, batch_size, torch.float32, decode=False)
     size = shapes.parameters["vae"] * 4
     rows = {
         "autoencoder (float32)": float(size),
@@ -123,7 +123,10 @@ def embed_memory(
     pictures = Memory("autoencoder", rows, _ram(machine, size))
     worst = max(text, pictures, key=lambda memory: memory.total)
     return Memory(
-        worst.moment, worst.rows, max(text.ram, pictures.ram), text.flops + profile.flops / batch_size
+        worst.moment,
+        worst.rows,
+        max(text.ram, pictures.ram),
+        text.flops + turns * profile.flops / batch_size,
     )
 
 
@@ -191,13 +194,12 @@ def sampling_memory(
         cache_bytes=config.context_cache_gib * 2**30,
     )
     one = PanelLayout(layout.width, layout.height, layout.made[:1], 1)
-    shown, each = at_once(shapes, layout)
-    turns = 1
-    if sampling.context_placement == "reference":  # each photo is encoded alone
-        each, turns = 1, len(layout.given) + (repainted < 1)
+    shown, turns = at_once(shapes, layout)
+    if sampling.context_placement == "reference":
+        turns = len(layout.given) + (repainted < 1)
     # Given panels are copied; each made panel is decoded alone.
     decoding = autoencoding(shapes, one, 1, machine.dtype, decode=True)
-    encoding = autoencoding(shapes, shown, each, machine.dtype, decode=False)
+    encoding = autoencoding(shapes, shown, 1, machine.dtype, decode=False)
     pictures = {"decoding the picture": decoding, "encoding the photos": encoding}
     size = machine.dtype.itemsize
     standing = {

@@ -217,8 +217,8 @@ def _canvases(shapes: ModelShapes, sampling: Sampling, layout: PanelLayout, repa
 
 
 def at_once(shapes: ModelShapes, layout: PanelLayout) -> tuple[PanelLayout, int]:
-    """What of a canvas is encoded at once, and how many of them: the canvas, or for families with references
-    each of its panels.
+    """What of a canvas is encoded at a time, and how often: the canvas, or for families with references each
+    of its panels.
     """
     if not shapes.family.family.references:
         return layout, 1

@@ -51,10 +51,13 @@ def encode_canvases(
     """
     if not family.references:
         return autoencoder.encode(to_pixels(images))
-    panels = [image.crop(layout.box(role)) for role in layout.roles for image in images]
-    return tuple(  # type: ignore[return-value]
-        _side_by_side(part.chunk(len(layout.roles)), layout) for part in autoencoder.encode(to_pixels(panels))
-    )
+    # One panel of all canvases at a time, to need no more memory than that.
+    panels = [
+        autoencoder.encode(to_pixels([image.crop(layout.box(role)) for image in images]))
+        for role in layout.roles
+    ]
+    means, stds = zip(*panels, strict=True)
+    return _side_by_side(means, layout), _side_by_side(stds, layout)
 
 
 def _side_by_side(panels: Sequence[Tensor], layout: PanelLayout) -> Tensor:
