@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image, ImageChops, ImageFilter
 
-from triptych.backbones.settings import resolve_model
+from triptych.backbones.settings import model_settings, resolve_model
 from triptych.pictures.panels import concatenate
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import render
@@ -245,6 +245,8 @@ def measured(work: Path, model: str, row: dict[str, Any], before: dict[str, Any]
         write_json(out / "evaluation.json", {"ceiling": ceiling})
     sampling = {k: v for k, v in row["sampling"].items() if k != "guidance"}
     sampling = SAMPLING[row["sampling"]["guidance"]] | sampling
+    if model_settings(model).guidance_scale is None:
+        sampling.pop("guidance_scale", None)
     what = {"items": row["n"], "mode": row["mode"], "model": model, "lora": folder, "base": folder is None}
     config = EvaluateConfig(pocket=True, out=out, **what, **sampling)
     evaluate(config).finish()

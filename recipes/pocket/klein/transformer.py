@@ -26,7 +26,7 @@ from recipes.pocket.transformer import ATTENTION, ONE_NAMED, SILENT
 from triptych import flow
 from triptych.pocket.prompts import board_caption, panel_caption
 
-STEPS, LEARNING_RATE, SEED = 2600, 1.5e-3, 15
+STEPS, LEARNING_RATE, SEED = 2133, 1.5e-3, 15
 MU = math.log(3.0)
 """Time shift in training. The pipeline's own in sampling is larger still: 6.7 at ten steps."""
 SIZES = {"singles": 36, "boards": 20, "one": 26, "three": 16} | dict.fromkeys(
