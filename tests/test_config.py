@@ -214,7 +214,7 @@ def test_every_original_key_is_placed_where_it_exists() -> None:
         ("clean:\n  min_side: true\n", r"line 2\) is yes; it takes a whole number", "--help"),
         ("train:\n  learning_rate: .inf\n", "it takes a number above 0", "--help"),
         ("train:\n  learning_rate: 1e999\n", "it takes a number above 0", "--help"),
-        ("train:\n  context: dirty\n", "is dirty; it takes noisy or clean", "--help"),
+        ("train:\n  context: dirty\n", "is dirty; it takes noisy, clean or native", "--help"),
         ("caption:\n  brands: Acme\n", "is Acme; it takes a list", "--help"),
         ("cl\x1b[31mean: 1\n", "not valid YAML", ""),
         ('"cl\\e[31m": 1\n', "Unknown key 'cl�", ""),

@@ -69,13 +69,13 @@ def test_what_a_training_must_keep() -> None:
         *StageConfig.model_fields,
         *("checkpointing_steps", "checkpoints_total_limit", "num_validation_images"),
         *("logging_dir", "tracker_name", "device", "gradient_checkpointing", "blocks_to_swap", "shard_base"),
-        *("loss_masks", "max_train_steps", "epochs", "init_lora"),
+        *("loss_masks", "max_train_steps", "epochs", "init_lora", "validation_model"),
     }
     assert marked(TrainConfig, RESULT) == set(TrainConfig.model_fields) - free
     assert set(settings_that_matter(TrainConfig(early_stopping_patience=1))) == marked(TrainConfig, RESULT)
     assert set(settings_that_matter(TrainConfig())) == marked(TrainConfig, RESULT) - {"validation_steps"}
     assert marked(TrainConfig, CLEAN_ONLY) == {
-        *("context_lora", "context_reading", "context_dropout", "noise_levels"),
+        *("context_lora", "context_reading", "context_dropout", "noise_levels", "context_placement"),
     }
 
 
@@ -112,5 +112,5 @@ def test_what_the_lines_of_a_batch_may_set_and_what_those_sampled_together_share
 def test_what_plan_counts_anew() -> None:
     assert marked(TrainConfig, TRACED) == {
         *("batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "context", "context_lora"),
-        *("context_reading", "noise_levels", "rank", "lora_dropout"),
+        *("context_reading", "context_placement", "noise_levels", "rank", "lora_dropout"),
     }

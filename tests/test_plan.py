@@ -300,6 +300,7 @@ def test_klein_samples_on_12_gb_without_quantising(
     change = plan["train"]["change"]
     assert set(change) == {"batch_size", "gradient_accumulation_steps", "blocks_to_swap"}
     assert change["blocks_to_swap"] <= 3, "unquantised, and hardly slower"
+    assert plan["train"]["seconds_each_with_change"] < 1.06 * plan["train"]["seconds_each"]
     assert plan["for_run"].endswith("--config klein-12gb")
     assert plan["warnings"] == []
 

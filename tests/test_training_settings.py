@@ -167,6 +167,7 @@ def test_presets_are_configs_that_every_stage_accepts(preset: Path) -> None:
     assert options.quantize == ({8: "nf4"}.get(card, "none") if klein else formats[card])
     if klein:
         assert not {"rank", "alpha", "context", "caption_dropout"} & options.model_fields_set
+        assert "context_lora" not in options.model_fields_set
     for verb in ("generate", "tryon"):  # with the base the LoRA was trained on
         _, model = next(stage for stage in STAGES if stage.name == verb).load()
         assert validated(model, section(data, verb, model), verb).quantize == options.quantize  # type: ignore[attr-defined]

@@ -156,8 +156,9 @@ class Random:
         return self.planned(train_memory(self.shapes, config, self.layout, self.size.words, self._machine))
 
     def planned_sampling(self, sampling: Sampling, rank: int = 0, **settings: Any) -> float:
-        about = SamplingConfig(**settings), sampling, self.layout, self.size.words, self._machine
-        return self.planned(sampling_memory(self.shapes, *about, known=True, rank=rank))
+        config = SamplingConfig(**{"context_cache_gib": 0.0, **settings})
+        about = config, sampling, self.layout, self.size.words, self._machine
+        return self.planned(sampling_memory(self.shapes, *about, rank=rank))
 
     @property
     def _machine(self) -> Machine:

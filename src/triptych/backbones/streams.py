@@ -67,7 +67,6 @@ def mixed(
     values are stored in `context`.
     """
     if context is not None:
-        value_BSHD = value_BSHD.contiguous()  # a view of a fused projection would keep all of it in memory
         context.kept[processor] = key_BSHD, value_BSHD
     if before is not None:
         key_BSHD, value_BSHD = before.join(processor, key_BSHD, value_BSHD)

@@ -15,12 +15,6 @@ PANEL_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Sides of smaller panels, as shares of the requested ones. Below these, too little of a garment is left."""
 
 
-FEW = 8
-"""One block of so many is swapped before weights are quantised: that costs little time, and no bit of the
-result.
-"""
-
-
 def smallest_change(
     choices: Sequence[Sequence[Change]], size: Callable[[Change], float], room: float
 ) -> Change | None:
@@ -54,10 +48,12 @@ def _all(changes: Sequence[Change], *more: Change) -> Change:
     return {name: value for change in (*changes, *more) for name, value in change.items()}
 
 
-def for_training(config: TrainConfig, layout: PanelLayout, stride: int, blocks: int) -> list[list[Change]]:
+def for_training(
+    config: TrainConfig, layout: PanelLayout, stride: int, blocks: int, few: int = 0
+) -> list[list[Change]]:
     """Possible changes to a training, in this order: checkpointing and smaller batches keep the LoRA the same
     and cost time, and so does swapping a few blocks; fewer bits cost a little precision; swapping many costs
-    much time; smaller panels cost detail.
+    much time; smaller panels cost detail. few: how many blocks can be swapped at little cost.
     """
     passes = config.batch_size * config.gradient_accumulation_steps
     recompute: Change = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
@@ -66,7 +62,7 @@ def for_training(config: TrainConfig, layout: PanelLayout, stride: int, blocks: 
     return [
         [recompute] if recompute else [],
         [single] if config.batch_size > 1 else [],
-        swap[: blocks // FEW],
+        swap[:few],
         *_weights(config),
         swap,
         panels(layout, stride),
@@ -74,15 +70,15 @@ def for_training(config: TrainConfig, layout: PanelLayout, stride: int, blocks: 
 
 
 def for_sampling(
-    config: Any, layout: PanelLayout, stride: int, blocks: int, reads: bool = False
+    config: Any, layout: PanelLayout, stride: int, blocks: int, few: int = 0, reads: bool = False
 ) -> list[list[Change]]:
     """Possible changes to sampling. reads: whether known panels are read once, and kept for the next
-    pictures.
+    pictures. few: how many blocks can be swapped at little cost.
     """
     swap = [{"blocks_to_swap": number} for number in range(1, blocks + 1)]
     return [
         [{"context_cache_gib": 0.0}] if reads and config.context_cache_gib else [],
-        swap[: blocks // FEW],
+        swap[:few],
         *_weights(config),
         swap,
         panels(layout, stride),

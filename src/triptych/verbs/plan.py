@@ -32,6 +32,8 @@ USUAL_TRIPTYCHS = 50
 2410.23775).
 """
 
+LITTLE = 0.05
+"""Share of a stage's time that swapping may cost to be advised before fewer bits, which change the result."""
 USUAL_POLYGON = 0.35
 """Assumed share of the worn panel inside the polygon of a try-on."""
 
@@ -157,6 +159,19 @@ class _Stage(ABC):
                 return change
         return None
 
+    def few(self, **settings: int) -> int:
+        """The number of blocks that can be swapped for at most `LITTLE` of the time. settings: further
+        changes that are made before.
+        """
+
+        def seconds(swapped: int) -> float:
+            config = self.config.model_copy(update={**settings, "blocks_to_swap": swapped})
+            return self.card.seconds(self.memory(config, self.layout), self.machine.dtype)
+
+        allowed = (1 + LITTLE) * seconds(0)
+        numbers = range(len(self.shapes.weights.blocks), 0, -1)
+        return next((number for number in numbers if seconds(number) <= allowed), 0)
+
     def _changed(self, change: advice.Change) -> Memory:
         settings = dict(change)
         width, height = (
@@ -184,8 +199,13 @@ class _Training(_Stage):
         return train_memory(self.shapes, config, layout, self.length, self.machine)
 
     def choices(self) -> list[list[advice.Change]]:
+        passes = self.config.batch_size * self.config.gradient_accumulation_steps
         return advice.for_training(
-            self.config, self.layout, self.shapes.settings.stride, len(self.shapes.weights.blocks)
+            self.config,
+            self.layout,
+            self.shapes.settings.stride,
+            len(self.shapes.weights.blocks),
+            self.few(batch_size=1, gradient_accumulation_steps=passes),
         )
 
 
@@ -214,7 +234,9 @@ class _Sampling(_Stage):
     def choices(self) -> list[list[advice.Change]]:
         reads = self.sampling.context == "clean"
         blocks = len(self.shapes.weights.blocks)
-        return advice.for_sampling(self.config, self.layout, self.shapes.settings.stride, blocks, reads)
+        return advice.for_sampling(
+            self.config, self.layout, self.shapes.settings.stride, blocks, self.few(), reads
+        )
 
     @property
     def sampled(self) -> PanelLayout:

@@ -17,7 +17,8 @@ class PlanConfig(StageConfig):
     card, or cpu.
     """
     model: Annotated[str | None, RESULT, GIVEN, SHARED] = None
-    """Model for every stage; wins over the config file. Hub ids of FLUX.1 and SD3.5 need no network, a folder
+    """Model for every stage; wins over the config file. Hub ids of FLUX.1, FLUX.2-klein and SD3.5 need no
+    network, a folder
     only its configs.
     """
     num_triptychs: Annotated[int | None, RESULT, GIVEN] = Field(default=None, ge=1)
