@@ -44,7 +44,7 @@ def lora(tiny_flux: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained with clean context that the LoRA itself does not read: it is switched off meanwhile."""
     backbone = load_backbone(str(tiny_flux), "cpu", "fp32")
     transformer = backbone.load_transformer()
-    add_lora(transformer, backbone.lora_targets, 2, 2, 0.0, 0)
+    add_lora(transformer, backbone.lora_layers(transformer), 2, 2, 0.0, 0)
     generator = torch.Generator().manual_seed(0)
     state = {k: torch.randn(v.shape, generator=generator) * 0.3 for k, v in lora_state(transformer).items()}
     file = tmp_path_factory.mktemp("lora") / "lora.safetensors"

@@ -268,7 +268,7 @@ def write_lora_of(
     """A LoRA that changes nothing and says that it was trained on this layout."""
     backbone = load_backbone(str(model), "cpu", "fp32")
     transformer = backbone.load_transformer()
-    add_lora(transformer, backbone.lora_targets, 1, 1, 0.0, 0)
+    add_lora(transformer, backbone.lora_layers(transformer), 1, 1, 0.0, 0)
     about: dict[str, Any] = {"layout": layout.to_dict() | {"made": list(layout.made)}, "context": context}
     about |= {"family": backbone.name, "base_model": "tiny"} | ({"markers": markers} if markers else {})
     path = folder / f"{context}-{'-'.join(layout.made)}.safetensors"
