@@ -156,9 +156,11 @@ def test_words_are_counted_as_the_text_encoder_counts_them(tiny: Path, text: str
     encoder = load_backbone(str(tiny), "cpu", "fp32").load_text_encoder()
     tokenizer = prompt_tokenizer(str(tiny))
     assert tokenizer and tokenizer.count(text) == encoder.count_tokens(text) > 3
-    assert tokenizer.unknown_share(text) == 0 and tokenizer.unknown_share(
-        "衬衫 " + text
-    ) < 0.2 < tokenizer.unknown_share("Рубашка серая a")
+    assert tokenizer.unknown_share(text) == 0
+    if load_backbone(str(tiny), "cpu", "fp32").name == "flux2":  # Qwen3 reads every script
+        assert tokenizer.unknown_share("Рубашка серая a") == 0
+        return
+    assert tokenizer.unknown_share("衬衫 " + text) < 0.2 < tokenizer.unknown_share("Рубашка серая a")
     chinese = "三张图片 <IMAGE 1> 正面 <IMAGE 2> 背面 <IMAGE 3> 男人"
     assert [one for one in linter(str(tiny), 512)(chinese, 3) if "write it in English" in one]
     assert torch.is_grad_enabled()  # no model was run for it

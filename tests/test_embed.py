@@ -40,6 +40,7 @@ def encode(pipe: DiffusionPipeline, prompt: str) -> tuple[torch.Tensor, torch.Te
     return states, pooled
 
 
+@pytest.mark.parametrize("tiny", ["flux", "sd3"], indirect=True)
 def test_records_hold_what_diffusers_computes(tmp_path: Path, tiny: Path) -> None:
     write_triptychs(tmp_path / "triptychs", 3)
     summary = embed(config(tmp_path, tiny, batch_size=2)).finish()

@@ -22,6 +22,7 @@ from triptych.backbones.flux2.model import empirical_mu, pack, position_ids, unp
 from triptych.backbones.settings import model_settings
 from triptych.captioning.write import prompt_problems
 from triptych.cli import main
+from triptych.data.embeddings import EmbeddingFolder
 from triptych.errors import ConfigError
 from triptych.lora.file import read_about
 from triptych.pictures.images import read_settings
@@ -35,11 +36,13 @@ from triptych.sampling.sampler import Canvases, Known, sample_latents
 from triptych.session import Session, load_models
 from triptych.tasks.tryon import TRY_ON
 from triptych.training.loss import losses_of
+from triptych.verbs.embed import EmbedConfig, embed
 from triptych.verbs.generate_config import GenerateConfig
 from triptych.verbs.train import train
 from triptych.vton.dress import try_on
 from triptych.vton.request import Person
 
+from .test_families import write_triptychs
 from .test_resume import finish, rows_of, start
 from .test_train import config, training_set, write_records
 
@@ -373,6 +376,22 @@ def test_a_placement_that_cannot_be_is_refused(
     write_records(tmp_path, ["id-1", "id-2"], folder)
     with pytest.raises(ConfigError, match=message):
         train(config(tmp_path, folder, **changes))
+
+
+def test_embed_stores_the_pipelines_latents_panel_by_panel(tiny_flux2: Path, tmp_path: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 2)
+    options = {"device": "cpu", "dtype": "fp32", "columns": 3}
+    summary = embed(EmbedConfig(work=tmp_path, model=str(tiny_flux2), **options)).finish()
+    data, pipe = EmbeddingFolder(Path(summary["folder"])), pipeline(tiny_flux2)
+    for id in data.ids:
+        canvas = Image.open(tmp_path / "triptychs" / f"{id}.png")
+        for left in (0, 32, 64):
+            pixels = to_pixels([canvas.crop((left, 0, left + 32, 48))])
+            cells = data[id].latent_mean_CHW[None, :, :, left // 16 : left // 16 + 2]
+            torch.testing.assert_close(cells, pipe._encode_vae_image(pixels, None), **CLOSE)
+        caption = (tmp_path / "triptychs" / f"{id}.txt").read_text()
+        words, _ = pipe.encode_prompt(caption, max_sequence_length=LENGTH)
+        torch.testing.assert_close(data[id].text["prompt_embeds"], words[0], **CLOSE)
 
 
 def test_without_a_lora_any_sentence_will_do(tiny_flux2: Path, tiny_flux: Path) -> None:

@@ -264,7 +264,8 @@ def test_the_settings_a_picture_may_carry_are_the_ones_it_is_given() -> None:
     """A new option of tryon or generate that changes pixels is marked RESULT, and entered here."""
     pixels = {
         *("model", "lora_scale", "num_inference_steps", "guidance_scale", "true_cfg_scale", "time_shift"),
-        *("context", "context_reading", "drop_background", "token_bucket", "step_cache"),
+        *("context", "context_placement", "context_reading", "active_tokens", "drop_background"),
+        *("token_bucket", "step_cache"),
         *("context_guidance_scale", "guidance_stop", "panel_width", "panel_height", "seed", "dtype"),
         *("quantize", "prompt"),
     }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from triptych.backbones.settings import model_settings
+from triptych.backbones.settings import ModelSettings, model_settings
 from triptych.errors import InputError, ModelError
 from triptych.lora.adapter import write_lora
 from triptych.pictures.panels import PanelLayout
@@ -86,7 +86,7 @@ def test_the_lora_says_how_known_panels_are_shown() -> None:
 def test_sampling_otherwise_than_in_training_is_warned_of(
     sampling: Sampling, trained: dict[str, Any], words: str | None
 ) -> None:
-    warnings = unusual(sampling, trained)
+    warnings = unusual(sampling, trained, ModelSettings())
     assert len(warnings) == (words is not None)
     assert words is None or words in warnings[0]
 
@@ -148,7 +148,7 @@ def test_a_session_warns_once_of_the_options_it_resolves(caplog: pytest.LogCaptu
     session, config = Session("pocket"), SamplingConfig(model="pocket", context="clean")
     assert session.resolved(config).strength == 1.0
     assert session.resolved(config, 0.6).strength == 0.6
-    assert caplog.messages == unusual(session.resolved(config), {})
+    assert caplog.messages == unusual(session.resolved(config), {}, session.settings)
 
 
 def test_a_model_of_the_hub_is_asked_for_before_anything_else(

@@ -111,7 +111,7 @@ def _swapped(bench: Bench, made: Random, blocks: int, results: list[torch.Tensor
 def presets(bench: Bench) -> None:
     """The presets within their card's memory (0.8 GiB of it left to CUDA): does a training step, does
     T5-XXL, does the autoencoder fit?"""
-    files = {int(file.stem.removesuffix("gb")): file for file in PRESETS.glob("*.yaml")}
+    files = {int(file.stem.removesuffix("gb")): file for file in PRESETS.glob("[0-9]*gb.yaml")}
     for gib in sorted(files)[: 1 if bench.tiny else None]:
         if bench.card and gib * GIB > torch.cuda.get_device_properties(0).total_memory:
             continue
