@@ -36,6 +36,8 @@ from flux_like import PROMPT, Size, processor
 from rehearsal import SCHEDULER, Meter, matmul_peak
 from rehearsal_report import klein_page
 from triptych.backbones.context import Context, Reference
+from triptych.backbones.flux2.attention import install
+from triptych.backbones.flux2.model import Flux2
 from triptych.backbones.flux2.text import LAYERS
 from triptych.backbones.registry import load_backbone
 from triptych.compute import cpu
@@ -126,7 +128,8 @@ def rehearse(
 ) -> dict[str, Any]:
     """Dress one person twice, once for each of `cases`; what was measured.
 
-    panel: width and height in pixels. out: an empty folder for the model's description and the pictures.
+    panel: width and height in pixels. out: a folder for the model's description and the pictures, empty or
+    of a rehearsal that was stopped: its finished cases are kept.
     """
     text = text_encoder(parts["text_encoder"], words, dtype)
     blocks = weight_formats(parts["transformer"], words, panel, dtype)
@@ -139,12 +142,14 @@ def rehearse(
     joint = parts["transformer"]["joint_attention_dim"]
     texts = {prompt: {"prompt_embeds": torch.randn(words, joint)} for prompt in (PROMPT, "")}
     models = OpenedModel(backbone, transformer, backbone.load_autoencoder(), texts)
-    made: dict[str, Any] = {}
-    shared = Shared(out / "read.safetensors")
+    so_far, size = out / "so-far.json", Size(0, 0, 0, *panel, words)
+    made: dict[str, Any] = json.loads(so_far.read_text(encoding="utf-8")) if so_far.exists() else {}
+    install(transformer)
+    shared = Shared(out / "read.safetensors", transformer, made)
     for name, active in cases.items():
-        size = Size(0, 0, 0, *panel, words)
-        made[name] = dressed(models, size, active, steps, out / f"{active}.png", shared)
-        write_json(out / "so-far.json", made)
+        if name not in made:
+            made[name] = dressed(models, size, active, steps, out / f"{active}.png", shared)
+            write_json(so_far, made)
     numbers = sum(parameter.numel() for parameter in transformer.parameters())
     return {
         "panel": list(panel),
@@ -159,7 +164,7 @@ def rehearse(
         "block": blocks,
         "runs": made,
         "matmul_flop_per_second": peak,
-        "peak_memory_gib": peak_memory_gib(torch.device("cpu")),
+        "peak_memory_gib": max(run["peak_memory_gib"] for run in made.values()),
         "threads": torch.get_num_threads(),
         "processor": processor(),
         "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
@@ -172,12 +177,16 @@ class Shared:
     references. Keys and values wait in a file, so that they take no memory beside the product's own.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.known = file, 0
-        self.seconds: dict[str, float] = {}
-        self.cpu_seconds: dict[str, float] = {}
+    def __init__(self, file: Path, transformer: nn.Module, made: dict[str, Any]) -> None:
+        """made: what earlier cases measured, perhaps in a process that was stopped."""
+        first: dict[str, Any] = next(iter(made.values()), {})
+        self.file, self.known = file, first.get("known", 0)
+        self.seconds, self.cpu_seconds = (
+            {name: first[clock][name] for name in ("encode", "read")} if first else {}
+            for clock in ("seconds", "cpu_seconds")
+        )
         self._encoded: dict[bytes, tuple[Tensor, Tensor]] = {}
-        self._layers: list[Any] = []
+        self._layers = [block.attn.processor for block in Flux2.blocks(transformer).values()]
 
     def encoder(self, encode: Any) -> Any:
         def encoded(pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,7 +199,7 @@ class Shared:
 
     def reader(self, read: Any) -> Any:
         def reading(transformer: nn.Module, references: Sequence[Reference], *rest: Any) -> Context:
-            if self._layers:
+            if self.file.exists():
                 tensors = load_file(self.file)
                 pairs = ((tensors[f"{n}.k"], tensors[f"{n}.v"]) for n in range(len(self._layers)))
                 return Context(1, dict(zip(self._layers, pairs, strict=True)))
@@ -199,7 +208,6 @@ class Shared:
                 for one in references
             )
             context: Context = read(transformer, references, *rest)
-            self._layers = [*context.kept]
             return context
 
         return reading
@@ -207,9 +215,11 @@ class Shared:
     def keep(self, context: Context) -> None:
         """Write what was read, once."""
         if not self.file.exists():
-            pairs = enumerate(context.kept.values())
+            pairs = enumerate(context.kept[layer] for layer in self._layers)
             tensors = {f"{n}.{name}": one for n, pair in pairs for name, one in zip("kv", pair, strict=True)}
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, self.file)
+            part = self.file.with_suffix(".part")
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+            part.replace(self.file)
 
 
 def dressed(

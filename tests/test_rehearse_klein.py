@@ -69,7 +69,17 @@ def test_a_small_rehearsal_dresses_and_reports(tmp_path: Path, rehearse_klein: A
         assert run["repainted"][0] > 0.9 and run["repainted"][1] == 0
         parts = [run["seconds"][name] for name in ("encode", "read", "steps", "decode")]
         assert min(parts) > 0 and sum(parts) <= run["seconds"]["all"]
-    assert (tmp_path / "panel.png").is_file() and (tmp_path / "polygon.png").is_file()
+    assert (tmp_path / "polygon.png").is_file()
+    painted = (tmp_path / "panel.png").read_bytes()
+    file = tmp_path / "so-far.json"
+    file.write_text(json.dumps({"35 % of it": part}))
+    (tmp_path / "panel.png").unlink()
+    resumed = rehearse_klein.rehearse(
+        tmp_path, SMALL, (64, 96), 8, steps=2, dtype=torch.float32, peak_seconds=0.0
+    )["runs"]
+    assert resumed["35 % of it"] == part and resumed["whole panel"]["known"] == whole["known"]
+    assert resumed["whole panel"]["seconds"]["read"] == part["seconds"]["read"]
+    assert (tmp_path / "panel.png").read_bytes() == painted
     about = {"bytes": 2**30, "moment": "denoising step", "flop": 6e12, "flop_per_second": 1e11, "seconds": 60}
     page = rehearse_klein.klein_page(json.loads(json.dumps(report | {"plan": about})))
     assert "| 2 steps |" in page and "expects 1.00 GiB (denoising step)" in page
