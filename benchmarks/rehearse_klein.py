@@ -1,5 +1,5 @@
 """FLUX.2-klein-4B in full size on a processor: one try-on as the distilled model makes it, with the whole
-worn panel active and with 35 % of it.
+worn panel active and with 35 % of the panel.
 
 The shapes are klein-4B's, the weights are random: a rehearsal of time, memory and of the whole path through
 `try_on`, not of quality. Everything but the random weights and embeddings is the product's own code. The text
@@ -57,7 +57,7 @@ from tryon_parts import person, polygon, product
 
 MODEL = "black-forest-labs/FLUX.2-klein-4B"
 SHARE = 0.35
-CASES = {"35 % of it": "polygon", "whole panel": "panel"}
+CASES = {"35 % of the panel": "polygon", "whole panel": "panel"}
 """What is active, and the name of that choice in `Sampling.active_tokens`."""
 POOL = (1 << 22) + 11
 """Random numbers that are made once and repeated; no multiple of a layer's width, so that rows differ."""

@@ -62,7 +62,7 @@ def test_a_small_rehearsal_dresses_and_reports(tmp_path: Path, rehearse_klein: A
     with torch.device("meta"):
         expected = Flux2Transformer2DModel(**SMALL["transformer"])
     assert report["parameters"] == sum(parameter.numel() for parameter in expected.parameters())
-    whole, part = report["runs"]["whole panel"], report["runs"]["35 % of it"]
+    whole, part = report["runs"]["whole panel"], report["runs"]["35 % of the panel"]
     assert (whole["active"], part["active"]) == (24, 8) and whole["known"] == part["known"] == 24 * 3 - 8
     assert whole["flop"]["steps"] > part["flop"]["steps"] and whole["flop"]["read"] == part["flop"]["read"]
     for run in (whole, part):
@@ -72,12 +72,12 @@ def test_a_small_rehearsal_dresses_and_reports(tmp_path: Path, rehearse_klein: A
     assert (tmp_path / "polygon.png").is_file()
     painted = (tmp_path / "panel.png").read_bytes()
     file = tmp_path / "so-far.json"
-    file.write_text(json.dumps({"35 % of it": part}))
+    file.write_text(json.dumps({"35 % of the panel": part}))
     (tmp_path / "panel.png").unlink()
     resumed = rehearse_klein.rehearse(
         tmp_path, SMALL, (64, 96), 8, steps=2, dtype=torch.float32, peak_seconds=0.0
     )["runs"]
-    assert resumed["35 % of it"] == part and resumed["whole panel"]["known"] == whole["known"]
+    assert resumed["35 % of the panel"] == part and resumed["whole panel"]["known"] == whole["known"]
     assert resumed["whole panel"]["seconds"]["read"] == part["seconds"]["read"]
     assert (tmp_path / "panel.png").read_bytes() == painted
     about = {"bytes": 2**30, "moment": "denoising step", "flop": 6e12, "flop_per_second": 1e11, "seconds": 60}
