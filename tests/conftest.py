@@ -96,7 +96,7 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """FluxPipeline in small: f8 and 16 latent channels as FLUX has, the pocket's tokenizers, random float32
     weights.
     """
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from diffusers import FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextModel
 
     torch.manual_seed(0)
@@ -115,14 +115,7 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     vae = autoencoder()
     clip = CLIPTextModel(clip_config(clip_tokenizer, WIDTH, num_hidden_layers=1))
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        shift=3.0,
-        use_dynamic_shifting=True,
-        base_shift=0.5,
-        max_shift=1.15,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-    )
+    scheduler = dynamic_scheduler()
     pipeline = FluxPipeline(
         scheduler, vae, clip, clip_tokenizer, t5_encoder(t5_tokenizer, JOINT), t5_tokenizer, transformer
     )
@@ -179,7 +172,7 @@ def tiny_flux2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Flux2KleinPipeline in small, as a base model: 16 channels at twice the stride of the others, and an
     autoencoder whose batch norm does something.
     """
-    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
     from diffusers import Flux2Transformer2DModel as Transformer
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -225,7 +218,18 @@ def tiny_flux2(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    scheduler = FlowMatchEulerDiscreteScheduler(
+    scheduler = dynamic_scheduler()
+    pipeline = Flux2KleinPipeline(
+        scheduler, vae.eval(), text.eval(), tokenizer, transformer.eval(), is_distilled=False
+    )
+    return save(pipeline, tmp_path_factory.mktemp("tiny-flux2"))
+
+
+def dynamic_scheduler():
+    """The scheduler of FLUX.1 and FLUX.2, whose time shift grows with the picture."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(
         shift=3.0,
         use_dynamic_shifting=True,
         base_shift=0.5,
@@ -233,10 +237,6 @@ def tiny_flux2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         base_image_seq_len=256,
         max_image_seq_len=4096,
     )
-    pipeline = Flux2KleinPipeline(
-        scheduler, vae.eval(), text.eval(), tokenizer, transformer.eval(), is_distilled=False
-    )
-    return save(pipeline, tmp_path_factory.mktemp("tiny-flux2"))
 
 
 def qwen_tokenizer():

@@ -16,6 +16,22 @@ from triptych.compute.attention import attention
 from triptych.compute.rotary import table_of, turned
 
 
+def in_one_list(words_LA: Tensor, ids: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Positions of text and image tokens as the stock forward takes them: one list each.
+
+    Where each sample has positions of its own, the lists of all samples stand one behind the other in the
+    second, text first, and the first is empty; `table_of` splits them again.
+
+    words_LA: positions of the text tokens, on A axes. ids: those of the image tokens, (N, A) or (1 or B, N,
+    A).
+    """
+    if ids.ndim == 2:
+        return words_LA, ids
+    if len(ids) == 1:
+        return words_LA, ids[0]
+    return words_LA[:0], torch.cat([words_LA.expand(batch, -1, -1), ids], dim=1).flatten(0, 1)
+
+
 def attend(
     processor: Any,
     attn: Any,

@@ -19,6 +19,7 @@ from triptych.backbones.contract import Backbone, Text
 from triptych.backbones.families import FLUX
 from triptych.backbones.flux.attention import install, reader
 from triptych.backbones.flux.text import FluxText
+from triptych.backbones.streams import in_one_list
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:
@@ -154,12 +155,7 @@ class Flux(Backbone):
         """
         install(transformer)
         b, device = len(tokens_BND), tokens_BND.device
-        words = torch.zeros(states.shape[1], 3, device=device)
-        if ids.ndim == 3 and len(ids) == 1:
-            ids = ids[0]
-        elif ids.ndim == 3:
-            # The stock forward takes one list of positions; `table_of` splits it by sample again.
-            ids, words = torch.cat([words.expand(b, -1, -1), ids], dim=1).flatten(0, 1), words[:0]
+        words, ids = in_one_list(torch.zeros(states.shape[1], 3, device=device), ids, b)
         guidance = None
         if transformer.config.guidance_embeds:  # type: ignore[union-attr]
             assert guidance_scale is not None

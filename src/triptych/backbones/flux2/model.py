@@ -22,6 +22,7 @@ from triptych.backbones.families import FLUX2
 from triptych.backbones.flux2.attention import install, reader
 from triptych.backbones.flux2.autoencoder import Flux2Autoencoder
 from triptych.backbones.flux2.text import Flux2Text
+from triptych.backbones.streams import in_one_list
 
 FRAMES_APART = 10
 """Distance in T of two reference pictures, and of the first from the canvas (Flux2KleinPipeline)."""
@@ -99,13 +100,9 @@ class Flux2(Backbone):
         states = text["prompt_embeds"]
         if window is None:
             return unpack(self._forward(transformer, tokens, ids, t_B, states, guidance_scale), h, w).float()
-        active, places = window.take(tokens), ids[window.places]
-        count = active.shape[1]
-        for reference in window.beside:
-            shown, where = _tokens_of(reference, len(active))
-            active = torch.cat([active, shown.to(active)], dim=1)
-            rows = max(len(places), len(where))
-            places = torch.cat([places.expand(rows, -1, -1), where.expand(rows, -1, -1)], dim=1)
+        active, count = window.take(tokens), int(window.places.shape[1])
+        beside = [_tokens_of(reference, len(active)) for reference in window.beside]
+        active, places = _behind_each_other([(active, ids[window.places]), *beside])
         attend = {} if window.context is None else {"before": window.context}
         made = self._forward(transformer, active, places, t_B, states, guidance_scale, attend)
         return unpack(window.put(made[:, :count]), h, w).float()
@@ -125,10 +122,7 @@ class Flux2(Backbone):
         before: Context | None = None,
     ) -> Context:
         context, batch = Context(sequence_dim=1), max(len(one.latents_BCHW) for one in references)
-        parts = [_tokens_of(reference, batch) for reference in references]
-        rows = max(len(ids) for _, ids in parts)
-        tokens = torch.cat([shown for shown, _ in parts], dim=1)
-        ids = torch.cat([where.expand(rows, -1, -1) for _, where in parts], dim=1)
+        tokens, ids = _behind_each_other([_tokens_of(reference, batch) for reference in references])
         states = empty["prompt_embeds"][:, :0].expand(batch, -1, -1)
         attend = {"context": context, "before": before}
         install(transformer)
@@ -160,11 +154,7 @@ class Flux2(Backbone):
         b, device = len(tokens_BND), tokens_BND.device
         words = torch.zeros(states.shape[1], 4, device=device)
         words[:, 3] = torch.arange(states.shape[1])
-        if ids.ndim == 3 and len(ids) == 1:
-            ids = ids[0]
-        elif ids.ndim == 3:
-            # The stock forward takes one list of positions; `table_of` splits it by sample again.
-            ids, words = torch.cat([words.expand(b, -1, -1), ids], dim=1).flatten(0, 1), words[:0]
+        words, ids = in_one_list(words, ids, b)
         return transformer(
             hidden_states=tokens_BND.to(self.dtype),
             encoder_hidden_states=states.to(self.dtype),
@@ -193,6 +183,13 @@ def _tokens_of(reference: Reference, batch: int) -> tuple[Tensor, Tensor]:
     if reference.known is None:
         return tokens, ids[None]
     return Window(reference.known).take(tokens), ids[places_of(reference.known)]
+
+
+def _behind_each_other(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Tokens (B, K, C) and positions (1 or B, K, 4) of several parts as one sequence."""
+    rows = max(len(ids) for _, ids in parts)
+    tokens = torch.cat([part.to(parts[0][0]) for part, _ in parts], dim=1)
+    return tokens, torch.cat([ids.expand(rows, -1, -1) for _, ids in parts], dim=1)
 
 
 def empirical_mu(tokens: int, num_inference_steps: int) -> float:
