@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import shutil
 import socket
 import subprocess
@@ -27,9 +26,7 @@ from triptych.planning import runs
 from triptych.planning.advice import for_run, for_training, smallest_change
 from triptych.planning.memory import Machine, held_weights, train_memory
 from triptych.planning.shapes import model_shapes
-from triptych.planning.shift import shift_warning
 from triptych.planning.trace import runs_of_blocks
-from triptych.sampling.options import Sampling
 from triptych.tasks.tryon import TRY_ON
 from triptych.training.config import TrainConfig
 from triptych.verbs.plan import PlanConfig, plan
@@ -222,105 +219,6 @@ def test_quantising_and_swapping_take_weights_off_the_card() -> None:
     assert four.device - swapped.device == pytest.approx(9 / 10 * swapped.swapped)
     on_cpu = Machine(torch.float32, card=False)
     assert held_weights(shapes, on_cpu, "none", 10) == held_weights(shapes, on_cpu)
-
-
-KLEIN = "black-forest-labs/FLUX.2-klein"
-
-
-@pytest.mark.parametrize(
-    ("model", "transformer", "encoder", "lora", "layers"),
-    [
-        ("base-4B", 3_875_544_576, 3_114_088_192, 24_084_480, 100),
-        ("4B", 3_875_544_576, 3_114_088_192, 24_084_480, 100),
-        ("base-9B", 9_078_581_248, 5_831_883_520, 43_515_904, 144),
-        ("9B", 9_078_581_248, 5_831_883_520, 43_515_904, 144),
-        ("9b-kv", 9_078_581_248, 5_831_883_520, 43_515_904, 144),
-    ],
-)
-def test_counts_of_klein(model: str, transformer: int, encoder: int, lora: int, layers: int) -> None:
-    """Of the text encoder the 27 layers that the prompt needs, and no head."""
-    shapes = model_shapes(f"{KLEIN}-{model}")
-    counts = shapes.parameters
-    assert (counts["transformer"], counts["text_encoder"]) == (transformer, encoder)
-    assert len(shapes.build("text_encoder", torch.float32).layers) == 27  # type: ignore[arg-type]
-    assert shapes.lora_parameters(16) == lora
-    assert len(shapes.family.lora_layers(shapes.build("transformer", torch.float32))) == layers
-    assert shapes.distilled == (not model.startswith("base"))
-    assert shapes.settings.num_inference_steps == (28 if model.startswith("base") else 4)
-    assert counts["vae"] == 84_046_115
-
-
-def sampled(model: str = f"{KLEIN}-4B", repainted: float = 1.0, **changes: object) -> runs.Sampled:
-    """A run of the distilled klein-4B in bf16, with the product photos as references unless changed."""
-    given = {"context": "clean", "context_placement": "reference", **changes}
-    sampling = Sampling(4, None, 1.0, **given)
-    return runs.sampling_run(
-        model_shapes(model), sampling, LAYOUT, 512, torch.bfloat16, 0, repainted=repainted, cache_bytes=4e9
-    )
-
-
-def test_references_are_planned_as_they_are_sampled() -> None:
-    """26·d²·S·B + 4·S·K·d·B for S tokens that attend to K: read once or run at every step; the person besides
-    where a polygon is known.
-    """
-    d, blocks, panel, text = 3072, 25, 36 * 48, 512
-
-    def flops(run: int, seen: int) -> float:
-        return 2 * 13 * d**2 * run * blocks + 4 * run * seen * d * blocks
-
-    read = sampled()
-    once, steps = flops(2 * panel, 2 * panel), 4 * flops(panel + text, 3 * panel + text)
-    assert read.profile.flops == pytest.approx(once + steps, rel=0.03)
-    assert read.kept == 2 * panel * blocks * 2 * d * 2
-    native = sampled(context="native")
-    assert native.kept == 0
-    assert native.profile.flops == pytest.approx(4 * flops(3 * panel + text, 3 * panel + text), rel=0.03)
-    noisy = sampled(context="noisy")
-    assert noisy.profile.flops == pytest.approx(native.profile.flops, rel=0.001)
-    person = sampled(repainted=0.35)
-    assert person.kept / read.kept == pytest.approx(1 + 0.65 / 2, rel=0.01)
-    fast = sampled(repainted=0.35, active_tokens="polygon")
-    assert fast.kept == person.kept
-    assert fast.profile.flops < 0.75 * person.profile.flops
-    buffer = 2 * (3 * panel + text) * blocks * d * 2
-    assert read.profile.peak - read.kept > buffer, "all blocks' keys and values lie in one buffer each"
-
-
-def test_klein_samples_on_12_gb_without_quantising(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["plan", "--model", f"{KLEIN}-base-4B", "--card", "rtx-3060", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["card"] == "rtx-3060-12gb"
-    assert plan["generate"]["fits"] and plan["tryon"]["fits"]
-    assert plan["lora_parameters"] == 48_168_960, "rank 32"
-    assert plan["tokens"] == {"image": 1728, "references": 3456, "text": 512}
-    assert plan["sampled_canvas"] == [576, 768]
-    change = plan["train"]["change"]
-    assert set(change) == {"batch_size", "gradient_accumulation_steps", "blocks_to_swap"}
-    assert change["blocks_to_swap"] <= 3, "unquantised, and hardly slower"
-    assert plan["train"]["seconds_each_with_change"] < 1.06 * plan["train"]["seconds_each"]
-    assert plan["for_run"].endswith("--config klein-12gb")
-    assert plan["warnings"] == []
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "shift", "words"),
-    [
-        (576, 768, "panel", None),
-        (1024, 992, "panel", None),
-        (1024, 1024, "panel", "panel, near 4,300.*smaller panels, such as 928×928"),
-        (1024, 1152, "panel", "panel, beyond 4,300.*smaller panels, such as"),
-        (576, 768, "canvas", "canvas, beyond 4,300.*--time-shift panel counts one panel"),
-        (528, 688, "canvas", "canvas, near 4,300.*--time-shift panel"),
-    ],
-)
-def test_the_jump_of_the_time_shift_is_told(width: int, height: int, shift: str, words: str | None) -> None:
-    layout, sampling = TRY_ON.layout(width, height), Sampling(time_shift=shift)  # type: ignore[arg-type]
-    told = shift_warning(model_shapes(f"{KLEIN}-base-4B"), sampling, layout)
-    assert shift_warning(model_shapes(FLUX), sampling, layout) is None
-    assert (told is None) if words is None else (told and re.search(words, told)), told
 
 
 def test_smallest_change_is_the_first_that_fits_and_no_more() -> None:
