@@ -153,6 +153,19 @@ def test_training_learns_and_a_stopped_run_goes_on_to_the_same_weights(
     assert one["model.proj_out.weight"].abs().sum() > 0, "the zeros of the start are gone"
 
 
+def test_a_second_leg_starts_from_a_pipeline(build: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "build"
+    folder.mkdir()
+    for path in build.iterdir():
+        (folder / path.name).symlink_to(path)
+    shipped = checkpoint_path("pocket-klein")
+    (folder / "stop-now").touch()  # before the first step
+    transformer.train_transformer(folder, 5, compile_model=False, start_from=shipped)
+    started = load_file(folder / transformer.STATE)
+    weights = load_file(shipped / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert weights and all(torch.equal(started[f"model.{key}"], weights[key].float()) for key in weights)
+
+
 @pytest.mark.parametrize("kind", transformer.SIZES)
 def test_every_kind_of_batch_has_one_shape(bank: KleinBank, kind: str) -> None:
     prompts, latents, references = transformer.sample_batch(bank, kind, random.Random(2))

@@ -40,6 +40,10 @@ def main(words: list[str] | None = None) -> None:
             more["steps"] = options.steps
         if name == "transformer":
             more["compile_model"] = options.compile
+            from triptych.pocket import checkpoint_path
+
+            shipped = options.start_from == Path("pocket-klein")
+            more["start_from"] = checkpoint_path("pocket-klein") if shipped else options.start_from
         if name == "package":
             more["to"] = options.to or options.work / "checkpoint"
         stage(options.work, **more)
@@ -56,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, required=True, help="the build folder")
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     parser.add_argument("--steps", type=int, help="training steps of the stage, if not the recipe's")
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        help="pipeline folder (`pocket-klein`: the shipped one) whose transformer the training goes on from",
+    )
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="compile the transformer"
     )

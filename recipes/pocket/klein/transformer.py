@@ -109,13 +109,24 @@ def stratified_time(count: int, generator: torch.Generator) -> torch.Tensor:
     return flow.shift_time(torch.sigmoid(torch.special.ndtri(part.clamp(1e-4, 1 - 1e-4))), MU)
 
 
-def train_transformer(folder: Path, steps: int = STEPS, compile_model: bool = True) -> None:
-    """Train, or continue training, until the decay is over; finally writes `transformer.done`."""
+def train_transformer(
+    folder: Path, steps: int = STEPS, compile_model: bool = True, start_from: Path | None = None
+) -> None:
+    """Train, or continue training, until the decay is over; finally writes `transformer.done`.
+
+    start_from: a pipeline whose transformer is the start; its batches are others than those of a run from
+    nothing.
+    """
     if (folder / "transformer.done").exists():
         return
     bank, encoder = KleinBank(folder), TextEncoder.trained(folder)
     torch.manual_seed(SEED)
     model = new_transformer()
+    if start_from is not None and not (folder / STATE).exists():
+        trained = Flux2Transformer2DModel.from_pretrained(
+            start_from, subfolder="transformer", local_files_only=True
+        )
+        model.load_state_dict(trained.float().state_dict())
     model.set_attention_backend(ATTENTION)
     run = Training(folder / STATE, model, list(SIZES), LEARNING_RATE, EMA)
 
@@ -124,7 +135,8 @@ def train_transformer(folder: Path, steps: int = STEPS, compile_model: bool = Tr
 
     if compile_model:  # block by block: a fifth of the time of compiling the whole model, for each length
         model.compile_repeated_blocks(dynamic=False)
-    course = Course(kind_of, loss_of, SIZES, LEARNING_RATE, SEED)
+    seed = SEED if start_from is None else SEED + 1
+    course = Course(kind_of, loss_of, SIZES, LEARNING_RATE, seed)
     train(folder, run, course, steps, compile_model=False)
 
 
