@@ -125,16 +125,20 @@ def rows() -> list[dict[str, Any]]:
     return table
 
 
-def klein_rows(add: Callable[..., None]) -> None:
-    """How a model that knows references (`--model pocket-klein`) is best shown the products: without a LoRA,
-    and with LoRAs of the same steps that were trained in each of the three ways.
-    """
-    ways: dict[str, dict[str, Any]] = {
-        "noisy": NOISY,
+def klein_ways() -> dict[str, dict[str, Any]]:
+    """The ways in which a model that knows references can be trained; the paper's is `NOISY`."""
+    return {
         "canvas": {"context": "clean", "context_placement": "canvas"},
         "references": {"context": "clean", "context_placement": "reference"},
         "native": {"context": "native", "context_lora": False},
     }
+
+
+def klein_rows(add: Callable[..., None]) -> None:
+    """How a model that knows references (`--model pocket-klein`) is best shown the products: without a LoRA,
+    and with LoRAs of the same steps that were trained in each of the ways.
+    """
+    ways = {"noisy": NOISY} | klein_ways()
     for mode in ("generate", "tryon"):
         for guidance in ("text", "context"):
             add("klein untrained", 300, guidance, mode=mode)

@@ -35,7 +35,7 @@ def test_summary_says_what_was_done(folder: Path) -> None:
     assert summary["train_steps"] == 3
     assert summary["triptychs"] >= 4
     assert summary["photos"] > summary["triptychs"] * 3
-    assert set(summary["garment_match"]) == {"base", "lora", "guided"}
+    assert set(summary["garment_match"]) == {"base", "lora", "guided", "references"}
     assert all(0 <= share <= 1 for share in summary["garment_match"].values())
     assert summary["clean"]["rejected"] > 0, "the spoilt files were found"
     assert {"clean", "concat", "caption", "embed", "train", "evaluate", "total"} <= set(summary["seconds"])
@@ -50,7 +50,7 @@ def test_report_is_self_contained(folder: Path) -> None:
         "Raw photos",
         "Triptychs and their captions",
         "Training the LoRA",
-        "Base beside LoRA",
+        "a base that reads references",
         "Try-on",
     ):
         assert words in page
@@ -65,5 +65,6 @@ def test_every_stage_left_its_folder(folder: Path) -> None:
     ):
         assert (folder / name).is_file()
     assert list((folder / "embeddings" / "flux").glob("*.safetensors"))
-    assert len(list((folder / "tryon").glob("*-lora.png"))) == 3
+    for name in ("base", "lora", "references"):
+        assert len(list((folder / "tryon").glob(f"*-{name}.png"))) == 3
     assert len(list((folder / "generated").glob("*/*.png"))) == 3

@@ -40,17 +40,24 @@ td img { width: 118px; border-radius: 6px; } .wide td img { width: 190px; } .yes
 """
 
 
-SUBJECTS = {"base": "base", "lora": "LoRA", "guided": "LoRA, photo-guided"}
+SUBJECTS = {
+    "base": "base",
+    "lora": "LoRA",
+    "guided": "LoRA, photo-guided",
+    "references": "klein, untrained",
+}
 """The models that are judged on unseen garments."""
+DRESSED = {"base": "base", "lora": "LoRA", "references": "klein, untrained"}
+"""The models that dress people."""
 
 
 @dataclass(frozen=True)
 class DemoPictures:
     """Pictures of the report beside the files in the demo's folder.
 
-    compared: front, back, the worn panel of each subject (base, LoRA, LoRA guided), and the true worn panel.
-    verdicts: for each subject, whether colour and pattern are right. tryons: paths of the input files by name
-    (front, back, person, polygon), for the try-on pictures `<number>-base.png` and `-lora.png`.
+    compared: front, back, the worn panel of each of `SUBJECTS`, and the true worn panel. verdicts: for each
+    subject, whether colour and pattern are right. tryons: paths of the input files by name (front, back,
+    person, polygon), for the try-on pictures `<number>-<name>.png` of `DRESSED`.
     """
 
     compared: Sequence[tuple[Image.Image, ...]]
@@ -87,13 +94,14 @@ def write_report(out: Path, summary: dict[str, Any], pictures: DemoPictures) -> 
         _triptychs(out / "triptychs"),
         "<h2>3 · Training the LoRA</h2>",
         _curve([(row["step"], row["loss"]) for row in read_jsonl(out / "lora" / "train.jsonl")]),
-        "<h2>4 · Base beside LoRA, on garments that neither has seen</h2>",
+        "<h2>4 · Base, LoRA, and a base that reads references, on garments that none has seen</h2>",
         "<p>The two product photos are given, the prompt is silent about colour and pattern, all have the "
         "same seeds. Base and LoRA are "
         "sampled with the same guidance on the words; the third column is the LoRA as <code>triptych "
-        "generate</code> samples it, guided "
-        f"by the product photos. Shares of {summary['garments']} garments, judged by a classifier of the "
-        "rendered world.</p>",
+        "generate</code> samples it, guided by the product photos. The fourth is another base without a "
+        "LoRA (<code>--model pocket-klein</code>): a small FLUX.2-klein, which has learned to edit with "
+        "reference pictures, and here its references are the product photos. "
+        f"Shares of {summary['garments']} garments, judged by a classifier of the rendered world.</p>",
         "".join(
             _bar(f"{SUBJECTS[name]}: colour", match[name]) + _bar(f"{SUBJECTS[name]}: pattern", pattern[name])
             for name in SUBJECTS
@@ -246,14 +254,14 @@ def _mark(name: str, right: bool) -> str:
 
 
 def _tryons(out: Path, pictures: DemoPictures) -> str:
-    head = "<tr><th>garment</th><th>before, outlined</th><th>after: base</th><th>after: LoRA</th></tr>"
+    names = ["garment", "before, outlined", *(f"after: {name}" for name in DRESSED.values())]
+    head = "<tr>" + "".join(f"<th>{name}</th>" for name in names) + "</tr>"
     rows = []
     for number, paths in enumerate(pictures.tryons):
         files = [
             paths["front"],
             out / "tryon" / f"{number}-lora-mask.png",
-            out / "tryon" / f"{number}-base.png",
-            out / "tryon" / f"{number}-lora.png",
+            *(out / "tryon" / f"{number}-{name}.png" for name in DRESSED),
         ]
         cells = []
         for file in files:

@@ -17,9 +17,17 @@ import numpy as np
 from PIL import Image
 
 from triptych.config.stage import seeds_from
-from triptych.evaluation.rendered import BATCH, Item, held_out_items, outline, verdicts, worn_panels
+from triptych.evaluation.rendered import (
+    BATCH,
+    Item,
+    held_out_items,
+    outline,
+    prompt_of,
+    verdicts,
+    worn_panels,
+)
 from triptych.events import Event, Run
-from triptych.pages.demo import SUBJECTS, DemoPictures, write_report
+from triptych.pages.demo import DRESSED, SUBJECTS, DemoPictures, write_report
 from triptych.pictures.polygons import write_polygons
 from triptych.pocket.raw_catalogue import write_raw_catalogue
 from triptych.session import load_models
@@ -51,8 +59,9 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
         match = {name: verdicts(panels, unseen) for name, panels in made.items()}
     with _clock(summary, "pictures"):
         yield from _generate_pictures(out, unseen[:3], config.seed).nested()
-        pairs = [_tryon_inputs(out / "tryon", number, item) for number, item in enumerate(unseen[3:6])]
-        yield from _dress(config, out, pairs)
+        dressed = unseen[3:6]
+        tryons = [_tryon_inputs(out / "tryon", number, item) for number, item in enumerate(dressed)]
+        yield from _dress(config, out, dressed, tryons)
     summary.update(
         photos=summary["clean"]["photos"],
         triptychs=summary["embed"]["triptychs"],
@@ -71,7 +80,7 @@ def _story(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
             [(match[name]["colour"][n], match[name]["pattern"][n]) for name in SUBJECTS]
             for n in range(min(12, len(unseen)))
         ],
-        tryons=[{k: Path(v) for k, v in inputs.items() if k != "prompt"} for inputs in pairs],
+        tryons=tryons,
     )
     write_json(out / "summary.json", summary)
     write_report(out, summary, pictures)
@@ -109,21 +118,24 @@ def _train(config: DemoConfig, out: Path, summary: dict[str, Any]) -> Iterator[E
 def _judged_panels(
     config: DemoConfig, out: Path, unseen: list[Item]
 ) -> Generator[Event, None, dict[str, list[Image.Image]]]:
-    """Worn panels of unseen garments, by subject: base, LoRA, and LoRA guided by the product photos.
+    """Worn panels of unseen garments, by subject: base, LoRA, LoRA guided by the product photos, and a base
+    that reads references.
 
     Guidance on the product photos helps only the LoRA, so base and LoRA are also judged with the model's
     ordinary guidance.
     """
     made: dict[str, list[Image.Image]] = {}
     ordinary = {"context_guidance_scale": 1.0}
-    prompts = [item.prompt for item in unseen]
-    for name, lora, guidance in (
-        ("base", None, ordinary),
-        ("lora", out / "lora", ordinary),
-        ("guided", out / "lora", {}),
-    ):
+    subjects: dict[str, tuple[str, Path | None, dict[str, float]]] = {
+        "base": ("pocket", None, ordinary),
+        "lora": ("pocket", out / "lora", ordinary),
+        "guided": ("pocket", out / "lora", {}),
+        "references": ("pocket-klein", None, {}),
+    }
+    for name, (model, lora, guidance) in subjects.items():
         if name != "guided":
-            session = load_models("pocket", prompts, lora)
+            prompts = [prompt_of(item, describes_panels=model == "pocket") for item in unseen]
+            session = load_models(model, prompts, lora)
         sampling = session.sampling(**guidance)
         made[name] = []
         for start in range(0, len(unseen), BATCH):
@@ -133,20 +145,24 @@ def _judged_panels(
     return made
 
 
-def _dress(config: DemoConfig, out: Path, pairs: list[dict[str, Any]]) -> Iterator[Event]:
-    """Try-ons with base and LoRA."""
-    for number, inputs in enumerate(pairs):
-        for name, lora in (("base", None), ("lora", out / "lora")):
-            options = {
+def _dress(
+    config: DemoConfig, out: Path, items: list[Item], tryons: list[dict[str, Path]]
+) -> Iterator[Event]:
+    """Try-ons with base, with LoRA, and with a base that reads references."""
+    for number, (item, inputs) in enumerate(zip(items, tryons, strict=True)):
+        for name in DRESSED:
+            model = "pocket-klein" if name == "references" else "pocket"
+            options: dict[str, Any] = {
                 **inputs,
-                "lora": lora,
+                "prompt": prompt_of(item, describes_panels=model == "pocket"),
+                "lora": out / "lora" if name == "lora" else None,
                 "seed": config.seed + number,
                 "out": out / "tryon" / f"{number}-{name}.png",
             }
             dressed = tryon(
-                TryonConfig(work=out, model="pocket", crop="none", strength=0.95, feather=4, **options)
+                TryonConfig(work=out, model=model, crop="none", strength=0.95, feather=4, **options)
             )
-            yield from (replace(event, stage="tryon", of=2 * len(pairs)) for event in dressed)
+            yield from (replace(event, stage="tryon", of=len(DRESSED) * len(items)) for event in dressed)
 
 
 def _stage(run: Run, summary: dict[str, Any]) -> Iterator[Event]:
@@ -190,8 +206,10 @@ def _generate_pictures(out: Path, items: list[Item], seed: int) -> Run:
     return Run("generate", len(items), work(), {})
 
 
-def _tryon_inputs(folder: Path, number: int, item: Item) -> dict[str, Any]:
-    """A person who wears another garment of the same type, and a polygon around it as users draw it."""
+def _tryon_inputs(folder: Path, number: int, item: Item) -> dict[str, Path]:
+    """Files of a try-on: front, back, a person who wears another garment of the same type, and a polygon
+    around that garment as users draw it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     worn = item.view(2, item.other())
     paths = {name: folder / f"{number}-{name}.png" for name in ("front", "back", "person")}
@@ -199,4 +217,4 @@ def _tryon_inputs(folder: Path, number: int, item: Item) -> dict[str, Any]:
         image.save(paths[name])
     polygon = folder / f"{number}-polygon.json"
     write_polygons(polygon, [outline(np.asarray(worn.mask) > 127, margin=6)])
-    return {**paths, "polygon": polygon, "prompt": item.prompt}
+    return {**paths, "polygon": polygon}
