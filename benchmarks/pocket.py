@@ -139,16 +139,17 @@ def klein_rows(add: Callable[..., None]) -> None:
     and with LoRAs of the same steps that were trained in each of the ways.
     """
     ways = {"noisy": NOISY} | klein_ways()
-    for mode in ("generate", "tryon"):
+    for mode, seeds in (("generate", range(3)), ("tryon", range(1))):
         for guidance in ("text", "context"):
             add("klein untrained", 300, guidance, mode=mode)
-        for seed in range(3):
+        for seed in seeds:
             for way, lora in ways.items():
                 group, guidance = f"klein {way}", "text" if way == "noisy" else "context"
                 add(group, 300, guidance, mode=mode, **lora | {"seed": seed})
     for way, lora in ways.items():
         if way != "noisy":
             add(f"klein {way}", 300, "text", **lora | {"seed": 0})
+    add("klein reading", 300, "context", **ways["references"] | {"context_lora": False, "seed": 0})
     for way in ("canvas", "references"):
         prints = PRINTS | {"triptychs": 80, "max_train_steps": 1000} | ways[way]
         add("klein prints", 150, "context", sampling={"back_prints": True}, **prints)
