@@ -121,6 +121,8 @@ def rows() -> list[dict[str, Any]]:
         add("time shift", 150, "text", sampling={"time_shift": shift}, **NOISY, shift=None)
         add("time shift", 150, "context", sampling={"time_shift": shift}, seed=0, shift=None)
     add("distilled", 150, "distilled")
+    for guidance, lora in (("text", {}), ("text", {"seed": 0}), ("context", {"seed": 0})):
+        add("tryoff", 300, guidance, mode="tryoff", **lora | ({"task": "try-off"} if lora else {}))
     klein_rows(add)
     return table
 
@@ -264,6 +266,15 @@ def cell(value: dict[str, Any]) -> str:
     return f"{value['share']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
 
 
+def cells(made: dict[str, Any], name: str) -> str:
+    """The cell of an attribute: of the worn panel, or of try-off's two panels."""
+    if name in made:
+        return cell(made[name])
+    return ", ".join(
+        f"{side} {cell(made[f'{side} {name}'])}" for side in ("front", "back") if f"{side} {name}" in made
+    )
+
+
 def table(results: dict[str, Any]) -> str:
     """All measured rows as a markdown table."""
     head = [
@@ -286,7 +297,7 @@ def table(results: dict[str, Any]) -> str:
         made, ceiling = row["result"], row["ceiling"]
         lora = ", ".join(f"{k} {v}" for k, v in row["lora"].items()) or "base"
         how = ", ".join([row["mode"], *(f"{k} {v}" for k, v in row["sampling"].items())])
-        shares = [cell(made[name]) for name in ("type", "colour", "pattern", "both", "print", "named")]
+        shares = [cells(made, name) for name in ("type", "colour", "pattern", "both", "print", "named")]
         top = f"{ceiling['colour']['share']:.2f} / {ceiling['pattern']['share']:.2f}"
         lines.append(
             "| "

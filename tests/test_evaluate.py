@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from triptych.cli import main
 from triptych.errors import ConfigError
@@ -17,6 +18,7 @@ from triptych.evaluation.rendered import (
     held_out_items,
     mean_distance,
     outline,
+    product_verdicts,
     summary_of,
     verdicts,
 )
@@ -36,6 +38,17 @@ def test_true_pictures_pass_and_others_do_not() -> None:
         mean_distance(colour_distances(panels, items)) for panels in ([i.worn for i in items], swapped)
     ]
     assert distances[0] < 1 < 20 < distances[1]
+
+
+def test_true_product_photos_pass_and_others_do_not() -> None:
+    items = held_out_items(40, seed=1)
+    fronts, backs = [item.front for item in items], [item.back for item in items]
+    truth = summary_of(product_verdicts(fronts, backs, items))
+    assert len(truth) == 10 and all(row["share"] >= 0.95 for row in truth.values())
+    worn = product_verdicts([item.worn for item in items], backs, items)
+    assert sum(worn["front alone"]) == 0 and sum(worn["back alone"]) >= 38
+    swapped = [item.view(1, recoloured(item.garment)).image for item in items]
+    assert sum(product_verdicts(fronts, swapped, items)["back colour"]) <= 2
 
 
 def recoloured(garment: Garment) -> Garment:
@@ -99,6 +112,17 @@ def test_evaluate_measures_base_and_lora_on_the_same_items_and_keeps_them(
         assert (tmp_path / "evaluation" / name).stat().st_size > 2000
     run = evaluate(EvaluateConfig(pocket=True, items=4, mode="both", num_inference_steps=2, work=tmp_path))
     assert {event.status for event in run} == {"kept"}
+
+
+def test_try_off_is_measured_on_the_product_photos(tmp_path: Path) -> None:
+    run = evaluate(EvaluateConfig(pocket=True, items=3, mode="tryoff", num_inference_steps=2, work=tmp_path))
+    assert len(list(run)) == 1
+    results = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    made, ceiling = results["tryoff/base"], results["ceiling"]
+    assert {"front type", "front alone", "back both"} <= set(made) & set(ceiling)
+    assert "named" not in made and made["back colour"]["n"] == 3
+    with Image.open(tmp_path / "evaluation" / "tryoff.png") as sheet:
+        assert sheet.size == (5 * 96, 3 * 144), "worn, two panels made, two true ones"
 
 
 def test_of_photos_no_truth_is_known(tmp_path: Path) -> None:

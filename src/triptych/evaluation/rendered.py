@@ -27,6 +27,7 @@ from triptych.sampling.canvas import decoded, encoded
 from triptych.sampling.generate import generate_triptych
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
+from triptych.tasks.tryoff import TRY_OFF
 from triptych.tasks.tryon import TRY_ON
 from triptych.vton.dress import try_on
 from triptych.vton.request import Person
@@ -34,6 +35,8 @@ from triptych.vton.request import Person
 SCALE = 4
 """Scale of a shop's photos: four times the size of a pocket panel."""
 BATCH = 24
+FRONT, BACK, WORN = range(3)
+"""The panels of a triptych."""
 LOOK = ("type", "colour", "pattern")
 """Attributes carried over from the product photos; the caption names neither colour nor pattern."""
 NAMED = ("person", "hair", "hairstyle", "background")
@@ -111,35 +114,53 @@ class Share:
         return {"share": round(self.share, 4), "low": round(low, 4), "high": round(high, 4), "n": self.n}
 
 
-def verdicts(panels: Sequence[Image.Image], items: Sequence[Item]) -> dict[str, list[bool]]:
-    """Per attribute, whether each worn panel is right. `both`: colour and pattern; `print`: the right print,
-    or none if there should be none.
+def verdicts(
+    panels: Sequence[Image.Image], items: Sequence[Item], panel: int = WORN
+) -> dict[str, list[bool]]:
+    """Per attribute, whether each panel is right. `both`: colour and pattern; `print`: the right print, or
+    none if there should be none; `person`: whether there is a person exactly if there should be one. panel:
+    which one of the triptych they are.
     """
     seen = judge(panels, [item.garment.type for item in items])
     untold = judge(panels)
-    truth = [shown(item.garment, item.scenes[2]) for item in items]
+    truth = [shown(item.garment, item.scenes[panel]) for item in items]
     hits = {
         name: [getattr(judged, name) == true[name] for judged, true in zip(seen, truth, strict=True)]
         for name in ("colour", "pattern", "print")
     }
     hits["type"] = [judged.type == true["type"] for judged, true in zip(untold, truth, strict=True)]
     hits["both"] = [a and b for a, b in zip(hits["colour"], hits["pattern"], strict=True)]
-    hits["person"] = [judged.person for judged in untold]
+    hits["person"] = [judged.person == (panel == WORN) for judged in untold]
     for name in NAMED[1:]:
         hits[name] = [getattr(judged, name) == true[name] for judged, true in zip(untold, truth, strict=True)]
     return hits
 
 
-def summary_of(hits: Mapping[str, list[bool]]) -> dict[str, Any]:
-    """Shares with intervals by attribute, and `named`: all attributes that the caption names for the worn
-    panel, pooled.
+def product_verdicts(
+    fronts: Sequence[Image.Image], backs: Sequence[Image.Image], items: Sequence[Item]
+) -> dict[str, list[bool]]:
+    """Per attribute, whether front and back panels are right: `front colour`, `back pattern` …; and whether
+    the garment is there alone, without a person: `front alone`, `back alone`.
     """
-    pooled = [hit for name in NAMED for hit in hits[name]]
-    shares = {name: Share(sum(values), len(values)) for name, values in {**hits, "named": pooled}.items()}
+    hits: dict[str, list[bool]] = {}
+    for name, panels, panel in (("front", fronts, FRONT), ("back", backs, BACK)):
+        found = verdicts(panels, items, panel)
+        hits |= {f"{name} {attribute}": found[attribute] for attribute in (*LOOK, "both")}
+        hits[f"{name} alone"] = found["person"]
+    return hits
+
+
+def summary_of(hits: Mapping[str, list[bool]]) -> dict[str, Any]:
+    """Shares with intervals by attribute, and, if worn panels are judged, `named`: all attributes that the
+    caption names for them, pooled.
+    """
+    pooled = [hit for name in NAMED for hit in hits.get(name, [])]
+    wanted = {**hits, "named": pooled} if pooled else hits
+    shares = {name: Share(sum(values), len(values)) for name, values in wanted.items()}
     return {name: share.as_json() for name, share in shares.items()}
 
 
-def colour_distances(panels: Sequence[Image.Image], items: Sequence[Item]) -> list[float]:
+def colour_distances(panels: Sequence[Image.Image], items: Sequence[Item], panel: int = WORN) -> list[float]:
     """Distance (ΔE*ab, CIE 1976) between the generated and the true mean colour of the garment region, by
     item.
 
@@ -147,12 +168,10 @@ def colour_distances(panels: Sequence[Image.Image], items: Sequence[Item]) -> li
     the model chooses the pose, and the mask is only near the garment.
     """
     distances = []
-    for panel, item in zip(panels, items, strict=True):
-        truth = item.view(2)
-        inside = np.asarray(truth.mask.resize(panel.size, Image.Resampling.BOX)) > 127
-        found, true = (
-            _lab(image.convert("RGB").resize(panel.size))[inside] for image in (panel, truth.image)
-        )
+    for made, item in zip(panels, items, strict=True):
+        truth = item.view(panel)
+        inside = np.asarray(truth.mask.resize(made.size, Image.Resampling.BOX)) > 127
+        found, true = (_lab(image.convert("RGB").resize(made.size))[inside] for image in (made, truth.image))
         distances.append(float(np.linalg.norm(found.mean(0) - true.mean(0))))
     return distances
 
@@ -171,18 +190,19 @@ def _lab(image: Image.Image) -> np.ndarray:
     return np.stack([lab[..., 0] / 2.55, lab[..., 1].view(np.int8), lab[..., 2].view(np.int8)], -1)
 
 
-def round_trips(model: OpenedModel, items: Sequence[Item]) -> list[Image.Image]:
-    """The true worn panels after the autoencoder, encoded and decoded as the model's triptychs are: the
-    judge's ceiling.
+def round_trips(model: OpenedModel, items: Sequence[Item]) -> list[tuple[Image.Image, ...]]:
+    """The true front, back and worn panels after the autoencoder, encoded and decoded as the model's
+    triptychs are: the judge's ceiling.
     """
-    layout, panels = layout_of(model), []
+    layout = layout_of(model)
+    panels: list[tuple[Image.Image, ...]] = []
     for start in range(0, len(items), BATCH):
         canvases = [
             concatenate([item.front, item.back, item.worn], layout) for item in items[start : start + BATCH]
         ]
         with torch.no_grad():
             mean, _ = encoded(model, canvases, layout)
-            panels += [split(canvas, layout)[2] for canvas in decoded(model, mean, layout)]
+            panels += [tuple(split(canvas, layout)) for canvas in decoded(model, mean, layout)]
     return panels
 
 
@@ -211,6 +231,20 @@ def worn_panels(
         panels += [split(canvas, layout)[2] for canvas in canvases]
         on_batch()
     return panels
+
+
+def product_panels(
+    model: OpenedModel, sampling: Sampling, items: Sequence[Item], seed: int
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Try-off: front and back of each item, generated beside the photo of the person who wears it, from the
+    silent caption. The LoRA is one of the task try-off.
+    """
+    layout = TRY_OFF.on(layout_of(model)) if model.lora is None else TRY_OFF.trained(model.layout())
+    seeds = [seed + n for n in range(len(items))]
+    given = [{"worn": item.worn} for item in items]
+    canvases = generate_triptych(model, [item.prompt for item in items], layout, seeds, sampling, given)
+    fronts, backs, _ = zip(*(split(canvas, layout) for canvas in canvases), strict=True)
+    return list(fronts), list(backs)
 
 
 @dataclass(frozen=True)
@@ -261,14 +295,9 @@ def outline(mask: np.ndarray, margin: int) -> list[tuple[float, float]]:
     return [*left, *reversed(right)]
 
 
-def sheet(
-    items: Sequence[Item], columns: Mapping[str, Sequence[Image.Image]], count: int = 12
-) -> Image.Image:
-    """A contact sheet: one row per item, its two product photos, then one column per kind of result."""
-    rows = [
-        [item.front, item.back, *(panels[n] for panels in columns.values())]
-        for n, item in enumerate(items[:count])
-    ]
+def sheet(columns: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """A contact sheet: one row per item."""
+    rows = list(zip(*columns, strict=True))
     width, height = 96, 144
     page = Image.new("RGB", (width * len(rows[0]), height * len(rows)), "white")
     for y, row in enumerate(rows):

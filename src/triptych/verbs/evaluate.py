@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # they import torch, and `--help` must not
     from PIL import Image
 
     from triptych.evaluation.rendered import Item
+    from triptych.sampling.options import Sampling
 
-Mode = Literal["generate", "tryon"]
+Mode = Literal["generate", "tryon", "tryoff"]
 
 ROWS = 12
 """Items on a contact sheet."""
@@ -56,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> Run:
                     record_ceiling(book, config, judged)
                 write_json(path, book.results)
         for mode, columns in book.shown.items():
-            save_png(_sheet(items()[:ROWS], columns), out / f"{mode}.png")
+            save_png(_sheet(items()[:ROWS], mode, columns), out / f"{mode}.png")
         measured = {
             "ceiling",
             *(f"{mode}/{subject.name}" for subject in _subjects(config) for mode in _modes(config)),
@@ -171,7 +172,7 @@ class Judged:
     """The worn panels of a batch, judged.
 
     hits: by attribute, whether each panel is right. distances: from the true colour, by panel (ΔE*ab).
-    outside, seam: see `Dressed`; 0 in mode `generate`. shown: the panels that stand on the contact sheet.
+    outside, seam: see `Dressed`; 0 in the other modes. shown: columns of panels for the contact sheet.
     """
 
     batch: Batch
@@ -179,31 +180,49 @@ class Judged:
     distances: list[float] = field(default_factory=list)
     outside: int = 0
     seam: float = 0.0
-    shown: list[Image.Image] = field(default_factory=list)
+    shown: list[list[Image.Image]] = field(default_factory=list)
 
 
 def make(batch: Batch, tools: Tools) -> Judged:
-    """Sample the worn panels of a batch and judge them."""
+    """Sample the made panels of a batch and judge them."""
     from triptych.evaluation.rendered import colour_distances, dressed, verdicts, worn_panels
 
     config, items = tools.config, tools.items[batch.start : batch.stop]
     sampling = tools.models.resolved(config, config.strength if batch.mode == "tryon" else 1.0)
     seed, outside, seam = config.seed + batch.start, 0, 0.0
+    if batch.mode == "tryoff":
+        return _undressed(batch, tools, sampling, items)
     if batch.mode == "generate":
         panels = worn_panels(tools.models, sampling, items, seed)
     else:
         result = dressed(tools.models, sampling, items, seed)
         panels, outside, seam = result.panels, result.outside, result.seam
-    shown = panels[: max(0, ROWS - batch.start)]
-    return Judged(batch, verdicts(panels, items), colour_distances(panels, items), outside, seam, shown)
+    distances, shown = colour_distances(panels, items), [panels[: max(0, ROWS - batch.start)]]
+    return Judged(batch, verdicts(panels, items), distances, outside, seam, shown)
+
+
+def _undressed(batch: Batch, tools: Tools, sampling: Sampling, items: list[Item]) -> Judged:
+    from triptych.evaluation.rendered import (
+        BACK,
+        FRONT,
+        colour_distances,
+        product_panels,
+        product_verdicts,
+    )
+
+    fronts, backs = product_panels(tools.models, sampling, items, tools.config.seed + batch.start)
+    distances = colour_distances(fronts, items, FRONT) + colour_distances(backs, items, BACK)
+    shown = [panels[: max(0, ROWS - batch.start)] for panels in (fronts, backs)]
+    return Judged(batch, product_verdicts(fronts, backs, items), distances, shown=shown)
 
 
 def make_ceiling(batch: Batch, tools: Tools) -> Judged:
     """Judge the true panels after the autoencoder's round trip."""
-    from triptych.evaluation.rendered import round_trips, verdicts
+    from triptych.evaluation.rendered import product_verdicts, round_trips, verdicts
 
     items = tools.items[batch.start : batch.stop]
-    return Judged(batch, verdicts(round_trips(tools.models, items), items))
+    fronts, backs, worn = zip(*round_trips(tools.models, items), strict=True)
+    return Judged(batch, verdicts(worn, items) | product_verdicts(fronts, backs, items))
 
 
 # --- record
@@ -217,7 +236,7 @@ class Book:
 
     items: int
     results: dict[str, Any]
-    shown: dict[str, dict[str, list[Image.Image]]] = field(default_factory=dict)
+    shown: dict[str, dict[str, list[list[Image.Image]]]] = field(default_factory=dict)
     judged: list[Judged] = field(default_factory=list)
 
     def is_complete(self, judged: Judged) -> bool:
@@ -236,7 +255,9 @@ def record(book: Book, measurement: Measurement, judged: Judged) -> Event:
     from triptych.evaluation.rendered import mean_distance, summary_of
 
     name, mode = measurement.subject, measurement.mode
-    book.shown.setdefault(mode, {}).setdefault(name, []).extend(judged.shown)
+    columns = book.shown.setdefault(mode, {}).setdefault(name, [[] for _ in judged.shown])
+    for column, panels in zip(columns, judged.shown, strict=True):
+        column.extend(panels)
     if book.is_complete(judged):
         distances = [distance for part in book.judged for distance in part.distances]
         row = {**summary_of(book.hits()), "colour_distance": mean_distance(distances)}
@@ -258,10 +279,16 @@ def record_ceiling(book: Book, config: EvaluateConfig, judged: Judged) -> None:
         book.judged.clear()
 
 
-def _sheet(items: Sequence[Item], columns: dict[str, list[Image.Image]]) -> Image.Image:
+def _sheet(items: Sequence[Item], mode: str, columns: dict[str, list[list[Image.Image]]]) -> Image.Image:
+    """What is given, the panels made by each subject, and the truth."""
     from triptych.evaluation.rendered import sheet
 
-    return sheet(items, {**columns, "truth": [item.worn for item in items]})
+    products, worn = (
+        [[item.front for item in items], [item.back for item in items]],
+        [[i.worn for i in items]],
+    )
+    given, truth = (worn, products) if mode == "tryoff" else (products, worn)
+    return sheet([*given, *(column for made in columns.values() for column in made), *truth])
 
 
 def _readable(results: dict[str, Any]) -> dict[str, Any]:

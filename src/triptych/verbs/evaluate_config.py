@@ -22,9 +22,10 @@ class EvaluateConfig(SamplingConfig):
     """Use only garments with a print on their back, on people from behind: only the second photo shows the
     print.
     """
-    mode: Annotated[Literal["generate", "tryon", "both"], AMOUNT, GIVEN] = "generate"
+    mode: Annotated[Literal["generate", "tryon", "both", "tryoff"], AMOUNT, GIVEN] = "generate"
     """generate: a person wearing the garment of two product photos. tryon: a given person, redressed inside a
-    polygon.
+    polygon. both: these two. tryoff: front and back of the garment that somebody wears, by a LoRA of that
+    task.
     """
     strength: Annotated[float, RESULT] = Field(default=0.95, gt=0, le=1)
     """tryon: share of noise that sampling adds to the photo."""
