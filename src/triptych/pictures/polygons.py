@@ -17,8 +17,10 @@ import numpy as np
 from triptych.errors import InputError
 from triptych.store.files import read_text, write_json
 
-Polygons = list[list[tuple[float, float]]]
-"""Several polygons mean their union; each is a list of corners (x, y) and is closed implicitly."""
+Polygon = list[tuple[float, float]]
+"""Corners (x, y); it is closed implicitly."""
+Polygons = list[Polygon]
+"""Several polygons mean their union."""
 
 MAX_POINTS = 100_000  # a hand-drawn outline has tens, an outline traced around a mask thousands
 MAX_POLYGONS = 2_000
