@@ -1,8 +1,11 @@
-"""A supersampled canvas: each stroke draws the picture and the mask of the garment in it."""
+"""A supersampled canvas: each stroke draws the picture, the mask of the garment in it and, on request, a map
+of the parts it shows.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -38,21 +41,48 @@ def _pattern(name: str, samples: int) -> Image.Image:
 
 class Canvas:
     """Draws in units of 64 x 96; ``garment=True`` strokes add to the garment's mask, all others remove from
-    it.
+    it. In the label map they stand as ``garment_part`` and ``part``, which may change from stroke to stroke.
     """
 
-    def __init__(self, background: RGB, scale: int) -> None:
-        """Start with a plain background; ``scale`` multiplies the native panel."""
+    part, garment_part = 0, 0
+
+    def __init__(self, background: RGB, scale: int, labels: bool = False) -> None:
+        """Start with a plain background; ``scale`` multiplies the native panel, ``labels`` asks for a map."""
         self.samples = 3 * scale
         size = (WIDTH * self.samples, HEIGHT * self.samples)
         self.image = Image.new("RGB", size, background)
         self.mask = Image.new("L", size, 0)
         self._draw = ImageDraw.Draw(self.image)
         self._draw_mask = ImageDraw.Draw(self.mask)
+        self.labels = Image.new("L", size, 0) if labels else None
+        self._draw_labels = ImageDraw.Draw(self.labels) if self.labels else None
 
     def finish(self) -> tuple[Image.Image, Image.Image]:
         """Return the antialiased picture and garment mask at the native size times the scale."""
         return self.image.reduce(4), self.mask.reduce(4)
+
+    def label_map(self) -> np.ndarray | None:
+        """Return the part that fills most of each pixel, (H, W) uint8; None if no map was asked for."""
+        if self.labels is None:
+            return None
+        blocks = np.asarray(self.labels)
+        blocks = blocks.reshape(blocks.shape[0] // 4, 4, blocks.shape[1] // 4, 4)
+        present = np.unique(blocks)
+        covered = np.stack([(blocks == part).sum((1, 3), dtype=np.uint8) for part in present])
+        return np.asarray(present[covered.argmax(0)])
+
+    def _strokes(self, colour: RGB, garment: bool) -> Iterator[tuple[ImageDraw.ImageDraw, RGB | int]]:
+        """Each picture that a stroke is drawn into, and its colour there."""
+        yield self._draw, colour
+        yield self._draw_mask, 255 * garment
+        if self._draw_labels:
+            yield self._draw_labels, self.garment_part if garment else self.part
+
+    def _paste(self, colours: RGB | Image.Image, region: Region, garment: bool) -> None:
+        self.image.paste(colours, (0, 0), region.mask)
+        self.mask.paste(255 * garment, (0, 0), region.mask)
+        if self.labels:
+            self.labels.paste(self.garment_part if garment else self.part, (0, 0), region.mask)
 
     def region(self) -> Region:
         """Return an empty region of this canvas."""
@@ -69,44 +99,48 @@ class Canvas:
     def polygon(self, points: list[Point], colour: RGB, *, garment: bool = False) -> None:
         """Fill a polygon."""
         xy = self.points(points)
-        self._draw.polygon(xy, fill=colour)
-        self._draw_mask.polygon(xy, fill=255 * garment)
+        for draw, fill in self._strokes(colour, garment):
+            draw.polygon(xy, fill=fill)
 
     def ellipse(self, corner: Point, opposite: Point, colour: RGB, *, garment: bool = False) -> None:
         """Fill an ellipse."""
         box = self.box(corner, opposite)
-        self._draw.ellipse(box, fill=colour)
-        self._draw_mask.ellipse(box, fill=255 * garment)
+        for draw, fill in self._strokes(colour, garment):
+            draw.ellipse(box, fill=fill)
 
     def half_disc(self, corner: Point, opposite: Point, colour: RGB) -> None:
         """Fill the upper half of an ellipse."""
         box = self.box(corner, opposite)
-        self._draw.pieslice(box, 180, 360, fill=colour)
-        self._draw_mask.pieslice(box, 180, 360, fill=0)
+        for draw, fill in self._strokes(colour, False):
+            draw.pieslice(box, 180, 360, fill=fill)
 
     def rectangle(self, corner: Point, opposite: Point, colour: RGB, *, garment: bool = False) -> None:
         """Fill a rectangle."""
         box = self.box(corner, opposite)
-        self._draw.rectangle(box, fill=colour)
-        self._draw_mask.rectangle(box, fill=255 * garment)
+        for draw, fill in self._strokes(colour, garment):
+            draw.rectangle(box, fill=fill)
 
     def frame(self, corner: Point, opposite: Point, colour: RGB) -> None:
         """Draw the outline of a rectangle on the garment."""
         box = self.box(corner, opposite)
-        self._draw.rectangle(box, outline=colour, width=self.samples)
-        self._draw_mask.rectangle(box, outline=255, width=self.samples)
+        for draw, fill in self._strokes(colour, True):
+            draw.rectangle(box, outline=fill, width=self.samples)
 
     def line(
         self, points: list[Point], width: float, colour: RGB, *, garment: bool = False, caps: bool = False
     ) -> None:
         """Draw a line; ``caps`` rounds its two ends."""
-        _line(self._draw, self.points(points), width * self.samples, colour, caps)
-        _line(self._draw_mask, self.points(points), width * self.samples, 255 * garment, caps)
+        for draw, fill in self._strokes(colour, garment):
+            _line(draw, self.points(points), width * self.samples, fill, caps)
 
     def fill(self, region: Region, colour: RGB, *, garment: bool = False) -> None:
         """Fill a region with one colour."""
-        self.image.paste(colour, (0, 0), region.mask)
-        self.mask.paste(255 * garment, (0, 0), region.mask)
+        self._paste(colour, region, garment)
+
+    def fill_label(self, region: Region, part: int) -> None:
+        """Name what a region shows, without drawing anything."""
+        if self.labels:
+            self.labels.paste(part, (0, 0), region.mask)
 
     def fill_pattern(self, region: Region, colour: RGB, pattern: str, colour2: RGB, offset: Point) -> None:
         """Fill a region with the cloth of a garment; ``offset`` moves the pattern."""
@@ -115,8 +149,7 @@ class Canvas:
             left, top = (round(value * self.samples) for value in offset)
             box = (left, top, left + self.image.width, top + self.image.height)
             cloth.paste(colour2, (0, 0), _pattern(pattern, self.samples).crop(box))
-        self.image.paste(cloth, (0, 0), region.mask)
-        self.mask.paste(255, (0, 0), region.mask)
+        self._paste(cloth, region, True)
 
 
 class Region:
@@ -136,6 +169,11 @@ class Region:
     def line(self, points: list[Point], width: float) -> Region:
         """Add a thick line with round ends."""
         _line(self._draw, self._canvas.points(points), width * self._canvas.samples, 255, True)
+        return self
+
+    def cut_line(self, points: list[Point], width: float) -> Region:
+        """Take a thick line with round ends away."""
+        _line(self._draw, self._canvas.points(points), width * self._canvas.samples, 0, True)
         return self
 
     def cut_ellipse(self, corner: Point, opposite: Point) -> Region:

@@ -7,11 +7,13 @@ another garment gives the same picture except for the garment: exact ground trut
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 from PIL import Image
 
 from triptych.pocket.canvas import PANEL_HEIGHT, PANEL_WIDTH, Canvas, Point
+from triptych.pocket.parts import PART_OF
 from triptych.pocket.wardrobe import draw_flat, draw_worn
 from triptych.pocket.world import BACKGROUNDS, RGB, Garment, Scene
 
@@ -20,25 +22,29 @@ __all__ = ["PANEL_HEIGHT", "PANEL_WIDTH", "Rendered", "concatenate_panels", "ren
 
 @dataclass(frozen=True)
 class Rendered:
-    """A picture and the mask of the garment in it (white = garment, antialiased)."""
+    """A picture and the mask of the garment in it (white = garment, antialiased); on request, the part of
+    `parts.PARTS` that most of each pixel shows, (H, W) uint8.
+    """
 
     image: Image.Image
     mask: Image.Image
+    labels: np.ndarray | None = field(default=None, compare=False)
 
 
-def render(garment: Garment, scene: Scene, seed: int, scale: int = 1) -> Rendered:
+def render(garment: Garment, scene: Scene, seed: int, scale: int = 1, *, labels: bool = False) -> Rendered:
     """Draw one panel of 48 x 72 pixels times ``scale``; another scale draws exactly the same
-    picture larger.
+    picture larger. ``labels`` asks for the map of parts too.
     """
     rng = random.Random(seed)
-    canvas = Canvas(_jitter(BACKGROUNDS[scene.background], rng), scale)
+    canvas = Canvas(_jitter(BACKGROUNDS[scene.background], rng), scale, labels)
+    canvas.garment_part = PART_OF[garment.type]
     background: RGB = canvas.image.getpixel((0, 0))  # type: ignore[assignment]
     offset: Point = (rng.uniform(0, 20), rng.uniform(0, 20))
     if scene.worn:
         draw_worn(canvas, garment, scene, rng, offset)
     else:
         draw_flat(canvas, garment, scene, rng, offset, background)
-    return Rendered(*canvas.finish())
+    return Rendered(*canvas.finish(), canvas.label_map())
 
 
 def concatenate_panels(images: list[Image.Image]) -> Image.Image:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 
 from triptych.pocket.canvas import Canvas, Point, Region
+from triptych.pocket.parts import PART
 from triptych.pocket.world import COLOURS, HAIRS, NONE, OTHER_CLOTHES, RGB, SKINS, Garment, Scene
 
 TOPS = ("t-shirt", "sweater", "jacket")
@@ -122,6 +123,7 @@ def draw_worn(canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random
     person = _Person(scene, rng)
     person.draw_body(canvas)
     other = OTHER_CLOTHES[scene.other]
+    canvas.part = PART["trousers" if garment.type in TOPS else "top"]
     if garment.type in TOPS:
         canvas.fill(person.trousers(canvas), other)
     elif garment.type != "dress":
@@ -153,20 +155,29 @@ class _Person:
         return self.x + x, y
 
     def draw_body(self, canvas: Canvas) -> None:
+        canvas.part = PART["hair"]
         if self.scene.hairstyle == "long":
             canvas.polygon([self.at(-8, 10), self.at(8, 10), self.at(9.5, 27), self.at(-9.5, 27)], self.hair)
         canvas.ellipse(self.at(-8, 3), self.at(8, 19), self.hair)
+        canvas.part = PART["arm"]
         for arm in self.arms:
             canvas.line(arm, 4.4, self.skin, caps=True)
+            # the hand is what the longest sleeve leaves bare
+            hand = canvas.region().line(arm[1:], 4.4).cut_line(self.sleeve(arm, 1.65), 7.4)
+            canvas.fill_label(hand, PART["hand"])
         for side in (-1, 1):
+            canvas.part = PART["leg"]
             canvas.line(
                 [self.at(side * 4.5, self.hip), self.at(side * self.stance, self.foot - 2)], 6.5, self.skin
             )
             shoe = side * self.stance
+            canvas.part = PART["shoe"]
             canvas.ellipse(self.at(shoe - 4.5, self.foot - 3), self.at(shoe + 4.5, self.foot + 3), SHOES)
+        canvas.part = PART["neck"]
         canvas.line([self.at(0, 16), self.at(0, self.shoulder + 2)], 6, self.skin, caps=True)
 
     def draw_neck(self, canvas: Canvas, depth: float) -> None:
+        canvas.part = PART["neck"]
         canvas.ellipse(self.at(-4, self.shoulder - depth), self.at(4, self.shoulder + depth), self.skin)
 
     def trousers_outline(self) -> list[Point]:
@@ -241,14 +252,19 @@ class _Person:
         if self.behind:
             self._draw_head_from_behind(canvas)
             return
+        canvas.part = PART["face"]
         canvas.ellipse(self.at(-6, 5), self.at(6, 20), self.skin)
+        canvas.part = PART["hair"]
         canvas.half_disc(self.at(-7.5, 2.5), self.at(7.5, 15), self.hair)
+        canvas.part = PART["face"]
         for x in (-2.4, 2.4):
             canvas.ellipse(self.at(x - 0.8, 12), self.at(x + 0.8, 13.8), EYES)
         canvas.line([self.at(-1.8, 16.6), self.at(1.8, 16.6)], 1, _shade(self.skin, 0.6))
 
     def _draw_head_from_behind(self, canvas: Canvas) -> None:
+        canvas.part = PART["neck"]
         canvas.ellipse(self.at(-6, 5), self.at(6, 20), self.skin)
+        canvas.part = PART["hair"]
         canvas.ellipse(self.at(-7.5, 2.5), self.at(7.5, 18), self.hair)
         if self.scene.hairstyle == "long":
             canvas.polygon(
