@@ -96,6 +96,7 @@ def test_klein_samples_on_12_gb_without_quantising(
     assert change["blocks_to_swap"] <= 3, "unquantised, and hardly slower"
     assert plan["train"]["seconds_each_with_change"] < 1.06 * plan["train"]["seconds_each"]
     assert plan["for_run"].endswith("--config klein-12gb")
+    assert re.search(r"tryon fits, but it is tight .* --context-cache-gib 0 saves 1\.31 GiB", plan["verdict"])
     assert plan["warnings"] == []
 
 

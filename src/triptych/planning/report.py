@@ -59,7 +59,16 @@ def verdict(plan: Mapping[str, Any]) -> str:
                 f"{duration(stage['seconds_each_with_change'])} a {STAGES[name]}"
             )
             parts.append(f"{need} and would fit with {stage['change_words']} ({with_change})")
-    return f"It does not fit on {where}: {'; '.join(parts)}."
+    return f"It does not fit on {where}: {'; '.join(parts)}.{_tight_beside(plan)}"
+
+
+def _tight_beside(plan: Mapping[str, Any]) -> str:
+    """A sentence on the largest of the stages that fit, if it is tight."""
+    fitting = {name: plan[name]["total_bytes"] for name in STAGES if plan[name]["fits"]}
+    name = max(fitting, key=lambda name: fitting[name], default=None)
+    if name is None or fitting[name] <= TIGHT * plan["memory_gib"] * 2**30:
+        return ""
+    return f" {name} fits, but it is tight with {in_gib(fitting[name])} GiB.{_relief(name, plan)}"
 
 
 def _relief(name: str, plan: Mapping[str, Any]) -> str:
