@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from triptych.cli import main
 from triptych.errors import ConfigError
@@ -128,3 +130,45 @@ def test_try_off_is_measured_on_the_product_photos(tmp_path: Path) -> None:
 def test_of_photos_no_truth_is_known(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rendered world only"):
         evaluate(EvaluateConfig(work=tmp_path))
+
+
+def test_a_base_alone_is_measured_with_the_options_given(tmp_path: Path) -> None:
+    """A model that reads references is guided by them without a LoRA."""
+    distances = []
+    for scale in (1.0, 5.0):
+        config = EvaluateConfig(
+            pocket=True,
+            model="pocket-klein",
+            items=2,
+            num_inference_steps=1,
+            context_guidance_scale=scale,
+            out=tmp_path / f"{scale}",
+        )
+        evaluate(config).finish()
+        results = json.loads((tmp_path / f"{scale}" / "evaluation.json").read_text())
+        distances.append(results["generate/base"]["colour_distance"])
+    assert distances[0] != distances[1]
+    with pytest.raises(ConfigError, match=r"--context-guidance-scale 3.0 has no effect .* noisy context"):
+        evaluate(EvaluateConfig(pocket=True, context_guidance_scale=3.0, out=tmp_path))
+
+
+def test_what_the_base_beside_a_lora_does_without_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    tensors = {f"{name}.lora_A.weight": torch.ones(1, 256), f"{name}.lora_B.weight": torch.zeros(256, 1)}
+    save_file(tensors, tmp_path / "lora.safetensors", {"triptych": json.dumps({"context": "clean"})})
+    given = {
+        "pocket": True,
+        "lora": tmp_path / "lora.safetensors",
+        "drop_background": True,
+        "context_guidance_scale": 3.0,
+        "token_bucket": 1,
+        "lora_scale": 0.5,
+    }
+    run = evaluate(EvaluateConfig(**given))
+    told = "The base model is measured without --context-guidance-scale 3.0, --drop-background True."
+    assert run.summary["warnings"] == caplog.messages == [told]
+    assert evaluate(EvaluateConfig(**given, base=False)).summary["warnings"] == []
+    klein = EvaluateConfig(**given | {"model": "pocket-klein"}).without_lora()
+    assert klein.drop_background and klein.context_guidance_scale == 3.0, "it needs no LoRA for these"

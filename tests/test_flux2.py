@@ -128,6 +128,25 @@ def test_references_are_seen_by_each_sample_of_a_batch(models: OpenedModel) -> N
     assert (together - sampled(models, PANEL, [4, 5], sampling)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("context", ["native", "clean"])
+def test_guidance_on_references_leads_away_from_what_is_made_without_them(
+    models: OpenedModel, context: str
+) -> None:
+    """In a single step what is made is linear in the velocity: v = silent + scale · (shown − silent)."""
+    sampling = Sampling(1, None, 4.0, context=context, context_placement="reference")  # type: ignore[arg-type]
+    photos = {"front": photo(1, (64, 64)), "back": photo(2, (64, 64))}
+    shown = references_of(models, [photos], TRY_ON.layout(64, 64), sampling)
+    guided = sampled(models, PANEL, [3], replace(sampling, context_guidance_scale=3.0), None, shown)
+    plain = replace(sampling, true_cfg_scale=1.0)
+    led = sampled(models, PANEL, [3], plain, None, shown)
+    empty = models.text([""])
+    silent = sample_latents(
+        models.backbone, models.transformer, Canvases(PANEL, (16, 4, 4), empty, [3], empty), plain
+    )
+    assert (led - silent).abs().max() > 1e-3
+    torch.testing.assert_close(guided, silent + 3 * (led - silent), **CLOSE)
+
+
 def test_known_tokens_are_put_back_as_by_a_callback(models: OpenedModel, tiny_flux2: Path) -> None:
     layout, known, mask = (
         TRY_ON.layout(32, 48),

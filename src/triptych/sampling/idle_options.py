@@ -54,6 +54,11 @@ gives every setting.
 """
 
 
+def asks_for_something(name: str, value: Any, settings: ModelSettings) -> bool:
+    """Whether a value of an option asks for an effect, or leaves everything as it is without the option."""
+    return value not in _OFF.get(name, lambda _: (None, "auto"))(settings)
+
+
 def check_effects(given: dict[str, Any], run: Run) -> None:
     """
     Args:
@@ -63,7 +68,7 @@ def check_effects(given: dict[str, Any], run: Run) -> None:
         ConfigError: an option has no effect in this run.
     """
     for name, value in given.items():
-        if name in _OFF and value not in _OFF[name](run.settings):
+        if name in _OFF and asks_for_something(name, value, run.settings):
             reason = _reason(name, run)
             if reason:
                 why, hint = reason

@@ -192,9 +192,14 @@ class SamplingConfig(LoadedConfig):
         return True
 
     def without_lora(self) -> Self:
-        """The config for the base model alone, without settings that need a LoRA."""
+        """The config for the base model alone, without settings that need a LoRA. A model that sees known
+        panels clean without one keeps those about their use, but not those about reading them once.
+        """
         left_out = {"lora", "lora_scale", "context", "context_placement", "active_tokens"}
-        left_out |= marked(type(self), CLEAN_ONLY)
+        if model_settings(self.model).context == "noisy":
+            left_out |= marked(type(self), CLEAN_ONLY)
+        else:
+            left_out |= {"context_reading", "context_cache_gib"}
         return type(self)(**{name: getattr(self, name) for name in self.model_fields_set - left_out})
 
     def model_source(self) -> dict[str, Any]:

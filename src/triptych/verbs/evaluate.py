@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from triptych import progress
+from triptych.backbones.settings import model_settings
 from triptych.config.marks import RESULT, marked
 from triptych.config.stage import seeds_from
 from triptych.errors import ConfigError
 from triptych.events import Event, Run
 from triptych.execution import PerWorker, execute
 from triptych.pictures.saving import save_png
+from triptych.sampling.idle_options import asks_for_something
 from triptych.store.files import digest, read_json, sha256_file, write_json
 from triptych.verbs.evaluate_config import EvaluateConfig
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:  # they import torch, and `--help` must not
 
     from triptych.evaluation.rendered import Item
     from triptych.sampling.options import Sampling
+
+log = logging.getLogger(__name__)
 
 Mode = Literal["generate", "tryon", "tryoff"]
 
@@ -32,8 +37,8 @@ def evaluate(config: EvaluateConfig) -> Run:
     """Write `evaluation.json` and a contact sheet per mode; measurements with the same settings are kept.
 
     Raises:
-        ConfigError: without `pocket`, because the truth about other pictures is unknown. ModelError: model or
-            LoRA cannot be loaded.
+        ConfigError: without `pocket`, because the truth about other pictures is unknown; or an option that
+            was given has no effect. ModelError: model or LoRA cannot be loaded.
     """
     if not config.pocket:
         hint = "Give --pocket. For photos, look at the sheets of `triptych tryon --batch` instead."
@@ -41,11 +46,13 @@ def evaluate(config: EvaluateConfig) -> Run:
     seeds_from(config.seed, config.items)
     out = config.out or config.work / "evaluation"
     summary: dict[str, Any] = {"items": config.items, "results": str(out / "evaluation.json")}
+    subjects = _subjects(config)
+    summary["warnings"] = _checked(subjects, config)
 
     def work() -> Iterator[Event]:
         path, items = out / "evaluation.json", PerWorker(_items, config)
         book = Book(config.items, read_json(path) if path.exists() else {})
-        for subject in _subjects(config):
+        for subject in subjects:
             tools = PerWorker(Tools, subject.config, items)
             for measurement in todo(subject, book.results):
                 if measurement.kept:
@@ -60,11 +67,11 @@ def evaluate(config: EvaluateConfig) -> Run:
             save_png(_sheet(items()[:ROWS], mode, columns), out / f"{mode}.png")
         measured = {
             "ceiling",
-            *(f"{mode}/{subject.name}" for subject in _subjects(config) for mode in _modes(config)),
+            *(f"{mode}/{subject.name}" for subject in subjects for mode in _modes(config)),
         }
         summary.update(_readable({name: row for name, row in book.results.items() if name in measured}))
 
-    total = len(_batches(config, "generate")) * len(_modes(config)) * len(_subjects(config))
+    total = len(_batches(config, "generate")) * len(_modes(config)) * len(subjects)
     return Run("evaluate", total, work(), summary)
 
 
@@ -76,8 +83,31 @@ class Subject(NamedTuple):
 
 
 def _subjects(config: EvaluateConfig) -> list[Subject]:
-    base = [Subject("base", config.without_lora())] if config.base or config.lora is None else []
-    return base + ([Subject("lora", config)] if config.lora is not None else [])
+    if config.lora is None:
+        return [Subject("base", config)]
+    return [*([Subject("base", config.without_lora())] if config.base else []), Subject("lora", config)]
+
+
+def _checked(subjects: Sequence[Subject], config: EvaluateConfig) -> list[str]:
+    """Raise ConfigError for an option without effect. Returns, and logs, a warning about those that the base
+    model beside a LoRA does without.
+    """
+    from triptych.lora.file import read_about
+
+    settings = model_settings(config.model)
+    for subject in subjects:
+        lora = subject.config.lora
+        subject.config.resolve(settings, config.strength, read_about(lora) if lora else {})
+    base = subjects[0].config
+    left_out = [
+        f"--{name.replace('_', '-')} {getattr(config, name)}"
+        for name in sorted(config.model_fields_set - base.model_fields_set - {"lora", "lora_scale"})
+        if asks_for_something(name, getattr(config, name), settings)
+    ]
+    warnings = [f"The base model is measured without {', '.join(left_out)}."] if left_out else []
+    for warning in warnings:
+        log.warning(warning)
+    return warnings
 
 
 def _modes(config: EvaluateConfig) -> tuple[Mode, ...]:

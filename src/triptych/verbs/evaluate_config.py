@@ -30,6 +30,6 @@ class EvaluateConfig(SamplingConfig):
     strength: Annotated[float, RESULT] = Field(default=0.95, gt=0, le=1)
     """tryon: share of noise that sampling adds to the photo."""
     base: Annotated[bool, AMOUNT, GIVEN] = True
-    """Measure the base model on the same seeds too, for comparison."""
+    """Measure the base model on the same seeds too, for comparison; without the options that need a LoRA."""
     out: Annotated[Path | None, OUTPUT] = None
     """Folder for evaluation.json and the sheets, if not WORK/evaluation."""
