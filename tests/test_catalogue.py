@@ -23,6 +23,8 @@ from triptych.data.catalogue import (
 from triptych.data.photo_folders import COPY_LINKS, LEAVES
 from triptych.errors import InputError, WorkError
 
+ROLES = ("front", "back")
+
 
 def test_photos_round_trip(tmp_path: Path) -> None:
     photos = [
@@ -52,20 +54,20 @@ def test_overrides(tmp_path: Path) -> None:
         "# mine\n\nitem1/a.jpg human\r\nitem 2/my coat.jpg\tBACK\nitem1/a.jpg   garment  \n",
         encoding="utf-8-sig",
     )
-    assert read_overrides(path) == {"item1/a.jpg": "garment", "item 2/my coat.jpg": "back"}
+    assert read_overrides(path, ROLES) == {"item1/a.jpg": "garment", "item 2/my coat.jpg": "back"}
 
 
 @pytest.mark.parametrize("line", ["item1/a.jpg", "human", "item1/a.jpg cat", "item1/a.jpg unsure"])
 def test_override_lines_without_a_label(line: str, tmp_path: Path) -> None:
     (tmp_path / "o.txt").write_text("# first\n" + line)
     with pytest.raises(InputError, match="line 2") as caught:
-        read_overrides(tmp_path / "o.txt")
+        read_overrides(tmp_path / "o.txt", ROLES)
     assert caught.value.hint.endswith("labels: human, garment, front, back, rejected.")
 
 
 def test_a_missing_override_file_is_called_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^The override file .* does not exist"):
-        read_overrides(tmp_path / "o.txt")
+        read_overrides(tmp_path / "o.txt", ROLES)
 
 
 AWKWARD = [
@@ -86,7 +88,10 @@ def test_overrides_can_name_any_photo(name: str, tmp_path: Path) -> None:
     photo = f"item1/{name}"
     plain = json.dumps(photo) if photo != photo.strip() or "\n" in photo else photo
     (tmp_path / "o.txt").write_text(f"item0/x.jpg human\n{plain} back\n", encoding="utf-8")
-    assert match_overrides(read_overrides(tmp_path / "o.txt"), [photo]) == ({photo: "back"}, ["item0/x.jpg"])
+    assert match_overrides(read_overrides(tmp_path / "o.txt", ROLES), [photo]) == (
+        {photo: "back"},
+        ["item0/x.jpg"],
+    )
 
 
 def test_overrides_understand_windows_and_macs(tmp_path: Path) -> None:
@@ -94,7 +99,7 @@ def test_overrides_understand_windows_and_macs(tmp_path: Path) -> None:
     (tmp_path / "o.txt").write_text(
         "item1\\a.jpg human\n./Kleid/r\u00fcckseite.jpg back\na\\b/c.jpg front\nitem1\\x.jpg human\n", "utf-8"
     )
-    matched, missed = match_overrides(read_overrides(tmp_path / "o.txt"), names)
+    matched, missed = match_overrides(read_overrides(tmp_path / "o.txt", ROLES), names)
     assert matched == dict(zip(names, ["human", "back", "front"], strict=True))
     assert missed == ["item1\\x.jpg"]
 
@@ -134,7 +139,10 @@ def test_overrides_take_the_paths_that_are_shown(
 @pytest.mark.parametrize("name", AWKWARD)
 def test_the_listing_spells_a_photo_as_overrides_takes_it(name: str, tmp_path: Path) -> None:
     (tmp_path / "o.txt").write_text(f"{override_name(tmp_path / name, tmp_path)} back\n", encoding="utf-8")
-    assert match_overrides(read_overrides(tmp_path / "o.txt"), [name], tmp_path) == ({name: "back"}, [])
+    assert match_overrides(read_overrides(tmp_path / "o.txt", ROLES), [name], tmp_path) == (
+        {name: "back"},
+        [],
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from triptych.data.photo_folders import natural
 from triptych.errors import InputError, ModelError, WorkError
 from triptych.pictures.images import load_image
 from triptych.store.files import sha256_file
+from triptych.tasks.tryon import TRY_ON
 from triptych.verbs import clean as module
 from triptych.verbs.clean import CleanConfig, clean
 from triptych.vision import features
@@ -256,7 +257,7 @@ def test_sheet_of_a_large_catalogue_shows_the_trouble(
         Photo(f"item{n // 3}", str(tmp_path / "gone.png"), "", "unsure" if n == 8 else "human", 0.5)
         for n in range(30)
     ]
-    assert catalogue_sheet.draw_sheet(rows, tmp_path / "sheet.png", tmp_path) == 5
+    assert catalogue_sheet.draw_sheet(rows, tmp_path / "sheet.png", tmp_path, TRY_ON.photo_roles) == 5
     assert Image.open(tmp_path / "sheet.png").width == 5 * 144
 
 

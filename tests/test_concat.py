@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from triptych.data.catalogue import Photo, write_photos
-from triptych.data.pairing import choose_worn, plan, triptych_id
-from triptych.data.views import choose_sides
+from triptych.data.pairing import choose_people, plan, triptych_id
+from triptych.data.views import choose_views
 from triptych.errors import InputError, WorkError
 from triptych.pictures.panels import PanelLayout, fit, split
 from triptych.store.files import read_jsonl, sha256_file
@@ -114,7 +114,7 @@ def test_panels_hold_the_right_photos_whole(shop: Shop) -> None:
     ],
 )
 def test_sides_by_file_name(names: list[str], expected: tuple[str, str]) -> None:
-    front, back, *_ = choose_sides([photo("i", name) for name in names])
+    (front, _), (back, _) = choose_views([photo("i", name) for name in names], TRY_ON.photo_roles).values()
     assert (Path(front.path).name, Path(back.path).name) == expected
 
 
@@ -124,7 +124,7 @@ def test_override_beats_file_names() -> None:
         photo("i", "back.jpg"),
         photo("i", "zz.jpg", reason="override: front"),
     ]
-    front, back, *_ = choose_sides(photos)
+    (front, _), (back, _) = choose_views(photos, TRY_ON.photo_roles).values()
     assert (front.path, back.path) == ("raw/i/zz.jpg", "raw/i/front.jpg")
 
 
@@ -191,19 +191,19 @@ def test_worn_choice_is_independent_of_everything_else(
     count: int, at_most: int, seed: int, gone: int
 ) -> None:
     humans = [photo("item", f"{number}.jpg", "human") for number in range(count)]
-    chosen = choose_worn(humans, "item", at_most, seed)
+    chosen = choose_people(humans, "item", at_most, seed)
     assert len(chosen) == min(count, at_most) and chosen == [p for p in humans if p in chosen]
     rest = [p for number, p in enumerate(humans) if number != gone or p in chosen]
-    assert choose_worn(rest, "item", at_most, seed) == chosen  # a photo that was not chosen may vanish
+    assert choose_people(rest, "item", at_most, seed) == chosen  # a photo that was not chosen may vanish
     garment = [photo("item", "g.jpg"), photo("other", "g.jpg"), photo("other", "w.jpg", "human")]
-    with_other, *_ = plan([*humans, *garment], at_most, seed)
-    alone, *_ = plan([*humans, garment[0]], at_most, seed)
+    with_other, *_ = plan([*humans, *garment], TRY_ON.photo_roles, at_most, seed)
+    alone, *_ = plan([*humans, garment[0]], TRY_ON.photo_roles, at_most, seed)
     assert [t for t in with_other if t.item == "item"] == alone
 
 
 def test_seed_changes_the_choice() -> None:
     humans = [photo("item", f"{number}.jpg", "human") for number in range(6)]
-    assert len({tuple(choose_worn(humans, "item", 2, seed)) for seed in range(10)}) > 3
+    assert len({tuple(choose_people(humans, "item", 2, seed)) for seed in range(10)}) > 3
 
 
 NASTY = [

@@ -9,6 +9,9 @@ import pytest
 
 from triptych.data.photo_folders import STRAY, check_examples, natural, refusal, scan
 from triptych.errors import InputError
+from triptych.tasks.tryon import TRY_ON
+
+ROLES = TRY_ON.photo_roles
 
 
 def touch(root: Path, *names: str) -> None:
@@ -18,7 +21,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def listed(root: Path, **options: object) -> list[tuple[str, str]]:
-    return [(item, path.relative_to(root).as_posix()) for item, path in scan(root, **options)]
+    return [(item, path.relative_to(root).as_posix()) for item, path in scan(root, ROLES, **options)]
 
 
 def test_natural_order(tmp_path: Path) -> None:
@@ -54,7 +57,7 @@ def test_items_are_the_topmost_folders_with_photos(tmp_path: Path) -> None:
 def test_two_folders_never_become_one_item(tmp_path: Path) -> None:
     touch(tmp_path, "a/b/x.jpg", "a__b/y.jpg")
     with pytest.raises(InputError, match="a__b"):
-        scan(tmp_path)
+        scan(tmp_path, ROLES)
 
 
 def test_skipped_folders(tmp_path: Path) -> None:
@@ -76,7 +79,9 @@ def test_refusals(tmp_path: Path) -> None:
     (root / "loop").symlink_to(root)
     os.mkfifo(root / "item/pipe.jpg")
     Path(os.fsdecode(os.fsencode(root / "item") + b"/\xff.jpg")).write_bytes(b"x")
-    reasons = {path.relative_to(root).as_posix(): refusal(root, item, path) for item, path in scan(root)}
+    reasons = {
+        path.relative_to(root).as_posix(): refusal(root, item, path) for item, path in scan(root, ROLES)
+    }
     assert reasons.pop(os.fsdecode(b"item/\xff.jpg")) == "its name is not valid UTF-8"
     assert reasons == {
         "item/a.jpg": None,
@@ -96,7 +101,7 @@ def test_refusals(tmp_path: Path) -> None:
 def test_a_photo_folder_may_itself_be_a_link(tmp_path: Path) -> None:
     touch(tmp_path, "real/item/a.jpg")
     (tmp_path / "link").symlink_to("real")
-    [(item, path)] = scan(tmp_path / "link")
+    [(item, path)] = scan(tmp_path / "link", ROLES)
     assert (item, refusal(tmp_path / "link", item, path)) == ("item", None)
 
 
@@ -104,17 +109,17 @@ def test_missing_folder(tmp_path: Path) -> None:
     touch(tmp_path, "file.jpg")
     for name in ("nowhere", "file.jpg"):
         with pytest.raises(InputError, match=name):
-            scan(tmp_path / name)
+            scan(tmp_path / name, ROLES)
 
 
 def test_paths_stay_as_the_user_gave_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "photos/item/a.jpg")
     monkeypatch.chdir(tmp_path)
-    assert [str(path) for _, path in scan(Path("photos"))] == ["photos/item/a.jpg"]
+    assert [str(path) for _, path in scan(Path("photos"), ROLES)] == ["photos/item/a.jpg"]
 
 
 def reasons(root: Path) -> dict[str, str | None]:
-    return {path.relative_to(root).as_posix(): refusal(root, item, path) for item, path in scan(root)}
+    return {path.relative_to(root).as_posix(): refusal(root, item, path) for item, path in scan(root, ROLES)}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ def reasons(root: Path) -> dict[str, str | None]:
 @pytest.mark.parametrize("where", ["item1/", "", "coats/item1/"])
 def test_what_photo_managers_and_systems_keep_is_no_photo(name: str, where: str, tmp_path: Path) -> None:
     touch(tmp_path, "item1/IMG_1.jpg", "coats/item1/IMG_1.jpg", where + name)
-    found = scan(tmp_path)
+    found = scan(tmp_path, ROLES)
     assert [
         path.relative_to(tmp_path).as_posix() for item, path in found if refusal(tmp_path, item, path) is None
     ] == [
@@ -174,7 +179,7 @@ def test_a_stray_picture_does_not_melt_items_into_one(tmp_path: Path) -> None:
         "one/item5/a.jpg",
         "one/item5/b.jpg",
     )
-    assert {item for item, path in scan(tmp_path)} == {
+    assert {item for item, path in scan(tmp_path, ROLES)} == {
         "",
         "coats__item1",
         "coats__item2",
@@ -202,7 +207,7 @@ def test_a_stray_picture_does_not_melt_items_into_one(tmp_path: Path) -> None:
 )
 def test_folders_inside_an_item(names: list[str], tmp_path: Path) -> None:
     touch(tmp_path, *names)
-    assert {item for item, _ in scan(tmp_path)} == {"item1"}
+    assert {item for item, _ in scan(tmp_path, ROLES)} == {"item1"}
 
 
 def test_numbered_folders_are_items(tmp_path: Path) -> None:
@@ -214,7 +219,7 @@ def test_numbered_folders_are_items(tmp_path: Path) -> None:
         "tops/model1/a.jpg",
         "tops/model2/a.jpg",
     )
-    assert {item for item, _ in scan(tmp_path)} == {
+    assert {item for item, _ in scan(tmp_path, ROLES)} == {
         "",
         "coats__product 1",
         "coats__product 2",
@@ -225,7 +230,7 @@ def test_numbered_folders_are_items(tmp_path: Path) -> None:
 
 def test_folders_of_views_with_many_photos_are_no_item(tmp_path: Path) -> None:
     touch(tmp_path, *(f"shop/{view}/{n}.jpg" for view in ("flat", "look") for n in range(9)))
-    assert {item for item, _ in scan(tmp_path)} == {"shop__flat", "shop__look"}
+    assert {item for item, _ in scan(tmp_path, ROLES)} == {"shop__flat", "shop__look"}
 
 
 SETS = {
@@ -247,7 +252,7 @@ SETS = {
 def test_data_sets_that_are_sorted_by_view_are_refused(kind: str, tmp_path: Path) -> None:
     touch(tmp_path / "set", *SETS[kind])
     with pytest.raises(InputError, match="is sorted like") as caught:
-        scan(tmp_path / "set")
+        scan(tmp_path / "set", ROLES)
     assert "photos/ITEM" in caught.value.hint
 
 
@@ -261,7 +266,7 @@ def test_items_with_views_of_their_own_are_no_data_set(tmp_path: Path) -> None:
         ),
     )
     touch(tmp_path, "train_pairs.txt")  # left over from a set that was sorted anew
-    assert {item for item, _ in scan(tmp_path)} == {"", *(f"item{n}" for n in range(9))}
+    assert {item for item, _ in scan(tmp_path, ROLES)} == {"", *(f"item{n}" for n in range(9))}
 
 
 def test_links_in_a_circle_lose_nothing_else(tmp_path: Path) -> None:
@@ -279,8 +284,8 @@ def test_links_in_a_circle_lose_nothing_else(tmp_path: Path) -> None:
     }
     (tmp_path / "self").symlink_to("self")
     with pytest.raises(InputError, match="does not exist"):
-        scan(tmp_path / "self")
-    assert scan(root, skip=[tmp_path / "self"])
+        scan(tmp_path / "self", ROLES)
+    assert scan(root, ROLES, skip=[tmp_path / "self"])
 
 
 def test_examples_lie_apart(tmp_path: Path) -> None:

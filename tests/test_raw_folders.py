@@ -319,13 +319,15 @@ from pathlib import Path
 from PIL import Image
 import triptych.verbs.init as module
 from triptych.data.photo_folders import refusal, scan
+from triptych.tasks import DEFAULT
 root = Path(sys.argv[1])
 module.write_text = lambda path, text: None
 Image.init()
 config = module.InitConfig(photos=root, out=root / "c.yaml")  # pydantic reads files when the first is made
 os.setgid(65534), os.setuid(65534)
 summary = module.init(config).finish()
-refused = [refusal(root, item, path) for item, path in scan(root) if path.name == "item0"]
+found = scan(root, DEFAULT.photo_roles)
+refused = [refusal(root, item, path) for item, path in found if path.name == "item0"]
 print(summary["photos"], summary["reasons"], refused)
 """
 

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from triptych.data.catalogue import Photo
-from triptych.data.views import choose_sides, common_words, count_guessed, mixed_items, view_hint
+from triptych.data.views import choose_views, common_words, count_guessed, mixed_items, view_hint
+from triptych.tasks.tryon import TRY_ON
+
+ROLES = TRY_ON.photo_roles
 
 
 def photos(*names: str, label: str = "garment", item: str = "i") -> list[Photo]:
@@ -46,7 +49,7 @@ def photos(*names: str, label: str = "garment", item: str = "i") -> list[Photo]:
     ],
 )
 def test_view_hint(name: str, side: str | None) -> None:
-    assert view_hint(name) == side
+    assert view_hint(name, ROLES) == side
 
 
 @pytest.mark.parametrize(
@@ -71,11 +74,11 @@ def test_view_hint(name: str, side: str | None) -> None:
     ],
 )
 def test_views_that_are_neither_front_nor_back(name: str, view: str | None) -> None:
-    assert view_hint(name) == view
+    assert view_hint(name, ROLES) == view
 
 
 def test_names_of_macs_are_read() -> None:
-    assert view_hint(unicodedata.normalize("NFD", "rückseite.jpg")) == "back"
+    assert view_hint(unicodedata.normalize("NFD", "rückseite.jpg"), ROLES) == "back"
 
 
 @pytest.mark.parametrize(
@@ -107,14 +110,14 @@ def test_names_of_macs_are_read() -> None:
     ],
 )
 def test_front_and_back(names: list[str], front: str, back: str) -> None:
-    sides = choose_sides(photos(*names))
-    assert (Path(sides.front.path).name, Path(sides.back.path).name) == (front, back)
+    sides = choose_views(photos(*names), ROLES)
+    assert {role: Path(one.photo.path).name for role, one in sides.items()} == {"front": front, "back": back}
 
 
 def test_who_said_so() -> None:
     def by(*names: str) -> tuple[str, str]:
-        sides = choose_sides(photos(*names))
-        return sides.front_by, sides.back_by
+        sides = choose_views(photos(*names), ROLES)
+        return sides["front"].by, sides["back"].by
 
     assert by("IMG_5.jpg", "IMG_7.jpg") == ("guess", "guess")
     assert by("a_front.jpg", "a_back.jpg") == ("name", "name")
@@ -127,15 +130,16 @@ def test_who_said_so() -> None:
                 *photos("IMG_5.jpg", "IMG_7.jpg"),
                 *photos("f.jpg", "b.jpg", item="j"),
                 *photos("x.jpg", item="k"),
-            ]
+            ],
+            ROLES,
         )
         == 1
     )
 
 
 def test_common_words_are_the_products_name() -> None:
-    assert common_words(["x/side-coat_1.jpg", "x/side-coat_2.jpg"]) == {"side", "coat"}
-    assert common_words(["x/side-coat_1.jpg"]) == frozenset()
+    assert common_words(["x/side-coat_1.jpg", "x/side-coat_2.jpg"], ROLES) == {"side", "coat"}
+    assert common_words(["x/side-coat_1.jpg"], ROLES) == frozenset()
 
 
 def item(garments: list[str], people: int) -> list[Photo]:
@@ -156,13 +160,13 @@ def item(garments: list[str], people: int) -> list[Photo]:
     ],
 )
 def test_items_that_hold_several_garments(members: list[Photo], mixed: bool) -> None:
-    assert bool(mixed_items(members, None)) == mixed
+    assert bool(mixed_items(members, ROLES, None)) == mixed
 
 
 def test_garments_that_look_alike_and_overrides_keep_an_item() -> None:
     members = item([f"IMG_{n}9.jpg" for n in range(4)], 4)
     alike = np.tile([0.6, 0.8], (100, 1))
-    assert not mixed_items(members, lambda keys: alike[: len(keys)])
-    assert mixed_items(members, lambda keys: np.eye(len(keys)))
+    assert not mixed_items(members, ROLES, lambda keys: alike[: len(keys)])
+    assert mixed_items(members, ROLES, lambda keys: np.eye(len(keys)))
     said = [Photo("i", "p/x.jpg", "x", "garment", 0.5, "override: front"), *members]
-    assert not mixed_items(said, None)
+    assert not mixed_items(said, ROLES, None)

@@ -55,7 +55,7 @@ def match_captions(folder: Path, jobs: Sequence[Job]) -> Brought:
     A file has the name of a triptych's id or of its item; all triptychs of the item then share the caption. A
     file with the id takes precedence. Case, endings (`ID.png.txt`, `ID.caption`), separators between words
     (`a b`, `a_b`, `a-b`) and the category before `__` do not matter. A caption in the house format may also
-    have the name of the worn photo. A file that fits several triptychs is used for none.
+    have the name of the photo of the made panel. A file that fits several triptychs is used for none.
 
     Raises:
         InputError: the folder is missing, or a caption for one of the triptychs cannot be read.

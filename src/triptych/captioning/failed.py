@@ -52,9 +52,8 @@ def move_away(job: Job, sha256: str, reason: Rejected, fail_folder: Path, journa
         break
     about: dict[str, Any] = {"id": job.id, "step": reason.step, "reason": str(reason), "image_sha256": sha256}
     about["come_back"] = typed(COME_BACK)
-    about |= {
-        key: job.row[key] for key in ("item", "front_sha256", "back_sha256", "worn_sha256") if key in job.row
-    }
+    hashes = (f"{role}_sha256" for role in job.layout.roles)
+    about |= {key: job.row[key] for key in ("item", *hashes) if key in job.row}
     about["row"] = checked_row(job.row)
     write_json(target.with_name(f"{target.stem}.reason.json"), about)
     journal.append({"kind": "rejected", "moved_to": str(target)} | about)

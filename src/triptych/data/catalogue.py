@@ -3,8 +3,9 @@
 `photos.jsonl` has one row per file under the photo folder, also for rejected files, with the reason.
 `overrides.txt` holds the user's corrections, which win over the classifier:
 
-    # path from the photo folder, then a label: human, garment, front, back (a garment seen from there) or
-    rejected item1/IMG_0012.jpg  human item2/my coat 3.jpg back
+    # path from the photo folder, then a label: human, garment, rejected, or the role of a product photo
+    item1/IMG_0012.jpg  human
+    item2/my coat 3.jpg back
 """
 
 from __future__ import annotations
@@ -24,16 +25,15 @@ from triptych.store.files import read_jsonl, read_text, write_jsonl
 
 PHOTOS, OVERRIDES = "photos.jsonl", "overrides.txt"
 LABELS = ("human", "garment", "unsure", "rejected")
-OVERRIDE_LABELS = {
-    "human": "human",
-    "garment": "garment",
-    "front": "garment",
-    "back": "garment",
-    "rejected": "rejected",
-}
-"""Words of the override file, and the catalogue label of each."""
+OVERRIDDEN = "override: "
+"""Beginning of the reason for a label that the user gave; the word of the override file follows."""
 MIXED = "its item seems to hold several garments"
 """The reason for garment photos of such an item, which are labelled unsure."""
+
+
+def override_labels(roles: Iterable[str]) -> dict[str, str]:
+    """Words of the override file, and the catalogue label of each. roles: those of product photos."""
+    return {"human": "human", "garment": "garment", **dict.fromkeys(roles, "garment"), "rejected": "rejected"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Photo:
         current directory. sha256: hex digest of the file's bytes; "" for files refused unread. label: one of
         `LABELS`. score: the classifier's probability in [0, 1] that the photo shows a human; None if it was
         not asked. reason: why the photo is rejected or (`MIXED`) unsure, or who labelled it if not the
-        classifier (`override: back`, `example`); else "".
+        classifier (`override: human`, `example`); else "".
     """
 
     item: str
@@ -125,8 +125,13 @@ def nothing_usable(reasons: Counter[str]) -> tuple[str, str]:
 MAX_OVERRIDE_BYTES = 16 << 20
 
 
-def read_overrides(path: Path) -> dict[str, str]:
-    """{relative path as written: word of `OVERRIDE_LABELS`}; the later of two lines about one photo wins.
+def override_example(roles: Iterable[str]) -> str:
+    """Lines of the override file, as in a sentence: 'item1/a.jpg ROLE' and so on, one for each role."""
+    return " and ".join(f"'item1/{name}.jpg {role}'" for name, role in zip("abcdefgh", roles, strict=False))
+
+
+def read_overrides(path: Path, roles: Iterable[str]) -> dict[str, str]:
+    """{relative path as written: word of `override_labels`}; the later of two lines about one photo wins.
 
     A name may hold any character but a line break. A name with a line break, or with spaces at its ends, is
     written as a JSON string.
@@ -135,14 +140,15 @@ def read_overrides(path: Path) -> dict[str, str]:
         InputError: the file cannot be read, or a line does not end in a known label.
     """
     text = read_text(path, MAX_OVERRIDE_BYTES, "The override file")
+    labels = override_labels(roles)
     overrides: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() would cut names at U+2028
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         name, word = _override(line)
-        if word not in OVERRIDE_LABELS or not name:
-            known = ", ".join(OVERRIDE_LABELS)
+        if word not in labels or not name:
+            known = ", ".join(labels)
             raise InputError(
                 f"{path} line {number} does not end in a label.",
                 f"Write 'item1/photo.jpg human'; labels: {known}.",

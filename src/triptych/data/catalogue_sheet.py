@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from triptych.data.catalogue import Photo, override_name
-from triptych.data.views import choose_sides
+from triptych.data.roles import PhotoRoles
+from triptych.data.views import choose_views
 from triptych.pictures.images import BadImage, load_image
 from triptych.pictures.saving import save_png
 from triptych.pictures.sheets import Cell, contact_sheet, drawable, plain
@@ -22,7 +23,7 @@ COLOURS = {"human": "#2f7fd6", "garment": "#3aa35b", "unsure": "#f0a020", "rejec
 _FORMAT = 3  # version of the sheet's layout: a sheet of an older version is drawn again
 
 
-def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path) -> int:
+def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path, roles: PhotoRoles) -> int:
     """Draw the contact sheet unless it is up to date; return the number of photos on it.
 
     Every photo has a number. A text file with the sheet's name lists number, path relative to the photo
@@ -33,7 +34,7 @@ def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path) -> int:
     items: dict[str, list[Photo]] = {}
     for row in rows:
         items.setdefault(row.item, []).append(row)
-    sides = {photo: side for photos in items.values() for photo, side in _sides(photos)}
+    sides = {photo: side for photos in items.values() for photo, side in _sides(photos, roles).items()}
     chosen: set[str] = set()
     room = SHEET
     for item in sorted(items, key=lambda item: all(row.label in ("human", "garment") for row in items[item])):
@@ -51,15 +52,20 @@ def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path) -> int:
     return sum(map(len, groups))
 
 
-def _sides(photos: Iterable[Photo]) -> list[tuple[Photo, str]]:
-    """The front and back of an item, each with the words for the sheet."""
+def _sides(photos: Iterable[Photo], roles: PhotoRoles) -> dict[Photo, str]:
+    """The photos of an item that have a role, each with the words for the sheet."""
     garment = [photo for photo in photos if photo.label == "garment"]
     if not garment or not garment[0].item:
-        return []
-    sides = choose_sides(garment)
-    if sides.front is sides.back:
-        return [(sides.front, "front and back: the only one")]
-    return [(sides.front, f"front: {_said(sides.front_by)}"), (sides.back, f"back: {_said(sides.back_by)}")]
+        return {}
+    taken: dict[Photo, list[str]] = {}
+    chosen = choose_views(garment, roles)
+    for role, (photo, _) in chosen.items():
+        taken.setdefault(photo, []).append(role)
+    return {
+        photo: f"{' and '.join(names)}: "
+        + ("the only one" if len(taken) < len(names) else _said(chosen[names[0]].by))
+        for photo, names in taken.items()
+    }
 
 
 def _said(by: str) -> str:

@@ -1,10 +1,10 @@
-"""Chooses the photos of each triptych: front, back and one worn photo of an item."""
+"""Chooses the photos of each triptych: product photos of an item, and one photo of a person."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 
 from triptych.data.catalogue import MIXED, Photo
-from triptych.data.views import Sides, choose_sides
+from triptych.data.roles import PhotoRoles
+from triptych.data.views import Chosen, choose_views, is_guess
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import digest, parse_json
 
@@ -49,24 +50,26 @@ def earlier_pictures(picture: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Triple:
-    """The photos of one triptych. Front and back are the same photo when there is only one."""
+    """The photos of one triptych.
+
+    products: by role, the photo and the source of the decision; all the same photo when there is only one.
+    person: role and photo of the person.
+    """
 
     id: str
     item: str
-    sides: Sides
-    worn: Photo
+    products: Mapping[str, Chosen]
+    person: tuple[str, Photo]
 
     @property
     def photos(self) -> dict[str, Photo]:
-        return {"front": self.sides.front, "back": self.sides.back, "worn": self.worn}
+        """By role."""
+        return {role: chosen.photo for role, chosen in self.products.items()} | dict([self.person])
 
     @property
     def guessed(self) -> bool:
-        """Whether neither the user nor a file name says which photo is the front and which the back."""
-        return self.sides.front is not self.sides.back and "guess" in (
-            self.sides.front_by,
-            self.sides.back_by,
-        )
+        """Whether neither the user nor a file name says which product photo has which role."""
+        return is_guess(self.products)
 
     def origin(self, layout: PanelLayout) -> dict[str, Any]:
         """The origin of the canvas: equal origins give equal pixels."""
@@ -78,7 +81,7 @@ class Triple:
 
 
 def plan(
-    photos: Iterable[Photo], max_concat_n: int, seed: int
+    photos: Iterable[Photo], roles: PhotoRoles, max_concat_n: int, seed: int
 ) -> tuple[list[Triple], list[dict[str, Any]], list[dict[str, Any]]]:
     """(triptychs, items without a triptych and the reason, spare photos and the reason), item by item.
 
@@ -88,6 +91,7 @@ def plan(
     for photo in photos:
         if photo.item:
             items.setdefault(photo.item, []).append(photo)
+    person = roles.person.name
     triples: list[Triple] = []
     rejects, spares = list[dict[str, Any]](), list[dict[str, Any]]()
     for item, all_photos in items.items():
@@ -108,20 +112,22 @@ def plan(
                 for photo in human + garment
             ]
             continue
-        sides = choose_sides(garment)
-        front, back = sides.front, sides.back
-        chosen = choose_worn(human, item, max_concat_n, seed)
+        products = choose_views(garment, roles)
+        taken = [one.photo for one in products.values()]
+        chosen = choose_people(human, item, max_concat_n, seed)
         spares += [
-            _spare(photo, "another photo is the front or back")
+            _spare(photo, f"another photo is the {' or '.join(products)}")
             for photo in garment
-            if photo not in (front, back)
+            if photo not in taken
         ]
         spares += [
-            _spare(photo, f"the item has more than {max_concat_n} worn photos")
+            _spare(photo, f"the item has more than {max_concat_n} {person} photos")
             for photo in human
             if photo not in chosen
         ]
-        triples += [Triple(triptych_id(item, worn.sha256), item, sides, worn) for worn in chosen]
+        triples += [
+            Triple(triptych_id(item, photo.sha256), item, products, (person, photo)) for photo in chosen
+        ]
     return triples, rejects, spares
 
 
@@ -138,8 +144,8 @@ def _spare(photo: Photo, reason: str) -> dict[str, Any]:
     return {"item": photo.item, "path": photo.path, "reason": reason, "spare": True}
 
 
-def choose_worn(human: Sequence[Photo], item: str, at_most: int, seed: int) -> list[Photo]:
-    """At most `at_most` worn photos of an item, in their order.
+def choose_people(human: Sequence[Photo], item: str, at_most: int, seed: int) -> list[Photo]:
+    """At most `at_most` photos of people of an item, in their order.
 
     The choice depends only on seed, item and photos: adding an item, or a photo that is not chosen, changes
     nothing.
@@ -148,10 +154,10 @@ def choose_worn(human: Sequence[Photo], item: str, at_most: int, seed: int) -> l
     return [photo for photo in human if photo in chosen]
 
 
-def triptych_id(item: str, worn_sha256: str) -> str:
+def triptych_id(item: str, person_sha256: str) -> str:
     """A valid file name for any item name: its ASCII characters, and 12 hex digits that distinguish items and
-    worn photos.
+    photos of people.
     """
     ascii_only = unicodedata.normalize("NFKD", item).encode("ascii", "ignore").decode()
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_only).strip("-._")[:48] or "item"
-    return f"{readable}-{digest([item, worn_sha256])[:12]}"
+    return f"{readable}-{digest([item, person_sha256])[:12]}"

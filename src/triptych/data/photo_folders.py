@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from triptych.data.roles import PhotoRoles
 from triptych.errors import InputError
 from triptych.pictures.images import SUFFIXES
 
@@ -48,14 +49,16 @@ _MANAGED_ENDINGS = (
 )
 
 _VIEW_WORDS = """
-front back rear side worn model models look looks lifestyle onmodel onbody people person human flat
+side model models look looks lifestyle onmodel onbody people person human flat
 flatlay packshot packshots garment product cloth detail details closeup closeups close-up close-ups zoom
 swatch swatches label labels alt alternate extra extras more others other misc additional images image
 img imgs photos photo pics pictures bilder fotos raw original originals web print small medium large
-thumbs hires highres lowres resized edited vorne hinten vorderseite rückseite seite getragen
+thumbs hires highres lowres resized edited seite
 """
 VIEW_FOLDERS = frozenset(_VIEW_WORDS.split())
-"""Names of folders inside an item that are no items: they sort one item's photos by view, size or origin."""
+"""Names of folders inside an item that are no items, besides those of roles: they sort one item's photos by
+view, size or origin.
+"""
 MOST_PER_VIEW = 6
 """Most photos in one view of one item; a folder of views with more holds the views of many items."""
 
@@ -67,6 +70,8 @@ class _Folder:
     """Files directly in the folder with the ending of a photo."""
     entries: list[Path] = field(default_factory=list)
     below: list[_Folder] = field(default_factory=list)
+    is_view: bool = False
+    """Whether its name says that it holds photos of one view, and is no item."""
 
     @property
     def total(self) -> int:
@@ -78,7 +83,7 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def scan(photos_dir: Path, skip: Iterable[Path] = ()) -> list[tuple[str, Path]]:
+def scan(photos_dir: Path, roles: PhotoRoles, skip: Iterable[Path] = ()) -> list[tuple[str, Path]]:
     """Every file below a photo folder as (item, path), in natural order of items and names (2 before 10).
 
     An item is the topmost folder that holds photos; all deeper files belong to it. Folders above it
@@ -86,6 +91,8 @@ def scan(photos_dir: Path, skip: Iterable[Path] = ()) -> list[tuple[str, Path]]:
     have the item "", and so have photos beside folders of items (`coats/sizechart.jpg`). Files that `refusal`
     refuses are listed too. Hidden folders, those of photo managers and links to folders are listed as one
     entry and not entered. Folders in `skip` (work folder, examples) are left out.
+
+    roles: their words are names of folders that sort the photos of one item.
 
     Raises:
         InputError: the folder is missing, is no folder or cannot be read; two item folders have the same item
@@ -98,10 +105,10 @@ def scan(photos_dir: Path, skip: Iterable[Path] = ()) -> list[tuple[str, Path]]:
             "Give --photos a folder with one folder per item.",
         )
     closed: list[Path] = []
-    tree = _tree(root, {real(folder) for folder in skip}, closed)
+    tree = _tree(root, {real(folder) for folder in skip}, closed, VIEW_FOLDERS | roles.folders)
     if root in closed:
         raise InputError(f"The photo folder {root} may not be read.", "Check who may read it.")
-    _refuse_data_sets(tree)
+    _refuse_data_sets(tree, _PEOPLE | roles.person.words)
     owners: dict[str, Path] = {}
     found: list[tuple[str, Path]] = []
     for item, folder in _items(tree, root):
@@ -113,14 +120,14 @@ def scan(photos_dir: Path, skip: Iterable[Path] = ()) -> list[tuple[str, Path]]:
     return sorted(found, key=lambda entry: (natural(entry[0]), natural(str(entry[1]))))
 
 
-def find_photos(photos_dir: Path, asides: Iterable[Path | None]) -> list[tuple[str, Path]]:
+def find_photos(photos_dir: Path, roles: PhotoRoles, asides: Iterable[Path | None]) -> list[tuple[str, Path]]:
     """`scan`, without those folders among `asides` that lie in the photo folder (work folder, examples).
 
     Raises:
         InputError: as `scan`; or there are no files.
     """
     given = [folder for folder in asides if folder is not None]
-    found = scan(photos_dir, skip=[folder for folder in given if real(folder) != real(photos_dir)])
+    found = scan(photos_dir, roles, skip=[folder for folder in given if real(folder) != real(photos_dir)])
     if not found:
         inside = [
             folder
@@ -140,7 +147,7 @@ def find_photos(photos_dir: Path, asides: Iterable[Path | None]) -> list[tuple[s
     return found
 
 
-def _tree(root: Path, left_out: set[Path], closed: list[Path]) -> _Folder:
+def _tree(root: Path, left_out: set[Path], closed: list[Path], views: frozenset[str]) -> _Folder:
     """The tree of all folders below `root` that are entered. Unreadable folders go to `closed` and become one
     entry each.
     """
@@ -165,7 +172,7 @@ def _tree(root: Path, left_out: set[Path], closed: list[Path]) -> _Folder:
             elif real(below) in left_out:
                 subs.remove(sub)
             else:
-                folders[below] = _Folder(below)
+                folders[below] = _Folder(below, is_view=_is_view(sub, views))
                 here.below.append(folders[below])
     return folders[root]
 
@@ -186,7 +193,7 @@ def _items(folder: _Folder, root: Path) -> Iterator[tuple[str, _Folder]]:
 def _is_item(folder: _Folder) -> bool:
     """Whether all photos in and below a folder belong to one item."""
     subs = [below for below in folder.below if below.total]
-    odd = [below for below in subs if not _is_view(below)]
+    odd = [below for below in subs if not below.is_view]
     if folder.photos:
         # If photos lie beside several folders with photos, those folders are the items. A single such folder
         # may be a part of this item.
@@ -196,7 +203,7 @@ def _is_item(folder: _Folder) -> bool:
     )
 
 
-def _refuse_data_sets(folder: _Folder, depth: int = 0) -> None:
+def _refuse_data_sets(folder: _Folder, people_names: frozenset[str], depth: int = 0) -> None:
     """Refuse training data sets that are sorted by kind of picture: as item folders they would mix garments.
 
     Raises:
@@ -204,7 +211,9 @@ def _refuse_data_sets(folder: _Folder, depth: int = 0) -> None:
             files 0123_0 and 0123_1, or a list of pairs beside such folders.
     """
     listed = any(_PAIRS.fullmatch(path.name.lower()) for path in folder.entries)
-    people = [below for below in folder.below if below.path.name.casefold() in _PEOPLE and below.photos >= 2]
+    people = [
+        below for below in folder.below if below.path.name.casefold() in people_names and below.photos >= 2
+    ]
     things = [
         below for below in folder.below if below.path.name.casefold() in _GARMENTS and below.photos >= 2
     ]
@@ -222,7 +231,7 @@ def _refuse_data_sets(folder: _Folder, depth: int = 0) -> None:
                 f"{one.path} is sorted like DressCode: the people and garments of many items in one folder."
             )
     for below in folder.below:
-        _refuse_data_sets(below, depth + 1)
+        _refuse_data_sets(below, people_names, depth + 1)
 
 
 def _data_set(message: str) -> InputError:
@@ -234,7 +243,7 @@ def _data_set(message: str) -> InputError:
 
 _PAIRS = re.compile(r"(\w+_)?pairs?(_\w+)?\.(txt|csv|tsv|json)")
 _PEOPLE = frozenset(
-    {"image", "images", "img", "person", "persons", "people", "model", "models", "human", "humans", "worn"}
+    {"image", "images", "img", "person", "persons", "people", "model", "models", "human", "humans"}
 )
 _GARMENTS = frozenset(
     {
@@ -267,11 +276,9 @@ def _numbered_pairs(folder: _Folder) -> bool:
     )
 
 
-def _is_view(folder: _Folder) -> bool:
-    words = [
-        word for word in re.split(r"[\s_\-.]+", folder.path.name.casefold()) if word
-    ]  # `model 2` is an item
-    return "".join(words) in VIEW_FOLDERS or (bool(words) and VIEW_FOLDERS.issuperset(words))
+def _is_view(name: str, views: frozenset[str]) -> bool:
+    words = [word for word in re.split(r"[\s_\-.]+", name.casefold()) if word]  # `model 2` is an item
+    return "".join(words) in views or (bool(words) and views.issuperset(words))
 
 
 def _all(folder: _Folder) -> Iterator[Path]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, TypeVar
 
+from triptych.data.roles import PhotoRoles, Role
 from triptych.errors import InputError
 from triptych.pictures.panels import PanelLayout
+from triptych.tasks.product_photos import PART, SIDE
 
 T = TypeVar("T")
 
@@ -18,7 +21,8 @@ class Panel:
 
     role: its name, also used in file names. shows: its content, as the captioner is told. asks: the points
     that the caption must describe. kind: the content that the order check expects; empty: no check. called:
-    words that an answer may use for the panel instead of its number.
+    words that an answer may use for the panel instead of its number. words, endings: what the name of a photo
+    has if it is this panel's: any of these words, or one of these as its last word or number.
     """
 
     role: str
@@ -26,6 +30,8 @@ class Panel:
     shows: str = ""
     kind: Literal["", "garment", "person"] = ""
     called: tuple[str, ...] = ()
+    words: frozenset[str] = frozenset()
+    endings: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,8 @@ class Task:
     name: its name on the command line. panels: in reading order, `columns` per row. made: the roles that are
     generated; the others need photos. stand_ins: by role, the role whose photo is used if it has none of its
     own. markers: the caption's markers, one per panel; empty for `<IMAGE 1>`, `<IMAGE 2>` …. other_panels:
-    the error and hint for panels of another task.
+    the error and hint for panels of another task. side, part: words in names of product photos that rank
+    behind the others.
     """
 
     name: str
@@ -45,10 +52,22 @@ class Task:
     stand_ins: Mapping[str, str] = field(default_factory=dict)
     markers: tuple[str, ...] = ()
     other_panels: tuple[str, str] = ("they are not those of this task", "Use another LoRA.")
+    side: frozenset[str] = SIDE
+    part: frozenset[str] = PART
 
     @property
     def roles(self) -> tuple[str, ...]:
         return tuple(panel.role for panel in self.panels)
+
+    @cached_property
+    def photo_roles(self) -> PhotoRoles:
+        """The roles of an item's photos: panels of kind `garment`, and one of kind `person`."""
+        roles = {
+            kind: tuple(Role(one.role, one.words, one.endings) for one in self.panels if one.kind == kind)
+            for kind in ("garment", "person")
+        }
+        (person,) = roles["person"]
+        return PhotoRoles(roles["garment"], person, self.side, self.part)
 
     def layout(self, width: int, height: int) -> PanelLayout:
         """All panels of the task, each `width` × `height` pixels."""

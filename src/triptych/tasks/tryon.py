@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from triptych.tasks.base import Panel, Task
 
+_FRONT_WORDS = """
+front frontside frontview vorne vorderseite devant avant frente main hauptbild recto davanti 正面 前面 正面图
+"""
+_BACK_WORDS = """
+back backside backview rear rearview hinten rückseite rueckseite dos arriere arrière espalda trasera
+retro dietro verso 背面 后面 後面 背面图
+"""
+
+FRONT, BACK = frozenset(_FRONT_WORDS.split()), frozenset(_BACK_WORDS.split())
+
 PANELS = (
     Panel(
         "front",
@@ -11,14 +21,17 @@ PANELS = (
         "the front of a garment",
         "garment",
         ("front",),
+        FRONT,
+        frozenset({"f", "1"}),
     ),
-    Panel("back", "the back view", "its back", "garment", ("back",)),
+    Panel("back", "the back view", "its back", "garment", ("back",), BACK, frozenset({"b", "2"})),
     Panel(
         "worn",
         "the person wearing it: pose, fit, other clothing, background, light",
         "a person wearing it",
         "person",
         ("worn", "person", "model", "wearer"),
+        frozenset({"worn", "getragen"}),
     ),
 )
 

@@ -22,6 +22,7 @@ from triptych.data.catalogue import (
     PHOTOS,
     Photo,
     match_overrides,
+    override_example,
     read_overrides,
     reject_reasons,
     why_nothing_usable,
@@ -34,6 +35,7 @@ from triptych.events import Event, Run, held
 from triptych.execution import PerWorker, execute
 from triptych.pictures.images import BadImage, sha256_photo
 from triptych.store.folder import StageFolder
+from triptych.tasks import DEFAULT
 from triptych.verbs.clean_config import CleanConfig
 from triptych.vision.examples import given_folder, read_examples
 from triptych.vision.feature_cache import FeatureCache, look_at
@@ -60,7 +62,8 @@ def clean(config: CleanConfig) -> Run:
     photos = given_folder(config.photos, "photos", "raw photos, one folder per item")
     check_examples(config.human, config.garment, photos)
     examples = read_examples(config.human, config.garment)
-    found = find_photos(photos, [config.work, config.catalogue_folder, config.human, config.garment])
+    roles = DEFAULT.photo_roles
+    found = find_photos(photos, roles, [config.work, config.catalogue_folder, config.human, config.garment])
     overrides = _overrides(config)
     tools = PerWorker(Eyes, config)
     tools()  # reports problems with the features at once
@@ -89,7 +92,7 @@ def clean(config: CleanConfig) -> Run:
             cache.save()
         write_photos(folder.path / PHOTOS, book.rows)
         sheet = folder.path / "contact_sheet.png"
-        shown = draw_sheet(book.rows, sheet, photos)
+        shown = draw_sheet(book.rows, sheet, photos, roles)
         summary.update(_count(book.rows), overrides_without_photo=missed, **told)
         summary["catalogue"] = str(folder.path / PHOTOS)
         summary["contact_sheet"] = (
@@ -123,7 +126,7 @@ def _learn(
         "examples_unreadable": [f"{examples[key][0]}: {reason}" for key, reason in bad.items()],
         "examples_doubtful": suspects,
     }
-    return Judge(classifier, cache, extractor.name, examples), told
+    return Judge(classifier, cache, extractor.name, examples, DEFAULT.photo_roles), told
 
 
 # --- todo · make · record
@@ -252,7 +255,11 @@ def _override_file(config: CleanConfig) -> Path:
 
 def _overrides(config: CleanConfig) -> dict[str, str]:
     path = _override_file(config)
-    return read_overrides(path) if config.overrides is not None or path.exists() else {}
+    return (
+        read_overrides(path, DEFAULT.photo_roles.names)
+        if config.overrides is not None or path.exists()
+        else {}
+    )
 
 
 def _count(rows: list[Photo]) -> dict[str, Any]:
@@ -274,6 +281,7 @@ def _count(rows: list[Photo]) -> dict[str, Any]:
 
 def _advice(rows: list[Photo], config: CleanConfig) -> str:
     """Advice on the next step, in a few sentences."""
+    roles = DEFAULT.photo_roles
     advice: list[str] = []
     if not any(row.label in ("human", "garment", "unsure") for row in rows):
         advice += why_nothing_usable(rows)
@@ -285,19 +293,18 @@ def _advice(rows: list[Photo], config: CleanConfig) -> str:
         advice.append(
             f"{len(mixed)} items seem to hold several garments each ({', '.join(mixed[:3])}): give every "
             "garment a folder of its own,"
-            " or name the front and the back of such an item as below."
+            f" or name {' and '.join(f'the {role}' for role in roles.names)} of such an item as below."
         )
     if any(row.reason == STRAY for row in rows):
         advice.append(
             "Photos beside folders of items belong to none of them: move them into the item's folder if they "
             "matter."
         )
-    guessed = count_guessed(rows)
+    guessed = count_guessed(rows, roles)
     if guessed or mixed:
         advice.append(
-            f"Which photo is front and which back is a guess in {guessed} items: look at the contact sheet. "
-            "To say it, write"
-            f" 'item1/a.jpg front' and 'item1/b.jpg back' into {_override_file(config)} and run"
-            " the same command again."
+            f"Which photo is {' and which '.join(roles.names)} is a guess in {guessed} items: look at the "
+            f"contact sheet. To say it, write {override_example(roles.names)} into {_override_file(config)} "
+            "and run the same command again."
         )
     return " ".join(advice) or "Look at the contact sheet, then run `triptych concat`."

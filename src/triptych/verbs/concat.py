@@ -1,5 +1,5 @@
-"""concat: puts front, back and worn photo of an item side by side on one canvas, each whole and in its own
-aspect ratio.
+"""concat: puts product photos and one photo of a person of an item side by side on one canvas, each whole and
+in its own aspect ratio.
 
 catalogue/pairs.jsonl            the photos of each triptych
 triptychs/<id>.png               the canvas, with its origin in the text chunk `triptych`
@@ -22,7 +22,14 @@ from PIL import Image
 
 from triptych.backbones.settings import model_settings
 from triptych.captioning.failed import COME_BACK, still_failed
-from triptych.data.catalogue import OVERRIDES, PHOTOS, Photo, read_photos, why_nothing_usable
+from triptych.data.catalogue import (
+    OVERRIDES,
+    PHOTOS,
+    Photo,
+    override_example,
+    read_photos,
+    why_nothing_usable,
+)
 from triptych.data.pairing import CHUNK, EARLIER, PAIRS, Triple, earlier_pictures, made_from, plan
 from triptych.data.photo_folders import COPY_LINKS
 from triptych.data.triptychs import REJECTS, TriptychFolder
@@ -35,7 +42,8 @@ from triptych.pictures.saving import save_png
 from triptych.pictures.sheets import contact_sheet, drawable, plain
 from triptych.store.files import publish, sha256_file, write_jsonl
 from triptych.store.folder import StageFolder
-from triptych.tasks.tryon import TRY_ON
+from triptych.tasks import DEFAULT
+from triptych.tasks.base import words
 from triptych.verbs.concat_config import ConcatConfig
 
 SHEET_SIZE = 48
@@ -43,7 +51,7 @@ MOST_EARLIER = 20  # earlier versions, in other panel sizes, that a picture reme
 
 
 def concat(config: ConcatConfig) -> Run:
-    """Write one triptych for every chosen worn photo of every item with both kinds of photos.
+    """Write one triptych for every chosen photo of a person of every item with both kinds of photos.
 
     An existing triptych of the same photos is kept, and so is one that was edited by hand. With other panel
     sizes, the pictures are remade and keep their captions. A file whose photos have left the catalogue is
@@ -55,11 +63,11 @@ def concat(config: ConcatConfig) -> Run:
         InputError: a panel size that does not fall on the model's grid.
     """
     settings = model_settings(config.model)
-    layout = TRY_ON.layout(
+    layout = DEFAULT.layout(
         config.panel_width or settings.panel_width, config.panel_height or settings.panel_height
     ).check(settings.stride)
     photos = read_photos(config.catalogue_folder / PHOTOS)
-    triples, rejects, spares = plan(photos, config.max_concat_n, config.seed)
+    triples, rejects, spares = plan(photos, DEFAULT.photo_roles, config.max_concat_n, config.seed)
     _check(config, photos, anything=bool(triples or rejects))
     folder = _folder(config)
     summary = _summary(photos, triples, rejects) | {
@@ -150,13 +158,13 @@ class Todo(NamedTuple):
 def todo(triples: Iterable[Triple], layout: PanelLayout, folder: TriptychFolder) -> Todo:
     """Find the triptychs to draw: missing ones, and those drawn from other photos or for other panels."""
     found = Todo([], [], [])
-    failed = {_sources(row) for row in still_failed(folder.journal_rows())}
+    failed = {_sources(row, layout) for row in still_failed(folder.journal_rows())}
     for triple in triples:
         origin, target = triple.origin(layout), folder.path / f"{triple.id}.png"
         before = made_from(target)
         if before == {} or (before and _origin(before) == origin):  # {}: somebody drew or edited it
             found.kept.append(triple)
-        elif not target.exists() and _sources(origin) in failed:
+        elif not target.exists() and _sources(origin, layout) in failed:
             found.failed.append(triple)
         else:
             found.draw.append(triple)
@@ -226,9 +234,8 @@ def record(book: Book, drawn: Drawn) -> Event:
         return Event(triple.id, "rejected", drawn.message)
     target, origin = book.folder.path / f"{triple.id}.png", triple.origin(book.layout)
     before = made_from(target)
-    if before and _sources(before) == _sources(
-        origin
-    ):  # other panels of the same photos: the caption stays right
+    if before and _sources(before, book.layout) == _sources(origin, book.layout):
+        # other panels of the same photos: the caption stays right
         origin |= {EARLIER: [*earlier_pictures(target), sha256_file(target)][-MOST_EARLIER:]}
         summary["made_anew_for_other_panels"] += 1
     else:
@@ -258,8 +265,8 @@ def _origin(before: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in before.items() if key != EARLIER}
 
 
-def _sources(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(key) for key in ("id", "front_sha256", "back_sha256", "worn_sha256"))
+def _sources(row: Mapping[str, Any], layout: PanelLayout) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in ("id", *(f"{role}_sha256" for role in layout.roles)))
 
 
 def _rows(
@@ -311,7 +318,7 @@ def _write_sheet(
     for row in shown:
         name = str(row.get("item") or row["id"])
         label = plain(name if drawable(name, 240) else row["id"]) + (
-            "\nfront and back: a guess" if row["id"] in guessed else ""
+            f"\n{words(DEFAULT.photo_roles.names)}: a guess" if row["id"] in guessed else ""
         )
         try:
             cells.append((load_image(folder / row["file_name"], longest=480), label))
@@ -329,12 +336,11 @@ def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
             f"No triptych could be made; {rejects} says why for every item. `clean` has drawn what it "
             "sees in each photo."
         )
-    advice = "Look at the sheet"
+    advice, roles = "Look at the sheet", DEFAULT.photo_roles.names
     if summary["guessed_sides"]:
         advice += (
-            f": in {summary['guessed_sides']} items front and back are a guess. To swap two, write "
-            "'item1/a.jpg front' and"
-            f" 'item1/b.jpg back' into {config.catalogue_folder / OVERRIDES}, then run `triptych clean` and "
-            "`triptych concat` again"
+            f": in {summary['guessed_sides']} items {words(roles)} are a guess. To swap two, write "
+            f"{override_example(roles)} into {config.catalogue_folder / OVERRIDES}, then run "
+            "`triptych clean` and `triptych concat` again"
         )
     return advice + "; then run `triptych caption`."

@@ -17,9 +17,13 @@ from triptych.errors import InputError
 from triptych.events import Event, Run
 from triptych.pictures.images import BadImage, check_header
 from triptych.store.files import write_text
+from triptych.tasks import DEFAULT
 from triptych.verbs.init_config import InitConfig
 
-HUMAN_NAMES, GARMENT_NAMES = ("human", "person", "model", "worn"), ("garment", "object", "product", "cloth")
+HUMAN_NAMES, GARMENT_NAMES = (
+    ("human", "person", "model", DEFAULT.photo_roles.person.name),
+    ("garment", "object", "product", "cloth"),
+)
 
 MODEL_COMMENT = (
     f"a hub id such as {KLEIN} (Apache-2.0) or black-forest-labs/FLUX.1-dev (gated, non-commercial), or a "
@@ -47,7 +51,7 @@ def init(config: InitConfig) -> Run:
     human = config.human or _beside(photos, HUMAN_NAMES)
     garment = config.garment or _beside(photos, GARMENT_NAMES, apart_from=human)
     check_examples(human, garment, photos)
-    found = find_photos(photos, [config.work, config.catalogue_folder, human, garment])
+    found = find_photos(photos, DEFAULT.photo_roles, [config.work, config.catalogue_folder, human, garment])
     if all(_reason(photos, *entry) for entry in found):
         raise InputError(*nothing_usable(Counter(_reason(photos, *entry) or "" for entry in found)))
     if config.model:

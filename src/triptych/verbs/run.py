@@ -19,6 +19,7 @@ from triptych.pictures.images import load_image
 from triptych.pictures.overwrite import check_writable
 from triptych.pocket.known_worlds import check_pictures, known_by, strangers
 from triptych.store.files import write_bytes
+from triptych.tasks import DEFAULT
 from triptych.verbs import STAGES
 from triptych.verbs.caption import check_captioner
 from triptych.verbs.outcome import check_made
@@ -108,7 +109,10 @@ def _check_photos(configs: Mapping[str, Any]) -> None:
     if not (knows or captioner_knows) or cleaning.photos is None or not cleaning.photos.is_dir():
         return
     found = [
-        path for _, path in find_photos(cleaning.photos, [cleaning.human, cleaning.garment, cleaning.work])
+        path
+        for _, path in find_photos(
+            cleaning.photos, DEFAULT.photo_roles, [cleaning.human, cleaning.garment, cleaning.work]
+        )
     ]
     shown: list[tuple[str, Image.Image]] = []
     for path in found[:: max(1, len(found) // PHOTOS_LOOKED_AT)]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from triptych.data.catalogue import MIXED, OVERRIDE_LABELS, Photo
+from triptych.data.catalogue import MIXED, OVERRIDDEN, Photo, override_labels
+from triptych.data.roles import PhotoRoles
 from triptych.data.views import mixed_items
 from triptych.pictures.copies import find_copies
 from triptych.vision.classifier import Classifier
@@ -58,13 +59,15 @@ class Looked:
 class Judge:
     """Decides about photos: by the user's override, else by the examples, else by the classifier.
 
-    extractor: name of the features. examples: {sha256: (path, label)}.
+    extractor: name of the features. examples: {sha256: (path, label)}. roles: those of product photos, which
+    overrides may name.
     """
 
     classifier: Classifier
     cache: FeatureCache
     extractor: str
     examples: Mapping[str, tuple[Path, str]]
+    roles: PhotoRoles
 
     def verdicts(self, looked: Looked) -> list[Photo]:
         """A verdict about every file of complete items, in the order of their places."""
@@ -84,7 +87,7 @@ class Judge:
                 judged.append(Photo(photo.item, str(photo.path), key, "rejected", None, reasons[photo.path]))
             else:
                 judged.append(self._verdict(photo, key, *decided[key]))
-        mixed = mixed_items(judged, self.cache.rows if self.extractor == DEFAULT else None)
+        mixed = mixed_items(judged, self.roles, self.cache.rows if self.extractor == DEFAULT else None)
         return [
             replace(row, label="unsure", reason=MIXED)
             if row.item in mixed and row.label == "garment"
@@ -95,7 +98,8 @@ class Judge:
     def _verdict(self, photo: PhotoFile, key: str, label: str, score: float) -> Photo:
         row = Photo(photo.item, str(photo.path), key, label, round(score, 4))
         if photo.said:
-            return replace(row, label=OVERRIDE_LABELS[photo.said], reason=f"override: {photo.said}")
+            label = override_labels(self.roles.names)[photo.said]
+            return replace(row, label=label, reason=f"{OVERRIDDEN}{photo.said}")
         if key in self.examples:
             return replace(row, label=self.examples[key][1], reason="example")
         return row
