@@ -24,6 +24,7 @@ STAGES: dict[str, str] = {
     "judge": "train_oracle",
     "evaluate": "evaluate",
     "captioner": "train_captioner",
+    "parser": "train_parser",
     "package": "package_pipeline",
 }
 """The stages in order: the module in this folder, and its function."""

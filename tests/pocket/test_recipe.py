@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from recipes.pocket import guidance, prints, transformer
@@ -18,12 +19,15 @@ from recipes.pocket.bank import Bank, make_bank
 from recipes.pocket.evaluate import Evaluation, draw_single, obeyed
 from recipes.pocket.flux import velocity
 from recipes.pocket.package import package_pipeline
+from recipes.pocket.parser import augmented, draw, train_parser
 from recipes.pocket.state import train_steps
 from recipes.pocket.text import make_tokenizers, train_text
 from triptych.pocket import checkpoint_path
+from triptych.pocket.parts import PART
 from triptych.pocket.prompts import panel_caption
 from triptych.pocket.render import render
-from triptych.pocket.world import NONE, VIEWS
+from triptych.pocket.world import NONE, VIEWS, sample_garment, sample_scene
+from triptych.vision.parsing import open_parser
 
 STATE = "transformer.state.safetensors"
 
@@ -205,3 +209,26 @@ def test_a_stage_that_was_stopped_goes_on_to_the_same_numbers(tmp_path: Path) ->
         train(tmp_path / "stopped", stop=6)
     again = train(tmp_path / "stopped")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_the_parser_is_an_ordinary_folder_after_a_few_steps(tmp_path: Path) -> None:
+    train_parser(tmp_path, steps=2, pool=4, held_out=8)
+    parts = open_parser(str(tmp_path / "parser")).parts(render_person())
+    assert parts.shape == (72, 48)
+    assert sum(path.stat().st_size for path in (tmp_path / "parser").iterdir()) < 3 << 20
+
+
+def render_person() -> Image.Image:
+    rng = random.Random(4)
+    return render(sample_garment(rng), sample_scene(rng, "worn"), 4).image
+
+
+def test_another_look_moves_picture_and_labels_together() -> None:
+    rng = random.Random(8)
+    for _ in range(40):
+        picture, labels = draw(rng)
+        values, parts = augmented(picture, labels, rng)
+        background = np.median(values[parts == PART["background"]], axis=0)
+        away = np.abs(values - background).max(2)
+        assert np.median(away[parts == PART["background"]]) < 12
+        assert np.median(away[parts != PART["background"]]) > 25

@@ -4,14 +4,15 @@
 
 Importing this package costs nothing; the parts are separate modules:
 `world` and `render` (the pictures), `prompts` (the captions), `raw_catalogue` (a shop's folders),
-`oracle` (the judge). The training recipe is in `recipes/pocket` of the repository.
+`parts` (their label maps), `oracle` (the judge). The training recipe is in `recipes/pocket` of the
+repository.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["POCKETS", "captioner_path", "checkpoint_path"]
+__all__ = ["POCKETS", "captioner_path", "checkpoint_path", "parser_path"]
 
 POCKETS = {"pocket": "checkpoint", "pocket-klein": "checkpoint-klein"}
 """The shipped models by name, and their folders beside this file."""
@@ -27,3 +28,8 @@ def checkpoint_path(name: str = "pocket") -> Path:
 def captioner_path() -> Path:
     """Return the folder of the shipped image-to-text model: an ordinary transformers folder."""
     return Path(__file__).parent / "captioner"
+
+
+def parser_path() -> Path:
+    """Return the folder of the shipped human parser: an ordinary transformers folder."""
+    return Path(__file__).parent / "parser"

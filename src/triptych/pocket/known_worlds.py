@@ -27,13 +27,15 @@ OTHER = {
     "model": "Give another --model, such as black-forest-labs/FLUX.2-klein-base-4B; "
     "--anyway goes on all the same.",
     "captioner": "Give another --vlm-model, such as gpt-4.1-mini; --anyway goes on all the same.",
+    "parser": "Draw the outline and give --polygon, or give another --parser, such as "
+    "mattmdjaga/segformer_b2_clothes; --anyway goes on all the same.",
 }
 
 
 def check_pictures(
     knows: str,
     pictures: Iterable[tuple[str, Image.Image]],
-    kind: Literal["model", "captioner"],
+    kind: Literal["model", "captioner", "parser"],
     name: str,
     anyway: bool,
 ) -> None:
@@ -41,7 +43,7 @@ def check_pictures(
 
     Args:
         knows: the world it knows, of `WORLDS`. pictures: each with a name for messages; a whole picture or
-            one panel. kind, name: whether it is a model or a captioner, and its name as given.
+            one panel. kind, name: whether it is a model, a captioner or a parser, and its name as given.
 
     Raises:
         InputError: names the first such picture, and the number of others.
