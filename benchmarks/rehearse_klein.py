@@ -39,11 +39,11 @@ from triptych.backbones.context import Context, Reference
 from triptych.backbones.flux2.attention import install
 from triptych.backbones.flux2.model import Flux2
 from triptych.backbones.flux2.text import LAYERS
+from triptych.backbones.known import known_models
 from triptych.backbones.registry import load_backbone
 from triptych.compute import cpu
 from triptych.compute.quantize import FORMATS
 from triptych.planning.cards import MEASURED_EFFICIENCY
-from triptych.planning.shapes import known_models
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.store.files import write_json, write_text

@@ -177,6 +177,8 @@ def test_every_original_key_is_placed_where_it_exists() -> None:
         ("clean:\n  humn: x\n", "humn", "human"),
         ("clena:\n  human: x\n", "clena", "clean"),
         ("max_concat: 3\nall_data: x\n", "max_concat", "max_concat_n"),
+        ("model: pocket\nall_data: x\n", "Unknown key 'model'", "second file"),
+        ("base_url: http://127.0.0.1:8000/v1\n", "cannot stand at the top", "`caption:`"),
         ("train:\n\tbatch_size: 4\n", "line 2", "spaces"),
         ("- a\n- b\n", "key: value", "init"),
         ("train: 4\n", "not a mapping", "indent"),

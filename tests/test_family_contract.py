@@ -17,6 +17,7 @@ from triptych.backbones.context import Reference, Window
 from triptych.backbones.contract import Backbone
 from triptych.backbones.families import FAMILIES
 from triptych.backbones.flux.model import Flux
+from triptych.backbones.known import known_models
 from triptych.backbones.registry import BACKBONES, load_backbone
 from triptych.captioning.prompt_tokens import prompt_tokenizer
 from triptych.compute import swap
@@ -26,7 +27,7 @@ from triptych.compute.quantize import QuantizedLinear
 from triptych.errors import ModelError
 from triptych.lora.adapter import add_lora
 from triptych.lora.models import TITLES
-from triptych.planning.shapes import known_models, model_shapes
+from triptych.planning.shapes import model_shapes
 from triptych.tasks.tryon import TRY_ON
 
 from .conftest import latent_shape

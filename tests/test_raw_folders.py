@@ -251,7 +251,7 @@ def test_the_sheet_says_what_is_front_and_back_and_by_whom(shop: CleanConfig, tm
     }
     assert told["IMG_12_front.png"] == "front: by its name" and told["IMG_13.png"] == "back: by its name"
     assert told["x/IMG_12.png"] == "front: a guess" and told["x/IMG_13.png"] == "back: a guess"
-    assert "guess in 1 items" in summary["next"] and "overrides.txt" in summary["next"]
+    assert "guess in 1 item:" in summary["next"] and "overrides.txt" in summary["next"]
     assert "guess" in concat(concat_config(shop)).finish()["next"]
 
 

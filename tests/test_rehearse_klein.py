@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from triptych.backbones.context import Reference
 from triptych.backbones.flux2.model import Flux2
+from triptych.backbones.known import known_models
 from triptych.backbones.settings import ModelSettings
-from triptych.planning.shapes import known_models
 from triptych.sampling.clean_context import read_window
 
 FULL = known_models()["black-forest-labs/FLUX.2-klein-4B"]["parts"]

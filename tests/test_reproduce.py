@@ -240,6 +240,14 @@ def test_a_picture_with_an_impossible_setting_is_refused_in_a_sentence(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("model", ["pocket-klein", "black-forest-labs/FLUX.2-klein-4B"])
+def test_a_model_that_comes_with_the_package_or_is_well_known_is_used(model: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not among the files"):
+        reproduce(foreign(tmp_path, {**FOREIGN["tryon"], "model": model}))
+    with pytest.raises(InputError, match="not well known"):
+        reproduce(foreign(tmp_path, {**FOREIGN["tryon"], "model": "somebody/else"}))
+
+
 def test_a_foreign_picture_reaches_no_server_and_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

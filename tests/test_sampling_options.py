@@ -67,6 +67,11 @@ def test_the_lora_says_how_known_panels_are_shown() -> None:
         (Sampling(context="clean"), {"context": "clean"}, None),
         (Sampling(), {"context_reading": "products"}, None),
         (Sampling(context_lora=True), {}, None),
+        (
+            Sampling(context="native", active_tokens="polygon"),
+            {},
+            "Without a LoRA the model has never seen the polygon's tokens alone",
+        ),
         (Sampling(context="clean"), {}, "Clean context without a LoRA trained for it is an approximation"),
         (Sampling(), {"context": "clean"}, "trained with clean context; with noisy context"),
         (

@@ -260,6 +260,9 @@ def test_prompts_have_the_markers_of_the_lora(
     assert not [one for one in summary["warnings"] if "marker" in one or "markup" in one]
     summary = generate(GenerateConfig(prompt=PROMPT, work=tmp_path, dtype="fp32", **options)).finish()
     assert not any("marker" in one for one in summary["warnings"]), "those of the house will do as well"
+    half = PROMPT.split("<IMAGE 2>")[0]
+    summary = generate(GenerateConfig(prompt=half, work=tmp_path, dtype="fp32", **options)).finish()
+    assert "The prompt: marker [S-2] is missing." in summary["warnings"]
 
 
 def write_lora_of(

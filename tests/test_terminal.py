@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from triptych import cli
+from triptych.backbones.settings import family_of, model_settings
 from triptych.cli import main
 from triptych.errors import InputError, WorkError
 from triptych.events import Event, Run
@@ -315,6 +316,14 @@ def test_a_model_that_is_not_here_is_said_in_our_words_and_once(
     )
     assert ("hf download no-such/model" in said) == (verb == "generate")
     assert ("576 × 768 px and captions of 512 tokens are assumed" in said) == (verb != "generate")
+
+
+def test_well_known_models_are_known_without_a_network(caplog: pytest.LogCaptureFixture) -> None:
+    large = model_settings("stabilityai/stable-diffusion-3.5-large")
+    assert (large.panel_width, large.panel_height, large.max_sequence_length) == (480, 640, 256)
+    assert "Its panels of 480 × 640 px and captions of 256 tokens are assumed" in caplog.text
+    assert model_settings("black-forest-labs/FLUX.2-klein-4B").num_inference_steps == 4
+    assert family_of("black-forest-labs/FLUX.2-klein-4B").name == "flux2"
 
 
 def test_the_command_line_wins_over_the_servers_address(

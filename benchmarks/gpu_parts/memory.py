@@ -34,10 +34,11 @@ from gpu_parts.sampling import CLEAN, EXACT, PART
 from train import OurStep, write_records
 from triptych.backbones.contract import Text, TextEncoder
 from triptych.backbones.flux.model import Flux
+from triptych.backbones.known import known_models
 from triptych.compute.quantize import FORMATS
 from triptych.compute.swap import place
 from triptych.planning.memory import CARD_OVERHEAD, Machine, embed_memory, held_weights
-from triptych.planning.shapes import known_models, model_shapes
+from triptych.planning.shapes import model_shapes
 from triptych.sampling.prompts import encode_texts
 from triptych.tasks.tryon import TRY_ON
 

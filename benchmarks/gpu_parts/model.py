@@ -25,6 +25,7 @@ from gpu_parts.bench import GIB, Bench, Skip
 from rehearse_12b import FLUX_DEV, write_model
 from triptych.backbones.contract import Backbone
 from triptych.backbones.flux.model import Flux
+from triptych.backbones.known import known_models
 from triptych.backbones.registry import load_backbone
 from triptych.compute.blocks import linear_layers
 from triptych.compute.cpu import install
@@ -38,7 +39,7 @@ from triptych.planning.memory import (
     sampling_memory,
     train_memory,
 )
-from triptych.planning.shapes import ModelShapes, known_models, model_shapes
+from triptych.planning.shapes import ModelShapes, model_shapes
 from triptych.pocket import checkpoint_path
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling, SamplingConfig

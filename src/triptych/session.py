@@ -125,6 +125,8 @@ class Session(OpenedModel):
             ModelError: a part of the model cannot be loaded, or the result is not finite.
         """
         _check_prompt(prompt)
+        _check_photos({"front": front, "back": back})
+        _check_photos(panels or {})
         layout = layout or self.layout()
         sampling = sampling or self.sampling(**changes)
         given = dict(panels or {})
@@ -185,6 +187,7 @@ class Session(OpenedModel):
             ModelError: a part of the model cannot be loaded, or the result is not finite.
         """
         _check_prompt(prompt)
+        _check_photos({"front": front, "back": back, "person": person})
         own = {name: changes.pop(name) for name in list(changes) if name in Fit.__dataclass_fields__}
         fit = fit or Fit(**own)
         area = repainted(person.size, polygons, mask, grow=fit.grow, expand=fit.expand)
@@ -221,6 +224,7 @@ class Session(OpenedModel):
                 is not finite.
         """
         _check_prompt(prompt)
+        _check_photos({"canvas": canvas})
         area = repainted(canvas.size, polygons, mask)
         sampling = self.sampling(**{"strength": strength, **changes})
         layout = layout_of(self, area)
@@ -271,6 +275,14 @@ def load_models(
     session.encode(prompts)
     session.load()
     return session
+
+
+def _check_photos(photos: Mapping[str, Image.Image | None]) -> None:
+    """Raises InputError for a photo that is no PIL image."""
+    for name, photo in photos.items():
+        if photo is not None and not isinstance(photo, Image.Image):
+            given = type(photo).__name__
+            raise InputError(f"{name} is a {given}, not a PIL image.", "Open it: Image.open(PATH).")
 
 
 def _check_prompt(prompt: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from triptych.backbones.families import FAMILIES, FLUX, Family
+from triptych.backbones.known import known_index
 from triptych.backbones.model_folder import KLEIN, no_folder
 from triptych.errors import ModelError
 from triptych.pocket import POCKETS, checkpoint_path
@@ -129,11 +130,14 @@ def _from_hub(model: str, file: str) -> Path:
 
 
 def family_of(model: str) -> Family:
-    """The family of a model; FLUX.1 if it cannot be looked up. Loading the model then raises the error."""
+    """The family of a model; if it cannot be looked up, that of the hub model the package knows by this name,
+    else FLUX.1. Loading the model then raises the error.
+    """
     try:
-        return FAMILIES.get(model_class(model), FLUX)
+        pipeline = model_class(model)
     except ModelError:
-        return FLUX
+        pipeline = str(known_index(model).get("_class_name"))
+    return FAMILIES.get(pipeline, FLUX)
 
 
 def _read_index(path: Path, model: str) -> dict[str, Any]:
@@ -203,9 +207,9 @@ def recommended_settings(family: Family, index: Mapping[str, Any]) -> ModelSetti
 def model_settings(model: str) -> ModelSettings:
     """The settings a model recommends; without a `triptych.json`, those of its family.
 
-    If the family cannot be looked up (a hub id without a network), FLUX.1-dev's settings are assumed, with a
-    warning: panels can be concatenated and captioned without the model. Loading the model then raises the
-    error.
+    If the family cannot be looked up (a hub id without a network), the settings are those of the hub model
+    that the package knows by this name, else FLUX.1-dev's, with a warning: panels can be concatenated and
+    captioned without the model. Loading the model then raises the error.
 
     Raises:
         ModelError: see `resolve_model`; or `triptych.json` cannot be read or has unknown keys.
@@ -217,17 +221,17 @@ def model_settings(model: str) -> ModelSettings:
     except ModelError as error:
         if (folder / "model_index.json").is_file():  # the folder is damaged; the network is not the cause
             raise
-        usual = ModelSettings()
-        size = (
-            f"panels of {usual.panel_width} × {usual.panel_height} px and captions of "
-            f"{usual.max_sequence_length} tokens"
-        )
+        index = known_index(model)
+        usual = recommended_settings(FAMILIES.get(index.get("_class_name", ""), FLUX), index)
         log.warning(
-            "%s FLUX.1-dev's %s are assumed; token counts are estimated from the number of words.",
+            "%s %s panels of %d × %d px and captions of %d tokens are assumed; token counts are estimated "
+            "from the number of words.",
             error.message,
-            size,
+            "Its" if index else "FLUX.1-dev's",
+            usual.panel_width,
+            usual.panel_height,
+            usual.max_sequence_length,
         )
-        index = {}
     family = FAMILIES.get(index.get("_class_name", ""), FLUX)
     settings = recommended_settings(family, index)
     try:

@@ -9,7 +9,7 @@ from triptych.captioning.order import read_order
 from triptych.captioning.prompt_tokens import prompt_tokenizer
 from triptych.captioning.questions import AnswerError, Questions, quote
 from triptych.captioning.undress import plain_caption
-from triptych.data.captions import in_house, lint, replaced_brands
+from triptych.data.captions import in_house, lint, replaced_brands, with_markers
 from triptych.errors import InputError
 
 WORDS_PER_TOKEN = 0.6  # English under the T5 tokenizer, a cautious estimate
@@ -40,9 +40,10 @@ def prompt_problems(model: str, prompt: str, panels: int, markers: Sequence[str]
     panels, if not of the house format.
     """
     tokenizer = prompt_tokenizer(model)
-    return lint(
+    problems = lint(
         in_house(prompt, markers), panels, unknown_share=tokenizer.unknown_share if tokenizer else None
     )
+    return [with_markers(problem, markers) for problem in problems]
 
 
 def check_order(ask: Callable[[str], str], questions: Questions) -> None:

@@ -143,7 +143,11 @@ def from_original(data: Values) -> Values:
     ours = Values()
     for key, value in flat.items():
         if key not in ORIGINAL_KEYS:
-            raise unknown_key(key, ORIGINAL_KEYS, "the config", flat.places[key])
+            foreign = (
+                "A config of the original project takes its own keys alone: write the others into a second "
+                "file, and give both with --config."
+            )
+            raise unknown_key(key, ORIGINAL_KEYS, "the config", flat.places[key], foreign)
         target = ORIGINAL_KEYS[key]
         if target is not None:
             verb, name = target
@@ -152,9 +156,15 @@ def from_original(data: Values) -> Values:
     return ours
 
 
-def unknown_key(key: str, known: Iterable[str], where: str, place: str = "") -> ConfigError:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    hint = f"Did you mean '{near[0]}'?" if near else "Known keys: " + ", ".join(sorted(known)) + "."
+def unknown_key(
+    key: str, known: Iterable[str], where: str, place: str = "", otherwise: str = ""
+) -> ConfigError:
+    """The error for a key that nobody knows. otherwise: the hint where no known key is nearly the same; by
+    default the known keys are listed.
+    """
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.75 if otherwise else 0.5)
+    hint = otherwise or "Known keys: " + ", ".join(sorted(known)) + "."
+    hint = f"Did you mean '{near[0]}'?" if near else hint
     return ConfigError(f"Unknown key '{shown(key)}' in {where}{f' ({place})' if place else ''}.", hint)
 
 
@@ -184,6 +194,12 @@ def load_config(paths: Iterable[Path], verbs: Sequence[Verb]) -> Values:
                 merged.put(key, value, place)
             else:
                 shared = {name for verb in verbs for name in marked(verb.config_class(), SHARED)}
+                homes = [verb.name for verb in verbs if key in verb.config_class().model_fields]
+                if homes:
+                    raise ConfigError(
+                        f"The key '{shown(key)}' cannot stand at the top ({place}).",
+                        f"Write it below its verb: {', '.join(f'`{home}:`' for home in homes)}.",
+                    )
                 raise unknown_key(key, names | shared, shown_path(path), place)
     return _with_data_folders(merged) if original else merged
 

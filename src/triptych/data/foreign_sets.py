@@ -32,7 +32,7 @@ def read_grid(text: str) -> tuple[int, int]:
     rows, columns = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 < rows * columns <= MAX_PANELS:
         raise ConfigError(
-            f"--layout {text!r} is no grid of panels.",
+            f"--layout {text!r} is no grid of panels." if text.strip() else "No --layout is given.",
             "Say ROWSxCOLUMNS: 3x1 for three panels below each other, 1x3 for three side by side.",
         )
     return rows, columns

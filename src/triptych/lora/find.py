@@ -31,7 +31,7 @@ def lora_file(path: Path) -> Path:
     )
     if saved:
         there = ", ".join(str(file.parent) for file in saved)
-        hint = f"Give the LoRA of a checkpoint: {there}; or run `triptych train` again to finish it."
+        hint = f"Give the LoRA of a checkpoint: {there}; or run the command that trains it again, to the end."
         raise ModelError(f"The training in {path} is not finished, so there is no LoRA yet.", hint)
     if (folder / "adapter_model.bin").is_file():
         hint = "Save it again with peft: save_pretrained(…, safe_serialization=True)."

@@ -195,7 +195,8 @@ def read_outlines(path: Path, size: tuple[int, int] | None = None) -> Outlines:
         )
     if size is not None and drawn_on is not None and list(drawn_on) != list(size):
         raise InputError(
-            f"{path} was drawn on a photo of {list(drawn_on)} px, this one has {list(size)} px.",
+            f"{path} was drawn on a photo of {drawn_on[0]}×{drawn_on[1]} px, this one has "
+            f"{size[0]}×{size[1]} px.",
             "Draw it on the photo that is to be repainted, or delete 'size' from the file if you are sure.",
         )
     holes = data.get("holes")

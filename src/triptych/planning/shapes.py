@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from triptych.backbones.contract import Autoencoder, Backbone, Text
+from triptych.backbones.known import known_index, known_models
 from triptych.backbones.registry import BACKBONES
 from triptych.backbones.settings import (
     ModelSettings,
@@ -153,11 +152,6 @@ class ModelShapes:
         }
 
 
-def known_models() -> dict[str, dict[str, Any]]:
-    """Hub models whose configs come with the package, by hub id."""
-    return dict(yaml.safe_load((files("triptych.planning") / "models.yaml").read_text(encoding="utf-8")))
-
-
 @cache
 def model_shapes(model: str) -> ModelShapes:
     """The shapes of `pocket`, of a diffusers folder (its configs suffice), or of a hub model in
@@ -182,7 +176,7 @@ def model_shapes(model: str) -> ModelShapes:
     pipeline = known[model]["pipeline"]
     family = _family(model, pipeline)
     configs = {part: known[model]["parts"][part] for part in _parts(family)}
-    index = {"_class_name": pipeline, "is_distilled": known[model].get("is_distilled", False)}
+    index = known_index(model)
     settings = recommended_settings(family.family, index)
     return ModelShapes(model, family, configs, settings, family.family.distilled(index))
 

@@ -51,7 +51,8 @@ def check_pictures(
     strange = strangers(knows, pictures)
     if not strange:
         return
-    others = f" (and so do {len(strange) - 1} more)" if len(strange) > 1 else ""
+    more = len(strange) - 1
+    others = f" (and so {'does' if more == 1 else 'do'} {more} more)" if more else ""
     who = f"the {Path(name).name} {kind}"
     message = f"{strange[0]} looks like a photograph{others}, and {who} has only seen drawings."
     if not anyway:

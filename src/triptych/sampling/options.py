@@ -309,6 +309,8 @@ def unusual(sampling: Sampling, trained: Mapping[str, Any], settings: ModelSetti
     from those that the model knows.
     """
     learned = trained.get("context", settings.context)
+    if not trained and sampling.context_placement == "reference" and sampling.active_tokens == "polygon":
+        return ["Without a LoRA the model has never seen the polygon's tokens alone; expect worse pictures."]
     if sampling.context != learned:
         if not trained and sampling.context == "clean":
             return ["Clean context without a LoRA trained for it is an approximation; expect worse pictures."]

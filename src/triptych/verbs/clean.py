@@ -303,8 +303,9 @@ def _advice(rows: list[Photo], config: CleanConfig) -> str:
     guessed = count_guessed(rows, roles)
     if guessed or mixed:
         advice.append(
-            f"Which photo is {' and which '.join(roles.names)} is a guess in {guessed} items: look at the "
-            f"contact sheet. To say it, write {override_example(roles.names)} into {_override_file(config)} "
-            "and run the same command again."
+            f"Which photo is {' and which '.join(roles.names)} is a guess in {guessed} "
+            f"item{'' if guessed == 1 else 's'}: look at the contact sheet. To say it, write "
+            f"{override_example(roles.names)} into {_override_file(config)} and run the same command "
+            "again. Then run `triptych concat`."
         )
     return " ".join(advice) or "Look at the contact sheet, then run `triptych concat`."

@@ -5,7 +5,7 @@ catalogue/pairs.jsonl            the photos of each triptych
 triptychs/<id>.png               the canvas, with its origin in the text chunk `triptych`
 triptychs/metadata.jsonl         the same with paths, in the form of a Hugging Face `imagefolder`
 triptychs/concat.rejects.jsonl   items and photos without a triptych, each with its reason
-WORK/triptychs_sheet.jpg         the first triptychs at a glance
+triptychs_sheet.jpg              the first triptychs at a glance, beside their folder and named after it
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def concat(config: ConcatConfig) -> Run:
         "spare_photos": len(spares),
         "panel": f"{layout.width}x{layout.height}",
         "folder": str(folder.path),
-        "sheet": str(config.work / "triptychs_sheet.jpg"),
+        "sheet": f"{folder.path}_sheet.jpg",
     }
     book = Book(TriptychFolder(folder.path), layout, summary)
     tools = PerWorker(Panels, layout)
@@ -338,8 +338,9 @@ def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
         )
     advice, roles = "Look at the sheet", DEFAULT.photo_roles.names
     if summary["guessed_sides"]:
+        items = "1 item" if summary["guessed_sides"] == 1 else f"{summary['guessed_sides']} items"
         advice += (
-            f": in {summary['guessed_sides']} items {words(roles)} are a guess. To swap two, write "
+            f": in {items} {words(roles)} are a guess. To swap two, write "
             f"{override_example(roles)} into {config.catalogue_folder / OVERRIDES}, then run "
             "`triptych clean` and `triptych concat` again"
         )

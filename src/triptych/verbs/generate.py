@@ -73,7 +73,7 @@ def generate(config: GenerateConfig) -> Run:
         log.warning(warning)
     session.load()
     steps = sampling.num_inference_steps
-    summary: dict[str, Any] = {"images": [], "panels": list(layout.size), "num_inference_steps": steps}
+    summary: dict[str, Any] = {"images": [], "canvas": list(layout.size), "num_inference_steps": steps}
     summary["warnings"] = warnings
 
     def work() -> Iterator[Event]:

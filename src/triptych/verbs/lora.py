@@ -129,6 +129,8 @@ def _lines(file: LoraFile, told: Mapping[str, Any]) -> list[str]:
         )
         given = f"from {', '.join(layout.given)}" if layout.given else "all of them"
         lines.append(f"makes: {', '.join(layout.made)}, {given}")
+        if "markers" in about:
+            lines.append(f"markers: {', '.join(map(_printable, about['markers']))}")
         placed = f", {about['context_placement']} placement" if about.get("context_placement") else ""
         lines.append(f"context: {about.get('context', 'noisy')}{placed}")
     lines.append(f"metadata: {len(file.metadata)} entries; --json shows them")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from triptych.backbones.known import known_models
 from triptych.config.marks import RESULT, marked
 from triptych.config.stage import validated
 from triptych.errors import InputError
@@ -23,7 +24,7 @@ from triptych.events import Event, Run
 from triptych.pictures import polygons
 from triptych.pictures.images import JPEG_SUFFIXES, check_header, load_original, read_settings
 from triptych.pictures.panels import PLAIN_ROLE
-from triptych.planning.shapes import known_models
+from triptych.pocket import POCKETS
 from triptych.sampling.options import PictureConfig
 from triptych.store.files import sha256_file
 from triptych.verbs.generate import PANEL, GenerateConfig, generate
@@ -157,7 +158,7 @@ def picture_settings(about: Mapping[str, Any], kind: type[PictureConfig], image:
 
 
 def _known(model: Any, image: Path) -> str:
-    if model not in {"pocket", *known_models()}:
+    if model not in {*POCKETS, *known_models()}:
         raise InputError(
             f"{image} was made with the model {_shown(model)}, which is a folder or not well known.",
             "If you trust it, say where it lies: --model FOLDER, or --model with its name on the hub.",

@@ -158,8 +158,8 @@ def _summary(config: TrainConfig, data: TrainingSet) -> dict[str, Any]:
         "tensorboard": str(config.logging_dir or config.train_folder / "tensorboard"),
     }
     if task_of(data.layout) is not DEFAULT:
-        shown = " ".join(f"--panel {role}=PHOTO.jpg" for role in data.layout.given)
-        summary["next"] = f'triptych generate --lora {config.train_folder / FILE_NAME} {shown} --prompt "…"'
+        shown = "".join(f" --panel {role}=PHOTO.jpg" for role in data.layout.given)
+        summary["next"] = f'triptych generate --lora {config.train_folder / FILE_NAME}{shown} --prompt "…"'
     if config.validation_steps and config.num_validation_images:
         summary["samples"] = str(config.train_folder / "samples")
     return summary
