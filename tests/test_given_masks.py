@@ -38,6 +38,7 @@ WHITE[5:20, 7:30] = True
         Image.fromarray(WHITE.astype(np.uint8) * 255),
         Image.fromarray(np.dstack([WHITE.astype(np.uint8) * 255] * 3)),
         Image.fromarray(WHITE.astype(np.uint8) * 255).convert("RGBA"),
+        Image.fromarray(np.dstack([WHITE * np.uint8(9)] * 3 + [WHITE * np.uint8(255)])),  # alpha is the mask
         torch.from_numpy(WHITE),
         torch.from_numpy(WHITE).bfloat16(),
         torch.from_numpy(WHITE).float()[None, None].requires_grad_(),
@@ -76,7 +77,7 @@ def test_grey_values_and_narrow_photos_are_kept() -> None:
         (WHITE.astype(np.float32) - 1, "from -1 to 0"),
         (np.where(WHITE, np.nan, 0), "nan"),
         (np.full((HEIGHT, WIDTH), "x"), "not understood"),
-        (Image.new("RGBA", (WIDTH, HEIGHT), (255, 255, 255, 9)), "transparent"),
+        (Image.new("RGBA", (WIDTH, HEIGHT), (255, 255, 255, 9)), "nowhere whiter"),
         (None, "photo 64 high"),
         ([[0, 1], [1]], "no array"),
     ],

@@ -102,10 +102,20 @@ def test_what_the_lines_of_a_batch_may_set_and_what_those_sampled_together_share
     assert {
         *StageConfig.model_fields,
         *LOADED,
-        *("vlm_model", "base_url", "batch", "batch_size", "out", "anyway"),
+        *("vlm_model", "base_url", "batch", "batch_size", "out", "mask_out", "anyway"),
     } == lines.SHARED
-    own = {"person", "polygon", "prompt", "caption", "seed", "num_images_per_prompt", "out"}
-    own |= {"rough", "grow", "expand"}
+    own = {
+        "person",
+        "polygon",
+        "polygon_label",
+        "mask",
+        "prompt",
+        "caption",
+        "seed",
+        "num_images_per_prompt",
+        "out",
+    }
+    own |= {"rough", "grow", "expand", "mask_out"}
     assert set(alike(TryonConfig())) == set(TryonConfig.model_fields) - own
 
 

@@ -92,11 +92,9 @@ SQUARE = [[1, 1], [5, 1], [5, 5]]
             json.dumps({"polygons": [SQUARE], "holes": [SQUARE, [[1, 2], [3, 4], [5, "6"]]]}),
             "corner 3 of hole 2",
         ),
-        (json.dumps({"version": "5", "shapes": [{"points": SQUARE}]}), "has no 'polygons'.*LabelMe"),
-        (json.dumps({"images": [], "annotations": []}), "has no 'polygons'.*COCO"),
         (json.dumps([{"id": 1, "segmentation": [[1, 2, 3]]}]), "has no 'polygons'.*COCO"),
         (json.dumps({"type": "FeatureCollection", "features": []}), "has no 'polygons'.*GeoJSON"),
-        ('{"polygons": [[[1, 1], [5, 1], [5, 5]]]}' + " " * (8 << 20), "larger than 8 MB"),
+        ('{"polygons": [[[1, 1], [5, 1], [5, 5]]]}' + " " * (32 << 20), "larger than 32 MB"),
     ],
 )
 def test_a_broken_file_is_a_sentence_with_a_hint(tmp_path: Path, text: str, message: str) -> None:
@@ -194,20 +192,22 @@ def right_angle(reach: float) -> Polygons:
             right_angle(2),
             (17, 17),
             "The polygon has no corner beyond 2: these look like fractions.",
-            "Corners are pixels of the photo, here of 17×17 px: multiply by them.",
+            "Corners are pixels of the photo, here of 17×17 px: multiply by them, or write "
+            '"units": "fractions" into a file of polygons.',
         ),
         (
             right_angle(1) + right_angle(3),
             (17, 17),
             "The polygon: polygon 1 has no corner beyond 1: these look like fractions.",
-            "Corners are pixels of the photo, here of 17×17 px: multiply by them.",
+            "Corners are pixels of the photo, here of 17×17 px: multiply by them, or write "
+            '"units": "fractions" into a file of polygons.',
         ),
         (
             right_angle(100),
             (256, 256),
             "The polygon has no corner beyond 100: these look like percent.",
-            "Corners are pixels of the photo, here of 256×256 px. If they are pixels, add "
-            '"size": [256, 256] to the file.',
+            'Corners are pixels of the photo, here of 256×256 px. Write "units": "percent" into the file, '
+            'or, if they are pixels, "size": [256, 256].',
         ),
     ],
 )

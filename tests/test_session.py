@@ -301,8 +301,6 @@ def test_what_cannot_be_repainted_is_a_sentence(tiny_flux: Path) -> None:
         session.repaint(canvas, prompt=PROMPT)
     with pytest.raises(InputError, match="no prompt"):
         session.repaint(canvas, mask=mask)
-    with pytest.raises(InputError, match="no hull"):
-        session.try_on(canvas, None, canvas, mask=mask, prompt=PROMPT, expand="hull")
     with pytest.raises(InputError, match="front is a str, not a PIL image"):
         session.try_on("front.png", None, canvas, mask=mask, prompt=PROMPT)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="No model"):

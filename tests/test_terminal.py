@@ -80,7 +80,7 @@ def init_words(shop: Path, *more: str) -> list[str]:
         ("generate --steps=3", "has no option --steps.", "--num-inference-steps?"),
         ("generate --cfg 3", "has no option --cfg.", "--true-cfg-scale?"),
         ("generate --size 3", "has no option --size.", "--panel-width?"),
-        ("tryon --mask x.png", "has no option --mask.", "--polygon?"),
+        ("tryon --inpaint-mask x.png", "has no option --inpaint-mask.", "--mask?"),
         ("train --resume", "has no option --resume.", "same command again"),
         ("train --strange 3", "has no option --strange.", "train --help"),
         (

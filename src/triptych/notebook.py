@@ -16,6 +16,7 @@ from PIL import Image
 
 from triptych.errors import InputError, TriptychError
 from triptych.pictures import mask_checks, masks
+from triptych.pictures.annotations import read_annotations
 from triptych.pictures.images import load_image
 from triptych.pictures.polygons import Polygons, check_polygons, to_dict, write_polygons
 
@@ -33,13 +34,15 @@ class PolygonMaskAnnotator:
     """
 
     def __init__(
-        self, image: Image.Image | np.ndarray | str | Path, polygons: Polygons | None = None
+        self, image: Image.Image | np.ndarray | str | Path, polygons: Polygons | str | Path | None = None
     ) -> None:
         """
         Args:
             image: the person photo: a path (turned upright by its EXIF tag, as in `triptych tryon`), a PIL
                 image, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8. Images and arrays are not turned.
-            polygons: outlines to start with, corners (x, y) in pixels of the photo.
+            polygons: outlines to start with, corners (x, y) in pixels of the photo; or a file that
+                `triptych tryon` has written with --mask-out, or that --polygon reads. Its holes are kept as
+                they are.
 
         Raises:
             InputError: the photo cannot be read, the array is no picture, or the polygons are malformed.
@@ -49,7 +52,12 @@ class PolygonMaskAnnotator:
         self.widget: Any = _canvas_class()(
             image_url=_data_url(self.image), width=self.image.width, height=self.image.height
         )
-        if polygons:
+        self.holes: Polygons = []
+        if isinstance(polygons, str | Path):
+            name = Path(image).name if isinstance(image, str | Path) else ""
+            drawn, _ = read_annotations(Path(polygons), self.image.size, name)
+            self.polygons, self.holes = drawn.polygons, drawn.holes
+        elif polygons:
             self.polygons = polygons
 
     @property
@@ -84,7 +92,7 @@ class PolygonMaskAnnotator:
                 "Nothing is drawn yet.",
                 "Click around what is to be repainted and close the outline (Enter or double-click).",
             )
-        mask = masks.polygon_mask(self.polygons, self.image.size)
+        mask = masks.repaint_mask(self.polygons, self.image.size, holes=self.holes)
         return np.where(mask > 0, np.uint8(255), np.uint8(0))
 
     def preview(self) -> Image.Image:
@@ -102,12 +110,12 @@ class PolygonMaskAnnotator:
             InputError: see `get_mask`; unusable outlines are not saved.
         """
         self.get_mask()
-        write_polygons(Path(path), self.polygons, self.image.size)
+        write_polygons(Path(path), self.polygons, self.image.size, self.holes)
         return Path(path)
 
     def clear(self) -> None:
-        """Remove all outlines."""
-        self.polygons = []
+        """Remove all outlines and holes."""
+        self.polygons = self.holes = []
 
 
 def _picture(image: Any) -> Image.Image:

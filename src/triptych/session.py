@@ -28,6 +28,7 @@ from triptych.sampling.picture import Picture, ran_on, record
 from triptych.sampling.repaint import layout_of, repaint_triptych, repainted_panels
 from triptych.sampling.sampler import OnStep
 from triptych.tasks.tryon import TRY_ON
+from triptych.vton.area import area_of
 from triptych.vton.dress import dress
 from triptych.vton.request import Fit, Garment, repainted, request_of
 
@@ -154,8 +155,8 @@ class Session(OpenedModel):
         back: Image.Image | None,
         person: Image.Image,
         *,
-        polygons: Polygons | None = None,
-        mask: np.ndarray | Image.Image | None = None,
+        polygons: Polygons | Path | str | None = None,
+        mask: np.ndarray | Image.Image | Path | str | None = None,
         prompt: str = "",
         seeds: Sequence[int] = (0,),
         strength: float = 0.9,
@@ -172,9 +173,9 @@ class Session(OpenedModel):
 
         Args:
             front, back: photos of the garment; if `back` is None, the front photo is used twice.
-            person: the photo. polygons: corners (x, y) in its pixels. mask: instead of polygons, a picture or
-                an (H, W) array of the photo's size; bool, uint8 (0 or 255) or float in [0, 1]; white =
-                repaint.
+            person: the photo. polygons: corners (x, y) in its pixels, or a file as for `tryon --polygon`.
+                mask: instead of polygons, a picture or an (H, W) array of the photo's size; bool, uint8 (0 or
+                255) or float in [0, 1]; white = repaint; or a file as for `tryon --mask`.
             prompt: the caption of the whole triptych. seeds: one per picture.
             strength: noise level in (0, 1] that the repainted area starts from; 1 forgets its old content.
             fit: how the photo is cropped and scaled for the model. icc_profile: the photo's colour profile,
@@ -190,7 +191,11 @@ class Session(OpenedModel):
         _check_photos({"front": front, "back": back, "person": person})
         own = {name: changes.pop(name) for name in list(changes) if name in Fit.__dataclass_fields__}
         fit = fit or Fit(**own)
-        area = repainted(person.size, polygons, mask, grow=fit.grow, expand=fit.expand)
+        photo = Path(str(getattr(person, "filename", ""))).name
+        given = area_of(person.size, polygons, mask, photo=photo, labels=fit.polygon_label)
+        for warning in given.warnings:
+            self.warn(warning)
+        area = given.repainted(person.size, fit.grow, fit.expand)
         profile = icc_profile or person.info.get("icc_profile")
         request = request_of(Garment(front, back), person, fit, area, prompt, seeds, profile)
         chosen = sampling or self.sampling(**{"strength": strength, **changes})

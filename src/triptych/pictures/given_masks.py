@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from triptych.errors import InputError
+from triptych.pictures.images import load_mask
 from triptych.pictures.masks import from_bytes, to_bytes
 
 _MASK_VALUES = "Give 0 and 255 as uint8, False and True, or floats from 0 to 1; white is repainted."
@@ -17,19 +19,17 @@ def as_mask(value: Any, size: tuple[int, int]) -> np.ndarray:
     """A mask in any form as (H, W) float32 in [0, 1], white = repaint.
 
     Args:
-        value: bool; uint8 of 0 and 255, or of 0 and 1; floats in [0, 1]; or a picture without transparency.
-            Shape (H, W); extra sides of length 1 and three equal channels are accepted. size: (width, height)
-            of the photo.
+        value: bool; uint8 of 0 and 255, or of 0 and 1; floats in [0, 1]; or a picture: its brightness or, if
+            it is transparent in places, its alpha. Shape (H, W); extra sides of length 1 and three equal
+            channels are accepted. size: (width, height) of the photo.
 
     Raises:
         InputError: a wrong shape or range, or a mask that repaints nothing.
     """
     if isinstance(value, Image.Image):
-        if value.has_transparency_data and value.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-            raise InputError(
-                "The mask is transparent in places: is alpha the mask, or colour?",
-                "Give one of the two, as grey values.",
-            )
+        if value.has_transparency_data:
+            alpha = value.convert("RGBA").getchannel("A")
+            value = alpha if alpha.getextrema() != (255, 255) else value
         value = value if value.mode in ("1", "L") or value.mode[0] in "IF" else value.convert("L")
     array = _array(value)
     if array.ndim == 3 and array.shape[2] == 3 and (array == array[:, :, :1]).all():
@@ -65,6 +65,32 @@ def as_mask(value: Any, size: tuple[int, int]) -> np.ndarray:
             _MASK_VALUES,
         )
     return from_bytes(to_bytes(mask))
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
+    """The mask in a picture file, (H, W) bool: white from a brightness of 128 on, or where a picture that is
+    transparent in places is opaque; and warnings.
+
+    Args:
+        size: (width, height) of the upright photo. A mask of the same shape is scaled to it.
+
+    Raises:
+        InputError: no usable picture, another shape, or a mask that repaints nothing.
+    """
+    mask = load_mask(path)
+    (width, height), (wide, high) = mask.size, size
+    if abs(width * high - height * wide) > max(*mask.size, *size):  # a scaled side is rounded
+        raise InputError(
+            f"{path} has {width}×{height} px, the photo {wide}×{high}.", "A mask covers the whole photo."
+        )
+    if mask.size != size:
+        mask = mask.resize(size, Image.Resampling.BILINEAR)
+    white = np.asarray(mask) > 127  # a JPEG is nowhere quite black
+    if not white.any():
+        raise InputError(f"{path} is black: nothing would be repainted.", "White is repainted.")
+    share = float(white.mean())
+    told = f"{path} repaints {share:.0%} of the photo: is white (or opaque) what is to be repainted?"
+    return white, [told] if share > 0.6 else []
 
 
 def _array(value: Any) -> np.ndarray:

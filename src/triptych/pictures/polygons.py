@@ -24,20 +24,20 @@ Polygons = list[Polygon]
 
 MAX_POINTS = 100_000  # a hand-drawn outline has tens, an outline traced around a mask thousands
 MAX_POLYGONS = 2_000
-MAX_BYTES = 8 << 20
+MAX_BYTES = 32 << 20  # annotation programs write the photo, or many photos' polygons, into one file
 MAX_COORDINATE = 1e6
 _FORM = '{"polygons": [[[x, y], [x, y], [x, y]]]}, in pixels of the photo.'
 _FORMAT = f"A polygon file looks like {_FORM}"
-_KEYS = ("polygons", "holes", "size")
+_KEYS = ("polygons", "holes", "size", "units")
 
 # Top-level keys in the files of other programs, and the advice for each.
 _OTHERS = {
-    "shapes": "It looks like a LabelMe file: put the 'points' of its shapes into",
-    "annotations": "It looks like a COCO file: put its 'segmentation', as pairs, into",
-    "segmentation": "It looks like a COCO annotation: put its 'segmentation', as pairs, into",
+    "segmentation": "It looks like one annotation out of a COCO file: give the whole file, or put its "
+    "'segmentation', as pairs, into",
     "regions": "It looks like a VGG Image Annotator file: put its points, as pairs, into",
     "_via_img_metadata": "It looks like a VGG Image Annotator file: put its points, as pairs, into",
-    "result": "It looks like a Label Studio file: turn its percentages into pixels, and put them into",
+    "result": "It looks like one annotation out of a Label Studio file: give the whole file, or put its "
+    "points into",
     "coordinates": "It looks like GeoJSON: put its 'coordinates' into",
     "features": "It looks like GeoJSON: put its 'coordinates' into",
 }
@@ -118,6 +118,42 @@ def _is_pair(value: Any) -> bool:
 # --- Units
 # ------------------------------------------------------------------------------------------------------------
 
+UNITS = {"fractions": 1.0, "percent": 100.0}
+"""What the sides of the photo count in each unit that is relative to them; the other unit is pixels."""
+
+
+def relative(polygons: Polygons, units: str, size: tuple[int, int], name: str, said: str) -> Polygons:
+    """Polygons in fractions or percent of the sides of a photo of `size` (width, height), as pixels of it.
+
+    Args:
+        said: who says that they are in these units: `YOLO files have`.
+
+    Raises:
+        InputError: the numbers show other units.
+    """
+    looks = units_of(polygons)
+    if looks != units:
+        raise InputError(
+            f"{name} has {_reach(polygons)}: these look like {looks}, and {said} {units}.",
+            "Export it again, or correct its units.",
+        )
+    width, height = (side / UNITS[units] for side in size)
+    return [[(x * width, y * height) for x, y in corners] for corners in polygons]
+
+
+def units_of(polygons: Polygons) -> str:
+    """`fractions`, `percent` or `pixels`: what the largest number looks like. Pixels may be of any size, so
+    the first two are a guess.
+    """
+    reach = max(abs(side) for corners in polygons for corner in corners for side in corner)
+    # A little beyond the edge is how one draws.
+    return next((units for units, side in UNITS.items() if reach <= 1.05 * side), "pixels")
+
+
+def _reach(polygons: Polygons) -> str:
+    reach = max(abs(side) for corners in polygons for corner in corners for side in corner)
+    return f"no corner beyond {reach:g}"
+
 
 def check_units(
     polygons: Polygons, size: tuple[int, int], name: str = "The polygon", *, sized: bool = False
@@ -141,10 +177,10 @@ def check_units(
             one = f"{name}: polygon {number}" if reach > 2 else name
             raise InputError(
                 f"{one} has no corner beyond {furthest:g}: these look like fractions.",
-                f"{pixels}: multiply by them.",
+                f'{pixels}: multiply by them, or write "units": "fractions" into a file of polygons.',
             )
     if reach <= 100 and short >= 256 and not sized:
-        sure = f'If they are pixels, add "size": [{width}, {height}] to the file.'
+        sure = f'Write "units": "percent" into the file, or, if they are pixels, "size": [{width}, {height}].'
         raise InputError(
             f"{name} has no corner beyond {reach:g}: these look like percent.", f"{pixels}. {sure}"
         )
@@ -174,18 +210,39 @@ def check_units(
 
 
 def read_outlines(path: Path, size: tuple[int, int] | None = None) -> Outlines:
-    """The content of a JSON file as `write_polygons` writes it: `{"polygons": [[[x, y], …], …], "holes": […],
-    "size": […]}`.
+    """The content of a JSON file as `write_polygons` writes it; see `outlines_in`.
+
+    Raises:
+        InputError: the file is missing or unreadable, no JSON; or as `outlines_in`.
+    """
+    return outlines_in(read_json(read_polygon_text(path), path), path, size)
+
+
+def read_polygon_text(path: Path) -> str:
+    """The text of a file with polygons. Raises InputError if it cannot be read."""
+    return read_text(path, MAX_BYTES, "The polygon file", hint="Check the path given to --polygon.")
+
+
+def read_json(text: str, path: Path) -> Any:
+    """The JSON in a file with polygons. Raises InputError if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON.", _FORMAT) from error
+
+
+def outlines_in(data: Any, path: Path, size: tuple[int, int] | None = None) -> Outlines:
+    """The content of a polygon file, `{"polygons": [[[x, y], …], …], "holes": […], "size": […], "units": …}`,
+    in pixels of the photo. "units" may be pixels, percent or fractions of the photo's sides.
 
     Args:
         size: (width, height) of the photo. If the file names the size of its photo, the two must agree.
 
     Raises:
-        InputError: the file is missing or unreadable, no JSON, of another format, or drawn on a photo of
-            another size.
+        InputError: it is of another format, or drawn on a photo of another size; or its numbers do not fit
+            its units.
     """
-    path = Path(path)
-    data = _read(path)
+    _check_keys(data, path)
     drawn_on = data.get("size")
     if drawn_on is not None and not (
         _is_pair(drawn_on) and all(0 < side < MAX_COORDINATE for side in drawn_on)
@@ -199,12 +256,18 @@ def read_outlines(path: Path, size: tuple[int, int] | None = None) -> Outlines:
             f"{size[0]}×{size[1]} px.",
             "Draw it on the photo that is to be repainted, or delete 'size' from the file if you are sure.",
         )
-    holes = data.get("holes")
-    return Outlines(
-        check_polygons(data["polygons"], str(path)),
-        check_polygons(holes, f"{path}, 'holes'", "hole") if holes else [],
-        drawn_on is not None and size is not None,
-    )
+    outlines = check_polygons(data["polygons"], str(path))
+    holes = check_polygons(data["holes"], f"{path}, 'holes'", "hole") if data.get("holes") else []
+    units, whole = data.get("units", "pixels"), size or drawn_on
+    if units == "pixels":
+        return Outlines(outlines, holes, drawn_on is not None and size is not None)
+    if units not in UNITS or whole is None:
+        raise InputError(
+            f"{path} has 'units' that are unknown{' without a size' if units in UNITS else ''}.",
+            "They are pixels, percent or fractions; the last two are of the photo's sides.",
+        )
+    scaled = relative(outlines + holes, units, whole, str(path), "the file says")
+    return Outlines(scaled[: len(outlines)], scaled[len(outlines) :], True)
 
 
 def read_polygons(path: Path, size: tuple[int, int] | None = None) -> Polygons:
@@ -219,12 +282,8 @@ def read_holes(path: Path) -> Polygons:
     return read_outlines(path).holes
 
 
-def _read(path: Path) -> dict[str, Any]:
-    text = read_text(path, MAX_BYTES, "The polygon file", hint="Check the path given to --polygon.")
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON.", _FORMAT) from error
+def _check_keys(data: Any, path: Path) -> None:
+    """Raises InputError unless `data` has the keys of a polygon file, and no misspelt ones."""
     first = data[0] if isinstance(data, list) and data else data
     if not isinstance(data, dict) or "polygons" not in data:
         other = next(
@@ -239,21 +298,25 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} holds no polygon.", "Draw at least one outline around what is to be repainted."
         )
-    return data
 
 
-def to_dict(polygons: Polygons, size: tuple[int, int] | None = None) -> dict[str, Any]:
+def to_dict(
+    polygons: Polygons, size: tuple[int, int] | None = None, holes: Polygons | None = None
+) -> dict[str, Any]:
     """The content of a polygon file; with the photo's `size` (width, height), readers can notice the wrong
     photo.
     """
     data: dict[str, Any] = {"polygons": [[[x, y] for x, y in corners] for corners in polygons]}
+    data |= {"holes": [[[x, y] for x, y in corners] for corners in holes]} if holes else {}
     return data | ({"size": list(size)} if size else {})
 
 
-def write_polygons(path: Path, polygons: Polygons, size: tuple[int, int] | None = None) -> None:
+def write_polygons(
+    path: Path, polygons: Polygons, size: tuple[int, int] | None = None, holes: Polygons | None = None
+) -> None:
     """Write a polygon file for `read_polygons` and `triptych tryon --polygon`.
 
     Raises:
         InputError: see `check_polygons`.
     """
-    write_json(Path(path), to_dict(check_polygons(polygons), size))
+    write_json(Path(path), to_dict(check_polygons(polygons), size, holes))

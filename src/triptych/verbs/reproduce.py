@@ -36,6 +36,7 @@ WORDS = {
     "back": "back photo",
     "person": "person photo",
     "polygon": "polygon file",
+    "mask": "mask",
     "lora": "LoRA file",
 }
 VERBS: dict[str, tuple[type[PictureConfig], Callable[[Any], Run]]] = {
@@ -44,7 +45,7 @@ VERBS: dict[str, tuple[type[PictureConfig], Callable[[Any], Run]]] = {
 }
 INPUTS = {"tryon": {*WORDS}, "generate": {"front", "back", "lora"}}
 _PANEL_PHOTO = re.compile(rf"{PANEL}{PLAIN_ROLE.pattern}")
-NEEDED = {"tryon": ("front", "person", "polygon"), "generate": ()}
+NEEDED = {"tryon": ("front", "person"), "generate": ()}
 MADE_ON = ("device", "dtype", "torch", "threads")
 _AS_WRITTEN = "Give a picture as tryon or generate wrote it, never edited."
 
@@ -186,6 +187,8 @@ def _hashes(hashes: Mapping[Any, Any], verb: str, image: Path) -> dict[str, str]
     for name in NEEDED[verb]:
         if name not in hashes:
             raise InputError(f"{image} does not name its {WORDS[name]}.", _AS_WRITTEN)
+    if verb == "tryon" and ("polygon" in hashes) == ("mask" in hashes):
+        raise InputError(f"{image} names no polygon file or mask, or both.", _AS_WRITTEN)
     return dict(hashes)
 
 

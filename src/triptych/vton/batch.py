@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from PIL import Image
-
 from triptych.errors import InputError, ModelError, TriptychError
 from triptych.events import Event, Run
 from triptych.execution import PerWorker, execute
@@ -24,6 +22,7 @@ from triptych.tasks.tryon import TRY_ON
 from triptych.vton.files import (
     SUFFIXES,
     Inputs,
+    Preview,
     TryonConfig,
     alike,
     finished,
@@ -69,6 +68,8 @@ def run_batch(config: TryonConfig, model: PerWorker[OpenedModel]) -> Run:
             f"{out} is {'a file' if out.exists() else 'the name of a picture'}.",
             "With --batch, give a folder with --out.",
         )
+    if config.mask_out and (config.mask_out.is_file() or config.mask_out.suffix == ".json"):
+        raise InputError(f"{config.mask_out} is a file.", "With --batch, give a folder with --mask-out.")
     check_results(out, config.batch)
     lines = read_lines(config.batch, config, out)
     here = model()
@@ -174,7 +175,7 @@ class Looked:
     number: int
     line: Line
     kept: frozenset[int] = frozenset()
-    preview: Image.Image | None = None
+    preview: Preview | None = None
     reason: str = ""
 
 

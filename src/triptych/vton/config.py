@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from triptych.config.marks import ASKED, EACH, INPUT, OUTPUT, RESULT, RUNNING
+from triptych.config.marks import ASKED, EACH, GIVEN, INPUT, OUTPUT, RESULT, RUNNING
 from triptych.sampling.options import PictureConfig
 
 if TYPE_CHECKING:  # it imports numpy, which `--help` can do without
@@ -23,7 +23,13 @@ class TryonConfig(PictureConfig):
     """Photo of the person; you may have painted a rough edit on it. Needed."""
     polygon: Annotated[Path | None, INPUT, EACH] = None
     """JSON with {"polygons": [[[x, y], …], …]} in pixels of the person photo: their inside is repainted,
-    except inside its "holes", which have the same form. Needed.
+    except inside its "holes", which have the same form. Or a file of LabelMe, COCO, Label Studio or YOLO.
+    This or --mask is needed.
+    """
+    polygon_label: Annotated[str, RESULT, EACH, GIVEN] = ""
+    """The shapes to repaint, if the polygon file has several labels: dress, or top,skirt."""
+    mask: Annotated[Path | None, INPUT, EACH] = None
+    """A picture in place of --polygon: white is repainted or, if it is transparent in places, what is opaque.
     """
     caption: Annotated[Path | None, INPUT, EACH] = None
     """Text file with the prompt, such as the `<id>.txt` that `caption` writes; used if there is no --prompt.
@@ -63,6 +69,10 @@ class TryonConfig(PictureConfig):
     In a PNG every pixel beyond the feather is the photo's own; a JPEG is encoded after that, at quality 95.
     With --batch: the folder to write to.
     """
+    mask_out: Annotated[Path | None, OUTPUT] = None
+    """JSON file for the repainted area as polygons, before --grow and --expand: to correct in a notebook, and
+    to give back with --polygon. With --batch: a folder, with a file for each line.
+    """
     batch: Annotated[Path | None, INPUT] = None
     """CSV file with one try-on per line and columns named like these options; empty cells take the values of
     the options.
@@ -74,13 +84,15 @@ class TryonConfig(PictureConfig):
 
     def photos(self) -> dict[str, Path | None]:
         """The input files, by option."""
-        return {"front": self.front, "back": self.back, "person": self.person, "polygon": self.polygon}
+        names = ("front", "back", "person", "polygon", "mask")
+        return {name: getattr(self, name) for name in names}
 
     def fit(self) -> Fit:
         """How the photo is shown to the model."""
         from triptych.vton.request import Fit
 
-        return Fit(self.crop, self.crop_margin, self.expand, self.grow, self.feather, self.rough)
+        names = ("crop", "crop_margin", "expand", "grow", "feather", "rough", "polygon_label")
+        return Fit(**{name: getattr(self, name) for name in names})
 
     def files(self, seed: int) -> tuple[Path, Path]:
         """The paths of the picture of a seed and of its triptych."""

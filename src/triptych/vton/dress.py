@@ -159,6 +159,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """All settings that decide the pixels of one picture."""
     own = {"prompt": prompt, "seed": seed, "strength": sampling.strength, **asdict(fit)}
+    own = {name: value for name, value in own.items() if name != "polygon_label" or value}
     return record(model, "tryon", layout, sampling, sha256, **own)
 
 

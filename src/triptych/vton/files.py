@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -29,14 +29,14 @@ from triptych.pictures.images import (
     sha256_photo,
 )
 from triptych.pictures.originals import with_transparency, writable_metadata
-from triptych.pictures.overwrite import check_overwrites, ends_whole
+from triptych.pictures.overwrite import check_overwrites, check_writable, ends_whole
 from triptych.pictures.panels import PanelLayout
-from triptych.pictures.polygons import check_units, read_outlines
 from triptych.pictures.saving import save_jpeg, save_png
 from triptych.pictures.sheets import contact_sheet
 from triptych.sampling.options import Sampling
-from triptych.store.files import sha256_file
+from triptych.store.files import parse_json, sha256_file, write_json
 from triptych.tasks.tryon import TRY_ON
+from triptych.vton.area import Area, area_of
 from triptych.vton.config import TryonConfig
 from triptych.vton.request import Garment, Request, request_of
 
@@ -53,7 +53,9 @@ PREVIEW_SIDE = 1600  # pixels; enough to judge a mask by
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of one try-on, read and checked. sha256: hashes of the files, by option."""
+    """The inputs of one try-on, read and checked. sha256: hashes of the files, by option. area: what is
+    repainted, as it was given.
+    """
 
     config: TryonConfig
     request: Request
@@ -62,6 +64,7 @@ class Inputs:
     sampling: Sampling
     sha256: dict[str, str]
     warnings: tuple[str, ...]
+    area: Area
 
 
 def check(config: TryonConfig) -> TryonConfig:
@@ -72,12 +75,15 @@ def check(config: TryonConfig) -> TryonConfig:
         InputError: a photo, the polygon, the prompt or the caption is missing; `out` cannot name a new
             picture; or it would overwrite a file that triptych did not write.
     """
-    for name in ("front", "person", "polygon"):
+    needed = ("front", "person") if config.mask else ("front", "person", "polygon")
+    for name in needed:
         if getattr(config, name) is None:
             raise InputError(
                 f"The option --{name} is missing.",
-                "tryon needs --front, --person and --polygon (and --back if there is one).",
+                "tryon needs --front, --person and --polygon or --mask (and --back if there is one).",
             )
+    if config.mask and config.polygon:
+        raise InputError("There are a polygon and a mask.", "Give one of --polygon and --mask.")
     if not config.prompt.strip() and config.caption:
         config = config.model_copy(
             update={
@@ -101,8 +107,23 @@ def check(config: TryonConfig) -> TryonConfig:
     outputs = [config.preview, config.sheet, *(path for seed in config.seeds for path in config.files(seed))]
     if inputs & {path.resolve() for path in outputs}:
         raise InputError(f"{out} would overwrite one of the photos given.", "Choose another name with --out.")
+    if config.mask_out:
+        _check_mask_out(config.mask_out, inputs)
     check_overwrites(outputs if len(config.seeds) > 1 else [path for path in outputs if path != config.sheet])
     return config
+
+
+def _check_mask_out(path: Path, inputs: set[Path]) -> None:
+    """Raises InputError if no polygons can be written there."""
+    if path.suffix.lower() != ".json" or path.is_dir():
+        raise InputError(
+            f"{path} is no name for a JSON file.", "Give --mask-out a file name such as me.json."
+        )
+    if path.resolve() in inputs:
+        raise InputError(
+            f"{path} would overwrite one of the files given.", "Choose another name with --mask-out."
+        )
+    check_writable(path.parent, "--mask-out")
 
 
 def read(config: TryonConfig, model: OpenedModel) -> Inputs:
@@ -111,13 +132,12 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
     Raises:
         InputError: an unusable photo or polygon. ConfigError: an option without effect.
     """
-    assert config.front and config.person and config.polygon
+    assert config.front and config.person
     layout = TRY_ON.trained(model.layout(config.panel_width, config.panel_height))
     photo, left_out = writable_metadata(load_original(config.person), config.picture)
     size = photo.image.size
-    outlines, holes, sized = read_outlines(config.polygon, size)
-    warnings = check_units([*outlines, *holes], size, str(config.polygon), sized=sized)
-    area = masks.repaint_mask(outlines, size, holes=holes, grow_by=config.grow, expand=config.expand)
+    given = area_of(size, config.polygon, config.mask, photo=config.person.name, labels=config.polygon_label)
+    area, warnings = given.repainted(size, config.grow, config.expand), list(given.warnings)
     garment = Garment(load_image(config.front), load_image(config.back) if config.back else None)
     views = garment.views()
     config.check_known(
@@ -128,14 +148,15 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
     )
     sampling = model.resolved(config, config.strength)
     warnings += left_out
+    drawn = "polygon" if config.polygon else "mask"
     if (covered := int((area > 0).sum())) < SMALL:
-        warnings.append(f"The polygon covers only {covered} pixel{'s' * (covered != 1)} of the photo.")
+        warnings.append(f"The {drawn} covers only {covered} pixel{'s' * (covered != 1)} of the photo.")
     if mask_checks.edge_ratio(photo.image, area) > mask_checks.HUGGING:
         warnings.append(
-            "The polygon follows an outline in the photo, whose shape may show in the result: use --expand "
+            f"The {drawn} follows an outline in the photo, whose shape may show in the result: use --expand "
             "hull or --grow."
         )
-    inputs = Inputs(config, request, photo, layout, sampling, hashes_of(config), tuple(warnings))
+    inputs = Inputs(config, request, photo, layout, sampling, hashes_of(config), tuple(warnings), given)
     return with_prompt(inputs, config.prompt) if config.prompt.strip() else inputs
 
 
@@ -202,19 +223,55 @@ def _settings_in(path: Path) -> dict[str, Any] | None:
     return {key: value for key, value in settings.items() if key != "made_on"}
 
 
-def preview_of(inputs: Inputs) -> Image.Image:
-    """The picture that shows the repainted area."""
+class Preview(NamedTuple):
+    """What is written before a model is loaded: a picture that shows the repainted area, and the area before
+    it was widened, as the content of a polygon file; None if that is not wanted.
+    """
+
+    picture: Image.Image
+    polygons: dict[str, Any] | None
+
+
+def preview_of(inputs: Inputs) -> Preview:
+    """The repainted area, to be looked at and to be corrected.
+
+    Raises:
+        InputError: the mask is too ragged to be written as polygons.
+    """
     person, fit = inputs.request.person, inputs.request.fit
     small = (person.start or person.photo).copy()
     shown = masks.mask_image(masks.feather(person.repainted(), fit.feather))
     for picture in (small, shown):
         picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BOX)
-    return mask_checks.preview(small, np.asarray(shown).astype(np.float32) / np.float32(255))
+    picture = mask_checks.preview(small, np.asarray(shown).astype(np.float32) / np.float32(255))
+    if not inputs.config.mask_out:
+        return Preview(picture, None)
+    outlines, holes, _ = inputs.area.polygons()
+    return Preview(picture, polygons.to_dict(outlines, person.photo.size, holes))
 
 
-def write_preview(config: TryonConfig, preview: Image.Image) -> None:
-    """Write the picture that shows the repainted area."""
-    save_png(preview, config.preview, text={"Software": "triptych"})
+def write_preview(config: TryonConfig, preview: Preview) -> None:
+    """Write the picture that shows the repainted area, and `mask_out`.
+
+    Raises:
+        InputError: `mask_out` is there already and holds something else.
+    """
+    save_png(preview.picture, config.preview, text={"Software": "triptych"})
+    if config.mask_out and preview.polygons:
+        if config.mask_out.exists() and _json_in(config.mask_out) != preview.polygons:
+            raise InputError(
+                f"{config.mask_out} is there already, and holds something else.",
+                "If you have corrected it, give it with --polygon; otherwise choose another --mask-out.",
+            )
+        write_json(config.mask_out, preview.polygons)
+
+
+def _json_in(path: Path) -> Any:
+    """The content of a JSON file; None if it is none."""
+    try:
+        return parse_json(polygons.read_polygon_text(path))
+    except (InputError, ValueError):
+        return None
 
 
 def write(config: TryonConfig, photo: OriginalPhoto, seed: int, picture: Picture) -> None:

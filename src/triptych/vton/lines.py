@@ -132,10 +132,16 @@ def _line(
     if "caption" in given and "prompt" not in given:
         given["prompt"] = ""
     try:
-        for key in ("front", "back", "person", "polygon", "caption"):
+        for key in ("front", "back", "person", "polygon", "mask", "caption"):
             if key in given:
                 given[key] = path.parent / Path(given[key]).expanduser()
-        values: Mapping[str, Any] = {**base.model_dump(), **given, "batch": None, "out": out / f"{name}.png"}
+        chosen = given.keys() & {"polygon", "mask"}
+        own = {"batch": None, "out": out / f"{name}.png"} | dict.fromkeys(
+            {"polygon", "mask"} - chosen if chosen else ()
+        )
+        if base.mask_out:
+            own["mask_out"] = base.mask_out / f"{name}.json"
+        values: Mapping[str, Any] = {**base.model_dump(), **given, **own}
         return Line(name, check(validated(TryonConfig, values, "tryon")))
     except (
         TriptychError,
@@ -157,7 +163,8 @@ def shortened(text: str) -> str:
 def _files(line: Line) -> set[Path]:
     """The files that a line would write."""
     config = cast(TryonConfig, line.config)
-    return {config.preview, *(file for seed in config.seeds for file in config.files(seed))}
+    others = {config.preview} | ({config.mask_out} if config.mask_out else set())
+    return {*others, *(file for seed in config.seeds for file in config.files(seed))}
 
 
 def _apart(lines: list[Line]) -> list[Line]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 from PIL import Image
 
-from triptych.errors import InputError
-from triptych.pictures import given_masks, masks
-from triptych.pictures.polygons import Polygons, check_polygons, check_units
+from triptych.pictures import given_masks
+from triptych.pictures.polygons import Polygons
+from triptych.vton.area import area_of, check_given
 from triptych.vton.rough_edit import Rough, rough_edit
 
 
@@ -33,19 +34,19 @@ class Person:
 
     photo: the photo. polygons: the repainted area, in pixels of `photo`. mask: the same area as a mask,
     instead of polygons: of the photo's size, white = repaint, as (H, W) of bool, of uint8 0 and 255, of
-    floats in [0, 1], or as a picture. prompt: describes the whole triptych. seeds: one picture each.
-    icc_profile: colour space of `photo`; the model sees sRGB, the result is in the photo's own space again.
-    start: `photo` with a rough edit, of the same size, which sampling starts from. The result is put back
-    into `photo`.
+    floats in [0, 1], or as a picture. Both may be a file. prompt: describes the whole triptych. seeds: one
+    picture each. icc_profile: colour space of `photo`; the model sees sRGB, the result is in the photo's own
+    space again. start: `photo` with a rough edit, of the same size, which sampling starts from. The result is
+    put back into `photo`.
     """
 
     photo: Image.Image
-    polygons: Polygons | np.ndarray | Image.Image | None = None
+    polygons: Polygons | np.ndarray | Image.Image | Path | str | None = None
     prompt: str = ""
     seeds: Sequence[int] = (0,)
     icc_profile: bytes | None = None
     start: Image.Image | None = None
-    mask: np.ndarray | Image.Image | None = None
+    mask: np.ndarray | Image.Image | Path | str | None = None
 
     def repainted(self) -> np.ndarray:
         """The repainted area: (H, W) float32 in [0, 1] of the photo's size, 1 = repaint.
@@ -54,9 +55,9 @@ class Person:
             InputError: neither polygons nor a mask, both, or an unusable one.
         """
         if isinstance(self.polygons, Image.Image) or _is_array_of_pixels(self.polygons):
-            _check_given(self.polygons, self.mask)
+            check_given(self.polygons, self.mask)
             return given_masks.as_mask(self.polygons, self.photo.size)
-        return repainted(self.photo.size, cast(Polygons | None, self.polygons), self.mask)
+        return repainted(self.photo.size, cast(Polygons | Path | str | None, self.polygons), self.mask)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Fit:
     crop_margin: the visible margin around the polygon, as a fraction of its longer side. expand: repaint each
     polygon (none), or its convex hull. grow: pixels by which the polygons or the mask are widened. feather:
     width in pixels of the soft edge. rough: the start inside the polygon: the photo (none), the garment's
-    colours (paint), or the garment cut out of its front photo (paste).
+    colours (paint), or the garment cut out of its front photo (paste). polygon_label: the shapes to take from
+    a file of polygons with several labels.
     """
 
     crop: Literal["polygon", "none"] = "polygon"
@@ -76,6 +78,7 @@ class Fit:
     grow: int = 0
     feather: int = 8
     rough: Rough = "none"
+    polygon_label: str = ""
 
     @property
     def margin(self) -> float | None:
@@ -114,8 +117,8 @@ def request_of(
 
 def repainted(
     size: tuple[int, int],
-    polygons: Polygons | None,
-    mask: np.ndarray | Image.Image | None,
+    polygons: Polygons | Path | str | None,
+    mask: np.ndarray | Image.Image | Path | str | None,
     *,
     grow: int = 0,
     expand: Literal["none", "hull"] = "none",
@@ -125,19 +128,7 @@ def repainted(
     Raises:
         InputError: neither polygons nor a mask, both, or an unusable one.
     """
-    _check_given(polygons, mask)
-    if polygons is not None:
-        outlines = check_polygons(polygons)
-        check_units(outlines, size)
-        return masks.repaint_mask(outlines, size, grow_by=grow, expand=expand)
-    if expand == "hull":
-        raise InputError("A mask has no hull: only polygons have one.", "Give polygons, or expand='none'.")
-    return masks.grow(given_masks.as_mask(mask, size), grow)
-
-
-def _check_given(polygons: object, mask: object) -> None:
-    if (polygons is None) == (mask is None):
-        raise InputError("A person needs polygons or a mask, one of the two.", "Give polygons=…, or mask=….")
+    return area_of(size, polygons, mask).repainted(size, grow, expand)
 
 
 def _is_array_of_pixels(value: object) -> bool:

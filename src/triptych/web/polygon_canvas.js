@@ -31,7 +31,7 @@ export function mountPolygonCanvas(element, { imageUrl, width, height, polygons 
   let selected = null; // { polygon, corner }: indices into `closed`; corner may be null
   let cursor = null; // the keyboard's cross, in photo pixels
   let pointer = null; // the mouse, for the line that follows it
-  let drag = null; // { corner: the [x, y] that moves, start, before: snapshot or null, moved }
+  let drag = null; // { corners: the [x, y] that move, start, before: snapshot or null, moved }
   let past = [];
   let future = [];
   let scale = 1; // CSS pixels per photo pixel
@@ -167,6 +167,10 @@ export function mountPolygonCanvas(element, { imageUrl, width, height, polygons 
   const near = (a, b, reach) => distance(a, b) * scale <= reach;
   const allCorners = () => closed.flatMap((corners, polygon) => corners.map((_, corner) => ({ polygon, corner })));
 
+  // Corners of one outline in one place, where a cut leads to a hole, move together.
+  const together = (corner) =>
+    (closed.find((corners) => corners.includes(corner)) ?? [corner]).filter((other) => other[0] === corner[0] && other[1] === corner[1]);
+
   function polygonAt([x, y]) {
     context.resetTransform(); // it would apply to the path, but not to the point
     return closed.findLastIndex((corners) => context.isPointInPath(trace(corners, 1), x, y));
@@ -200,7 +204,7 @@ export function mountPolygonCanvas(element, { imageUrl, width, height, polygons 
     const before = snapshot();
     const corner = press(point, REACH[event.pointerType] ?? REACH.mouse);
     // A corner that was just set moves along without a second step to undo.
-    drag = corner ? { corner, start: point, before: snapshot() === before ? before : null, moved: false } : null;
+    drag = corner ? { corners: together(corner), start: point, before: snapshot() === before ? before : null, moved: false } : null;
     if (drag) canvas.setPointerCapture(event.pointerId);
     draw();
   }
@@ -210,7 +214,7 @@ export function mountPolygonCanvas(element, { imageUrl, width, height, polygons 
     pointer = position(event);
     if (drag && (drag.moved || !near(pointer, drag.start, 3))) {
       drag.moved = true;
-      [drag.corner[0], drag.corner[1]] = pointer;
+      for (const corner of drag.corners) [corner[0], corner[1]] = pointer;
     }
     if (drag || open.length) draw();
   }
@@ -249,7 +253,7 @@ export function mountPolygonCanvas(element, { imageUrl, width, height, polygons 
     const corner = selected?.corner != null && !open.length ? closed[selected.polygon][selected.corner] : null;
     const [x, y] = corner ?? cursor ?? [width / 2, height / 2];
     const to = clamp([x + dx * distance, y + dy * distance]);
-    if (corner) change(() => ([corner[0], corner[1]] = to));
+    if (corner) change(() => together(corner).forEach((one) => ([one[0], one[1]] = to)));
     else cursor = to;
   }
 
