@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from pocket import NOISY, SAMPLING, klein_ways, trained
+from pocket import SAMPLING, klein_ways, trained
 from triptych.evaluation.rendered import dressed, held_out_items, prompt_of, worn_panels
 from triptych.session import load_models
 from triptych.store.files import write_json
@@ -40,7 +40,7 @@ def ways(work: Path) -> dict[str, tuple[Path | None, str]]:
     loras = {name: trained(work, MODEL, **options, seed=0) for name, options in klein_ways().items()}
     return {
         "untrained, references at every step": (None, "text"),
-        "noisy canvas": (trained(work, MODEL, **NOISY), "text"),
+        "noisy canvas": (loras["noisy"], "text"),
         "references at every step": (loras["native"], "text"),
         "references at every step, guided by the photos": (loras["native"], "context"),
         "clean on the canvas": (loras["canvas"], "context"),
