@@ -48,6 +48,12 @@ def earlier_pictures(picture: Path) -> list[str]:
     return [one for one in earlier if isinstance(one, str)] if isinstance(earlier, list) else []
 
 
+UNSAID = "no product photo whose role an override or the name of file or folder says"
+"""The reason for an item without a triptych, where roles are never guessed."""
+NO_ROLE = "nothing says its role, or another photo has it"
+"""The reason for a spare product photo there."""
+
+
 @dataclass(frozen=True)
 class Triple:
     """The photos of one triptych.
@@ -113,10 +119,14 @@ def plan(
             ]
             continue
         products = choose_views(garment, roles)
+        if not products:
+            rejects.append({"item": item, "reason": UNSAID, "photos": len(all_photos), "unsure": 0})
+            spares += [_spare(photo, f"its item has {UNSAID}") for photo in human + garment]
+            continue
         taken = [one.photo for one in products.values()]
         chosen = choose_people(human, item, max_concat_n, seed)
         spares += [
-            _spare(photo, f"another photo is the {' or '.join(products)}")
+            _spare(photo, NO_ROLE if roles.some else f"another photo is the {' or '.join(products)}")
             for photo in garment
             if photo not in taken
         ]

@@ -10,13 +10,14 @@ from functools import cached_property
 class Role:
     """A role that a photo can take.
 
-    words: words of a file name that say so. endings: last words or numbers of a name that say so if no other
-    word does.
+    words: words of a file name, or of a folder, that say so. endings: last words or numbers of a name that
+    say so if no other word does. over: of several roles in one name, those of the highest number count.
     """
 
     name: str
     words: frozenset[str] = frozenset()
     endings: frozenset[str] = frozenset()
+    over: int = 0
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,15 @@ class PhotoRoles:
     """The roles that a task has for the photos of an item.
 
     products: roles of photos that show a garment alone, in reading order. person: role of a photo that shows
-    a person. side, part: words for photos from the side, and of a part, which rank behind the others.
+    a person. side, part: words for photos from the side, and of a part, which rank behind the others. some:
+    an item may have any of the product roles, and none is guessed; otherwise it has all of them.
     """
 
     products: tuple[Role, ...]
     person: Role
     side: frozenset[str] = frozenset()
     part: frozenset[str] = frozenset()
+    some: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

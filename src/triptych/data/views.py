@@ -1,5 +1,5 @@
-"""Decides which product photo of an item takes which role: by the user's override, then file names, then
-order.
+"""Decides which product photo of an item takes which role: by the user's override, then the names of file
+and folder, then order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from triptych.data.catalogue import OVERRIDDEN, Photo
-from triptych.data.roles import PhotoRoles
+from triptych.data.photo_folders import writable
+from triptych.data.roles import PhotoRoles, Role
 
 SIDE, PART = "side", "part"
 """Hints of a name for a garment from the side, and for a part of it, that are no role of the task."""
@@ -34,37 +35,66 @@ def _words(name: str, known: frozenset[str]) -> tuple[str, ...]:
     """The words and numbers of a file name in lower case, and pairs of them that together are a known word.
     Accented letters are in composed form, which Macs do not write.
     """
-    stem = re.sub(r"([a-z])([A-Z])", r"\1 \2", unicodedata.normalize("NFKC", Path(name).stem))
+    stem = re.sub(r"([a-z])([A-Z])", r"\1 \2", unicodedata.normalize("NFKC", name))
     words = re.findall(r"[^\W\d_]+|\d+", stem.lower())
     joined = [one + two for one, two in zip(words, words[1:], strict=False) if one + two in known]
     return (*joined, *words)
 
 
-def view_hint(name: str, roles: PhotoRoles, common: frozenset[str] = frozenset()) -> str | None:
+def view_hint(
+    name: str, roles: PhotoRoles, common: frozenset[str] = frozenset(), folders: Sequence[str] = ()
+) -> str | None:
     """The view that a file name suggests: a product role, `SIDE`, `PART` (a detail, a swatch, a label, a size
     chart) or None.
 
     Whole words count first, of a part before those of a role (front and back: `coat_front.jpg`,
     `BackView-2.png`), then a last word for the side, then a role's last word or number (`coat 1.jpg`).
-    `backpack.jpg` and `IMG_2081.jpg` suggest nothing, nor does a name with several roles. Words in `common`
-    occur in the names of all photos of the item; they belong to the product's name and suggest nothing.
+    `backpack.jpg` and `IMG_2081.jpg` suggest nothing, nor does a name with several roles of one rank. Words
+    in `common` occur in the names of all photos of the item; they belong to the product's name and suggest
+    nothing. folders: those that the file lies in, inside its item; each counts like the name if it has no
+    other words.
     """
-    words = [word for word in _words(name, roles.words) if word not in common or word.isdigit()]
-    if not roles.part.isdisjoint(words):
+    words = [word for word in _words(Path(name).stem, roles.words) if word not in common or word.isdigit()]
+    inside = _sorted_by(folders, roles)
+    if not roles.part.isdisjoint([*words, *inside]):
         return PART
-    if said := [role.name for role in roles.products if not role.words.isdisjoint(words)]:
-        return said[0] if len(said) == 1 else None
+    if said := _roles_in([*words, *inside], roles):
+        highest = max(role.over for role in said)
+        first, *others = [role for role in said if role.over == highest]
+        return None if others else first.name
     letters = [word for word in words if not word.isdigit()]
-    if letters and (letters[-1] in roles.side or "sideview" in letters):
+    if not roles.side.isdisjoint([*letters[-1:], *inside]) or "sideview" in letters:
         return SIDE
     last = words[-1].lstrip("0") if words else ""
     return next((role.name for role in roles.products if last in role.endings), None)
 
 
+def _sorted_by(folders: Sequence[str], roles: PhotoRoles) -> list[str]:
+    """The words of folders that sort photos by what they show."""
+    named = [_words(folder, roles.words) for folder in folders]
+    return [word for words in named if roles.words.issuperset(words) for word in words]
+
+
+def _roles_in(words: Sequence[str], roles: PhotoRoles) -> list[Role]:
+    """The roles that words say, in reading order."""
+    return [role for role in roles.products if not role.words.isdisjoint(words)]
+
+
+def _folders_of(photo: Photo) -> list[str]:
+    """The folders that a photo lies in, inside its item."""
+    inside: list[str] = []
+    for folder in Path(photo.path).parents:
+        name = writable(folder.name)
+        if photo.item == name or photo.item.endswith(f"__{name}"):
+            return inside
+        inside.append(name)
+    return []
+
+
 def common_words(names: Sequence[str], roles: PhotoRoles) -> frozenset[str]:
-    """The words that occur in all of several names."""
+    """The words that occur in all of several file names."""
     return (
-        frozenset.intersection(*(frozenset(_words(name, roles.words)) for name in names))
+        frozenset.intersection(*(frozenset(_words(Path(name).stem, roles.words)) for name in names))
         if len(names) > 1
         else frozenset()
     )
@@ -73,7 +103,14 @@ def common_words(names: Sequence[str], roles: PhotoRoles) -> frozenset[str]:
 def _hints(photos: Sequence[Photo], roles: PhotoRoles) -> dict[Photo, str | None]:
     """The view that each photo's name suggests."""
     common = common_words([photo.path for photo in photos], roles)
-    return {photo: view_hint(photo.path, roles, common) for photo in photos}
+    hints = {photo: view_hint(photo.path, roles, common, _folders_of(photo)) for photo in photos}
+    if roles.some:  # a word in all names may be the product's name, but no photo has a role by its place
+        hints |= {
+            photo: view_hint(photo.path, roles, folders=_folders_of(photo))
+            for photo, hint in hints.items()
+            if hint is None
+        }
+    return hints
 
 
 def _said(photo: Photo, roles: PhotoRoles) -> str | None:
@@ -87,11 +124,14 @@ def choose_views(garment: Sequence[Photo], roles: PhotoRoles) -> dict[str, Chose
     then order.
 
     A single photo takes all roles. So does a photo whose companions are named as none of them: a swatch or a
-    size chart is no back.
+    size chart is no back. If an item may have any of the roles, only those are in the result that an override
+    or a name says.
     """
     assert garment
     hints = _hints(garment, roles)
     said = {photo: role for photo in garment if (role := _said(photo, roles))}
+    if roles.some:
+        return _named(garment, roles, hints, said)
     for level in ((None, *roles.names), (SIDE,), (PART,)):
         whole = [photo for photo in garment if photo in said or hints[photo] in level]
         if whole:
@@ -114,6 +154,32 @@ def choose_views(garment: Sequence[Photo], roles: PhotoRoles) -> dict[str, Chose
     settled = [one.by for one in chosen.values() if one.by in ("override", "name")]
     if len(guesses) == 1 and settled and len(whole) == len(chosen):
         chosen[guesses[0]] = chosen[guesses[0]]._replace(by=settled[0])  # only one photo was left for it
+    return chosen
+
+
+def _named(
+    garment: Sequence[Photo],
+    roles: PhotoRoles,
+    hints: Mapping[Photo, str | None],
+    said: Mapping[Photo, str],
+) -> dict[str, Chosen]:
+    """A photo for each role that an override or a name says. Of several names that say one role, the one wins
+    that says no other role besides, or an earlier one: `top.jpg` before `top_front.jpg` and `top_back.jpg`.
+    """
+
+    def besides(photo: Photo, name: str) -> list[int]:
+        words = (*_words(Path(photo.path).stem, roles.words), *_sorted_by(_folders_of(photo), roles))
+        others = [role.name for role in _roles_in(words, roles) if role.name != name]
+        return [roles.names.index(other) for other in others]
+
+    chosen: dict[str, Chosen] = {}
+    for role in roles.names:
+        for photo in garment:
+            if said.get(photo) == role:
+                chosen.setdefault(role, Chosen(photo, "override"))
+        named = [photo for photo in garment if photo not in said and hints[photo] == role]
+        if role not in chosen and named:
+            chosen[role] = Chosen(min(named, key=lambda photo: besides(photo, role)), "name")
     return chosen
 
 
@@ -146,13 +212,16 @@ def mixed_items(
 ) -> set[str]:
     """Items that seem to hold several garments and their wearers: their triptychs would be wrong.
 
-    A garment has a few views. An item with three or more garment photos and about as many people may still be
-    one product, if overrides or names say which photo has which role, or if its garment photos look alike.
+    A garment has a few views; for roles of several garments, no item is mixed. An item with three or more
+    garment photos and about as many people may still be one product, if overrides or names say which photo
+    has which role, or if its garment photos look alike.
 
     Args:
         features: returns (N, D) features of length 1, given sha256; only for features for which `ALIKE`
             holds.
     """
+    if roles.some:
+        return set()
     items: dict[str, list[Photo]] = {}
     for photo in photos:
         if photo.item and photo.label in ("human", "garment"):

@@ -6,7 +6,7 @@ All boxes are (left, top, right, bottom), half open. Panels are listed in readin
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -83,6 +83,14 @@ class PanelLayout:
         kept = tuple(role for role in self.roles if role in roles)
         across = len(columns) if len(rows) * len(columns) == len(kept) else len(kept)
         return PanelLayout(self.width, self.height, kept, across, kept)
+
+    def among(self, roles: Collection[str]) -> PanelLayout:
+        """The layout without the panels of other roles. Unless all are among `roles`, they stand in a row."""
+        kept = tuple(role for role in self.roles if role in roles)
+        if kept == self.roles:
+            return self
+        made = tuple(role for role in self.made if role in roles)
+        return PanelLayout(self.width, self.height, kept, len(kept), made)
 
     def check(self, stride: int) -> PanelLayout:
         """Return self if every seam falls on the token grid of `stride` pixels.

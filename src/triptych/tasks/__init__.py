@@ -8,10 +8,11 @@ from triptych.errors import ConfigError
 from triptych.pictures.panels import PanelLayout
 from triptych.tasks.base import Task
 from triptych.tasks.imported import imported
+from triptych.tasks.outfit import OUTFIT
 from triptych.tasks.tryoff import TRY_OFF
 from triptych.tasks.tryon import TRY_ON
 
-TASKS = {task.name: task for task in (TRY_ON, TRY_OFF)}
+TASKS = {task.name: task for task in (TRY_ON, TRY_OFF, OUTFIT)}
 
 DEFAULT = TRY_ON
 """The task of a model without a LoRA, and of three panels in a row without any other information."""

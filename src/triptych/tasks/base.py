@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, TypeVar
@@ -22,7 +22,8 @@ class Panel:
     role: its name, also used in file names. shows: its content, as the captioner is told. asks: the points
     that the caption must describe. kind: the content that the order check expects; empty: no check. called:
     words that an answer may use for the panel instead of its number. words, endings: what the name of a photo
-    has if it is this panel's: any of these words, or one of these as its last word or number.
+    has if it is this panel's: any of these words, or one of these as its last word or number. over: of
+    several panels that a name says, those of the highest number count.
     """
 
     role: str
@@ -32,6 +33,7 @@ class Panel:
     called: tuple[str, ...] = ()
     words: frozenset[str] = frozenset()
     endings: frozenset[str] = frozenset()
+    over: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Task:
     generated; the others need photos. stand_ins: by role, the role whose photo is used if it has none of its
     own. markers: the caption's markers, one per panel; empty for `<IMAGE 1>`, `<IMAGE 2>` …. other_panels:
     the error and hint for panels of another task. side, part: words in names of product photos that rank
-    behind the others.
+    behind the others. some: any of the given panels may be missing, but not all; a canvas then has no place
+    for them.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Task:
     other_panels: tuple[str, str] = ("they are not those of this task", "Use another LoRA.")
     side: frozenset[str] = SIDE
     part: frozenset[str] = PART
+    some: bool = False
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -63,15 +67,25 @@ class Task:
     def photo_roles(self) -> PhotoRoles:
         """The roles of an item's photos: panels of kind `garment`, and one of kind `person`."""
         roles = {
-            kind: tuple(Role(one.role, one.words, one.endings) for one in self.panels if one.kind == kind)
+            kind: tuple(
+                Role(one.role, one.words, one.endings, one.over) for one in self.panels if one.kind == kind
+            )
             for kind in ("garment", "person")
         }
         (person,) = roles["person"]
-        return PhotoRoles(roles["garment"], person, self.side, self.part)
+        return PhotoRoles(roles["garment"], person, self.side, self.part, self.some)
 
     def layout(self, width: int, height: int) -> PanelLayout:
         """All panels of the task, each `width` × `height` pixels."""
         return PanelLayout(width, height, self.roles, self.columns, self.made)
+
+    def seen(self, layout: PanelLayout, given: Collection[str]) -> PanelLayout:
+        """The layout of a canvas with photos of these roles. If any may be missing, only they have a place
+        beside what is made; without any photo, all keep theirs.
+        """
+        if not self.some or not {*given} & {*layout.given}:
+            return layout
+        return layout.among([*given, *layout.made])
 
     def fits(self, layout: PanelLayout) -> bool:
         """Whether all panels of a layout belong to this task, with at least one made and, if the task has

@@ -34,10 +34,10 @@ if TYPE_CHECKING:  # it imports numpy, which `--help` can do without
 class TrainConfig(TransformerConfig):
     how = "trained"
 
-    task: Annotated[str | None, RESULT, GIVEN] = None
+    task: Annotated[str | None, RESULT, GIVEN, SHARED] = None
     """Task of the LoRA: try-on (front and back are given, worn is made) or try-off (worn is given, front and
-    back are made), from the same triptychs. By default the panels that metadata.jsonl marks as made, else the
-    last panel.
+    back are made), from the same triptychs; or outfit, from those of `concat --task outfit`. By default the
+    panels that metadata.jsonl marks as made, else the last panel.
     """
     max_train_steps: Annotated[int, AMOUNT] = Field(default=1000, ge=1)
     """Total number of optimizer steps. A larger number continues a finished training, at the learning rate of

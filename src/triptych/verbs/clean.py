@@ -35,7 +35,7 @@ from triptych.events import Event, Run, held
 from triptych.execution import PerWorker, execute
 from triptych.pictures.images import BadImage, sha256_photo
 from triptych.store.folder import StageFolder
-from triptych.tasks import DEFAULT
+from triptych.tasks import task_named
 from triptych.verbs.clean_config import CleanConfig
 from triptych.vision.examples import given_folder, read_examples
 from triptych.vision.feature_cache import FeatureCache, look_at
@@ -55,14 +55,14 @@ def clean(config: CleanConfig) -> Run:
 
     Raises:
         InputError: a folder that is not given, missing or without photos; too few examples; a photo that is
-            an example of both kinds; an override file with an error.
+            an example of both kinds; an override file with an error. ConfigError: no such task.
         ModelError: features that cannot be loaded.
         WorkError: another run is writing to the catalogue.
     """
     photos = given_folder(config.photos, "photos", "raw photos, one folder per item")
     check_examples(config.human, config.garment, photos)
     examples = read_examples(config.human, config.garment)
-    roles = DEFAULT.photo_roles
+    roles = task_named(config.task).photo_roles
     found = find_photos(photos, roles, [config.work, config.catalogue_folder, config.human, config.garment])
     overrides = _overrides(config)
     tools = PerWorker(Eyes, config)
@@ -126,7 +126,7 @@ def _learn(
         "examples_unreadable": [f"{examples[key][0]}: {reason}" for key, reason in bad.items()],
         "examples_doubtful": suspects,
     }
-    return Judge(classifier, cache, extractor.name, examples, DEFAULT.photo_roles), told
+    return Judge(classifier, cache, extractor.name, examples, task_named(config.task).photo_roles), told
 
 
 # --- todo · make · record
@@ -256,7 +256,7 @@ def _override_file(config: CleanConfig) -> Path:
 def _overrides(config: CleanConfig) -> dict[str, str]:
     path = _override_file(config)
     return (
-        read_overrides(path, DEFAULT.photo_roles.names)
+        read_overrides(path, task_named(config.task).photo_roles.names)
         if config.overrides is not None or path.exists()
         else {}
     )
@@ -281,7 +281,7 @@ def _count(rows: list[Photo]) -> dict[str, Any]:
 
 def _advice(rows: list[Photo], config: CleanConfig) -> str:
     """Advice on the next step, in a few sentences."""
-    roles = DEFAULT.photo_roles
+    roles = task_named(config.task).photo_roles
     advice: list[str] = []
     if not any(row.label in ("human", "garment", "unsure") for row in rows):
         advice += why_nothing_usable(rows)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from triptych.config.marks import INPUT, RARE, RESULT, SHARED
+from triptych.config.marks import GIVEN, INPUT, RARE, RESULT, SHARED
 from triptych.config.stage import Seed, StageConfig
 
 
@@ -20,6 +20,10 @@ class CleanConfig(StageConfig):
     """Folder of example photos that show a person; a few dozen are enough."""
     garment: Annotated[Path | None, INPUT] = None
     """Folder of example photos that show a garment alone."""
+    task: Annotated[str, RESULT, GIVEN, SHARED] = "try-on"
+    """The task whose roles overrides and folders may name, and the contact sheet shows: try-on, or outfit for
+    items of several garments.
+    """
     features: Annotated[str, RESULT] = "efficientnet-lite0"
     """Image features: efficientnet-lite0 (offline), or transformers:ID with the id or folder of a vision
     model, such as transformers:google/siglip2-base-patch16-224.

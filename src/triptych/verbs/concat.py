@@ -30,7 +30,7 @@ from triptych.data.catalogue import (
     read_photos,
     why_nothing_usable,
 )
-from triptych.data.pairing import CHUNK, EARLIER, PAIRS, Triple, earlier_pictures, made_from, plan
+from triptych.data.pairing import CHUNK, EARLIER, PAIRS, UNSAID, Triple, earlier_pictures, made_from, plan
 from triptych.data.photo_folders import COPY_LINKS
 from triptych.data.triptychs import REJECTS, TriptychFolder
 from triptych.errors import InputError, TriptychError, WorkError
@@ -42,7 +42,7 @@ from triptych.pictures.saving import save_png
 from triptych.pictures.sheets import contact_sheet, drawable, plain
 from triptych.store.files import publish, sha256_file, write_jsonl
 from triptych.store.folder import StageFolder
-from triptych.tasks import DEFAULT
+from triptych.tasks import DEFAULT, task_named
 from triptych.tasks.base import words
 from triptych.verbs.concat_config import ConcatConfig
 
@@ -60,14 +60,15 @@ def concat(config: ConcatConfig) -> Run:
     Raises:
         WorkError: no catalogue, no usable photo in it, or triptychs of other settings in the folder.
             ModelError: no such model.
-        InputError: a panel size that does not fall on the model's grid.
+        InputError: a panel size that does not fall on the model's grid. ConfigError: no such task.
     """
     settings = model_settings(config.model)
-    layout = DEFAULT.layout(
+    task = task_named(config.task)
+    layout = task.layout(
         config.panel_width or settings.panel_width, config.panel_height or settings.panel_height
     ).check(settings.stride)
     photos = read_photos(config.catalogue_folder / PHOTOS)
-    triples, rejects, spares = plan(photos, DEFAULT.photo_roles, config.max_concat_n, config.seed)
+    triples, rejects, spares = plan(photos, task.photo_roles, config.max_concat_n, config.seed)
     _check(config, photos, anything=bool(triples or rejects))
     folder = _folder(config)
     summary = _summary(photos, triples, rejects) | {
@@ -95,7 +96,8 @@ def concat(config: ConcatConfig) -> Run:
         summary["triptychs"] = len(rows)
         planned = {triple.id for triple in triples}
         summary["stale"] = [row["id"] for row in rows if "item" in row and row["id"] not in planned]
-        guessed = {triple.id for triple in triples if triple.guessed}
+        note = f"{words(task.photo_roles.names)}: a guess"
+        guessed = {triple.id: note for triple in triples if triple.guessed}
         _write_sheet(Path(summary["sheet"]), folder.path, rows, guessed, anew=bool(summary["made"]))
         summary["next"] = _advice(config, summary)
         run.failed = 0 if rows or summary["failed_before"] else summary["rejected"]
@@ -140,7 +142,9 @@ def _folder(config: ConcatConfig) -> StageFolder:
         "Put the old settings back, or choose another --triptychs folder; `caption --captions "
         f"{config.triptych_folder}` brings the captions there."
     )
-    identity = {"max_concat_n": config.max_concat_n, "seed": config.seed}
+    identity: dict[str, Any] = {"max_concat_n": config.max_concat_n, "seed": config.seed}
+    if task_named(config.task).roles != DEFAULT.roles:
+        identity["task"] = config.task
     return StageFolder(config.triptych_folder, "concat", identity, retired=("layout",), hint=hint)
 
 
@@ -160,7 +164,7 @@ def todo(triples: Iterable[Triple], layout: PanelLayout, folder: TriptychFolder)
     found = Todo([], [], [])
     failed = {_sources(row, layout) for row in still_failed(folder.journal_rows())}
     for triple in triples:
-        origin, target = triple.origin(layout), folder.path / f"{triple.id}.png"
+        origin, target = triple.origin(layout.among(triple.photos)), folder.path / f"{triple.id}.png"
         before = made_from(target)
         if before == {} or (before and _origin(before) == origin):  # {}: somebody drew or edited it
             found.kept.append(triple)
@@ -183,7 +187,9 @@ def _standing(found: Todo, summary: dict[str, Any]) -> Iterator[Event]:
 
 
 class Panels:
-    """The tools of a worker: photos as panels. It caches the last few, which triptychs of one item share."""
+    """The tools of a worker: photos as panels. layout: of all roles. It caches the last few, which triptychs
+    of one item share.
+    """
 
     def __init__(self, layout: PanelLayout) -> None:
         self.layout = layout
@@ -202,7 +208,7 @@ class Drawn:
 
 def make(triple: Triple, panels: Panels) -> Drawn:
     """Draw one triptych: its photos side by side."""
-    layout = panels.layout
+    layout = panels.layout.among(triple.photos)
     try:
         return Drawn(
             triple, concatenate([panels.panel(triple.photos[role]) for role in layout.roles], layout)
@@ -232,7 +238,7 @@ def record(book: Book, drawn: Drawn) -> Event:
         summary["rejected"] += 1
         summary["reasons"][drawn.reason] = summary["reasons"].get(drawn.reason, 0) + 1
         return Event(triple.id, "rejected", drawn.message)
-    target, origin = book.folder.path / f"{triple.id}.png", triple.origin(book.layout)
+    target, origin = book.folder.path / f"{triple.id}.png", triple.origin(book.layout.among(triple.photos))
     before = made_from(target)
     if before and _sources(before, book.layout) == _sources(origin, book.layout):
         # other panels of the same photos: the caption stays right
@@ -283,8 +289,9 @@ def _rows(
                 key: value for key, value in row.items() if key not in ("text", "caption_by")
             }  # from an earlier picture
         if triple := planned.get(picture.stem):
-            row |= triple.row() | triple.origin(layout)
-            row["layout"] = _drawn_layout(picture, layout, before.get(picture.stem, {}))
+            own = layout.among(triple.photos)
+            row |= triple.row() | triple.origin(own)
+            row["layout"] = _drawn_layout(picture, own, before.get(picture.stem, {}))
         rows.append({"file_name": picture.name, "id": picture.stem} | row)
     return rows
 
@@ -306,10 +313,10 @@ def _drawn_layout(picture: Path, layout: PanelLayout, before: dict[str, Any]) ->
 
 
 def _write_sheet(
-    path: Path, folder: Path, rows: Sequence[dict[str, Any]], guessed: set[str], *, anew: bool
+    path: Path, folder: Path, rows: Sequence[dict[str, Any]], notes: Mapping[str, str], *, anew: bool
 ) -> None:
     """Thumbnails of the first triptychs, saved outside their folder, where the sheet would count as a
-    triptych.
+    triptych. notes: more to say about some of them, by id.
     """
     if not rows or (path.exists() and not anew):
         return
@@ -317,9 +324,8 @@ def _write_sheet(
     cells: list[tuple[Image.Image | None, str]] = []
     for row in shown:
         name = str(row.get("item") or row["id"])
-        label = plain(name if drawable(name, 240) else row["id"]) + (
-            f"\n{words(DEFAULT.photo_roles.names)}: a guess" if row["id"] in guessed else ""
-        )
+        note = f"\n{notes[row['id']]}" if row["id"] in notes else ""
+        label = plain(name if drawable(name, 240) else row["id"]) + note
         try:
             cells.append((load_image(folder / row["file_name"], longest=480), label))
         except InputError:
@@ -330,18 +336,27 @@ def _write_sheet(
 
 def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
     """Advice on the next step."""
+    roles = task_named(config.task).photo_roles.names
+    overrides = config.catalogue_folder / OVERRIDES
+    unsaid = summary["reasons"].get(UNSAID, 0)
+    say = (
+        f"Of {unsaid} item{'s' * (unsaid > 1)} no product photo has a role: name the files or their folders so, or write "
+        f"{override_example(roles[:2])} into {overrides}; the roles are {words(roles)}. "
+        if unsaid
+        else ""
+    )
     if not summary["triptychs"]:
         rejects = config.triptych_folder / REJECTS
         return (
-            f"No triptych could be made; {rejects} says why for every item. `clean` has drawn what it "
+            f"{say}No triptych could be made; {rejects} says why for every item. `clean` has drawn what it "
             "sees in each photo."
         )
-    advice, roles = "Look at the sheet", DEFAULT.photo_roles.names
+    advice = f"{say}Look at the sheet"
     if summary["guessed_sides"]:
         items = "1 item" if summary["guessed_sides"] == 1 else f"{summary['guessed_sides']} items"
         advice += (
             f": in {items} {words(roles)} are a guess. To swap two, write "
-            f"{override_example(roles)} into {config.catalogue_folder / OVERRIDES}, then run "
+            f"{override_example(roles)} into {overrides}, then run "
             "`triptych clean` and `triptych concat` again"
         )
     return advice + "; then run `triptych caption`."

@@ -19,7 +19,7 @@ from triptych.pictures.images import load_image
 from triptych.pictures.overwrite import check_writable
 from triptych.pocket.known_worlds import check_pictures, known_by, strangers
 from triptych.store.files import write_bytes
-from triptych.tasks import DEFAULT
+from triptych.tasks import task_named
 from triptych.verbs import STAGES
 from triptych.verbs.caption import check_captioner
 from triptych.verbs.outcome import check_made
@@ -111,7 +111,9 @@ def _check_photos(configs: Mapping[str, Any]) -> None:
     found = [
         path
         for _, path in find_photos(
-            cleaning.photos, DEFAULT.photo_roles, [cleaning.human, cleaning.garment, cleaning.work]
+            cleaning.photos,
+            task_named(cleaning.task).photo_roles,
+            [cleaning.human, cleaning.garment, cleaning.work],
         )
     ]
     shown: list[tuple[str, Image.Image]] = []
