@@ -340,8 +340,8 @@ def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
     overrides = config.catalogue_folder / OVERRIDES
     unsaid = summary["reasons"].get(UNSAID, 0)
     say = (
-        f"Of {unsaid} item{'s' * (unsaid > 1)} no product photo has a role: name the files or their folders so, or write "
-        f"{override_example(roles[:2])} into {overrides}; the roles are {words(roles)}. "
+        f"Of {unsaid} item{'s' * (unsaid > 1)} no product photo has a role: name the files or their "
+        f"folders so, or write {override_example(roles[:2])} into {overrides}; the roles are {words(roles)}. "
         if unsaid
         else ""
     )
