@@ -225,7 +225,7 @@ def _answered(stage: Stage, options: StageConfig, screen: Screen) -> StageConfig
         if not getattr(options, field):
             screen.say(help_texts(type(options))[field])
             try:
-                answers[field] = screen.console.input(f"[bold]{field}:[/] ").strip()
+                answers[field] = screen.console.input(f"[bold]{field}[/] (Enter: leave it open): ").strip()
             except EOFError:
                 break
     return validated(type(options), {**options.model_dump(exclude_unset=True), **answers}, stage.name)

@@ -111,8 +111,8 @@ class ModelConfig(StageConfig):
     """The settings of every verb that runs a diffusion model."""
 
     model: Annotated[str, RESULT, GIVEN, SHARED] = ""
-    """A hub id such as black-forest-labs/FLUX.2-klein-base-4B, a diffusers folder, or `pocket`, which only
-    knows rendered clothes.
+    """A hub id such as black-forest-labs/FLUX.2-klein-base-4B, a diffusers folder, `pocket` or
+    `pocket-klein`, which only know rendered clothes.
     """
     device: Annotated[str, RUNNING] = "auto"
     """auto, cpu, cuda, cuda:1 …"""

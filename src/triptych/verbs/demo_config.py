@@ -13,7 +13,9 @@ from triptych.config.stage import Seed, StageConfig
 
 class DemoConfig(StageConfig):
     out: Annotated[Path | None, OUTPUT] = None
-    """Folder for the report, the pictures and the work folders, if not WORK; by default demo."""
+    """Folder for the report, the pictures and the work folders; by default that of --work if it is given,
+    else `demo`.
+    """
     items: Annotated[int, RESULT] = Field(default=40, ge=8, le=150)
     """Items in the rendered shop."""
     max_train_steps: Annotated[int, RESULT] = Field(default=210, ge=1)

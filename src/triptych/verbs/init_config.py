@@ -18,7 +18,7 @@ class InitConfig(StageConfig):
     """Folder with example photos of garments without people; looked for beside the photos if not given."""
     model: Annotated[str, RESULT, GIVEN, SHARED] = ""
     """The model to train a LoRA for: a hub id such as black-forest-labs/FLUX.2-klein-base-4B, a
-    diffusers folder, or `pocket`, which only knows rendered clothes.
+    diffusers folder, `pocket` or `pocket-klein`, which only know rendered clothes.
     """
     vlm_model: Annotated[str, ASKED] = ""
     """The captioner: a model on a server such as gpt-4.1-mini (for a server of your own, add --base-url), the
