@@ -113,7 +113,7 @@ def test_what_is_not_of_the_set_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"layout": ""}, "no grid of panels"),
+        ({"layout": ""}, "No --layout is given"),
         ({"layout": "1x1"}, "no grid of panels"),
         ({"layout": "3"}, "no grid of panels"),
         ({"roles": ["a,b"]}, "do not name 3 panels"),
