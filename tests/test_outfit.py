@@ -14,12 +14,16 @@ from triptych.data.pairing import UNSAID
 from triptych.data.photo_folders import scan
 from triptych.data.views import choose_views, mixed_items, view_hint
 from triptych.errors import ConfigError, InputError, WorkError
+from triptych.lora.adapter import read_lora
 from triptych.pictures.panels import PanelLayout, fit, split
 from triptych.store.files import read_jsonl, sha256_file
-from triptych.tasks import task_named, task_of
+from triptych.tasks import layout_with, task_named, task_of
 from triptych.tasks.outfit import OUTFIT
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.concat import ConcatConfig, concat
+from triptych.verbs.train import train
+
+from .test_train import config, training_set, write_records
 
 ROLES = OUTFIT.photo_roles
 
@@ -180,3 +184,31 @@ def test_overrides_name_the_roles_of_the_task(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_overrides(tmp_path / "o.txt", TRY_ON.photo_roles.names)
     assert caught.value.hint.endswith("labels: human, garment, front, back, rejected.")
+
+
+def test_a_training_has_outfits_of_any_garments(tmp_path: Path, tiny_flux2: Path) -> None:
+    """And its LoRA says all panels that it has seen, in reading order."""
+    whole = OUTFIT.layout(32, 48)
+    for id, roles in (
+        ("id-1", ["bottom", "worn"]),
+        ("id-2", ["top", "worn"]),
+        ("id-3", ["bag", "top", "worn"]),
+    ):
+        write_records(tmp_path, [id], tiny_flux2, whole.among(roles))
+    options = config(tmp_path, tiny_flux2, task="outfit", context="clean", max_train_steps=3, batch_size=1)
+    assert train(options).finish()["next"].count("--panel") == 3
+    layout = PanelLayout.from_dict(read_lora(tmp_path / "lora")[1]["layout"])
+    assert layout == whole.among(["top", "bottom", "bag", "worn"]) and layout.columns == 4
+    data = training_set(tmp_path, options.model_copy(update={"task": None}))
+    assert data.layout == layout and len(data.buckets) == 3
+
+
+def test_only_the_panels_of_the_photos_stand_on_a_canvas() -> None:
+    trained = OUTFIT.layout(32, 48).among(["top", "bottom", "bag", "worn"])
+    assert layout_with(trained, ["bag", "top"], trained=True).roles == ("top", "bag", "worn")
+    assert layout_with(trained, [], trained=True) == trained
+    assert layout_with(trained, ["shoes"], trained=True) == trained, "which the message names"
+    usual = TRY_ON.layout(32, 48)
+    assert layout_with(usual, ["shoes"], trained=False).roles == ("shoes", "worn")
+    assert layout_with(usual, ["shoes"], trained=True) == layout_with(usual, ["dog"], trained=False) == usual
+    assert layout_with(usual, ["front"], trained=False) == usual

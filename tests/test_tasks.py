@@ -17,6 +17,7 @@ from triptych.errors import ConfigError, InputError
 from triptych.lora.adapter import add_lora, lora_state, read_lora, save_lora
 from triptych.pictures.panels import PanelLayout, split
 from triptych.tasks import TASKS, task_named, task_of
+from triptych.tasks.outfit import OUTFIT
 from triptych.tasks.tryoff import TRY_OFF
 from triptych.tasks.tryon import TRY_ON
 from triptych.training.data import draw_active
@@ -30,7 +31,12 @@ from .test_train import config, training_set, write_records
 PROMPT = "A red shirt. <IMAGE 1> its front <IMAGE 2> its back <IMAGE 3> somebody wears it"
 SCENES = ("scene1", "scene2", "scene3")
 ALL = PanelLayout(32, 48, SCENES, 1, SCENES)
-LAYOUTS = {"try-on": TRY_ON.layout(32, 48), "try-off": TRY_OFF.layout(32, 48), "imported": ALL}
+LAYOUTS = {
+    "try-on": TRY_ON.layout(32, 48),
+    "try-off": TRY_OFF.layout(32, 48),
+    "outfit": OUTFIT.layout(32, 48).among(["top", "bottom", "worn"]),
+    "imported": ALL,
+}
 
 
 def test_a_layout_says_what_is_made_and_older_ones_mean_the_last() -> None:
@@ -113,7 +119,7 @@ def test_active_tokens_of_a_batch_are_those_of_the_panels_it_makes() -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_task_trains_and_shows_itself(name: str, context: str, tmp_path: Path, tiny: Path) -> None:
     """Of the same records; the LoRA says what it makes."""
-    stored = ALL if name == "imported" else LAYOUTS["try-on"]
+    stored = LAYOUTS["try-on" if name == "try-off" else name]
     folder = write_records(tmp_path, ["id-1", "id-2", "id-3"], tiny, stored)
     records = {file: file.read_bytes() for file in folder.glob("*.safetensors")}
     clean = {"context_reading": "products", "noise_levels": 2} if context == "clean" else {}
@@ -166,7 +172,12 @@ def test_every_task_generates_from_what_it_is_given(
 ) -> None:
     layout = LAYOUTS[name]
     lora = write_lora_of(tiny, tmp_path, layout, context)
-    given = {"try-on": {"front": "red"}, "try-off": {"worn": "green"}, "imported": {"scene2": "blue"}}[name]
+    given = {
+        "try-on": {"front": "red"},
+        "try-off": {"worn": "green"},
+        "outfit": {"bottom": "red"},
+        "imported": {"scene2": "blue"},
+    }[name]
     options: dict[str, Any] = {"model": str(tiny), "lora": lora, "device": "cpu", "dtype": "fp32"}
     options |= {"num_inference_steps": 2, "prompt": PROMPT, "work": tmp_path}
     for role, colour in given.items():
@@ -175,6 +186,7 @@ def test_every_task_generates_from_what_it_is_given(
     if context == "clean":
         options |= {"context_guidance_scale": 2.0, "drop_background": True}
     (image,) = generate(GenerateConfig(panel=shown, **options)).finish()["images"]
+    layout = layout.among(["bottom", "worn"]) if name == "outfit" else layout
     panels = dict(zip(layout.roles, split(Image.open(image), layout), strict=True))
     kept = {**given, **({"back": "red"} if name == "try-on" else {})}
     for role, panel in panels.items():

@@ -27,6 +27,7 @@ from triptych.sampling.options import Sampling
 from triptych.sampling.picture import Picture, ran_on, record
 from triptych.sampling.repaint import layout_of, repaint_triptych, repainted_panels
 from triptych.sampling.sampler import OnStep
+from triptych.tasks import task_of
 from triptych.tasks.tryon import TRY_ON
 from triptych.vton.area import area_of
 from triptych.vton.dress import dress
@@ -128,16 +129,16 @@ class Session(OpenedModel):
         _check_prompt(prompt)
         _check_photos({"front": front, "back": back})
         _check_photos(panels or {})
-        layout = layout or self.layout()
         sampling = sampling or self.sampling(**changes)
-        given = dict(panels or {})
-        if front is not None:
-            layout = TRY_ON.trained(layout)
-            given |= {
-                role: view for role, view in Garment(front, back).views().items() if role in layout.roles
-            }
-        elif back is not None:
+        if back is not None and front is None:
             raise InputError("A back view without a front view.", "Give one photo alone as the front.")
+        views = {role: view for role, view in (("front", front), ("back", back)) if view is not None}
+        given = dict(panels or {}) | views
+        layout = layout or self.layout(photos=given)
+        if views and not task_of(layout).some:
+            layout = TRY_ON.trained(layout)
+            given |= {role: view for role, view in TRY_ON.filled(views).items() if role in layout.roles}
+            given = {role: view for role, view in given.items() if role in layout.roles or role not in views}
         made = []
         for seed in seeds:
             products = [given] if given else None

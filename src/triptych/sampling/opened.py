@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,7 @@ from triptych.sampling.clean_context import ContextCache
 from triptych.sampling.options import Sampling, SamplingConfig, panels_of, recommended, unusual
 from triptych.sampling.prompts import encode_texts
 from triptych.store.files import sha256_file
-from triptych.tasks import DEFAULT
+from triptych.tasks import DEFAULT, layout_with
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +151,12 @@ class OpenedModel:
         self.encode(prompts)
         return self.backbone.to_device(stack_text([self.texts[prompt] for prompt in prompts]))
 
-    def layout(self, width: int | None = None, height: int | None = None) -> PanelLayout:
+    def layout(
+        self, width: int | None = None, height: int | None = None, photos: Collection[str] = ()
+    ) -> PanelLayout:
         """The panels that the LoRA was trained on, else those that the model recommends; with another width
-        or height in pixels, if given.
+        or height in pixels, if given. photos: roles of photos that are given; a task that can do without some
+        panels then leaves the others out.
 
         Raises:
             InputError: a side is not on the model's grid, or the canvas is too large.
@@ -161,7 +164,7 @@ class OpenedModel:
         stored, own = self.trained.get("layout"), self.settings
         usual = DEFAULT.layout(own.panel_width, own.panel_height)
         base = PanelLayout.from_dict(stored) if stored else usual
-        return panels_of(base, width, height, own.stride)
+        return panels_of(layout_with(base, photos, trained=bool(stored)), width, height, own.stride)
 
     def sampling(self, **changes: Any) -> Sampling:
         """The sampling that the model and the LoRA recommend, with `changes` to fields of `Sampling`."""

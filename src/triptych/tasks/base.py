@@ -63,6 +63,11 @@ class Task:
     def roles(self) -> tuple[str, ...]:
         return tuple(panel.role for panel in self.panels)
 
+    @property
+    def dresses(self) -> bool:
+        """Whether it makes nothing but a person in the given garments."""
+        return [panel.kind for panel in self.panels if panel.role in self.made] == ["person"]
+
     @cached_property
     def photo_roles(self) -> PhotoRoles:
         """The roles of an item's photos: panels of kind `garment`, and one of kind `person`."""

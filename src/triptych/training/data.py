@@ -24,7 +24,7 @@ from triptych.data.triptychs import item_of
 from triptych.errors import ConfigError
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import digest
-from triptych.tasks import task_named
+from triptych.tasks import task_named, task_of_all
 from triptych.training.config import TrainConfig, learned_roles
 from triptych.training.masks import LossMasks
 
@@ -94,13 +94,21 @@ class TrainingSet:
 
     @property
     def layout(self) -> PanelLayout:
-        """The LoRA's layout: that of the first triptych."""
-        return self.layouts[self.ids[0]]
+        """The LoRA's layout: that of the first triptych. If triptychs may lack some panels, a row of all
+        panels that occur.
+        """
+        first = self.layouts[self.ids[0]]
+        roles = {role for id in self.ids for role in self.layouts[id].roles}
+        if roles == {*first.roles} or (task := task_of_all(roles)) is None:
+            return first
+        return task.layout(first.width, first.height).among(roles)
 
     @property
     def markers(self) -> tuple[str, ...]:
         """The captions' markers: those of the first triptych."""
-        return markers_of(self.records.about[self.ids[0]].get("markers"), len(self.layout.roles))
+        return markers_of(
+            self.records.about[self.ids[0]].get("markers"), len(self.layouts[self.ids[0]].roles)
+        )
 
     @cached_property
     def items(self) -> dict[str, str]:

@@ -48,7 +48,7 @@ def generate(config: GenerateConfig) -> Run:
 
     kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # useless for a single picture
     session = Session(**config.model_source() | {"context_cache_gib": kept})
-    layout = session.layout(config.panel_width, config.panel_height)
+    layout = session.layout(config.panel_width, config.panel_height, config.photos())
     sampling = session.resolved(config)
     given, warnings = _given(config, layout, sampling)
     markers = tuple(session.trained.get("markers", ()))
@@ -129,7 +129,7 @@ def _given(
             with.
     """
     photos, warnings = config.photos(), list[str]()
-    if config.front or config.back:
+    if (config.front or config.back) and not task_of(layout).some:
         layout = TRY_ON.trained(layout)
         if config.back and "back" not in layout.roles:
             warnings.append("The LoRA has no back panel: the back photo is not used.")
