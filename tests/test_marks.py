@@ -102,7 +102,7 @@ def test_what_the_lines_of_a_batch_may_set_and_what_those_sampled_together_share
     assert {
         *StageConfig.model_fields,
         *LOADED,
-        *("vlm_model", "base_url", "batch", "batch_size", "out", "mask_out", "anyway"),
+        *("vlm_model", "base_url", "parser", "batch", "batch_size", "out", "mask_out", "anyway"),
     } == lines.SHARED
     own = {
         "person",

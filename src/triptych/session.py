@@ -29,8 +29,10 @@ from triptych.sampling.repaint import layout_of, repaint_triptych, repainted_pan
 from triptych.sampling.sampler import OnStep
 from triptych.tasks import task_of
 from triptych.tasks.tryon import TRY_ON
-from triptych.vton.area import area_of
+from triptych.vton.area import Area, area_of
+from triptych.vton.config import is_auto
 from triptych.vton.dress import dress
+from triptych.vton.proposal import kind_of, proposed
 from triptych.vton.request import Fit, Garment, repainted, request_of
 
 
@@ -158,6 +160,7 @@ class Session(OpenedModel):
         *,
         polygons: Polygons | Path | str | None = None,
         mask: np.ndarray | Image.Image | Path | str | None = None,
+        parser: str = "pocket",
         prompt: str = "",
         seeds: Sequence[int] = (0,),
         strength: float = 0.9,
@@ -176,7 +179,8 @@ class Session(OpenedModel):
             front, back: photos of the garment; if `back` is None, the front photo is used twice.
             person: the photo. polygons: corners (x, y) in its pixels, or a file as for `tryon --polygon`.
                 mask: instead of polygons, a picture or an (H, W) array of the photo's size; bool, uint8 (0 or
-                255) or float in [0, 1]; white = repaint; or a file as for `tryon --mask`.
+                255) or float in [0, 1]; white = repaint; or a file, `auto` or `auto:KIND` as for `tryon
+                --mask`. parser: the one that auto asks, see `open_parser`.
             prompt: the caption of the whole triptych. seeds: one per picture.
             strength: noise level in (0, 1] that the repainted area starts from; 1 forgets its old content.
             fit: how the photo is cropped and scaled for the model. icc_profile: the photo's colour profile,
@@ -193,7 +197,11 @@ class Session(OpenedModel):
         own = {name: changes.pop(name) for name in list(changes) if name in Fit.__dataclass_fields__}
         fit = fit or Fit(**own)
         photo = Path(str(getattr(person, "filename", ""))).name
-        given = area_of(person.size, polygons, mask, photo=photo, labels=fit.polygon_label)
+        if is_auto(mask) and polygons is None:
+            kind = kind_of(mask, prompt)
+            given = Area(proposed(person.convert("RGB"), kind, parser, name=photo or "The photo"), None)
+        else:
+            given = area_of(person.size, polygons, mask, photo=photo, labels=fit.polygon_label)
         for warning in given.warnings:
             self.warn(warning)
         area = given.repainted(person.size, fit.grow, fit.expand)

@@ -39,7 +39,7 @@ class Nature(Enum):
     OUTPUT = "output"
     """The place of the results, and additional files to write."""
     ASKED = "asked"
-    """The captioner to ask, over the network or on this machine: its name or address."""
+    """The captioner or parser to ask, over the network or on this machine: its name or address."""
     RUNNING = "running"
     """It changes how the work runs on this machine, but not the result."""
     FOLDER = "folder"

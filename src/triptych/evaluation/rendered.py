@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,9 @@ from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.tasks.tryoff import TRY_OFF
 from triptych.tasks.tryon import TRY_ON
+from triptych.vision.parsing import Parser
 from triptych.vton.dress import try_on
+from triptych.vton.region import region
 from triptych.vton.request import Person
 
 SCALE = 4
@@ -261,15 +263,27 @@ class Dressed:
 
 
 def dressed(
-    model: OpenedModel, sampling: Sampling, items: Sequence[Item], seed: int, feather: int = 4
+    model: OpenedModel,
+    sampling: Sampling,
+    items: Sequence[Item],
+    seed: int,
+    feather: int = 4,
+    parser: Parser | None = None,
 ) -> Dressed:
-    """Mode 2: each person, wearing another garment of the same type, re-dressed within a generous polygon."""
+    """Mode 2: each person, wearing another garment of the same type, re-dressed within a generous polygon;
+    with a parser, within the region that it proposes.
+    """
     layout, panels, outside, seams = layout_of(model), [], 0, []
     for number, item in enumerate(items):
         before = item.view(2, item.other())
-        polygon = outline(np.asarray(before.mask) > 127, margin=6)
         prompt = prompt_of(item, model.describes_panels)
-        person = Person(before.image, [polygon], prompt, [seed + number])
+        person = Person(before.image, None, prompt, [seed + number])
+        if parser is None:
+            polygon = outline(np.asarray(before.mask) > 127, margin=6)
+            person = replace(person, polygons=[polygon])
+        else:
+            area, holes = region(parser.parts(before.image), item.garment.type)
+            person = replace(person, mask=area & ~holes)
         ((result,),) = try_on(model, item.front, item.back, [person], layout, sampling, feather)
         panels.append(result.image)
         moved = np.abs(np.asarray(result.image).astype(int) - np.asarray(before.image))

@@ -36,9 +36,9 @@ def _names(config: Any, data: Mapping[str, Any]) -> Iterator[str]:
         else []
     )
     for values in (vars(config), *whole):
-        for key in ("model", "vlm_model"):
+        for key in ("model", "vlm_model", "parser"):
             name = str(values.get(key) or "")
-            yield name.removeprefix("local:") if key == "model" or name.startswith("local:") else ""
+            yield name.removeprefix("local:") if key != "vlm_model" or name.startswith("local:") else ""
 
 
 def is_hub_id(name: str) -> bool:

@@ -166,7 +166,7 @@ def _drawn(config: EvaluateConfig) -> list[Any]:
 
 def _settings(config: EvaluateConfig, mode: str) -> dict[str, Any]:
     """All settings that a measurement depends on."""
-    decides = set(marked(EvaluateConfig, RESULT)) - ({"strength"} if mode != "tryon" else set())
+    decides = set(marked(EvaluateConfig, RESULT)) - ({"strength", "masks"} if mode != "tryon" else set())
     settings: dict[str, Any] = config.model_dump(mode="json", include=decides)
     if config.lora is not None:
         from triptych.lora.find import lora_file
@@ -191,10 +191,12 @@ class Tools:
     def __init__(self, config: EvaluateConfig, items: PerWorker[list[Item]]) -> None:
         from triptych.evaluation.rendered import prompt_of
         from triptych.session import load_models
+        from triptych.vision.parsing import open_parser
 
         self.config, self.items = config, items()
         prompts = [prompt_of(item, config.describes_panels) for item in self.items]
         self.models = load_models(**config.model_source(), prompts=prompts)
+        self.parser = open_parser() if config.masks == "auto" and config.mode in ("tryon", "both") else None
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def make(batch: Batch, tools: Tools) -> Judged:
     if batch.mode == "generate":
         panels = worn_panels(tools.models, sampling, items, seed)
     else:
-        result = dressed(tools.models, sampling, items, seed)
+        result = dressed(tools.models, sampling, items, seed, parser=tools.parser)
         panels, outside, seam = result.panels, result.outside, result.seam
     distances, shown = colour_distances(panels, items), [panels[: max(0, ROWS - batch.start)]]
     return Judged(batch, verdicts(panels, items), distances, outside, seam, shown)

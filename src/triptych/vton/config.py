@@ -14,6 +14,15 @@ if TYPE_CHECKING:  # it imports numpy, which `--help` can do without
     from triptych.vton.request import Fit
 
 
+AUTO = "auto"
+"""Given in place of a mask that is to be proposed; `auto:KIND` says what the new garment is."""
+
+
+def is_auto(mask: object) -> bool:
+    """Whether a mask is to be proposed."""
+    return isinstance(mask, str | Path) and str(mask).partition(":")[0] == AUTO
+
+
 class TryonConfig(PictureConfig):
     front: Annotated[Path | None, INPUT] = None
     """Photo of the garment's front. Needed."""
@@ -30,6 +39,12 @@ class TryonConfig(PictureConfig):
     """The shapes to repaint, if the polygon file has several labels: dress, or top,skirt."""
     mask: Annotated[Path | None, INPUT, EACH] = None
     """A picture in place of --polygon: white is repainted or, if it is transparent in places, what is opaque.
+    Or auto: the region that the garment named in the prompt will need on this person; auto:dress says which
+    kind it is (docs/tryon.md lists them).
+    """
+    parser: Annotated[str, ASKED] = "pocket"
+    """The human parser for --mask auto: a hub id such as mattmdjaga/segformer_b2_clothes, a transformers
+    folder, or `pocket`, which only knows rendered people.
     """
     caption: Annotated[Path | None, INPUT, EACH] = None
     """Text file with the prompt, such as the `<id>.txt` that `caption` writes; used if there is no --prompt.
@@ -71,7 +86,8 @@ class TryonConfig(PictureConfig):
     """
     mask_out: Annotated[Path | None, OUTPUT] = None
     """JSON file for the repainted area as polygons, before --grow and --expand: to correct in a notebook, and
-    to give back with --polygon. With --batch: a folder, with a file for each line.
+    to give back with --polygon. With --batch: a folder, with a file for each line. With --mask auto, if not
+    beside the picture.
     """
     batch: Annotated[Path | None, INPUT] = None
     """CSV file with one try-on per line and columns named like these options; empty cells take the values of
@@ -84,8 +100,13 @@ class TryonConfig(PictureConfig):
 
     def photos(self) -> dict[str, Path | None]:
         """The input files, by option."""
-        names = ("front", "back", "person", "polygon", "mask")
+        names = ("front", "back", "person", "polygon", *(() if self.proposes else ("mask",)))
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def proposes(self) -> bool:
+        """Whether the mask is proposed by a parser."""
+        return is_auto(self.mask)
 
     def fit(self) -> Fit:
         """How the photo is shown to the model."""

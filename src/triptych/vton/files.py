@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,10 +35,11 @@ from triptych.pictures.panels import PanelLayout
 from triptych.pictures.saving import save_jpeg, save_png
 from triptych.pictures.sheets import contact_sheet
 from triptych.sampling.options import Sampling
-from triptych.store.files import parse_json, sha256_file, write_json
+from triptych.store.files import json_text, parse_json, sha256_file, write_json
 from triptych.tasks.tryon import TRY_ON
 from triptych.vton.area import Area, area_of
 from triptych.vton.config import TryonConfig
+from triptych.vton.proposal import kind_of, proposed_for
 from triptych.vton.request import Garment, Request, request_of
 
 if TYPE_CHECKING:  # they import torch, which `--help` can do without
@@ -84,6 +86,9 @@ def check(config: TryonConfig) -> TryonConfig:
             )
     if config.mask and config.polygon:
         raise InputError("There are a polygon and a mask.", "Give one of --polygon and --mask.")
+    if config.proposes and not config.mask_out:
+        beside = config.preview.with_suffix(".json")
+        config = config.model_copy(update={"mask_out": beside})
     if not config.prompt.strip() and config.caption:
         config = config.model_copy(
             update={
@@ -96,6 +101,8 @@ def check(config: TryonConfig) -> TryonConfig:
             'Describe all panels: --prompt "… <IMAGE 1> … <IMAGE 2> … <IMAGE 3> …", give a --caption file, '
             "or let a --vlm-model write it.",
         )
+    if config.proposes:
+        kind_of(config.mask, config.prompt)
     out = config.picture
     if not out.name or out.is_dir() or (config.out and config.out.is_dir()):
         raise InputError(f"{out} is no name for a picture.", "Give --out a file name such as new.png.")
@@ -136,7 +143,7 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
     layout = TRY_ON.trained(model.layout(config.panel_width, config.panel_height))
     photo, left_out = writable_metadata(load_original(config.person), config.picture)
     size = photo.image.size
-    given = area_of(size, config.polygon, config.mask, photo=config.person.name, labels=config.polygon_label)
+    given = _area(config, size)
     area, warnings = given.repainted(size, config.grow, config.expand), list(given.warnings)
     garment = Garment(load_image(config.front), load_image(config.back) if config.back else None)
     views = garment.views()
@@ -151,13 +158,27 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
     drawn = "polygon" if config.polygon else "mask"
     if (covered := int((area > 0).sum())) < SMALL:
         warnings.append(f"The {drawn} covers only {covered} pixel{'s' * (covered != 1)} of the photo.")
-    if mask_checks.edge_ratio(photo.image, area) > mask_checks.HUGGING:
+    if not config.proposes and mask_checks.edge_ratio(photo.image, area) > mask_checks.HUGGING:
         warnings.append(
             f"The {drawn} follows an outline in the photo, whose shape may show in the result: use --expand "
             "hull or --grow."
         )
     inputs = Inputs(config, request, photo, layout, sampling, hashes_of(config), tuple(warnings), given)
     return with_prompt(inputs, config.prompt) if config.prompt.strip() else inputs
+
+
+def _area(config: TryonConfig, size: tuple[int, int]) -> Area:
+    """The area to repaint, as it is given or proposed."""
+    assert config.person
+    if config.proposes:
+        return Area(_proposal(config), None)
+    return area_of(size, config.polygon, config.mask, photo=config.person.name, labels=config.polygon_label)
+
+
+def _proposal(config: TryonConfig) -> polygons.Outlines:
+    assert config.person
+    kind = kind_of(config.mask, config.prompt)
+    return proposed_for(config.person, kind, config.parser, config.anyway)
 
 
 def with_prompt(inputs: Inputs, prompt: str) -> Inputs:
@@ -185,11 +206,16 @@ def hashes_of(config: TryonConfig) -> dict[str, str]:
     Raises:
         InputError: a file that is no photo. OSError: a file that cannot be read.
     """
-    return {
+    hashes = {
         name: sha256_file(path, polygons.MAX_BYTES) if name == "polygon" else sha256_photo(path)
         for name, path in config.photos().items()
         if path is not None
     }
+    if config.proposes and config.person:  # of the file that `write_preview` writes
+        outlines, holes, _ = _proposal(config)
+        drawn = polygons.to_dict(outlines, load_original(config.person).image.size, holes)
+        hashes["polygon"] = hashlib.sha256(json_text(drawn).encode()).hexdigest()
+    return hashes
 
 
 def finished(config: TryonConfig, model: OpenedModel) -> set[int]:
