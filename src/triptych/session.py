@@ -32,8 +32,9 @@ from triptych.tasks.tryon import TRY_ON
 from triptych.vton.area import Area, area_of
 from triptych.vton.config import is_auto
 from triptych.vton.dress import dress
+from triptych.vton.garments import dressed
 from triptych.vton.proposal import kind_of, proposed
-from triptych.vton.request import Fit, Garment, repainted, request_of
+from triptych.vton.request import Fit, repainted, request_of
 
 
 class Session(OpenedModel):
@@ -154,10 +155,11 @@ class Session(OpenedModel):
 
     def try_on(
         self,
-        front: Image.Image,
-        back: Image.Image | None,
-        person: Image.Image,
+        front: Image.Image | None = None,
+        back: Image.Image | None = None,
+        person: Image.Image | None = None,
         *,
+        garments: Mapping[str, Image.Image] | None = None,
         polygons: Polygons | Path | str | None = None,
         mask: np.ndarray | Image.Image | Path | str | None = None,
         parser: str = "pocket",
@@ -170,13 +172,14 @@ class Session(OpenedModel):
         on_step: OnStep | None = None,
         **changes: Any,
     ) -> list[Picture]:
-        """Show the person wearing the garment; only the area inside the polygons or the mask is regenerated.
+        """Show the person wearing the garments; only the area inside the polygons or the mask is regenerated.
 
         Each picture's `image` is the re-dressed photo at its own size. Where `mask` is 0 it equals the photo
         bit for bit.
 
         Args:
             front, back: photos of the garment; if `back` is None, the front photo is used twice.
+            garments: instead of them or besides, photos by role, such as {"top": …, "bottom": …}.
             person: the photo. polygons: corners (x, y) in its pixels, or a file as for `tryon --polygon`.
                 mask: instead of polygons, a picture or an (H, W) array of the photo's size; bool, uint8 (0 or
                 255) or float in [0, 1]; white = repaint; or a file, `auto` or `auto:KIND` as for `tryon
@@ -188,12 +191,18 @@ class Session(OpenedModel):
             sampling, changes: as in `generate`; `changes` may also hold fields of `Fit`, such as feather=16.
 
         Raises:
-            InputError: the prompt is missing, both or neither of polygons and mask are given, or the given
-                one is unusable.
+            InputError: the prompt, the person or a garment is missing, both or neither of polygons and mask
+                are given, or the given one is unusable.
             ModelError: a part of the model cannot be loaded, or the result is not finite.
         """
         _check_prompt(prompt)
-        _check_photos({"front": front, "back": back, "person": person})
+        _check_photos({"front": front, "back": back, "person": person, **(garments or {})})
+        views = {role: view for role, view in (("front", front), ("back", back)) if view is not None}
+        photos = views | {**(garments or {})}
+        if person is None or not photos:
+            raise InputError(
+                "A try-on needs a person and a garment.", "Give person=…, and front=… or garments=…."
+            )
         own = {name: changes.pop(name) for name in list(changes) if name in Fit.__dataclass_fields__}
         fit = fit or Fit(**own)
         photo = Path(str(getattr(person, "filename", ""))).name
@@ -206,9 +215,10 @@ class Session(OpenedModel):
             self.warn(warning)
         area = given.repainted(person.size, fit.grow, fit.expand)
         profile = icc_profile or person.info.get("icc_profile")
-        request = request_of(Garment(front, back), person, fit, area, prompt, seeds, profile)
+        layout, photos = dressed(self.layout(photos=photos), photos)
+        request = request_of(photos, person, fit, area, prompt, seeds, profile)
         chosen = sampling or self.sampling(**{"strength": strength, **changes})
-        (pictures,) = dress(self, [request], self.layout(), chosen, on_step=on_step)
+        (pictures,) = dress(self, [request], layout, chosen, on_step=on_step)
         return pictures
 
     def repaint(

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 from pydantic import field_validator
 
 from triptych.config.marks import INPUT, OUTPUT
-from triptych.config.stage import expanded
-from triptych.errors import InputError
+from triptych.config.role_photos import as_list, by_role, pair
 from triptych.sampling.options import PictureConfig
 
 
@@ -28,10 +27,7 @@ class GenerateConfig(PictureConfig):
     @field_validator("panel", mode="before")
     @classmethod
     def _pairs(cls, value: Any) -> Any:
-        """A config file may also have a section, `panel: {worn: photo.jpg}`."""
-        if isinstance(value, dict):
-            return [f"{role}={path}" for role, path in value.items()]
-        return [value] if isinstance(value, str) else value
+        return as_list(value)
 
     @property
     def shows_products(self) -> bool:
@@ -43,15 +39,5 @@ class GenerateConfig(PictureConfig):
         Raises:
             InputError: a --panel that is not ROLE=FILE, or two photos of one panel.
         """
-        named = [(role, path) for role, path in (("front", self.front), ("back", self.back)) if path]
-        for text in self.panel:
-            role, equals, path = text.partition("=")
-            if not (role.strip() and equals and path.strip()):
-                raise InputError(
-                    f"--panel {text} is no panel's photo.", "Say ROLE=FILE: --panel worn=photo.jpg."
-                )
-            named.append((role.strip(), Path(expanded(path.strip()))))
-        photos = dict(named)
-        if len(photos) < len(named):
-            raise InputError("Two photos are given of one panel.", "Give one of each.")
-        return photos
+        named = [pair(text, "panel", "worn=photo.jpg") for text in self.panel]
+        return by_role([("front", self.front), ("back", self.back), *named], "panel")

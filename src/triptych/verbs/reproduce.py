@@ -30,6 +30,7 @@ from triptych.store.files import sha256_file
 from triptych.verbs.generate import PANEL, GenerateConfig, generate
 from triptych.verbs.reproduce_config import ReproduceConfig
 from triptych.verbs.tryon import TryonConfig, tryon
+from triptych.vton.config import GARMENT
 
 WORDS = {
     "front": "front photo",
@@ -44,8 +45,11 @@ VERBS: dict[str, tuple[type[PictureConfig], Callable[[Any], Run]]] = {
     "generate": (GenerateConfig, generate),
 }
 INPUTS = {"tryon": {*WORDS}, "generate": {"front", "back", "lora"}}
-_PANEL_PHOTO = re.compile(rf"{PANEL}{PLAIN_ROLE.pattern}")
-NEEDED = {"tryon": ("front", "person"), "generate": ()}
+_ROLE_PHOTO = {
+    "generate": re.compile(rf"{PANEL}{PLAIN_ROLE.pattern}"),
+    "tryon": re.compile(rf"{GARMENT}{PLAIN_ROLE.pattern}"),
+}
+NEEDED = {"tryon": ("person",), "generate": ()}
 MADE_ON = ("device", "dtype", "torch", "threads")
 _AS_WRITTEN = "Give a picture as tryon or generate wrote it, never edited."
 
@@ -71,9 +75,9 @@ def reproduce(config: ReproduceConfig) -> Run:
         "device": config.device,
     }
     files = _found(_hashes(about["sha256"], verb, config.image), config.photos)
-    panels = [name for name in files if name.startswith(PANEL)]
-    if panels:
-        settings["panel"] = [f"{name.removeprefix(PANEL)}={files.pop(name)}" for name in panels]
+    for option, prefix in (("panel", PANEL), ("garment", GARMENT)):
+        if named := [name for name in files if name.startswith(prefix)]:
+            settings[option] = [f"{name.removeprefix(prefix)}={files.pop(name)}" for name in named]
     settings |= files
     again = (
         config.image.with_stem(f"{config.image.stem}-again")
@@ -179,7 +183,7 @@ def _made_on(made_on: Mapping[Any, Any], image: Path) -> dict[str, Any]:
 def _hashes(hashes: Mapping[Any, Any], verb: str, image: Path) -> dict[str, str]:
     """The sha256 of each input, by option."""
     for name, value in hashes.items():
-        known = name in INPUTS[verb] or (verb == "generate" and _PANEL_PHOTO.fullmatch(str(name)))
+        known = name in INPUTS[verb] or _ROLE_PHOTO[verb].fullmatch(str(name))
         if not known or not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
             raise InputError(
                 f"{image} names an input {_shown(name)} as no picture of triptych's does.", _AS_WRITTEN
@@ -187,6 +191,8 @@ def _hashes(hashes: Mapping[Any, Any], verb: str, image: Path) -> dict[str, str]
     for name in NEEDED[verb]:
         if name not in hashes:
             raise InputError(f"{image} does not name its {WORDS[name]}.", _AS_WRITTEN)
+    if verb == "tryon" and not any(name == "front" or name.startswith(GARMENT) for name in hashes):
+        raise InputError(f"{image} does not name its {WORDS['front']}.", _AS_WRITTEN)
     if verb == "tryon" and ("polygon" in hashes) == ("mask" in hashes):
         raise InputError(f"{image} names no polygon file or mask, or both.", _AS_WRITTEN)
     return dict(hashes)

@@ -18,7 +18,7 @@ from triptych.events import Event, Run
 from triptych.execution import PerWorker, execute
 from triptych.pictures.images import OriginalPhoto
 from triptych.store.files import write_text
-from triptych.tasks.tryon import TRY_ON
+from triptych.tasks import dressing
 from triptych.vton.files import (
     SUFFIXES,
     Inputs,
@@ -74,7 +74,8 @@ def run_batch(config: TryonConfig, model: PerWorker[OpenedModel]) -> Run:
     lines = read_lines(config.batch, config, out)
     here = model()
     _ = here.backbone  # an unusable device is reported now; no weights are read yet
-    TRY_ON.trained(here.layout(config.panel_width, config.panel_height))
+    layout = here.layout(config.panel_width, config.panel_height)
+    dressing(layout).trained(layout)
     writer = PerWorker(PromptWriter, config, out)
     writer()
     book = Book(out, lines)

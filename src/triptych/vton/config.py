@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from triptych.config.marks import ASKED, EACH, GIVEN, INPUT, OUTPUT, RESULT, RUNNING
+from triptych.config.role_photos import as_list, by_role, pair
 from triptych.sampling.options import PictureConfig
 
 if TYPE_CHECKING:  # it imports numpy, which `--help` can do without
     from triptych.vton.request import Fit
 
 
+GARMENT = "garment "
+"""Prefix of a role among the hashes in a picture, for a photo given with --garment."""
 AUTO = "auto"
 """Given in place of a mask that is to be proposed; `auto:KIND` says what the new garment is."""
 
@@ -25,9 +28,13 @@ def is_auto(mask: object) -> bool:
 
 class TryonConfig(PictureConfig):
     front: Annotated[Path | None, INPUT] = None
-    """Photo of the garment's front. Needed."""
+    """Photo of the garment's front. This or --garment is needed."""
     back: Annotated[Path | None, INPUT] = None
     """Photo of its back; without it the front is used twice."""
+    garment: Annotated[list[str], INPUT] = []
+    """Photo of one garment of an outfit, ROLE=FILE, such as top=shirt.jpg; repeated, it dresses somebody in
+    several at once. Roles: front, back, detail, top, bottom, shoes, bag.
+    """
     person: Annotated[Path | None, INPUT, EACH] = None
     """Photo of the person; you may have painted a rough edit on it. Needed."""
     polygon: Annotated[Path | None, INPUT, EACH] = None
@@ -101,7 +108,23 @@ class TryonConfig(PictureConfig):
     def photos(self) -> dict[str, Path | None]:
         """The input files, by option."""
         names = ("front", "back", "person", "polygon", *(() if self.proposes else ("mask",)))
-        return {name: getattr(self, name) for name in names}
+        garments = self.garments()
+        usual = {name: garments.pop(name, None) or getattr(self, name) for name in names}
+        return usual | {f"{GARMENT}{role}": path for role, path in garments.items()}
+
+    @field_validator("garment", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        return as_list(value)
+
+    def garments(self) -> dict[str, Path]:
+        """The photos of garments by role.
+
+        Raises:
+            InputError: a --garment that is not ROLE=FILE, or two photos of one role.
+        """
+        named = [pair(text, "garment", "top=shirt.jpg") for text in self.garment]
+        return by_role([("front", self.front), ("back", self.back), *named], "garment")
 
     @property
     def proposes(self) -> bool:

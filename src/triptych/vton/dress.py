@@ -1,4 +1,4 @@
-"""Dresses given people in the garment of two product photos: one batch, in memory."""
+"""Dresses given people in the garments of product photos: one batch, in memory."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from triptych.sampling.options import Sampling
 from triptych.sampling.picture import Picture, ran_on, record
 from triptych.sampling.references import moved, references_of
 from triptych.sampling.sampler import Known, OnStep
-from triptych.tasks.tryon import TRY_ON
 from triptych.vton.fit import Fitting, TryOnResult, fitted, put_back
-from triptych.vton.request import Fit, Garment, Person, Request
+from triptych.vton.garments import dressed
+from triptych.vton.request import Fit, Person, Request
 
 
 def try_on(
     model: OpenedModel,
-    front: Image.Image,
-    back: Image.Image,
+    front: Image.Image | None,
+    back: Image.Image | None,
     persons: Sequence[Person],
     layout: PanelLayout | None = None,
     sampling: Sampling | None = None,
@@ -36,6 +36,7 @@ def try_on(
     on_step: OnStep | None = None,
     *,
     crop_margin: float | None = None,
+    garments: Mapping[str, Image.Image] | None = None,
 ) -> list[list[TryOnResult]]:
     """Dress these people in that garment, all pictures in one batch. Returns one result per seed for each
     person.
@@ -51,12 +52,16 @@ def try_on(
             own.
         crop_margin: fill the worn panel with the polygons and this margin (see `masks.crop_box`); None: the
             whole photo.
+        garments: photos of more garments, by role.
 
     Raises:
-        InputError: an unusable polygon or mask, panels other than a garment and its wearer, or no prompt.
+        InputError: an unusable polygon or mask, panels other than garments and their wearer, or no prompt.
             ModelError: the model returns non-finite numbers, or a part of it cannot be loaded.
     """
-    layout, sampling = TRY_ON.trained(layout or model.layout()), sampling or model.sampling()
+    views = {role: view for role, view in (("front", front), ("back", back)) if view is not None}
+    photos = views | {**(garments or {})}
+    layout, photos = dressed(layout or model.layout(photos=photos), photos)
+    sampling = sampling or model.sampling()
     if not all(person.prompt.strip() for person in persons):
         raise InputError(
             "A person has no prompt.", "Say what the whole triptych shows: Person(…, prompt='… <IMAGE 1> …')."
@@ -64,18 +69,18 @@ def try_on(
     with model.lock:
         model.warn_of(sampling)
         model.encode([person.prompt for person in persons])  # before the transformer is loaded
-        unit, garment = model.autoencoder.stride, Garment(front, back)
-        fittings = [fitted(garment, person, layout, unit, feather, crop_margin) for person in persons]
+        unit = model.autoencoder.stride
+        fittings = [fitted(photos, person, layout, unit, feather, crop_margin) for person in persons]
         rows = [number for number, person in enumerate(persons) for _ in person.seeds]
         prompts = [persons[number].prompt for number in rows]
         seeds = [seed for person in persons for seed in person.seeds]
         sampled, references = layout, tuple[Reference, ...]()
         if sampling.context_placement == "reference":
             sampled = layout.only(layout.made)
-            references = references_of(model, [garment.views()], layout, sampling)
+            references = references_of(model, [photos], layout, sampling)
         known = _known(model, fittings, rows, layout, sampled, sampling)
         latents = made_latents(model, prompts, sampled, seeds, sampling, known, references, on_step)
-        panels = decoded_panel(model, latents, sampled, "worn")
+        panels = decoded_panel(model, latents, sampled, layout.made[0])
     results: list[list[TryOnResult]] = [[] for _ in persons]
     for number, panel in zip(rows, panels, strict=True):
         results[number].append(put_back(fittings[number], panel, layout))
@@ -115,8 +120,8 @@ def dress(
     sha256: Sequence[Mapping[str, str]] | None = None,
     on_step: OnStep | None = None,
 ) -> list[list[Picture]]:
-    """Make the pictures of several requests for one garment in one batch. Returns one picture per seed for
-    each request. The requests' crop and feather are equal.
+    """Make the pictures of several requests for the same garments in one batch. Returns one picture per seed
+    for each request. The requests' crop and feather are equal.
 
     Args:
         sha256: for each request, hashes of the input files, by option.
@@ -125,17 +130,17 @@ def dress(
         InputError, ModelError: see `try_on`.
     """
     first = requests[0]
-    views = first.garment.views()
     made = try_on(
         model,
-        views["front"],
-        views["back"],
+        None,
+        None,
         [request.person for request in requests],
         layout,
         sampling,
         first.fit.feather,
         on_step,
         crop_margin=first.fit.margin,
+        garments=first.garments,
     )
     hashes = sha256 or [{}] * len(requests)
     pictures: list[list[Picture]] = []
@@ -144,7 +149,7 @@ def dress(
         for seed, result in zip(request.person.seeds, results, strict=True):
             about = settings_of(model, request.fit, request.person.prompt, seed, layout, sampling, own)
             about["made_on"] = ran_on(model)
-            pictures[-1].append(Picture(result.image, result.mask, result.canvas, ("worn",), about))
+            pictures[-1].append(Picture(result.image, result.mask, result.canvas, layout.made, about))
     return pictures
 
 

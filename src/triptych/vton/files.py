@@ -36,11 +36,11 @@ from triptych.pictures.saving import save_jpeg, save_png
 from triptych.pictures.sheets import contact_sheet
 from triptych.sampling.options import Sampling
 from triptych.store.files import json_text, parse_json, sha256_file, write_json
-from triptych.tasks.tryon import TRY_ON
 from triptych.vton.area import Area, area_of
 from triptych.vton.config import TryonConfig
+from triptych.vton.garments import dressed
 from triptych.vton.proposal import kind_of, proposed_for
-from triptych.vton.request import Garment, Request, request_of
+from triptych.vton.request import Request, request_of
 
 if TYPE_CHECKING:  # they import torch, which `--help` can do without
     from triptych.sampling.opened import OpenedModel
@@ -77,12 +77,15 @@ def check(config: TryonConfig) -> TryonConfig:
         InputError: a photo, the polygon, the prompt or the caption is missing; `out` cannot name a new
             picture; or it would overwrite a file that triptych did not write.
     """
-    needed = ("front", "person") if config.mask else ("front", "person", "polygon")
-    for name in needed:
+    config.garments()  # each is ROLE=FILE
+    for name in ("front", "person", "polygon"):
+        if (name == "front" and config.garment) or (name == "polygon" and config.mask):
+            continue
         if getattr(config, name) is None:
             raise InputError(
                 f"The option --{name} is missing.",
-                "tryon needs --front, --person and --polygon or --mask (and --back if there is one).",
+                "tryon needs --front (and --back if there is one) or --garment, --person, and --polygon or "
+                "--mask.",
             )
     if config.mask and config.polygon:
         raise InputError("There are a polygon and a mask.", "Give one of --polygon and --mask.")
@@ -139,19 +142,18 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
     Raises:
         InputError: an unusable photo or polygon. ConfigError: an option without effect.
     """
-    assert config.front and config.person
-    layout = TRY_ON.trained(model.layout(config.panel_width, config.panel_height))
+    assert config.person
+    photos = config.garments()
+    layout, photos = dressed(model.layout(config.panel_width, config.panel_height, photos), photos)
     photo, left_out = writable_metadata(load_original(config.person), config.picture)
     size = photo.image.size
     given = _area(config, size)
     area, warnings = given.repainted(size, config.grow, config.expand), list(given.warnings)
-    garment = Garment(load_image(config.front), load_image(config.back) if config.back else None)
-    views = garment.views()
-    config.check_known(
-        {config.front: views["front"], config.back or config.front: views["back"], config.person: photo.image}
-    )
+    shown = {path: load_image(path) for path in photos.values()}
+    config.check_known({**shown, config.person: photo.image})
+    garments = {role: shown[path] for role, path in photos.items()}
     request = request_of(
-        garment, photo.image, config.fit(), area, config.prompt, config.seeds, photo.icc_profile
+        garments, photo.image, config.fit(), area, config.prompt, config.seeds, photo.icc_profile
     )
     sampling = model.resolved(config, config.strength)
     warnings += left_out
@@ -226,7 +228,7 @@ def finished(config: TryonConfig, model: OpenedModel) -> set[int]:
     from triptych.vton.dress import settings_of  # not at the top: it imports torch
 
     try:
-        layout = model.layout(config.panel_width, config.panel_height)
+        layout = model.layout(config.panel_width, config.panel_height, config.garments())
         sha256 = hashes_of(config)
     except (InputError, OSError):  # a missing input: `read` reports it
         return set()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from triptych.config.marks import ASKED, FOLDER, OUTPUT, RUNNING, marked
+from triptych.config.role_photos import pair
 from triptych.config.stage import unknown_key, validated
 from triptych.errors import ConfigError, InputError, TriptychError
 from triptych.sampling.options import LOADED
@@ -35,9 +36,10 @@ class Line:
     reason: str = ""
 
     @property
-    def product(self) -> tuple[Path | None, Path | None]:
-        """The photos of its product."""
-        return (self.config.front, self.config.back) if self.config else (None, None)
+    def product(self) -> tuple[Path, ...]:
+        """The photos of its garments, sorted by role; none for a line that is no try-on."""
+        garments = self.config.garments() if self.config else {}
+        return tuple(garments[role] for role in sorted(garments, key=lambda role: (role != "front", role)))
 
 
 def read_lines(path: Path, base: TryonConfig, out: Path) -> list[Line]:
@@ -135,6 +137,9 @@ def _line(
         for key in ("front", "back", "person", "polygon", "mask", "caption"):
             if key in given and not (key == "mask" and is_auto(given[key])):
                 given[key] = path.parent / Path(given[key]).expanduser()
+        if "garment" in given:
+            pairs = [pair(one, "garment", "top=shirt.jpg") for one in given["garment"].split("|")]
+            given["garment"] = [f"{role}={path.parent / file}" for role, file in pairs]
         chosen = given.keys() & {"polygon", "mask"}
         own = {"batch": None, "out": out / f"{name}.png"} | dict.fromkeys(
             {"polygon", "mask"} - chosen if chosen else ()

@@ -1,4 +1,4 @@
-"""Writes the prompt of a try-on with a captioner, which sees the two product photos beside the person."""
+"""Writes the prompt of a try-on with a captioner, which sees the product photos beside the person."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from triptych.pocket.known_worlds import check_pictures
 from triptych.store.files import digest
 from triptych.store.journal import Journal
 from triptych.vton.files import TryonConfig
+from triptych.vton.garments import dressed
 
 RETRIES, MAX_NEW_TOKENS = 2, 600
 JOURNAL = "prompts.jsonl"
@@ -54,9 +55,8 @@ class PromptWriter:
         """
         if config.prompt.strip():
             return config
-        assert self._captioner and config.front and config.person, "check() was passed"
-        photos = {"front": config.front, "back": config.back or config.front, "worn": config.person}
-
+        assert self._captioner and config.person, "check() was passed"
+        photos = dressed(layout, config.garments())[1] | dict.fromkeys(layout.made, config.person)
         shown = {path: load_image(path) for path in photos.values()} if self._captioner.knows else {}
         named = [(path.name, image) for path, image in shown.items()]
         check_pictures(self._captioner.knows, named, "captioner", str(config.vlm_model), config.anyway)

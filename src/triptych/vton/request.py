@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -10,22 +10,11 @@ from typing import Literal, cast
 import numpy as np
 from PIL import Image
 
+from triptych.errors import InputError
 from triptych.pictures import given_masks
 from triptych.pictures.polygons import Polygons
 from triptych.vton.area import area_of, check_given
 from triptych.vton.rough_edit import Rough, rough_edit
-
-
-@dataclass(frozen=True)
-class Garment:
-    """Photos of a garment, sRGB; without a back view the front is used twice."""
-
-    front: Image.Image
-    back: Image.Image | None = None
-
-    def views(self) -> dict[str, Image.Image]:
-        """The photos by role."""
-        return {"front": self.front, "back": self.back if self.back is not None else self.front}
 
 
 @dataclass(frozen=True)
@@ -88,15 +77,17 @@ class Fit:
 
 @dataclass(frozen=True)
 class Request:
-    """One try-on, ready for sampling: its mask is final, and its rough edit is done."""
+    """One try-on, ready for sampling: its mask is final, and its rough edit is done. garments: photos by
+    role, sRGB.
+    """
 
-    garment: Garment
+    garments: Mapping[str, Image.Image]
     person: Person
     fit: Fit
 
 
 def request_of(
-    garment: Garment,
+    garments: Mapping[str, Image.Image],
     photo: Image.Image,
     fit: Fit,
     area: np.ndarray,
@@ -104,15 +95,23 @@ def request_of(
     seeds: Sequence[int] = (0,),
     icc_profile: bytes | None = None,
 ) -> Request:
-    """A try-on with its rough edit done. area: (H, W) in [0, 1] of the photo's size, 1 = repaint.
+    """A try-on with its rough edit done. garments: photos by role, sRGB. area: (H, W) in [0, 1] of the
+    photo's size, 1 = repaint.
 
     Raises:
-        InputError: the garment cannot be separated from its background.
+        InputError: the garment cannot be separated from its background; or there are several garments for a
+            rough edit.
     """
     start = None
     if fit.rough != "none":
-        start = rough_edit(photo, garment.front, area, fit.rough, icc_profile)
-    return Request(garment, Person(photo, None, prompt, seeds, icc_profile, start, area), fit)
+        views = [view for role, view in garments.items() if role == "front" or len(garments) == 1]
+        if not views:
+            raise InputError(
+                f"A rough edit shows one garment, and there are {len(garments)}.",
+                "Leave --rough out, or dress the person in one garment after the other.",
+            )
+        start = rough_edit(photo, views[0], area, fit.rough, icc_profile)
+    return Request(garments, Person(photo, None, prompt, seeds, icc_profile, start, area), fit)
 
 
 def repainted(

@@ -91,8 +91,8 @@ def page_of(lines: Sequence[Line], results: Mapping[tuple[int, int | None], Resu
         groups.setdefault(line.product, set()).add(number)
     ordered = sorted(results, key=lambda key: (key[0], key[1] or 0))
     products = [
-        (front, [_shown(results[key], out) for key in ordered if key[0] in numbers])
-        for (front, _), numbers in groups.items()
+        (product[0] if product else None, [_shown(results[key], out) for key in ordered if key[0] in numbers])
+        for product, numbers in groups.items()
     ]
     return tryon_page(counts, products)
 
