@@ -2,9 +2,10 @@
 # make rehearse-12b   one training step of FLUX.1-dev in full size on the CPU (15 minutes, 10 GB of memory)
 # make rehearse-klein   one try-on of FLUX.2-klein-4B in full size on the CPU (half an hour on two cores, 12 GB of memory)
 # make mutants   small changes in the code, one by one: do the tests notice? (an hour; goal 80 %)
-# make test   install, then ruff, mypy, import-linter and the tests (under 15 minutes on 2 cores)
+# make test   install, then ruff, mypy, import-linter and the tests in TEST_PROCESSES (2) processes (under 15 minutes on 2 cores)
 # make gpu    what a card can prove in 8 minutes (GPU_BUDGET seconds), with the Python at hand; figures in GPU_OUT
 # make gpu-wheels   the packages for a machine with a card, PyTorch and no network, into build/gpu-wheels
+TEST_PROCESSES ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -20,7 +21,7 @@ demo: $(READY)
 	$(BIN)/triptych demo --out demo
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow"
 
 test-slow: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow
