@@ -25,7 +25,8 @@ from triptych.errors import InputError, TriptychError
 from triptych.events import Run
 from triptych.notebook import PolygonMaskAnnotator
 from triptych.pictures import masks
-from triptych.pictures.polygons import read_polygons
+from triptych.pictures.outlines import outlines
+from triptych.pictures.polygons import read_polygons, write_polygons
 
 pytest.importorskip("anywidget")
 CHROMIUM = "/usr/bin/chromium"
@@ -58,6 +59,27 @@ def test_a_saved_polygon_is_what_tryon_reads(annotator: PolygonMaskAnnotator, tm
     assert (again.get_mask() == annotator.get_mask()).all()
     with pytest.raises(InputError, match="drawn on a photo of"):
         read_polygons(path, (50, 60))
+
+
+def test_files_are_loaded_to_be_corrected(annotator: PolygonMaskAnnotator, tmp_path: Path) -> None:
+    """A mask with a hole, as --mask-out writes it; a file with a hole of its own; one of another program."""
+    mask = np.zeros((120, 100), bool)
+    mask[10:90, 10:80] = True
+    mask[30:60, 30:50] = False
+    write_polygons(tmp_path / "out.json", outlines(mask), (100, 120))
+    again = PolygonMaskAnnotator(annotator.image, tmp_path / "out.json")
+    assert np.array_equal(again.get_mask() > 0, mask)
+    assert len(again.widget.polygons) == 1, "the hole hangs on the outline, where the canvas shows it"
+    square = [(10.0, 10.0), (80.0, 10.0), (80.0, 90.0), (10.0, 90.0)]
+    hole = [(30.0, 30.0), (50.0, 30.0), (50.0, 60.0), (30.0, 60.0)]
+    write_polygons(tmp_path / "hole.json", [square], (100, 120), [hole])
+    again = PolygonMaskAnnotator(annotator.image, str(tmp_path / "hole.json"))
+    assert np.array_equal(again.get_mask() > 0, mask)
+    assert again.save(tmp_path / "new.json").read_text() == (tmp_path / "hole.json").read_text()
+    again.clear()
+    assert (again.polygons, again.holes) == ([], [])
+    (tmp_path / "me.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    assert np.allclose(PolygonMaskAnnotator(annotator.image, tmp_path / "me.txt").polygons[0][1], (50, 12))
 
 
 def test_nothing_drawn_is_a_sentence(annotator: PolygonMaskAnnotator, tmp_path: Path) -> None:
@@ -320,6 +342,25 @@ def test_draw_close_drag(mount: Callable[..., Canvas], tmp_path: Path) -> None:
     inside, outside = (shot.getpixel(tuple(round(v) for v in canvas.at(x, 500))) for x in (400, 100))
     assert inside[0] > inside[1] + 60, "tinted"
     assert max(outside) - min(outside) < 5, "grey as it was"
+
+
+@pytest.mark.browser
+def test_a_hole_that_hangs_on_its_outline(mount: Callable[..., Canvas], tmp_path: Path) -> None:
+    """As `outlines` writes it: it is not tinted, and the two corners at each end of its cut move together."""
+    hole = [(300, 500), (500, 500), (500, 700), (300, 700)]
+    joined = [SQUARE[0], (200, 500), hole[0], *hole[1:], hole[0], (200, 500), SQUARE[3], SQUARE[2], SQUARE[1]]
+    canvas = mount()
+    canvas.page.evaluate("(polygons) => window.canvas.setPolygons(polygons)", [joined])
+    shot = Image.open(io.BytesIO(canvas.page.screenshot(path=tmp_path / "hole.png"))).convert("RGB")
+    inside, hollow = (
+        shot.getpixel(tuple(round(v) for v in canvas.at(*at))) for at in ((400, 800), (400, 600))
+    )
+    assert hollow == (200, 120, 60) and inside[0] > hollow[0] + 10, "the photo's own colour in the hole"
+    canvas.drag((300, 500), (350, 550))
+    moved = [(350, 550) if corner == hole[0] else corner for corner in joined]
+    assert same(canvas.calls[-1], [moved])
+    canvas.press("Shift+ArrowRight")
+    assert same(canvas.calls[-1], [[(390, 550) if corner == (350, 550) else corner for corner in moved]])
 
 
 @pytest.mark.browser
