@@ -106,6 +106,7 @@ class Session(OpenedModel):
         seeds: Sequence[int] = (0,),
         *,
         panels: Mapping[str, Image.Image] | None = None,
+        references: Sequence[Image.Image] = (),
         layout: PanelLayout | None = None,
         sampling: Sampling | None = None,
         sha256: Mapping[str, str] | None = None,
@@ -120,11 +121,13 @@ class Session(OpenedModel):
             front, back: photos of the garment; without `back`, the front photo is used twice.
             prompt: the caption of the whole triptych. seeds: one per picture.
             panels: photos by the role of their panel, such as {"worn": photo} for a try-off LoRA.
+            references: further pictures that the model sees after these, for models that know references.
             layout, sampling: default to the LoRA's training, else to the model's recommendation.
             sha256: hashes of the photo files by option name, to be recorded in the pictures' settings.
             changes: fields of `Sampling` to override, such as num_inference_steps=20.
 
         Raises:
+            ConfigError: the model would not see further references.
             InputError: the prompt is missing, there is a back without a front, or the panels are not those of
                 try-on.
             ModelError: a part of the model cannot be loaded, or the result is not finite.
@@ -145,7 +148,9 @@ class Session(OpenedModel):
         made = []
         for seed in seeds:
             products = [given] if given else None
-            (canvas,) = generate_triptych(self, [prompt], layout, [seed], sampling, products, on_step)
+            (canvas,) = generate_triptych(
+                self, [prompt], layout, [seed], sampling, products, on_step, references=references
+            )
             about = record(self, "generate", layout, sampling, sha256, prompt=prompt, seed=seed)
             roles = tuple(role for role in layout.roles if role not in given)
             image = canvas.crop(layout.box(roles[0])) if len(roles) == 1 else canvas
@@ -164,6 +169,7 @@ class Session(OpenedModel):
         mask: np.ndarray | Image.Image | Path | str | None = None,
         parser: str = "pocket",
         prompt: str = "",
+        references: Sequence[Image.Image] = (),
         seeds: Sequence[int] = (0,),
         strength: float = 0.9,
         fit: Fit | None = None,
@@ -184,13 +190,14 @@ class Session(OpenedModel):
                 mask: instead of polygons, a picture or an (H, W) array of the photo's size; bool, uint8 (0 or
                 255) or float in [0, 1]; white = repaint; or a file, `auto` or `auto:KIND` as for `tryon
                 --mask`. parser: the one that auto asks, see `open_parser`.
-            prompt: the caption of the whole triptych. seeds: one per picture.
+            prompt, references: as in `generate`. seeds: one per picture.
             strength: noise level in (0, 1] that the repainted area starts from; 1 forgets its old content.
             fit: how the photo is cropped and scaled for the model. icc_profile: the photo's colour profile,
                 by default the embedded profile.
             sampling, changes: as in `generate`; `changes` may also hold fields of `Fit`, such as feather=16.
 
         Raises:
+            ConfigError: the model would not see further references.
             InputError: the prompt, the person or a garment is missing, both or neither of polygons and mask
                 are given, or the given one is unusable.
             ModelError: a part of the model cannot be loaded, or the result is not finite.
@@ -216,7 +223,7 @@ class Session(OpenedModel):
         area = given.repainted(person.size, fit.grow, fit.expand)
         profile = icc_profile or person.info.get("icc_profile")
         layout, photos = dressed(self.layout(photos=photos), photos)
-        request = request_of(photos, person, fit, area, prompt, seeds, profile)
+        request = request_of(photos, person, fit, area, prompt, seeds, profile, references)
         chosen = sampling or self.sampling(**{"strength": strength, **changes})
         (pictures,) = dress(self, [request], layout, chosen, on_step=on_step)
         return pictures

@@ -182,7 +182,7 @@ def sampling_memory(
     the LoRA's rank; 0 without a LoRA. repainted: see `sampling_run`.
     """
     held = held_weights(shapes, machine, config.quantize, config.blocks_to_swap)
-    text = _text_memory(shapes, length, machine)
+    text, further = _text_memory(shapes, length, machine), len(getattr(config, "reference", ()))
     steps, kept = sampling_run(
         shapes,
         sampling,
@@ -191,12 +191,13 @@ def sampling_memory(
         machine.dtype,
         rank,
         repainted=repainted,
+        further=further,
         cache_bytes=config.context_cache_gib * 2**30,
     )
     one = PanelLayout(layout.width, layout.height, layout.made[:1], 1)
     shown, turns = at_once(shapes, layout)
     if sampling.context_placement == "reference":
-        turns = len(layout.given) + (repainted < 1)
+        turns = len(layout.given) + further + (repainted < 1)
     # Given panels are copied; each made panel is decoded alone.
     decoding = autoencoding(shapes, one, 1, machine.dtype, decode=True)
     encoding = autoencoding(shapes, shown, 1, machine.dtype, decode=False)

@@ -158,6 +158,7 @@ def sampling_run(
     rank: int,
     *,
     repainted: float = 1.0,
+    further: int = 0,
     cache_bytes: float = 0.0,
 ) -> Sampled:
     """Denoise one canvas, with product photos for the given panels.
@@ -168,6 +169,7 @@ def sampling_run(
         rank: the LoRA's rank; 0 without a LoRA.
         repainted: the share of the made panel's area inside a polygon; the rest of it is known. 1: nothing of
             it is known, as in `generate`.
+        further: number of references besides the given panels, each of a panel's area.
         cache_bytes: room for what is read of known panels.
     """
     backbone = shapes.backbone(dtype)
@@ -179,7 +181,7 @@ def sampling_run(
     if rank:
         add_lora(transformer, backbone.lora_layers(transformer), rank, rank, 0.0, 0)
         nn.Module.to(transformer, dtype).requires_grad_(False)
-    kept, blank = 0, _canvases(shapes, sampling, layout, repainted)
+    kept, blank = 0, _canvases(shapes, sampling, layout, repainted, further)
 
     def steps(number: int) -> Profile:
         nonlocal kept
@@ -197,7 +199,9 @@ def sampling_run(
     return Sampled(replace(two, flops=flops), kept)
 
 
-def _canvases(shapes: ModelShapes, sampling: Sampling, layout: PanelLayout, repainted: float) -> Canvases:
+def _canvases(
+    shapes: ModelShapes, sampling: Sampling, layout: PanelLayout, repainted: float, further: int
+) -> Canvases:
     """What is sampled, but for its text: the whole canvas, or only the made panels if the given ones are
     references.
     """
@@ -206,7 +210,8 @@ def _canvases(shapes: ModelShapes, sampling: Sampling, layout: PanelLayout, repa
         sampled = layout.only(layout.made)
         panel = PanelLayout(layout.width, layout.height, layout.given[:1], 1)
         references = tuple(
-            Reference(shapes.latents(panel, 1), None, number) for number in range(1, len(layout.given) + 1)
+            Reference(shapes.latents(panel, 1), None, number)
+            for number in range(1, len(layout.given) + further + 1)
         )
     known = None
     if not references or repainted < 1:

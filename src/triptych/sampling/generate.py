@@ -31,6 +31,8 @@ def generate_triptych(
     sampling: Sampling | None = None,
     products: Sequence[Mapping[str, Image.Image]] | None = None,
     on_step: OnStep | None = None,
+    *,
+    references: Sequence[Image.Image] = (),
 ) -> list[Image.Image]:
     """Generate triptychs for B prompts, with one seed per prompt.
 
@@ -39,8 +41,10 @@ def generate_triptych(
         products: per prompt, the known panels by role, e.g. photos for the panels that the task gives. They
             come back pixel for pixel, and the other panels are generated beside them. None or empty: the
             whole canvas comes from the prompt.
+        references: further pictures that the model sees, for all prompts.
 
     Raises:
+        ConfigError: the model would not see further references.
         InputError: products are given for panels that the layout lacks, or for all panels.
         ModelError: the result is not finite, or a part of the model cannot be loaded.
     """
@@ -49,6 +53,8 @@ def generate_triptych(
     given = products or [{}] * len(prompts)
     for panels in given:
         _check_panels(panels, layout)
+    if references:
+        model.check_references(sampling)
     with model.lock:
         model.warn_of(sampling)
         model.encode(prompts)  # before the transformer is loaded
@@ -56,12 +62,14 @@ def generate_triptych(
             concatenate([_panel(panels, role, layout) for role in layout.roles], layout) for panels in given
         ]
         if not given[0]:
-            latents = made_latents(model, prompts, layout, seeds, sampling, on_step=on_step)
+            layout = layout.only(layout.roles)
+            shown = references_of(model, [], layout, sampling, references)
+            latents = made_latents(model, prompts, layout, seeds, sampling, None, shown, on_step=on_step)
             return decoded(model, latents, layout)
         layout = replace(layout, made=tuple(role for role in layout.roles if role not in given[0]))
         if sampling.context_placement == "reference":
             sampled = layout.only(layout.made)
-            shown = references_of(model, given, layout, sampling)
+            shown = references_of(model, given, layout, sampling, references)
             latents = made_latents(model, prompts, sampled, seeds, sampling, None, shown, on_step=on_step)
         else:
             sampled = layout

@@ -75,6 +75,22 @@ def check_effects(given: dict[str, Any], run: Run) -> None:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} has no effect here: {why}.", hint)
 
 
+def check_references(model: str, known: bool, context: str, placement: str) -> None:
+    """Raise ConfigError if further references would not be seen. known: whether the model knows references.
+    context, placement: fields of `Sampling`.
+    """
+    if not known:
+        raise ConfigError(
+            f"{model} does not know reference pictures.",
+            "Leave --reference out, or use a FLUX.2-klein model.",
+        )
+    if placement != "reference":
+        raise ConfigError(
+            f"A --reference is not seen here: in {context} context all photos are panels on the canvas.",
+            "Leave it out, or give --context native as well.",
+        )
+
+
 def _reason(name: str, run: Run) -> tuple[str, str] | None:
     """Why an option has no effect, and a hint; None if it has one."""
     if name == "lora_scale" and not run.has_lora:

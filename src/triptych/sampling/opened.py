@@ -25,6 +25,7 @@ from triptych.lora.adapter import load_lora
 from triptych.lora.file import LoraHeader
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.clean_context import ContextCache
+from triptych.sampling.idle_options import check_references
 from triptych.sampling.options import Sampling, SamplingConfig, panels_of, recommended, unusual
 from triptych.sampling.prompts import encode_texts
 from triptych.store.files import sha256_file
@@ -185,6 +186,11 @@ class OpenedModel:
         """Warn once if known panels are shown in another way than in the LoRA's training."""
         for warning in unusual(sampling, self.trained, self.settings):
             self.warn(warning)
+
+    def check_references(self, sampling: Sampling) -> None:
+        """Raise ConfigError if further references would not be seen."""
+        known = self.backbone.family.references
+        check_references(self.backbone.model, known, sampling.context, sampling.context_placement)
 
     def warn(self, message: str) -> None:
         """Log a warning, unless it was logged before."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from triptych.backbones.families import Family
 from triptych.backbones.settings import (
@@ -31,7 +31,7 @@ from triptych.config.marks import (
     SHARED,
     marked,
 )
-from triptych.config.stage import PhotoConfig, Seed, StageConfig, TransformerConfig, seeds_from
+from triptych.config.stage import PhotoConfig, Seed, StageConfig, TransformerConfig, expanded, seeds_from
 from triptych.errors import ConfigError, InputError
 from triptych.pocket.known_worlds import check_pictures
 from triptych.sampling import idle_options
@@ -254,6 +254,9 @@ class SamplingConfig(LoadedConfig):
         given = {name: value for name, value in asked.items() if value not in (None, "auto")}
         sampling = replace(recommended(settings, trained), **{**given, "strength": strength})
         self._check_placement(sampling, family)
+        if getattr(self, "reference", ()):
+            known = (family or family_of(self.model)).references
+            idle_options.check_references(self.model, known, sampling.context, sampling.context_placement)
         run = idle_options.Run(
             self.model,
             settings,
@@ -352,6 +355,10 @@ def panels_of(base: PanelLayout, width: int | None, height: int | None, stride: 
     return layout.check(stride)
 
 
+REFERENCE = "reference "
+"""Prefix of a further reference's number among the hashes in a picture."""
+
+
 class PictureConfig(SamplingConfig, PhotoConfig):
     """The settings of every verb that makes pictures from a prompt."""
 
@@ -359,6 +366,21 @@ class PictureConfig(SamplingConfig, PhotoConfig):
     """The caption of the whole triptych: a summary, then <IMAGE 1> …, <IMAGE 2> …, <IMAGE 3> …"""
     num_images_per_prompt: Annotated[int, AMOUNT] = Field(default=1, ge=1, le=64)
     """Number of pictures to make."""
+    reference: Annotated[list[Path], INPUT] = []
+    """Any further picture that a model of reference pictures (FLUX.2) sees after the panels' photos: the
+    person once more, a texture. May be repeated; the prompt says what it is for.
+    """
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        """One path or several, with `~` expanded."""
+        given = value if isinstance(value, list) else [value]
+        return [expanded(path) if isinstance(path, str) else path for path in given]
+
+    def named_references(self) -> dict[str, Path]:
+        """The further references, by the names that their hashes have in a picture: `reference 1` …"""
+        return {f"{REFERENCE}{number}": path for number, path in enumerate(self.reference, 1)}
 
     @property
     def seeds(self) -> list[int]:

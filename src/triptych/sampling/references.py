@@ -22,9 +22,14 @@ from triptych.sampling.options import Sampling
 
 
 def references_of(
-    model: OpenedModel, photos: Sequence[Mapping[str, Image.Image]], layout: PanelLayout, sampling: Sampling
+    model: OpenedModel,
+    photos: Sequence[Mapping[str, Image.Image]],
+    layout: PanelLayout,
+    sampling: Sampling,
+    further: Sequence[Image.Image] = (),
 ) -> tuple[Reference, ...]:
-    """The given panels as references: the n-th given role is the n-th reference.
+    """The given panels as references: the n-th given role is the n-th reference. Behind them stand `further`
+    pictures, which all canvases share.
 
     Each photo is encoded alone. Photos of one role that have one shape keep it, at no more than the area of a
     panel; otherwise they are fitted into panels, because a batch needs equal numbers of tokens.
@@ -32,8 +37,8 @@ def references_of(
     photos: by role, for one canvas each, or one for all canvases.
     """
     references = []
-    for number, role in enumerate(layout.given, 1):
-        shown = [own[role] for own in photos]
+    panels = [[own[role] for own in photos] for role in layout.given]
+    for number, shown in enumerate([*panels, *([image] for image in further)], 1):
         size, *others = {reference_size(image.size, layout, model.settings.stride) for image in shown}
         if others:
             images = [fit(image, layout.width, layout.height) for image in shown]

@@ -55,9 +55,10 @@ def generate(config: GenerateConfig) -> Run:
     described = len(layout.roles) if config.describes_panels else 0
     problems = prompt_problems(config.model, config.prompt, described, markers)
     warnings += [f"The prompt: {problem}." for problem in problems]
-    opened = {path: load_image(path) for path in given.values()}
+    opened = {path: load_image(path) for path in (*given.values(), *config.reference)}
     config.check_known(opened)
     panels = {role: opened[path] for role, path in given.items()}
+    references = [opened[path] for path in config.reference]
     sha256 = {name: sha256_photo(path) for name, path in _sources(config).items() if path}
     out, names = config.out or config.work / "generated", dict[int, str]()
     for seed in config.seeds:
@@ -82,6 +83,7 @@ def generate(config: GenerateConfig) -> Run:
                 prompt=config.prompt,
                 seeds=[seed],
                 panels=panels,
+                references=references,
                 layout=layout,
                 sampling=sampling,
                 sha256=sha256,
@@ -158,7 +160,7 @@ def _sources(config: GenerateConfig) -> dict[str, Path | None]:
     """The photos, by the names that their hashes have in a picture."""
     photos = config.photos()
     usual = {role: photos.pop(role, None) for role in ("front", "back")}
-    return usual | {f"{PANEL}{role}": path for role, path in photos.items()}
+    return usual | {f"{PANEL}{role}": path for role, path in photos.items()} | config.named_references()
 
 
 def _files(out: Path, name: str, layout: PanelLayout) -> dict[str, Path]:

@@ -31,7 +31,7 @@ class GenerateConfig(PictureConfig):
 
     @property
     def shows_products(self) -> bool:
-        return bool(self.front or self.panel)
+        return bool(self.front or self.panel or self.reference)
 
     def photos(self) -> dict[str, Path]:
         """The given photos by role.

@@ -247,7 +247,9 @@ class _Sampling(_Stage):
     def tokens(self) -> dict[str, int]:
         """Number of image tokens: of the canvas, and of references beside it."""
         on_canvas = self.shapes.image_tokens(self.sampled)
-        return {"image": on_canvas, "references": self.shapes.image_tokens(self.layout) - on_canvas}
+        further = len(self.config.reference) * on_canvas // len(self.sampled.roles)
+        references = self.shapes.image_tokens(self.layout) - on_canvas + further
+        return {"image": on_canvas, "references": references}
 
     def warnings(self) -> list[str]:
         """What is unusual about the sampling."""

@@ -25,7 +25,7 @@ from triptych.pictures import polygons
 from triptych.pictures.images import JPEG_SUFFIXES, check_header, load_original, read_settings
 from triptych.pictures.panels import PLAIN_ROLE
 from triptych.pocket import POCKETS
-from triptych.sampling.options import PictureConfig
+from triptych.sampling.options import REFERENCE, PictureConfig
 from triptych.store.files import sha256_file
 from triptych.verbs.generate import PANEL, GenerateConfig, generate
 from triptych.verbs.reproduce_config import ReproduceConfig
@@ -49,6 +49,7 @@ _ROLE_PHOTO = {
     "generate": re.compile(rf"{PANEL}{PLAIN_ROLE.pattern}"),
     "tryon": re.compile(rf"{GARMENT}{PLAIN_ROLE.pattern}"),
 }
+_FURTHER = re.compile(rf"{REFERENCE}[1-9]\d{{0,3}}")
 NEEDED = {"tryon": ("person",), "generate": ()}
 MADE_ON = ("device", "dtype", "torch", "threads")
 _AS_WRITTEN = "Give a picture as tryon or generate wrote it, never edited."
@@ -78,6 +79,8 @@ def reproduce(config: ReproduceConfig) -> Run:
     for option, prefix in (("panel", PANEL), ("garment", GARMENT)):
         if named := [name for name in files if name.startswith(prefix)]:
             settings[option] = [f"{name.removeprefix(prefix)}={files.pop(name)}" for name in named]
+    if further := sorted((name for name in files if name.startswith(REFERENCE)), key=_number):
+        settings["reference"] = [files.pop(name) for name in further]
     settings |= files
     again = (
         config.image.with_stem(f"{config.image.stem}-again")
@@ -183,7 +186,9 @@ def _made_on(made_on: Mapping[Any, Any], image: Path) -> dict[str, Any]:
 def _hashes(hashes: Mapping[Any, Any], verb: str, image: Path) -> dict[str, str]:
     """The sha256 of each input, by option."""
     for name, value in hashes.items():
-        known = name in INPUTS[verb] or _ROLE_PHOTO[verb].fullmatch(str(name))
+        known = name in INPUTS[verb] or any(
+            pattern.fullmatch(str(name)) for pattern in (_ROLE_PHOTO[verb], _FURTHER)
+        )
         if not known or not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
             raise InputError(
                 f"{image} names an input {_shown(name)} as no picture of triptych's does.", _AS_WRITTEN
@@ -196,6 +201,11 @@ def _hashes(hashes: Mapping[Any, Any], verb: str, image: Path) -> dict[str, str]
     if verb == "tryon" and ("polygon" in hashes) == ("mask" in hashes):
         raise InputError(f"{image} names no polygon file or mask, or both.", _AS_WRITTEN)
     return dict(hashes)
+
+
+def _number(name: str) -> int:
+    """The number of a further reference."""
+    return int(name.removeprefix(REFERENCE))
 
 
 def _shown(value: Any) -> str:

@@ -110,7 +110,8 @@ class TryonConfig(PictureConfig):
         names = ("front", "back", "person", "polygon", *(() if self.proposes else ("mask",)))
         garments = self.garments()
         usual = {name: garments.pop(name, None) or getattr(self, name) for name in names}
-        return usual | {f"{GARMENT}{role}": path for role, path in garments.items()}
+        named = {f"{GARMENT}{role}": path for role, path in garments.items()}
+        return usual | named | self.named_references()
 
     @field_validator("garment", mode="before")
     @classmethod

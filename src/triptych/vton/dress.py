@@ -37,6 +37,7 @@ def try_on(
     *,
     crop_margin: float | None = None,
     garments: Mapping[str, Image.Image] | None = None,
+    references: Sequence[Image.Image] = (),
 ) -> list[list[TryOnResult]]:
     """Dress these people in that garment, all pictures in one batch. Returns one result per seed for each
     person.
@@ -52,9 +53,11 @@ def try_on(
             own.
         crop_margin: fill the worn panel with the polygons and this margin (see `masks.crop_box`); None: the
             whole photo.
-        garments: photos of more garments, by role.
+        garments: photos of more garments, by role. references: further pictures that the model sees, for all
+            persons.
 
     Raises:
+        ConfigError: the model would not see further references.
         InputError: an unusable polygon or mask, panels other than garments and their wearer, or no prompt.
             ModelError: the model returns non-finite numbers, or a part of it cannot be loaded.
     """
@@ -66,6 +69,8 @@ def try_on(
         raise InputError(
             "A person has no prompt.", "Say what the whole triptych shows: Person(…, prompt='… <IMAGE 1> …')."
         )
+    if references:
+        model.check_references(sampling)
     with model.lock:
         model.warn_of(sampling)
         model.encode([person.prompt for person in persons])  # before the transformer is loaded
@@ -74,12 +79,12 @@ def try_on(
         rows = [number for number, person in enumerate(persons) for _ in person.seeds]
         prompts = [persons[number].prompt for number in rows]
         seeds = [seed for person in persons for seed in person.seeds]
-        sampled, references = layout, tuple[Reference, ...]()
+        sampled, shown = layout, tuple[Reference, ...]()
         if sampling.context_placement == "reference":
             sampled = layout.only(layout.made)
-            references = references_of(model, [photos], layout, sampling)
+            shown = references_of(model, [photos], layout, sampling, references)
         known = _known(model, fittings, rows, layout, sampled, sampling)
-        latents = made_latents(model, prompts, sampled, seeds, sampling, known, references, on_step)
+        latents = made_latents(model, prompts, sampled, seeds, sampling, known, shown, on_step)
         panels = decoded_panel(model, latents, sampled, layout.made[0])
     results: list[list[TryOnResult]] = [[] for _ in persons]
     for number, panel in zip(rows, panels, strict=True):
@@ -121,7 +126,7 @@ def dress(
     on_step: OnStep | None = None,
 ) -> list[list[Picture]]:
     """Make the pictures of several requests for the same garments in one batch. Returns one picture per seed
-    for each request. The requests' crop and feather are equal.
+    for each request. The requests' crop, feather and further references are equal.
 
     Args:
         sha256: for each request, hashes of the input files, by option.
@@ -141,6 +146,7 @@ def dress(
         on_step,
         crop_margin=first.fit.margin,
         garments=first.garments,
+        references=first.references,
     )
     hashes = sha256 or [{}] * len(requests)
     pictures: list[list[Picture]] = []

@@ -149,11 +149,17 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
     size = photo.image.size
     given = _area(config, size)
     area, warnings = given.repainted(size, config.grow, config.expand), list(given.warnings)
-    shown = {path: load_image(path) for path in photos.values()}
+    shown = {path: load_image(path) for path in (*photos.values(), *config.reference)}
     config.check_known({**shown, config.person: photo.image})
-    garments = {role: shown[path] for role, path in photos.items()}
     request = request_of(
-        garments, photo.image, config.fit(), area, config.prompt, config.seeds, photo.icc_profile
+        {role: shown[path] for role, path in photos.items()},
+        photo.image,
+        config.fit(),
+        area,
+        config.prompt,
+        config.seeds,
+        photo.icc_profile,
+        [shown[path] for path in config.reference],
     )
     sampling = model.resolved(config, config.strength)
     warnings += left_out

@@ -140,6 +140,9 @@ def _line(
         if "garment" in given:
             pairs = [pair(one, "garment", "top=shirt.jpg") for one in given["garment"].split("|")]
             given["garment"] = [f"{role}={path.parent / file}" for role, file in pairs]
+        if "reference" in given:
+            paths = [Path(one.strip()).expanduser() for one in given["reference"].split("|")]
+            given["reference"] = [path.parent / one for one in paths]
         chosen = given.keys() & {"polygon", "mask"}
         own = {"batch": None, "out": out / f"{name}.png"} | dict.fromkeys(
             {"polygon", "mask"} - chosen if chosen else ()

@@ -84,6 +84,8 @@ class Request:
     garments: Mapping[str, Image.Image]
     person: Person
     fit: Fit
+    references: tuple[Image.Image, ...] = ()
+    """Further pictures that the model sees."""
 
 
 def request_of(
@@ -94,6 +96,7 @@ def request_of(
     prompt: str = "",
     seeds: Sequence[int] = (0,),
     icc_profile: bytes | None = None,
+    references: Sequence[Image.Image] = (),
 ) -> Request:
     """A try-on with its rough edit done. garments: photos by role, sRGB. area: (H, W) in [0, 1] of the
     photo's size, 1 = repaint.
@@ -111,7 +114,8 @@ def request_of(
                 "Leave --rough out, or dress the person in one garment after the other.",
             )
         start = rough_edit(photo, views[0], area, fit.rough, icc_profile)
-    return Request(garments, Person(photo, None, prompt, seeds, icc_profile, start, area), fit)
+    person = Person(photo, None, prompt, seeds, icc_profile, start, area)
+    return Request(garments, person, fit, tuple(references))
 
 
 def repainted(
