@@ -29,7 +29,7 @@ from triptych.sampling.repaint import layout_of, repaint_triptych, repainted_pan
 from triptych.sampling.sampler import OnStep
 from triptych.tasks import task_of
 from triptych.tasks.tryon import TRY_ON
-from triptych.vton.area import Area, area_of
+from triptych.vton.area import Area, area_of, whole
 from triptych.vton.config import is_auto
 from triptych.vton.dress import dress
 from triptych.vton.garments import dressed
@@ -194,7 +194,8 @@ class Session(OpenedModel):
             strength: noise level in (0, 1] that the repainted area starts from; 1 forgets its old content.
             fit: how the photo is cropped and scaled for the model. icc_profile: the photo's colour profile,
                 by default the embedded profile.
-            sampling, changes: as in `generate`; `changes` may also hold fields of `Fit`, such as feather=16.
+            sampling, changes: as in `generate`; `changes` may also hold fields of `Fit`, such as feather=16,
+                or mask_free=True: then neither polygons nor a mask are needed, and they are limits.
 
         Raises:
             ConfigError: the model would not see further references.
@@ -216,6 +217,8 @@ class Session(OpenedModel):
         if is_auto(mask) and polygons is None:
             kind = kind_of(mask, prompt)
             given = Area(proposed(person.convert("RGB"), kind, parser, name=photo or "The photo"), None)
+        elif fit.mask_free and polygons is None and mask is None:
+            given = whole(person.size)
         else:
             given = area_of(person.size, polygons, mask, photo=photo, labels=fit.polygon_label)
         for warning in given.warnings:
@@ -224,7 +227,7 @@ class Session(OpenedModel):
         profile = icc_profile or person.info.get("icc_profile")
         layout, photos = dressed(self.layout(photos=photos), photos)
         request = request_of(photos, person, fit, area, prompt, seeds, profile, references)
-        chosen = sampling or self.sampling(**{"strength": strength, **changes})
+        chosen = sampling or self.sampling(**{"strength": 1.0 if fit.mask_free else strength, **changes})
         (pictures,) = dress(self, [request], layout, chosen, on_step=on_step)
         return pictures
 

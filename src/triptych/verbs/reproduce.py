@@ -75,7 +75,8 @@ def reproduce(config: ReproduceConfig) -> Run:
         "dtype": {"float32": "fp32", "bfloat16": "bf16"}.get(str(made_on.get("dtype")), "auto"),
         "device": config.device,
     }
-    files = _found(_hashes(about["sha256"], verb, config.image), config.photos)
+    hashes = _hashes(about["sha256"], verb, config.image, mask_free=settings.get("mask_free", False))
+    files = _found(hashes, config.photos)
     for option, prefix in (("panel", PANEL), ("garment", GARMENT)):
         if named := [name for name in files if name.startswith(prefix)]:
             settings[option] = [f"{name.removeprefix(prefix)}={files.pop(name)}" for name in named]
@@ -183,7 +184,7 @@ def _made_on(made_on: Mapping[Any, Any], image: Path) -> dict[str, Any]:
     return dict(made_on)
 
 
-def _hashes(hashes: Mapping[Any, Any], verb: str, image: Path) -> dict[str, str]:
+def _hashes(hashes: Mapping[Any, Any], verb: str, image: Path, *, mask_free: bool = False) -> dict[str, str]:
     """The sha256 of each input, by option."""
     for name, value in hashes.items():
         known = name in INPUTS[verb] or any(
@@ -198,7 +199,8 @@ def _hashes(hashes: Mapping[Any, Any], verb: str, image: Path) -> dict[str, str]
             raise InputError(f"{image} does not name its {WORDS[name]}.", _AS_WRITTEN)
     if verb == "tryon" and not any(name == "front" or name.startswith(GARMENT) for name in hashes):
         raise InputError(f"{image} does not name its {WORDS['front']}.", _AS_WRITTEN)
-    if verb == "tryon" and ("polygon" in hashes) == ("mask" in hashes):
+    drawn = ("polygon" in hashes, "mask" in hashes)
+    if verb == "tryon" and (all(drawn) or not (any(drawn) or mask_free)):
         raise InputError(f"{image} names no polygon file or mask, or both.", _AS_WRITTEN)
     return dict(hashes)
 

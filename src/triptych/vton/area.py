@@ -82,6 +82,11 @@ def area_of(
     return Area(None, given_masks.as_mask(mask, size))
 
 
+def whole(size: tuple[int, int]) -> Area:
+    """The whole photo: no limit. size: (width, height)."""
+    return Area(None, np.ones((size[1], size[0]), np.float32))
+
+
 def check_given(polygons: object, mask: object) -> None:
     """Raises InputError unless one of the two is given."""
     if (polygons is None) == (mask is None):

@@ -49,6 +49,11 @@ class TryonConfig(PictureConfig):
     Or auto: the region that the garment named in the prompt will need on this person; auto:dress says which
     kind it is (docs/tryon.md lists them).
     """
+    mask_free: Annotated[bool, RESULT] = False
+    """For FLUX.2: no --polygon and no --mask are needed. The whole panel is made anew with the person as a
+    reference, and what differs from the photo by more than noise is put into it. What changed is written
+    beside the picture, as <name>-mask.png and .json. A --polygon or --mask is then a limit.
+    """
     parser: Annotated[str, ASKED] = "pocket"
     """The human parser for --mask auto: a hub id such as mattmdjaga/segformer_b2_clothes, a transformers
     folder, or `pocket`, which only knows rendered people.
@@ -136,7 +141,7 @@ class TryonConfig(PictureConfig):
         """How the photo is shown to the model."""
         from triptych.vton.request import Fit
 
-        names = ("crop", "crop_margin", "expand", "grow", "feather", "rough", "polygon_label")
+        names = ["crop", "crop_margin", "expand", "grow", "feather", "rough", "polygon_label", "mask_free"]
         return Fit(**{name: getattr(self, name) for name in names})
 
     def files(self, seed: int) -> tuple[Path, Path]:

@@ -22,6 +22,7 @@ from triptych.sampling.references import moved, references_of
 from triptych.sampling.sampler import Known, OnStep
 from triptych.vton.fit import Fitting, TryOnResult, fitted, put_back
 from triptych.vton.garments import dressed
+from triptych.vton.mask_free import redressed
 from triptych.vton.request import Fit, Person, Request
 
 
@@ -38,6 +39,7 @@ def try_on(
     crop_margin: float | None = None,
     garments: Mapping[str, Image.Image] | None = None,
     references: Sequence[Image.Image] = (),
+    mask_free: bool = False,
 ) -> list[list[TryOnResult]]:
     """Dress these people in that garment, all pictures in one batch. Returns one result per seed for each
     person.
@@ -54,7 +56,8 @@ def try_on(
         crop_margin: fill the worn panel with the polygons and this margin (see `masks.crop_box`); None: the
             whole photo.
         garments: photos of more garments, by role. references: further pictures that the model sees, for all
-            persons.
+            persons. mask_free: see `redressed`; polygons and masks are then limits, and persons are dressed
+            one by one.
 
     Raises:
         ConfigError: the model would not see further references.
@@ -79,6 +82,11 @@ def try_on(
         rows = [number for number, person in enumerate(persons) for _ in person.seeds]
         prompts = [persons[number].prompt for number in rows]
         seeds = [seed for person in persons for seed in person.seeds]
+        if mask_free:
+            return [
+                redressed(model, photos, fitting, layout, sampling, feather, references, on_step)
+                for fitting in fittings
+            ]
         sampled, shown = layout, tuple[Reference, ...]()
         if sampling.context_placement == "reference":
             sampled = layout.only(layout.made)
@@ -147,6 +155,7 @@ def dress(
         crop_margin=first.fit.margin,
         garments=first.garments,
         references=first.references,
+        mask_free=first.fit.mask_free,
     )
     hashes = sha256 or [{}] * len(requests)
     pictures: list[list[Picture]] = []
@@ -170,7 +179,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """All settings that decide the pixels of one picture."""
     own = {"prompt": prompt, "seed": seed, "strength": sampling.strength, **asdict(fit)}
-    own = {name: value for name, value in own.items() if name != "polygon_label" or value}
+    own = {name: value for name, value in own.items() if name not in ("polygon_label", "mask_free") or value}
     return record(model, "tryon", layout, sampling, sha256, **own)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from triptych.captioning.write import prompt_problems
 from triptych.config.marks import AMOUNT, EACH, OUTPUT, marked
 from triptych.data import captions
-from triptych.errors import InputError
+from triptych.errors import ConfigError, InputError
 from triptych.pictures import mask_checks, masks, polygons, xmp
 from triptych.pictures.images import (
     JPEG_SUFFIXES,
@@ -30,13 +31,14 @@ from triptych.pictures.images import (
     sha256_photo,
 )
 from triptych.pictures.originals import with_transparency, writable_metadata
+from triptych.pictures.outlines import outlines
 from triptych.pictures.overwrite import check_overwrites, check_writable, ends_whole
 from triptych.pictures.panels import PanelLayout
 from triptych.pictures.saving import save_jpeg, save_png
 from triptych.pictures.sheets import contact_sheet
 from triptych.sampling.options import Sampling
 from triptych.store.files import json_text, parse_json, sha256_file, write_json
-from triptych.vton.area import Area, area_of
+from triptych.vton.area import Area, area_of, whole
 from triptych.vton.config import TryonConfig
 from triptych.vton.garments import dressed
 from triptych.vton.proposal import kind_of, proposed_for
@@ -46,6 +48,9 @@ if TYPE_CHECKING:  # they import torch, which `--help` can do without
     from triptych.sampling.opened import OpenedModel
     from triptych.sampling.picture import Picture
 
+log = logging.getLogger(__name__)
+
+DEFAULT_STRENGTH = TryonConfig.model_fields["strength"].default
 SUFFIXES = {".png"} | JPEG_SUFFIXES
 """Endings of the pictures that it can write."""
 SMALL = 64  # pixels: 8 × 8, smaller than one token of the model
@@ -79,7 +84,7 @@ def check(config: TryonConfig) -> TryonConfig:
     """
     config.garments()  # each is ROLE=FILE
     for name in ("front", "person", "polygon"):
-        if (name == "front" and config.garment) or (name == "polygon" and config.mask):
+        if (name == "front" and config.garment) or (name == "polygon" and (config.mask or config.mask_free)):
             continue
         if getattr(config, name) is None:
             raise InputError(
@@ -89,6 +94,8 @@ def check(config: TryonConfig) -> TryonConfig:
             )
     if config.mask and config.polygon:
         raise InputError("There are a polygon and a mask.", "Give one of --polygon and --mask.")
+    if config.mask_free:
+        _check_mask_free(config)
     if config.proposes and not config.mask_out:
         beside = config.preview.with_suffix(".json")
         config = config.model_copy(update={"mask_out": beside})
@@ -121,6 +128,15 @@ def check(config: TryonConfig) -> TryonConfig:
         _check_mask_out(config.mask_out, inputs)
     check_overwrites(outputs if len(config.seeds) > 1 else [path for path in outputs if path != config.sheet])
     return config
+
+
+def _check_mask_free(config: TryonConfig) -> None:
+    """Raises ConfigError if an option has no effect without a mask."""
+    idle = {"strength": config.strength not in (DEFAULT_STRENGTH, 1.0), "rough": config.rough != "none"}
+    for name in (name for name, given in idle.items() if given):
+        raise ConfigError(
+            f"--{name} has no effect with --mask-free: sampling starts from noise alone.", "Leave it out."
+        )
 
 
 def _check_mask_out(path: Path, inputs: set[Path]) -> None:
@@ -161,12 +177,13 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
         photo.icc_profile,
         [shown[path] for path in config.reference],
     )
-    sampling = model.resolved(config, config.strength)
+    sampling = model.resolved(config, 1.0 if config.mask_free else config.strength)
     warnings += left_out
     drawn = "polygon" if config.polygon else "mask"
     if (covered := int((area > 0).sum())) < SMALL:
         warnings.append(f"The {drawn} covers only {covered} pixel{'s' * (covered != 1)} of the photo.")
-    if not config.proposes and mask_checks.edge_ratio(photo.image, area) > mask_checks.HUGGING:
+    drawn_by_hand = not config.proposes and not config.mask_free
+    if drawn_by_hand and mask_checks.edge_ratio(photo.image, area) > mask_checks.HUGGING:
         warnings.append(
             f"The {drawn} follows an outline in the photo, whose shape may show in the result: use --expand "
             "hull or --grow."
@@ -180,6 +197,8 @@ def _area(config: TryonConfig, size: tuple[int, int]) -> Area:
     assert config.person
     if config.proposes:
         return Area(_proposal(config), None)
+    if config.mask_free and not config.polygon and not config.mask:
+        return whole(size)
     return area_of(size, config.polygon, config.mask, photo=config.person.name, labels=config.polygon_label)
 
 
@@ -238,7 +257,7 @@ def finished(config: TryonConfig, model: OpenedModel) -> set[int]:
         sha256 = hashes_of(config)
     except (InputError, OSError):  # a missing input: `read` reports it
         return set()
-    sampling = model.resolved(config, config.strength)
+    sampling = model.resolved(config, 1.0 if config.mask_free else config.strength)
     return {
         seed
         for seed, settings in before.items()
@@ -266,30 +285,38 @@ class Preview(NamedTuple):
     polygons: dict[str, Any] | None
 
 
-def preview_of(inputs: Inputs) -> Preview:
-    """The repainted area, to be looked at and to be corrected.
+def preview_of(inputs: Inputs) -> Preview | None:
+    """The repainted area, to be looked at and to be corrected; None if only the made picture tells.
 
     Raises:
         InputError: the mask is too ragged to be written as polygons.
     """
     person, fit = inputs.request.person, inputs.request.fit
-    small = (person.start or person.photo).copy()
-    shown = masks.mask_image(masks.feather(person.repainted(), fit.feather))
-    for picture in (small, shown):
-        picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BOX)
-    picture = mask_checks.preview(small, np.asarray(shown).astype(np.float32) / np.float32(255))
+    if fit.mask_free:
+        return None
+    picture = _shown(person.start or person.photo, masks.feather(person.repainted(), fit.feather))
     if not inputs.config.mask_out:
         return Preview(picture, None)
     outlines, holes, _ = inputs.area.polygons()
     return Preview(picture, polygons.to_dict(outlines, person.photo.size, holes))
 
 
-def write_preview(config: TryonConfig, preview: Preview) -> None:
+def _shown(photo: Image.Image, mask: np.ndarray) -> Image.Image:
+    """A photo with an area (H, W) in [0, 1] marked, small enough to look at."""
+    small, shown = photo.copy(), masks.mask_image(mask)
+    for picture in (small, shown):
+        picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BOX)
+    return mask_checks.preview(small, np.asarray(shown).astype(np.float32) / np.float32(255))
+
+
+def write_preview(config: TryonConfig, preview: Preview | None) -> None:
     """Write the picture that shows the repainted area, and `mask_out`.
 
     Raises:
         InputError: `mask_out` is there already and holds something else.
     """
+    if preview is None:
+        return
     save_png(preview.picture, config.preview, text={"Software": "triptych"})
     if config.mask_out and preview.polygons:
         if config.mask_out.exists() and _json_in(config.mask_out) != preview.polygons:
@@ -315,6 +342,8 @@ def write(config: TryonConfig, photo: OriginalPhoto, seed: int, picture: Picture
     from triptych.sampling.picture import text_chunks  # not at the top: it imports torch
 
     path, triptych = config.files(seed)
+    if config.mask_free:
+        _write_changed(config, photo.image, path, picture.mask)
     packet = xmp.packet("compositeWithTrainedAlgorithmicMedia")
     save_png(picture.triptych, triptych, text=text_chunks(picture.settings, "triptych"), xmp=packet)
     text = text_chunks(picture.settings)
@@ -330,6 +359,20 @@ def write(config: TryonConfig, photo: OriginalPhoto, seed: int, picture: Picture
     else:
         image = with_transparency(photo, picture.image, picture.mask) if photo.alpha else picture.image
         save_png(image, path, text=text, icc_profile=photo.icc_profile, exif=photo.exif, xmp=packet)
+
+
+def _write_changed(config: TryonConfig, photo: Image.Image, path: Path, mask: np.ndarray) -> None:
+    """Write what a mask-free try-on changed: a picture that shows it, and polygons to correct it by. A
+    polygon file of other content stays: it may have been corrected.
+    """
+    save_png(_shown(photo, mask), path.with_name(f"{path.stem}-mask.png"), text={"Software": "triptych"})
+    drawn = polygons.to_dict(outlines(mask >= 0.5), photo.size)
+    file = config.mask_out if config.mask_out and len(config.seeds) == 1 else None
+    file = file or path.with_name(f"{path.stem}-mask.json")
+    if not file.exists() or _json_in(file) == drawn:
+        write_json(file, drawn)
+    else:
+        log.warning("%s is there already, and stays as it is: it may have been corrected.", file)
 
 
 def write_sheet(config: TryonConfig, pictures: Sequence[tuple[int, Image.Image]]) -> Path:

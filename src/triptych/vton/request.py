@@ -58,7 +58,8 @@ class Fit:
     polygon (none), or its convex hull. grow: pixels by which the polygons or the mask are widened. feather:
     width in pixels of the soft edge. rough: the start inside the polygon: the photo (none), the garment's
     colours (paint), or the garment cut out of its front photo (paste). polygon_label: the shapes to take from
-    a file of polygons with several labels.
+    a file of polygons with several labels. mask_free: make the worn panel anew from reference pictures, and
+    put back what has changed; polygons or a mask are then only a limit.
     """
 
     crop: Literal["polygon", "none"] = "polygon"
@@ -68,6 +69,7 @@ class Fit:
     feather: int = 8
     rough: Rough = "none"
     polygon_label: str = ""
+    mask_free: bool = False
 
     @property
     def margin(self) -> float | None:
