@@ -127,6 +127,13 @@ def test_try_off_is_measured_on_the_product_photos(tmp_path: Path) -> None:
         assert sheet.size == (5 * 96, 3 * 144), "worn, two panels made, two true ones"
 
 
+def test_mask_free_try_on_is_measured(tmp_path: Path) -> None:
+    what = {"items": 3, "mode": "tryon", "masks": "free", "model": "pocket-klein"}
+    evaluate(EvaluateConfig(pocket=True, num_inference_steps=4, work=tmp_path, **what)).finish()
+    made = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["tryon/base"]
+    assert made["outside"] == 0 and 0 <= made["left"] < 0.1 and made["seam"] > 0
+
+
 def test_of_photos_no_truth_is_known(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rendered world only"):
         evaluate(EvaluateConfig(work=tmp_path))

@@ -74,6 +74,11 @@ def prompt_of(item: Item, describes_panels: bool) -> str:
     return item.prompt if describes_panels else item.sentence
 
 
+def pointing_prompt(item: Item) -> str:
+    """The words for a person and a garment that are references: the person follows the product photos."""
+    return f"the person of picture 3 wearing the {item.garment.type} of picture 1"
+
+
 def held_out_items(count: int, seed: int = 0, *, back_prints: bool = False) -> list[Item]:
     """Items of held-out garments on held-out people. With `back_prints`, only printed garments, on people
     seen from behind.
@@ -254,12 +259,14 @@ class Dressed:
     """Results of mode 2: pictures, the change outside the feathered polygon (0 is exact), and the seam.
 
     outside: largest difference of any channel, in 0..255. seam: mean absolute difference from the true photo
-    in a band around the polygon's edge, in 0..255; 0 for a perfect try-on.
+    in a band around the polygon's edge, in 0..255; 0 for a perfect try-on. left: mean share of the old
+    garment's pixels that lie outside, and stay.
     """
 
     panels: list[Image.Image]
     outside: int
     seam: float
+    left: float = 0.0
 
 
 def dressed(
@@ -269,28 +276,36 @@ def dressed(
     seed: int,
     feather: int = 4,
     parser: Parser | None = None,
+    *,
+    mask_free: bool = False,
 ) -> Dressed:
     """Mode 2: each person, wearing another garment of the same type, re-dressed within a generous polygon;
-    with a parser, within the region that it proposes.
+    with a parser, within the region that it proposes; mask-free, where the model changed something.
     """
-    layout, panels, outside, seams = layout_of(model), [], 0, []
+    layout, panels, outside, seams, left = layout_of(model), [], 0, [], []
     for number, item in enumerate(items):
         before = item.view(2, item.other())
         prompt = prompt_of(item, model.describes_panels)
         person = Person(before.image, None, prompt, [seed + number])
-        if parser is None:
+        if mask_free:
+            everything = np.ones(np.asarray(before.mask).shape, np.float32)
+            person = replace(person, mask=everything, prompt=pointing_prompt(item))
+        elif parser is None:
             polygon = outline(np.asarray(before.mask) > 127, margin=6)
             person = replace(person, polygons=[polygon])
         else:
             area, holes = region(parser.parts(before.image), item.garment.type)
             person = replace(person, mask=area & ~holes)
-        ((result,),) = try_on(model, item.front, item.back, [person], layout, sampling, feather)
+        ((result,),) = try_on(
+            model, item.front, item.back, [person], layout, sampling, feather, mask_free=mask_free
+        )
         panels.append(result.image)
         moved = np.abs(np.asarray(result.image).astype(int) - np.asarray(before.image))
         outside = max(outside, int(moved[result.mask == 0].max(initial=0)))
         edge = (result.mask > 0) & (result.mask < 1)
         seams.append(float(np.abs(np.asarray(result.image).astype(int) - np.asarray(item.worn))[edge].mean()))
-    return Dressed(panels, outside, round(float(np.mean(seams)), 2))
+        left.append(float((result.mask == 0)[np.asarray(before.mask) > 127].mean()))
+    return Dressed(panels, outside, round(float(np.mean(seams)), 2), float(np.mean(left)))
 
 
 def outline(mask: np.ndarray, margin: int) -> list[tuple[float, float]]:

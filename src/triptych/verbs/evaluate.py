@@ -189,12 +189,14 @@ class Tools:
     """The tools of a worker: a subject's model, and the garments with their truth."""
 
     def __init__(self, config: EvaluateConfig, items: PerWorker[list[Item]]) -> None:
-        from triptych.evaluation.rendered import prompt_of
+        from triptych.evaluation.rendered import pointing_prompt, prompt_of
         from triptych.session import load_models
         from triptych.vision.parsing import open_parser
 
         self.config, self.items = config, items()
         prompts = [prompt_of(item, config.describes_panels) for item in self.items]
+        if config.masks == "free":
+            prompts = [pointing_prompt(item) for item in self.items]
         self.models = load_models(**config.model_source(), prompts=prompts)
         self.parser = open_parser() if config.masks == "auto" and config.mode in ("tryon", "both") else None
 
@@ -204,7 +206,7 @@ class Judged:
     """The worn panels of a batch, judged.
 
     hits: by attribute, whether each panel is right. distances: from the true colour, by panel (ΔE*ab).
-    outside, seam: see `Dressed`; 0 in the other modes. shown: columns of panels for the contact sheet.
+    outside, seam, left: see `Dressed`; 0 in the other modes. shown: columns of panels for the contact sheet.
     """
 
     batch: Batch
@@ -212,6 +214,7 @@ class Judged:
     distances: list[float] = field(default_factory=list)
     outside: int = 0
     seam: float = 0.0
+    left: float = 0.0
     shown: list[list[Image.Image]] = field(default_factory=list)
 
 
@@ -221,16 +224,17 @@ def make(batch: Batch, tools: Tools) -> Judged:
 
     config, items = tools.config, tools.items[batch.start : batch.stop]
     sampling = tools.models.resolved(config, config.strength if batch.mode == "tryon" else 1.0)
-    seed, outside, seam = config.seed + batch.start, 0, 0.0
+    seed, outside, seam, left = config.seed + batch.start, 0, 0.0, 0.0
     if batch.mode == "tryoff":
         return _undressed(batch, tools, sampling, items)
     if batch.mode == "generate":
         panels = worn_panels(tools.models, sampling, items, seed)
     else:
-        result = dressed(tools.models, sampling, items, seed, parser=tools.parser)
-        panels, outside, seam = result.panels, result.outside, result.seam
+        free = config.masks == "free"
+        result = dressed(tools.models, sampling, items, seed, parser=tools.parser, mask_free=free)
+        panels, outside, seam, left = result.panels, result.outside, result.seam, result.left
     distances, shown = colour_distances(panels, items), [panels[: max(0, ROWS - batch.start)]]
-    return Judged(batch, verdicts(panels, items), distances, outside, seam, shown)
+    return Judged(batch, verdicts(panels, items), distances, outside, seam, left, shown)
 
 
 def _undressed(batch: Batch, tools: Tools, sampling: Sampling, items: list[Item]) -> Judged:
@@ -294,9 +298,13 @@ def record(book: Book, measurement: Measurement, judged: Judged) -> Event:
         distances = [distance for part in book.judged for distance in part.distances]
         row = {**summary_of(book.hits()), "colour_distance": mean_distance(distances)}
         if mode == "tryon":
-            sizes = [part.batch.stop - part.batch.start for part in book.judged]
-            seams = [part.seam * size / book.items for part, size in zip(book.judged, sizes, strict=True)]
-            row |= {"outside": max(part.outside for part in book.judged), "seam": sum(seams)}
+            shares = [(part.batch.stop - part.batch.start) / book.items for part in book.judged]
+            parts = list(zip(book.judged, shares, strict=True))
+            row |= {
+                "outside": max(part.outside for part in book.judged),
+                "seam": sum(part.seam * share for part, share in parts),
+                "left": round(sum(part.left * share for part, share in parts), 4),
+            }
         book.results[measurement.name] = {"settings": measurement.settings} | row
         book.judged.clear()
     return Event(name, note=mode)
@@ -332,6 +340,6 @@ def _readable(results: dict[str, Any]) -> dict[str, Any]:
             for k, v in row.items()
             if isinstance(v, dict)
         }
-        return shares | {k: row[k] for k in ("colour_distance", "outside", "seam") if k in row}
+        return shares | {k: row[k] for k in ("colour_distance", "outside", "seam", "left") if k in row}
 
     return {name: words(row) for name, row in results.items()}

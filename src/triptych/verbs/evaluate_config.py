@@ -27,9 +27,9 @@ class EvaluateConfig(SamplingConfig):
     polygon. both: these two. tryoff: front and back of the garment that somebody wears, by a LoRA of that
     task.
     """
-    masks: Annotated[Literal["drawn", "auto"], RESULT] = "drawn"
-    """tryon: polygons around what the person wears, as users draw them; or the region that `tryon --mask
-    auto` proposes for the new garment.
+    masks: Annotated[Literal["drawn", "auto", "free"], RESULT] = "drawn"
+    """tryon: polygons around what the person wears, as users draw them; the region that `tryon --mask auto`
+    proposes for the new garment (auto); or none, as with `tryon --mask-free` (free).
     """
     strength: Annotated[float, RESULT] = Field(default=0.95, gt=0, le=1)
     """tryon: share of noise that sampling adds to the photo."""
