@@ -84,7 +84,7 @@ def inputs(tmp_path: Path, tiny_flux: Path) -> dict[str, Any]:
         ("left", "right"),
         ("worn", "front", "back"),
         ("front", "back"),
-        ("front", "detail", "worn"),
+        ("front", "label", "worn"),
     ],
     ids=str,
 )
