@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,15 @@ from triptych.store.files import read_jsonl, sha256_file
 from triptych.tasks import layout_with, task_named, task_of
 from triptych.tasks.outfit import OUTFIT
 from triptych.tasks.tryon import TRY_ON
+from triptych.training.config import TrainConfig
+from triptych.verbs.clean import CleanConfig, clean
 from triptych.verbs.concat import ConcatConfig, concat
+from triptych.verbs.embed import EmbedConfig, embed
+from triptych.verbs.generate import GenerateConfig, generate
 from triptych.verbs.train import train
+from triptych.vision import features
 
+from .test_clean import Counting, draw
 from .test_train import config, training_set, write_records
 
 ROLES = OUTFIT.photo_roles
@@ -212,3 +219,59 @@ def test_only_the_panels_of_the_photos_stand_on_a_canvas() -> None:
     assert layout_with(usual, ["shoes"], trained=False).roles == ("shoes", "worn")
     assert layout_with(usual, ["shoes"], trained=True) == layout_with(usual, ["dog"], trained=False) == usual
     assert layout_with(usual, ["front"], trained=False) == usual
+
+
+def test_from_photos_to_a_picture(tmp_path: Path, tiny_flux2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "load_extractor", lambda name: Counting().extractor)
+    for number in range(5):
+        draw(tmp_path / f"human/{number}.png", True, 100 + number)
+        draw(tmp_path / f"garment/{number}.png", False, 100 + number)
+    photos = tmp_path / "photos"
+    for number, name in enumerate(
+        ("look1/top/IMG_1", "look1/IMG_2", "look1/shoes", "look2/bag", "look2/IMG_3")
+    ):
+        draw(photos / f"{name}.png", False, 10 + number)
+    for number in (1, 2):
+        draw(photos / f"look{number}/IMG_9.png", True, 20 + number)
+    (tmp_path / "overrides.txt").write_text("look1/IMG_2.png bottom\n")
+    work: dict[str, Any] = {"work": tmp_path / "work"}
+    model: dict[str, Any] = {"model": str(tiny_flux2), "device": "cpu", "dtype": "fp32"}
+    clean(
+        CleanConfig(
+            photos=photos,
+            human=tmp_path / "human",
+            garment=tmp_path / "garment",
+            overrides=tmp_path / "overrides.txt",
+            task="outfit",
+            **work,
+        )
+    ).finish()
+    sheet = (tmp_path / "work/catalogue/contact_sheet.txt").read_text()
+    assert "bottom: you said so" in sheet and "top: by its name" in sheet and "bag: by its name" in sheet
+    concat(
+        ConcatConfig(model=str(tiny_flux2), task="outfit", panel_width=32, panel_height=48, **work)
+    ).finish()
+    rows = read_jsonl(tmp_path / "work/triptychs/metadata.jsonl")
+    panels = [row["layout"]["roles"] for row in sorted(rows, key=lambda row: row["item"])]
+    assert panels == [["top", "bottom", "shoes", "worn"], ["bag", "worn"]]
+    for row in rows:
+        markers = " ".join(f"<IMAGE {number}> words" for number in range(1, len(row["layout"]["roles"]) + 1))
+        (tmp_path / f"work/triptychs/{row['id']}.txt").write_text(f"Clothes. {markers}")
+    assert embed(EmbedConfig(**model, **work)).finish()["embedded"] == 2
+    train(
+        TrainConfig(
+            task="outfit", max_train_steps=2, batch_size=1, rank=2, validation_steps=0, **model, **work
+        )
+    ).finish()
+    summary = generate(
+        GenerateConfig(
+            lora=tmp_path / "work/lora",
+            panel=[f"bag={photos}/look2/bag.png", f"top={photos}/look1/top/IMG_1.png"],
+            prompt="Clothes. <IMAGE 1> a top <IMAGE 2> a bag <IMAGE 3> a person wears both",
+            num_inference_steps=1,
+            **model,
+            **work,
+        )
+    ).finish()
+    assert Image.open(summary["images"][0]).size == (96, 48)
+    assert not [warning for warning in summary["warnings"] if "marker" in warning]
