@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from triptych.cli import main
 from triptych.planning import runs
+from triptych.planning.memory import held_panels
 from triptych.planning.shapes import model_shapes
 from triptych.planning.shift import shift_warning
+from triptych.sampling.clean_context import ContextCache
+from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.tasks.tryon import TRY_ON
+from triptych.vton.config import TryonConfig
+from triptych.vton.dress import try_on
+from triptych.vton.request import Person
 
+from .test_flux2 import LENGTH, PROMPT, photo
+from .test_flux2 import models as models
 from .test_plan import FLUX, LAYOUT
 
 KLEIN = "black-forest-labs/FLUX.2-klein"
@@ -116,3 +126,27 @@ def test_the_jump_of_the_time_shift_is_told(width: int, height: int, shift: str,
     told = shift_warning(model_shapes(f"{KLEIN}-base-4B"), sampling, layout)
     assert shift_warning(model_shapes(FLUX), sampling, layout) is None
     assert (told is None) if words is None else (told and re.search(words, told)), told
+
+
+@pytest.mark.parametrize("reading", ["joint", "products"])
+def test_the_cache_that_a_batch_fills_is_planned(models: OpenedModel, reading: str) -> None:
+    layout, sampling = TRY_ON.layout(96, 96), Sampling(1, None, 1.0, context="clean")
+    sampling = replace(sampling, context_placement="reference", context_reading=reading)
+    _, cells = runs.cells_learned(layout.only(("worn",)), 16, 0.35**0.5)
+    repaint = np.kron(cells.numpy(), np.ones((16, 16), np.float32))
+    front, back = photo(1, (96, 96)), photo(2, (96, 96))
+
+    def held(persons: range, room: int) -> int:
+        models.contexts = ContextCache(room)
+        for number in persons:
+            person = Person(photo(number, (96, 96)), repaint, PROMPT, [0])
+            try_on(models, front, back, [person], layout, sampling, feather=0)
+        return models.contexts.nbytes
+
+    shapes = model_shapes(models.backbone.model)
+    about = {"repainted": 0.35, "cache_bytes": 1e9}
+    one = runs.sampling_run(shapes, sampling, layout, LENGTH, torch.float32, 0, **about).kept
+    assert one == pytest.approx(held(range(10, 11), 1 << 30), rel=0.1)
+    room = int(2.5 * one)
+    config = TryonConfig(model="pocket-klein", batch=Path("jobs.csv"), context_cache_gib=room / 2**30)
+    assert held_panels(one, config) == pytest.approx(held(range(10, 17), room), rel=0.25)

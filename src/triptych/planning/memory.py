@@ -208,7 +208,7 @@ def sampling_memory(
         "LoRA": float(size * shapes.lora_parameters(rank)) if rank else 0.0,
         "autoencoder": float(size * shapes.parameters["vae"]),
     }
-    moving = {KEPT_PANELS: float(kept)} if kept else {}
+    moving = {KEPT_PANELS: held_panels(kept, config)} if kept else {}
     moving["activations"] = steps.peak - kept + held.dequantised
     denoising = Memory("denoising step", {**standing, **moving, **_overhead(machine)})
     coding = [
@@ -222,6 +222,15 @@ def sampling_memory(
     return Memory(
         worst.moment, worst.rows, max(_ram(machine, held.ram), text.ram), flops, held.swapped * passes
     )
+
+
+def held_panels(kept: float, config: SamplingConfig) -> float:
+    """Bytes that the context cache holds: of one picture, or as many as a batch of try-ons fills it with.
+    kept: those of one picture.
+    """
+    if not getattr(config, "batch", None):
+        return float(kept)
+    return kept * max(1.0, config.context_cache_gib * 2**30 // kept)
 
 
 def _text_memory(shapes: ModelShapes, length: int, machine: Machine) -> Memory:
