@@ -128,17 +128,18 @@ def rows() -> list[dict[str, Any]]:
 
 
 def klein_ways() -> dict[str, dict[str, Any]]:
-    """The ways in which a model that knows references can be trained; `noisy` is the paper's. Each LoRA takes
-    two minutes: the base has learned to copy, and needs fewer steps.
+    """The ways in which a model that knows references can be trained; `noisy` is the paper's. The base has
+    learned to copy, and needs fewer steps.
     """
-    steps = {"batch_size": 4, "noise_levels": 2, "max_train_steps": 300}
+    steps = {"max_train_steps": 300}
+    clean = steps | {"batch_size": 4, "noise_levels": 2}
     ways: dict[str, dict[str, Any]] = {
-        "noisy": {"context": "noisy", "context_lora": False},
-        "canvas": {"context": "clean", "context_placement": "canvas"},
-        "references": {"context": "clean", "context_placement": "reference"},
-        "native": {"context": "native", "context_lora": False},
+        "noisy": {"context": "noisy", "context_lora": False} | steps,
+        "canvas": {"context": "clean", "context_placement": "canvas"} | clean,
+        "references": {"context": "clean", "context_placement": "reference"} | clean,
+        "native": {"context": "native", "context_lora": False} | clean,
     }
-    return {name: options | steps for name, options in ways.items()}
+    return ways
 
 
 def klein_rows(add: Callable[..., None]) -> None:
