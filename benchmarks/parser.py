@@ -29,8 +29,8 @@ from triptych.pocket.world import TYPES, Scene, sample_garment, sample_scene
 from triptych.vision.parsing import open_parser
 from triptych.vton.region import KINDS, Region, region
 
-SCALE = 4
-"""Photos are four times as large as a panel, as in `evaluate`."""
+SCALE = 2
+"""Photos are twice as large as a panel: what the embedded parser sees of any photo."""
 GROUPS = {
     "upper": ("t-shirt", "sweater", "jacket"),
     "lower": ("skirt", "trousers"),

@@ -112,6 +112,19 @@ def test_tryon_writes_the_proposal_as_polygons_that_give_the_same_picture(
     assert again.finish()["identical"]
 
 
+def test_a_proposal_gives_way_to_the_next_one_until_somebody_corrects_it(
+    tiny_flux: Path, shop: dict[str, Path], tmp_path: Path
+) -> None:
+    drawn, out = tmp_path / "a-mask.json", tmp_path / "a.png"
+    for kind in ("dress", "skirt"):
+        tryon(options(tiny_flux, shop, out=out, mask=Path(f"auto:{kind}"))).finish()
+        before = json.loads(drawn.read_text())
+    before["polygons"][0][0][0] += 1
+    drawn.write_text(json.dumps(before))
+    with pytest.raises(InputError, match="holds something else"):
+        tryon(options(tiny_flux, shop, out=out)).finish()
+
+
 def test_a_line_of_a_batch_may_have_a_kind_of_its_own(
     tiny_flux: Path, shop: dict[str, Path], tmp_path: Path
 ) -> None:

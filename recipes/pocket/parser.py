@@ -25,7 +25,7 @@ from triptych.pocket.parts import PART, PARTS
 from triptych.pocket.render import render
 from triptych.pocket.world import sample_garment, sample_printed, sample_scene
 
-STEPS, CYCLE, BATCH, LEARNING_RATE, SEED, POOL, HELD_OUT = 2400, 1200, 8, 3e-3, 71, 1500, 120
+STEPS, BATCH, LEARNING_RATE, SEED, POOL, HELD_OUT = 1200, 8, 3e-3, 71, 1500, 120
 SCALE = 2
 """The network sees panels at twice their native size and answers at the native one."""
 SIZE = PANEL_WIDTH * SCALE, PANEL_HEIGHT * SCALE
@@ -138,8 +138,7 @@ def train_parser(folder: Path, steps: int = STEPS, pool: int = POOL, held_out: i
     weights = torch.tensor([WEIGHTS.get(name, 1.0) for name in PARTS])
 
     def rate(step: int) -> float:
-        part = step % CYCLE / CYCLE  # cosine decay with a restart (Loshchilov and Hutter 2017, eq. 5)
-        return LEARNING_RATE * min(1, (step + 1) / 60) * (0.5 * (1 + math.cos(math.pi * part)) + 0.01)
+        return LEARNING_RATE * min(1, (step + 1) / 60) * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
 
     def loss_of(rng: random.Random, noise: torch.Generator) -> tuple[str, torch.Tensor]:
         images, labels = _batch([augmented(*rng.choice(drawn), rng) for _ in range(BATCH)])

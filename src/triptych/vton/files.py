@@ -37,7 +37,7 @@ from triptych.pictures.panels import PanelLayout
 from triptych.pictures.saving import save_jpeg, save_png
 from triptych.pictures.sheets import contact_sheet
 from triptych.sampling.options import Sampling
-from triptych.store.files import json_text, parse_json, sha256_file, write_json
+from triptych.store.files import digest, json_text, parse_json, sha256_file, write_json
 from triptych.vton.area import Area, area_of, whole
 from triptych.vton.config import TryonConfig
 from triptych.vton.garments import dressed
@@ -239,8 +239,7 @@ def hashes_of(config: TryonConfig) -> dict[str, str]:
         if path is not None
     }
     if config.proposes and config.person:  # of the file that `write_preview` writes
-        outlines, holes, _ = _proposal(config)
-        drawn = polygons.to_dict(outlines, load_original(config.person).image.size, holes)
+        drawn = _polygon_file(_proposal(config), load_original(config.person).image.size, proposed=True)
         hashes["polygon"] = hashlib.sha256(json_text(drawn).encode()).hexdigest()
     return hashes
 
@@ -297,8 +296,22 @@ def preview_of(inputs: Inputs) -> Preview | None:
     picture = _shown(person.start or person.photo, masks.feather(person.repainted(), fit.feather))
     if not inputs.config.mask_out:
         return Preview(picture, None)
-    outlines, holes, _ = inputs.area.polygons()
-    return Preview(picture, polygons.to_dict(outlines, person.photo.size, holes))
+    drawn = _polygon_file(inputs.area.polygons(), person.photo.size, proposed=inputs.config.proposes)
+    return Preview(picture, drawn)
+
+
+def _polygon_file(drawn: polygons.Outlines, size: tuple[int, int], *, proposed: bool) -> dict[str, Any]:
+    """The content of a polygon file. That of a proposal has its digest, which shows that nobody has corrected
+    it.
+    """
+    data = polygons.to_dict(drawn.polygons, size, drawn.holes)
+    return data | ({"proposed": digest(data)} if proposed else {})
+
+
+def _only_proposed(data: Any) -> bool:
+    """Whether a polygon file is a proposal as it was written."""
+    rest = {key: value for key, value in data.items() if key != "proposed"} if isinstance(data, dict) else {}
+    return bool(rest) and data.get("proposed") == digest(rest)
 
 
 def _shown(photo: Image.Image, mask: np.ndarray) -> Image.Image:
@@ -319,7 +332,8 @@ def write_preview(config: TryonConfig, preview: Preview | None) -> None:
         return
     save_png(preview.picture, config.preview, text={"Software": "triptych"})
     if config.mask_out and preview.polygons:
-        if config.mask_out.exists() and _json_in(config.mask_out) != preview.polygons:
+        there = _json_in(config.mask_out) if config.mask_out.exists() else preview.polygons
+        if there != preview.polygons and not _only_proposed(there):
             raise InputError(
                 f"{config.mask_out} is there already, and holds something else.",
                 "If you have corrected it, give it with --polygon; otherwise choose another --mask-out.",
