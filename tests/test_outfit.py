@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from triptych.captioning.order import read_order
 from triptych.captioning.questions import questions_about
 from triptych.data.catalogue import Photo, override_labels, read_overrides, read_photos, write_photos
 from triptych.data.pairing import UNSAID
@@ -21,6 +22,7 @@ from triptych.store.files import read_jsonl, sha256_file
 from triptych.tasks import layout_with, task_named, task_of
 from triptych.tasks.outfit import OUTFIT
 from triptych.tasks.tryon import TRY_ON
+from triptych.terminal.same_options import same_options
 from triptych.training.config import TrainConfig
 from triptych.verbs.clean import CleanConfig, clean
 from triptych.verbs.concat import ConcatConfig, concat
@@ -275,3 +277,22 @@ def test_from_photos_to_a_picture(tmp_path: Path, tiny_flux2: Path, monkeypatch:
     ).finish()
     assert Image.open(summary["images"][0]).size == (96, 48)
     assert not [warning for warning in summary["warnings"] if "marker" in warning]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "garment, garment, garment, garment, person",
+        "1. garment\n2. garment\n3. garment\n4. garment\n5. person",
+        "first: garment\nsecond: garment\nfifth: person\nthird: garment\nfourth: garment",
+        "five: person, one: garment, two: garment, three: garment, four: garment",
+    ],
+)
+def test_answers_about_five_panels_are_read(answer: str) -> None:
+    assert read_order(answer, 5) == ["garment"] * 4 + ["person"]
+
+
+def test_the_next_command_is_of_the_same_task() -> None:
+    same = same_options([], {}, {"task": "outfit", "model": "m"})
+    assert same("concat") == ["--task outfit", "--model m"]
+    assert same("caption") == ["--model m", "--vlm-model VLM_MODEL"]

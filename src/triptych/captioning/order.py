@@ -20,7 +20,8 @@ _PERSON = (
 )
 _LABEL = re.compile(
     r"""(?:the\s+)?(?:panel|image|picture|photo|position|number|no\.?)?\s*\#?\(?
-    (?P<place>\d{1,2}|one|two|three|first|second|third|left(?:most)?|middle|cent(?:er|re)
+    (?P<place>\d{1,2}|one|two|three|first|second|third|fourth|fifth|sixth|seventh|eighth
+        |four|five|six|seven|eight|left(?:most)?|middle|cent(?:er|re)
         |right(?:most)?|[abc](?=\s*[).:]))
     \s*(?:panel|image|picture|photo|one)?\s*
     (?:[)\].:=–—-]|\bis\b|\bshows\b|\bcontains\b|\bdepicts\b|→|>)*\s*(?:an?\s+|the\s+)?""",
@@ -33,6 +34,16 @@ _PLACES = {
     "first": 1,
     "second": 2,
     "third": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
     "left": 1,
     "leftmost": 1,
     "middle": 2,

@@ -23,6 +23,7 @@ REPEATED = (
         "embeddings",
         "lora_folder",
         "fail_path",
+        "task",
         "model",
         "vlm_model",
         "base_url",
