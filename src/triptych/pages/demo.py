@@ -57,7 +57,7 @@ class DemoPictures:
 
     compared: front, back, the worn panel of each of `SUBJECTS`, and the true worn panel. verdicts: for each
     subject, whether colour and pattern are right. tryons: paths of the input files by name (front, back,
-    person, polygon), for the try-on pictures `<number>-<name>.png` of `DRESSED`.
+    person), for the try-on pictures `<number>-<name>.png` of `DRESSED`.
     """
 
     compared: Sequence[tuple[Image.Image, ...]]
@@ -108,8 +108,9 @@ def write_report(out: Path, summary: dict[str, Any], pictures: DemoPictures) -> 
         ),
         _compared(pictures),
         "<h2>5 · Try-on: this person, that garment</h2>",
-        "<p>Only the outlined region is regenerated, from the noised photo; every pixel outside its soft "
-        "edge is the photo's own.</p>",
+        "<p>Nobody drew the outline: <code>--mask auto</code> proposed it for the kind of garment that the "
+        "prompt names, with the embedded human parser. Only its inside is regenerated, from the noised "
+        "photo; every pixel outside its soft edge is the photo's own.</p>",
         _tryons(out, pictures),
         "<h2>6 · A model wearing the garment</h2>",
         "<p><code>triptych generate</code> with two product photos and the LoRA: the worn panel is new.</p>",

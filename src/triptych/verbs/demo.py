@@ -21,14 +21,12 @@ from triptych.evaluation.rendered import (
     BATCH,
     Item,
     held_out_items,
-    outline,
     prompt_of,
     verdicts,
     worn_panels,
 )
 from triptych.events import Event, Run
 from triptych.pages.demo import DRESSED, SUBJECTS, DemoPictures, write_report
-from triptych.pictures.polygons import write_polygons
 from triptych.pocket.raw_catalogue import write_raw_catalogue
 from triptych.session import load_models
 from triptych.store.files import write_json
@@ -154,6 +152,7 @@ def _dress(
             model = "pocket-klein" if name == "references" else "pocket"
             options: dict[str, Any] = {
                 **inputs,
+                "mask": Path("auto"),  # of the kind that the prompt names
                 "prompt": prompt_of(item, describes_panels=model == "pocket"),
                 "lora": out / "lora" if name == "lora" else None,
                 "seed": config.seed + number,
@@ -207,14 +206,10 @@ def _generate_pictures(out: Path, items: list[Item], seed: int) -> Run:
 
 
 def _tryon_inputs(folder: Path, number: int, item: Item) -> dict[str, Path]:
-    """Files of a try-on: front, back, a person who wears another garment of the same type, and a polygon
-    around that garment as users draw it.
-    """
+    """Files of a try-on: front, back, and a person who wears another garment of the same type."""
     folder.mkdir(parents=True, exist_ok=True)
     worn = item.view(2, item.other())
     paths = {name: folder / f"{number}-{name}.png" for name in ("front", "back", "person")}
     for name, image in (("front", item.front), ("back", item.back), ("person", worn.image)):
         image.save(paths[name])
-    polygon = folder / f"{number}-polygon.json"
-    write_polygons(polygon, [outline(np.asarray(worn.mask) > 127, margin=6)])
-    return {**paths, "polygon": polygon}
+    return paths
