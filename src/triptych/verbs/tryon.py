@@ -17,14 +17,13 @@ from triptych.vton.files import (
     THUMB,
     TryonConfig,
     check,
-    preview_of,
     read,
     sample,
     with_prompt,
     write,
-    write_preview,
     write_sheet,
 )
+from triptych.vton.preview import preview_of, write_preview
 from triptych.vton.prompt import PromptWriter
 
 if TYPE_CHECKING:  # it imports torch

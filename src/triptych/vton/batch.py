@@ -22,17 +22,15 @@ from triptych.tasks import dressing
 from triptych.vton.files import (
     SUFFIXES,
     Inputs,
-    Preview,
     TryonConfig,
     alike,
     finished,
-    preview_of,
     read,
     sample,
     write,
-    write_preview,
 )
 from triptych.vton.lines import Line, read_lines, shortened
+from triptych.vton.preview import Preview, preview_of, write_preview
 from triptych.vton.prompt import PromptWriter
 from triptych.vton.results import Result, Results, check_results, page_of
 

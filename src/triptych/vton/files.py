@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from triptych.captioning.write import prompt_problems
 from triptych.config.marks import AMOUNT, EACH, OUTPUT, marked
 from triptych.data import captions
 from triptych.errors import ConfigError, InputError
-from triptych.pictures import mask_checks, masks, polygons, xmp
+from triptych.pictures import mask_checks, polygons, xmp
 from triptych.pictures.images import (
     JPEG_SUFFIXES,
     SETTINGS,
@@ -31,16 +29,16 @@ from triptych.pictures.images import (
     sha256_photo,
 )
 from triptych.pictures.originals import with_transparency, writable_metadata
-from triptych.pictures.outlines import outlines
 from triptych.pictures.overwrite import check_overwrites, check_writable, ends_whole
 from triptych.pictures.panels import PanelLayout
 from triptych.pictures.saving import save_jpeg, save_png
 from triptych.pictures.sheets import contact_sheet
 from triptych.sampling.options import Sampling
-from triptych.store.files import digest, json_text, parse_json, sha256_file, write_json
+from triptych.store.files import json_text, sha256_file
 from triptych.vton.area import Area, area_of, whole
 from triptych.vton.config import TryonConfig
 from triptych.vton.garments import dressed
+from triptych.vton.preview import polygon_file, write_changed
 from triptych.vton.proposal import kind_of, proposed_for
 from triptych.vton.request import Request, request_of
 
@@ -48,14 +46,11 @@ if TYPE_CHECKING:  # they import torch, which `--help` can do without
     from triptych.sampling.opened import OpenedModel
     from triptych.sampling.picture import Picture
 
-log = logging.getLogger(__name__)
-
 DEFAULT_STRENGTH = TryonConfig.model_fields["strength"].default
 SUFFIXES = {".png"} | JPEG_SUFFIXES
 """Endings of the pictures that it can write."""
 SMALL = 64  # pixels: 8 × 8, smaller than one token of the model
 THUMB = 320  # pixels; side of a picture on the contact sheet
-PREVIEW_SIDE = 1600  # pixels; enough to judge a mask by
 
 
 @dataclass(frozen=True)
@@ -239,7 +234,7 @@ def hashes_of(config: TryonConfig) -> dict[str, str]:
         if path is not None
     }
     if config.proposes and config.person:  # of the file that `write_preview` writes
-        drawn = _polygon_file(_proposal(config), load_original(config.person).image.size, proposed=True)
+        drawn = polygon_file(_proposal(config), load_original(config.person).image.size, proposed=True)
         hashes["polygon"] = hashlib.sha256(json_text(drawn).encode()).hexdigest()
     return hashes
 
@@ -275,80 +270,6 @@ def _settings_in(path: Path) -> dict[str, Any] | None:
     return {key: value for key, value in settings.items() if key != "made_on"}
 
 
-class Preview(NamedTuple):
-    """What is written before a model is loaded: a picture that shows the repainted area, and the area before
-    it was widened, as the content of a polygon file; None if that is not wanted.
-    """
-
-    picture: Image.Image
-    polygons: dict[str, Any] | None
-
-
-def preview_of(inputs: Inputs) -> Preview | None:
-    """The repainted area, to be looked at and to be corrected; None if only the made picture tells.
-
-    Raises:
-        InputError: the mask is too ragged to be written as polygons.
-    """
-    person, fit = inputs.request.person, inputs.request.fit
-    if fit.mask_free:
-        return None
-    picture = _shown(person.start or person.photo, masks.feather(person.repainted(), fit.feather))
-    if not inputs.config.mask_out:
-        return Preview(picture, None)
-    drawn = _polygon_file(inputs.area.polygons(), person.photo.size, proposed=inputs.config.proposes)
-    return Preview(picture, drawn)
-
-
-def _polygon_file(drawn: polygons.Outlines, size: tuple[int, int], *, proposed: bool) -> dict[str, Any]:
-    """The content of a polygon file. That of a proposal has its digest, which shows that nobody has corrected
-    it.
-    """
-    data = polygons.to_dict(drawn.polygons, size, drawn.holes)
-    return data | ({"proposed": digest(data)} if proposed else {})
-
-
-def _only_proposed(data: Any) -> bool:
-    """Whether a polygon file is a proposal as it was written."""
-    rest = {key: value for key, value in data.items() if key != "proposed"} if isinstance(data, dict) else {}
-    return bool(rest) and data.get("proposed") == digest(rest)
-
-
-def _shown(photo: Image.Image, mask: np.ndarray) -> Image.Image:
-    """A photo with an area (H, W) in [0, 1] marked, small enough to look at."""
-    small, shown = photo.copy(), masks.mask_image(mask)
-    for picture in (small, shown):
-        picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BOX)
-    return mask_checks.preview(small, np.asarray(shown).astype(np.float32) / np.float32(255))
-
-
-def write_preview(config: TryonConfig, preview: Preview | None) -> None:
-    """Write the picture that shows the repainted area, and `mask_out`.
-
-    Raises:
-        InputError: `mask_out` is there already and holds something else.
-    """
-    if preview is None:
-        return
-    save_png(preview.picture, config.preview, text={"Software": "triptych"})
-    if config.mask_out and preview.polygons:
-        there = _json_in(config.mask_out) if config.mask_out.exists() else preview.polygons
-        if there != preview.polygons and not _only_proposed(there):
-            raise InputError(
-                f"{config.mask_out} is there already, and holds something else.",
-                "If you have corrected it, give it with --polygon; otherwise choose another --mask-out.",
-            )
-        write_json(config.mask_out, preview.polygons)
-
-
-def _json_in(path: Path) -> Any:
-    """The content of a JSON file; None if it is none."""
-    try:
-        return parse_json(polygons.read_polygon_text(path))
-    except (InputError, ValueError):
-        return None
-
-
 def write(config: TryonConfig, photo: OriginalPhoto, seed: int, picture: Picture) -> None:
     """Write the model's triptych, then the picture: an existing picture means that the try-on is complete.
     photo: the person's, whose transparency and metadata the picture keeps.
@@ -357,7 +278,7 @@ def write(config: TryonConfig, photo: OriginalPhoto, seed: int, picture: Picture
 
     path, triptych = config.files(seed)
     if config.mask_free:
-        _write_changed(config, photo.image, path, picture.mask)
+        write_changed(config, photo.image, path, picture.mask)
     packet = xmp.packet("compositeWithTrainedAlgorithmicMedia")
     save_png(picture.triptych, triptych, text=text_chunks(picture.settings, "triptych"), xmp=packet)
     text = text_chunks(picture.settings)
@@ -373,20 +294,6 @@ def write(config: TryonConfig, photo: OriginalPhoto, seed: int, picture: Picture
     else:
         image = with_transparency(photo, picture.image, picture.mask) if photo.alpha else picture.image
         save_png(image, path, text=text, icc_profile=photo.icc_profile, exif=photo.exif, xmp=packet)
-
-
-def _write_changed(config: TryonConfig, photo: Image.Image, path: Path, mask: np.ndarray) -> None:
-    """Write what a mask-free try-on changed: a picture that shows it, and polygons to correct it by. A
-    polygon file of other content stays: it may have been corrected.
-    """
-    save_png(_shown(photo, mask), path.with_name(f"{path.stem}-mask.png"), text={"Software": "triptych"})
-    drawn = polygons.to_dict(outlines(mask >= 0.5), photo.size)
-    file = config.mask_out if config.mask_out and len(config.seeds) == 1 else None
-    file = file or path.with_name(f"{path.stem}-mask.json")
-    if not file.exists() or _json_in(file) == drawn:
-        write_json(file, drawn)
-    else:
-        log.warning("%s is there already, and stays as it is: it may have been corrected.", file)
 
 
 def write_sheet(config: TryonConfig, pictures: Sequence[tuple[int, Image.Image]]) -> Path:
