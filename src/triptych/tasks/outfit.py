@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from triptych.tasks.base import Panel, Task
 from triptych.tasks.product_photos import DETAIL, PART
-from triptych.tasks.tryon import BACK, FRONT
+from triptych.tasks.tryon import BACK, FRONT, PANELS
 
 _TOP_WORDS = """
 top tops shirt shirts tshirt tee blouse sweater pullover hoodie cardigan jacket blazer coat vest oberteil
@@ -63,13 +65,10 @@ OUTFIT = Task(
         ),
         _piece("shoes", "the shoes: kind, colours, material, soles", "shoes", _SHOES_WORDS),
         _piece("bag", "the bag: kind, size, colours, material, closure", "a bag", _BAG_WORDS),
-        Panel(
-            "worn",
-            "the person wearing it all: pose, fit, other clothing, background, light",
-            "a person wearing it all",
-            "person",
-            ("worn", "person", "model", "wearer"),
-            frozenset({"worn", "getragen"}),
+        replace(
+            PANELS[-1],
+            asks="the person wearing it all: pose, fit, other clothing, background, light",
+            shows="a person wearing it all",
         ),
     ),
     made=("worn",),

@@ -5,25 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from triptych.errors import ModelError
+from triptych.pocket.parts import PARTS as DRAWN
 
-PARTS = (
-    "background",
-    "hair",
-    "face",
-    "neck",
-    "arm",
-    "hand",
-    "leg",
-    "shoe",
-    "top",
-    "dress",
-    "skirt",
-    "trousers",
-    "hat",
-    "bag",
-    "accessory",
-)
-"""What a parser tells apart: the value of a part in a label map is its place here. `neck` is all bare skin of
+PARTS = (*DRAWN, "hat", "bag", "accessory")
+"""What a parser tells apart, first what the rendered world draws. The value of a part in a label map is its
+place here. `neck` is all bare skin of
 the trunk; `top` is every garment on it that is no dress, coats included; `accessory` is worn, and no garment.
 """
 PART = {name: number for number, name in enumerate(PARTS)}

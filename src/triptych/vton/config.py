@@ -137,6 +137,11 @@ class TryonConfig(PictureConfig):
         """Whether the mask is proposed by a parser."""
         return is_auto(self.mask)
 
+    @property
+    def noise(self) -> float:
+        """Share of noise that sampling starts from: mask-free, noise alone."""
+        return 1.0 if self.mask_free else self.strength
+
     def fit(self) -> Fit:
         """How the photo is shown to the model."""
         from triptych.vton.request import Fit

@@ -172,7 +172,7 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
         photo.icc_profile,
         [shown[path] for path in config.reference],
     )
-    sampling = model.resolved(config, 1.0 if config.mask_free else config.strength)
+    sampling = model.resolved(config, config.noise)
     warnings += left_out
     drawn = "polygon" if config.polygon else "mask"
     if (covered := int((area > 0).sum())) < SMALL:
@@ -251,7 +251,7 @@ def finished(config: TryonConfig, model: OpenedModel) -> set[int]:
         sha256 = hashes_of(config)
     except (InputError, OSError):  # a missing input: `read` reports it
         return set()
-    sampling = model.resolved(config, 1.0 if config.mask_free else config.strength)
+    sampling = model.resolved(config, config.noise)
     return {
         seed
         for seed, settings in before.items()

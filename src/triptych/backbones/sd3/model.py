@@ -112,7 +112,8 @@ class SD3(Backbone):
         attend = {} if window.context is None else {"before": window.context}
         made = self._run_tokens(transformer, latents_BCHW, window, t_B, states, pooled, attend)
         h, w = latents_BCHW.shape[2:]
-        return unpatch(window.put(made), h, w, transformer.config.patch_size).float()  # type: ignore[union-attr,arg-type]
+        patch_size: int = transformer.config.patch_size  # type: ignore[union-attr,assignment]
+        return unpatch(window.put(made), h, w, patch_size).float()
 
     def conditioning(self, transformer: Any, t_T: Tensor, text: Text, guidance_scale: float | None) -> Tensor:
         pooled = text["pooled_prompt_embeds"].to(self.dtype)
