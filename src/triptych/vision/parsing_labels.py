@@ -9,8 +9,8 @@ from triptych.pocket.parts import PARTS as DRAWN
 
 PARTS = (*DRAWN, "hat", "bag", "accessory")
 """What a parser tells apart, first what the rendered world draws. The value of a part in a label map is its
-place here. `neck` is all bare skin of
-the trunk; `top` is every garment on it that is no dress, coats included; `accessory` is worn, and no garment.
+place here. `neck` is all bare skin of the trunk; `top` is every garment on it that is no dress, coats
+included; `accessory` is worn, and no garment.
 """
 PART = {name: number for number, name in enumerate(PARTS)}
 
