@@ -178,7 +178,7 @@ def colour_distances(panels: Sequence[Image.Image], items: Sequence[Item], panel
     for made, item in zip(panels, items, strict=True):
         truth = item.view(panel)
         inside = np.asarray(truth.mask.resize(made.size, Image.Resampling.BOX)) > 127
-        found, true = (_lab(image.convert("RGB").resize(made.size))[inside] for image in (made, truth.image))
+        found, true = (lab(image.convert("RGB").resize(made.size))[inside] for image in (made, truth.image))
         distances.append(float(np.linalg.norm(found.mean(0) - true.mean(0))))
     return distances
 
@@ -191,7 +191,7 @@ def mean_distance(distances: Sequence[float]) -> float:
 _TO_LAB = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
 
 
-def _lab(image: Image.Image) -> np.ndarray:
+def lab(image: Image.Image) -> np.ndarray:
     """CIE L*a*b* of a picture, (H, W, 3): L in 0..100, a and b in -128..127."""
     lab = np.asarray(ImageCms.applyTransform(image, _TO_LAB))
     return np.stack([lab[..., 0] / 2.55, lab[..., 1].view(np.int8), lab[..., 2].view(np.int8)], -1)

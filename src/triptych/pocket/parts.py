@@ -21,3 +21,5 @@ PART = {name: number for number, name in enumerate(PARTS)}
 PART_OF = {name: PART[name if name in PART else "top"] for name in ("t-shirt", "sweater", "jacket", "dress")}
 PART_OF |= {name: PART[name] for name in ("skirt", "trousers")}
 """The part that a garment of each type is."""
+ACCESSORIES = {name: len(PARTS) + number for number, name in enumerate(("hat", "bag"))}
+"""Values of what only people in an outfit have; the parser was trained without them."""

@@ -17,7 +17,7 @@ from triptych.pocket.parts import PART_OF
 from triptych.pocket.wardrobe import draw_flat, draw_worn
 from triptych.pocket.world import BACKGROUNDS, RGB, Garment, Scene
 
-__all__ = ["PANEL_HEIGHT", "PANEL_WIDTH", "Rendered", "concatenate_panels", "render"]
+__all__ = ["PANEL_HEIGHT", "PANEL_WIDTH", "Rendered", "background_of", "concatenate_panels", "render"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def render(garment: Garment, scene: Scene, seed: int, scale: int = 1, *, labels:
     picture larger. ``labels`` asks for the map of parts too.
     """
     rng = random.Random(seed)
-    canvas = Canvas(_jitter(BACKGROUNDS[scene.background], rng), scale, labels)
+    canvas = Canvas(background_of(scene, rng), scale, labels)
     canvas.garment_part = PART_OF[garment.type]
     background: RGB = canvas.image.getpixel((0, 0))  # type: ignore[assignment]
     offset: Point = (rng.uniform(0, 20), rng.uniform(0, 20))
@@ -56,7 +56,10 @@ def concatenate_panels(images: list[Image.Image]) -> Image.Image:
     return wide
 
 
-def _jitter(colour: RGB, rng: random.Random) -> RGB:
+def background_of(scene: Scene, rng: random.Random) -> RGB:
+    """Draw the exact colour of a scene's background."""
     shift = rng.randint(-5, 5)
-    red, green, blue = (max(0, min(255, value + shift + rng.randint(-3, 3))) for value in colour)
+    red, green, blue = (
+        max(0, min(255, value + shift + rng.randint(-3, 3))) for value in BACKGROUNDS[scene.background]
+    )
     return red, green, blue

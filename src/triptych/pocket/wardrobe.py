@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable
 
 from triptych.pocket.canvas import Canvas, Point, Region
-from triptych.pocket.parts import PART
+from triptych.pocket.parts import ACCESSORIES, PART, PART_OF
 from triptych.pocket.world import COLOURS, HAIRS, NONE, OTHER_CLOTHES, RGB, SKINS, Garment, Scene
 
 TOPS = ("t-shirt", "sweater", "jacket")
+BOTTOMS = ("skirt", "trousers")
 ROUND_NECK = ("t-shirt", "sweater", "dress")
 ZIP: RGB = (215, 215, 220)
 SHOES: RGB = (50, 45, 50)
@@ -28,6 +29,19 @@ FLAT: dict[str, list[Point]] = {
     "skirt": _mirror([(20, 24), (19, 30), (9, 78)]),
     "trousers": [(19, 12), (45, 12), (46, 30), (50, 88), (37, 88), (32, 40), (27, 88), (14, 88), (18, 30)],
 }
+HAT: list[Point] = [
+    (20, 54),
+    (21, 40),
+    (25, 35),
+    (39, 35),
+    (43, 40),
+    (44, 54),
+    (55, 57),
+    (55, 61),
+    (9, 61),
+    (9, 57),
+]
+BAG: list[Point] = [(17, 40), (47, 40), (50, 68), (14, 68)]
 ELBOWS_HANDS: dict[str, tuple[Point, Point, Point, Point]] = {
     "arms down": ((-13, 40), (-14, 54), (13, 40), (14, 54)),
     "arms out": ((-18, 36), (-26, 46), (18, 36), (26, 46)),
@@ -41,9 +55,9 @@ def _shade(colour: RGB, factor: float) -> RGB:
     return red, green, blue
 
 
-def _darker(garment: Garment, factor: float) -> RGB:
+def _darker(colour: str, factor: float) -> RGB:
     """Return the colour of seams; black cloth gets lighter seams."""
-    return (85, 85, 92) if garment.colour == "black" else _shade(COLOURS[garment.colour], factor)
+    return (85, 85, 92) if colour == "black" else _shade(COLOURS[colour], factor)
 
 
 def _cloth(canvas: Canvas, region: Region, garment: Garment, offset: Point) -> None:
@@ -75,7 +89,7 @@ def draw_flat(
     scale_x, scale_y = scene.zoom * rng.uniform(0.9, 1.06), scene.zoom * rng.uniform(0.92, 1.04)
     move_x, move_y = rng.uniform(-2, 2), rng.uniform(-3, 3)
     front, cut = scene.view == "front", garment.type
-    seam, inside = _darker(garment, 0.62), _darker(garment, 0.5)
+    seam, inside = _darker(garment.colour, 0.62), _darker(garment.colour, 0.5)
 
     def place(*points: Point) -> list[Point]:
         return [((x - 32) * scale_x + 32 + move_x, (y - 48) * scale_y + 48 + move_y) for x, y in points]
@@ -131,6 +145,53 @@ def draw_worn(canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random
         person.draw_neck(canvas, 4)
     person.draw_garment(canvas, garment, offset)
     person.draw_head(canvas)
+
+
+def draw_outfit(
+    canvas: Canvas,
+    top: Garment,
+    bottom: Garment,
+    hat: str,
+    bag: str,
+    scene: Scene,
+    rng: random.Random,
+    offset: Point,
+) -> None:
+    """Draw a person who wears two garments, the top tucked in, and perhaps a hat and a bag, each given by its
+    colour or `NONE`. ``offset`` moves the top's pattern; the bottom's own is drawn after the person's
+    numbers, so that the person is that of :func:`draw_worn`.
+    """
+    person = _Person(scene, rng)
+    below: Point = (rng.uniform(0, 20), rng.uniform(0, 20))
+    person.draw_body(canvas)
+    for garment, moved in ((top, offset), (bottom, below)):
+        canvas.garment_part = PART_OF[garment.type]
+        person.draw_garment(canvas, garment, moved)
+    if bag != NONE:
+        person.draw_bag(canvas, bag)
+    person.draw_head(canvas)
+    if hat != NONE:
+        person.draw_hat(canvas, hat)
+
+
+def draw_accessory(canvas: Canvas, kind: str, colour: str, rng: random.Random, background: RGB) -> None:
+    """Draw a hat or a bag lying alone."""
+    cloth, seam, scale = COLOURS[colour], _darker(colour, 0.62), rng.uniform(0.9, 1.06)
+    move_x, move_y = rng.uniform(-2, 2), rng.uniform(-3, 3)
+
+    def place(*points: Point) -> list[Point]:
+        return [((x - 32) * scale + 32 + move_x, (y - 48) * scale + 48 + move_y) for x, y in points]
+
+    outline = place(*(HAT if kind == "hat" else BAG))
+    if kind == "bag":
+        canvas.part = ACCESSORIES[kind]
+        canvas.line(place((23, 42), (25, 28), (39, 28), (41, 42)), 2.4, seam)
+    canvas.part = 0
+    canvas.polygon([(x + 2, y + 2) for x, y in outline], _shade(background, 0.86))
+    canvas.part = ACCESSORIES[kind]
+    canvas.polygon(outline, cloth)
+    canvas.line([*outline, outline[0]], 1, seam)
+    canvas.line(place((20, 51), (44, 51)) if kind == "hat" else place((16, 50), (48, 50)), 2, seam)
 
 
 class _Person:
@@ -206,7 +267,7 @@ class _Person:
 
     def draw_garment(self, canvas: Canvas, garment: Garment, offset: Point) -> None:
         cut, shoulder, hip = garment.type, self.shoulder, self.hip
-        seam = _darker(garment, 0.62)
+        seam = _darker(garment.colour, 0.62)
         sleeve, neck_depth = 0.0, 0.0
         if cut in TOPS:
             hem = hip + (9 if cut == "jacket" else 4)
@@ -270,3 +331,23 @@ class _Person:
             canvas.polygon(
                 [self.at(-7.5, 10), self.at(7.5, 10), self.at(8.5, 29), self.at(-8.5, 29)], self.hair
             )
+
+    def draw_hat(self, canvas: Canvas, colour: str) -> None:
+        """Draw a hat with a brim, over the hair and clear of the eyes."""
+        canvas.part = ACCESSORIES["hat"]
+        cloth, seam = COLOURS[colour], _darker(colour, 0.62)
+        canvas.polygon([self.at(-6.8, 8), self.at(-6, 0.6), self.at(6, 0.6), self.at(6.8, 8)], cloth)
+        canvas.line([self.at(-6.8, 6.4), self.at(6.8, 6.4)], 1.6, seam)
+        canvas.ellipse(self.at(-11.5, 7), self.at(11.5, 10.6), cloth)
+
+    def draw_bag(self, canvas: Canvas, colour: str) -> None:
+        """Draw a bag that hangs from a hand which is down."""
+        canvas.part = ACCESSORIES["bag"]
+        x, y = self.arms[0 if self.scene.pose == "one arm up" else 1][-1]
+        x = min(max(x, 7.0), 57.0)  # the whole bag is in the picture
+        seam = _darker(colour, 0.62)
+        canvas.line([(x - 3, y + 5), (x, y), (x + 3, y + 5)], 1.2, seam)
+        canvas.polygon(
+            [(x - 5, y + 4.5), (x + 5, y + 4.5), (x + 6.2, y + 15), (x - 6.2, y + 15)], COLOURS[colour]
+        )
+        canvas.line([(x - 5.4, y + 8), (x + 5.4, y + 8)], 1, seam)
