@@ -2,6 +2,8 @@
 runs it.
 
     python benchmarks/gpu.py --budget 480 --out work/gpu
+    python benchmarks/gpu.py --no-plans --out work/gpu      # and later, on any machine:
+    python benchmarks/gpu.py --plans work/gpu/results.json --out work/gpu
     python benchmarks/gpu.py --tiny                  # every part on the CPU, on shapes that mean nothing:
     does it run at all?
 
@@ -49,12 +51,26 @@ def main(words: Sequence[str] | None = None) -> int:
         default=gpu_wheels.FOLDER,
         help="what gpu_wheels.py fetched; no folder, no matter",
     )
+    parser.add_argument(
+        "--no-plans",
+        action="store_true",
+        help="leave what `triptych plan` says to `--plans`: it takes a minute in which a card idles",
+    )
+    parser.add_argument(
+        "--plans", type=Path, help="measure nothing: put the plans into an earlier run's results.json"
+    )
     options = parser.parse_args(words)
     end = (BEGUN if words is None else time.monotonic()) + options.budget
     with tempfile.TemporaryDirectory(prefix="gpu-") as work:
         used = gpu_wheels.unpack(options.wheels, Path(work) / "wheels")
         sys.path.insert(1 if used else 0, str(SOURCE))
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):  # bars would fill the log
+            os.environ.setdefault(name, "1")
+        if options.plans:
+            from gpu_parts.plans import answer_file
+
+            return answer_file(options.plans, options.out)
         return measure(options, Path(work), end, used)
 
 
@@ -64,6 +80,7 @@ def measure(options: argparse.Namespace, work: Path, end: float, wheels: list[st
 
     from gpu_parts import PARTS
     from gpu_parts.bench import Bench, Part
+    from gpu_parts.plans import answer_all
 
     if not options.tiny and not torch.cuda.is_available():
         print("PyTorch sees no card here. --tiny runs every part on the CPU.", file=sys.stderr)
@@ -77,6 +94,9 @@ def measure(options: argparse.Namespace, work: Path, end: float, wheels: list[st
         bench.run(Part(name, options.budget if options.tiny else seconds, home))
         part = bench.results["parts"][name]
         print(f"{name}: {part['state']} ({part.get('seconds', 0)} s)", file=sys.stderr, flush=True)
+    if not options.no_plans:
+        answer_all(bench.results)
+        bench.save()
     print((options.out / "results.md").read_text(encoding="utf-8"))
     for failure in bench.failures:
         print(f"FAILED: {failure}", file=sys.stderr)

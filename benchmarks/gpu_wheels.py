@@ -170,7 +170,10 @@ def main() -> None:
     parser.add_argument(
         "--python",
         default=here,
-        help="version of Python on the machine with the card; 'always' suits 3.11 to 3.13 anyway",
+        help="version of Python on the machine with the card",
+    )
+    parser.add_argument(
+        "--also", nargs="*", default=[], help="further versions of Python that 'always' has to suit"
     )
     parser.add_argument(
         "--cuda", default="130", help="CUDA that its PyTorch was built for, in digits: 126, 128, 130, 132"
@@ -179,7 +182,7 @@ def main() -> None:
     for old in options.out.glob("*/*.whl"):
         old.unlink()
     fetch(ALWAYS, options.python, options.out / "always", options.cuda)
-    for python in {"3.11", "3.12", "3.13"} - {options.python}:
+    for python in set(options.also) - {options.python}:
         fetch(["pydantic_core"], python, options.out / "always", options.cuda)
     fetch(BARE, options.python, options.out / "bare", options.cuda)
     sizes = {

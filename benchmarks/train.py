@@ -75,7 +75,7 @@ class FixedWindow(TrainingSet):
         return (
             batch
             if self.active is None
-            else replace(batch, active=self.active.to(batch.clean_BCHW.device), within=None)
+            else replace(batch, active=self.active.to(batch.clean_BCHW.device), within=None, run_known=False)
         )
 
 
@@ -198,10 +198,12 @@ def window(layout: PanelLayout, share: float) -> Tensor:
 
 def write_records(models: OpenedModel, size: Size, work: Path) -> None:
     """Embeddings of two random triptychs."""
-    layout, made_with = TRY_ON.layout(size.width, size.height), models.backbone.encoder_fingerprint
-    folder = work / "embeddings" / models.backbone.name
+    backbone, layout = models.backbone, TRY_ON.layout(size.width, size.height)
+    made_with, folder = backbone.encoder_fingerprint, work / "embeddings" / backbone.name
+    unit = backbone.settings.stride // backbone.family.latents_per_token
+    shape = backbone.latent_channels(models.transformer), layout.size[1] // unit, layout.size[0] // unit
     for number in range(2):
-        mean = torch.randn(16, layout.size[1] // 8, layout.size[0] // 8)
+        mean = torch.randn(shape)
         record = EmbeddingRecord(
             f"id-{number}",
             mean,

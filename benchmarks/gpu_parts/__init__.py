@@ -3,18 +3,22 @@
 
 PARTS = {
     "machine": (15, "machine:machine"),
-    "equality": (40, "equality:equality"),
-    "sampling": (85, "sampling:sampling"),
-    "training": (80, "training:training"),
-    "pocket": (55, "pocket_run:pocket"),
-    "quantised": (60, "memory:quantised"),
-    "waiting": (30, "sampling:waiting"),
-    "presets": (60, "memory:presets"),
-    "with_lora": (35, "sampling:with_lora"),
-    "swapping": (25, "memory:swapping"),
+    "klein_equality": (30, "klein_parts:klein_equality"),
+    "klein_sampling": (95, "klein_parts:klein_sampling"),
+    "klein_training": (50, "klein_parts:klein_training"),
+    "waiting": (45, "profiled:waiting"),
+    "training": (60, "training:training"),
+    "klein_presets": (40, "presets:klein_presets"),
+    "presets": (60, "presets:presets"),
+    "with_lora": (30, "sampling:with_lora"),
+    "sampling": (40, "sampling:sampling"),
+    "swapping": (20, "memory:swapping"),
     "optimizers": (25, "training:optimizers"),
-    "more_sampling": (60, "sampling:more_sampling"),
-    "compiled": (90, "sampling:compiled"),
+    "more_sampling": (45, "sampling:more_sampling"),
+    "compiled": (45, "sampling:compiled"),
+    "equality": (40, "equality:equality"),
+    "pocket": (60, "pocket_run:pocket"),
+    "quantised": (60, "memory:quantised"),
 }
 """By name: the seconds a part may take, and where it is. The most telling come first; what no longer fits
 into the budget is left out."""

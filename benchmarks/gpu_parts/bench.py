@@ -47,12 +47,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing to time. units: pictures or noise levels in one run. planned: GiB by `triptych plan`,
-    without what it assumes for CUDA."""
+    """One thing to time. units: pictures or noise levels in one run. plan: the question to `triptych plan`
+    (see `plans`). first: a shorter run of the same memory, before any is timed."""
 
     run: Callable[[], Any]
     units: int = 1
-    planned: Callable[[], float] | None = None
+    plan: Figures | None = None
+    first: Callable[[], Any] | None = None
+
+    def cost(self, row: Figures) -> float:
+        """Seconds that another run will take at most, by what was measured."""
+        known = [float(one) * self.units for one in row.get("all_s", ())]
+        return max(known) if known else float(row["first_s"])
 
 
 class Bench:
@@ -120,57 +126,56 @@ class Bench:
         self.save()
         return good
 
-    def compare(self, base: str, variants: dict[str, Variant], rounds: int) -> None:
+    def compare(self, base: str, variants: dict[str, Variant], rounds: int, sharing: int = 1) -> None:
         """A row for each variant: before every run of one runs `base`, so that the ratio of the two is of the
         same moment.
 
         Medians over the rounds; the first run of each is not timed, but its memory is taken. What no longer
-        fits into the part's time is left out.
+        fits into the part's time is left out. sharing: so many variants follow on one run of `base`.
         """
         alive = {
             name: one for name, one in variants.items() if self.row(name, lambda one=one: self._first(one))
         }
+        against = alive.get(base)
+        others = [name for name in alive if name != base] or [base]
         seconds: dict[str, list[float]] = {name: [] for name in alive}
         ratios: dict[str, list[float]] = {name: [] for name in alive}
         for _ in range(rounds):
-            for name, one in alive.items():
-                if name == base and len(alive) > 1:
-                    continue
-                pair = [alive[base], one] if base in alive and name != base else [one]
-                if self.left < 1.2 * sum(self._rows[key]["first_s"] for key in {base, name} if key in alive):
+            for number, name in enumerate(others):
+                before = against is not None and name != base and number % sharing == 0
+                needed = alive[name].cost(self._rows[name]) + (
+                    against.cost(self._rows[base]) if before and against is not None else 0.0
+                )
+                if self.left < 1.2 * needed:
                     return
-                times = [self.seconds(each.run) / each.units for each in pair]
-                seconds[name].append(times[-1])
-                if len(pair) > 1:
-                    seconds[base].append(times[0])
-                    ratios[name].append(times[0] / times[-1])
-                for key in (base, name):
-                    if seconds.get(key):
-                        self._rows[key] |= {
-                            "s": median(seconds[key]),
-                            "times": len(seconds[key]),
-                            "all_s": seconds[key],
-                        }
-                if ratios[name]:
-                    self._rows[name] |= {f"× {base}": median(ratios[name]), "all_ratios": ratios[name]}
-                self.save()
+                if before and against is not None:
+                    seconds[base].append(self.seconds(against.run) / against.units)
+                seconds[name].append(self.seconds(alive[name].run) / alive[name].units)
+                if against is not None and name != base:
+                    ratios[name].append(seconds[base][-1] / seconds[name][-1])
+                self._timed(base, name, seconds, ratios)
+
+    def _timed(
+        self, base: str, name: str, seconds: dict[str, list[float]], ratios: dict[str, list[float]]
+    ) -> None:
+        """Medians so far, into the rows of a variant and of what it is compared with."""
+        for key in {base, name}:
+            if times := seconds.get(key):
+                self._rows[key] |= {"s": median(times), "times": len(times), "all_s": times}
+        if ratios[name]:
+            self._rows[name] |= {f"× {base}": median(ratios[name]), "all_ratios": ratios[name]}
+        self.save()
 
     def _first(self, one: Variant) -> Figures:
         begun = time.monotonic()
-        figures = self.memory(one.run)
+        figures = self.memory(one.first or one.run)
         figures["first_s"] = time.monotonic() - begun
-        if one.planned is not None and self.card:  # it takes seconds
-            self.plan(figures, "planned_gib", one.planned)
-        return figures
+        return figures if one.plan is None else self.ask(figures, "planned_gib", one.plan)
 
-    def plan(self, figures: Figures, name: str, planned: Callable[[], float]) -> Figures:
-        """The same figures with what `plan` says; if it fails, that is a failure, but what was measured
-        stays.
-        """
-        try:
-            figures[name] = planned()
-        except Exception as error:
-            figures["state"], figures["traceback"] = _state(error), traceback.format_exc()[-2000:]
+    @staticmethod
+    def ask(figures: Figures, column: str, plan: Figures) -> Figures:
+        """The same figures with a question to `plan`, which answers when nothing is timed any more."""
+        figures.setdefault("plans", {})[column] = plan
         return figures
 
     def seconds(self, run: Callable[[], Any]) -> float:

@@ -12,21 +12,16 @@ from torch import Tensor, nn
 
 from flux_like import PROMPT, as_diffusers_has_it
 from gpu_parts.bench import Bench, Figures
+from gpu_parts.gradients import FLOAT32, WORSE, apart, step_rows
 from gpu_parts.model import SMALL, TINY, Random, random_model
-from train import OurStep, ScriptStep, lora_of, write_records
+from train import ScriptStep
 from triptych.backbones.flux.model import unpack
 from triptych.compute.quantize import FORMATS
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.sampling.sampler import Canvases, Known, sample_latents
-from triptych.training.loss import losses_of
 
 STEPS = 4
-FLOAT32 = 1e-4
-"""Relative difference in float32 that kernels which add in another order may make."""
-WORSE = 1.5
-"""In bfloat16 both round, each in its own order: ours may be farther from float32 than diffusers' by no
-more than this factor."""
 
 
 def equality(bench: Bench) -> None:
@@ -42,8 +37,8 @@ def equality(bench: Bench) -> None:
     if bench.device.type == "cuda" or bench.tiny:
         for kind in KINDS:
             bench.row(f"{kind}, bfloat16", lambda kind=kind: _as_close(rounded, kind))
-    bench.row("training step, float32", lambda: _training(bench, exact))
-    bench.row("training step, bfloat16", lambda: _training(bench, rounded))
+    for made in (exact, rounded):
+        step_rows(bench, made, ScriptStep, "training step")
     if bench.card:
         there = random_model(bench, size, torch.float32, torch.device("cpu"))
         weights = models.transformer.state_dict()
@@ -109,14 +104,9 @@ def _strength(kind: str) -> float:
     return 0.6 if kind.endswith("0.6") else 1.0
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    other = other.to(one.device)
-    return float((one.float() - other.float()).norm() / other.float().norm())
-
-
 def _same(ours: Tensor, theirs: Tensor, within: float = FLOAT32) -> Figures:
-    apart = _apart(ours, theirs)
-    return {"apart": apart, "equal": apart <= within}
+    far = apart(ours, theirs)
+    return {"apart": far, "equal": far <= within}
 
 
 def _as_close(rounded: Random, kind: str) -> Figures:
@@ -127,38 +117,8 @@ def _as_close(rounded: Random, kind: str) -> Figures:
     full = replace(backbone, dtype=torch.float32)
     nn.Module.float(models.transformer)  # diffusers' own would warn
     truth = _pipeline(OpenedModel(full, models.transformer, models.autoencoder, models.texts), rounded, kind)
-    apart, stock = _apart(ours, truth), _apart(theirs, truth)
-    return {"apart": apart, "diffusers apart": stock, "equal": apart <= WORSE * stock + FLOAT32}
-
-
-def _training(bench: Bench, made: Random) -> Figures:
-    """Loss and gradients of the LoRA, on the same latents, noise and level."""
-    models = made.models()
-    work = bench.work / f"equality-{made.dtype}".replace("torch.", "")
-    write_records(models, made.size, work)
-    parameters = lora_of(models)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():  # with B = 0 no gradient reaches A
-        for parameter in parameters:
-            parameter += torch.randn(parameter.shape, generator=generator).to(parameter) * 0.02
-    ours, script = OurStep(models, work), ScriptStep(models, work, cached=True)
-    batch = ours.data.draw(ours.backbone, 0, 0, 1)
-    text = {name: value[None] for name, value in ours.data.records[ours.data.ids[0]].text.items()}
-    level = torch.tensor([0.6], device=made.device)
-    batch = replace(batch, t_B=level, text=ours.backbone.to_device(text))
-    mine = losses_of(ours.config, ours.backbone, ours.transformer, batch).sample_B.mean()
-    gradients = _gradients(mine, parameters)
-    script.latents, script.text = batch.clean_BCHW.to(made.dtype), batch.text
-    theirs = script.loss(batch.noise_BCHW.to(made.dtype), level)
-    others = _gradients(theirs, parameters)
-    within = FLOAT32 if made.dtype == torch.float32 else 0.1
-    loss = abs(mine.item() - theirs.item()) / theirs.item()
-    return {**_same(gradients, others, within), "loss apart": loss}
-
-
-def _gradients(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    made = torch.autograd.grad(loss, parameters)
-    return torch.cat([one.float().flatten() for one in made])
+    far, stock = apart(ours, truth), apart(theirs, truth)
+    return {"apart": far, "diffusers apart": stock, "equal": far <= WORSE * stock + FLOAT32}
 
 
 def _card_and_cpu(there: Random, weights: dict[str, Tensor], truth: Tensor) -> Figures:
@@ -168,14 +128,31 @@ def _card_and_cpu(there: Random, weights: dict[str, Tensor], truth: Tensor) -> F
 
 
 def _codes(bench: Bench, format: str) -> Figures:
-    """Equal but for ties that fall to either side."""
+    """Equal but for ties, which fall to either side: no code differs by more than one, and what comes back
+    loses as much.
+
+    torchao's scale is a 127.5th of a group's largest number, which is a tie itself: 127.5. A device that
+    divides by multiplying with the reciprocal gets -127 for one of two negative ones, where another gets
+    -128.
+    """
     weight = torch.randn(512, 1024, generator=torch.Generator().manual_seed(3))
     kind = FORMATS[format]
     (here, scale), (there, scale_there) = kind.pack(weight), kind.pack(weight.to(bench.device))
-    back = kind.unpack(here, scale, weight.shape, torch.float32)
-    differ = float((here != there.cpu()).float().mean())
-    same = differ < 1e-3 and torch.allclose(scale, scale_there.cpu(), rtol=1e-3)
-    return {"apart": differ, "equal": same, "lost by the format": _apart(back, weight)}
+    there, scale_there = there.cpu(), scale_there.cpu()
+    back, back_there = (
+        kind.unpack(*packed, weight.shape, torch.float32) for packed in ((here, scale), (there, scale_there))
+    )
+    lost, lost_there = apart(back, weight), apart(back_there, weight)
+    most = int((here.int() - there.int()).abs().max())
+    exact = format == "nf4"  # two codes of four bits in a byte
+    same = (torch.equal(here, there) if exact else most <= 1) and abs(lost_there - lost) <= 1e-3 * lost
+    return {
+        "apart": float((here != there).float().mean()),
+        "codes apart at most": most,
+        "equal": same,
+        "lost by the format": lost,
+        "lost on the card": lost_there,
+    }
 
 
 def _tf32(models: OpenedModel, made: Random) -> Figures:
@@ -187,4 +164,4 @@ def _tf32(models: OpenedModel, made: Random) -> Figures:
     usual, _ = models.autoencoder.encode(pixels)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact, _ = models.autoencoder.encode(pixels)
-    return {"apart": _apart(usual, exact)}
+    return {"apart": apart(usual, exact)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
@@ -21,31 +21,20 @@ from diffusers import (
 from torch import nn
 
 from flux_like import PROMPT, Size, as_diffusers_has_it
-from gpu_parts.bench import GIB, Bench, Skip
+from gpu_parts.bench import Bench, Skip
 from rehearse_12b import FLUX_DEV, write_model
 from triptych.backbones.contract import Backbone
-from triptych.backbones.flux.model import Flux
 from triptych.backbones.known import known_models
 from triptych.backbones.registry import load_backbone
 from triptych.compute.blocks import linear_layers
 from triptych.compute.cpu import install
 from triptych.compute.quantize import FORMATS
+from triptych.lora.adapter import save_lora
 from triptych.pictures.panels import PanelLayout
-from triptych.planning.memory import (
-    CARD_OVERHEAD,
-    PROCESS_RAM,
-    Machine,
-    Memory,
-    sampling_memory,
-    train_memory,
-)
-from triptych.planning.shapes import ModelShapes, model_shapes
 from triptych.pocket import checkpoint_path
 from triptych.sampling.opened import OpenedModel
-from triptych.sampling.options import Sampling, SamplingConfig
 from triptych.store.files import write_json
 from triptych.tasks.tryon import TRY_ON
-from triptych.training.config import TrainConfig
 from tryon_flux import Bench as Dressing
 from tryon_parts import product
 
@@ -112,14 +101,11 @@ class Random:
     size: Size
     device: torch.device
     dtype: torch.dtype
+    family: ClassVar[str] = "flux"
 
     @property
     def layout(self) -> PanelLayout:
         return TRY_ON.layout(self.size.width, self.size.height)
-
-    @property
-    def shapes(self) -> ModelShapes:
-        return model_shapes(str(self.folder))
 
     def transformer(self) -> nn.Module:
         """As `Backbone.load_transformer` leaves it."""
@@ -147,23 +133,20 @@ class Random:
         made = self.transformer() if transformer is None else transformer
         return OpenedModel(backbone, made, backbone.load_autoencoder(), texts)
 
-    def planned(self, memory: Memory) -> float:
-        """GiB of a plan, without what it assumes for CUDA or for Python: that the card's allocator does
-        not count."""
-        return (memory.total - (CARD_OVERHEAD if self._machine.card else PROCESS_RAM)) / GIB
 
-    def planned_training(self, **settings: Any) -> float:
-        config = TrainConfig(**{"batch_size": 1, "validation_steps": 0, **settings})
-        return self.planned(train_memory(self.shapes, config, self.layout, self.size.words, self._machine))
-
-    def planned_sampling(self, sampling: Sampling, rank: int = 0, **settings: Any) -> float:
-        config = SamplingConfig(**{"context_cache_gib": 0.0, **settings})
-        about = config, sampling, self.layout, self.size.words, self._machine
-        return self.planned(sampling_memory(self.shapes, *about, rank=rank))
-
-    @property
-    def _machine(self) -> Machine:
-        return Machine(self.dtype, card=self.device.type == "cuda")
+def describe(folder: Path, size: Size) -> dict[str, Any]:
+    """Write what of a model's folder says its shapes; the autoencoder's config."""
+    write_model(folder, config_of(size), size.words)
+    for part in ("text_encoder", "text_encoder_2"):  # `plan` wants to know of some
+        (folder / part).mkdir()
+        shutil.copy(checkpoint_path() / part / "config.json", folder / part)
+    config = dict(known_models()["black-forest-labs/FLUX.1-dev"]["parts"]["vae"])
+    if size.heads != FULL.heads:
+        config |= {"block_out_channels": [8, 16, 32, 32], "layers_per_block": 1, "norm_num_groups": 4}
+    config |= {"scaling_factor": 0.3611, "shift_factor": 0.1159}
+    write_json(folder / "vae" / "config.json", {"_class_name": "AutoencoderKL", **config})
+    write_json(folder / "triptych.json", {"max_sequence_length": size.words})
+    return config
 
 
 def random_model(
@@ -180,21 +163,14 @@ def random_model(
     made = made if device is None else Random(made.folder, size, device, made.dtype)
     if made.folder.exists():
         return made
-    write_model(made.folder, config_of(size), size.words)
-    for part in ("text_encoder", "text_encoder_2"):  # `plan` wants to know of some
-        (made.folder / part).mkdir()
-        shutil.copy(checkpoint_path() / part / "config.json", made.folder / part)
-    config = dict(known_models()["black-forest-labs/FLUX.1-dev"]["parts"]["vae"])
-    if size.heads != FULL.heads:
-        config |= {"block_out_channels": [8, 16, 32, 32], "layers_per_block": 1, "norm_num_groups": 4}
+    config = describe(made.folder, size)
     with torch.device("meta"):
-        vae = AutoencoderKL(**config, scaling_factor=0.3611, shift_factor=0.1159)
+        vae = AutoencoderKL(**config)
     on_device(vae, made.device, made.dtype)
     with torch.no_grad():  # the pipeline samples the posterior, triptych takes its mean
         vae.encoder.conv_out.weight[16:] = 0
         vae.encoder.conv_out.bias[16:] = -30
     vae.save_pretrained(made.folder / "vae")
-    write_json(made.folder / "triptych.json", {"max_sequence_length": size.words})
     return made
 
 
@@ -214,14 +190,27 @@ class Shop(Dressing):
         self.words = models.text([PROMPT])
 
 
-def quantise(transformer: nn.Module, format: str) -> nn.Module:
+def quantise(backbone: Backbone, transformer: nn.Module, format: str) -> nn.Module:
     """The layers in the format, one after another, as `Backbone.load_transformer` leaves them."""
     kind = FORMATS[format]
-    for name, module in linear_layers(Flux.blocks(transformer)).items():
+    for name, module in linear_layers(backbone.blocks(transformer)).items():
         codes, scale = kind.pack(module.weight.data.float())
         transformer.set_submodule(name, kind(codes, scale, module.weight.shape, module.bias))
         module.weight = None  # type: ignore[assignment]
     return transformer
+
+
+def random_lora(folder: Path, models: OpenedModel, family: str, rank: int = 16) -> Path:
+    """A file as `train` leaves it."""
+    generator, state = torch.Generator().manual_seed(5), {}
+    for name in models.backbone.lora_layers(models.transformer):
+        layer: Any = models.transformer.get_submodule(name)
+        state[f"{name}.lora_A.weight"] = (
+            torch.randn(rank, layer.in_features, generator=generator) * layer.in_features**-0.5
+        )
+        state[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, rank, generator=generator) * 0.01
+    save_lora(folder / "lora.safetensors", state, rank, rank, {"family": family, "base_model": "random"})
+    return folder / "lora.safetensors"
 
 
 def one_velocity(models: OpenedModel, layout: PanelLayout) -> Any:

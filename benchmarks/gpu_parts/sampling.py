@@ -1,21 +1,16 @@
-"""Try-on against diffusers' pipeline on the same weights and kernels, end to end; where its time goes; and
-compiled."""
+"""Try-on against diffusers' pipeline on the same weights and kernels, end to end; and compiled."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
-from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
-from gpu_parts.bench import Bench, Figures, Skip, Variant
-from gpu_parts.model import Random, Shop, largest, one_velocity, random_model, with_panels
-from triptych.backbones.flux.model import Flux
-from triptych.lora.adapter import load_lora, save_lora
+from gpu_parts.bench import Bench, Figures, Variant
+from gpu_parts.model import Random, Shop, largest, one_velocity, random_lora, random_model, with_panels
+from gpu_parts.plans import question
+from triptych.lora.adapter import load_lora
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 
@@ -35,28 +30,12 @@ def sampling(bench: Bench) -> None:
     bench.row("exact against the pipeline, 2 steps", lambda: {"of 255": shop.difference()})
     variants = {
         "pipeline": Variant(lambda: shop.stock(8, 1.0)),
-        "clean, 36 %": Variant(lambda: shop.ours(CLEAN, PART)),
-        "exact": Variant(lambda: shop.ours(EXACT, 1.0), planned=lambda: made.planned_sampling(EXACT)),
-        "clean, whole panel": Variant(
-            lambda: shop.ours(CLEAN, 1.0), planned=lambda: made.planned_sampling(CLEAN)
+        "clean, 36 %": Variant(
+            lambda: shop.ours(CLEAN, PART), plan=question(made, "sampling", CLEAN, repainted=PART)
         ),
-        "clean, 36 %, no background": Variant(lambda: shop.ours(replace(CLEAN, drop_background=True), PART)),
+        "exact": Variant(lambda: shop.ours(EXACT, 1.0), plan=question(made, "sampling", EXACT)),
     }
-    bench.compare("pipeline", variants, 1 if bench.tiny else 4)
-
-
-def waiting(bench: Bench) -> None:
-    """Where 4 steps spend their time: the share in which kernels run, the lines that wait for the card,
-    the kernels that take longest."""
-    made = random_model(bench, largest(bench))
-    shop = Shop(made, made.models())
-    runs = {
-        "pipeline": lambda: shop.stock(4, 1.0),
-        "exact": lambda: shop.ours(replace(EXACT, num_inference_steps=4), 1.0),
-        "clean, 36 %": lambda: shop.ours(replace(CLEAN, num_inference_steps=4), PART),
-    }
-    for name, run in runs.items():
-        bench.row(name, lambda run=run: _profiled(bench, run))
+    bench.compare("pipeline", variants, 1 if bench.tiny else 4, sharing=2)
 
 
 def more_sampling(bench: Bench) -> None:
@@ -90,18 +69,18 @@ def with_lora(bench: Bench) -> None:
     made = random_model(bench, largest(bench))
     models = made.models()
     shop = Shop(made, models)
-    file = random_lora(bench.work / "lora", models.transformer)
+    file = random_lora(bench.work / "lora", models, made.family)
     stock: Any = shop.pipeline.transformer
     load_lora(models.transformer, file)
     stock.load_lora_adapter(load_file(file), prefix="transformer")
     adapted = {
         "pipeline with LoRA": Variant(lambda: shop.stock(8, 1.0)),
         "exact with LoRA": Variant(
-            lambda: shop.ours(EXACT, 1.0), planned=lambda: made.planned_sampling(EXACT, rank=16)
+            lambda: shop.ours(EXACT, 1.0), plan=question(made, "sampling", EXACT, rank=16)
         ),
         "clean, 36 %, with LoRA": Variant(lambda: shop.ours(CLEAN, PART)),
     }
-    bench.compare("pipeline with LoRA", adapted, 1 if bench.tiny else 3)
+    bench.compare("pipeline with LoRA", adapted, 1 if bench.tiny else 4, sharing=2)
 
 
 def compiled(bench: Bench) -> None:
@@ -129,58 +108,3 @@ def _about(made: Random, models: OpenedModel) -> Figures:
         f"{made.dtype}"
     )
     return {"model": blocks, "parameters": numbers}
-
-
-def random_lora(folder: Path, transformer: nn.Module, rank: int = 16) -> Path:
-    """A file as `train` leaves it."""
-    generator, state = torch.Generator().manual_seed(5), {}
-    for name in Flux.lora_layers(transformer):
-        layer: Any = transformer.get_submodule(name)
-        state[f"{name}.lora_A.weight"] = (
-            torch.randn(rank, layer.in_features, generator=generator) * layer.in_features**-0.5
-        )
-        state[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, rank, generator=generator) * 0.01
-    save_lora(folder / "lora.safetensors", state, rank, rank, {"family": "flux", "base_model": "random"})
-    return folder / "lora.safetensors"
-
-
-def _profiled(bench: Bench, run: Any) -> Figures:
-    run()
-    waits = bench.waits(run)
-    wall = bench.seconds(run)
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.card else [])]
-    with profile(activities=kinds, acc_events=False) as recorded:
-        run()
-        bench.wait()
-    events = recorded.key_averages()
-    if not bench.card:
-        top = sorted(events, key=lambda event: -event.self_cpu_time_total)[:12]
-        return {
-            "s": wall,
-            "first": top[0].key,
-            "top_ms": {event.key: event.self_cpu_time_total / 1e3 for event in top},
-        }
-    kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
-    busy = sum(event.self_device_time_total for event in kernels) / 1e6
-    if not busy:
-        raise Skip("the profiler saw no kernels")
-    top = sorted(kernels, key=lambda event: -event.self_device_time_total)[:12]
-    attention = [
-        event.key
-        for event in top
-        if any(word in event.key.lower() for word in ("flash", "fmha", "attention", "sdpa"))
-    ]
-    named = {event.key[:80]: event.self_device_time_total / 1e3 for event in top}
-    figures = {
-        "s": wall,
-        "kernels_s": busy,
-        "share": busy / wall,
-        "kernels": sum(event.count for event in kernels),
-    }
-    return {
-        **figures,
-        "waits": sum(waits.values()),
-        "attention": (attention or ["?"])[0][:40],
-        "top_ms": named,
-        "lines": waits,
-    }

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from gpu_parts.bench import Bench, Variant
 from gpu_parts.model import Random, largest, random_model
+from gpu_parts.plans import question
 from train import OurStep, ScriptStep, same_loss, write_records
 from triptych.sampling.opened import OpenedModel
 
@@ -16,15 +18,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "clean, whole panel": {"share": 1.0},
     "clean, 35 %": {"share": 0.35},
     "clean, 35 %, 4 noise levels": {"share": 0.35, "noise_levels": 4},
-    "noisy, batch of 4": {"batch_size": 4},
-    "clean, LoRA reads": {"share": 1.0, "context_lora": True},
     "noisy, no checkpointing": {"gradient_checkpointing": False},
     "clean, 35 %, no checkpointing": {"share": 0.35, "gradient_checkpointing": False},
 }
 """share: of the worn panel that is learned; the rest is TrainConfig's."""
-
-PLANNED = ("noisy", "clean, whole panel", "noisy, batch of 4", "noisy, no checkpointing")
-"""Whose memory is compared with the plan: one takes seconds, in which the card has nothing to do."""
 
 
 def training(bench: Bench) -> None:
@@ -37,13 +34,11 @@ def training(bench: Bench) -> None:
     script = ScriptStep(models, work, cached=True)
     script.optimizer = first.state.optimizer  # one for all, so that no variant's memory counts another's
     bench.row("loss apart from the script's", lambda: {"apart": same_loss(first, script)})
-    variants = {"script": Variant(_with_checkpointing(script, script.transformer, True))}
+    variants = {"script": Variant(with_checkpointing(script, script.transformer, True))}
     variants |= {
-        name: _variant(bench, made, models, first, name in PLANNED, **settings)
-        for name, settings in SETTINGS.items()
+        name: variant(bench, made, models, first, work, **settings) for name, settings in SETTINGS.items()
     }
-    bench.compare("script", variants, 1 if bench.tiny else 4)
-    bench.row("a step of noisy waits for the card", lambda: _waits(bench, variants["noisy"]))
+    bench.compare("script", variants, 1 if bench.tiny else 4, sharing=3)
 
 
 def optimizers(bench: Bench) -> None:
@@ -53,35 +48,32 @@ def optimizers(bench: Bench) -> None:
     models, work = made.models(), bench.work / "optimizers"
     write_records(models, made.size, work)
     for name in ("adamw", "adamw8bit", "prodigy"):
-        bench.compare(
-            name,
-            {name: _variant(bench, made, models, None, True, optimizer=name, work=work)},
-            1 if bench.tiny else 3,
-        )
+        one = variant(bench, made, models, None, work, optimizer=name)
+        bench.compare(name, {name: one}, 1 if bench.tiny else 4)
 
 
-def _variant(
-    bench: Bench, made: Random, models: OpenedModel, first: OurStep | None, planned: bool, **settings: Any
+def variant(
+    bench: Bench, made: Random, models: OpenedModel, first: OurStep | None, work: Path, **settings: Any
 ) -> Variant:
     """A step with these settings; it is made when it is first run. first: whose optimizer and average it
     takes."""
-    plan = {name: value for name, value in settings.items() if name not in ("share", "work")}
+    plan = {name: value for name, value in settings.items() if name != "share"}
     plan["context"] = "clean" if "share" in settings else "noisy"
+    asked = question(made, "training", **plan) if settings.get("share", 1.0) == 1.0 else None
     checkpointing, steps = settings.get("gradient_checkpointing", True), list[OurStep]()
 
     def run() -> None:
         if not steps:
-            work = settings.pop("work", None) or bench.work / "steps"
             steps.append(OurStep(models, work, **settings))
             if first is not None:
                 steps[0].state = first.state
-        _with_checkpointing(steps[0], models.transformer, checkpointing)()
+        with_checkpointing(steps[0], models.transformer, checkpointing)()
 
     units = settings.get("batch_size", 1) * settings.get("noise_levels", 1)
-    return Variant(run, units, (lambda: made.planned_training(**plan)) if planned else None)
+    return Variant(run, units, asked)
 
 
-def _with_checkpointing(step: Callable[[], float], transformer: Any, on: bool) -> Callable[[], float]:
+def with_checkpointing(step: Callable[[], float], transformer: Any, on: bool) -> Callable[[], float]:
     def run() -> float:
         if on:
             transformer.enable_gradient_checkpointing()
@@ -90,8 +82,3 @@ def _with_checkpointing(step: Callable[[], float], transformer: Any, on: bool) -
         return step()
 
     return run
-
-
-def _waits(bench: Bench, one: Variant) -> dict[str, Any]:
-    lines = bench.waits(one.run)
-    return {"waits": sum(lines.values()), "lines": lines}
