@@ -49,7 +49,7 @@ def test_training_shows_references_as_sampling_does(
 ) -> None:
     """The loss of a part of the worn panel is that of the velocity which `tryon` computes for it."""
     write_records(tmp_path, ["id-1", "id-2"], tiny_flux2)
-    options = config(tmp_path, tiny_flux2, context=context)
+    options = config(tmp_path, tiny_flux2, context=context, context_placement="reference")
     data = training_set(tmp_path, options)
     opened = load_models(str(tiny_flux2), [], device="cpu", dtype="fp32")
     backbone, transformer = opened.backbone, opened.transformer
@@ -76,10 +76,10 @@ def test_training_shows_references_as_sampling_does(
 
 def test_a_lora_remembers_where_its_panels_stood(tiny_flux2: Path, tmp_path: Path) -> None:
     cases = (
-        ({"context": "clean"}, "reference"),
+        ({"context": "clean"}, "canvas"),
         ({"context": "native"}, "reference"),
-        ({"context": "clean", "context_placement": "canvas"}, "canvas"),
-        ({}, "reference"),
+        ({"context": "clean", "context_placement": "reference"}, "reference"),
+        ({}, "canvas"),
         ({"context": "noisy"}, None),
     )
     for number, (changes, placement) in enumerate(cases):
@@ -181,7 +181,12 @@ def test_a_photos_shape_is_seen_and_the_worn_panel_is_made(tiny_flux2: Path, sho
 def test_a_lora_of_references_makes_our_picture_in_diffusers(tiny_flux2: Path, tmp_path: Path) -> None:
     """With a LoRA that also reads the references, Flux2KleinKVPipeline makes the same picture."""
     write_records(tmp_path, ["id-1", "id-2"], tiny_flux2)
-    options = {"context": "clean", "context_lora": True, "learning_rate": 0.05, "ema_decay": 0.0}
+    options = {
+        "context_placement": "reference",
+        "context_lora": True,
+        "learning_rate": 0.05,
+        "ema_decay": 0.0,
+    }
     train(config(tmp_path, tiny_flux2, **options, max_train_steps=4)).finish()
     lora = tmp_path / "lora"
     opened = load_models(str(tiny_flux2), [PROMPT], lora, device="cpu", dtype="fp32")
@@ -201,7 +206,7 @@ def test_a_lora_of_references_makes_our_picture_in_diffusers(tiny_flux2: Path, t
 
 
 def test_two_processes_learn_from_references_as_one(tiny_flux2: Path, tmp_path: Path) -> None:
-    options = {"context": "clean", "context_lora": True, "max_train_steps": 3, "batch_size": 1}
+    options = {"context_placement": "reference", "context_lora": True, "max_train_steps": 3, "batch_size": 1}
     one, two = tmp_path / "one", tmp_path / "two"
     for work in (one, two):
         write_records(work, ["id-1", "id-2", "id-3"], tiny_flux2)

@@ -99,8 +99,7 @@ def test_klein_samples_on_12_gb_without_quantising(
     assert plan["card"] == "rtx-3060-12gb"
     assert plan["generate"]["fits"] and plan["tryon"]["fits"]
     assert plan["lora_parameters"] == 48_168_960, "rank 32"
-    assert plan["tokens"] == {"image": 1728, "references": 3456, "text": 512}
-    assert plan["sampled_canvas"] == [576, 768]
+    assert plan["tokens"] == {"image": 5184, "references": 0, "text": 512}
     change = plan["train"]["change"]
     assert set(change) == {"batch_size", "gradient_accumulation_steps", "blocks_to_swap"}
     assert change["blocks_to_swap"] <= 3, "unquantised, and hardly slower"

@@ -115,7 +115,7 @@ def test_the_familys_defaults_are_recorded_and_hold_a_training_together(
     base |= {"max_train_steps": 1, "batch_size": 1, "validation_steps": 0}
     train(TrainConfig(**base)).finish()
     state, about = read_lora(tmp_path)
-    assert (about["context"], about["context_placement"]) == ("clean", "reference")
+    assert (about["context"], about["context_placement"]) == ("clean", "canvas")
     recipe = {name: about["recipe"][name] for name in ("rank", "alpha", "caption_dropout", "learning_rate")}
     assert recipe == {"rank": 32, "alpha": 32.0, "caption_dropout": 0.1, "learning_rate": 1e-4}
     assert {len(tensor) for name, tensor in state.items() if "lora_A" in name} == {32}

@@ -96,8 +96,8 @@ class TrainConfig(TransformerConfig):
     step, as FLUX.2 sees references.
     """
     context_placement: Annotated[Literal["auto", "canvas", "reference"], RESULT, CLEAN_ONLY, TRACED] = "auto"
-    """Clean context: canvas: the given panels stand beside the made ones; reference: each is a picture of its
-    own, for models that know references, which is then the default. The LoRA's file records it.
+    """Clean context: canvas: the given panels stand beside the made ones, the default; reference: each is a
+    picture of its own, for models that know references. The LoRA's file records it.
     """
     context_lora: Annotated[bool, RESULT, CLEAN_ONLY, TRACED] = False
     """Clean context: the LoRA also adapts how known panels are read. Slower, because reading is then part of
@@ -248,9 +248,8 @@ def placement_of(config: TrainConfig, family: Family) -> ContextPlacement:
     fixed: ContextPlacement | None = None
     if config.context != "clean":
         fixed = "reference" if config.context == "native" else "canvas"
-    usual: ContextPlacement = "reference" if family.references else "canvas"
     wanted = config.context_placement
-    placement = fixed or (usual if wanted == "auto" else wanted)
+    placement = fixed or ("canvas" if wanted == "auto" else wanted)
     if placement == "reference" and not family.references:
         raise ConfigError(
             f"{family.title} models do not know reference pictures.",

@@ -46,7 +46,8 @@ def redressed(
     if not model.backbone.family.references or sampling.context_placement != "reference":
         raise ConfigError(
             "Without a mask, the photos must be references.",
-            "Give a mask or polygons, or use a FLUX.2-klein model with --context native or --context clean.",
+            "Give a mask or polygons, or use a FLUX.2-klein model without a LoRA, or with one trained with "
+            "--context-placement reference.",
         )
     person, (role,) = fitting.person, layout.made
     panel = fitting.canvas.crop(layout.box(role))
