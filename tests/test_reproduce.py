@@ -79,7 +79,7 @@ def test_a_try_on_is_made_again_pixel_for_pixel(
     tryon(options(tiny_flux, photos, out)).finish()
     about = read_settings(out)
     assert about is not None
-    unsaid = {"polygon_label", "mask_free"}  # recorded where they are given
+    unsaid = {"polygon_label", "mask_free", "refine"}  # recorded where they are given
     assert set(about) - OURS == marked(TryonConfig, RESULT) - unsaid, "every setting is in the picture"
     assert about["made_on"]["threads"] == torch.get_num_threads()
     assert about["guidance_scale"] == 3.5 and about["panel_height"] == 48, (
@@ -288,6 +288,7 @@ def test_the_settings_a_picture_may_carry_are_the_ones_it_is_given() -> None:
         "strength",
         "polygon_label",
         "mask_free",
+        "refine",
     }
     assert marked(GenerateConfig, RESULT) == pixels
     assert marked(TryonConfig, RESULT) == pixels | fit

@@ -19,6 +19,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from triptych import __version__, progress
+from triptych.config.marks import alone
 from triptych.config.stage import StageConfig, load_config, section, validated
 from triptych.errors import ConfigError, WorkError
 from triptych.events import Run
@@ -33,6 +34,7 @@ from triptych.verbs import GROUPS, STAGES, Stage
 from triptych.verbs.outcome import check_made
 from triptych.wording import commands
 from triptych.wording.docstrings import help_texts
+from triptych.wording.settings import option
 
 _FIRST = os.environ.get("RANK", "0") == "0"
 """Of several processes that do one training, the first one talks."""
@@ -139,7 +141,19 @@ def _named(stage: Stage, words: list[str]) -> list[str]:
         for field, word in zip(stage.positional, plain, strict=False)
         for part in (f"--{field.replace('_', '-')}", word)
     ]
-    return [*verb, *named, *rest[len(plain) :]]
+    return [*verb, *named, *_with_values(stage, rest[len(plain) :])]
+
+
+def _with_values(stage: Stage, words: list[str]) -> list[str]:
+    """The words, with the value that an option has which stands alone: `--refine` is `--refine 0.35`."""
+    model = stage.config_class()
+    values = {option(name): alone(model, name) for name in model.model_fields}
+    filled = []
+    for word, after in zip(words, [*words[1:], "--"], strict=True):
+        filled.append(word)
+        if values.get(word) is not None and after.startswith("--"):
+            filled.append(f"{values[word]:g}")
+    return filled
 
 
 def config_files(words: Sequence[str]) -> list[Path]:

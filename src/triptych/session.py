@@ -35,6 +35,7 @@ from triptych.vton.dress import dress
 from triptych.vton.garments import dressed
 from triptych.vton.proposal import kind_of, proposed
 from triptych.vton.request import Fit, repainted, request_of
+from triptych.vton.tiles import nothing_finer
 
 
 class Session(OpenedModel):
@@ -195,7 +196,8 @@ class Session(OpenedModel):
             fit: how the photo is cropped and scaled for the model. icc_profile: the photo's colour profile,
                 by default the embedded profile.
             sampling, changes: as in `generate`; `changes` may also hold fields of `Fit`, such as feather=16,
-                or mask_free=True: then neither polygons nor a mask are needed, and they are limits.
+                or mask_free=True: then neither polygons nor a mask are needed, and they are limits; or
+                refine=0.35, a second pass of this strength at twice the resolution, see `refined`.
 
         Raises:
             ConfigError: the model would not see further references.
@@ -227,6 +229,8 @@ class Session(OpenedModel):
         profile = icc_profile or person.info.get("icc_profile")
         layout, photos = dressed(self.layout(photos=photos), photos)
         request = request_of(photos, person, fit, area, prompt, seeds, profile, references)
+        for warning in nothing_finer(request, layout):
+            self.warn(warning)
         chosen = sampling or self.sampling(**{"strength": 1.0 if fit.mask_free else strength, **changes})
         (pictures,) = dress(self, [request], layout, chosen, on_step=on_step)
         return pictures

@@ -7,7 +7,9 @@ lists.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -59,6 +61,13 @@ class Trait(Enum):
     """It decides the operations of a training step and their sizes, which `plan` counts."""
 
 
+@dataclass(frozen=True)
+class Alone:
+    """The value of an option that stands on the command line without one."""
+
+    value: Any
+
+
 RESULT, AMOUNT, INPUT, OUTPUT = Nature.RESULT, Nature.AMOUNT, Nature.INPUT, Nature.OUTPUT
 ASKED, RUNNING, FOLDER = Nature.ASKED, Nature.RUNNING, Nature.FOLDER
 SHARED, EACH, CLEAN_ONLY, TRACED = Trait.SHARED, Trait.EACH, Trait.CLEAN_ONLY, Trait.TRACED
@@ -88,6 +97,12 @@ def nature(model: type[BaseModel], name: str) -> Nature:
     return found
 
 
+def alone(model: type[BaseModel], name: str) -> Any:
+    """The value of a field's option that stands without one; None if it needs one."""
+    metadata = model.model_fields[name].metadata
+    return next((mark.value for mark in metadata if isinstance(mark, Alone)), None)
+
+
 def group(model: type[BaseModel], name: str) -> Group:
     """The group of a field in `--help`."""
     own = [mark for mark in model.model_fields[name].metadata if isinstance(mark, Group)]
@@ -110,8 +125,10 @@ __all__ = [
     "RUNNING",
     "SHARED",
     "TRACED",
+    "Alone",
     "Group",
     "Nature",
+    "alone",
     "group",
     "marked",
     "nature",

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from triptych.config.marks import Group, group
+from triptych.config.marks import Alone, Group, group
 from triptych.config.stage import StageConfig
 from triptych.verbs import GROUPS, STAGES, Stage
 from triptych.wording.docstrings import help_texts
@@ -117,7 +117,10 @@ def _option(name: str, field: FieldInfo) -> str:
         return option(name).replace("--", "--[no-]", 1) if field.default else option(name)
     if get_origin(kind) is dict:
         return f"{option(name)}.NAME {_kind(get_args(kind)[1])}"
-    return f"{option(name)} {_kind(kind)}"
+    shown = _kind(kind)
+    return (
+        f"{option(name)} {f'[{shown}]' if any(isinstance(mark, Alone) for mark in field.metadata) else shown}"
+    )
 
 
 def _kind(kind: Any) -> str:

@@ -22,7 +22,7 @@ from triptych.verbs.evaluate_config import EvaluateConfig
 if TYPE_CHECKING:  # they import torch, and `--help` must not
     from PIL import Image
 
-    from triptych.evaluation.rendered import Item
+    from triptych.evaluation.rendered import Dressed, Item
     from triptych.sampling.options import Sampling
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ def evaluate(config: EvaluateConfig) -> Run:
     if not config.pocket:
         hint = "Give --pocket. For photos, look at the sheets of `triptych tryon --batch` instead."
         raise ConfigError("evaluate measures on the rendered world only.", hint)
+    if config.refine and "tryon" not in _modes(config):
+        raise ConfigError(f"--refine has no effect in mode {config.mode}.", "Give --mode tryon as well.")
     seeds_from(config.seed, config.items)
     out = config.out or config.work / "evaluation"
     summary: dict[str, Any] = {"items": config.items, "results": str(out / "evaluation.json")}
@@ -166,7 +168,9 @@ def _drawn(config: EvaluateConfig) -> list[Any]:
 
 def _settings(config: EvaluateConfig, mode: str) -> dict[str, Any]:
     """All settings that a measurement depends on."""
-    decides = set(marked(EvaluateConfig, RESULT)) - ({"strength", "masks"} if mode != "tryon" else set())
+    decides = set(marked(EvaluateConfig, RESULT)) - (
+        {"strength", "masks", "refine"} if mode != "tryon" else set()
+    )
     settings: dict[str, Any] = config.model_dump(mode="json", include=decides)
     if config.lora is not None:
         from triptych.lora.find import lora_file
@@ -206,16 +210,14 @@ class Judged:
     """The worn panels of a batch, judged.
 
     hits: by attribute, whether each panel is right. distances: from the true colour, by panel (ΔE*ab).
-    outside, seam, left: see `Dressed`; 0 in the other modes. shown: columns of panels for the contact sheet.
+    shown: columns of panels for the contact sheet. result: of mode tryon.
     """
 
     batch: Batch
     hits: dict[str, list[bool]]
     distances: list[float] = field(default_factory=list)
-    outside: int = 0
-    seam: float = 0.0
-    left: float = 0.0
     shown: list[list[Image.Image]] = field(default_factory=list)
+    result: Dressed | None = None
 
 
 def make(batch: Batch, tools: Tools) -> Judged:
@@ -224,17 +226,19 @@ def make(batch: Batch, tools: Tools) -> Judged:
 
     config, items = tools.config, tools.items[batch.start : batch.stop]
     sampling = tools.models.resolved(config, config.strength if batch.mode == "tryon" else 1.0)
-    seed, outside, seam, left = config.seed + batch.start, 0, 0.0, 0.0
+    seed, result = config.seed + batch.start, None
     if batch.mode == "tryoff":
         return _undressed(batch, tools, sampling, items)
     if batch.mode == "generate":
         panels = worn_panels(tools.models, sampling, items, seed)
     else:
         free = config.masks == "free"
-        result = dressed(tools.models, sampling, items, seed, parser=tools.parser, mask_free=free)
-        panels, outside, seam, left = result.panels, result.outside, result.seam, result.left
+        result = dressed(
+            tools.models, sampling, items, seed, parser=tools.parser, mask_free=free, refine=config.refine
+        )
+        panels = result.panels
     distances, shown = colour_distances(panels, items), [panels[: max(0, ROWS - batch.start)]]
-    return Judged(batch, verdicts(panels, items), distances, outside, seam, left, shown)
+    return Judged(batch, verdicts(panels, items), distances, shown, result)
 
 
 def _undressed(batch: Batch, tools: Tools, sampling: Sampling, items: list[Item]) -> Judged:
@@ -288,7 +292,7 @@ class Book:
 
 def record(book: Book, measurement: Measurement, judged: Judged) -> Event:
     """Note a batch; with the last one the measurement becomes a row of the results."""
-    from triptych.evaluation.rendered import mean_distance, summary_of
+    from triptych.evaluation.rendered import mean_distance, summary_of, together
 
     name, mode = measurement.subject, measurement.mode
     columns = book.shown.setdefault(mode, {}).setdefault(name, [[] for _ in judged.shown])
@@ -297,14 +301,7 @@ def record(book: Book, measurement: Measurement, judged: Judged) -> Event:
     if book.is_complete(judged):
         distances = [distance for part in book.judged for distance in part.distances]
         row = {**summary_of(book.hits()), "colour_distance": mean_distance(distances)}
-        if mode == "tryon":
-            shares = [(part.batch.stop - part.batch.start) / book.items for part in book.judged]
-            parts = list(zip(book.judged, shares, strict=True))
-            row |= {
-                "outside": max(part.outside for part in book.judged),
-                "seam": sum(part.seam * share for part, share in parts),
-                "left": round(sum(part.left * share for part, share in parts), 4),
-            }
+        row |= together([part.result for part in book.judged if part.result])
         book.results[measurement.name] = {"settings": measurement.settings} | row
         book.judged.clear()
     return Event(name, note=mode)
@@ -331,6 +328,9 @@ def _sheet(items: Sequence[Item], mode: str, columns: dict[str, list[list[Image.
     return sheet([*given, *(column for made in columns.values() for column in made), *truth])
 
 
+MEASURES = ("colour_distance", "outside", "seam", "left", "sharpness", "difference")
+
+
 def _readable(results: dict[str, Any]) -> dict[str, Any]:
     """Shares by mode and model for the summary: `0.97 (0.94-0.98)`."""
 
@@ -340,6 +340,6 @@ def _readable(results: dict[str, Any]) -> dict[str, Any]:
             for k, v in row.items()
             if isinstance(v, dict)
         }
-        return shares | {k: row[k] for k in ("colour_distance", "outside", "seam", "left") if k in row}
+        return shares | {k: row[k] for k in MEASURES if k in row}
 
     return {name: words(row) for name, row in results.items()}

@@ -33,6 +33,8 @@ class EvaluateConfig(SamplingConfig):
     """
     strength: Annotated[float, RESULT] = Field(default=0.95, gt=0, le=1)
     """tryon: share of noise that sampling adds to the photo."""
+    refine: Annotated[float, RESULT] = Field(default=0, ge=0, le=1)
+    """tryon: strength of a second pass at twice the resolution, as with `tryon --refine`; 0: none."""
     base: Annotated[bool, AMOUNT, GIVEN] = True
     """Measure the base model on the same seeds too, for comparison; without the options that need a LoRA."""
     out: Annotated[Path | None, OUTPUT] = None

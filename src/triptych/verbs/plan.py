@@ -4,6 +4,7 @@ weights.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -26,6 +27,7 @@ from triptych.training.config import for_family, on_distilled, placement_of
 from triptych.training.data import steps_of_epochs
 from triptych.verbs import STAGES
 from triptych.verbs.plan_config import PlanConfig
+from triptych.vton.tiles import TIMES
 
 USUAL_TRIPTYCHS = 50
 """Assumed number while the work folder has none: In-Context LoRAs are trained on 20 to 100 (arXiv
@@ -258,10 +260,28 @@ class _Sampling(_Stage):
 
 
 class _TryOn(_Sampling):
-    """`tryon` with that LoRA, of a polygon that covers a part of the panel."""
+    """`tryon` with that LoRA, of a polygon that covers a part of the panel; with `refine`, in a second pass,
+    one tile that it fills, or four tiles where the first pass shows the whole photo.
+    """
 
     name = "tryon"
     repainted = USUAL_POLYGON
+
+    def memory(self, config: Any, layout: PanelLayout) -> Memory:
+        first = super().memory(config, layout)
+        if not config.refine:
+            return first
+        tiles = 1 if config.crop == "polygon" else 4
+        steps = max(1, math.ceil(self.sampling.num_inference_steps * config.refine))
+        sampling = replace(self.sampling, strength=config.refine, num_inference_steps=steps)
+        # A share of 1 would mean that nothing is known of the person.
+        share = min(0.9, USUAL_POLYGON / tiles * TIMES**2)
+        second = sampling_memory(
+            self.shapes, config, sampling, layout, self.length, self.machine, self.rank, share
+        )
+        worst = max(first, second, key=lambda memory: memory.total)
+        flops = first.flops + tiles * second.flops
+        return replace(worst, flops=flops, swapped=first.swapped + tiles * second.swapped)
 
 
 def _config(name: str, data: Mapping[str, Any], given: Mapping[str, Any]) -> Any:

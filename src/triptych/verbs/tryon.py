@@ -15,6 +15,7 @@ from triptych.execution import PerWorker
 from triptych.vton.batch import run_batch
 from triptych.vton.files import (
     THUMB,
+    Inputs,
     TryonConfig,
     check,
     read,
@@ -49,6 +50,8 @@ def tryon(config: TryonConfig) -> Run:
         return run_batch(config, model)
     session = model()
     inputs = read(config, session)  # before a captioner is asked, which may cost money
+    if not _reads_again(config, inputs):
+        session.contexts.limit_bytes = 0
     write_preview(config, preview_of(inputs))
     if not config.prompt.strip():
         writer = PromptWriter(config, config.picture.parent)
@@ -62,6 +65,7 @@ def tryon(config: TryonConfig) -> Run:
     size = list(inputs.photo.image.size)
     summary: dict[str, Any] = {"images": [], "mask": str(config.preview), "size": size}
     summary |= {name: getattr(config, name) for name in ("prompt", "feather", "strength")}
+    summary |= {"refine": config.refine} if config.refine else {}
     summary["warnings"] = warnings
 
     def work() -> Iterator[Event]:
@@ -85,8 +89,15 @@ def tryon(config: TryonConfig) -> Run:
 def _session(config: TryonConfig) -> OpenedModel:
     from triptych.session import Session  # not at the top: it imports torch, and mistakes are told before
 
-    kept = config.context_cache_gib if config.batch or len(config.seeds) > 1 else 0.0
-    return Session(**config.model_source() | {"context_cache_gib": kept})
+    return Session(**config.model_source())
+
+
+def _reads_again(config: TryonConfig, inputs: Inputs) -> bool:
+    """Whether what is read of known panels is needed a second time. In another tile the person's known part
+    is another one; with the reading `products` the products' keys and values stay the same.
+    """
+    refines = bool(config.refine) and inputs.sampling.context_reading == "products"
+    return len(config.seeds) > 1 or refines
 
 
 __all__ = ["TryonConfig", "tryon"]

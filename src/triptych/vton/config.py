@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from triptych.config.marks import ASKED, EACH, GIVEN, INPUT, OUTPUT, RESULT, RUNNING
+from triptych.config.marks import ASKED, EACH, GIVEN, INPUT, OUTPUT, RESULT, RUNNING, Alone
 from triptych.config.role_photos import as_list, by_role, pair
 from triptych.sampling.options import PictureConfig
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:  # it imports numpy, which `--help` can do without
     from triptych.vton.request import Fit
 
 
+USUAL_REFINE = 0.35
+"""Strength of the second pass, if --refine stands alone."""
 GARMENT = "garment "
 """Prefix of a role among the hashes in a picture, for a photo given with --garment."""
 AUTO = "auto"
@@ -91,6 +94,11 @@ class TryonConfig(PictureConfig):
     """Share of noise inside the polygon at the start: 1 forgets the photo; low values keep its shapes and,
     with most LoRAs, its colours.
     """
+    refine: Annotated[float, RESULT, Alone(USUAL_REFINE)] = Field(default=0, ge=0, le=1)
+    """A second pass over the polygon at twice the resolution, for logos and texture: the made picture is cut
+    into tiles of half the side lengths, and sampled again with this strength (alone: 0.35; 0: no second
+    pass). It takes longer, and pays for photos that are larger than a panel.
+    """
     out: Annotated[Path | None, OUTPUT] = None
     """Picture to write, .png or .jpg, if not WORK/tryon.png; several pictures have the seed in their names.
     In a PNG every pixel beyond the feather is the photo's own; a JPEG is encoded after that, at quality 95.
@@ -146,8 +154,7 @@ class TryonConfig(PictureConfig):
         """How the photo is shown to the model."""
         from triptych.vton.request import Fit
 
-        names = ["crop", "crop_margin", "expand", "grow", "feather", "rough", "polygon_label", "mask_free"]
-        return Fit(**{name: getattr(self, name) for name in names})
+        return Fit(**{field.name: getattr(self, field.name) for field in fields(Fit)})
 
     def files(self, seed: int) -> tuple[Path, Path]:
         """The paths of the picture of a seed and of its triptych."""

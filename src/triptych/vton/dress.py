@@ -6,24 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
 from triptych.backbones.context import Reference
 from triptych.errors import InputError
-from triptych.pictures.panels import PanelLayout, concatenate
-from triptych.sampling.canvas import decoded_panel, known_latents, left_out
-from triptych.sampling.generate import made_latents
+from triptych.pictures.panels import PanelLayout
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.sampling.picture import Picture, ran_on, record
-from triptych.sampling.references import moved, references_of
-from triptych.sampling.sampler import Known, OnStep
-from triptych.vton.fit import Fitting, TryOnResult, fitted, put_back
+from triptych.sampling.references import references_of
+from triptych.sampling.sampler import OnStep
+from triptych.vton.fit import TryOnResult, fitted, put_back
 from triptych.vton.garments import dressed
 from triptych.vton.mask_free import redressed
+from triptych.vton.refine import refined
 from triptych.vton.request import Fit, Person, Request
+from triptych.vton.worn import worn_panels
+
+UNSAID = ("polygon_label", "mask_free", "refine")
+"""Fields of `Fit` that a picture records only where they are given."""
 
 
 def try_on(
@@ -40,6 +41,7 @@ def try_on(
     garments: Mapping[str, Image.Image] | None = None,
     references: Sequence[Image.Image] = (),
     mask_free: bool = False,
+    refine: float = 0.0,
 ) -> list[list[TryOnResult]]:
     """Dress these people in that garment, all pictures in one batch. Returns one result per seed for each
     person.
@@ -57,7 +59,7 @@ def try_on(
             whole photo.
         garments: photos of more garments, by role. references: further pictures that the model sees, for all
             persons. mask_free: see `redressed`; polygons and masks are then limits, and persons are dressed
-            one by one.
+            one by one. refine: strength of a second pass, see `refined`; 0: none.
 
     Raises:
         ConfigError: the model would not see further references.
@@ -79,50 +81,24 @@ def try_on(
         model.encode([person.prompt for person in persons])  # before the transformer is loaded
         unit = model.autoencoder.stride
         fittings = [fitted(photos, person, layout, unit, feather, crop_margin) for person in persons]
-        rows = [number for number, person in enumerate(persons) for _ in person.seeds]
-        prompts = [persons[number].prompt for number in rows]
-        seeds = [seed for person in persons for seed in person.seeds]
         if mask_free:
             return [
-                redressed(model, photos, fitting, layout, sampling, feather, references, on_step)
+                redressed(
+                    model, photos, fitting, layout, sampling, feather, references, on_step, refine=refine
+                )
                 for fitting in fittings
             ]
-        sampled, shown = layout, tuple[Reference, ...]()
+        shown = tuple[Reference, ...]()
         if sampling.context_placement == "reference":
-            sampled = layout.only(layout.made)
             shown = references_of(model, [photos], layout, sampling, references)
-        known = _known(model, fittings, rows, layout, sampled, sampling)
-        latents = made_latents(model, prompts, sampled, seeds, sampling, known, shown, on_step)
-        panels = decoded_panel(model, latents, sampled, layout.made[0])
-    results: list[list[TryOnResult]] = [[] for _ in persons]
-    for number, panel in zip(rows, panels, strict=True):
-        results[number].append(put_back(fittings[number], panel, layout))
+        rows = [(number, seed) for number, person in enumerate(persons) for seed in person.seeds]
+        panels = worn_panels(model, fittings, rows, layout, sampling, shown, on_step)
+        results: list[list[TryOnResult]] = [[] for _ in persons]
+        for (number, _), panel in zip(rows, panels, strict=True):
+            results[number].append(put_back(fittings[number], panel, layout))
+        if refine:
+            results = refined(model, fittings, results, layout, sampling, refine, shown, on_step)
     return results
-
-
-def _known(
-    model: OpenedModel,
-    fittings: Sequence[Fitting],
-    rows: Sequence[int],
-    layout: PanelLayout,
-    sampled: PanelLayout,
-    sampling: Sampling,
-) -> Known:
-    """The known part of each picture's canvas. rows: the person of each picture. sampled: the layout of the
-    panels that are no references.
-    """
-    canvases = [fitting.canvas for fitting in fittings]
-    without = left_out(canvases, layout, model, sampling) if sampled is layout else None
-    if sampled is not layout:
-        canvases = [
-            concatenate([canvas.crop(layout.box(role)) for role in sampled.roles], sampled)
-            for canvas in canvases
-        ]
-    latents = known_latents(model, canvases, sampled, sampling)
-    chosen = fittings if len(fittings) == 1 else [fittings[number] for number in rows]
-    repaint = torch.from_numpy(np.stack([fitting.repaint for fitting in chosen]))
-    repaint = moved(repaint, layout, sampled, model.autoencoder.stride)
-    return Known(latents[rows], repaint[0] if len(fittings) == 1 else repaint, without)
 
 
 def dress(
@@ -156,6 +132,7 @@ def dress(
         garments=first.garments,
         references=first.references,
         mask_free=first.fit.mask_free,
+        refine=first.fit.refine,
     )
     hashes = sha256 or [{}] * len(requests)
     pictures: list[list[Picture]] = []
@@ -179,7 +156,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """All settings that decide the pixels of one picture."""
     own = {"prompt": prompt, "seed": seed, "strength": sampling.strength, **asdict(fit)}
-    own = {name: value for name, value in own.items() if name not in ("polygon_label", "mask_free") or value}
+    own = {name: value for name, value in own.items() if name not in UNSAID or value}
     return record(model, "tryon", layout, sampling, sha256, **own)
 
 

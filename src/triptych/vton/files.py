@@ -41,6 +41,7 @@ from triptych.vton.garments import dressed
 from triptych.vton.preview import polygon_file, write_changed
 from triptych.vton.proposal import kind_of, proposed_for
 from triptych.vton.request import Request, request_of
+from triptych.vton.tiles import nothing_finer
 
 if TYPE_CHECKING:  # they import torch, which `--help` can do without
     from triptych.sampling.opened import OpenedModel
@@ -174,6 +175,7 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
     )
     sampling = model.resolved(config, config.noise)
     warnings += left_out
+    warnings += nothing_finer(request, layout)
     drawn = "polygon" if config.polygon else "mask"
     if (covered := int((area > 0).sum())) < SMALL:
         warnings.append(f"The {drawn} covers only {covered} pixel{'s' * (covered != 1)} of the photo.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from triptych.pictures import masks
 from triptych.pictures.colours import from_srgb, to_srgb
-from triptych.pictures.panels import Box, PanelLayout, concatenate, place
+from triptych.pictures.panels import Box, PanelLayout, concatenate, fit, place
 from triptych.sampling import token_sets
 from triptych.vton.request import Person
 
@@ -59,34 +59,54 @@ def fitted(
     """
     photo = person.photo.convert("RGB")
     mask = masks.feather(person.repainted(), feather)
-    box = (
-        Box(0, 0, *photo.size)
-        if crop_margin is None
-        else masks.crop_box(mask, layout.width / layout.height, crop_margin)
-    )
-    repaint = np.zeros((layout.size[1] // unit, layout.size[0] // unit), dtype=np.float32)
-    (made,) = layout.made
-    left, top, right, bottom = layout.box(made, unit)
-    repaint[top:bottom, left:right] = token_sets.latent_mask(
-        token_sets.fit_mask(mask, box, layout.width, layout.height), unit
-    )
+    box = shown_box(mask, layout, crop_margin)
     shown = (photo if person.start is None else person.start.convert("RGB")).crop(box)
-    pictures = {**garments, made: to_srgb(shown, person.icc_profile)}
-    return Fitting(
-        person, photo, mask, box, concatenate([pictures[role] for role in layout.roles], layout), repaint
-    )
+    pictures = {**garments, layout.made[0]: to_srgb(shown, person.icc_profile)}
+    canvas = concatenate([pictures[role] for role in layout.roles], layout)
+    return Fitting(person, photo, mask, box, canvas, repainted_cells(mask, box, layout, unit))
+
+
+def shown_box(mask: np.ndarray, layout: PanelLayout, crop_margin: float | None) -> Box:
+    """The part of the photo that the made panel shows. mask: (H, W), with its soft edge. crop_margin: see
+    `masks.crop_box`; None: the whole photo.
+    """
+    if crop_margin is None:
+        return Box(0, 0, *mask.shape[::-1])
+    return masks.crop_box(mask, layout.width / layout.height, crop_margin)
+
+
+def repainted_cells(mask: np.ndarray, box: Box, layout: PanelLayout, unit: int) -> np.ndarray:
+    """The repainted latents of the canvas whose made panel shows `box`: (H, W) float32 of 0 and 1."""
+    repaint = np.zeros((layout.size[1] // unit, layout.size[0] // unit), dtype=np.float32)
+    left, top, right, bottom = layout.box(layout.made[0], unit)
+    panel = token_sets.fit_mask(mask, box, layout.width, layout.height)
+    repaint[top:bottom, left:right] = token_sets.latent_mask(panel, unit)
+    return repaint
+
+
+def closer(fitting: Fitting, image: Image.Image, box: Box, layout: PanelLayout, unit: int) -> Fitting:
+    """The same person with another part of the photo in the made panel, to start from `image`, a result."""
+    canvas = fitting.canvas.copy()
+    panel = fit(to_srgb(image.crop(box), fitting.person.icc_profile), layout.width, layout.height)
+    canvas.paste(panel, layout.box(layout.made[0])[:2])
+    return replace(fitting, box=box, canvas=canvas, repaint=repainted_cells(fitting.mask, box, layout, unit))
 
 
 def put_back(fitting: Fitting, panel: Image.Image, layout: PanelLayout) -> TryOnResult:
     """Scale the generated panel to the photo and blend it in along the mask."""
     box, photo = fitting.box, fitting.photo.crop(fitting.box)
-    at = place(photo.size, layout.width, layout.height)
     canvas = fitting.canvas.copy()
     canvas.paste(panel, layout.box(layout.made[0])[:2])
-    repainted = panel.crop((at.left, at.top, at.left + at.width, at.top + at.height))
-    repainted = from_srgb(repainted.resize(photo.size, Image.Resampling.LANCZOS), fitting.person.icc_profile)
+    mask = fitting.mask[box.top : box.bottom, box.left : box.right]
     image = fitting.photo.copy()
-    image.paste(
-        masks.composite(photo, repainted, fitting.mask[box.top : box.bottom, box.left : box.right]), box[:2]
-    )
+    image.paste(masks.composite(photo, on_photo(fitting, panel, layout), mask), box[:2])
     return TryOnResult(image, fitting.mask, canvas, fitting.canvas, box)
+
+
+def on_photo(fitting: Fitting, panel: Image.Image, layout: PanelLayout) -> Image.Image:
+    """A generated panel without its padding, at the size of `fitting.box` and in the photo's colour space."""
+    box = fitting.box
+    size = box.right - box.left, box.bottom - box.top
+    at = place(size, layout.width, layout.height)
+    made = panel.crop((at.left, at.top, at.left + at.width, at.top + at.height))
+    return from_srgb(made.resize(size, Image.Resampling.LANCZOS), fitting.person.icc_profile)

@@ -21,6 +21,7 @@ from triptych.sampling.options import Sampling
 from triptych.sampling.references import references_of
 from triptych.sampling.sampler import OnStep
 from triptych.vton.fit import Fitting, TryOnResult, put_back
+from triptych.vton.refine import refined
 
 
 def redressed(
@@ -32,13 +33,15 @@ def redressed(
     feather: int,
     references: Sequence[Image.Image] = (),
     on_step: OnStep | None = None,
+    *,
+    refine: float = 0.0,
 ) -> list[TryOnResult]:
     """The person in the garment, one result per seed. Outside the result's `mask` the photo is unchanged.
 
     The references are the `photos` of garments by role, the part of the person's photo that the panel shows,
     and further `references`. The changed region is found between the made panel and the photo's own panel
     after the same autoencoder (see `changed_region`), on the photo widened by `feather`, within the fitting's
-    mask.
+    mask. refine: strength of a second pass inside that region, see `refined`; 0: none.
 
     Raises:
         ConfigError: the model knows no references, or photos stand on the canvas.
@@ -61,6 +64,8 @@ def redressed(
         region = changed_region(made, kept, model.settings.stride)
         mask = np.minimum(masks.feather(_on_photo(region, fitting, layout), feather), fitting.mask)
         results.append(put_back(replace(fitting, mask=mask), made, layout))
+    if refine:
+        (results,) = refined(model, [fitting], [results], layout, sampling, refine, shown, on_step)
     return results
 
 

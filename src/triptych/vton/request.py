@@ -59,7 +59,8 @@ class Fit:
     width in pixels of the soft edge. rough: the start inside the polygon: the photo (none), the garment's
     colours (paint), or the garment cut out of its front photo (paste). polygon_label: the shapes to take from
     a file of polygons with several labels. mask_free: make the worn panel anew from reference pictures, and
-    put back what has changed; polygons or a mask are then only a limit.
+    put back what has changed; polygons or a mask are then only a limit. refine: strength in [0, 1] of a
+    second pass at twice the resolution (see `refined`); 0: none.
     """
 
     crop: Literal["polygon", "none"] = "polygon"
@@ -70,6 +71,7 @@ class Fit:
     rough: Rough = "none"
     polygon_label: str = ""
     mask_free: bool = False
+    refine: float = 0.0
 
     @property
     def margin(self) -> float | None:
