@@ -262,8 +262,8 @@ class Dressed:
 
     seams: mean absolute difference from the true photo in a band around the polygon's edge, in 0..255; 0 for
     a perfect try-on. left: share of the old garment's pixels that lie outside, and stay. sharpness,
-    differences: see `sharpness_of` and `difference_inside`. outside: largest difference of any channel there,
-    in 0..255.
+    differences: see `sharpness_of` and `difference_inside`; without pictures in which nothing was repainted.
+    outside: largest difference of any channel there, in 0..255.
     """
 
     panels: list[Image.Image]
@@ -282,8 +282,8 @@ def together(parts: Sequence[Dressed]) -> dict[str, float]:
         "outside": max(part.outside for part in parts),
         "seam": round(fmean(seam for part in parts for seam in part.seams), 2),
         "left": round(fmean(left for part in parts for left in part.left), 4),
-        "sharpness": round(median(one for part in parts for one in part.sharpness), 3),
-        "difference": round(fmean(one for part in parts for one in part.differences), 2),
+        "sharpness": round(median([one for part in parts for one in part.sharpness] or [0.0]), 3),
+        "difference": round(fmean([one for part in parts for one in part.differences] or [0.0]), 2),
     }
 
 
@@ -333,13 +333,15 @@ def dressed(
         edge = (result.mask > 0) & (result.mask < 1)
         seams.append(float(np.abs(np.asarray(result.image).astype(int) - np.asarray(item.worn))[edge].mean()))
         left.append(float((result.mask == 0)[np.asarray(before.mask) > 127].mean()))
+    pairs = zip(results, items, strict=True)
+    measured = [(result, item) for result, item in pairs if (result.mask == 1).any()]
     return Dressed(
         [result.image for result in results],
         outside,
         seams,
         left,
-        [sharpness_of(result, item.worn) for result, item in zip(results, items, strict=True)],
-        [difference_inside(result, item.worn) for result, item in zip(results, items, strict=True)],
+        [sharpness_of(result, item.worn) for result, item in measured],
+        [difference_inside(result, item.worn) for result, item in measured],
     )
 
 
