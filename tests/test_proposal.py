@@ -24,20 +24,19 @@ from triptych.session import load_models
 from triptych.verbs.reproduce import ReproduceConfig, reproduce
 from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vision.parsing import open_parser
-from triptych.vton.config import is_auto
-from triptych.vton.proposal import kind_of, proposed
+from triptych.vton.config import is_proposed
+from triptych.vton.proposal import asked_for, proposed
 
 
 def test_what_is_auto_and_of_which_kind() -> None:
-    assert [is_auto(mask) for mask in ("auto", Path("auto:dress"), "me.png", Path("auto.png"), None)] == [
-        *(True, True, False, False, False),
-    ]
-    assert kind_of(Path("auto:Dress"), "one t-shirt <IMAGE 1> …") == "dress"
-    assert kind_of("auto", "one t-shirt <IMAGE 1> …") == "t-shirt"
+    masks = "auto", Path("auto:dress"), "points:3,4", "me.png", Path("auto.png"), None
+    assert [is_proposed(mask) for mask in masks] == [True, True, True, False, False, False]
+    assert asked_for(Path("auto:Dress"), "one t-shirt <IMAGE 1> …") == "dress"
+    assert asked_for("auto", "one t-shirt <IMAGE 1> …") == "t-shirt"
     with pytest.raises(InputError, match=r"no kind of garment 'hat'.* --mask auto:KIND with one of upper, "):
-        kind_of("auto:hat", "")
+        asked_for("auto:hat", "")
     with pytest.raises(InputError, match="does not say what is put on"):
-        kind_of("auto", "<IMAGE 1> a hat")
+        asked_for("auto", "<IMAGE 1> a hat")
 
 
 def test_the_polygons_cover_the_old_garment_and_leave_the_face() -> None:

@@ -30,10 +30,10 @@ from triptych.sampling.sampler import OnStep
 from triptych.tasks import task_of
 from triptych.tasks.tryon import TRY_ON
 from triptych.vton.area import Area, area_of, whole
-from triptych.vton.config import is_auto
+from triptych.vton.config import is_proposed
 from triptych.vton.dress import dress
 from triptych.vton.garments import dressed
-from triptych.vton.proposal import kind_of, proposed
+from triptych.vton.proposal import asked_for, proposed
 from triptych.vton.request import Fit, repainted, request_of
 from triptych.vton.tiles import nothing_finer
 
@@ -189,8 +189,8 @@ class Session(OpenedModel):
             garments: instead of them or besides, photos by role, such as {"top": …, "bottom": …}.
             person: the photo. polygons: corners (x, y) in its pixels, or a file as for `tryon --polygon`.
                 mask: instead of polygons, a picture or an (H, W) array of the photo's size; bool, uint8 (0 or
-                255) or float in [0, 1]; white = repaint; or a file, `auto` or `auto:KIND` as for `tryon
-                --mask`. parser: the one that auto asks, see `open_parser`.
+                255) or float in [0, 1]; white = repaint; or a file, or `auto`, `auto:KIND` or
+                `points:X,Y` as for `tryon --mask`. parser: the model that these ask.
             prompt, references: as in `generate`. seeds: one per picture.
             strength: noise level in (0, 1] that the repainted area starts from; 1 forgets its old content.
             fit: how the photo is cropped and scaled for the model. icc_profile: the photo's colour profile,
@@ -216,9 +216,9 @@ class Session(OpenedModel):
         own = {name: changes.pop(name) for name in list(changes) if name in Fit.__dataclass_fields__}
         fit = fit or Fit(**own)
         photo = Path(str(getattr(person, "filename", ""))).name
-        if is_auto(mask) and polygons is None:
-            kind = kind_of(mask, prompt)
-            given = Area(proposed(person.convert("RGB"), kind, parser, name=photo or "The photo"), None)
+        if is_proposed(mask) and polygons is None:
+            asked = asked_for(mask, prompt)
+            given = Area(proposed(person.convert("RGB"), asked, parser, name=photo or "The photo"), None)
         elif fit.mask_free and polygons is None and mask is None:
             given = whole(person.size)
         else:

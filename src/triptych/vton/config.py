@@ -20,13 +20,14 @@ USUAL_REFINE = 0.35
 """Strength of the second pass, if --refine stands alone."""
 GARMENT = "garment "
 """Prefix of a role among the hashes in a picture, for a photo given with --garment."""
-AUTO = "auto"
-"""Given in place of a mask that is to be proposed; `auto:KIND` says what the new garment is."""
+AUTO, POINTS = "auto", "points"
+"""Given in place of a mask that is to be proposed: `auto:KIND` says what the new garment is, and
+`points:X,Y;X,Y` where the old one is."""
 
 
-def is_auto(mask: object) -> bool:
+def is_proposed(mask: object) -> bool:
     """Whether a mask is to be proposed."""
-    return isinstance(mask, str | Path) and str(mask).partition(":")[0] == AUTO
+    return isinstance(mask, str | Path) and str(mask).partition(":")[0] in (AUTO, POINTS)
 
 
 class TryonConfig(PictureConfig):
@@ -50,7 +51,8 @@ class TryonConfig(PictureConfig):
     mask: Annotated[Path | None, INPUT, EACH] = None
     """A picture in place of --polygon: white is repainted or, if it is transparent in places, what is opaque.
     Or auto: the region that the garment named in the prompt will need on this person; auto:dress says which
-    kind it is (docs/tryon.md lists them).
+    kind it is (docs/tryon.md lists them). Or points:X,Y;X,Y in pixels: what is there, by a SAM model, which
+    --parser names; !X,Y is not part of it.
     """
     mask_free: Annotated[bool, RESULT] = False
     """For FLUX.2: no --polygon and no --mask are needed. The whole panel is made anew with the person as a
@@ -59,7 +61,7 @@ class TryonConfig(PictureConfig):
     """
     parser: Annotated[str, ASKED] = "pocket"
     """The human parser for --mask auto: a hub id such as mattmdjaga/segformer_b2_clothes, a transformers
-    folder, or `pocket`, which only knows rendered people.
+    folder, or `pocket`, which only knows rendered people. For --mask points: facebook/sam-vit-base, say.
     """
     caption: Annotated[Path | None, INPUT, EACH] = None
     """Text file with the prompt, such as the `<id>.txt` that `caption` writes; used if there is no --prompt.
@@ -143,7 +145,7 @@ class TryonConfig(PictureConfig):
     @property
     def proposes(self) -> bool:
         """Whether the mask is proposed by a parser."""
-        return is_auto(self.mask)
+        return is_proposed(self.mask)
 
     @property
     def noise(self) -> float:

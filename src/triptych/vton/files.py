@@ -36,10 +36,10 @@ from triptych.pictures.sheets import contact_sheet
 from triptych.sampling.options import Sampling
 from triptych.store.files import json_text, sha256_file
 from triptych.vton.area import Area, area_of, whole
-from triptych.vton.config import TryonConfig
+from triptych.vton.config import AUTO, TryonConfig
 from triptych.vton.garments import dressed
 from triptych.vton.preview import polygon_file, write_changed
-from triptych.vton.proposal import kind_of, proposed_for
+from triptych.vton.proposal import asked_for, proposed_for
 from triptych.vton.request import Request, request_of
 from triptych.vton.tiles import nothing_finer
 
@@ -108,7 +108,7 @@ def check(config: TryonConfig) -> TryonConfig:
             "or let a --vlm-model write it.",
         )
     if config.proposes:
-        kind_of(config.mask, config.prompt)
+        asked_for(config.mask, config.prompt)
     out = config.picture
     if not out.name or out.is_dir() or (config.out and config.out.is_dir()):
         raise InputError(f"{out} is no name for a picture.", "Give --out a file name such as new.png.")
@@ -179,8 +179,8 @@ def read(config: TryonConfig, model: OpenedModel) -> Inputs:
     drawn = "polygon" if config.polygon else "mask"
     if (covered := int((area > 0).sum())) < SMALL:
         warnings.append(f"The {drawn} covers only {covered} pixel{'s' * (covered != 1)} of the photo.")
-    drawn_by_hand = not config.proposes and not config.mask_free
-    if drawn_by_hand and mask_checks.edge_ratio(photo.image, area) > mask_checks.HUGGING:
+    roomy = config.mask_free or (config.proposes and str(config.mask).startswith(AUTO))
+    if not roomy and mask_checks.edge_ratio(photo.image, area) > mask_checks.HUGGING:
         warnings.append(
             f"The {drawn} follows an outline in the photo, whose shape may show in the result: use --expand "
             "hull or --grow."
@@ -201,8 +201,8 @@ def _area(config: TryonConfig, size: tuple[int, int]) -> Area:
 
 def _proposal(config: TryonConfig) -> polygons.Outlines:
     assert config.person
-    kind = kind_of(config.mask, config.prompt)
-    return proposed_for(config.person, kind, config.parser, config.anyway)
+    asked = asked_for(config.mask, config.prompt)
+    return proposed_for(config.person, asked, config.parser, config.anyway)
 
 
 def with_prompt(inputs: Inputs, prompt: str) -> Inputs:

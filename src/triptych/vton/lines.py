@@ -15,7 +15,7 @@ from triptych.config.stage import unknown_key, validated
 from triptych.errors import ConfigError, InputError, TriptychError
 from triptych.sampling.options import LOADED
 from triptych.store.files import read_text
-from triptych.vton.config import TryonConfig, is_auto
+from triptych.vton.config import TryonConfig, is_proposed
 from triptych.vton.files import check
 
 SHARED = LOADED | marked(TryonConfig, FOLDER, ASKED, OUTPUT, RUNNING) | {"batch"}
@@ -135,7 +135,7 @@ def _line(
         given["prompt"] = ""
     try:
         for key in ("front", "back", "person", "polygon", "mask", "caption"):
-            if key in given and not (key == "mask" and is_auto(given[key])):
+            if key in given and not (key == "mask" and is_proposed(given[key])):
                 given[key] = path.parent / Path(given[key]).expanduser()
         if "garment" in given:
             pairs = [pair(one, "garment", "top=shirt.jpg") for one in given["garment"].split("|")]
