@@ -106,7 +106,7 @@ class OurStep:
         if share is not None:
             self.data.active = window(layout, share)
         self.transformer = models.transformer
-        self.parameters = lora_of(models)
+        self.parameters = lora_of(models, self.config.rank)
         self.state = TrainState(
             self.transformer, self.parameters, make_optimizer(self.config, self.parameters)
         )
@@ -176,11 +176,11 @@ class ScriptStep:
         return float(loss.detach())
 
 
-def lora_of(models: OpenedModel) -> list[nn.Parameter]:
+def lora_of(models: OpenedModel, rank: int = 16) -> list[nn.Parameter]:
     """The LoRA's parameters; the model gets one LoRA, which all variants train."""
     trained = [p for p in models.transformer.parameters() if p.requires_grad]
     layers = models.backbone.lora_layers(models.transformer)
-    return trained or list(add_lora(models.transformer, layers, 16, 16, 0.0, 0))
+    return trained or list(add_lora(models.transformer, layers, rank, rank, 0.0, 0))
 
 
 def window(layout: PanelLayout, share: float) -> Tensor:

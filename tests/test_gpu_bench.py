@@ -20,8 +20,11 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import gpu  # noqa: E402
 import gpu_wheels  # noqa: E402
-from gpu_parts import PARTS  # noqa: E402
+from gpu_parts import PARTS, klein, model  # noqa: E402
 from gpu_parts.bench import Bench, Part, Skip, Variant  # noqa: E402
+from gpu_parts.plans import question  # noqa: E402
+from gpu_parts.profiled import union  # noqa: E402
+from triptych.sampling.options import Sampling  # noqa: E402
 
 
 def test_every_part_runs(tmp_path: Path) -> None:
@@ -101,6 +104,57 @@ def test_a_part_cannot_take_all_the_time_nor_all_the_figures(
     assert slower["s"] == median(slower["all_s"]) and 0.005 <= min(slower["all_s"]) < 0.02, "per unit"
     pairs = zip(base["all_s"], slower["all_s"], strict=True)
     assert slower["× base"] == pytest.approx(median(a / b for a, b in pairs)), "of the same round"
+
+
+def test_variants_share_a_run_of_what_they_are_compared_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, order = Bench(tmp_path, tmp_path, torch.device("cpu"), tiny=True, end=time.monotonic() + 60), []
+
+    def measured(bench: Bench) -> None:
+        variants = {name: Variant(lambda name=name: order.append(name)) for name in ("base", "a", "b", "c")}
+        bench.compare("base", variants, 2, sharing=2)
+
+    monkeypatch.setattr(Part, "load", lambda self: measured)
+    bench.run(Part("shared", 30.0, ""))
+    assert order[4:] == ["base", "a", "b", "base", "c"] * 2, "after one run of each that is not timed"
+    rows = bench.results["parts"]["shared"]["rows"]
+    assert [len(row["all_s"]) for row in rows.values()] == [4, 2, 2, 2]
+    assert rows["c"]["all_ratios"] == [rows["base"]["all_s"][n] / rows["c"]["all_s"][n // 2] for n in (1, 3)]
+
+
+def test_plans_are_put_beside_figures_later(tmp_path: Path) -> None:
+    """As after a run with --no-plans: on any machine, and what fails spoils no other row."""
+    card, layout = torch.device("cuda"), {"context": "clean"}
+    flux = model.Random(tmp_path, model.TINY, card, torch.bfloat16)
+    flux2 = klein.Klein(tmp_path, klein.TINY, card, torch.bfloat16)
+    rows = {
+        "flux": {"s": 1.0, "plans": {"planned_gib": question(flux, "training", **layout)}},
+        "klein": {"s": 1.0, "plans": {"planned_gib": question(flux2, "sampling", Sampling(4, None))}},
+        "quantised": {"plans": {"planned_gib": question(flux, "weights", quantize="nf4")}},
+        "whole": {"plans": {"planned_gib": question(flux, "weights")}},
+        "wrong": {"s": 1.0, "plans": {"planned_gib": question(flux, "training", quantize="nf3")}},
+    }
+    parts = {"part": {"title": "", "state": "done", "rows": rows}}
+    (tmp_path / "results.json").write_text(json.dumps({"about": {}, "parts": parts}))
+    words = [
+        "--plans",
+        str(tmp_path / "results.json"),
+        "--out",
+        str(tmp_path / "out"),
+        "--wheels",
+        str(tmp_path),
+    ]
+    assert gpu.main(words) == 1, "one has failed"
+    answered = json.loads((tmp_path / "out" / "results.json").read_text())["parts"]["part"]["rows"]
+    assert all(0 < answered[name]["planned_gib"] < 0.1 for name in ("flux", "klein", "quantised", "whole"))
+    assert answered["quantised"]["planned_gib"] < answered["whole"]["planned_gib"] / 2
+    assert answered["wrong"]["state"].startswith("failed: plan: ") and answered["wrong"]["s"] == 1.0
+
+
+def test_kernels_that_run_together_are_counted_once() -> None:
+    events = [("b", 100, 50), ("a", 0, 10), ("within", 110, 10), ("overlapping", 140, 20), ("next", 160, 5)]
+    assert union(events) == 10 + 60 + 5
 
 
 UNUSED = {"grpcio", "markdown", "tensorboard-data-server", "werkzeug", "hf-xet", "typer", "setuptools"}

@@ -4,9 +4,9 @@
 PARTS = {
     "machine": (15, "machine:machine"),
     "klein_equality": (30, "klein_parts:klein_equality"),
-    "klein_sampling": (95, "klein_parts:klein_sampling"),
+    "klein_sampling": (100, "klein_parts:klein_sampling"),
     "klein_training": (50, "klein_parts:klein_training"),
-    "waiting": (45, "profiled:waiting"),
+    "waiting": (55, "profiled:waiting"),
     "training": (60, "training:training"),
     "klein_presets": (40, "presets:klein_presets"),
     "presets": (60, "presets:presets"),

@@ -12,7 +12,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gpu_parts.bench import Bench, Figures
+from gpu_parts.bench import Bench, Figures, Skip
 from gpu_parts.model import Random
 from train import OurStep, ScriptStep, lora_of, write_records
 from triptych.backbones.contract import Backbone
@@ -48,6 +48,14 @@ def step_rows(bench: Bench, made: Random, script: type[ScriptStep], name: str) -
     float32's on the same weights."""
     kind = str(made.dtype).removeprefix("torch.")
     bench.row(f"{name}, {kind}", lambda: _step(bench, made, script))
+    if bench.card and made.dtype == torch.bfloat16:
+        for kernel, backend in list(KERNELS.items())[1:]:
+
+            def by(backend: SDPBackend | None = backend) -> Figures:
+                with _only(backend):
+                    return {key: value for key, value in _step(bench, made, script).items() if key != "equal"}
+
+            bench.row(f"{name}, {kind}, attention by {kernel}", by)
 
 
 def _step(bench: Bench, made: Random, kind: type[ScriptStep]) -> Figures:
@@ -114,6 +122,8 @@ def attention_rows(bench: Bench) -> None:
                 f"attention, {name}, {kernel}",
                 lambda shape=shape, backend=backend: _attention(bench, shape, backend),
             )
+    if bench.card:
+        torch.cuda.empty_cache()
 
 
 def _attention(bench: Bench, shape: tuple[int, int, int, int], backend: SDPBackend | None) -> Figures:
@@ -122,11 +132,22 @@ def _attention(bench: Bench, shape: tuple[int, int, int, int], backend: SDPBacke
     lengths = (queries, keys, keys, queries)
     states = [torch.randn(1, length, heads, width, generator=generator) for length in lengths]
     rounded = [one.to(bench.device, torch.bfloat16) for one in states]
-    made = _back(rounded, nullcontext() if backend is None else sdpa_kernel(backend))
+    try:
+        made = _back(rounded, _only(backend))
+    except RuntimeError as error:  # "No available kernel"
+        raise Skip(str(error).splitlines()[0]) from error
     truth = _back([one.float() for one in rounded], nullcontext())
     out, *gradients = (apart(one, other) for one, other in zip(made, truth, strict=True))
     figures: Figures = {"apart": max(gradients), "forwards": out}
-    return figures | ({"equal": max(gradients) <= ROUNDING} if backend is None else {})
+    figures["s"] = min(bench.seconds(lambda: _back(rounded, _only(backend))) for _ in range(3))
+    if backend is not None:
+        return figures
+    chosen = torch._fused_sdp_choice(*(one.transpose(1, 2) for one in rounded[:3]))
+    return figures | {"equal": max(gradients) <= ROUNDING, "kernel": SDPBackend(chosen).name}
+
+
+def _only(backend: SDPBackend | None) -> AbstractContextManager[Any]:
+    return nullcontext() if backend is None else sdpa_kernel(backend)
 
 
 def _back(states: list[Tensor], kernel: AbstractContextManager[Any]) -> list[Tensor]:
