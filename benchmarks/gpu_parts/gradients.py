@@ -21,9 +21,10 @@ from triptych.training.loss import losses_of
 
 FLOAT32 = 1e-4
 """Relative difference in float32 that kernels which add in another order may make."""
-WORSE = 1.5
+WORSE = 2.0
 """In bfloat16 both round, each in its own order: ours may be farther from float32 than diffusers' by no
-more than this factor."""
+more than this factor. (FLUX.2's noise levels alone make 1.5 of it on a tiny model: the pipeline rounds a
+thousandfold level once, triptych the level and then the thousandfold.)"""
 ROUNDING = 0.05
 """Relative error of attention's gradients in bfloat16 that rounding explains."""
 SHAPES = {"640 tokens": (640, 640, 8, 64), "5,696 tokens": (5696, 5696, 4, 128)}
