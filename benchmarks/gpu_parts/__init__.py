@@ -3,7 +3,8 @@
 
 PARTS = {
     "machine": (15, "machine:machine"),
-    "klein_equality": (30, "klein_parts:klein_equality"),
+    "gradients": (35, "gradients:gradients"),
+    "klein_equality": (25, "klein_parts:klein_equality"),
     "klein_sampling": (100, "klein_parts:klein_sampling"),
     "klein_training": (50, "klein_parts:klein_training"),
     "waiting": (55, "profiled:waiting"),

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from flux_like import PROMPT, as_diffusers_has_it
 from gpu_parts.bench import Bench, Figures
-from gpu_parts.gradients import FLOAT32, WORSE, apart, step_rows
+from gpu_parts.gradients import FLOAT32, WORSE, apart
 from gpu_parts.model import SMALL, TINY, Random, random_model
-from train import ScriptStep
 from triptych.backbones.flux.model import unpack
 from triptych.compute.quantize import FORMATS
 from triptych.sampling.opened import OpenedModel
@@ -25,7 +24,7 @@ STEPS = 4
 
 
 def equality(bench: Bench) -> None:
-    """Our sampling and training steps against diffusers' on the same weights; "apart" is relative.
+    """Our sampling against diffusers' on the same weights; "apart" is relative.
     bfloat16: the distance to float32."""
     size = TINY if bench.tiny else SMALL
     exact = random_model(bench, size, torch.float32)
@@ -37,8 +36,6 @@ def equality(bench: Bench) -> None:
     if bench.device.type == "cuda" or bench.tiny:
         for kind in KINDS:
             bench.row(f"{kind}, bfloat16", lambda kind=kind: _as_close(rounded, kind))
-    for made in (exact, rounded):
-        step_rows(bench, made, ScriptStep, "training step")
     if bench.card:
         there = random_model(bench, size, torch.float32, torch.device("cpu"))
         weights = models.transformer.state_dict()

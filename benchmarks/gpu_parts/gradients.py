@@ -12,9 +12,11 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gpu_parts import klein, model
 from gpu_parts.bench import Bench, Figures, Skip
-from gpu_parts.model import Random
+from gpu_parts.model import Random, random_model
 from train import OurStep, ScriptStep, lora_of, write_records
+from train_flux2 import KleinScriptStep
 from triptych.backbones.contract import Backbone
 from triptych.training.data import Batch
 from triptych.training.loss import losses_of
@@ -36,6 +38,17 @@ KERNELS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
     "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
+
+
+def gradients(bench: Bench) -> None:
+    """Attention's gradients in bfloat16, by kernel, and a training step's of small FLUX.1 and FLUX.2-klein
+    models beside the scripts'; "apart" is relative, in bfloat16 the distance to float32."""
+    attention_rows(bench)
+    for dtype in (torch.float32, torch.bfloat16):
+        flux = random_model(bench, model.TINY if bench.tiny else model.SMALL, dtype)
+        step_rows(bench, flux, ScriptStep, "FLUX.1, training step")
+        flux2 = klein.random_klein(bench, klein.TINY if bench.tiny else klein.SMALL, dtype)
+        step_rows(bench, flux2, KleinScriptStep, "klein, training step")
 
 
 def apart(one: Tensor, other: Tensor) -> float:

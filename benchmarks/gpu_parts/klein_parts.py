@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flux_like import PROMPT, as_diffusers_has_it
 from gpu_parts.bench import Bench, Figures, Variant
-from gpu_parts.gradients import FLOAT32, WORSE, apart, attention_rows, step_rows
+from gpu_parts.gradients import FLOAT32, WORSE, apart
 from gpu_parts.klein import SMALL, TINY, Klein, KleinShop, full, random_klein
 from gpu_parts.model import random_lora
 from gpu_parts.plans import question
@@ -43,17 +43,13 @@ KINDS = {
 
 
 def klein_equality(bench: Bench) -> None:
-    """FLUX.2-klein with three references against Flux2KleinPipeline and Flux2KleinKVPipeline, a training step
-    against the script's, attention's gradients by kernel; "apart" is relative. bfloat16: the distance to
-    float32."""
-    attention_rows(bench)
+    """FLUX.2-klein with three references against Flux2KleinPipeline and Flux2KleinKVPipeline; "apart" is
+    relative. bfloat16: the distance to float32."""
     size = TINY if bench.tiny else SMALL
     exact, rounded = (random_klein(bench, size, dtype) for dtype in (torch.float32, torch.bfloat16))
     models = exact.models()
     for kind, sampling in KINDS.items():
         bench.row(f"{kind}, float32", lambda sampling=sampling: _same(exact, models, sampling))
-    for made in (exact, rounded):
-        step_rows(bench, made, KleinScriptStep, "klein training step")
     for kind, sampling in KINDS.items():
         bench.row(f"{kind}, bfloat16", lambda sampling=sampling: _as_close(rounded, sampling))
 
