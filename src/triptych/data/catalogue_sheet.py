@@ -5,14 +5,14 @@ mistakes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image
 
 from triptych.data.catalogue import Photo, override_name
 from triptych.data.roles import PhotoRoles
-from triptych.data.views import choose_views
+from triptych.data.views import EMPTY, choose_views
 from triptych.pictures.images import BadImage, load_image
 from triptych.pictures.saving import save_png
 from triptych.pictures.sheets import Cell, contact_sheet, drawable, plain
@@ -23,7 +23,13 @@ COLOURS = {"human": "#2f7fd6", "garment": "#3aa35b", "unsure": "#f0a020", "rejec
 _FORMAT = 3  # version of the sheet's layout: a sheet of an older version is drawn again
 
 
-def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path, roles: PhotoRoles) -> int:
+def draw_sheet(
+    rows: list[Photo],
+    path: Path,
+    photos_dir: Path,
+    roles: PhotoRoles,
+    told: Mapping[str, str] = EMPTY,
+) -> int:
     """Draw the contact sheet unless it is up to date; return the number of photos on it.
 
     Every photo has a number. A text file with the sheet's name lists number, path relative to the photo
@@ -34,7 +40,7 @@ def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path, roles: PhotoRole
     items: dict[str, list[Photo]] = {}
     for row in rows:
         items.setdefault(row.item, []).append(row)
-    sides = {photo: side for photos in items.values() for photo, side in _sides(photos, roles).items()}
+    sides = {photo: side for photos in items.values() for photo, side in _sides(photos, roles, told).items()}
     chosen: set[str] = set()
     room = SHEET
     for item in sorted(items, key=lambda item: all(row.label in ("human", "garment") for row in items[item])):
@@ -52,13 +58,13 @@ def draw_sheet(rows: list[Photo], path: Path, photos_dir: Path, roles: PhotoRole
     return sum(map(len, groups))
 
 
-def _sides(photos: Iterable[Photo], roles: PhotoRoles) -> dict[Photo, str]:
+def _sides(photos: Iterable[Photo], roles: PhotoRoles, told: Mapping[str, str]) -> dict[Photo, str]:
     """The photos of an item that have a role, each with the words for the sheet."""
     garment = [photo for photo in photos if photo.label == "garment"]
     if not garment or not garment[0].item:
         return {}
     taken: dict[Photo, list[str]] = {}
-    chosen = choose_views(garment, roles)
+    chosen = choose_views(garment, roles, told)
     for role, (photo, _) in chosen.items():
         taken.setdefault(photo, []).append(role)
     return {
@@ -69,7 +75,7 @@ def _sides(photos: Iterable[Photo], roles: PhotoRoles) -> dict[Photo, str]:
 
 
 def _said(by: str) -> str:
-    return {"override": "you said so", "name": "by its name"}.get(by, "a guess")
+    return {"override": "you said so", "name": "by its name", "captioner": "the captioner"}.get(by, "a guess")
 
 
 def _shows(path: Path, shown: str) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from triptych.data.catalogue import MIXED, Photo
 from triptych.data.roles import PhotoRoles
-from triptych.data.views import Chosen, choose_views, is_guess
+from triptych.data.views import EMPTY, Chosen, choose_views, is_guess
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import digest, parse_json
 
@@ -48,7 +48,7 @@ def earlier_pictures(picture: Path) -> list[str]:
     return [one for one in earlier if isinstance(one, str)] if isinstance(earlier, list) else []
 
 
-UNSAID = "no product photo whose role an override or the name of file or folder says"
+UNSAID = "no product photo whose role an override, the name of file or folder, or `triptych roles` says"
 """The reason for an item without a triptych, where roles are never guessed."""
 NO_ROLE = "nothing says its role, or another photo has it"
 """The reason for a spare product photo there."""
@@ -87,11 +87,15 @@ class Triple:
 
 
 def plan(
-    photos: Iterable[Photo], roles: PhotoRoles, max_concat_n: int, seed: int
+    photos: Iterable[Photo],
+    roles: PhotoRoles,
+    max_concat_n: int,
+    seed: int,
+    told: Mapping[str, str] = EMPTY,
 ) -> tuple[list[Triple], list[dict[str, Any]], list[dict[str, Any]]]:
     """(triptychs, items without a triptych and the reason, spare photos and the reason), item by item.
 
-    The result for an item depends on its own photos alone.
+    The result for an item depends on its own photos alone. told: see `choose_views`.
     """
     items: dict[str, list[Photo]] = {}
     for photo in photos:
@@ -118,7 +122,7 @@ def plan(
                 for photo in human + garment
             ]
             continue
-        products = choose_views(garment, roles)
+        products = choose_views(garment, roles, told)
         if not products:
             rejects.append({"item": item, "reason": UNSAID, "photos": len(all_photos), "unsure": 0})
             spares += [_spare(photo, f"its item has {UNSAID}") for photo in human + garment]

@@ -1,5 +1,5 @@
 """Decides which product photo of an item takes which role: by the user's override, then the names of file
-and folder, then order.
+and folder, then what a captioner has told, then order.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,13 @@ from triptych.data.roles import PhotoRoles, Role
 
 SIDE, PART = "side", "part"
 """Hints of a name for a garment from the side, and for a part of it, that are no role of the task."""
+EMPTY: Mapping[str, str] = MappingProxyType({})
 LONE = "the only photo"
 """The decision about a role that shares its photo with another, for want of photos."""
 
 
 class Chosen(NamedTuple):
-    """The photo of a role, and the decision's source: override, name, guess, or `LONE`."""
+    """The photo of a role, and the decision's source: override, name, captioner, guess, or `LONE`."""
 
     photo: Photo
     by: str
@@ -119,19 +121,27 @@ def _said(photo: Photo, roles: PhotoRoles) -> str | None:
     return word if word != photo.reason and word in roles.names else None
 
 
-def choose_views(garment: Sequence[Photo], roles: PhotoRoles) -> dict[str, Chosen]:
+def choose_views(
+    garment: Sequence[Photo], roles: PhotoRoles, told: Mapping[str, str] = EMPTY
+) -> dict[str, Chosen]:
     """A photo for each product role among the garment photos of one item: by override first, then file names,
-    then order.
+    then what was told, then order. told: role by sha256; one that is no role of the task means a part.
 
     A single photo takes all roles. So does a photo whose companions are named as none of them: a swatch or a
-    size chart is no back. If an item may have any of the roles, only those are in the result that an override
-    or a name says.
+    size chart is no back. If an item may have any of the roles, only those are in the result that an
+    override, a name or `told` says.
     """
     assert garment
     hints = _hints(garment, roles)
     said = {photo: role for photo in garment if (role := _said(photo, roles))}
+    heard = {
+        photo: told[photo.sha256]
+        for photo in garment
+        if photo.sha256 in told and photo not in said and hints[photo] is None
+    }
     if roles.some:
-        return _named(garment, roles, hints, said)
+        return _named(garment, roles, hints, said, heard)
+    hints |= {photo: PART for photo, role in heard.items() if role not in roles.names}
     for level in ((None, *roles.names), (SIDE,), (PART,)):
         whole = [photo for photo in garment if photo in said or hints[photo] in level]
         if whole:
@@ -140,19 +150,22 @@ def choose_views(garment: Sequence[Photo], roles: PhotoRoles) -> dict[str, Chose
     def best(role: str, among: Sequence[Photo]) -> Chosen:
         def rank(photo: Photo) -> int:
             if photo in said:
-                return 0 if said[photo] == role else 4
-            return {role: 1, None: 2}.get(hints[photo], 3)
+                return 0 if said[photo] == role else 5
+            if hints[photo] is None and photo in heard:
+                return 2 if heard[photo] == role else 4
+            return {role: 1, None: 3}.get(hints[photo], 4)
 
         photo = min(among, key=rank)  # the first of equals
-        return Chosen(photo, ("override", "name", "guess", "guess", "guess")[rank(photo)])
+        return Chosen(photo, ("override", "name", "captioner", "guess", "guess", "guess")[rank(photo)])
 
     chosen, rest = dict[str, Chosen](), whole
     for role in roles.names:
         chosen[role] = best(role, rest) if rest else Chosen(chosen[roles.names[0]].photo, LONE)
         rest = [photo for photo in rest if photo is not chosen[role].photo]
     guesses = [role for role, one in chosen.items() if one.by == "guess"]
-    settled = [one.by for one in chosen.values() if one.by in ("override", "name")]
-    if len(guesses) == 1 and settled and len(whole) == len(chosen):
+    settled = [one.by for one in chosen.values() if one.by in ("override", "name", "captioner")]
+    sure = not any(chosen[role].photo in heard for role in guesses)  # it was told to be something else
+    if len(guesses) == 1 and settled and sure and len(whole) == len(chosen):
         chosen[guesses[0]] = chosen[guesses[0]]._replace(by=settled[0])  # only one photo was left for it
     return chosen
 
@@ -162,9 +175,11 @@ def _named(
     roles: PhotoRoles,
     hints: Mapping[Photo, str | None],
     said: Mapping[Photo, str],
+    heard: Mapping[Photo, str],
 ) -> dict[str, Chosen]:
-    """A photo for each role that an override or a name says. Of several names that say one role, the one wins
-    that says no other role besides, or an earlier one: `top.jpg` before `top_front.jpg` and `top_back.jpg`.
+    """A photo for each role that an override, a name or a captioner says. Of several names that say one role,
+    the one wins that says no other role besides, or an earlier one: `top.jpg` before `top_front.jpg` and
+    `top_back.jpg`.
     """
 
     def besides(photo: Photo, name: str) -> list[int]:
@@ -180,6 +195,9 @@ def _named(
         named = [photo for photo in garment if photo not in said and hints[photo] == role]
         if role not in chosen and named:
             chosen[role] = Chosen(min(named, key=lambda photo: besides(photo, role)), "name")
+        for photo in garment:
+            if heard.get(photo) == role:
+                chosen.setdefault(role, Chosen(photo, "captioner"))
     return chosen
 
 
@@ -189,13 +207,33 @@ def is_guess(chosen: Mapping[str, Chosen]) -> bool:
     return len(photos) > 1 and any(one.by == "guess" for one in chosen.values())
 
 
-def count_guessed(photos: Iterable[Photo], roles: PhotoRoles) -> int:
-    """Count the items for which neither an override nor a name says which photo has which role."""
+def unsaid(photos: Iterable[Photo], roles: PhotoRoles) -> list[Photo]:
+    """The product photos whose role matters and which neither an override nor a name gives one; each file
+    content once. If an item has all roles, they are those of items in which one would be a guess.
+    """
+    items: dict[str, dict[str, Photo]] = {}
+    for photo in photos:
+        if photo.label == "garment" and photo.item:
+            items.setdefault(photo.item, {}).setdefault(photo.sha256, photo)
+    found: dict[str, Photo] = {}
+    for members in items.values():
+        garment = list(members.values())
+        if not roles.some and not is_guess(choose_views(garment, roles)):
+            continue
+        hints = _hints(garment, roles)
+        found |= {
+            photo.sha256: photo for photo in garment if hints[photo] is None and not _said(photo, roles)
+        }
+    return list(found.values())
+
+
+def count_guessed(photos: Iterable[Photo], roles: PhotoRoles, told: Mapping[str, str] = EMPTY) -> int:
+    """Count the items for which nothing but order says which photo has which role."""
     items: dict[str, list[Photo]] = {}
     for photo in photos:
         if photo.label == "garment" and photo.item:
             items.setdefault(photo.item, []).append(photo)
-    return sum(is_guess(choose_views(garment, roles)) for garment in items.values())
+    return sum(is_guess(choose_views(garment, roles, told)) for garment in items.values())
 
 
 # --- Items that hold several garments

@@ -83,6 +83,13 @@ STAGES: tuple[Stage, ...] = (
         in_run=True,
     ),
     Stage(
+        "roles",
+        "triptych.verbs.roles",
+        "RolesConfig",
+        "Ask a captioner which product photo is the front, the back, the top …",
+        "triptych roles --config triptych.yaml --vlm-model gpt-4.1-mini",
+    ),
+    Stage(
         "concat",
         "triptych.verbs.concat",
         "ConcatConfig",

@@ -30,6 +30,7 @@ from triptych.data.catalogue import (
 )
 from triptych.data.catalogue_sheet import draw_sheet
 from triptych.data.photo_folders import COPY_LINKS, LEAVES, STRAY, check_examples, find_photos, refusal
+from triptych.data.told_roles import told_roles
 from triptych.data.views import count_guessed
 from triptych.events import Event, Run, held
 from triptych.execution import PerWorker, execute
@@ -92,7 +93,7 @@ def clean(config: CleanConfig) -> Run:
             cache.save()
         write_photos(folder.path / PHOTOS, book.rows)
         sheet = folder.path / "contact_sheet.png"
-        shown = draw_sheet(book.rows, sheet, photos, roles)
+        shown = draw_sheet(book.rows, sheet, photos, roles, told_roles(folder.path))
         summary.update(_count(book.rows), overrides_without_photo=missed, **told)
         summary["catalogue"] = str(folder.path / PHOTOS)
         summary["contact_sheet"] = (
@@ -300,12 +301,12 @@ def _advice(rows: list[Photo], config: CleanConfig) -> str:
             "Photos beside folders of items belong to none of them: move them into the item's folder if they "
             "matter."
         )
-    guessed = count_guessed(rows, roles)
+    guessed = count_guessed(rows, roles, told_roles(config.catalogue_folder))
     if guessed or mixed:
         advice.append(
             f"Which photo is {' and which '.join(roles.names)} is a guess in {guessed} "
             f"item{'' if guessed == 1 else 's'}: look at the contact sheet. To say it, write "
             f"{override_example(roles.names)} into {_override_file(config)} and run the same command "
-            "again. Then run `triptych concat`."
+            "again; `triptych roles` asks a captioner. Then run `triptych concat`."
         )
     return " ".join(advice) or "Look at the contact sheet, then run `triptych concat`."

@@ -32,6 +32,7 @@ from triptych.data.catalogue import (
 )
 from triptych.data.pairing import CHUNK, EARLIER, PAIRS, UNSAID, Triple, earlier_pictures, made_from, plan
 from triptych.data.photo_folders import COPY_LINKS
+from triptych.data.told_roles import told_roles
 from triptych.data.triptychs import REJECTS, TriptychFolder
 from triptych.errors import InputError, TriptychError, WorkError
 from triptych.events import Event, Run, held
@@ -68,7 +69,8 @@ def concat(config: ConcatConfig) -> Run:
         config.panel_width or settings.panel_width, config.panel_height or settings.panel_height
     ).check(settings.stride)
     photos = read_photos(config.catalogue_folder / PHOTOS)
-    triples, rejects, spares = plan(photos, task.photo_roles, config.max_concat_n, config.seed)
+    told = told_roles(config.catalogue_folder)
+    triples, rejects, spares = plan(photos, task.photo_roles, config.max_concat_n, config.seed, told)
     _check(config, photos, anything=bool(triples or rejects))
     folder = _folder(config)
     summary = _summary(photos, triples, rejects) | {
@@ -341,7 +343,9 @@ def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
     unsaid = summary["reasons"].get(UNSAID, 0)
     say = (
         f"Of {unsaid} item{'s' * (unsaid > 1)} no product photo has a role: name the files or their "
-        f"folders so, or write {override_example(roles[:2])} into {overrides}; the roles are {words(roles)}. "
+        f"folders so, write {override_example(roles[:2])} into {overrides}, or ask with "
+        "`triptych roles`; the roles are "
+        f"{words(roles)}. "
         if unsaid
         else ""
     )
@@ -357,6 +361,6 @@ def _advice(config: ConcatConfig, summary: dict[str, Any]) -> str:
         advice += (
             f": in {items} {words(roles)} are a guess. To swap two, write "
             f"{override_example(roles)} into {overrides}, then run "
-            "`triptych clean` and `triptych concat` again"
+            "`triptych clean` and `triptych concat` again; `triptych roles` asks a captioner"
         )
     return advice + "; then run `triptych caption`."
