@@ -156,7 +156,8 @@ def _attention(bench: Bench, shape: tuple[int, int, int, int], backend: SDPBacke
     figures["s"] = min(bench.seconds(lambda: _back(rounded, _only(backend))) for _ in range(3))
     if backend is not None:
         return figures
-    chosen = torch._fused_sdp_choice(*(one.transpose(1, 2) for one in rounded[:3]))
+    inputs = [one.detach().transpose(1, 2).requires_grad_() for one in rounded[:3]]
+    chosen = torch._fused_sdp_choice(*inputs)
     return figures | {"equal": max(gradients) <= ROUNDING, "kernel": SDPBackend(chosen).name}
 
 

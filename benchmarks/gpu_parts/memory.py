@@ -21,6 +21,7 @@ from gpu_parts.model import (
 )
 from gpu_parts.plans import question
 from gpu_parts.sampling import CLEAN, EXACT, PART
+from gpu_parts.training import with_checkpointing
 from train import OurStep, write_records
 from triptych.backbones.contract import Backbone
 from triptych.compute.quantize import FORMATS
@@ -51,8 +52,7 @@ def _quantised(bench: Bench, made: Random, format: str) -> Figures:
         figures[f"{name}_gib"] = bench.memory(run).get("peak_gib")
         figures[f"{name}_s"] = bench.seconds(run)
     del shop, run
-    transformer.enable_gradient_checkpointing()  # type: ignore[operator]
-    step = OurStep(models, bench.work / "quantised", gradient_checkpointing=True)
+    step = with_checkpointing(OurStep(models, bench.work / "quantised"), transformer, True)
     figures["train_gib"] = bench.memory(step).get("peak_gib")
     figures["train_s"] = bench.seconds(step)
     if format == "nf4":

@@ -28,6 +28,7 @@ from gpu_parts.model import (
     with_panels,
 )
 from gpu_parts.plans import question
+from gpu_parts.training import with_checkpointing
 from train import OurStep, write_records
 from triptych.backbones.contract import Text, TextEncoder
 from triptych.backbones.known import known_models
@@ -127,12 +128,11 @@ def _step(
     write_records(models, size, work)
     # The autoencoder is not there while a step runs; what stands in its place keeps it from being loaded.
     models._autoencoder = object()  # type: ignore[assignment]
-    if options.get("gradient_checkpointing", True):
-        transformer.enable_gradient_checkpointing()
     share = 1.0 if options.get("context") == "clean" else None
     with capped(bench, gib):
         own = {name: value for name, value in options.items() if name != "context"}
-        step = OurStep(models, work, share, **{"gradient_checkpointing": True, **own})
+        checkpointing = options.get("gradient_checkpointing", True)
+        step = with_checkpointing(OurStep(models, work, share, **own), transformer, checkpointing)
         step()
         figures = bench.memory(step)
         figures["s"] = bench.seconds(step)
