@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from triptych.backbones.registry import load_backbone
 from triptych.compute.cpu import REPLACEMENTS, install
+from triptych.lora.layers import ShortLinear
 from triptych.sampling.opened import OpenedModel
 
 PROMPT = "p"
@@ -96,7 +97,7 @@ def as_diffusers_has_it(transformer: nn.Module) -> Any:
     for module in stock.modules():
         if hasattr(module, "_default_processor_cls"):  # an attention layer of diffusers
             module.set_processor(module._default_processor_cls())
-        if type(module) in REPLACEMENTS:
+        if type(module) in (*REPLACEMENTS, ShortLinear):
             module.__class__ = type(module).__base__
     return stock
 

@@ -72,11 +72,9 @@ class FixedWindow(TrainingSet):
 
     def draw(self, backbone: Backbone, step: int, number: int, passes: int) -> Batch:
         batch = super().draw(backbone, step, number, passes)
-        return (
-            batch
-            if self.active is None
-            else replace(batch, active=self.active.to(batch.clean_BCHW.device), within=None, run_known=False)
-        )
+        if self.active is None:
+            return batch
+        return replace(batch, active=self.active, within=None, run_known=False)
 
 
 class OurStep:

@@ -11,6 +11,7 @@ from gpu_parts.bench import Bench, Variant
 from gpu_parts.model import Random, largest, random_model
 from gpu_parts.plans import question
 from train import OurStep, ScriptStep, same_loss, write_records
+from triptych.compute.recompute import recompute_blocks
 from triptych.sampling.opened import OpenedModel
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -75,10 +76,12 @@ def variant(
 
 def with_checkpointing(step: Callable[[], float], transformer: Any, on: bool) -> Callable[[], float]:
     def run() -> float:
-        if on:
-            transformer.enable_gradient_checkpointing()
-        else:
+        if not on:
             transformer.disable_gradient_checkpointing()
+        elif isinstance(step, OurStep):
+            recompute_blocks(transformer, random=False)
+        else:
+            transformer.enable_gradient_checkpointing()
         return step()
 
     return run

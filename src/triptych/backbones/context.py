@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.compute.sending import sent
+
 
 @dataclass
 class Context:
@@ -109,8 +111,9 @@ class Window:
     """The tokens that are run, and the context that they attend to besides each other and the text.
 
     active: (rows, columns) bool on the token grid of the canvas; or (B, rows, columns) with a set per sample,
-    all of equal size. context: the result of `Backbone.read`, or several results `joined`; None: the active
-    tokens attend to each other and the text alone. beside: references that run along with the active tokens,
+    all of equal size. On the CPU, where counting them does not wait for a card. context: the result of
+    `Backbone.read`, or several results `joined`; None: the active tokens attend to each other and the text
+    alone. beside: references that run along with the active tokens,
     at the noise level of the step, as FLUX.2's own pipelines run them.
     """
 
@@ -119,18 +122,23 @@ class Window:
     beside: tuple[Reference, ...] = ()
 
     @cached_property
-    def places(self) -> Tensor:
-        """Indices of the active tokens, (1, K) or (B, K)."""
-        return places_of(self.active)
+    def _places(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def places(self, device: torch.device) -> Tensor:
+        """Indices of the active tokens, (1, K) or (B, K), on the device; sent there once."""
+        if device not in self._places:
+            self._places[device] = sent(places_of(self.active), device)
+        return self._places[device]
 
     def take(self, tokens_BND: Tensor) -> Tensor:
         """Select the active tokens of a canvas: (B, K, D)."""
-        places = self.places.to(tokens_BND.device)[..., None]
+        places = self.places(tokens_BND.device)[..., None]
         return tokens_BND.gather(1, places.expand(len(tokens_BND), -1, tokens_BND.shape[2]))
 
     def put(self, made_BKD: Tensor) -> Tensor:
         """All tokens of a canvas, (B, N, D): the active ones as given, the others 0."""
-        places = self.places.to(made_BKD.device)[..., None].expand_as(made_BKD)
+        places = self.places(made_BKD.device)[..., None].expand_as(made_BKD)
         count = self.active.shape[-2] * self.active.shape[-1]
         return made_BKD.new_zeros(len(made_BKD), count, made_BKD.shape[2]).scatter(1, places, made_BKD)
 

@@ -37,6 +37,7 @@ from triptych.compute import cpu
 from triptych.compute.blocks import blocks_of, linear_layers
 from triptych.compute.modulation import PremodulatedTransformer
 from triptych.compute.quantize import load_quantized
+from triptych.compute.sending import sent
 from triptych.compute.swap import place
 from triptych.config.stage import Quantize
 from triptych.errors import ModelError
@@ -352,6 +353,6 @@ class Backbone(ABC):
     def to_device(self, text: Text) -> Text:
         """The embeddings on the device, floating-point tensors in `dtype`."""
         return {
-            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            name: sent(value, self.device, self.dtype if value.is_floating_point() else None)
             for name, value in text.items()
         }

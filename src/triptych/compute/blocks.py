@@ -7,6 +7,7 @@ shards or modulates them is given the blocks and knows no names.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -50,6 +51,17 @@ def linear_layers(blocks: Blocks) -> dict[str, nn.Linear]:
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear)
     }
+
+
+def attention_layers(transformer: nn.Module) -> list[Any]:
+    """The transformer's attention layers, diffusers' modules with a processor. They are looked for once: a
+    walk over all modules takes as long as a tenth of a pass.
+    """
+    found: list[Any] | None = vars(transformer).get("_attention_layers")
+    if found is None:
+        found = [module for module in transformer.modules() if hasattr(module, "get_processor")]
+        vars(transformer)["_attention_layers"] = found
+    return found
 
 
 def share_of(transformer: nn.Module, blocks: Blocks) -> float:

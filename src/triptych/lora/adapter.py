@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -34,6 +33,7 @@ from triptych.lora.file import (
 )
 from triptych.lora.find import FILE_NAME, lora_file
 from triptych.lora.formats import scaled
+from triptych.lora.layers import ADAPTER, lora_switched_off, shorten
 from triptych.lora.models import TITLES
 from triptych.lora.names import table_of
 from triptych.lora.strength import is_about_strength
@@ -44,7 +44,6 @@ from triptych.store.files import publish
 log = logging.getLogger(__name__)
 
 PREFIX = "transformer."
-ADAPTER = "default"
 
 
 def add_lora(
@@ -64,6 +63,7 @@ def add_lora(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, transformer, ADAPTER)
+    shorten(transformer)
     parameters = [p for name, p in transformer.named_parameters() if "lora_" in name]
     device = resident_parameter(transformer).device
     for parameter in parameters:
@@ -72,30 +72,31 @@ def add_lora(
     return parameters
 
 
+def lora_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """The LoRA's parameters by diffusers name, without prefix. They stay the same while the model lives."""
+    marks = tuple(f".{part}.{ADAPTER}." for part in ("lora_A", "lora_B"))
+    return {
+        name.replace(f".{ADAPTER}.", "."): parameter
+        for name, parameter in transformer.named_parameters()
+        if any(mark in name for mark in marks)
+    }
+
+
 def lora_state(transformer: nn.Module) -> dict[str, Tensor]:
     """The LoRA's tensors by diffusers name, without prefix."""
-    return get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
+    return {name: parameter.detach() for name, parameter in lora_parameters(transformer).items()}
 
 
 def set_lora(transformer: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Copy tensors, by the names of `lora_state`, into the transformer's LoRA."""
+    put_into(lora_state(transformer), values)
+
+
+def put_into(state: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy the values into a LoRA's own tensors, by name."""
     with torch.no_grad():
-        for name, tensor in lora_state(transformer).items():
+        for name, tensor in state.items():
             tensor.copy_(values[name])
-
-
-@contextmanager
-def lora_switched_off(transformer: nn.Module) -> Iterator[None]:
-    """Run the base model alone, without gradients; the LoRA is switched on again afterwards."""
-    layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
 
 
 def save_lora(
@@ -268,6 +269,7 @@ def load_lora(transformer: nn.Module, path: Path, scale: float = 1.0) -> dict[st
         r=most, lora_alpha=most, target_modules=only, rank_pattern=pattern, alpha_pattern=pattern
     )
     inject_adapter_in_model(config, transformer, ADAPTER)
+    shorten(transformer)
     set_peft_model_state_dict(transformer, state, adapter_name=ADAPTER)
     base = resident_parameter(transformer)
     for module in transformer.modules():
@@ -286,9 +288,11 @@ __all__ = [
     "add_lora",
     "load_lora",
     "lora_file",
+    "lora_parameters",
     "lora_state",
     "lora_switched_off",
     "open_lora",
+    "put_into",
     "read_about",
     "read_header",
     "read_lora",

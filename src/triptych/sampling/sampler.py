@@ -185,7 +185,7 @@ class _Run:
 
     def _reader(self, known_BCHW: Tensor | None, contexts: ContextCache | None) -> _Reader | None:
         """How known tokens are shown; None if they are noised with the canvas, or if there are none."""
-        canvases, sampling, device = self.canvases, self.sampling, self.backbone.device
+        canvases, sampling = self.canvases, self.sampling
         if sampling.context == "noisy" or (known_BCHW is None and not canvases.references):
             return None
         layout, stride = canvases.layout, self.backbone.settings.stride
@@ -195,21 +195,21 @@ class _Run:
         if sampling.context_placement == "canvas":
             assert known_BCHW is not None and canvases.known is not None
             left_out = canvases.known.left_out
-            active = repainted.to(device)
-            products = product_tokens(layout, stride).to(device) if first else None
-            within = None if left_out is None else ~left_out.to(device)
+            active = repainted
+            products = product_tokens(layout, stride) if first else None
+            within = None if left_out is None else ~left_out.cpu()
             groups = groups_of_canvas(known_BCHW, active, within, products)
-            alone = groups_of_canvas(known_BCHW, active, made.to(device), products)
+            alone = groups_of_canvas(known_BCHW, active, made, products)
         else:
             # The known part of the made panels is a picture of its own as well.
             person = (
                 ()
                 if known_BCHW is None or bool(repainted.all())
-                else (Reference(known_BCHW, ~repainted.to(device), len(canvases.references) + 1),)
+                else (Reference(known_BCHW, ~repainted, len(canvases.references) + 1),)
             )
             groups = groups_of_references(canvases.references, person, first)
             alone = groups_of_references((), person, first)
-            active = (repainted if sampling.active_tokens == "polygon" else torch.ones_like(made)).to(device)
+            active = repainted if sampling.active_tokens == "polygon" else torch.ones_like(made)
         return _Reader(self.backbone, self.transformer, canvases, sampling, active, groups, alone, contexts)
 
     def _repainted(self, made: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from triptych import flow
 from triptych.backbones.contract import Backbone, Text
+from triptych.compute.sending import sent
 from triptych.data.captions import markers_of
 from triptych.data.embeddings import EmbeddingFolder, stack_text
 from triptych.data.triptychs import item_of
-from triptych.errors import ConfigError
+from triptych.errors import ConfigError, TriptychError
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import digest
 from triptych.tasks import task_named, task_of_all
@@ -37,8 +39,9 @@ class Batch:
     clean_BCHW, noise_BCHW: latents. t_B: noise levels in [0, 1]. learned_BHW: weight of each latent's error,
     in [0, 1]. active: (rows, columns) bool on the token grid, the tokens that are learned with clean or
     native context; None with noisy context. within: (rows, columns) bool, the area where known tokens are
-    shown; None: everywhere. run_known: with references, whether the known tokens of the made panels are also
-    run, noised, as `Sampling.active_tokens` "panel" does. empty: embeddings of one empty prompt. With clean
+    shown; None: everywhere. Both are on the CPU, where they are counted; all else is on the device.
+    run_known: with references, whether the known tokens of the made panels are also run, noised, as
+    `Sampling.active_tokens` "panel" does. empty: embeddings of one empty prompt. With clean
     or native context, the layout's `made` are the panels that this batch makes.
     """
 
@@ -80,6 +83,7 @@ class TrainingSet:
             hint = "Lower --num-validation-triptychs; all triptychs of an item are held out together."
             raise ConfigError(f"None of the {len(records.ids)} triptychs is left to train on.", hint)
         self.masks = self._loss_masks() if config.loss_masks else None
+        self._ahead: tuple[tuple[int, int, int], Batch] | None = None
 
     def _layout(self, about: Mapping[str, Any]) -> PanelLayout:
         layout = PanelLayout.from_dict(about["layout"])
@@ -142,6 +146,19 @@ class TrainingSet:
 
     def draw(self, backbone: Backbone, step: int, number: int, passes: int) -> Batch:
         """The batch of forward pass `number` out of `passes` of a step."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == (step, number, passes):
+            return ahead[1]
+        return self._drawn(backbone, step, number, passes)
+
+    def draw_ahead(self, backbone: Backbone, step: int, number: int, passes: int) -> None:
+        """Draw the batch that `draw` will be asked for next, while the device is busy. A file that is missing
+        or unusable is left for `draw` to report.
+        """
+        with suppress(TriptychError, OSError):
+            self._ahead = (step, number, passes), self._drawn(backbone, step, number, passes)
+
+    def _drawn(self, backbone: Backbone, step: int, number: int, passes: int) -> Batch:
         config, size = self.config, self.config.batch_size
         ids = ids_of_step(self.buckets, config.seed, step, size * passes)
         clean, noise, times, texts = [], [], [], []
@@ -165,9 +182,7 @@ class TrainingSet:
         dropped = float(torch.rand((), generator=generator)) < config.context_dropout
         within = _made_tokens(backbone, layout) if dropped else None
         run_known = float(torch.rand((), generator=generator)) < 0.5
-        return replace(
-            batch, layout=layout, active=active.to(backbone.device), within=within, run_known=run_known
-        )
+        return replace(batch, layout=layout, active=active, within=within, run_known=run_known)
 
     def fixed(self, backbone: Backbone, id: str, t: float) -> Batch:
         """The validation batch of one triptych at noise level t: the posterior's mean, fixed noise, no
@@ -194,7 +209,7 @@ class TrainingSet:
     ) -> Batch:
         layout = self.layouts[ids[0]]
         learned = [self._learned(id, latents.shape[1:]) for id, latents in zip(ids, clean, strict=True)]
-        parts = (torch.stack(list(part)).to(backbone.device) for part in (clean, noise, times, learned))
+        parts = (sent(torch.stack(list(part)), backbone.device) for part in (clean, noise, times, learned))
         clean_BCHW, noise_BCHW, t_B, learned_BHW = parts
         text, empty = (backbone.to_device(stack_text(part)) for part in (texts, [self.records.empty]))
         return Batch(layout, clean_BCHW, noise_BCHW, t_B, text, empty, learned_BHW)
@@ -207,7 +222,7 @@ class TrainingSet:
 
 def _made_tokens(backbone: Backbone, layout: PanelLayout) -> Tensor:
     """(rows, columns) bool: the tokens of the panels that are made."""
-    return torch.from_numpy(layout.mask(layout.made, backbone.settings.stride)).to(backbone.device)
+    return torch.from_numpy(layout.mask(layout.made, backbone.settings.stride))
 
 
 def steps_of_epochs(epochs: float, triptychs: int, batch: int) -> int:

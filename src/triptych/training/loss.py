@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from triptych import flow
 from triptych.backbones.context import Reference, Window
 from triptych.backbones.contract import Backbone
+from triptych.compute.sending import sent
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.clean_context import (
     Groups,
@@ -58,17 +59,16 @@ def losses_of(config: TrainConfig, backbone: Backbone, transformer: nn.Module, b
             rows, columns = (
                 size // cells for size, cells in zip(learned_BHW.shape[1:], batch.active.shape, strict=True)
             )
-            learned_BHW = learned_BHW * batch.active.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+            active = batch.active.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+            learned_BHW = learned_BHW * sent(active, learned_BHW.device)
             on_canvas = placement_of(config, backbone.family) == "canvas"
             shown = _on_the_canvas if on_canvas else _with_references
             predicted = shown(config, backbone, transformer, batch, latents_BCHW)
     error_BHW = (predicted.float() - target_BCHW).square().mean(1)
     area_BP = panel_sums(learned_BHW, batch.layout)
     panel_BP = panel_sums(error_BHW * learned_BHW, batch.layout) / area_BP.clamp(min=1e-6)
-    weights_P = torch.tensor(
-        [config.panel_weights.get(role, 1.0) for role in batch.layout.roles], device=area_BP.device
-    )
-    weights_BP = weights_P * (area_BP > 0)
+    weights_P = torch.tensor([config.panel_weights.get(role, 1.0) for role in batch.layout.roles])
+    weights_BP = sent(weights_P, area_BP.device) * (area_BP > 0)
     sample_B = (weights_BP * panel_BP).sum(1) / weights_BP.sum(1).clamp(min=1e-6)
     return Losses(panel_BP, area_BP, sample_B)
 
@@ -80,7 +80,7 @@ def _on_the_canvas(
     assert batch.active is not None
     first = None
     if config.context_reading == "products":
-        first = product_tokens(batch.layout, backbone.settings.stride).to(batch.active.device)
+        first = product_tokens(batch.layout, backbone.settings.stride)
     clean_BCHW = batch.clean_BCHW[:: batch.levels]
     groups = groups_of_canvas(clean_BCHW, batch.active, batch.within, first)
     window = _read(config, backbone, transformer, batch, batch.active, groups)
@@ -148,26 +148,46 @@ def panel_sums(values_BHW: Tensor, layout: PanelLayout) -> Tensor:
 
 
 class LossMeter:
-    """Means over the batches of one step, by name: `loss`, `loss/<role>` and `loss/<noise level>`."""
+    """Means over the batches of one step, by name: `loss`, `loss/<role>` and `loss/<noise level>`.
+
+    `add` only keeps tensors; `means` asks the device for all of them at once, because every question waits
+    until the device has done all that it was told.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = {}
+        self._kept: list[tuple[tuple[str, ...], Tensor]] = []
 
     def add(self, batch: Batch, losses: Losses) -> None:
-        self._add("loss", losses.sample_B, torch.ones_like(losses.sample_B))
-        for number, role in enumerate(batch.layout.roles):
-            self._add(f"loss/{role}", losses.panel_BP[:, number], losses.area_BP[:, number] > 0)
-        at_B = (batch.t_B * len(BINS)).long().clamp(max=len(BINS) - 1)
-        for number, name in enumerate(BINS):
-            self._add(f"loss/{name}", losses.sample_B, at_B == number)
+        columns = [losses.sample_B[:, None], batch.t_B[:, None], losses.panel_BP, losses.area_BP]
+        self._kept.append((batch.layout.roles, torch.cat([column.detach().float() for column in columns], 1)))
 
-    def _add(self, name: str, values: Tensor, counts: Tensor) -> None:
-        entry = self._sums.setdefault(name, [0.0, 0.0])
-        entry[0] += float(values.detach()[counts > 0].sum())
+    def means(self, device: torch.device, norm: Tensor) -> tuple[dict[str, float], float]:
+        """The means over all processes, without names that no sample belongs to; and `norm`, a number on the
+        device.
+        """
+        numbers = torch.cat(
+            [*(rows.flatten() for _, rows in self._kept), norm.detach().float().view(1)]
+        ).cpu()
+        *parts, last = numbers.split([*(rows.numel() for _, rows in self._kept), 1])
+        sums: dict[str, list[float]] = {}
+        for (roles, rows), part in zip(self._kept, parts, strict=True):
+            _add_up(sums, roles, part.view_as(rows))
+        totals = distributed.summed([number for entry in sums.values() for number in entry], device)
+        pairs = zip(sums, totals[::2], totals[1::2], strict=True)
+        return {name: total / count for name, total, count in pairs if count}, float(last)
+
+
+def _add_up(sums: dict[str, list[float]], roles: tuple[str, ...], rows: Tensor) -> None:
+    """Add a batch's losses and their number, by name. rows: per sample its loss, its noise level, and loss
+    and area of each panel.
+    """
+    sample_B, t_B, panels = rows[:, 0], rows[:, 1], rows[:, 2:]
+    panel_BP, area_BP = panels.chunk(2, dim=1)
+    at_B = (t_B * len(BINS)).long().clamp(max=len(BINS) - 1)
+    named = {"loss": (sample_B, torch.ones_like(sample_B, dtype=torch.bool))}
+    named |= {f"loss/{role}": (panel_BP[:, n], area_BP[:, n] > 0) for n, role in enumerate(roles)}
+    named |= {f"loss/{name}": (sample_B, at_B == n) for n, name in enumerate(BINS)}
+    for name, (values, counts) in named.items():
+        entry = sums.setdefault(name, [0.0, 0.0])
+        entry[0] += float(values[counts].sum())
         entry[1] += float(counts.sum())
-
-    def means(self, device: torch.device) -> dict[str, float]:
-        """The means over all processes, without names that no sample belongs to."""
-        totals = distributed.summed([number for entry in self._sums.values() for number in entry], device)
-        pairs = zip(self._sums, totals[::2], totals[1::2], strict=True)
-        return {name: total / count for name, total, count in pairs if count}

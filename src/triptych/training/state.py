@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from triptych.lora.adapter import lora_state, set_lora
+from triptych.lora.adapter import lora_parameters, put_into
 from triptych.training.checkpoints import load_newest, save_checkpoint
 from triptych.training.optimizer import optimizer_state, restore_optimizer
 
@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 class TrainState:
     """The LoRA in `transformer`, its moving average, the optimizer, and the validation losses so far.
 
-    step: optimizer steps done. average: the LoRA's moving average by diffusers name. best: the average at the
-    lowest validation loss, kept only if `keep_best`. lengths: total number of steps, by the step from which
+    step: optimizer steps done. lora: the LoRA's parameters by diffusers name, looked up once, because that is
+    a walk over the whole model. average: their moving average. best: the average at the lowest validation
+    loss, kept only if `keep_best`. lengths: total number of steps, by the step from which
     it applied; it has several entries if a training continued with another --max-train-steps. threads: number
     of CPU threads, 0 on a card; the last bits of sums depend on it.
     """
@@ -41,7 +42,9 @@ class TrainState:
             keep_best,
         )
         self.step = 0
-        self.average = _copy_of(lora_state(transformer))
+        self.lora = lora_parameters(transformer)
+        self.average = _copy_of(self.lora)
+        self._random = [one for one in transformer.modules() if isinstance(one, nn.Dropout) and one.p > 0]
         self.best: dict[str, Tensor] = {}
         self.validation_losses: list[float] = []
         self.lengths: dict[int, int] = {}
@@ -62,19 +65,32 @@ class TrainState:
         self.optimizer.zero_grad(set_to_none=True)
         decay = min(ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for name, tensor in lora_state(self.transformer).items():
-                self.average[name].lerp_(tensor, 1.0 - decay)
+            now: list[Tensor] = [*self.lora.values()]
+            torch._foreach_lerp_([self.average[name] for name in self.lora], now, 1.0 - decay)
         self.step += 1
+
+    @contextmanager
+    def dropping(self) -> Iterator[None]:
+        """Switch dropout on for the passes of a step. Nothing else in a transformer asks whether it is
+        trained, and a walk over all of its modules takes as long as a tenth of a pass.
+        """
+        for layer in self._random:
+            layer.train()
+        try:
+            yield
+        finally:
+            for layer in self._random:
+                layer.eval()
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
         """The transformer with the average as its LoRA. The trained weights are restored afterwards."""
-        now = _copy_of(lora_state(self.transformer))
+        now = _copy_of(self.lora)
         try:
-            set_lora(self.transformer, self.average)
+            put_into(self.lora, self.average)
             yield self.transformer
         finally:
-            set_lora(self.transformer, now)
+            put_into(self.lora, now)
 
     def validated(self, loss: float) -> None:
         """Record a validation loss; with `keep_best`, keep the average if the loss is the lowest so far."""
@@ -120,7 +136,7 @@ class TrainState:
             )
         lengths = {name: numbers.pop(name) for name in list(numbers) if name.startswith("length.")}
         self.lengths = {int(name.removeprefix("length.")): int(length) for name, length in lengths.items()}
-        set_lora(self.transformer, _below("lora", tensors))
+        put_into(self.lora, _below("lora", tensors))
         for name, tensor in _below("ema", tensors).items():
             self.average[name].copy_(tensor)
         self.best = {
@@ -132,7 +148,7 @@ class TrainState:
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         remembered, numbers = optimizer_state(self.optimizer)
         groups = {
-            "lora": lora_state(self.transformer),
+            "lora": {name: parameter.detach() for name, parameter in self.lora.items()},
             "ema": self.average,
             "best": self.best,
             "optimizer": remembered,

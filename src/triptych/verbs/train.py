@@ -23,6 +23,7 @@ from triptych.backbones.checkpoint import fingerprint
 from triptych.backbones.contract import Backbone
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import model_index
+from triptych.compute.recompute import recompute_blocks
 from triptych.config.stage import seeds_from
 from triptych.data.embeddings import EmbeddingFolder
 from triptych.errors import WorkError
@@ -218,7 +219,7 @@ def _newest_state(config: TrainConfig, backbone: Backbone, init: LoraFile | None
     progress.doing("loading the model")
     transformer = where.load_transformer()
     if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+        recompute_blocks(transformer, random=config.lora_dropout > 0)
     layers = backbone.lora_layers(transformer)
     parameters = add_lora(transformer, layers, config.rank, config.alpha, config.lora_dropout, config.seed)
     if init is not None:
@@ -284,21 +285,23 @@ def _accumulate(
     number of tokens.
     """
     passes, processes, tokens, meter = _passes(config), distributed.world_size(), 0, LossMeter()
-    state.transformer.train()
-    for number in range(distributed.rank(), passes, processes):
-        torch.manual_seed(
-            flow.generator_for(config.seed, "dropout", state.step, number).initial_seed() & 0xFFFFFFFF
-        )
-        batch = data.draw(backbone, state.step, number, passes)
-        losses = losses_of(config, backbone, state.transformer, batch)
-        (losses.sample_B.mean() / passes).backward()
-        meter.add(batch, losses)
-        tokens += batch.tokens(backbone.settings.stride) * processes
-        progress.step("pass", number + 1, passes)
-    state.transformer.eval()
+    with state.dropping():
+        for number in range(distributed.rank(), passes, processes):
+            torch.manual_seed(
+                flow.generator_for(config.seed, "dropout", state.step, number).initial_seed() & 0xFFFFFFFF
+            )
+            batch = data.draw(backbone, state.step, number, passes)
+            losses = losses_of(config, backbone, state.transformer, batch)
+            (losses.sample_B.mean() / passes).backward()
+            meter.add(batch, losses)
+            tokens += batch.tokens(backbone.settings.stride) * processes
+            progress.step("pass", number + 1, passes)
     distributed.sum_gradients(state.parameters)
-    norm = float(nn.utils.clip_grad_norm_(state.parameters, config.max_grad_norm))
-    return {**meter.means(backbone.device), "grad_norm": norm}, tokens
+    norm = nn.utils.clip_grad_norm_(state.parameters, config.max_grad_norm)
+    if state.step + 1 < config.max_train_steps:  # while the card is still at this step
+        data.draw_ahead(backbone, state.step + 1, distributed.rank(), passes)
+    means, length = meter.means(backbone.device, norm)
+    return {**means, "grad_norm": length}, tokens
 
 
 def _passes(config: TrainConfig) -> int:

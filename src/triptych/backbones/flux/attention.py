@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from triptych.backbones.context import Context
 from triptych.backbones.streams import attend
+from triptych.compute.blocks import attention_layers
 from triptych.compute.modulation import untouched, with_children
 from triptych.compute.rotary import table_of, turned
 
@@ -90,6 +91,6 @@ def reader(transformer: Any) -> Any:
 
 def install(transformer: Any) -> None:
     """Give every attention layer a `ContextAttention`, once."""
-    processors = transformer.attn_processors
-    if not all(isinstance(one, ContextAttention) for one in processors.values()):
-        transformer.set_attn_processor({name: ContextAttention() for name in processors})
+    for layer in attention_layers(transformer):
+        if not isinstance(layer.processor, ContextAttention):
+            layer.set_processor(ContextAttention())

@@ -40,8 +40,9 @@ def unpack(tokens_BND: Tensor, h: int, w: int) -> Tensor:
 
 def position_ids(h: int, w: int, device: torch.device) -> Tensor:
     """(N, 3): 0, row and column of every token, for rotary position embedding."""
-    rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
-    return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(device, torch.float32)
+    sides = (torch.arange(side // 2, device=device, dtype=torch.float32) for side in (h, w))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)
 
 
 class Flux(Backbone):
@@ -100,7 +101,7 @@ class Flux(Backbone):
                 self._forward(transformer, tokens, ids, t_B, states, pooled, guidance_scale), h, w
             ).float()
         attend = {} if window.context is None else {"before": window.context}
-        active, places = window.take(tokens), ids[window.places]
+        active, places = window.take(tokens), ids[window.places(ids.device)]
         made = self._forward(transformer, active, places, t_B, states, pooled, guidance_scale, attend)
         return unpack(window.put(made), h, w).float()
 
@@ -125,7 +126,8 @@ class Flux(Backbone):
         context, window = Context(sequence_dim=1), Window(known)
         states = empty["prompt_embeds"][:, :0].expand(b, -1, -1)
         pooled = empty["pooled_prompt_embeds"].expand(b, -1)
-        tokens, ids = window.take(pack(clean_BCHW)), position_ids(h, w, clean_BCHW.device)[window.places]
+        device = clean_BCHW.device
+        tokens, ids = window.take(pack(clean_BCHW)), position_ids(h, w, device)[window.places(device)]
         install(transformer)
         self._forward(
             reader(transformer),

@@ -14,6 +14,7 @@ import torch
 from diffusers.models.transformers.transformer_flux2 import (
     Flux2AttnProcessor,
     Flux2Modulation,
+    Flux2ParallelSelfAttention,
     Flux2ParallelSelfAttnProcessor,
     Flux2SingleTransformerBlock,
 )
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from triptych.backbones.context import Context
 from triptych.backbones.streams import attend, mixed
 from triptych.compute import cpu
+from triptych.compute.blocks import attention_layers
 from triptych.compute.modulation import untouched, with_children
 from triptych.compute.rotary import table_of, turned
 
@@ -119,11 +121,7 @@ def reader(transformer: Any) -> Any:
 
 def install(transformer: Any) -> None:
     """Give every attention layer a processor of this module, once."""
-    processors = transformer.attn_processors
-    if not all(isinstance(one, DoubleAttention | SingleAttention) for one in processors.values()):
-        transformer.set_attn_processor(
-            {
-                name: SingleAttention() if name.startswith("single") else DoubleAttention()
-                for name in processors
-            }
-        )
+    for layer in attention_layers(transformer):
+        kind = SingleAttention if isinstance(layer, Flux2ParallelSelfAttention) else DoubleAttention
+        if not isinstance(layer.processor, kind):
+            layer.set_processor(kind())

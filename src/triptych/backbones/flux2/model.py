@@ -16,7 +16,7 @@ from diffusers import Flux2Transformer2DModel
 from torch import Tensor, nn
 
 from triptych import flow
-from triptych.backbones.context import Context, Reference, Window, places_of
+from triptych.backbones.context import Context, Reference, Window
 from triptych.backbones.contract import Backbone, Text
 from triptych.backbones.families import FLUX2
 from triptych.backbones.flux2.attention import install, reader
@@ -40,9 +40,10 @@ def unpack(tokens_BND: Tensor, h: int, w: int) -> Tensor:
 
 def position_ids(h: int, w: int, frame: int, device: torch.device) -> Tensor:
     """(H·W, 4): the position of every token of the canvas (frame 0) or of the `frame`-th reference."""
-    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    sides = (torch.arange(side, device=device, dtype=torch.float32) for side in (h, w))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
     time, words = torch.full_like(rows, FRAMES_APART * frame), torch.zeros_like(rows)
-    return torch.stack([time, rows, columns, words], -1).reshape(-1, 4).to(device, torch.float32)
+    return torch.stack([time, rows, columns, words], -1).reshape(-1, 4)
 
 
 class Flux2(Backbone):
@@ -100,9 +101,10 @@ class Flux2(Backbone):
         states = text["prompt_embeds"]
         if window is None:
             return unpack(self._forward(transformer, tokens, ids, t_B, states, guidance_scale), h, w).float()
-        active, count = window.take(tokens), int(window.places.shape[1])
+        active = window.take(tokens)
+        places, count = window.places(ids.device), active.shape[1]
         beside = [_tokens_of(reference, len(active)) for reference in window.beside]
-        active, places = _behind_each_other([(active, ids[window.places]), *beside])
+        active, places = _behind_each_other([(active, ids[places]), *beside])
         attend = {} if window.context is None else {"before": window.context}
         made = self._forward(transformer, active, places, t_B, states, guidance_scale, attend)
         return unpack(window.put(made[:, :count]), h, w).float()
@@ -153,7 +155,7 @@ class Flux2(Backbone):
         install(transformer)
         b, device = len(tokens_BND), tokens_BND.device
         words = torch.zeros(states.shape[1], 4, device=device)
-        words[:, 3] = torch.arange(states.shape[1])
+        words[:, 3] = torch.arange(states.shape[1], device=device)
         words, ids = in_one_list(words, ids, b)
         return transformer(
             hidden_states=tokens_BND.to(self.dtype),
@@ -182,7 +184,8 @@ def _tokens_of(reference: Reference, batch: int) -> tuple[Tensor, Tensor]:
     tokens = pack(latents).expand(batch, -1, -1)
     if reference.known is None:
         return tokens, ids[None]
-    return Window(reference.known).take(tokens), ids[places_of(reference.known)]
+    window = Window(reference.known)
+    return window.take(tokens), ids[window.places(ids.device)]
 
 
 def _behind_each_other(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

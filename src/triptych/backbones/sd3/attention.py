@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from triptych.backbones.context import Context
 from triptych.compute.attention import attention
+from triptych.compute.blocks import attention_layers
 
 
 class ContextAttention(JointAttnProcessor2_0):
@@ -37,7 +38,7 @@ class ContextAttention(JointAttnProcessor2_0):
 
         def heads(states: Tensor, norm: nn.Module | None = None) -> Tensor:
             states = states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            return states if norm is None else norm(states)
+            return states if norm is None else norm(states).to(states.dtype)
 
         image = hidden_states.shape[1]
         query, key = (
@@ -69,6 +70,6 @@ class ContextAttention(JointAttnProcessor2_0):
 
 def install(transformer: Any) -> None:
     """Give every attention layer a `ContextAttention` of its own, once."""
-    processors = transformer.attn_processors
-    if not all(isinstance(one, ContextAttention) for one in processors.values()):
-        transformer.set_attn_processor({name: ContextAttention() for name in processors})
+    for layer in attention_layers(transformer):
+        if not isinstance(layer.processor, ContextAttention):
+            layer.set_processor(ContextAttention())
