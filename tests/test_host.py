@@ -1,4 +1,4 @@
-"""What the host does between a card's kernels: the same numbers as the longer ways, and no questions asked."""
+"""What the host does between a card's kernels: the numbers of the longer ways, and no questions asked."""
 
 from __future__ import annotations
 
