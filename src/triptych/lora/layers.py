@@ -28,7 +28,7 @@ class ShortLinear(Linear):
             return result
         down, up, dropout = self._parts
         scale, dtype = self.scaling[ADAPTER], down.weight.dtype
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
             x = x.to(dtype)
         added = linear(linear(x if dropout is None else dropout(x), down.weight), up.weight)
         return (result + (added if scale == 1 else added * scale)).to(result.dtype)
