@@ -28,7 +28,8 @@ WORSE = 2.0
 more than this factor. (FLUX.2's noise levels alone make 1.5 of it on a tiny model: the pipeline rounds a
 thousandfold level once, triptych the level and then the thousandfold.)"""
 ROUNDING = 0.05
-"""Relative error of attention's gradients in bfloat16 that rounding explains."""
+"""Relative error of gradients in bfloat16, attention's or a single training step's, that rounding explains (a
+CPU's are at 0.003 and 0.011)."""
 SHAPES = {"640 tokens": (640, 640, 8, 64), "5,696 tokens": (5696, 5696, 4, 128)}
 SHAPES |= {"1,117 tokens to 5,696": (1117, 5696, 4, 128)}
 """Queries, keys, heads and their width: the small model's, FLUX.1-dev's, and its with clean context."""
@@ -64,15 +65,14 @@ def step_rows(bench: Bench, made: Random, script: type[ScriptStep], name: str) -
     bench.row(f"{name}, {kind}", lambda: _step(bench, made, script))
     if bench.card and made.dtype == torch.bfloat16:
         for kernel, backend in list(KERNELS.items())[1:]:
-
-            def by(backend: SDPBackend | None = backend) -> Figures:
-                with _only(backend):
-                    return {key: value for key, value in _step(bench, made, script).items() if key != "equal"}
-
-            bench.row(f"{name}, {kind}, attention by {kernel}", by)
+            bench.row(
+                f"{name}, {kind}, attention by {kernel}",
+                lambda backend=backend: _step(bench, made, script, backend),
+            )
 
 
-def _step(bench: Bench, made: Random, kind: type[ScriptStep]) -> Figures:
+def _step(bench: Bench, made: Random, kind: type[ScriptStep], backend: SDPBackend | None = None) -> Figures:
+    """backend: whose attention is taken in bfloat16; float32 keeps what PyTorch chooses."""
     models, work = made.models(), bench.work / f"{made.folder.name}-step"
     write_records(models, made.size, work)
     parameters = lora_of(models)
@@ -86,8 +86,14 @@ def _step(bench: Bench, made: Random, kind: type[ScriptStep]) -> Figures:
     text = {name: value[None] for name, value in ours.data.records[ours.data.ids[0]].text.items()}
     level = torch.tensor([0.6], device=made.device)
     batch = replace(batch, t_B=level, text=ours.backbone.to_device(text))
-    loss, mine = _ours(ours, batch, parameters)
-    other_loss, theirs = _theirs(script, ours.backbone, batch, parameters)
+    try:
+        with _only(backend):
+            loss, mine = _ours(ours, batch, parameters)
+            other_loss, theirs = _theirs(script, ours.backbone, batch, parameters)
+    except RuntimeError as error:
+        if backend is None:
+            raise
+        raise Skip(str(error).splitlines()[0]) from error
     figures = {"loss apart": abs(loss - other_loss) / other_loss}
     if made.dtype == torch.float32:
         far = apart(mine, theirs)
@@ -97,11 +103,11 @@ def _step(bench: Bench, made: Random, kind: type[ScriptStep]) -> Figures:
         nn.Module.float(transformer)  # diffusers' own would warn
     _, truth = _theirs(script, full, batch, parameters)
     far, stock = apart(mine, truth), apart(theirs, truth)
-    near = far <= WORSE * stock + FLOAT32
+    if backend is None:
+        figures["equal"] = far <= WORSE * stock + FLOAT32 and far <= ROUNDING
     return {
         "apart": far,
         "diffusers apart": stock,
-        "equal": near,
         "from each other": apart(mine, theirs),
     } | figures
 
