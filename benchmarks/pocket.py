@@ -21,6 +21,7 @@ from typing import Any
 
 from PIL import Image, ImageChops, ImageFilter
 
+import pocket_outfits
 from triptych.backbones.settings import model_settings, resolve_model
 from triptych.pictures.panels import concatenate
 from triptych.pocket.prompts import sample_triptych, triptych_caption
@@ -128,6 +129,7 @@ def rows() -> list[dict[str, Any]]:
     for guidance, lora in (("text", {}), ("text", {"seed": 0}), ("context", {"seed": 0})):
         add("tryoff", 300, guidance, mode="tryoff", **lora | ({"task": "try-off"} if lora else {}))
     klein_rows(add)
+    pocket_outfits.outfit_rows(add, klein_ways())
     return table
 
 
@@ -231,11 +233,15 @@ def trained(
 
     masks: learn printed garments by the loss masks of `write_triptychs`. printed, close: see there.
     """
-    data = work / (f"items-{triptychs}" + (f"-printed-{printed}" if printed else ""))
-    data = data.with_name(f"{data.name}-close-{close}") if close else data
+    outfits = options.get("task") == "outfit"
+    name = f"{'outfits' if outfits else 'items'}-{triptychs}" + (f"-printed-{printed}" if printed else "")
+    data = work / (f"{name}-close-{close}" if close else name)
     if not data.exists():
         part = work / f"{data.name}.part"
-        write_triptychs(part, triptychs, printed, close)
+        if outfits:
+            pocket_outfits.write_outfits(part, triptychs)
+        else:
+            write_triptychs(part, triptychs, printed, close)
         part.rename(data)
     options |= {"loss_masks": data / "masks"} if masks else {}
     embed(EmbedConfig(work=data, model=model, batch_size=8, columns=3)).finish()
@@ -272,21 +278,29 @@ def with_flux_shift(work: Path, model: str) -> str:
     return str(folder)
 
 
+def sampling_of(model: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The options of `evaluate` that a row is sampled with."""
+    sampling = {k: v for k, v in row["sampling"].items() if k != "guidance"}
+    sampling = SAMPLING[row["sampling"]["guidance"]] | sampling
+    if model_settings(model).guidance_scale is None:
+        sampling.pop("guidance_scale", None)
+    return sampling
+
+
 def measured(work: Path, model: str, row: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """One row's result; the ceiling is taken from a row `before` that has it of the same items."""
     folder = trained(work, model, **row["lora"]) if row["lora"] else None
     if "time_shift" in row["sampling"]:
         model = with_flux_shift(work, model)
-    out = work / "evaluations" / row["key"]
+    out, sampling = work / "evaluations" / row["key"], sampling_of(model, row)
+    if row["mode"] in pocket_outfits.MODES:
+        sampling.pop("bags", None)
+        return pocket_outfits.measured(model, folder, row, sampling, out)
     items = [row["n"], 0, row["sampling"].get("back_prints", False)]
-    ceiling = next((one["ceiling"] for one in before.values() if one["ceiling"]["items"] == items), None)
+    ceiling = next((one["ceiling"] for one in before.values() if one["ceiling"].get("items") == items), None)
     if ceiling and not (out / "evaluation.json").exists():
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "evaluation.json", {"ceiling": ceiling})
-    sampling = {k: v for k, v in row["sampling"].items() if k != "guidance"}
-    sampling = SAMPLING[row["sampling"]["guidance"]] | sampling
-    if model_settings(model).guidance_scale is None:
-        sampling.pop("guidance_scale", None)
     what = {"items": row["n"], "mode": row["mode"], "model": model, "lora": folder, "base": folder is None}
     config = EvaluateConfig(pocket=True, out=out, **what, **sampling)
     evaluate(config).finish()
@@ -385,7 +399,11 @@ def main() -> None:
                 row["key"]: made,
             }  # another process may do other groups
             write_json(path, results)
-    print(table(results))
+    outfits = {key: row for key, row in results.items() if row["mode"] in pocket_outfits.MODES}
+    if garments := {key: row for key, row in results.items() if key not in outfits}:
+        print(table(garments))
+    if outfits:
+        print(pocket_outfits.outfit_table(outfits))
 
 
 if __name__ == "__main__":
