@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image, ImageChops, ImageFilter
 
 import pocket_outfits
+import pocket_tables
 from triptych.backbones.settings import model_settings, resolve_model
 from triptych.pictures.panels import concatenate
 from triptych.pocket.prompts import sample_triptych, triptych_caption
@@ -309,62 +310,6 @@ def measured(work: Path, model: str, row: dict[str, Any], before: dict[str, Any]
     return {"result": results[f"{row['mode']}/{name}"], "ceiling": results["ceiling"]}
 
 
-def cell(value: dict[str, Any]) -> str:
-    return f"{value['share']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
-
-
-def cells(made: dict[str, Any], name: str) -> str:
-    """The cell of an attribute: of the worn panel, or of try-off's two panels."""
-    if name in made:
-        return cell(made[name])
-    return ", ".join(
-        f"{side} {cell(made[f'{side} {name}'])}" for side in ("front", "back") if f"{side} {name}" in made
-    )
-
-
-def table(results: dict[str, Any]) -> str:
-    """All measured rows as a markdown table."""
-    head = [
-        "group",
-        "LoRA",
-        "sampling",
-        "n",
-        "type",
-        "colour",
-        "pattern",
-        "both",
-        "print",
-        "named",
-        "ceiling colour / pattern",
-        "ΔE",
-        "seam",
-    ]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in results.values():
-        made, ceiling = row["result"], row["ceiling"]
-        lora = ", ".join(f"{k} {v}" for k, v in row["lora"].items()) or "base"
-        how = ", ".join([row["mode"], *(f"{k} {v}" for k, v in row["sampling"].items())])
-        shares = [cells(made, name) for name in ("type", "colour", "pattern", "both", "print", "named")]
-        top = f"{ceiling['colour']['share']:.2f} / {ceiling['pattern']['share']:.2f}"
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    row["group"],
-                    lora,
-                    how,
-                    str(row["n"]),
-                    *shares,
-                    top,
-                    f"{made['colour_distance']:.1f}",
-                    f"{made.get('seam', '')}",
-                ]
-            )
-            + " |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -401,9 +346,9 @@ def main() -> None:
             write_json(path, results)
     outfits = {key: row for key, row in results.items() if row["mode"] in pocket_outfits.MODES}
     if garments := {key: row for key, row in results.items() if key not in outfits}:
-        print(table(garments))
+        print(pocket_tables.garments_table(garments))
     if outfits:
-        print(pocket_outfits.outfit_table(outfits))
+        print(pocket_tables.outfits_table(outfits))
 
 
 if __name__ == "__main__":

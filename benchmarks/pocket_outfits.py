@@ -45,14 +45,14 @@ def outfit_rows(add: Callable[..., None], ways: Mapping[str, dict[str, Any]]) ->
     """What a model that knows references (`--model pocket-klein`) does with outfits: untrained, with a LoRA
     of the task in one run, and with a LoRA of try-on in two runs.
     """
-    own = ways["references"] | {"task": "outfit", "triptychs": 80, "max_train_steps": 400, "seed": 0}
-    add("outfits", 300, "context", mode="outfit", **own)
-    add("outfits in a row", 300, "context", mode="outfit in a row", **ways["references"] | {"seed": 0})
+    task = {"task": "outfit", "triptychs": 80, "max_train_steps": 400, "seed": 0}
+    for way in ("references", "canvas"):
+        add(f"outfits {way}", 300, "context", mode="outfit", **ways[way] | task)
+    add("outfits in a row", 300, "context", mode="outfit in a row", **ways["canvas"] | {"seed": 0})
     add("outfits untrained", 300, "context", mode="outfit")
     add("outfits untrained", 150, "context", mode="outfit in a row")
-    for lora in (own, {}):
+    for lora in (ways["references"] | task, {}):
         add("outfits bags", 150, "context", mode="outfit", sampling={"bags": True}, **lora)
-    add("outfits guidance", 300, "context", mode="outfit", sampling={"context_guidance_scale": 3.0}, **own)
 
 
 def write_outfits(folder: Path, count: int) -> None:
@@ -114,34 +114,3 @@ def _prompts(item: OutfitItem, in_a_row: bool, describes_panels: bool) -> list[s
     if in_a_row:
         return [item.prompt_of_one(role, describes_panels) for role in GARMENTS]
     return [item.prompt(describes_panels)]
-
-
-def outfit_table(results: dict[str, Any]) -> str:
-    """The measured rows of outfits as a markdown table, and the judge's ceilings."""
-    names = [
-        "outfit",
-        *(f"{role} {what}" for role in GARMENTS for what in ("colour", "pattern", "both")),
-        "bag",
-    ]
-    head = ["LoRA", "runs", "n", *names, "seam", "outside", "seconds"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    ceilings: list[str] = []
-    for row in results.values():
-        made, n = row["result"], str(row["n"])
-        lora = ", ".join(f"{k} {v}" for k, v in row["lora"].items()) or "untrained"
-        ends = [f"{made['seam']:.1f}", str(made["outside"]), f"{made['picture_seconds']:.2f}"]
-        lines.append(_line([lora, row["mode"], n, *_cells(made, names), *ends]))
-        for name, found in row["ceiling"].items():
-            key = f"the judge on true pictures, {name}"
-            ceilings.append(_line([key, "", n, *_cells(found, names), "", "", ""]))
-    return "\n".join([*lines, *dict.fromkeys(ceilings)])
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _cells(found: dict[str, Any], names: list[str]) -> list[str]:
-    """Shares and their intervals."""
-    one = "{share:.2f} ({low:.2f}-{high:.2f})"
-    return [one.format(**found[name]) if name in found else "" for name in names]

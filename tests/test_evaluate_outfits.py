@@ -85,6 +85,6 @@ def test_a_lora_of_the_task_is_trained_and_measured(tmp_path: Path, monkeypatch:
     assert all(row["result"]["outside"] == 0 for row in results.values()), "beyond polygons nothing moves"
     assert results["bag"]["ceiling"]["drawn"]["bag"]["share"] == 1
     assert results["outfit in a row"]["result"]["picture_seconds"] > 0
-    table = pocket.pocket_outfits.outfit_table(results)
+    table = pocket.pocket_tables.outfits_table(results)
     assert table.count("\n| ") == 3 + 4 and "| untrained | outfit in a row | 2 |" in table
     assert Image.open(tmp_path / "evaluations/bag/outfits.png").size == (6 * 96, 2 * 144)
