@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from flux_like import PROMPT, Size, flux_like
-from gpu_parts.sampling import random_lora
+from gpu_parts.model import random_lora
 from train import OurStep, ScriptStep, window, write_records
 from triptych.compute.recompute import recompute_blocks
 from triptych.lora.adapter import load_lora
@@ -83,7 +83,7 @@ def prepared(size: Size, dtype: torch.dtype, work: Path) -> dict[str, tuple[Run,
     plain = flux_like(size, dtype, work / "plain")
     runs = {f"pass, {name}": (run, STEPS) for name, run in sampling_runs(plain, size).items()}
     adapted = flux_like(size, dtype, work / "lora")
-    load_lora(adapted.transformer, random_lora(work / "file", adapted.transformer))
+    load_lora(adapted.transformer, random_lora(work / "file", adapted, "flux"))
     runs |= {f"pass, {name}, LoRA": (run, STEPS) for name, run in sampling_runs(adapted, size).items()}
     trained = flux_like(size, dtype, work / "trained")
     write_records(trained, size, work)
