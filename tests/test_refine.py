@@ -137,6 +137,20 @@ def test_photos_are_read_once_for_both_passes(tiny_flux2: Path, monkeypatch: pyt
         assert len(read) == pictures
 
 
+def test_without_a_mask_what_changed_is_refined(tiny_flux2: Path) -> None:
+    session = Session(str(tiny_flux2), device="cpu", dtype="fp32")
+    once, twice = (
+        session.try_on(photo(1), photo(2), photo(3), prompt=PROMPT, mask_free=True, refine=strength, **QUICK)[
+            0
+        ]
+        for strength in (0.0, 0.35)
+    )
+    assert np.array_equal(once.mask, twice.mask) and twice.settings["refine"] == 0.35
+    before, plain, after = (np.asarray(image) for image in (photo(3), once.image, twice.image))
+    assert np.array_equal(before[twice.mask == 0], after[twice.mask == 0])
+    assert (plain != after).any(axis=2)[twice.mask == 1].mean() > 0.5
+
+
 def test_products_read_alone_are_not_read_again(tiny_flux: Path) -> None:
     session = Session(str(tiny_flux), device="cpu", dtype="fp32")
     how = QUICK | {"context": "clean", "context_reading": "products", "refine": 0.35}

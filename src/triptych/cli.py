@@ -151,7 +151,7 @@ def _with_values(stage: Stage, words: list[str]) -> list[str]:
     filled = []
     for word, after in zip(words, [*words[1:], "--"], strict=True):
         filled.append(word)
-        if values.get(word) is not None and after.startswith("--"):
+        if values.get(word) is not None and after.startswith("-"):
             filled.append(f"{values[word]:g}")
     return filled
 

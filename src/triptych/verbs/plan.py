@@ -27,6 +27,7 @@ from triptych.training.config import for_family, on_distilled, placement_of
 from triptych.training.data import steps_of_epochs
 from triptych.verbs import STAGES
 from triptych.verbs.plan_config import PlanConfig
+from triptych.vton.refine import refining
 from triptych.vton.tiles import TIMES
 
 USUAL_TRIPTYCHS = 50
@@ -273,7 +274,7 @@ class _TryOn(_Sampling):
             return first
         tiles = 1 if config.crop == "polygon" else 4
         steps = max(1, math.ceil(self.sampling.num_inference_steps * config.refine))
-        sampling = replace(self.sampling, strength=config.refine, num_inference_steps=steps)
+        sampling = replace(refining(self.sampling, config.refine), num_inference_steps=steps)
         # A share of 1 would mean that nothing is known of the person.
         share = min(0.9, USUAL_POLYGON / tiles * TIMES**2)
         second = sampling_memory(

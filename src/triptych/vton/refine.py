@@ -31,6 +31,17 @@ from triptych.vton.tiles import OVERLAP, tiles
 from triptych.vton.worn import worn_panels
 
 
+def refining(sampling: Sampling, strength: float) -> Sampling:
+    """How the second pass is sampled. Guidance by a further run of the model decides what is shown, and that
+    is decided; at little noise it only costs time (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+    """
+    guided = sampling.context_guidance_scale != 1.0  # the model was then fed 1
+    fed = 1.0 if guided and sampling.guidance_scale is not None else sampling.guidance_scale
+    return replace(
+        sampling, strength=strength, guidance_scale=fed, true_cfg_scale=1.0, context_guidance_scale=1.0
+    )
+
+
 def refined(
     model: OpenedModel,
     fittings: Sequence[Fitting],
@@ -44,7 +55,6 @@ def refined(
     """The results after a second pass inside their masks; those that gain nothing are returned as they are.
 
     As many tiles are sampled at once as there are results. The noise of a tile follows from seed and tile.
-    There is no guidance by a second pass through the model: it decides what is shown, and that is decided.
 
     Args:
         fittings, results: of the first pass; one result for each seed of a person.
@@ -52,10 +62,7 @@ def refined(
         references: those of the first pass.
     """
     unit = model.autoencoder.stride
-    fed = sampling.guidance_scale if sampling.context_guidance_scale == 1.0 else 1.0
-    sampling = replace(
-        sampling, strength=strength, guidance_scale=fed, true_cfg_scale=1.0, context_guidance_scale=1.0
-    )
+    sampling = refining(sampling, strength)
     pairs = [(own, result) for own, made in zip(fittings, results, strict=True) for result in made]
     seeds = [seed for own in fittings for seed in own.person.seeds]
     firsts = [replace(own, mask=result.mask) for own, result in pairs]
