@@ -71,6 +71,7 @@ TRANSFORMERS = "auto|bloom|clip|dinov2_with_registers|encoder_decoder|siglip|t5|
 LEFT_OUT = {
     "*": r"(^|/)tests?/",
     "bitsandbytes": r"/libbitsandbytes_(?!cpu\.|cuda{cuda}\.)",
+    "diffusers": r"^diffusers/pipelines/(?!(flux|flux2|stable_diffusion|stable_diffusion_3)/)[^/]+/",
     "pillow": r"avif",
     "tensorboard": r"/webfiles\.zip$",
     "torchao": r"\.so$",  # for another PyTorch; its int8 tensors are written in Python
