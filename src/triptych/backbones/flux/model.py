@@ -133,7 +133,7 @@ class Flux(Backbone):
             reader(transformer),
             tokens,
             ids,
-            torch.zeros(b),
+            torch.zeros(b, device=clean_BCHW.device),
             states,
             pooled,
             1.0,

@@ -128,7 +128,8 @@ class Flux2(Backbone):
         states = empty["prompt_embeds"][:, :0].expand(batch, -1, -1)
         attend = {"context": context, "before": before}
         install(transformer)
-        self._forward(reader(transformer), tokens, ids, torch.zeros(batch), states, None, attend)
+        start = torch.zeros(batch, device=tokens.device)
+        self._forward(reader(transformer), tokens, ids, start, states, None, attend)
         return context
 
     def _guidance(

@@ -139,7 +139,7 @@ class SD3(Backbone):
             transformer,
             clean_BCHW,
             Window(known),
-            torch.zeros(b),
+            torch.zeros(b, device=clean_BCHW.device),
             states,
             pooled,
             {"context": context, "before": before},
