@@ -121,6 +121,29 @@ class LoadedConfig(TransformerConfig):
     pictures.
     """
 
+    def model_source(self) -> dict[str, Any]:
+        """The settings that `Session` takes."""
+        return {name: getattr(self, name) for name in LOADED}
+
+    def check_model(self) -> None:
+        """Raise ModelError if no model is named, or if a hub model is not available.
+
+        The base model named in a LoRA file only appears in the hint; it is never used by itself.
+        """
+        if not self.model.strip():
+            raise no_model(self._base_model())
+        if HUB_NAME.fullmatch(self.model) and not Path(self.model).exists():
+            # Otherwise its settings would only be assumed, and loading would fail later.
+            model_class(self.model)
+
+    def _base_model(self) -> str | None:
+        """The base model that the LoRA's file names; None without one."""
+        if self.lora is None:
+            return None
+        from triptych.lora.file import read_about
+
+        return read_about(self.lora).get("base_model")
+
 
 LOADED = frozenset(LoadedConfig.model_fields) - frozenset(StageConfig.model_fields)
 """The settings that decide only what is loaded."""
@@ -202,35 +225,12 @@ class SamplingConfig(LoadedConfig):
             left_out |= {"context_reading", "context_cache_gib"}
         return type(self)(**{name: getattr(self, name) for name in self.model_fields_set - left_out})
 
-    def model_source(self) -> dict[str, Any]:
-        """The settings that `Session` takes."""
-        return {name: getattr(self, name) for name in LOADED}
-
     @property
     def describes_panels(self) -> bool:
         """Whether a prompt has to describe all panels, one by one. A model that knows references takes any
         sentence as long as no LoRA has taught it the captions of triptychs.
         """
         return self.lora is not None or not family_of(self.model).references
-
-    def check_model(self) -> None:
-        """Raise ModelError if no model is named, or if a hub model is not available.
-
-        The base model named in a LoRA file only appears in the hint; it is never used by itself.
-        """
-        if not self.model.strip():
-            raise no_model(self._base_model())
-        if HUB_NAME.fullmatch(self.model) and not Path(self.model).exists():
-            # Otherwise its settings would only be assumed, and loading would fail later.
-            model_class(self.model)
-
-    def _base_model(self) -> str | None:
-        """The base model that the LoRA's file names; None without one."""
-        if self.lora is None:
-            return None
-        from triptych.lora.file import read_about
-
-        return read_about(self.lora).get("base_model")
 
     def resolve(
         self,

@@ -149,6 +149,14 @@ STAGES: tuple[Stage, ...] = (
         config_home="triptych.vton.config",
     ),
     Stage(
+        "serve",
+        "triptych.serve.verb",
+        "ServeConfig",
+        "Make pictures on request, over HTTP.",
+        "triptych serve --model black-forest-labs/FLUX.2-klein-4B --lora work/lora",
+        config_home="triptych.serve.config",
+    ),
+    Stage(
         "evaluate",
         "triptych.verbs.evaluate",
         "EvaluateConfig",

@@ -23,8 +23,9 @@ from triptych.tasks.base import words
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.generate_config import GenerateConfig
 
-if TYPE_CHECKING:  # it imports torch, which `--help` can do without
+if TYPE_CHECKING:  # they import torch, which `--help` can do without
     from triptych.sampling.picture import Picture
+    from triptych.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +42,22 @@ def generate(config: GenerateConfig) -> Run:
         InputError: no prompt, or a photo that cannot be read. ModelError: no model, or model or LoRA cannot
             be loaded.
     """
-    _check(config)
-    # Not at the top: these modules import torch, and `--help` must not.
-    from triptych.sampling.picture import record
-    from triptych.session import Session
+    _check(config)  # before a model is opened
+    from triptych.session import Session  # not at the top: it imports torch, and `--help` must not
 
     kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # useless for a single picture
-    session = Session(**config.model_source() | {"context_cache_gib": kept})
+    return generate_on(Session(**config.model_source() | {"context_cache_gib": kept}), config)
+
+
+def generate_on(session: Session, config: GenerateConfig) -> Run:
+    """`generate` on a model that is open.
+
+    Raises:
+        InputError, ModelError: see `generate`.
+    """
+    from triptych.sampling.picture import record  # not at the top: it imports torch
+
+    _check(config)
     layout = session.layout(config.panel_width, config.panel_height, config.photos())
     sampling = session.resolved(config)
     given, warnings = _given(config, layout, sampling)

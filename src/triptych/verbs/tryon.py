@@ -48,9 +48,20 @@ def tryon(config: TryonConfig) -> Run:
     model = PerWorker(_session, config)
     if config.batch:
         return run_batch(config, model)
-    session = model()
+    return tryon_on(model(), config)
+
+
+def tryon_on(session: OpenedModel, config: TryonConfig, *, others_follow: bool = False) -> Run:
+    """`tryon` of one picture or several seeds, on a model that is open.
+
+    Args:
+        config: as `check` returns it. others_follow: keep what is read of the products for further try-ons.
+
+    Raises:
+        InputError, ModelError: see `tryon`.
+    """
     inputs = read(config, session)  # before a captioner is asked, which may cost money
-    if not _reads_again(config, inputs):
+    if not others_follow and not _reads_again(config, inputs):
         session.contexts.limit_bytes = 0
     write_preview(config, preview_of(inputs))
     if not config.prompt.strip():

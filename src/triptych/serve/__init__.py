@@ -1,0 +1,1 @@
+"""Pictures over HTTP: a queue of jobs on the disk, one worker, and an API."""

@@ -1,0 +1,33 @@
+"""The settings of `serve`; they import nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from triptych.config.marks import ASKED, MACHINE, RARE, RUNNING
+from triptych.sampling.options import LoadedConfig
+
+
+class ServeConfig(LoadedConfig):
+    host: Annotated[str, RUNNING] = "127.0.0.1"
+    """Address to listen at. Any other than this machine's own needs a token, in the environment variable
+    TRIPTYCH_TOKEN.
+    """
+    port: Annotated[int, RUNNING] = Field(default=7860, ge=0, le=65535)
+    """Port to listen at; 0 takes a free one and says which."""
+    parser: Annotated[str, ASKED] = "pocket"
+    """The human parser, or SAM model, that requests with `mask: auto` or `points` ask, see `tryon`."""
+    vlm_model: Annotated[str | None, ASKED] = None
+    """The captioner that writes the prompts of try-ons that come without one."""
+    base_url: Annotated[str | None, ASKED] = None
+    """Address of an OpenAI-compatible server for vlm_model."""
+    max_queue: Annotated[int, RUNNING, RARE] = Field(default=1000, ge=1, le=1_000_000)
+    """Most jobs that may wait; further requests are told to come again."""
+    max_upload_mb: Annotated[int, RUNNING, RARE] = Field(default=20, ge=1, le=500)
+    """Largest upload in megabytes."""
+    keep_days: Annotated[float, RUNNING, RARE] = Field(default=7.0, gt=0, le=3650)
+    """Days after which finished jobs and their pictures are deleted."""
+    allow_origin: Annotated[list[str], RUNNING, RARE, MACHINE] = []
+    """Web pages, such as https://shop.example, that may call the server from a browser."""

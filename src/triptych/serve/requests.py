@@ -1,0 +1,163 @@
+"""What a client may ask for: the settings of `tryon` and `generate` that change a picture, and uploads in
+place of files. The model, folders, the machine and the captioner are the server's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from triptych.config.marks import AMOUNT, RESULT, marked
+from triptych.config.stage import StageConfig
+from triptych.errors import InputError
+from triptych.pictures.polygons import check_polygons, write_polygons
+from triptych.sampling.options import LOADED
+from triptych.serve.uploads import Uploads
+from triptych.tasks.outfit import OUTFIT
+from triptych.tasks.tryon import TRY_ON
+from triptych.verbs.generate_config import GenerateConfig
+from triptych.vton.config import TryonConfig, is_proposed
+from triptych.wording.docstrings import help_texts
+
+Kind = Literal["tryon", "generate"]
+MOST_PICTURES, MOST_STEPS, MOST_SIDE = 8, 100, 2048
+"""Largest values that one request may ask for."""
+ROLES = tuple(dict.fromkeys([*TRY_ON.photo_roles.names, *OUTFIT.photo_roles.names]))
+_NOT_OVER_HTTP = frozenset({"anyway", "parser", "polygon_label"})
+
+UploadId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="Id of an upload.")]
+Corner = tuple[float, float]
+
+
+def _fields(config: type[StageConfig]) -> dict[str, Any]:
+    """The fields of a config that say how a picture is made, with its own limits and help."""
+    texts = help_texts(config)
+    names = marked(config, RESULT, AMOUNT) - LOADED - _NOT_OVER_HTTP
+    found: dict[str, Any] = {}
+    for name, about in config.model_fields.items():
+        if name in names:
+            limits = [one for one in about.metadata if not type(one).__module__.startswith("triptych")]
+            default = about.default
+            kind = Annotated[(about.annotation, *limits)] if limits else about.annotation
+            found[name] = (kind, Field(default=default, description=texts.get(name, "")))
+    return found
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _TryonPhotos(_Request):
+    """Dress a given person."""
+
+    person: UploadId
+    front: UploadId | None = None
+    back: UploadId | None = None
+    garments: dict[Literal[ROLES], UploadId] = Field(  # type: ignore[valid-type]
+        default={}, description="Photos of several garments by role, in place of front and back."
+    )
+    reference: list[UploadId] = Field(default=[], max_length=8, description="Further photos, for FLUX.2.")
+    polygons: list[list[Corner]] | None = Field(
+        default=None, description="Outlines in pixels of the upright person photo: their inside is repainted."
+    )
+    holes: list[list[Corner]] | None = Field(default=None, description="What inside them stays.")
+    mask: str | None = Field(
+        default=None,
+        max_length=2000,
+        description="In place of polygons: the id of an uploaded mask (white is repainted), auto, auto:KIND "
+        "or points:X,Y;X,Y.",
+    )
+
+
+class _GeneratePhotos(_Request):
+    """Make a person who wears a garment."""
+
+    front: UploadId | None = None
+    back: UploadId | None = None
+    panels: dict[str, UploadId] = Field(default={}, description="Photos of panels by role.")
+    reference: list[UploadId] = Field(default=[], max_length=8, description="Further photos, for FLUX.2.")
+
+
+TryonRequest = create_model("TryonRequest", __base__=_TryonPhotos, **_fields(TryonConfig))
+GenerateRequest = create_model("GenerateRequest", __base__=_GeneratePhotos, **_fields(GenerateConfig))
+MODELS: dict[Kind, type[BaseModel]] = {"tryon": TryonRequest, "generate": GenerateRequest}
+PICTURES: dict[Kind, tuple[str, ...]] = {
+    "tryon": ("person", "front", "back", "mask", "reference", *(f"garments.{role}" for role in ROLES)),
+    "generate": ("front", "back", "reference"),
+}
+"""Fields that may come as files of a multipart request; `panels.ROLE` besides."""
+
+
+def checked(kind: Kind, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a request, without those that have their default.
+
+    Raises:
+        InputError: an unknown setting, or one outside its limits.
+    """
+    try:
+        request = MODELS[kind].model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])[:200] or "body"
+        raise InputError(f"The setting {name}: {first['msg']}.", "/docs lists all settings.") from error
+    given = request.model_dump(mode="json", exclude_defaults=True)
+    for name, most in (
+        ("num_images_per_prompt", MOST_PICTURES),
+        ("num_inference_steps", MOST_STEPS),
+        ("panel_width", MOST_SIDE),
+        ("panel_height", MOST_SIDE),
+    ):
+        if (given.get(name) or 0) > most:
+            raise InputError(f"The setting {name} is at most {most} here.", "Ask for less at a time.")
+    return given
+
+
+def uploads_of(request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(field, id) of every upload that a request names."""
+    for name in ("person", "front", "back"):
+        if name in request:
+            yield name, request[name]
+    for name in ("garments", "panels"):
+        yield from ((f"{name}.{role}", id) for role, id in request.get(name, {}).items())
+    yield from ((f"reference.{number}", id) for number, id in enumerate(request.get("reference", []), 1))
+    if (mask := request.get("mask")) and not is_proposed(mask):
+        yield "mask", mask
+
+
+def config_of(
+    kind: Kind, request: Mapping[str, Any], own: Mapping[str, Any], uploads: Uploads, folder: Path
+) -> StageConfig:
+    """The config of a request.
+
+    Args:
+        own: the server's settings: model, LoRA, device, captioner. folder: of the job; polygons are written
+            there, and pictures will be.
+
+    Raises:
+        InputError: an upload is gone, or the polygons are none.
+    """
+    files = {field: uploads.path(id, field) for field, id in uploads_of(request)}
+    rest = {
+        name: value
+        for name, value in request.items()
+        if name not in ("garments", "panels", "reference", "polygons", "holes", *files)
+    }
+    more = [path for field, path in files.items() if field.startswith("reference.")]
+    values: dict[str, Any] = {**own, **rest, "reference": more}
+    values |= {name: files[name] for name in ("front", "back") if name in files}
+    if kind == "generate":
+        panels = [f"{field.removeprefix('panels.')}={files[field]}" for field in files if "panels." in field]
+        return GenerateConfig(**values, panel=panels, out=folder)
+    pieces = [f"{field.removeprefix('garments.')}={files[field]}" for field in files if "garments." in field]
+    values |= {"person": files["person"], "garment": pieces, "out": folder / "picture.png"}
+    if "mask" in files:
+        values["mask"] = files["mask"]
+    if "polygons" in request:
+        drawn = check_polygons(request["polygons"])
+        holes = check_polygons(request["holes"], "The hole", "hole") if request.get("holes") else None
+        write_polygons(folder / "polygon.json", drawn, holes=holes)
+        values["polygon"] = folder / "polygon.json"
+    return TryonConfig(**values)

@@ -1,0 +1,161 @@
+"""serve: makes pictures on request, over HTTP.
+
+WORK/serve/jobs.sqlite    the queue; jobs outlive the server
+WORK/serve/uploads/       pictures that clients sent, by their hash
+WORK/serve/results/ID/    what was made for a job
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from triptych.captioning.replies import check_url
+from triptych.errors import ConfigError
+from triptych.events import Event, Run, held
+from triptych.serve.config import ServeConfig
+from triptych.serve.guard import Guard, is_loopback
+from triptych.serve.jobs import ENDED, Job, JobStore
+from triptych.serve.uploads import Uploads
+from triptych.store.folder import StageFolder
+
+log = logging.getLogger(__name__)
+
+TOKEN = "TRIPTYCH_TOKEN"
+"""Environment variable with the token that clients must send."""
+INSTALL = "pip install 'triptych[serve]'."
+_LEAST_TOKEN = 16
+
+
+def serve(config: ServeConfig) -> Run:
+    """Serve until it is stopped; each finished job is an event.
+
+    Raises:
+        ConfigError: another address than this machine's own without a token, or the port is taken.
+            ModelError: no model, or model or LoRA do not exist.
+    """
+    token = os.environ.get(TOKEN, "")
+    if not is_loopback(config.host) and not token:
+        raise ConfigError(
+            f"{config.host} is not this machine's own address, and there is no token.",
+            f"Set the environment variable {TOKEN} to a long random word, or leave --host out.",
+        )
+    if token and len(token) < _LEAST_TOKEN:
+        raise ConfigError(f"The token in {TOKEN} is too short.", f"Take at least {_LEAST_TOKEN} characters.")
+    check_url(config.base_url)
+    config.check_model()
+    try:
+        import fastapi  # noqa: F401 - missing packages are told before anything is opened
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise ConfigError(f"The server needs the package {error.name}.", INSTALL) from error
+    from triptych.session import Session  # not at the top: it imports torch
+
+    session = Session(**config.model_source())  # mistakes are told before anything listens
+    listening = _socket(config)
+    home = config.work / "serve"
+    address = f"http://{_shown(config.host)}:{listening.getsockname()[1]}"
+    summary: dict[str, Any] = {"address": address, "done": 0, "failed": 0, "cancelled": 0}
+
+    def work() -> Iterator[Event]:
+        server, worker, store = _server(config, session, home, token)
+        running = uvicorn.Server(
+            uvicorn.Config(
+                server, log_level="warning", lifespan="off", timeout_graceful_shutdown=3, server_header=False
+            )
+        )
+        thread = threading.Thread(target=running.run, args=([listening],), daemon=True)
+        try:
+            again = store.recover()
+            worker.start()
+            thread.start()
+            yield Event("listening", note=f"{address} (OpenAPI: {address}/openapi.json)", result=address)
+            if again:
+                yield Event("queue", note=f"{again} unfinished jobs of an earlier run go on")
+            yield from _ended(store, home, config, summary)
+        finally:
+            running.should_exit = True
+            worker.stop()
+            thread.join(5)
+            listening.close()
+            store.close()
+
+    return Run("serve", 0, held(StageFolder(home, "serve", {}), work), summary)
+
+
+def _server(config: ServeConfig, session: Any, home: Path, token: str) -> tuple[Any, Any, JobStore]:
+    from triptych.serve.api import Server, make_api  # not at the top: they need the extra
+    from triptych.serve.worker import Worker
+
+    store, uploads, results = JobStore(home / "jobs.sqlite"), Uploads(home / "uploads"), home / "results"
+    results.mkdir(exist_ok=True)
+    own = {name: getattr(config, name) for name in type(config).model_fields}
+    worker = Worker(store, uploads, results, lambda: session, own)
+    about = {"model": config.model, "lora": bool(config.lora), "panels": list(session.layout().roles)}
+    limit = config.max_upload_mb << 20
+    api = make_api(Server(store, uploads, worker, results, about, config.max_queue, limit))
+    return Guard(api, token, 6 * limit, config.allow_origin), worker, store
+
+
+def _ended(store: JobStore, home: Path, config: ServeConfig, summary: dict[str, Any]) -> Iterator[Event]:
+    """An event for each job that ends, for ever; old jobs are cleared away now and then."""
+    begun, told, swept = time.time(), set[str](), 0.0
+    while True:
+        for job in reversed(store.newest(200)):
+            if job.state in ENDED and (job.ended or 0) >= begun and job.id not in told:
+                told.add(job.id)
+                summary[job.state] += 1
+                note = job.error.get("message", "") or job.state
+                yield Event(
+                    f"{job.kind} {job.id[:8]}",
+                    "done" if job.state == "done" else "rejected",
+                    note,
+                    result=job.id,
+                )
+        if time.time() - swept > 600:
+            _sweep(store, home, config.keep_days)
+            swept = time.time()
+        time.sleep(0.5)
+
+
+def _sweep(store: JobStore, home: Path, days: float) -> None:
+    """Delete what is older than `days`: ended jobs with their pictures, and uploads that no job names."""
+    oldest = time.time() - days * 86_400
+    gone: list[Job] = store.forget(oldest)
+    for job in gone:
+        shutil.rmtree(home / "results" / job.id, ignore_errors=True)
+    used = store.uploads_in_use()
+    for path in (home / "uploads").iterdir():
+        with contextlib.suppress(OSError):
+            if path.name not in used and path.stat().st_mtime < oldest:
+                path.unlink()
+
+
+def _socket(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((config.host, config.port))
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"{config.host}:{config.port} cannot be listened at: {error.strerror or error}.",
+            "Another program has the port, perhaps: choose another --port, or 0 for a free one.",
+        ) from error
+    return listening
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
