@@ -112,6 +112,15 @@ def test_caption_dropout_feeds_the_empty_prompt_at_its_rate(tmp_path: Path, tiny
     assert 0.2 < (states == 0).float().mean().item() < 0.4
 
 
+def test_a_step_leaves_cudnns_attention_out(tmp_path: Path, tiny_flux: Path) -> None:
+    """Its gradients were wrong on a card; whoever calls gets PyTorch's own choice back."""
+    write_records(tmp_path, ["id-1", "id-2"], tiny_flux)
+    asked = torch.backends.cuda.cudnn_sdp_enabled
+    before = asked()
+    during = [asked() for _ in train(config(tmp_path, tiny_flux, max_train_steps=2, validation_steps=0))]
+    assert before and during == [False, False] and asked()
+
+
 def test_a_stopped_run_resumes_to_the_same_lora(tmp_path: Path, tiny: Path) -> None:
     options = {
         "max_train_steps": 7,

@@ -23,6 +23,7 @@ from triptych.backbones.checkpoint import fingerprint
 from triptych.backbones.contract import Backbone
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import model_index
+from triptych.compute.attention import sound_gradients
 from triptych.compute.recompute import recompute_blocks
 from triptych.config.stage import seeds_from
 from triptych.data.embeddings import EmbeddingFolder
@@ -185,7 +186,7 @@ def _steps(
         yield Event(f"step {step + 1}", "kept")
     if config.validation_steps and start == 0:  # the baseline to improve on
         log.draw(0, results.validated())
-    with ending_after_this_step() as request:
+    with ending_after_this_step() as request, sound_gradients():
         while state.step < config.max_train_steps and not state.out_of_patience(
             config.early_stopping_patience
         ):
