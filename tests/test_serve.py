@@ -118,6 +118,19 @@ def test_the_picture_of_the_command_line(
         assert hashlib.sha256(data).digest() == hashlib.sha256(Path(path).read_bytes()).digest()
 
 
+def test_the_documented_client(
+    client: Client, photos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs/serve.md").read_text()
+    code = page.rsplit("```python\n", 1)[1].split("```")[0].replace("http://127.0.0.1:7860", client.address)
+    monkeypatch.chdir(photos["front"].parent)
+    exec(compile(code, "docs/serve.md", "exec"), {})
+    made = Path("new.png")
+    assert json.loads(Image.open(made).text["triptych"])["seed"] == 4  # type: ignore[attr-defined]
+    made.unlink()
+    assert len(code.splitlines()) <= 42
+
+
 def test_a_form_with_everything_and_the_same_job_for_the_same_key(
     client: Client, photos: dict[str, Path]
 ) -> None:
