@@ -47,14 +47,14 @@ gpu-wheels:
 	$(PYTHON) benchmarks/gpu_wheels.py $(GPU_WHEELS)
 
 lint: $(READY)
-	$(BIN)/ruff check src tests benchmarks recipes
-	$(BIN)/ruff format --check src tests benchmarks recipes
+	$(BIN)/ruff check src tests benchmarks recipes comfyui-triptych
+	$(BIN)/ruff format --check src tests benchmarks recipes comfyui-triptych
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(READY)
-	$(BIN)/ruff check --fix src tests benchmarks recipes
-	$(BIN)/ruff format src tests benchmarks recipes
+	$(BIN)/ruff check --fix src tests benchmarks recipes comfyui-triptych
+	$(BIN)/ruff format src tests benchmarks recipes comfyui-triptych
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

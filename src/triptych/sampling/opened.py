@@ -113,6 +113,11 @@ class OpenedModel:
                 self._autoencoder = self.backbone.load_autoencoder()
 
     @property
+    def loaded(self) -> bool:
+        """Whether the transformer's weights are in memory."""
+        return self._transformer is not None
+
+    @property
     def transformer(self) -> nn.Module:
         self.load()
         assert self._transformer is not None
