@@ -46,11 +46,11 @@ def outfit_rows(add: Callable[..., None], ways: Mapping[str, dict[str, Any]]) ->
     of the task in one run, and with a LoRA of try-on in two runs.
     """
     task = {"task": "outfit", "triptychs": 80, "max_train_steps": 400, "seed": 0}
-    for way in ("references", "canvas"):
-        add(f"outfits {way}", 300, "context", mode="outfit", **ways[way] | task)
+    add("outfits", 300, "context", mode="outfit", **ways["references"] | task)
     add("outfits in a row", 300, "context", mode="outfit in a row", **ways["canvas"] | {"seed": 0})
-    add("outfits untrained", 300, "context", mode="outfit")
-    add("outfits untrained", 150, "context", mode="outfit in a row")
+    for mode in MODES:
+        add("outfits untrained", 150, "context", mode=mode)
+    add("outfits canvas", 150, "context", mode="outfit", **ways["canvas"] | task)
     for lora in (ways["references"] | task, {}):
         add("outfits bags", 150, "context", mode="outfit", sampling={"bags": True}, **lora)
 
