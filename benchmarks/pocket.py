@@ -27,7 +27,7 @@ from triptych.backbones.settings import model_settings, resolve_model
 from triptych.pictures.panels import concatenate
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import render
-from triptych.pocket.world import NONE, Garment, Scene, sample_printed, sample_scene
+from triptych.pocket.world import NONE, sample_printed, sample_scene
 from triptych.store.files import read_json, write_json
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.embed import EmbedConfig, embed
@@ -65,8 +65,6 @@ shifted as the model is.
 LONG: dict[str, Any] = SHORT | {"max_train_steps": 1000}
 PRINTS: dict[str, Any] = SHORT | {"shift": 3.0, "printed": 0.5, "masks": True, "rank": 64}
 """Half of the triptychs are printed garments worn from behind, of which the print alone is learned."""
-CLOSE: dict[str, Any] = SHORT | {"shift": 3.0, "triptychs": 80, "close": 0.5}
-"""Half of the triptychs show the person at twice the size, as `tryon --refine` does."""
 
 
 def rows() -> list[dict[str, Any]]:
@@ -124,8 +122,8 @@ def rows() -> list[dict[str, Any]]:
     for shift in ("panel", "canvas"):
         add("time shift", 150, "text", sampling={"time_shift": shift}, **NOISY, shift=None)
         add("time shift", 150, "context", sampling={"time_shift": shift}, seed=0, shift=None)
-    for strength in (0.0, 0.2, 0.35, 0.5):
-        add("refine", 150, "context", mode="tryon", sampling={"refine": strength}, **CLOSE)
+    for strength in (0.0, 0.1, 0.2, 0.35, 0.5):
+        add("refine", 150, "context", mode="tryon", sampling={"refine": strength}, seed=0)
     add("distilled", 150, "distilled")
     for guidance, lora in (("text", {}), ("text", {"seed": 0}), ("context", {"seed": 0})):
         add("tryoff", 300, guidance, mode="tryoff", **lora | ({"task": "try-off"} if lora else {}))
@@ -171,14 +169,13 @@ def klein_rows(add: Callable[..., None]) -> None:
         add("klein prints", 150, "context", sampling={"back_prints": True}, **prints)
 
 
-def write_triptychs(folder: Path, count: int, printed: float = 0.0, close: float = 0.0) -> None:
+def write_triptychs(folder: Path, count: int, printed: float = 0.0) -> None:
     """Rendered triptychs with truthful captions, half of which name the look (of printed ones a quarter);
     held-out garments are not among them.
 
     printed: part of them that is a garment with a back print, worn by a person seen from behind; otherwise
     about one in fifty is. Each of these has a loss mask, `masks/<id>.png`: of the worn panel, the print and
-    what is close to it. close: part of them whose person is seen at twice the size, so that only a part of
-    them is in the panel.
+    what is close to it.
     """
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     (folder / "triptychs").mkdir(exist_ok=True)
@@ -190,8 +187,6 @@ def write_triptychs(folder: Path, count: int, printed: float = 0.0, close: float
             garment, scenes = sample_printed(rng), (*scenes[:2], sample_scene(rng, "worn", facing="behind"))
         seeds = [rng.getrandbits(30) for _ in scenes]
         panels = [render(garment, scene, seed).image for scene, seed in zip(scenes, seeds, strict=True)]
-        if number >= count * (1 - close):
-            panels[2] = closer(garment, scenes[2], seeds[2])
         concatenate(panels, layout).save(folder / "triptychs" / f"item-{number:03}.png")
         named = number % (4 if chosen else 2) == 0
         (folder / "triptychs" / f"item-{number:03}.txt").write_text(
@@ -207,42 +202,23 @@ def write_triptychs(folder: Path, count: int, printed: float = 0.0, close: float
             mask.save(folder / "masks" / f"item-{number:03}.png")
 
 
-def closer(garment: Garment, scene: Scene, seed: int) -> Image.Image:
-    """A part of the worn picture with the garment in it, of half the side lengths."""
-    whole, rng = render(garment, scene, seed, 4), random.Random(f"closer {seed}")
-    box = whole.mask.getbbox() or (0, 0, *whole.image.size)
-    corner = []
-    for axis in (0, 1):
-        half, free = whole.image.size[axis] // 2, box[axis + 2] - box[axis] - whole.image.size[axis] // 2
-        start = box[axis] + rng.uniform(min(0, free) - 8, max(0, free) + 8)
-        corner.append(min(max(round(start), 0), half))
-    size = whole.image.width // 2, whole.image.height // 2
-    return whole.image.crop((*corner, corner[0] + size[0], corner[1] + size[1]))
-
-
 def trained(
-    work: Path,
-    model: str,
-    triptychs: int = 40,
-    printed: float = 0.0,
-    masks: bool = False,
-    close: float = 0.0,
-    **options: Any,
+    work: Path, model: str, triptychs: int = 40, printed: float = 0.0, masks: bool = False, **options: Any
 ) -> Path:
     """The LoRA folder of these training options, trained if it is not there yet; `RECIPE` where they say
     nothing.
 
-    masks: learn printed garments by the loss masks of `write_triptychs`. printed, close: see there.
+    masks: learn printed garments by the loss masks of `write_triptychs`.
     """
     outfits = options.get("task") == "outfit"
     name = f"{'outfits' if outfits else 'items'}-{triptychs}" + (f"-printed-{printed}" if printed else "")
-    data = work / (f"{name}-close-{close}" if close else name)
+    data = work / name
     if not data.exists():
         part = work / f"{data.name}.part"
         if outfits:
             pocket_outfits.write_outfits(part, triptychs)
         else:
-            write_triptychs(part, triptychs, printed, close)
+            write_triptychs(part, triptychs, printed)
         part.rename(data)
     options |= {"loss_masks": data / "masks"} if masks else {}
     embed(EmbedConfig(work=data, model=model, batch_size=8, columns=3)).finish()

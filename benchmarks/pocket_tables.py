@@ -36,6 +36,8 @@ def garments_table(results: dict[str, Any]) -> str:
         "ceiling colour / pattern",
         "ΔE",
         "seam",
+        "sharpness",
+        "difference",
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in results.values():
@@ -55,7 +57,7 @@ def garments_table(results: dict[str, Any]) -> str:
                     *shares,
                     top,
                     f"{made['colour_distance']:.1f}",
-                    f"{made.get('seam', '')}",
+                    *(f"{made.get(name, '')}" for name in ("seam", "sharpness", "difference")),
                 ]
             )
             + " |"
