@@ -117,12 +117,12 @@ def test_refining_changes_the_inside_alone_and_is_made_again(
     words = ["tryon", "--model", tiny, "--prompt", PROMPT, "--device", "cpu", "--dtype", "fp32", *given]
     words += ["--crop", "none", "--feather", 4, "--num-inference-steps", 3]
     assert "refine" not in run(capsys, *words, "--out", out.with_name("plain.png"))
-    assert run(capsys, *words, "--refine", "--out", out)["refine"] == 0.35
+    assert run(capsys, *words, "--refine", "--out", out)["refine"] == 0.2
     before, plain, after = (pixels(path) for path in (inputs["person"], out.with_name("plain.png"), out))
     mask = masks.feather(masks.polygon_mask([OUTLINE], (128, 192)), 4)
     assert np.array_equal(before[mask == 0], after[mask == 0])
     assert (plain != after).any(axis=2)[mask == 1].mean() > 0.5
-    assert read_settings(out)["refine"] == 0.35 and "refine" not in read_settings(out.with_name("plain.png"))
+    assert read_settings(out)["refine"] == 0.2 and "refine" not in read_settings(out.with_name("plain.png"))
     again = run(capsys, "reproduce", out, "--model", tiny, "--photos", out.parent)
     assert again["identical"] is True
 
@@ -145,7 +145,7 @@ def test_without_a_mask_what_changed_is_refined(tiny_flux2: Path) -> None:
         ]
         for strength in (0.0, 0.35)
     )
-    assert np.array_equal(once.mask, twice.mask) and twice.settings["refine"] == 0.35
+    assert np.array_equal(once.mask, twice.mask) and twice.settings["refine"] == 0.2
     before, plain, after = (np.asarray(image) for image in (photo(3), once.image, twice.image))
     assert np.array_equal(before[twice.mask == 0], after[twice.mask == 0])
     assert (plain != after).any(axis=2)[twice.mask == 1].mean() > 0.5

@@ -145,7 +145,7 @@ def _named(stage: Stage, words: list[str]) -> list[str]:
 
 
 def _with_values(stage: Stage, words: list[str]) -> list[str]:
-    """The words, with the value that an option has which stands alone: `--refine` is `--refine 0.35`."""
+    """The words, with the value that an option has which stands alone: `--refine` is `--refine 0.2`."""
     model = stage.config_class()
     values = {option(name): alone(model, name) for name in model.model_fields}
     filled = []

@@ -197,7 +197,7 @@ class Session(OpenedModel):
                 by default the embedded profile.
             sampling, changes: as in `generate`; `changes` may also hold fields of `Fit`, such as feather=16,
                 or mask_free=True: then neither polygons nor a mask are needed, and they are limits; or
-                refine=0.35, a second pass of this strength at twice the resolution, see `refined`.
+                refine=0.2, a second pass of this strength at twice the resolution, see `refined`.
 
         Raises:
             ConfigError: the model would not see further references.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # it imports numpy, which `--help` can do without
     from triptych.vton.request import Fit
 
 
-USUAL_REFINE = 0.35
+USUAL_REFINE = 0.2
 """Strength of the second pass, if --refine stands alone."""
 GARMENT = "garment "
 """Prefix of a role among the hashes in a picture, for a photo given with --garment."""
@@ -97,9 +97,9 @@ class TryonConfig(PictureConfig):
     with most LoRAs, its colours.
     """
     refine: Annotated[float, RESULT, Alone(USUAL_REFINE)] = Field(default=0, ge=0, le=1)
-    """A second pass over the polygon at twice the resolution, for logos and texture: the made picture is cut
-    into tiles of half the side lengths, and sampled again with this strength (alone: 0.35; 0: no second
-    pass). It takes longer, and pays for photos that are larger than a panel.
+    """A second pass over the polygon at twice the resolution, for logos and texture: what was made is cut
+    into tiles of half the side lengths and sampled again at this strength (alone: 0.2; 0: no second pass),
+    and its detail is taken. It is for photos that are much larger than a panel.
     """
     out: Annotated[Path | None, OUTPUT] = None
     """Picture to write, .png or .jpg, if not WORK/tryon.png; several pictures have the seed in their names.
