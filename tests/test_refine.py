@@ -145,7 +145,7 @@ def test_without_a_mask_what_changed_is_refined(tiny_flux2: Path) -> None:
         ]
         for strength in (0.0, 0.35)
     )
-    assert np.array_equal(once.mask, twice.mask) and twice.settings["refine"] == 0.2
+    assert np.array_equal(once.mask, twice.mask) and twice.settings["refine"] == 0.35
     before, plain, after = (np.asarray(image) for image in (photo(3), once.image, twice.image))
     assert np.array_equal(before[twice.mask == 0], after[twice.mask == 0])
     assert (plain != after).any(axis=2)[twice.mask == 1].mean() > 0.5
