@@ -188,6 +188,13 @@ STAGES: tuple[Stage, ...] = (
         whole_config=True,
     ),
     Stage(
+        "doctor",
+        "triptych.verbs.doctor",
+        "DoctorConfig",
+        "Look at this machine and the work folder, and say what to mend.",
+        "triptych doctor --work work",
+    ),
+    Stage(
         "demo",
         "triptych.verbs.demo",
         "DemoConfig",
