@@ -3,9 +3,9 @@
 `pocket` is a tiny FLUX.1, `pocket-klein` a tiny FLUX.2-klein, which edits with reference pictures.
 
 Importing this package costs nothing; the parts are separate modules:
-`world` and `render` (the pictures), `prompts` (the captions), `raw_catalogue` (a shop's folders),
-`parts` (their label maps), `oracle` (the judge). The training recipe is in `recipes/pocket` of the
-repository.
+`world` and `render` (the pictures), `outfits` (people in two garments), `prompts` (the captions),
+`raw_catalogue` (a shop's folders), `parts` (label maps), `oracle` (the judge). The training recipe is in
+`recipes/pocket` of the repository.
 """
 
 from __future__ import annotations
