@@ -3,6 +3,7 @@
 # make rehearse-klein   one try-on of FLUX.2-klein-4B in full size on the CPU (half an hour on two cores, 12 GB of memory)
 # make mutants   small changes in the code, one by one: do the tests notice? (an hour; goal 80 %)
 # make test   install, then ruff, mypy, import-linter and the tests in TEST_PROCESSES (2) processes (under 15 minutes on 2 cores)
+# make wheel  builds the wheel, installs it into an empty environment and dresses somebody there (WHEEL_PYTHON=python3.13)
 # make gpu    what a card can prove in 8 minutes (GPU_BUDGET seconds), with the Python at hand; figures in GPU_OUT
 # make gpu-wheels   the packages for a machine with a card, PyTorch and no network, into build/gpu-wheels
 TEST_PROCESSES ?= 2
@@ -15,7 +16,10 @@ GPU_BUDGET ?= 480
 GPU_OUT ?= work/gpu
 GPU_WHEELS ?=
 
-.PHONY: demo test test-slow test-browser lint format clean mutants rehearse-12b rehearse-klein gpu gpu-wheels
+WHEEL := build/wheel
+WHEEL_PYTHON ?= $(PYTHON)
+
+.PHONY: wheel demo test test-slow test-browser lint format clean mutants rehearse-12b rehearse-klein gpu gpu-wheels
 
 demo: $(READY)
 	$(BIN)/triptych demo --out demo
@@ -45,6 +49,15 @@ gpu:
 
 gpu-wheels:
 	$(PYTHON) benchmarks/gpu_wheels.py $(GPU_WHEELS)
+
+wheel:
+	rm -rf $(WHEEL) && mkdir -p $(WHEEL)
+	$(WHEEL_PYTHON) -m venv $(WHEEL)/env
+	$(WHEEL)/env/bin/pip install --disable-pip-version-check --quiet build hatchling
+	$(WHEEL)/env/bin/python -m build --no-isolation --wheel --outdir $(WHEEL) .
+	$(WHEEL)/env/bin/pip install --disable-pip-version-check --quiet -c constraints.txt $(WHEEL)/*.whl
+	$(WHEEL)/env/bin/triptych doctor --work $(WHEEL)/work
+	$(WHEEL)/env/bin/python -I benchmarks/wheel_check.py
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks recipes comfyui-triptych
