@@ -23,10 +23,10 @@ from PIL import Image
 
 from triptych.errors import ConfigError, InputError
 from triptych.evaluation.rendered import held_out_items
-from triptych.serve.config import ServeConfig
-from triptych.serve.jobs import TRIES, JobStore, KeyReused
-from triptych.serve.requests import checked
-from triptych.serve.verb import serve
+from triptych.server.config import ServeConfig
+from triptych.server.jobs import TRIES, JobStore, KeyReused
+from triptych.server.requests import checked
+from triptych.server.verb import serve
 from triptych.verbs.tryon import TryonConfig, tryon
 
 PROMPT = "one dress <IMAGE 1> its front <IMAGE 2> its back <IMAGE 3> somebody in the dress"

@@ -150,11 +150,11 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "serve",
-        "triptych.serve.verb",
+        "triptych.server.verb",
         "ServeConfig",
         "Make pictures on request, over HTTP.",
         "triptych serve --model black-forest-labs/FLUX.2-klein-4B --lora work/lora",
-        config_home="triptych.serve.config",
+        config_home="triptych.server.config",
     ),
     Stage(
         "evaluate",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 if TYPE_CHECKING:
-    from triptych.serve.api import Server
+    from triptych.server.api import Server
 
 
 class Metrics:

@@ -15,7 +15,7 @@ from triptych.config.stage import StageConfig
 from triptych.errors import InputError
 from triptych.pictures.polygons import check_polygons, write_polygons
 from triptych.sampling.options import LOADED
-from triptych.serve.uploads import Uploads
+from triptych.server.uploads import Uploads
 from triptych.tasks.outfit import OUTFIT
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.generate_config import GenerateConfig

@@ -19,12 +19,12 @@ from starlette.exceptions import HTTPException
 
 from triptych import __version__
 from triptych.errors import InputError, TriptychError
-from triptych.serve.guard import problem
-from triptych.serve.jobs import ENDED, Job, JobStore, KeyReused, State
-from triptych.serve.metrics import Metrics
-from triptych.serve.requests import MODELS, PICTURES, Kind, checked, uploads_of
-from triptych.serve.uploads import Uploads
-from triptych.serve.worker import Worker
+from triptych.server.guard import problem
+from triptych.server.jobs import ENDED, Job, JobStore, KeyReused, State
+from triptych.server.metrics import Metrics
+from triptych.server.requests import MODELS, PICTURES, Kind, checked, uploads_of
+from triptych.server.uploads import Uploads
+from triptych.server.worker import Worker
 
 JobId = InPath(pattern=r"^[0-9a-f]{32}$", description="Id of a job.")
 PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}

@@ -14,9 +14,9 @@ from triptych import progress
 from triptych.config.stage import StageConfig
 from triptych.errors import TriptychError
 from triptych.events import Run
-from triptych.serve.jobs import Job, JobStore
-from triptych.serve.requests import config_of, uploads_of
-from triptych.serve.uploads import Uploads
+from triptych.server.jobs import Job, JobStore
+from triptych.server.requests import config_of, uploads_of
+from triptych.server.uploads import Uploads
 from triptych.verbs.generate import generate_on
 from triptych.verbs.tryon import tryon_on
 from triptych.vton.files import TryonConfig, check

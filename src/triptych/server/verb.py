@@ -21,10 +21,10 @@ from typing import Any
 from triptych.captioning.replies import check_url
 from triptych.errors import ConfigError
 from triptych.events import Event, Run, held
-from triptych.serve.config import ServeConfig
-from triptych.serve.guard import Guard, is_loopback
-from triptych.serve.jobs import ENDED, Job, JobStore
-from triptych.serve.uploads import Uploads
+from triptych.server.config import ServeConfig
+from triptych.server.guard import Guard, is_loopback
+from triptych.server.jobs import ENDED, Job, JobStore
+from triptych.server.uploads import Uploads
 from triptych.store.folder import StageFolder
 
 log = logging.getLogger(__name__)
@@ -94,8 +94,8 @@ def serve(config: ServeConfig) -> Run:
 
 
 def _server(config: ServeConfig, session: Any, home: Path, token: str) -> tuple[Any, Any, JobStore]:
-    from triptych.serve.api import Server, make_api  # not at the top: they need the extra
-    from triptych.serve.worker import Worker
+    from triptych.server.api import Server, make_api  # not at the top: they need the extra
+    from triptych.server.worker import Worker
 
     store, uploads, results = JobStore(home / "jobs.sqlite"), Uploads(home / "uploads"), home / "results"
     results.mkdir(exist_ok=True)
