@@ -16,7 +16,7 @@ from triptych.cli import main
 from triptych.config.stage import load_config, section, validated
 from triptych.errors import ConfigError, WorkError
 from triptych.lora.adapter import read_lora
-from triptych.training.config import for_family
+from triptych.training.config import for_family, placement_of
 from triptych.verbs import STAGES
 from triptych.verbs.run import PIPELINE
 from triptych.verbs.train import TrainConfig, train
@@ -177,3 +177,14 @@ def test_presets_are_configs_that_every_stage_accepts(preset: Path) -> None:
 def test_there_is_a_preset_for_each_size_of_card() -> None:
     klein = {"klein-8gb", "klein-12gb", "klein-16gb", "klein-24gb"}
     assert {path.stem for path in PRESETS} == {"12gb", "16gb", "24gb", "80gb", *klein}
+
+
+def test_clean_photos_stand_where_they_were_measured_to_carry_more() -> None:
+    def placed(family: Family, **changes: Any) -> str:
+        return placement_of(TrainConfig(context="clean", **changes), family)
+
+    assert (placed(FLUX2), placed(FLUX2, task="try-on"), placed(FLUX2, task="outfit")) == (
+        *("canvas", "canvas", "reference"),
+    )
+    assert placed(FLUX2, task="outfit", context_placement="canvas") == "canvas"
+    assert placed(FLUX, task="outfit") == "canvas", "it knows no references"

@@ -45,7 +45,8 @@ class Task:
     own. markers: the caption's markers, one per panel; empty for `<IMAGE 1>`, `<IMAGE 2>` …. other_panels:
     the error and hint for panels of another task. side, part: words in names of product photos that rank
     behind the others. some: any of the given panels may be missing, but not all; a canvas then has no place
-    for them.
+    for them. references: clean photos are better shown as references than on the canvas, to models that know
+    references, as far as it was measured.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Task:
     side: frozenset[str] = SIDE
     part: frozenset[str] = PART
     some: bool = False
+    references: bool = False
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -79,5 +79,6 @@ OUTFIT = Task(
     ),
     part=PART - DETAIL,
     some=True,
+    references=True,
 )
 """An item has any of the given panels, at least one."""

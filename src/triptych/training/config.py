@@ -26,6 +26,7 @@ from triptych.config.marks import (
 )
 from triptych.config.stage import Seed, TransformerConfig
 from triptych.errors import ConfigError
+from triptych.tasks import task_named
 
 if TYPE_CHECKING:  # it imports numpy, which `--help` can do without
     from triptych.pictures.panels import PanelLayout
@@ -96,8 +97,9 @@ class TrainConfig(TransformerConfig):
     step, as FLUX.2 sees references.
     """
     context_placement: Annotated[Literal["auto", "canvas", "reference"], RESULT, CLEAN_ONLY, TRACED] = "auto"
-    """Clean context: canvas: the given panels stand beside the made ones, the default; reference: each is a
-    picture of its own, for models that know references. The LoRA's file records it.
+    """Clean context: canvas: the given panels stand beside the made ones; reference: each is a picture of its
+    own, for models that know references. auto: what was measured to carry more: references for outfits on
+    such a model, else the canvas. The LoRA's file records it.
     """
     context_lora: Annotated[bool, RESULT, CLEAN_ONLY, TRACED] = False
     """Clean context: the LoRA also adapts how known panels are read. Slower, because reading is then part of
@@ -249,7 +251,9 @@ def placement_of(config: TrainConfig, family: Family) -> ContextPlacement:
     if config.context != "clean":
         fixed = "reference" if config.context == "native" else "canvas"
     wanted = config.context_placement
-    placement = fixed or ("canvas" if wanted == "auto" else wanted)
+    prefers = config.task is not None and family.references and task_named(config.task).references
+    usual: ContextPlacement = "reference" if prefers else "canvas"
+    placement = fixed or (usual if wanted == "auto" else wanted)
     if placement == "reference" and not family.references:
         raise ConfigError(
             f"{family.title} models do not know reference pictures.",
