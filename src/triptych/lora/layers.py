@@ -28,10 +28,15 @@ class ShortLinear(Linear):
             return result
         down, up, dropout = self._parts
         scale, dtype = self.scaling[ADAPTER], down.weight.dtype
-        if x.dtype != dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
+        if x.dtype != dtype and not _autocast(x):
             x = x.to(dtype)
         added = linear(linear(x if dropout is None else dropout(x), down.weight), up.weight)
         return (result + (added if scale == 1 else added * scale)).to(result.dtype)
+
+
+def _autocast(x: Tensor) -> bool:
+    """Whether products are cast anyway: by autocast, or without data by `plan`, which does as a card's."""
+    return x.is_meta or torch.is_autocast_enabled(x.device.type)
 
 
 def shorten(transformer: nn.Module) -> None:
