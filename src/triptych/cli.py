@@ -149,7 +149,7 @@ def _with_values(stage: Stage, words: list[str]) -> list[str]:
     model = stage.config_class()
     values = {option(name): alone(model, name) for name in model.model_fields}
     filled = []
-    for word, after in zip(words, [*words[1:], "--"], strict=True):
+    for word, after in zip(words, [*words[1:], "--"], strict=False):
         filled.append(word)
         if values.get(word) is not None and after.startswith("-"):
             filled.append(f"{values[word]:g}")
