@@ -11,6 +11,7 @@ from torch import Tensor
 
 from triptych.backbones.contract import Autoencoder
 from triptych.backbones.families import kl_stride
+from triptych.compute.convolutions import exact_convolutions
 
 
 class KLAutoencoder(Autoencoder):
@@ -20,15 +21,18 @@ class KLAutoencoder(Autoencoder):
 
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae = vae
+        vae.enable_slicing()  # one picture after another: a batch takes more memory and no less time
         self.stride = kl_stride(vae.config)
         self.scale, self.shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
 
     @torch.no_grad()
     def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(pixels_BCHW.to(self.vae.device, self.vae.dtype)).latent_dist
+        with exact_convolutions():
+            posterior = self.vae.encode(pixels_BCHW.to(self.vae.device, self.vae.dtype)).latent_dist
         return (posterior.mean.float() - self.shift) * self.scale, posterior.std.float() * self.scale
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         latents = latents_BCHW.to(self.vae.device, torch.float32) / self.scale + self.shift
-        return self.vae.decode(latents.to(self.vae.dtype)).sample.float().clamp(-1, 1)
+        with exact_convolutions():
+            return self.vae.decode(latents.to(self.vae.dtype)).sample.float().clamp(-1, 1)

@@ -142,9 +142,9 @@ class Int8Linear(QuantizedLinear):
 
     @staticmethod
     def unpack(codes: Tensor, scale: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return codes.to(dtype).mul_(
-            (scale / 127.0)[:, None]
-        )  # in place: rounds a bf16 weight once, and its scale never
+        weight = torch.empty(shape, dtype=dtype, device=codes.device)
+        # one pass over the codes; it rounds a bf16 weight once, and its scale never
+        return torch.mul(codes, (scale / 127.0)[:, None], out=weight)
 
 
 class TorchaoInt8Linear(QuantizedLinear):
@@ -165,10 +165,10 @@ class TorchaoInt8Linear(QuantizedLinear):
 
     @staticmethod
     def unpack(codes: Tensor, scale: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        from torchao.quantization import Int8Tensor
-
-        group = codes.shape[1] // scale.shape[1]
-        weight: Tensor = Int8Tensor(codes, scale, [1, group], dtype).dequantize()
+        # As Int8Tensor.dequantize, in one pass: that one writes the codes and the product as well.
+        weight = torch.empty(shape, dtype=dtype, device=codes.device)
+        grouped = *scale.shape, codes.shape[1] // scale.shape[1]
+        torch.mul(codes.view(grouped), scale[..., None], out=weight.view(grouped))
         return weight
 
 

@@ -112,6 +112,11 @@ class OpenedModel:
             if self._autoencoder is None:
                 self._autoencoder = self.backbone.load_autoencoder()
 
+    def give_back(self) -> None:
+        """Give memory of the device that nothing uses back to it."""
+        if self.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     @property
     def loaded(self) -> bool:
         """Whether the transformer's weights are in memory."""

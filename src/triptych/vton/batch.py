@@ -257,14 +257,20 @@ def _sampled(jobs: Sequence[Job], tools: PictureTools) -> list[MadePicture]:
     ones fail.
     """
     alone = [Job(job.number, job.config, (seed,)) for job in jobs for seed in job.seeds]
+    inputs, reason = list[Inputs](), ""
+    made: list[list[Picture]] = []
     try:
         inputs = tools.read(jobs)
         made = sample([(own, job.seeds) for own, job in zip(inputs, jobs, strict=True)], tools.model)
     except Exception as error:
-        if len(alone) > 1:
-            return [picture for job in alone for picture in _sampled([job], tools)]
+        reason = _reason(error) if len(alone) == 1 else "the batch"
+    # Outside of `except`: the error holds all tensors of the batch, which may have been too many.
+    if reason and len(alone) > 1:
+        tools.model.give_back()
+        return [picture for job in alone for picture in _sampled([job], tools)]
+    if reason:
         ((number, config, (seed,)),) = alone
-        return [MadePicture(number, config, seed, _reason(error))]
+        return [MadePicture(number, config, seed, reason)]
     rows = []
     for job, own, pictures in zip(jobs, inputs, made, strict=True):
         words = [*own.warnings, tools.model.warnings.get(job.config.prompt, "")]

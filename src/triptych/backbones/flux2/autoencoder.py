@@ -11,6 +11,7 @@ from torch import Tensor
 
 from triptych.backbones.contract import Autoencoder
 from triptych.backbones.families import flux2_stride
+from triptych.compute.convolutions import exact_convolutions
 
 
 def patchify(cells_BCHW: Tensor) -> Tensor:
@@ -38,17 +39,20 @@ class Flux2Autoencoder(Autoencoder):
 
     def __init__(self, vae: AutoencoderKLFlux2) -> None:
         self.vae = vae
+        vae.enable_slicing()  # one picture after another: a batch takes more memory and no less time
         self.stride = flux2_stride(vae.config)
         self.mean = vae.bn.running_mean.float().view(1, -1, 1, 1)
         self.std = (vae.bn.running_var.float().view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt()
 
     @torch.no_grad()
     def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(pixels_BCHW.to(self.vae.device, self.vae.dtype)).latent_dist
+        with exact_convolutions():
+            posterior = self.vae.encode(pixels_BCHW.to(self.vae.device, self.vae.dtype)).latent_dist
         mean, std = patchify(posterior.mean.float()), patchify(posterior.std.float())
         return (mean - self.mean) / self.std, std / self.std
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         cells = unpatchify(latents_BCHW.to(self.vae.device, torch.float32) * self.std + self.mean)
-        return self.vae.decode(cells.to(self.vae.dtype)).sample.float().clamp(-1, 1)
+        with exact_convolutions():
+            return self.vae.decode(cells.to(self.vae.dtype)).sample.float().clamp(-1, 1)
