@@ -315,8 +315,7 @@ def test_the_plan_follows_the_sections_of_the_config(configs_alone: Path, tmp_pa
     plan = triptych.plan(triptych.PlanConfig(card="rtx-3090", num_triptychs=10, work=tmp_path), data).finish()
     assert plan["canvas"] == [192, 96]
     shapes = model_shapes(str(configs_alone))
-    beside = 2 * 4 * 6 if shapes.family.family.references else 0
-    tokens = {"image": 4 * 3 * 6 - beside, "references": beside, "text": shapes.text_tokens(10)}
+    tokens = {"image": 4 * 3 * 6, "references": 0, "text": shapes.text_tokens(10)}
     assert plan["tokens"] == tokens
     assert plan["train"]["number"] == 8, "30 triptychs, four to a step"
     assert plan["lora_parameters"] == plan["disk_bytes"]["LoRA"] / 4 == shapes.lora_parameters(4)
