@@ -26,7 +26,6 @@ from triptych.config.marks import (
 )
 from triptych.config.stage import Seed, TransformerConfig
 from triptych.errors import ConfigError
-from triptych.tasks import task_named
 
 if TYPE_CHECKING:  # it imports numpy, which `--help` can do without
     from triptych.pictures.panels import PanelLayout
@@ -247,6 +246,8 @@ def placement_of(config: TrainConfig, family: Family) -> ContextPlacement:
     Raises:
         ConfigError: the model knows no references, or the context needs another placement.
     """
+    from triptych.tasks import task_named  # not at the top: it imports numpy, which `--help` can do without
+
     fixed: ContextPlacement | None = None
     if config.context != "clean":
         fixed = "reference" if config.context == "native" else "canvas"
