@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from triptych.backbones.contract import Text, TextEncoder
 from triptych.backbones.registry import load_backbone
 from triptych.compute.convolutions import exact_convolutions
 from triptych.compute.quantize import Int8Linear, TorchaoInt8Linear
+from triptych.sampling import opened
 from triptych.sampling.prompts import encode_texts
+from triptych.session import load_models
 from triptych.vton import batch
 from triptych.vton.batch import Job, PictureTools, _sampled
 
@@ -115,3 +118,27 @@ def test_convolutions_are_exact_inside_and_as_they_were_outside() -> None:
     with exact_convolutions():
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_the_model_waits_in_ram_while_a_later_prompt_is_read(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card that has no room for both; on a CPU nothing moves."""
+    moved: list[Any] = []
+
+    @contextmanager
+    def aside(module: torch.nn.Module) -> Iterator[None]:
+        moved.append(module)
+        yield
+        moved.append("back")
+
+    monkeypatch.setattr(opened, "aside", aside)
+    session = load_models(str(tiny), ["one"], device="cpu", dtype="fp32")
+    session.encode(["one"])
+    assert moved == []
+    session.encode(["two", "three"])
+    assert moved == [session.transformer, "back"]
+    session.forget_texts(1)
+    assert [*session.texts] == ["", "three"]
+    session.forget_texts(0)
+    assert [*session.texts] == [""]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from triptych import progress
 from triptych.backbones.contract import Autoencoder, Backbone, Text, TextEncoder
 from triptych.backbones.settings import ModelSettings
+from triptych.compute.swap import aside
 from triptych.data.captions import where_cut
 from triptych.data.embeddings import stack_text
 from triptych.errors import ModelError
@@ -138,7 +140,8 @@ class OpenedModel:
         """Encode the prompts that are new, and the empty prompt.
 
         This loads the text encoder (9.5 GB for FLUX.1-dev), and unloads it afterwards unless it is to be
-        kept. Before the first picture it is alone on the device, so encode the prompts known by then early.
+        kept. Before the first picture it is alone on the device, so encode the prompts known by then early;
+        later the transformer waits in RAM meanwhile.
 
         Raises:
             ModelError: the text encoder cannot be loaded.
@@ -147,15 +150,25 @@ class OpenedModel:
             new = [prompt for prompt in dict.fromkeys(["", *prompts]) if prompt not in self.texts]
             if not new:
                 return
-            encoder = self._encoder or self.backbone.load_text_encoder()
-            limit = self.settings.max_sequence_length
-            self.texts |= encode_texts(encoder, new, limit)
-            cut = {prompt: where_cut(prompt, limit, encoder.count_tokens) for prompt in new}
-            self.warnings |= {prompt: words for prompt, words in cut.items() if words}
-            self._encoder = encoder if self._keeps_encoder else None
-            del encoder
-            if self.backbone.device.type == "cuda":
-                torch.cuda.empty_cache()
+            waits = self._transformer if not self._keeps_encoder else None
+            with aside(waits) if waits is not None else nullcontext():
+                encoder = self._encoder or self.backbone.load_text_encoder()
+                limit = self.settings.max_sequence_length
+                self.texts |= encode_texts(encoder, new, limit)
+                cut = {prompt: where_cut(prompt, limit, encoder.count_tokens) for prompt in new}
+                self.warnings |= {prompt: words for prompt, words in cut.items() if words}
+                self._encoder = encoder if self._keeps_encoder else None
+                del encoder
+                self.give_back()
+
+    def forget_texts(self, keep: int) -> None:
+        """Forget the embeddings of all but the last `keep` prompts, 4 MB each for FLUX.1-dev; the empty
+        prompt's stay.
+        """
+        with self.lock:
+            for prompt in [prompt for prompt in self.texts if prompt][: -keep or None]:
+                del self.texts[prompt]
+                self.warnings.pop(prompt, None)
 
     def text(self, prompts: Sequence[str]) -> Text:
         """Embeddings of a batch of prompts, on the device. Raises ModelError, see `encode`."""

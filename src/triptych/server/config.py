@@ -23,6 +23,10 @@ class ServeConfig(LoadedConfig):
     """The captioner that writes the prompts of try-ons that come without one."""
     base_url: Annotated[str | None, ASKED] = None
     """Address of an OpenAI-compatible server for vlm_model."""
+    keep_text_encoder: Annotated[bool, RUNNING, MACHINE] = False
+    """Keep the text encoder beside the model, if the card has room for both: otherwise the model waits in RAM
+    while a new prompt is read, a few seconds each time.
+    """
     max_queue: Annotated[int, RUNNING, RARE] = Field(default=1000, ge=1, le=1_000_000)
     """Most jobs that may wait; further requests are told to come again."""
     max_upload_mb: Annotated[int, RUNNING, RARE] = Field(default=20, ge=1, le=500)

@@ -61,7 +61,8 @@ def serve(config: ServeConfig) -> Run:
         raise ConfigError(f"The server needs the package {error.name}.", INSTALL) from error
     from triptych.session import Session  # not at the top: it imports torch
 
-    session = Session(**config.model_source())  # mistakes are told before anything listens
+    opening = config.model_source() | {"keep_text_encoder": config.keep_text_encoder}
+    session = Session(**opening)  # mistakes are told before anything listens
     listening = _socket(config)
     home = config.work / "serve"
     address = f"http://{_shown(config.host)}:{listening.getsockname()[1]}"

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # it imports torch
 
 log = logging.getLogger(__name__)
 
+KEPT_PROMPTS = 64
+"""Number of prompts whose embeddings stay in memory."""
 WINDOW = 16
 """How many jobs the next one is chosen from: those with the product photos of the last one come first, so
 that what was read of them serves again.
@@ -155,6 +157,8 @@ class Worker(threading.Thread):
         finally:
             self.moments.pop(job.id, None)
             self._last = _products(job)
+            if self._session is not None:
+                self._session.forget_texts(KEPT_PROMPTS)
 
     def _make(self, job: Job, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
