@@ -102,7 +102,9 @@ def checked(kind: Kind, data: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])[:200] or "body"
-        raise InputError(f"The setting {name}: {first['msg']}.", "/docs lists all settings.") from error
+        raise InputError(
+            f"The setting {name}: {first['msg']}.", "/openapi.json lists all settings."
+        ) from error
     given = request.model_dump(mode="json", exclude_defaults=True)
     for name, most in (
         ("num_images_per_prompt", MOST_PICTURES),

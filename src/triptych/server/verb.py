@@ -8,10 +8,10 @@ WORK/serve/results/ID/    what was made for a job
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,8 +26,6 @@ from triptych.server.guard import Guard, is_loopback
 from triptych.server.jobs import ENDED, Job, JobStore
 from triptych.server.uploads import Uploads
 from triptych.store.folder import StageFolder
-
-log = logging.getLogger(__name__)
 
 TOKEN = "TRIPTYCH_TOKEN"
 """Environment variable with the token that clients must send."""
@@ -80,6 +78,7 @@ def serve(config: ServeConfig) -> Run:
             again = store.recover()
             worker.start()
             thread.start()
+            print(f"Listening at {address}", file=sys.stderr, flush=True)  # also where no progress is shown
             yield Event("listening", note=f"{address} (OpenAPI: {address}/openapi.json)", result=address)
             if again:
                 yield Event("queue", note=f"{again} unfinished jobs of an earlier run go on")
