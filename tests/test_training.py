@@ -180,7 +180,8 @@ def test_the_meter_sorts_by_noise_level(work: Path, tiny_flux: Path) -> None:
     for t, loss in ((0.1, 1.0), (0.3, 2.0), (0.3, 4.0), (1.0, 5.0)):
         one = torch.tensor([[loss] * 3])
         meter.add(data.fixed(backbone, "id-1", t), Losses(one, torch.tensor([[1.0, 1.0, 0.0]]), one[:, 0]))
-    means = meter.means(backbone.device)
+    means, norm = meter.means(backbone.device, torch.tensor(2.5))
+    assert norm == 2.5
     assert means == {
         "loss": 3.0,
         "loss/front": 3.0,
