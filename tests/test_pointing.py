@@ -135,6 +135,8 @@ def test_other_models_are_refused(tiny_flux: Path, tmp_path: Path) -> None:
         PointSegmenter(str(tmp_path))
     with pytest.raises(ModelError, match="cannot be loaded"):
         PointSegmenter(str(tiny_flux))
+    with pytest.raises(ModelError, match="there is no such folder"):
+        PointSegmenter("./no-such-folder")
 
 
 def test_tryon_repaints_what_is_at_the_points(

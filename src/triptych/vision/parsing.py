@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,27 +64,14 @@ class SegmentationParser:
         import torch
         from transformers import AutoConfig, AutoImageProcessor
 
-        folder = Path(name).expanduser()
-        if not folder.is_dir() and name.startswith((".", "/", "~")):
-            raise ModelError(f"The parser {name} cannot be loaded: there is no such folder.", FORM)
-        self.knows = known_by(folder)
-        source = str(folder) if folder.is_dir() else name
-        options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": folder.is_dir()}
-        try:
+        self.knows = known_by(Path(name).expanduser())
+        with opening(name, FORM) as (source, options):
             config = AutoConfig.from_pretrained(source, **options)
             self._parts = np.array(parts_of(config.id2label, name), dtype=np.uint8)
-            if not folder.is_dir():
-                log.warning("%s", licence_of(name, config.model_type))
+            tell_licence(name, config.model_type)
             # PIL's processors need no torchvision
             self._processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
             model = _network(source, config, options)
-        except ModelError:
-            raise
-        except Exception as error:  # transformers raises many types for an unsuitable folder or name
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(". ")
-            raise hub_unreachable(name, error, "--parser FOLDER") or ModelError(
-                f"The parser {name} cannot be loaded: {reason}.", FORM
-            ) from error
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Any = model.to(self._device, torch.float32).eval()
 
@@ -98,6 +87,37 @@ class SegmentationParser:
                 outputs, target_sizes=[shown.size[::-1]]
             )
         return np.asarray(self._parts[found_HW.cpu().numpy()])
+
+
+@contextmanager
+def opening(name: str, form: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(the source, options) for the `from_pretrained` calls inside, whose errors become sentences.
+
+    Args:
+        name: a folder, or a name of the hub. form: what it must be, for the hint.
+
+    Raises:
+        ModelError: there is no such folder, or it cannot be loaded.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and name.startswith((".", "/", "~")):
+        raise ModelError(f"The parser {name} cannot be loaded: there is no such folder.", form)
+    source = str(folder) if folder.is_dir() else name
+    try:
+        yield source, {"trust_remote_code": False, "local_files_only": folder.is_dir()}
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises many types for an unsuitable folder or name
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(". ")
+        raise hub_unreachable(name, error, "--parser FOLDER") or ModelError(
+            f"The parser {name} cannot be loaded: {reason}.", form
+        ) from error
+
+
+def tell_licence(name: str, model_type: str) -> None:
+    """Log the licence of a model of the hub; call it before the weights are fetched."""
+    if not Path(name).expanduser().is_dir():
+        log.warning("%s", licence_of(name, model_type))
 
 
 def _network(source: str, config: Any, options: dict[str, Any]) -> torch.nn.Module:

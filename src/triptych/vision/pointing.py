@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from triptych.errors import ModelError
-from triptych.vision.parsing import licence_of
-from triptych.wording.hub import hub_unreachable
-
-log = logging.getLogger(__name__)
+from triptych.vision.parsing import opening, tell_licence
 
 FORM = (
     "It must be a model of transformers that makes masks from points (SAM, SAM-HQ; SAM 2 with torchvision "
@@ -42,25 +37,13 @@ class PointSegmenter:
         import torch
         from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
 
-        folder = Path(name).expanduser()
-        here = folder.is_dir()
-        source = str(folder) if here else name
-        options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": here}
-        try:
+        with opening(name, FORM) as (source, options):
             config = AutoConfig.from_pretrained(source, **options)
             if type(config) not in AutoModelForMaskGeneration._model_mapping:
                 raise ModelError(f"{name} makes no masks from points.", FORM)
-            if not here:
-                log.warning("%s", licence_of(name, config.model_type))
+            tell_licence(name, config.model_type)
             self._processor = AutoProcessor.from_pretrained(source, **options)
             model = AutoModelForMaskGeneration.from_pretrained(source, use_safetensors=True, **options)
-        except ModelError:
-            raise
-        except Exception as error:  # transformers raises many types for an unsuitable folder or name
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(". ")
-            raise hub_unreachable(name, error, "--parser FOLDER") or ModelError(
-                f"The model {name} cannot be loaded: {reason}.", FORM
-            ) from error
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Any = model.to(self._device, torch.float32).eval()
 
