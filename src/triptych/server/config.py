@@ -1,4 +1,4 @@
-"""The settings of `serve`; they import nothing heavy."""
+"""The settings of `serve` and `app`; they import nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from triptych.config.marks import ASKED, MACHINE, RARE, RUNNING
+from triptych.config.marks import ASKED, GIVEN, MACHINE, RARE, RESULT, RUNNING, SHARED
 from triptych.sampling.options import LoadedConfig
 
 
@@ -35,3 +35,12 @@ class ServeConfig(LoadedConfig):
     """Days after which finished jobs and their pictures are deleted."""
     allow_origin: Annotated[list[str], RUNNING, RARE, MACHINE] = []
     """Web pages, such as https://shop.example, that may call the server from a browser."""
+
+
+class AppConfig(ServeConfig):
+    model: Annotated[str, RESULT, GIVEN, SHARED] = "pocket-klein"
+    """The model: a hub id or a diffusers folder. By default the embedded one, which knows rendered people and
+    garments alone and needs no LoRA.
+    """
+    open_browser: Annotated[bool, RUNNING] = False
+    """Open the page in this machine's browser."""

@@ -6,7 +6,7 @@ import hmac
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 Scope = MutableMapping[str, Any]
@@ -16,6 +16,18 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/healthz"})
 """Paths that need no token: they say nothing but that the server is there."""
+
+
+class BrowserDoor(Protocol):
+    """How the page lets browsers in, see `page.door.Door`."""
+
+    login: str
+    page: str
+    policy: str
+    """The page's Content-Security-Policy."""
+
+    def knows(self, cookies: str) -> bool:
+        """Whether a `Cookie` header has the cookie of somebody who knew the token."""
 
 
 def is_loopback(host: str) -> bool:
@@ -41,21 +53,33 @@ class _TooLarge(Exception):
 class Guard:
     """An ASGI middleware. Without a token only this machine's own programs, and pages that it serves, may
     ask: the names in `Host` and `Origin` must be loopback ones, so that no web page elsewhere can use the
-    server through its user's browser.
+    server through its user's browser. With a page, its cookie does for the token, for requests of its own.
     """
 
-    def __init__(self, app: App, token: str, most_bytes: int, origins: Sequence[str] = ()) -> None:
-        self.app, self.token, self.most = app, token, most_bytes
+    def __init__(
+        self,
+        app: App,
+        token: str,
+        most_bytes: int,
+        origins: Sequence[str] = (),
+        door: BrowserDoor | None = None,
+    ) -> None:
+        self.app, self.token, self.most, self.door = app, token, most_bytes, door
         self.origins = frozenset(origin.rstrip("/") for origin in origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
+        if scope["type"] != "http":  # nothing here speaks over websockets
+            return await send({"type": "websocket.close", "code": 1008})
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
         }
         if refused := self._refused(scope, headers):
+            if refused[0] == 401 and self.door and "text/html" in headers.get("accept", ""):
+                return await _answer(send, 303, b"", [(b"location", self.door.login.encode())])
             return await _answer(send, *refused)
+        safe = self._safe(scope["path"])
         told = headers.get("content-length", "0")
         if not told.isdigit() or int(told) > self.most:
             return await _answer(send, *self._too_large())
@@ -73,8 +97,9 @@ class Guard:
             nonlocal begun
             begun = True
             if message["type"] == "http.response.start":
-                message.setdefault("headers", [])
-                message["headers"] = [*message["headers"], *_SAFE]
+                ours = {name for name, _ in safe}
+                theirs = [pair for pair in message.get("headers", []) if pair[0].lower() not in ours]
+                message["headers"] = [*theirs, *safe]
             await send(message)
 
         try:
@@ -85,7 +110,8 @@ class Guard:
 
     def _refused(self, scope: Scope, headers: dict[str, str]) -> tuple[int, bytes] | None:
         origin = headers.get("origin", "").rstrip("/")
-        if origin and origin not in self.origins and _host(origin) != _name(headers.get("host", "")):
+        own = not origin or _netloc(origin) == headers.get("host", "").lower()
+        if not own and origin not in self.origins:
             return problem(
                 403, "Forbidden", "Pages from other origins may not ask this server.", "See --allow-origin."
             )
@@ -93,7 +119,9 @@ class Guard:
             if not is_loopback(_name(headers.get("host", ""))):
                 return problem(403, "Forbidden", "Without a token the server answers this machine alone.")
             return None
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN or (self.door and scope["path"] == self.door.login):
+            return None
+        if own and self.door and self.door.knows(headers.get("cookie", "")):
             return None
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not hmac.compare_digest(
@@ -103,6 +131,18 @@ class Guard:
                 401, "Unauthorized", "The request has no valid token.", "Send Authorization: Bearer TOKEN."
             )
         return None
+
+    def _safe(self, path: str) -> list[tuple[bytes, bytes]]:
+        """The headers that keep a browser from doing more with an answer than it is for."""
+        if not self.door or not (path == self.door.login or path.startswith(f"{self.door.page}/")):
+            return _SAFE
+        kept = b"private, max-age=86400" if path.startswith(f"{self.door.page}/assets/") else b"no-store"
+        return [
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"same-origin"),
+            (b"cache-control", kept),
+            (b"content-security-policy", self.door.policy.encode()),
+        ]
 
     def _too_large(self) -> tuple[int, bytes]:
         return problem(
@@ -120,9 +160,9 @@ _SAFE = [
 ]
 
 
-def _host(origin: str) -> str:
+def _netloc(origin: str) -> str:
     try:
-        return urlsplit(origin).netloc.rpartition("@")[2].rpartition(":")[0] or urlsplit(origin).netloc
+        return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
 
@@ -134,8 +174,9 @@ def _name(host: str) -> str:
     return host.partition(":")[0]
 
 
-async def _answer(send: Send, status: int, body: bytes) -> None:
+async def _answer(send: Send, status: int, body: bytes, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
     headers = [
+        *more,
         (b"content-type", b"application/problem+json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),

@@ -1,8 +1,9 @@
-"""serve: makes pictures on request, over HTTP.
+"""serve: makes pictures on request, over HTTP. app: the same, with a page for people.
 
 WORK/serve/jobs.sqlite    the queue; jobs outlive the server
 WORK/serve/uploads/       pictures that clients sent, by their hash
 WORK/serve/results/ID/    what was made for a job
+WORK/serve/page/          the page's own copies of what it shows, for a day
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 from triptych.captioning.replies import check_url
 from triptych.errors import ConfigError
 from triptych.events import Event, Run, held
-from triptych.server.config import ServeConfig
+from triptych.server.config import AppConfig, ServeConfig
 from triptych.server.guard import Guard, is_loopback
 from triptych.server.jobs import ENDED, Job, JobStore
 from triptych.server.uploads import Uploads
@@ -40,6 +42,19 @@ def serve(config: ServeConfig) -> Run:
         ConfigError: another address than this machine's own without a token, or the port is taken.
             ModelError: no model, or model or LoRA do not exist.
     """
+    return _serving("serve", config)
+
+
+def app(config: AppConfig) -> Run:
+    """Serve the page, and the API beside it, until it is stopped.
+
+    Raises:
+        ConfigError, ModelError: as `serve`.
+    """
+    return _serving("app", config)
+
+
+def _serving(verb: str, config: ServeConfig) -> Run:
     token = os.environ.get(TOKEN, "")
     if not is_loopback(config.host) and not token:
         raise ConfigError(
@@ -50,13 +65,18 @@ def serve(config: ServeConfig) -> Run:
         raise ConfigError(f"The token in {TOKEN} is too short.", f"Take at least {_LEAST_TOKEN} characters.")
     check_url(config.base_url)
     config.check_model()
+    page = isinstance(config, AppConfig)
     try:
         import fastapi  # noqa: F401 - missing packages are told before anything is opened
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn
+
+        if page:
+            import triptych.server.page.page  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"The server needs the package {error.name}.", INSTALL) from error
+        install = INSTALL.replace("serve", "app") if page else INSTALL
+        raise ConfigError(f"The server needs the package {error.name}.", install) from error
     from triptych.session import Session  # not at the top: it imports torch
 
     opening = config.model_source() | {"keep_text_encoder": config.keep_text_encoder}
@@ -70,7 +90,11 @@ def serve(config: ServeConfig) -> Run:
         server, worker, store = _server(config, session, home, token)
         running = uvicorn.Server(
             uvicorn.Config(
-                server, log_level="warning", lifespan="off", timeout_graceful_shutdown=3, server_header=False
+                server,
+                log_level="warning",
+                lifespan="on" if page else "off",
+                timeout_graceful_shutdown=3,
+                server_header=False,
             )
         )
         thread = threading.Thread(target=running.run, args=([listening],), daemon=True)
@@ -80,6 +104,8 @@ def serve(config: ServeConfig) -> Run:
             thread.start()
             print(f"Listening at {address}", file=sys.stderr, flush=True)  # also where no progress is shown
             yield Event("listening", note=f"{address} (OpenAPI: {address}/openapi.json)", result=address)
+            if isinstance(config, AppConfig) and config.open_browser:
+                webbrowser.open(address)
             if again:
                 yield Event("queue", note=f"{again} unfinished jobs of an earlier run go on")
             yield from _ended(store, home, config, summary)
@@ -90,7 +116,7 @@ def serve(config: ServeConfig) -> Run:
             listening.close()
             store.close()
 
-    return Run("serve", 0, held(StageFolder(home, "serve", {}), work), summary)
+    return Run(verb, 0, held(StageFolder(home, "serve", {}), work), summary)
 
 
 def _server(config: ServeConfig, session: Any, home: Path, token: str) -> tuple[Any, Any, JobStore]:
@@ -103,8 +129,17 @@ def _server(config: ServeConfig, session: Any, home: Path, token: str) -> tuple[
     worker = Worker(store, uploads, results, lambda: session, own)
     about = {"model": config.model, "lora": bool(config.lora), "panels": list(session.layout().roles)}
     limit = config.max_upload_mb << 20
-    api = make_api(Server(store, uploads, worker, results, about, config.max_queue, limit))
-    return Guard(api, token, 6 * limit, config.allow_origin), worker, store
+    behind = Server(store, uploads, worker, results, about, config.max_queue, limit)
+    api, door = make_api(behind), None
+    if isinstance(config, AppConfig):
+        from triptych.server.page.context import Context
+        from triptych.server.page.door import Door
+        from triptych.server.page.page import mount
+
+        door = Door(token)
+        door.add_routes(api)
+        mount(api, Context(behind, session, config), home / "page")
+    return Guard(api, token, 6 * limit, config.allow_origin, door), worker, store
 
 
 def _ended(store: JobStore, home: Path, config: ServeConfig, summary: dict[str, Any]) -> Iterator[Event]:

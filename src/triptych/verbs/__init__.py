@@ -157,6 +157,14 @@ STAGES: tuple[Stage, ...] = (
         config_home="triptych.server.config",
     ),
     Stage(
+        "app",
+        "triptych.server.verb",
+        "AppConfig",
+        "Open a page for try-ons in the browser.",
+        "triptych app --model black-forest-labs/FLUX.2-klein-4B --lora work/lora",
+        config_home="triptych.server.config",
+    ),
+    Stage(
         "evaluate",
         "triptych.verbs.evaluate",
         "EvaluateConfig",

@@ -1,0 +1,83 @@
+"""Puts the tabs together and mounts them on the API's application.
+
+A tab is a row of `TABS`: its name and a function `build(context: Context) -> None` in a file of its own. The
+function is called once, inside the tab's `gr.Tab`, and makes its components and their events there. What it
+owes:
+
+- Its state lies in the context's stores, in files, or in `gr.State`, never in a global: several people may
+  have the page open. Long work becomes a job of the store or a process of its own; a function behind a button
+  returns within a second or two, or is a generator that tells its progress.
+- A component that a setting stands behind takes its help from the config:
+  `info=parts.help_of(Config, "name")`.
+- A function behind an event is wrapped by `parts.told`, with a `parts.message()` as its last output: a
+  TriptychError is then shown in place, as sentence and hint, and nothing else is changed.
+- Text that comes from elsewhere goes through `html.escape` before it becomes HTML.
+- Pictures are shown by address: `parts.thumbnail(...)` and the routes of `files.py` and the API. No path of
+  the server goes to the browser, and none is taken from it; a row of a table is named by its key.
+- Whatever is empty says what to do next. No element gets an `elem_id` without the tab's name in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import gradio as gr
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse, Response
+
+from triptych.server.page import files, jobs, look, tryon
+from triptych.server.page.context import Context
+from triptych.server.page.door import PAGE, only_what_the_page_needs
+
+TABS: tuple[tuple[str, Callable[[Context], None]], ...] = (
+    ("Try on", tryon.build),
+    ("Jobs", jobs.build),
+)
+
+
+def blocks_of(context: Context) -> gr.Blocks:
+    """The page as gradio's blocks."""
+    with gr.Blocks(title="triptych", analytics_enabled=False, delete_cache=(3600, 86_400)) as blocks:
+        gr.HTML(look.head(context))
+        with gr.Tabs():
+            for name, build in TABS:
+                with gr.Tab(name):
+                    build(context)
+    return blocks
+
+
+def mount(api: FastAPI, context: Context, folder: Path) -> None:
+    """Mount the page on the API's application, with `/` leading to it. folder: for gradio's own copies of
+    what is uploaded and shown; cleared after a day.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder.resolve())  # read whenever a component is made
+
+    @api.get("/", include_in_schema=False)
+    def home() -> Response:
+        return RedirectResponse(f"{PAGE}/", 303)
+
+    files.add_routes(api, context)
+    gr.mount_gradio_app(
+        api,
+        blocks_of(context),
+        PAGE,
+        server_name=context.config.host,
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        blocked_paths=[str(context.work.resolve() / name) for name in ("triptych.yaml", "serve/jobs.sqlite")],
+        max_file_size=context.server.max_upload,
+        show_error=True,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=look.theme(),
+        css=look.CSS,
+        head=look.ICON,
+    )
+    mounted = next(route for route in api.routes if getattr(route, "path", "") == PAGE)
+    mounted.app = only_what_the_page_needs(mounted.app)  # type: ignore[attr-defined]

@@ -1,0 +1,67 @@
+"""Small things that every tab uses: help texts, messages, and errors shown in place."""
+
+from __future__ import annotations
+
+import functools
+import html
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from triptych.config.stage import StageConfig
+from triptych.errors import TriptychError
+from triptych.wording.docstrings import help_texts
+
+log = logging.getLogger(__name__)
+
+
+def help_of(config: type[StageConfig], name: str) -> str:
+    """The help text of a setting, as `--help` has it."""
+    return help_texts(config)[name]
+
+
+def message() -> gr.HTML:
+    """A place for what went wrong: the last output of a function wrapped by `told`."""
+    return gr.HTML(elem_classes="triptych-message")
+
+
+def sentence(error: TriptychError | Mapping[str, str]) -> str:
+    """An error, or the error of a job, as HTML: its sentence and its hint."""
+    found = {"message": error.message, "hint": error.hint} if isinstance(error, TriptychError) else error
+    hint = f"<p>{html.escape(found['hint'])}</p>" if found.get("hint") else ""
+    return f'<div role="alert"><p><strong>{html.escape(found["message"])}</strong></p>{hint}</div>'
+
+
+def told(outputs: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Wrap a function behind an event with `outputs` outputs: one more is added, a `message`.
+
+    The function returns a tuple (or one value, if `outputs` is 1). If it raises a TriptychError, the message
+    shows it and the other outputs stay as they are; if it raises anything else, the log has it and the
+    message says so.
+    """
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapped(*given: Any) -> Any:
+            try:
+                made = function(*given)
+            except TriptychError as error:
+                return _only([gr.skip()] * outputs, sentence(error))
+            except Exception as error:  # a fault of ours
+                log.exception("the page failed")
+                about = {
+                    "message": f"That did not work: {type(error).__name__}.",
+                    "hint": "The server's log says more.",
+                }
+                return _only([gr.skip()] * outputs, sentence(about))
+            return _only(list(made) if outputs > 1 else [made] * outputs, "")
+
+        return wrapped
+
+    return wrap
+
+
+def _only(values: list[Any], message: str) -> Any:
+    return (*values, message) if values else message
