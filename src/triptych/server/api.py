@@ -22,7 +22,7 @@ from triptych.errors import InputError, TriptychError
 from triptych.server.guard import problem
 from triptych.server.jobs import ENDED, Job, JobStore, KeyReused, State
 from triptych.server.metrics import Metrics
-from triptych.server.requests import MODELS, PICTURES, Kind, checked, uploads_of
+from triptych.server.requests import MODELS, PICTURES, Kind, checked, in_words_of_the_api, uploads_of
 from triptych.server.uploads import Uploads
 from triptych.server.worker import Worker
 
@@ -141,9 +141,10 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(TriptychError)
     def mistake(request: Request, error: TriptychError) -> Response:
+        words = (in_words_of_the_api(error.message), in_words_of_the_api(error.hint))
         if isinstance(error, KeyReused):
-            return answer(409, "Conflict", error.message, error.hint)
-        return answer(422, "Unprocessable Content", error.message, error.hint)
+            return answer(409, "Conflict", *words)
+        return answer(422, "Unprocessable Content", *words)
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:

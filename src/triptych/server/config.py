@@ -27,6 +27,10 @@ class ServeConfig(LoadedConfig):
     """Keep the text encoder beside the model, if the card has room for both: otherwise the model waits in RAM
     while a new prompt is read, a few seconds each time.
     """
+    max_batch: Annotated[int, RUNNING] = Field(default=1, ge=1, le=256)
+    """Most pictures of waiting try-ons with the same product and settings that are sampled at once, as
+    --batch-size of tryon; a picture may then differ slightly from one made alone.
+    """
     max_queue: Annotated[int, RUNNING, RARE] = Field(default=1000, ge=1, le=1_000_000)
     """Most jobs that may wait; further requests are told to come again."""
     max_upload_mb: Annotated[int, RUNNING, RARE] = Field(default=20, ge=1, le=500)

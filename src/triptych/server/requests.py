@@ -4,6 +4,7 @@ place of files. The model, folders, the machine and the captioner are the server
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from triptych.config.stage import StageConfig
 from triptych.errors import InputError
 from triptych.pictures.polygons import check_polygons, write_polygons
 from triptych.sampling.options import LOADED
+from triptych.server.config import ServeConfig
 from triptych.server.uploads import Uploads
 from triptych.tasks.outfit import OUTFIT
 from triptych.tasks.tryon import TRY_ON
@@ -26,6 +28,9 @@ Kind = Literal["tryon", "generate"]
 MOST_PICTURES, MOST_STEPS, MOST_SIDE = 8, 100, 2048
 """Largest values that one request may ask for."""
 ROLES = tuple(dict.fromkeys([*TRY_ON.photo_roles.names, *OUTFIT.photo_roles.names]))
+_OTHER_NAMES = {"polygon": "polygons", "garment": "garments", "panel": "panels"}
+"""Options of the command line that the API calls something else."""
+_AREA = "polygon.json"
 _NOT_OVER_HTTP = frozenset({"anyway", "parser", "polygon_label"})
 
 UploadId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="Id of an upload.")]
@@ -117,6 +122,21 @@ def checked(kind: Kind, data: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+def in_words_of_the_api(text: str) -> str:
+    """A sentence of the command line, for clients: there `--guidance-scale` is guidance_scale, and an option
+    of the server is said to be its own.
+    """
+
+    def name(found: re.Match[str]) -> str:
+        word = found[1].replace("-", "_")
+        word = _OTHER_NAMES.get(word, word)
+        if any(word in request.model_fields for request in MODELS.values()):
+            return word
+        return f"the server's {found[0]}" if word in ServeConfig.model_fields else found[0]
+
+    return re.sub(r"--([a-z][a-z-]*[a-z])", name, text)
+
+
 def uploads_of(request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(field, id) of every upload that a request names."""
     for name in ("person", "front", "back"):
@@ -132,14 +152,14 @@ def uploads_of(request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def config_of(
     kind: Kind, request: Mapping[str, Any], own: Mapping[str, Any], uploads: Uploads, folder: Path
 ) -> StageConfig:
-    """The config of a request.
+    """The config of a request; nothing is written yet.
 
     Args:
-        own: the server's settings: model, LoRA, device, captioner. folder: of the job; polygons are written
-            there, and pictures will be.
+        own: the server's settings: model, LoRA, device, captioner. folder: of the job; `write_area` puts its
+            polygons there, and pictures will be there.
 
     Raises:
-        InputError: an upload is gone, or the polygons are none.
+        InputError: an upload is gone.
     """
     files = {field: uploads.path(id, field) for field, id in uploads_of(request)}
     rest = {
@@ -158,8 +178,17 @@ def config_of(
     if "mask" in files:
         values["mask"] = files["mask"]
     if "polygons" in request:
+        values["polygon"] = folder / _AREA
+    return TryonConfig(**values)
+
+
+def write_area(request: Mapping[str, Any], folder: Path) -> None:
+    """Write the polygons of a request, if it has some, into the job's folder.
+
+    Raises:
+        InputError: they are none.
+    """
+    if "polygons" in request:
         drawn = check_polygons(request["polygons"])
         holes = check_polygons(request["holes"], "The hole", "hole") if request.get("holes") else None
-        write_polygons(folder / "polygon.json", drawn, holes=holes)
-        values["polygon"] = folder / "polygon.json"
-    return TryonConfig(**values)
+        write_polygons(folder / _AREA, drawn, holes=holes)

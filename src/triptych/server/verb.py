@@ -126,7 +126,7 @@ def _server(config: ServeConfig, session: Any, home: Path, token: str) -> tuple[
     store, uploads, results = JobStore(home / "jobs.sqlite"), Uploads(home / "uploads"), home / "results"
     results.mkdir(exist_ok=True)
     own = {name: getattr(config, name) for name in type(config).model_fields}
-    worker = Worker(store, uploads, results, lambda: session, own)
+    worker = Worker(store, uploads, results, lambda: session, own, config.max_batch)
     about = {"model": config.model, "lora": bool(config.lora), "panels": list(session.layout().roles)}
     limit = config.max_upload_mb << 20
     behind = Server(store, uploads, worker, results, about, config.max_queue, limit)

@@ -79,7 +79,7 @@ def generate_on(session: Session, config: GenerateConfig) -> Run:
         raise InputError(f"{out} is {'a file' if out.exists() else 'the name of a picture'}.", hint)
     check_overwrites(file for name in names.values() for file in _files(out, name, layout).values())
     session.encode([config.prompt])
-    warnings += session.warnings.values()
+    warnings += filter(None, [session.warnings.get(config.prompt)])
     for warning in warnings:
         log.warning(warning)
     session.load()

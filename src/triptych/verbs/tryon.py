@@ -48,28 +48,37 @@ def tryon(config: TryonConfig) -> Run:
     model = PerWorker(_session, config)
     if config.batch:
         return run_batch(config, model)
-    return tryon_on(model(), config)
+    return _tryon(model(), config)
 
 
-def tryon_on(session: OpenedModel, config: TryonConfig, *, others_follow: bool = False) -> Run:
-    """`tryon` of one picture or several seeds, on a model that is open.
+def prepared(session: OpenedModel, config: TryonConfig) -> Inputs:
+    """The inputs of one try-on, with the prompt that a captioner writes if there is none; the picture of its
+    mask is written. Needs no weights.
 
     Args:
-        config: as `check` returns it. others_follow: keep what is read of the products for further try-ons.
+        config: as `check` returns it.
 
     Raises:
-        InputError, ModelError: see `tryon`.
+        InputError: a missing or unusable photo or polygon. ModelError: the captioner fails.
     """
     inputs = read(config, session)  # before a captioner is asked, which may cost money
-    if not others_follow and not _reads_again(config, inputs):
-        session.contexts.limit_bytes = 0
     write_preview(config, preview_of(inputs))
-    if not config.prompt.strip():
-        writer = PromptWriter(config, config.picture.parent)
-        config = writer.fill(config, inputs.layout, session.settings.max_sequence_length)
-        inputs = with_prompt(inputs, config.prompt)
+    if config.prompt.strip():
+        return inputs
+    config = PromptWriter(config, config.picture.parent).fill(
+        config, inputs.layout, session.settings.max_sequence_length
+    )
+    return with_prompt(inputs, config.prompt)
+
+
+def _tryon(session: OpenedModel, config: TryonConfig) -> Run:
+    """The try-on of one person, with one seed or several."""
+    inputs = prepared(session, config)
+    config = inputs.config
+    if not _reads_again(config, inputs):
+        session.contexts.limit_bytes = 0
     session.encode([config.prompt])
-    warnings = [*inputs.warnings, *session.warnings.values()]
+    warnings = [*inputs.warnings, *filter(None, [session.warnings.get(config.prompt)])]
     for warning in warnings:
         log.warning(warning)
     session.load()
@@ -111,4 +120,4 @@ def _reads_again(config: TryonConfig, inputs: Inputs) -> bool:
     return len(config.seeds) > 1 or refines
 
 
-__all__ = ["TryonConfig", "tryon"]
+__all__ = ["TryonConfig", "prepared", "tryon"]

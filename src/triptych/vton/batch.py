@@ -123,7 +123,7 @@ def todo_pictures(
     left: seeds by number of the line.
     """
     batches: list[list[tuple[int, int]]] = []
-    for number in _by_product(lines, left):
+    for number in _by_likeness(lines, left):
         for seed in left[number]:
             last = batches[-1] if batches else []
             if last and len(last) < size and _alike(lines[last[0][0]]) == _alike(lines[number]):
@@ -149,10 +149,19 @@ def _alike(line: Line) -> Any:
     return alike(_config(line))
 
 
-def _by_product(lines: Sequence[Line], numbers: Mapping[int, Any]) -> list[int]:
-    """Line numbers grouped by product, products in the order of their first line."""
-    first: dict[Any, int] = {}
-    return sorted(numbers, key=lambda number: (first.setdefault(lines[number].product, number), number))
+def _by_likeness(lines: Sequence[Line], numbers: Mapping[int, Any]) -> list[int]:
+    """Line numbers grouped by product, and within a product by the settings that a batch shares; groups in
+    the order of their first line.
+    """
+    products: dict[Any, int] = {}
+    settings: dict[str, int] = {}
+
+    def place(number: int) -> tuple[int, int, int]:
+        line = lines[number]
+        product = products.setdefault(line.product, number)
+        return product, settings.setdefault(repr(_alike(line)), number), number
+
+    return sorted(numbers, key=place)
 
 
 # --- make
@@ -225,7 +234,8 @@ class PictureTools:
 @dataclass(frozen=True)
 class MadePicture:
     """A picture of a line, with the photo whose transparency and metadata it keeps; or, in `reason`, why
-    there is none. `reason` may also be a warning.
+    there is none. `reason` may also be a warning. mistake: sentence and hint of a failure that the user can
+    mend; None for any other.
     """
 
     number: int
@@ -234,6 +244,7 @@ class MadePicture:
     reason: str = ""
     picture: Picture | None = None
     photo: OriginalPhoto | None = None
+    mistake: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -257,20 +268,21 @@ def _sampled(jobs: Sequence[Job], tools: PictureTools) -> list[MadePicture]:
     ones fail.
     """
     alone = [Job(job.number, job.config, (seed,)) for job in jobs for seed in job.seeds]
-    inputs, reason = list[Inputs](), ""
+    inputs, reason, mistake = list[Inputs](), "", None
     made: list[list[Picture]] = []
     try:
         inputs = tools.read(jobs)
         made = sample([(own, job.seeds) for own, job in zip(inputs, jobs, strict=True)], tools.model)
     except Exception as error:
         reason = _reason(error) if len(alone) == 1 else "the batch"
+        mistake = (error.message, error.hint) if isinstance(error, TriptychError) else None
     # Outside of `except`: the error holds all tensors of the batch, which may have been too many.
     if reason and len(alone) > 1:
         tools.model.give_back()
         return [picture for job in alone for picture in _sampled([job], tools)]
     if reason:
         ((number, config, (seed,)),) = alone
-        return [MadePicture(number, config, seed, reason)]
+        return [MadePicture(number, config, seed, reason, mistake=mistake)]
     rows = []
     for job, own, pictures in zip(jobs, inputs, made, strict=True):
         words = [*own.warnings, tools.model.warnings.get(job.config.prompt, "")]
