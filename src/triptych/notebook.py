@@ -30,7 +30,8 @@ class PolygonMaskAnnotator:
         annotator.show()                    # draw, close the outline
         annotator.save("polygon.json")      # in another cell; or annotator.get_mask()
 
-    Works in Jupyter, Colab, VS Code and marimo. Only closed outlines count; several mean their union.
+    Works in Jupyter, Colab, VS Code and marimo. Only closed outlines count; several mean their union,
+    and holes are cut out of all of them.
     """
 
     def __init__(
@@ -41,8 +42,7 @@ class PolygonMaskAnnotator:
             image: the person photo: a path (turned upright by its EXIF tag, as in `triptych tryon`), a PIL
                 image, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8. Images and arrays are not turned.
             polygons: outlines to start with, corners (x, y) in pixels of the photo; or a file that
-                `triptych tryon` has written with --mask-out, or that --polygon reads. Its holes are kept as
-                they are.
+                `triptych tryon` has written with --mask-out, or that --polygon reads, with its holes.
 
         Raises:
             InputError: the photo cannot be read, the array is no picture, or the polygons are malformed.
@@ -52,11 +52,10 @@ class PolygonMaskAnnotator:
         self.widget: Any = _canvas_class()(
             image_url=_data_url(self.image), width=self.image.width, height=self.image.height
         )
-        self.holes: Polygons = []
         if isinstance(polygons, str | Path):
             name = Path(image).name if isinstance(image, str | Path) else ""
             drawn, _ = read_annotations(Path(polygons), self.image.size, name)
-            self.polygons, self.holes = drawn.polygons, drawn.holes
+            self._draw(drawn.polygons, drawn.holes)
         elif polygons:
             self.polygons = polygons
 
@@ -68,7 +67,24 @@ class PolygonMaskAnnotator:
 
     @polygons.setter
     def polygons(self, polygons: Polygons) -> None:
-        self.widget.polygons = to_dict(check_polygons(polygons))["polygons"] if polygons else []
+        self._draw(polygons, self.holes)
+
+    @property
+    def holes(self) -> Polygons:
+        """The closed holes, which are cut out of all outlines. Setting them redraws the canvas."""
+        drawn = self.widget.holes
+        return check_polygons(drawn, "The drawing", "hole") if drawn else []
+
+    @holes.setter
+    def holes(self, holes: Polygons) -> None:
+        self._draw(self.polygons, holes)
+
+    def _draw(self, polygons: Polygons, holes: Polygons) -> None:
+        polygons = check_polygons(polygons) if polygons else []
+        holes = check_polygons(holes, "The drawing", "hole") if holes else []
+        with self.widget.hold_sync():  # one message: the canvas never sees half of it
+            self.widget.polygons = to_dict(polygons)["polygons"]
+            self.widget.holes = to_dict(holes)["polygons"]
 
     def show(self) -> None:
         """Show the canvas below the notebook cell."""
@@ -81,11 +97,11 @@ class PolygonMaskAnnotator:
         return self.widget._repr_mimebundle_(**kwargs)
 
     def get_mask(self) -> np.ndarray:
-        """(H, W) uint8 with the size of the photo: 255 (repaint) for every pixel that an outline touches, 0
-        elsewhere.
+        """(H, W) uint8 with the size of the photo: 255 (repaint) for every pixel that an outline touches and
+        no hole covers, 0 elsewhere.
 
         Raises:
-            InputError: no closed outline yet, or one without area.
+            InputError: no closed outline yet, or one without area; or holes leave nothing of them.
         """
         if not self.widget.polygons:
             raise InputError(
@@ -115,7 +131,7 @@ class PolygonMaskAnnotator:
 
     def clear(self) -> None:
         """Remove all outlines and holes."""
-        self.polygons = self.holes = []
+        self._draw([], [])
 
 
 def _picture(image: Any) -> Image.Image:
@@ -166,12 +182,15 @@ def _canvas_class() -> Any:
         ) from error
 
     class PolygonCanvas(anywidget.AnyWidget):  # type: ignore[misc, unused-ignore]
-        """The state that Python and the browser share. `polygons` is set from both sides."""
+        """The state that Python and the browser share. `polygons` and `holes` are set from both
+        sides.
+        """
 
         _esm = (resources.files("triptych") / "web" / "polygon_canvas.js").read_text(encoding="utf-8")
         image_url = traitlets.Unicode().tag(sync=True)
         width = traitlets.Int(1).tag(sync=True)
         height = traitlets.Int(1).tag(sync=True)
         polygons: Any = traitlets.List().tag(sync=True)
+        holes: Any = traitlets.List().tag(sync=True)
 
     return PolygonCanvas
