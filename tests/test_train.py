@@ -20,13 +20,24 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from triptych import flow
 from triptych.backbones.contract import Backbone, Text
 from triptych.backbones.registry import load_backbone
-from triptych.data.embeddings import EMPTY, EmbeddingFolder, EmbeddingRecord, save_record, save_text
+from triptych.data.embeddings import (
+    EMPTY,
+    EmbeddingFolder,
+    EmbeddingRecord,
+    read_about,
+    save_record,
+    save_text,
+)
 from triptych.errors import ModelError, WorkError
 from triptych.lora.adapter import FILE_NAME, add_lora, load_lora, lora_state, read_lora, save_lora
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.prompts import encode_texts
 from triptych.session import load_models
+from triptych.signals import Stopped
+from triptych.store.folder import is_held
 from triptych.tasks.tryon import TRY_ON
+from triptych.training.asked import SAVE, STOP, ask, saved_folder
+from triptych.training.checkpoints import steps_saved
 from triptych.training.data import TrainingSet, ids_of_batch
 from triptych.training.optimizer import learning_rate
 from triptych.verbs.train import TrainConfig, train
@@ -145,6 +156,30 @@ def test_a_stopped_run_resumes_to_the_same_lora(tmp_path: Path, tiny: Path) -> N
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
     rows = [json.loads(line)["step"] for line in (stopped / "lora" / "train.jsonl").read_text().splitlines()]
     assert rows == list(range(1, 8))
+
+
+def test_a_file_in_its_folder_asks_a_training_to_save_or_to_stop(tmp_path: Path, tiny_flux: Path) -> None:
+    """And a request that was left for an earlier run counts no more."""
+    write_records(tmp_path, ["id-0", "id-1"], tiny_flux)
+    options = config(tmp_path, tiny_flux, max_train_steps=9, checkpointing_steps=100, ema_decay=0)
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    ask(folder, STOP)
+    with pytest.raises(Stopped, match="stopped at step 4") as stopped:
+        for number, _ in enumerate(train(options), 1):
+            assert is_held(folder, "train")
+            if number == 2:
+                ask(folder, SAVE)
+            if number == 4:
+                ask(folder, STOP)
+    assert stopped.value.exit_code == 130 and not is_held(folder, "train")
+    assert [path.name for path in saved_folder(folder, 2).parent.iterdir()] == ["step-00000002"]
+    assert steps_saved(folder / "checkpoints") == [4]
+    assert not list(folder.glob("*.request"))
+    about = read_about(saved_folder(folder, 2) / FILE_NAME)
+    assert about and about["steps"] == 2
+    summary = train(options).finish()
+    assert (summary["resumed_at"], summary["train_steps"]) == (4, 9)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, tiny_flux: Path) -> None:

@@ -17,6 +17,24 @@ from triptych.store.files import NOT_SUPPORTED, read_json, sweep, write_json
 log = logging.getLogger(__name__)
 
 
+_PATIENCE = 0.2
+"""Seconds to wait for a folder: longer than `is_held` takes, shorter than anybody would call waiting."""
+
+
+def is_held(path: Path, stage: str) -> bool:
+    """Whether a process is writing to a stage's folder now; False where the file system has no locks."""
+    file = path / f".{stage}.lock"
+    if not file.exists():
+        return False
+    try:
+        with FileLock(file, thread_local=False).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+
+
 class StageFolder:
     """A folder with the results of one stage. It stores the settings behind them and admits one writer at a
     time.
@@ -78,7 +96,7 @@ class StageFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / f".{self.stage}.lock", thread_local=False)  # any thread may close it
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=_PATIENCE)
         except Timeout as error:
             raise WorkError(
                 f"Another run is writing to {self.path}.", "Wait for it to end, or use another --work folder."

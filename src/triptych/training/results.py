@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from triptych.backbones.contract import Backbone
 from triptych.errors import WorkError
 from triptych.lora.adapter import FILE_NAME, LoraFile, save_lora
-from triptych.training import distributed
+from triptych.training import asked, distributed
 from triptych.training.about import about_lora
 from triptych.training.config import TrainConfig
 from triptych.training.data import TrainingSet
@@ -17,6 +18,8 @@ from triptych.training.log import TrainLog
 from triptych.training.state import TrainState
 from triptych.training.twin import Twin
 from triptych.training.validation import validation_loss, validation_pictures
+
+log = logging.getLogger(__name__)
 
 
 class Results:
@@ -63,6 +66,19 @@ class Results:
                 lambda part: self._save_lora(part / FILE_NAME, self._state.average),
             )
         self._saved = self._state.step
+
+    def answer(self) -> None:
+        """Keep the LoRA of this step if somebody asks for it, see `asked`.
+
+        Raises:
+            WorkError: the state holds a number that is not finite.
+        """
+        if self._writes and asked.taken(self._folder, asked.SAVE):
+            if not self._state.is_finite():
+                raise self._not_finite()
+            path = asked.saved_folder(self._folder, self._state.step) / FILE_NAME
+            self._save_lora(path, self._state.average)
+            log.warning("The LoRA of step %d is in %s.", self._state.step, path.parent)
 
     def diverged(self) -> WorkError:
         """The error for a loss or gradient that is not finite. The last good state is saved, and the message

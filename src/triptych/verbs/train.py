@@ -34,7 +34,7 @@ from triptych.signals import Request, Stopped, ending_after_this_step
 from triptych.store.files import read_jsonl, sha256_file
 from triptych.store.folder import StageFolder
 from triptych.tasks import DEFAULT, task_of
-from triptych.training import distributed
+from triptych.training import asked, distributed
 from triptych.training.config import (
     TrainConfig,
     check,
@@ -99,6 +99,7 @@ def train(config: TrainConfig) -> Run:
             summary.update(train_steps=done, loss=mean_loss(rows))
             yield Event(f"step {done}", "kept", "already trained")
             return
+        asked.forget(folder.path)
         distributed.join(backbone.device)
         try:
             yield from _steps(config, backbone, data, init, twin, folder.path, summary)
@@ -190,7 +191,8 @@ def _steps(
         while state.step < config.max_train_steps and not state.out_of_patience(
             config.early_stopping_patience
         ):
-            if distributed.any_of(request.number is not None, backbone.device):
+            results.answer()
+            if distributed.any_of(_ends(request, folder), backbone.device):
                 results.save()
                 distributed.wait(backbone.device)  # a launcher ends all processes as soon as one has ended
                 raise _stopped(request, state.step, start)
@@ -208,6 +210,13 @@ def _steps(
         results.finish()
     if request.number is not None:
         raise Stopped(request.number, "stopped; the training was done, and its LoRA is saved")
+
+
+def _ends(request: Request, folder: Path) -> bool:
+    """Whether a signal, or a file in the folder, has asked to stop."""
+    if distributed.rank() == 0 and asked.taken(folder, asked.STOP) and request.number is None:
+        request.number = signal.SIGINT
+    return request.number is not None
 
 
 def _newest_state(config: TrainConfig, backbone: Backbone, init: LoraFile | None, folder: Path) -> TrainState:
