@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nbclient
 import nbformat
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from triptych.pictures.outlines import outlines
 from triptych.pictures.polygons import read_polygons, write_polygons
 
 pytest.importorskip("anywidget")
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 TRIANGLE = [[[10, 10], [60, 10], [60.5, 80]]]
 
 
@@ -162,7 +164,7 @@ def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Every cell, with an outline set where a person would draw one and with a stand-in for the
     large model.
     """
-    book = nbformat.read(Path(__file__).parents[1] / "notebooks" / "tryon.ipynb", as_version=4)
+    book = nbformat.read(NOTEBOOKS / "tryon.ipynb", as_version=4)
     nbformat.validate(book)
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in cells)
@@ -184,3 +186,31 @@ def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         if "annotator.show()" in cell.source:
             names["annotator"].widget.set_state({"polygons": [[[10, 10], [50, 10], [50, 70]]]})
     assert (tmp_path / "tryon.png").exists()
+
+
+def test_the_first_tryon_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From top to bottom in a kernel of its own, with nobody there to draw."""
+    book = nbformat.read(NOTEBOOKS / "first_tryon.ipynb", as_version=4)
+    nbformat.validate(book)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
+    monkeypatch.setenv("PYTHONPATH", str(Path(triptych.__file__).parents[1]))
+    client = nbclient.NotebookClient(
+        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
+    assert "%pip" in book.cells[1].source and not book.cells[1].outputs, "installed already: nothing to say"
+    last = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})][-1]
+    row = np.asarray(Image.open(io.BytesIO(base64.b64decode(last))).convert("RGB"), np.int16)
+    before, mask, after = np.split(row, 3, axis=1)
+    kept, repainted = mask[..., 0] == 0, mask[..., 0] == 255
+    assert 0.05 < repainted.mean() < 0.4
+    assert (before[kept] == after[kept]).all(), "bit for bit"
+    saved = np.asarray(Image.open(tmp_path / "first_tryon.png").convert("RGB"))
+    assert (saved == after).all()
+    for colour in ((250, 215, 35), (35, 70, 215)):
+        worn, old = (
+            (np.abs(picture - colour)[repainted].max(axis=1) < 60).mean() for picture in (after, before)
+        )
+        assert worn > 0.1 > 0.01 > old, "stripes of both colours"
