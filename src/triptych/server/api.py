@@ -262,14 +262,22 @@ def _make_route(app: FastAPI, server: Server, kind: Kind) -> None:
         idempotency_key: str | None = Header(default=None, max_length=200),
     ) -> dict[str, Any]:
         settings = await _settings(request, kind, server)
-        job, new = await asyncio.to_thread(_queue, server, kind, settings, idempotency_key)
+        job, new = await asyncio.to_thread(queue, server, kind, settings, idempotency_key)
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         if not new:
             response.headers["Idempotent-Replayed"] = "true"
         return _shown(server, job)
 
 
-def _queue(server: Server, kind: Kind, settings: dict[str, Any], key: str | None) -> tuple[Job, bool]:
+def queue(
+    server: Server, kind: Kind, settings: Mapping[str, Any], key: str | None = None
+) -> tuple[Job, bool]:
+    """(the job, whether it is new) of a request.
+
+    Raises:
+        InputError: an impossible setting, or an upload that is not there. KeyReused: see `JobStore.add`.
+        Refused: too many jobs wait.
+    """
     asked = checked(kind, settings)
     for field, id in uploads_of(asked):
         server.uploads.path(id, field)
@@ -333,12 +341,7 @@ def _jobs(app: FastAPI, server: Server) -> None:
     )
     def result(id: str = JobId, number: int = InPath(ge=0, le=999)) -> FileResponse:
         """A picture of a job, with all its settings inside."""
-        found = _found(server, id)
-        if number >= len(found.results):
-            raise Refused(404, "Not Found", "The job has no such picture.", f"Its state is {found.state}.")
-        path = server.results / id / found.results[number]
-        if not path.is_file():
-            raise Refused(404, "Not Found", "The picture is no longer there.")
+        path = found_result(server, id, number)
         return FileResponse(path, media_type="image/png", filename=path.name)
 
 
@@ -347,6 +350,21 @@ def _found(server: Server, id: str) -> Job:
     if job is None:
         raise Refused(404, "Not Found", "There is no such job.", "Finished jobs are deleted after some days.")
     return job
+
+
+def found_result(server: Server, id: str, number: int) -> Path:
+    """The file of a picture of a job.
+
+    Raises:
+        Refused: there is none.
+    """
+    found = _found(server, id)
+    if number >= len(found.results):
+        raise Refused(404, "Not Found", "The job has no such picture.", f"Its state is {found.state}.")
+    path = server.results / id / found.results[number]
+    if not path.is_file():
+        raise Refused(404, "Not Found", "The picture is no longer there.")
+    return path
 
 
 def _shown(server: Server, job: Job) -> dict[str, Any]:

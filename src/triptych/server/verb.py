@@ -3,7 +3,6 @@
 WORK/serve/jobs.sqlite    the queue; jobs outlive the server
 WORK/serve/uploads/       pictures that clients sent, by their hash
 WORK/serve/results/ID/    what was made for a job
-WORK/serve/page/          the page's own copies of what it shows, for a day
 """
 
 from __future__ import annotations
@@ -138,7 +137,7 @@ def _server(config: ServeConfig, session: Any, home: Path, token: str) -> tuple[
 
         door = Door(token)
         door.add_routes(api)
-        mount(api, Context(behind, session, config), home / "page")
+        mount(api, Context(behind, session, config))
     return Guard(api, token, 6 * limit, config.allow_origin, door), worker, store
 
 

@@ -66,7 +66,7 @@ def reproduce(config: ReproduceConfig) -> Run:
     """
     config.check_early()
     assert config.image is not None
-    about = _about(config.image)
+    about = about_of(config.image)
     verb, made_on = about["verb"], _made_on(about["made_on"], config.image)
     kind, stage = VERBS[verb]
     settings = picture_settings(about, kind, config.image)
@@ -75,7 +75,7 @@ def reproduce(config: ReproduceConfig) -> Run:
         "dtype": {"float32": "fp32", "bfloat16": "bf16"}.get(str(made_on.get("dtype")), "auto"),
         "device": config.device,
     }
-    hashes = _hashes(about["sha256"], verb, config.image, mask_free=settings.get("mask_free", False))
+    hashes = hashes_in(about["sha256"], verb, config.image, mask_free=settings.get("mask_free", False))
     files = _found(hashes, config.photos)
     for option, prefix in (("panel", PANEL), ("garment", GARMENT)):
         if named := [name for name in files if name.startswith(prefix)]:
@@ -108,7 +108,7 @@ def reproduce(config: ReproduceConfig) -> Run:
     return Run("reproduce", len(run), work(), summary)
 
 
-def _about(image: Path) -> dict[str, Any]:
+def about_of(image: Path) -> dict[str, Any]:
     """All that a picture says about its making, with a known verb, hashes and a machine.
 
     Raises:
@@ -184,7 +184,9 @@ def _made_on(made_on: Mapping[Any, Any], image: Path) -> dict[str, Any]:
     return dict(made_on)
 
 
-def _hashes(hashes: Mapping[Any, Any], verb: str, image: Path, *, mask_free: bool = False) -> dict[str, str]:
+def hashes_in(
+    hashes: Mapping[Any, Any], verb: str, image: Path, *, mask_free: bool = False
+) -> dict[str, str]:
     """The sha256 of each input, by option."""
     for name, value in hashes.items():
         known = name in INPUTS[verb] or any(

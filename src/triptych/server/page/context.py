@@ -44,5 +44,15 @@ class Context:
         return self.server.results
 
     @property
+    def knows(self) -> str:
+        """The world of pictures that the model knows, see `known_worlds`; empty for all photos."""
+        return self.session.settings.knows
+
+    @property
+    def mask_free(self) -> bool:
+        """Whether the model can dress somebody without a region."""
+        return self.session.sampling().context_placement == "reference"
+
+    @property
     def work(self) -> Path:
         return self.config.work

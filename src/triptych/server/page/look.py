@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from typing import Any
 
 import gradio as gr
 
@@ -11,24 +12,42 @@ from triptych.server.page.context import Context
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONO = ["ui-monospace", "Consolas", "monospace"]
 ICON = (
-    "<link rel=\"icon\" href=\"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'"
-    "><path fill='%233a3f58' d='M1 2h4v12H1zm5 0h4v12H6zm5 0h4v12h-4z'/></svg>\">"
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'>"
+    "<path fill='#3a3f58' d='M1 2h4v12H1zm5 0h4v12H6zm5 0h4v12h-4z'/></svg>"
 )
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
 .triptych-head { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0.25rem 1rem; }
 .triptych-head h1 { font-size: 1.4rem; margin: 0; }
-.triptych-head p { margin: 0; opacity: 0.8; }
-.triptych-message:not(:empty) p { margin: 0; }
+.triptych-head p { margin: 0; }
+.triptych-help { margin: 0; font-size: 0.85rem; line-height: 1.4; color: var(--body-text-color-subdued); }
+.triptych-empty { padding: 1.5rem 1rem; border: 1px dashed var(--border-color-primary); border-radius: 8px; }
+.triptych-message [role=alert] { padding: 0.6rem 0.8rem; border-left: 4px solid #b3261e; background: #fbeae8;
+  color: #3a0f0b; border-radius: 4px; }
+.triptych-message p { margin: 0; }
+.triptych-remarks { font-size: 0.9rem; }
+.triptych-remarks ul, ul.triptych-remarks { margin: 0.2rem 0 0; padding-left: 1.2rem; list-style: disc; }
+@media (min-width: 900px) {
+  .triptych-columns > :last-child { position: sticky; top: 1rem; align-self: flex-start; }
+}
+.triptych-line { align-items: flex-end; }
+.triptych-region:not(:has(canvas)) { padding: 1.5rem 1rem; border: 1px dashed var(--border-color-primary);
+  border-radius: 8px; }
+.triptych-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 0.75rem; }
+.triptych-grid figure { margin: 0; }
+.triptych-grid img { width: 100%; border-radius: 6px; display: block; }
+.triptych-grid figcaption { font-size: 0.85rem; margin-top: 0.25rem; }
+progress { width: 100%; accent-color: #3f51b5; }
 """
 
 
 def theme() -> gr.Theme:
     """Calm: greys, one blue, the system's own fonts."""
-    made: gr.Theme = gr.themes.Base(
+    made: Any = gr.themes.Base(
         primary_hue="indigo", neutral_hue="stone", font=_FONTS, font_mono=_MONO, radius_size="md"
     )
-    return made
+    calm: gr.Theme = made.set(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600")
+    return calm
 
 
 def head(context: Context) -> str:

@@ -10,18 +10,24 @@ owes:
 - A component that a setting stands behind takes its help from the config:
   `info=parts.help_of(Config, "name")`.
 - A function behind an event is wrapped by `parts.told`, with a `parts.message()` as its last output: a
-  TriptychError is then shown in place, as sentence and hint, and nothing else is changed.
+  TriptychError is then shown in place, as sentence and hint, and nothing else is changed. Every event gets
+  `**parts.PRIVATE` or `**parts.QUIET`.
 - Text that comes from elsewhere goes through `html.escape` before it becomes HTML.
 - Pictures are shown by address: `parts.thumbnail(...)` and the routes of `files.py` and the API. No path of
   the server goes to the browser, and none is taken from it; a row of a table is named by its key.
+- No subclass of a gradio component: gradio writes a file beside its source. `widgets.py` has `photo` and
+  `polygon_canvas`; a table or list with buttons is a `gr.HTML` whose `js_on_load` calls
+  `trigger("select", {…})`, see `jobs.py`.
 - Whatever is empty says what to do next. No element gets an `elem_id` without the tab's name in it.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
@@ -48,16 +54,23 @@ def blocks_of(context: Context) -> gr.Blocks:
     return blocks
 
 
-def mount(api: FastAPI, context: Context, folder: Path) -> None:
-    """Mount the page on the API's application, with `/` leading to it. folder: for gradio's own copies of
-    what is uploaded and shown; cleared after a day.
+def mount(api: FastAPI, context: Context) -> None:
+    """Mount the page on the API's application, with `/` leading to it.
+
+    Gradio's own copies of what is sent and shown lie in a folder of this process, which only its owner can
+    read and which goes with it. Its name is in addresses on the page, and says nothing of the work folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["GRADIO_TEMP_DIR"] = str(folder.resolve())  # read whenever a component is made
+    folder = tempfile.mkdtemp(prefix="triptych-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = folder  # read whenever a component is made
 
     @api.get("/", include_in_schema=False)
     def home() -> Response:
         return RedirectResponse(f"{PAGE}/", 303)
+
+    @api.get("/favicon.ico", include_in_schema=False)
+    def icon() -> Response:
+        return Response(look.ICON, media_type="image/svg+xml")
 
     files.add_routes(api, context)
     gr.mount_gradio_app(
@@ -68,7 +81,6 @@ def mount(api: FastAPI, context: Context, folder: Path) -> None:
         footer_links=[],
         run_history=False,
         allowed_paths=[],
-        blocked_paths=[str(context.work.resolve() / name) for name in ("triptych.yaml", "serve/jobs.sqlite")],
         max_file_size=context.server.max_upload,
         show_error=True,
         ssr_mode=False,
@@ -77,7 +89,6 @@ def mount(api: FastAPI, context: Context, folder: Path) -> None:
         mcp_server=False,
         theme=look.theme(),
         css=look.CSS,
-        head=look.ICON,
     )
     mounted = next(route for route in api.routes if getattr(route, "path", "") == PAGE)
     mounted.app = only_what_the_page_needs(mounted.app)  # type: ignore[attr-defined]

@@ -12,14 +12,26 @@ import gradio as gr
 
 from triptych.config.stage import StageConfig
 from triptych.errors import TriptychError
+from triptych.server.api import Refused
+from triptych.server.requests import in_words_of_the_api
 from triptych.wording.docstrings import help_texts
 
 log = logging.getLogger(__name__)
 
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+"""For every event: gradio's own clients have no business here, there is an API."""
+QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
+"""For events that nobody waits for."""
+
 
 def help_of(config: type[StageConfig], name: str) -> str:
-    """The help text of a setting, as `--help` has it."""
-    return help_texts(config)[name]
+    """The help text of a setting, as `--help` has it, in the words of the API."""
+    return in_words_of_the_api(help_texts(config)[name])
+
+
+def help_line(config: type[StageConfig], name: str) -> str:
+    """The help text of a setting as a line, for components that have no place for it."""
+    return f'<p class="triptych-help">{html.escape(help_of(config, name))}</p>'
 
 
 def message() -> gr.HTML:
@@ -49,6 +61,9 @@ def told(outputs: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 made = function(*given)
             except TriptychError as error:
                 return _only([gr.skip()] * outputs, sentence(error))
+            except Refused as error:
+                about = {"message": error.detail, "hint": error.hint}
+                return _only([gr.skip()] * outputs, sentence(about))
             except Exception as error:  # a fault of ours
                 log.exception("the page failed")
                 about = {
