@@ -24,7 +24,8 @@ from triptych.config.stage import StageConfig, load_config, section, validated
 from triptych.errors import ConfigError, WorkError
 from triptych.events import Run
 from triptych.signals import ending_at_once
-from triptych.terminal import faults, hub, quiet, usage
+from triptych.terminal import completion, faults, hub, quiet, usage
+from triptych.terminal.completion import ConfigFiles, Flags
 from triptych.terminal.help import help_page, verbs_page, wants_help
 from triptych.terminal.same_options import forgotten_config, same_options
 from triptych.terminal.screen import Screen, Watch
@@ -40,12 +41,7 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 """Of several processes that do one training, the first one talks."""
 
 _SEE = "`triptych --help` lists the verbs."
-Flags = Annotated[bool, Parameter(negative=())]
 Speak = Callable[[commands.Same], None]
-ConfigFiles = Annotated[
-    list[Path] | None,
-    Parameter(name=["--config", "-c"], negative=(), consume_multiple=False),
-]
 
 
 def main(argv: Sequence[str] | None = None, screen: Screen | None = None) -> int:
@@ -103,6 +99,12 @@ def _asked_for_help(words: list[str]) -> list[str]:
 
 def _run(asked: Stage | None, words: list[str], screen: Screen, speak: Speak) -> int:
     plain = list(takewhile(lambda word: not word.startswith("-"), words))
+    if plain[:1] == ["completion"]:
+        if wrong := completion.mistake(plain[1:]):
+            screen.explain(*wrong)
+            return 2
+        print(completion.script(plain[1]))
+        return 0
     if asked is None and plain and plain not in [[name] for name in GROUPS]:
         screen.explain(*usage.unknown_verb(" ".join(plain[:2] if plain[0] in GROUPS else plain[:1])))
         return 2

@@ -23,7 +23,7 @@ from triptych.wording.settings import option
 WIDEST = 100  # columns; longer lines are hard to read
 _OPTIONS = 26  # columns: the text of a longer option begins on the next line
 
-_EVERY_VERB = (
+EVERY_VERB = (
     (
         "--config -c PATH",
         "YAML file with shared keys and a section per verb; options on the command line win. May be "
@@ -35,6 +35,7 @@ _EVERY_VERB = (
         "Also say what libraries log, and show the traceback of a fault. TRIPTYCH_DEBUG=1 does the same.",
     ),
 )
+"""What every command takes besides its config: (option, help)."""
 _WHAT = (
     "Virtual try-on by In-Context LoRA: from folders of product photos to a trained LoRA and try-on pictures."
 )
@@ -59,7 +60,10 @@ def verbs_page(group: str = "", width: int | None = None) -> str:
     command = f"triptych {group}".strip()
     more = f"`{command} VERB --help` explains a verb."
     if not group:
-        more = f"`triptych demo --out demo` shows everything without any input. {more}"
+        more = (
+            f"`triptych demo --out demo` shows everything without any input. {more} `triptych completion "
+            "bash` (or zsh, fish) prints what that shell needs to complete commands."
+        )
     parts = [f"Usage: {command} VERB [OPTIONS]", "", *wrap(GROUPS.get(group, _WHAT), width)]
     parts += ["", "Verbs:", *_table(verbs, width)]
     parts += ["", "Options:", *_table(_ANYWHERE, width)]
@@ -78,7 +82,7 @@ def help_page(stage: Stage, width: int | None = None) -> str:
         groups[group(model, name)].append((_option(name, field), texts[name] + _default(field)))
     *first, folders = groups.items()
     titled = [(title.value.format(how=model.how), rows) for title, rows in first if rows]
-    titled += [("Every verb", list(_EVERY_VERB)), (folders[0].value, folders[1])]
+    titled += [("Every verb", list(EVERY_VERB)), (folders[0].value, folders[1])]
     given = "".join(f" {name.upper()}" for name in stage.positional)
     usage = [f"Usage: triptych {' '.join(stage.words)}{given} [OPTIONS]", "", *wrap(stage.help, width), ""]
     example = wrap(stage.example, width - 6, break_long_words=False, break_on_hyphens=False)
@@ -147,4 +151,4 @@ def _default(field: FieldInfo) -> str:
     return f" [default:{_TIED}{shown}]"
 
 
-__all__ = ["help_page", "verbs_page", "wants_help"]
+__all__ = ["EVERY_VERB", "help_page", "verbs_page", "wants_help"]
