@@ -51,6 +51,9 @@ def outfit_rows(add: Callable[..., None], ways: Mapping[str, dict[str, Any]]) ->
     for mode in MODES:
         add("outfits untrained", 150, "context", mode=mode)
     add("outfits canvas", 150, "context", mode="outfit", **ways["canvas"] | task)
+    each = {"context_reading": "each"}
+    add("outfits each", 300, "context", mode="outfit", **ways["references"] | task | each)
+    add("outfits each", 300, "context", mode="outfit", sampling=each, **ways["references"] | task)
     for lora in (ways["references"] | task, {}):
         add("outfits bags", 150, "context", mode="outfit", sampling={"bags": True}, **lora)
 

@@ -170,7 +170,7 @@ def scaling(size: Size, dtype: torch.dtype, seconds: float) -> list[dict[str, An
             everything = Window(torch.ones_like(active), beside=(*shown, Reference(latents, None, count + 1)))
             run = backbone.premodulated(own, [t], words, None)
             full = best(lambda: backbone.velocity(run.at(t), latents, at, words, None, everything), 0)  # noqa: B023
-            groups, room = groups_of_references(shown, person_, False), int(active.sum()) + size.words
+            groups, room = groups_of_references(shown, person_, "joint"), int(active.sum()) + size.words
             reading = partial(kept_window, backbone, own, active, groups, words, True, room=room)
             read, window = timed(reading)
             step = best(lambda: backbone.velocity(run.at(t), latents, at, words, None, window), seconds)  # noqa: B023

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ from triptych.backbones.context import Reference, Window
 from triptych.backbones.contract import Backbone
 from triptych.backbones.flux.model import pack, position_ids
 from triptych.backbones.registry import load_backbone
-from triptych.backbones.settings import ModelSettings
+from triptych.backbones.settings import ContextReading, ModelSettings
 from triptych.lora.adapter import FILE_NAME, add_lora
 from triptych.lora.file import read_about
 from triptych.sampling import token_sets
-from triptych.sampling.clean_context import groups_of_canvas, kept_window, product_tokens, read_window
+from triptych.sampling.clean_context import apart, groups_of_canvas, kept_window, read_window
 from triptych.sampling.sampler import Canvases, Known, active_tokens, sample_latents
 from triptych.session import load_models
 from triptych.tasks.tryon import TRY_ON
@@ -53,7 +54,7 @@ def text(batch: int, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def one_pass_flux(transformer, latents, known, t, words, empty, guidance, first=None):
+def one_pass_flux(transformer, latents, known, t, words, empty, guidance, apart=()):
     """The reference: all tokens in one sequence, each modulated by its own time and pooled vector, known
     tokens blind to the rest, and those in `first` to the other known ones too. Written from the model's own
     layers, block by block, so that it shares no code with the two-pass way.
@@ -78,10 +79,9 @@ def one_pass_flux(transformer, latents, known, t, words, empty, guidance, first=
     allowed = torch.ones(sequence, sequence, dtype=torch.bool)
     allowed[length : length + kept, :length] = False
     allowed[length : length + kept, length + kept :] = False
-    if first is not None:
-        early = torch.cat([torch.zeros(length, dtype=torch.bool), (known & first)[order]])
-        late = torch.cat([torch.zeros(length, dtype=torch.bool), (known & ~first)[order]])
-        allowed[early[:, None] & late[None]] = False
+    for part in apart:
+        own = torch.cat([torch.zeros(length, dtype=torch.bool), (known & part)[order]])
+        allowed[own] = own
 
     def mixed(norm, values, first):
         """A modulation norm with `clean` for the known rows and `noisy` for the others; `first` is their
@@ -116,7 +116,7 @@ def one_pass_flux(transformer, latents, known, t, words, empty, guidance, first=
     return transformer.proj_out(transformer.norm_out(active, noisy))
 
 
-def one_pass_sd3(transformer, latents, known, t, words, empty, guidance, first=None):
+def one_pass_sd3(transformer, latents, known, t, words, empty, guidance, apart=()):
     """The same for SD3. Its processor takes no mask, so that the mask is given to the attention itself."""
     length, batch, count = words["prompt_embeds"].shape[1], len(latents), len(known)
     hidden, states = transformer.pos_embed(latents), transformer.context_embedder(words["prompt_embeds"])
@@ -131,8 +131,8 @@ def one_pass_sd3(transformer, latents, known, t, words, empty, guidance, first=N
     rows = known[:, None]
     allowed = torch.ones(count + length, count + length, dtype=torch.bool)  # image first, then text
     allowed[:count][known] = torch.cat([known, torch.zeros(length, dtype=torch.bool)])
-    if first is not None:
-        allowed[:count][known & first] = torch.cat([known & first, torch.zeros(length, dtype=torch.bool)])
+    for part in apart:
+        allowed[:count][known & part] = torch.cat([known & part, torch.zeros(length, dtype=torch.bool)])
     stock = torch.nn.functional.scaled_dot_product_attention
 
     def masked(query, key, value, **options):
@@ -169,7 +169,7 @@ def tokens_of_sd3(latents):
     return pack(latents).unflatten(2, (-1, 2, 2)).permute(0, 1, 3, 4, 2).flatten(2)
 
 
-def one_pass_flux2(transformer, latents, known, t, words, empty, guidance, first=None):
+def one_pass_flux2(transformer, latents, known, t, words, empty, guidance, apart=()):
     """The same for FLUX.2, whose blocks take a modulation per token."""
     length, batch, count = words["prompt_embeds"].shape[1], len(latents), len(known)
     ids = torch.zeros(length, 4)
@@ -179,8 +179,8 @@ def one_pass_flux2(transformer, latents, known, t, words, empty, guidance, first
     allowed = torch.ones(length + count, length + count, dtype=torch.bool)
     blind = torch.zeros(length, dtype=torch.bool)
     allowed[length:][known] = torch.cat([blind, known])
-    if first is not None:
-        allowed[length:][known & first] = torch.cat([blind, known & first])
+    for part in apart:
+        allowed[length:][known & part] = torch.cat([blind, known & part])
     hidden = transformer.x_embedder(flux2.pack(latents))
     states = transformer.context_embedder(words["prompt_embeds"])
     clean, noisy = (transformer.time_guidance_embed(torch.full((batch,), at * 1000), None) for at in (0.0, t))
@@ -233,22 +233,28 @@ def test_two_passes_equal_one_asymmetric_pass(parts: Parts, share: float) -> Non
 
 @pytest.mark.parametrize("with_room", [False, True])
 @pytest.mark.parametrize("share", [0.3, 0.8])
-def test_products_that_read_only_products_equal_one_pass(parts: Parts, share: float, with_room: bool) -> None:
+@pytest.mark.parametrize("reading", ["products", "each"])
+def test_products_that_do_not_read_all_equal_one_pass(
+    parts: Parts, reading: ContextReading, share: float, with_room: bool
+) -> None:
     backbone, transformer = parts
     one_pass, tokens_of = REFERENCES[backbone.name]
     generator = torch.Generator().manual_seed(5)
     latents = torch.randn(2, *latent_shape(backbone), generator=generator)
-    first = product_tokens(TRY_ON.layout(32, 48), 16)
-    active = (torch.rand(3, 6, generator=generator) > share) & ~first
+    layout = TRY_ON.layout(32, 48)
+    (products,), parts = apart(layout, 16, "products"), apart(layout, 16, reading)
+    assert len(parts) == (1 if reading == "products" else 3)
+    active = (torch.rand(3, 6, generator=generator) > share) & ~products
     active[2, 5], active[0, 4] = True, False
     words, empty, t = text(2, 1), text(1, 2), torch.full((2,), 0.7)
-    about = (backbone, transformer, active, groups_of_canvas(latents, active, None, first), empty, True)
+    about = (backbone, transformer, active, groups_of_canvas(latents, active, None, parts), empty, True)
     with torch.no_grad():
         window = (
             kept_window(*about, batch=2, room=int(active.sum()) + 24) if with_room else read_window(*about)
         )
         made = [backbone.velocity(transformer, latents, t, words, 3.5, window) for _ in range(2)]
-        reference = one_pass(transformer, latents, ~active.flatten(), 0.7, words, empty, 3.5, first.flatten())
+        sets = [part.flatten() for part in parts]
+        reference = one_pass(transformer, latents, ~active.flatten(), 0.7, words, empty, 3.5, sets)
         groups = groups_of_canvas(latents, active)
         window = read_window(backbone, transformer, active, groups, empty, True)
         joint = backbone.velocity(transformer, latents, t, words, 3.5, window)
@@ -261,7 +267,7 @@ def test_known_tokens_are_read_with_the_lora_or_without_and_only_where_told(tiny
     backbone = load_backbone(str(tiny), "cpu", "fp32")
     transformer = backbone.load_transformer()
     latents = torch.randn(1, *latent_shape(backbone), generator=torch.Generator().manual_seed(1))
-    products = product_tokens(TRY_ON.layout(32, 48), 16)
+    (products,) = apart(TRY_ON.layout(32, 48), 16, "products")
     assert products.tolist() == [[True] * 4 + [False] * 2] * 3
     words, t, empty, active = text(1, 1), torch.tensor([0.7]), text(1, 2), ~products
     groups = groups_of_canvas(latents, active)
@@ -343,7 +349,7 @@ def test_a_stopped_clean_run_resumes_to_the_same_lora(tiny: Path, tmp_path: Path
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)
 
 
-@pytest.mark.parametrize("reading", ["joint", "products"])
+@pytest.mark.parametrize("reading", ["joint", "products", "each"])
 def test_the_lora_says_what_its_products_attended_to(tiny: Path, tmp_path: Path, reading: str) -> None:
     write_records(tmp_path, ["id-1", "id-2"], tiny)
     options = config(tmp_path, tiny, context="clean", max_train_steps=1, context_reading=reading)
@@ -363,7 +369,7 @@ def test_the_lora_says_what_its_products_attended_to(tiny: Path, tmp_path: Path,
 def test_training_reads_as_sampling_does(
     parts: Parts, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a part of the person known the two readings differ, and training's loss is that of sampling's
+    """With a part of the person known the readings differ, and training's loss is that of sampling's
     velocity.
     """
     backbone, transformer = parts
@@ -372,7 +378,7 @@ def test_training_reads_as_sampling_does(
     monkeypatch.setattr(
         backbone, "velocity", lambda *about: predicted.append(velocity(*about)) or predicted[-1]
     )
-    for reading in ("joint", "products"):
+    for reading in ("joint", "products", "each"):
         on_canvas = {"context": "clean", "context_placement": "canvas"}
         options = config(tmp_path, tiny, **on_canvas, context_reading=reading)
         batch = training_set(tmp_path, options).fixed(backbone, "id-1", 0.6)
@@ -382,8 +388,7 @@ def test_training_reads_as_sampling_does(
         )
         active = torch.zeros(3, 6, dtype=torch.bool)
         active[:2, 4:] = True
-        first = product_tokens(batch.layout, 16) if reading == "products" else None
-        groups = groups_of_canvas(batch.clean_BCHW, active, None, first)
+        groups = groups_of_canvas(batch.clean_BCHW, active, None, apart(batch.layout, 16, reading))
         with torch.no_grad():
             window = kept_window(backbone, transformer, active, groups, batch.empty, False, room=200)
             x = flow.interpolate(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
@@ -400,7 +405,8 @@ def test_training_reads_as_sampling_does(
         sampled, trained = predicted[-2:]
         assert (sampled - trained).abs().max() < 1e-6
         errors.append(error)
-    assert (errors[0] - errors[1]).abs().max() > 1e-5
+    for one, other in itertools.combinations(errors, 2):
+        assert (one - other).abs().max() > 1e-5
 
 
 def test_active_tokens_cover_every_latent_of_the_mask() -> None:

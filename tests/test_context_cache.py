@@ -14,9 +14,9 @@ from PIL import Image
 from triptych.sampling import clean_context
 from triptych.sampling.clean_context import (
     ContextCache,
+    apart,
     groups_of_canvas,
     kept_window,
-    product_tokens,
     read_window,
 )
 from triptych.sampling.opened import OpenedModel
@@ -64,7 +64,7 @@ def dress(
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("reading", ["joint", "products"])
+@pytest.mark.parametrize("reading", ["joint", "products", "each"])
 def test_what_is_kept_changes_no_picture(models: OpenedModel, reading: str, guidance: float) -> None:
     sampling = dataclasses.replace(CLEAN, context_reading=reading, context_guidance_scale=guidance)
     cache = ContextCache(1 << 30)
@@ -132,9 +132,10 @@ def test_reading_with_room_is_reading(models: OpenedModel) -> None:
     active[:2, 4:] = True
     text, empty, t = models.text(["p"] * 3), models.text([""] * 3), torch.full((3,), 0.6)
     cache = ContextCache(1 << 30)
-    for first in (None, product_tokens(LAYOUT, 16)):
+    for reading in ("joint", "products", "each"):
         cache.misses = 0
-        about = backbone, transformer, active, groups_of_canvas(latents, active, None, first), empty, True
+        groups = groups_of_canvas(latents, active, None, apart(LAYOUT, 16, reading))
+        about = backbone, transformer, active, groups, empty, True
         plain = read_window(*about)
         roomy = kept_window(*about, batch=3, room=4 + 24 + 77, cache=cache)
         with torch.no_grad():
@@ -142,7 +143,7 @@ def test_reading_with_room_is_reading(models: OpenedModel) -> None:
                 backbone.velocity(transformer, latents, t, text, 3.5, window) for window in (plain, roomy)
             )
         assert (one - other).abs().max() < 1e-6
-        assert cache.misses == (2 if first is None else 4)
+        assert cache.misses == {"joint": 2, "products": 4, "each": 6}[reading]
     assert roomy.context is not None and roomy.context.filled == 14
     assert not any(value.requires_grad for pair in roomy.context.kept.values() for value in pair)
 
@@ -152,7 +153,7 @@ def test_what_was_read_with_nothing_to_find_again_is_not_hashed(
 ) -> None:
     """A plan's tensors have no data to hash."""
     monkeypatch.setattr(clean_context, "_key", lambda *_: pytest.fail("one canvas and no cache: no key"))
-    active = product_tokens(LAYOUT, 16)
+    (active,) = apart(LAYOUT, 16, "products")
     groups = groups_of_canvas(torch.zeros(1, *latent_shape(models.backbone)), active)
     for cache in (None, ContextCache(0)):
         window = kept_window(
@@ -169,7 +170,7 @@ def test_everything_that_was_read_is_in_the_key(models: OpenedModel, change: str
     latents = torch.full((1, channels, *size), 0.25)
     known = torch.zeros(3, 6, dtype=torch.bool)
     known[0, :2] = True
-    other_latents, other_known, with_lora, first = latents, known, True, None
+    other_latents, other_known, with_lora, first = latents, known, True, []
     if change == "places":
         other_known = known.flip(1)
     elif change == "grid":
@@ -182,8 +183,8 @@ def test_everything_that_was_read_is_in_the_key(models: OpenedModel, change: str
         other_latents = latents.clone()
         other_latents[0, 3, 0, 1] = 0.5
     elif change == "before":
-        first = torch.zeros(3, 6, dtype=torch.bool)
-        first[0, 0] = True
+        first = [torch.zeros(3, 6, dtype=torch.bool)]
+        first[0][0, 0] = True
     elif change == "lora":
         with_lora = False
     cache = ContextCache(1 << 30)

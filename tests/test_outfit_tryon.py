@@ -125,3 +125,43 @@ def test_garments_that_the_lora_does_not_know_are_refused(
     other = write_lora_of(tiny_flux, tmp_path, TRY_ON.layout(32, 48), "noisy")
     with pytest.raises(InputError, match="the panels are front, back and worn"):
         tryon(options(tiny_flux, inputs, tmp_path, lora=other))
+
+
+@pytest.mark.parametrize("family", ["flux2", "flux"])
+def test_a_new_combination_costs_only_its_steps(
+    family: str, inputs: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """With the reading `each` everything that is known is found again: references of klein, panels on the
+    canvas of FLUX.1. A garment that is new is read, and nothing else.
+    """
+    model, lora = request.getfixturevalue(f"tiny_{family}"), None
+    if family == "flux":
+        lora = write_lora_of(model, tmp_path, TRAINED, "clean")
+    shown = {name: Image.open(tmp_path / f"{name}.png") for name in ("top", "skirt", "person")}
+    other_top, other_skirt = (Image.open(photo(tmp_path / f"{n}.png", (44, 60), n)) for n in (8, 9))
+    placement = "reference" if family == "flux2" else "canvas"
+
+    def dress(session: Session, top: Image.Image, skirt: Image.Image) -> np.ndarray:
+        (made,) = session.try_on(
+            garments={"top": top, "bottom": skirt},
+            person=shown["person"],
+            polygons=[TOP, SKIRT],
+            prompt=PROMPT,
+            crop="none",
+            num_inference_steps=2,
+            context="clean",
+            context_placement=placement,
+            context_reading="each",
+        )
+        return np.asarray(made.image)
+
+    session = Session(str(model), lora, device="cpu", dtype="fp32")
+    dress(session, shown["top"], shown["skirt"])
+    dress(session, other_top, other_skirt)
+    read, cache = session.contexts.misses, session.contexts
+    combined = dress(session, shown["top"], other_skirt)
+    assert cache.misses == read, "both garments and the person were read before"
+    dress(session, shown["skirt"], other_skirt)
+    assert cache.misses == read + 1, "in another place a garment's keys and values are others"
+    fresh = Session(str(model), lora, device="cpu", dtype="fp32", context_cache_gib=0)
+    assert np.array_equal(combined, dress(fresh, shown["top"], other_skirt))

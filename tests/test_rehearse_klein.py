@@ -16,7 +16,7 @@ from triptych.backbones.context import Reference
 from triptych.backbones.flux2.model import Flux2
 from triptych.backbones.known import known_models
 from triptych.backbones.settings import ModelSettings
-from triptych.sampling.clean_context import read_window
+from triptych.sampling.clean_context import Group, read_window
 
 FULL = known_models()["black-forest-labs/FLUX.2-klein-4B"]["parts"]
 SMALL: dict[str, Any] = {
@@ -103,7 +103,7 @@ def test_arithmetic_is_what_torch_counts(rehearse_klein: Any) -> None:
     transformer = Flux2Transformer2DModel(**SMALL["transformer"]).eval().requires_grad_(False)
     config = SMALL["transformer"]
     active, text = torch.ones(4, 6, dtype=torch.bool), {"prompt_embeds": torch.randn(1, 8, 48)}
-    groups = [[Reference(torch.randn(1, 128, 4, 5), None, 1)]]
+    groups = [Group([Reference(torch.randn(1, 128, 4, 5), None, 1)])]
     # torch knows the arithmetic of attention, but not under its name on a CPU.
     attention = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(

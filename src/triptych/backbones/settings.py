@@ -27,6 +27,7 @@ SETTINGS_FILE = "triptych.json"
 
 ContextMode = Literal["noisy", "clean", "native"]
 ContextPlacement = Literal["canvas", "reference"]
+ContextReading = Literal["joint", "products", "each"]
 
 
 @dataclass(frozen=True)

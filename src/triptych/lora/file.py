@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from triptych.backbones.settings import ContextMode, ContextPlacement
+from triptych.backbones.settings import ContextMode, ContextPlacement, ContextReading
 from triptych.data.captions import markers_of
 from triptych.errors import InputError, ModelError
 from triptych.lora.find import PEFT_CONFIG, PEFT_NAME, lora_file
@@ -324,9 +324,8 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
         if "markers" in about and not markers_of(about["markers"], len(layout.roles)):
             del about["markers"]
     hint = "Save or download the file again."
-    if about.get("context", "noisy") not in get_args(ContextMode) or about.get(
-        "context_reading", "joint"
-    ) not in ("joint", "products"):
+    known = {"context": ("noisy", ContextMode), "context_reading": ("joint", ContextReading)}
+    if any(about.get(name, usual) not in get_args(kind) for name, (usual, kind) in known.items()):
         raise ModelError("has metadata that describes no panels", hint)
     if about.get("context_placement", "canvas") not in get_args(ContextPlacement):
         raise ModelError("has metadata that names a placement of panels which is not known here", hint)

@@ -111,14 +111,27 @@ def known_latents(
 ) -> Tensor:
     """Latents (B, C, H, W) of edited canvases, whose generated panels are to be repainted.
 
-    With context reading `products`, the latents of the given panels do not depend on the other panels.
+    With context reading `products`, the latents of the given panels do not depend on the made ones; with
+    `each`, those of a panel depend on no other panel.
     """
+    reading = sampling.context_reading if sampling.context == "clean" else "joint"
+    if reading == "each":
+        rows = [
+            [encoded_alone(model, one.crop(layout.box(role))) for role in layout.roles] for one in canvases
+        ]
+        return torch.cat([_side_by_side(panels, layout) for panels in rows])
     latents, _ = encoded(model, canvases, layout)
-    alone = model.backbone.family.references
-    if sampling.context == "clean" and sampling.context_reading == "products" and not alone:
+    if reading == "products" and not model.backbone.family.references:
         pairs = zip(latents, canvases, strict=True)
         return torch.cat([_with_products_alone(one[None], canvas, layout, model) for one, canvas in pairs])
     return latents
+
+
+def encoded_alone(model: OpenedModel, image: Image.Image) -> Tensor:
+    """The latents (1, C, H, W) of one RGB picture, kept for the next time that it is shown."""
+    key = hashlib.sha256(f"latents of {image.size} ".encode() + image.tobytes()).hexdigest()
+    kept: Tensor = model.contexts.get(key, lambda: model.autoencoder.encode(to_pixels([image]))[0])
+    return kept
 
 
 def _with_products_alone(
@@ -134,7 +147,10 @@ def _with_products_alone(
     alone = canvas.copy()
     for role in layout.made:
         alone.paste(canvas.crop(layout.box(layout.given[0])), layout.box(role)[:2])
-    key = hashlib.sha256(f"latents {layout} ".encode() + alone.tobytes()).hexdigest()
+    pixels = alone.tobytes()
+    if pixels == canvas.tobytes():  # nobody stands beside the products
+        return known_BCHW
+    key = hashlib.sha256(f"latents {layout} ".encode() + pixels).hexdigest()
     products = model.contexts.get(key, lambda: model.autoencoder.encode(to_pixels([alone]))[0])
     made = torch.from_numpy(layout.mask(layout.made, model.autoencoder.stride)).to(known_BCHW.device)
     return torch.where(made, known_BCHW, products)

@@ -13,10 +13,13 @@ which tokens they attend to:
   tokens and to each other. Keys and values of the products depend on the product photos alone and serve every
   person. The latents must not depend on the person either, so the products are encoded on a canvas of their
   own (`canvas.known_latents`), or each alone.
+- each: known tokens attend to those of the same picture only. Keys and values of a product then depend on its
+  photo and its place alone, and serve every outfit that it is part of; those of a person serve every outfit
+  that is put on. Each picture is encoded alone.
 
-If no token of the person is known, both readings are the same. In both, cached keys and values equal newly
-read ones, and the result equals one pass over all tokens with the attention mask described above; the tests
-compare them.
+If no token of the person is known, `joint` and `products` are the same. In all three, cached keys and values
+equal newly read ones, and the result equals one pass over all tokens with the attention mask described above;
+the tests compare them.
 
 Legend: B batch, C channels, H and W latent rows and columns of the whole canvas.
 """
@@ -30,13 +33,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from triptych.backbones.context import Context, Reference, Window, joined
 from triptych.backbones.contract import Backbone, Text
+from triptych.backbones.settings import ContextReading
 from triptych.lora.adapter import lora_switched_off
 from triptych.pictures.panels import PanelLayout
 
@@ -90,36 +94,54 @@ class ContextCache:
         }
 
 
-def product_tokens(layout: PanelLayout, stride: int) -> Tensor:
-    """(rows, columns) bool on the token grid: the tokens of the given panels."""
-    return torch.from_numpy(layout.mask(layout.given, stride))
+def apart(layout: PanelLayout, stride: int, reading: ContextReading) -> list[Tensor]:
+    """The sets of tokens, each (rows, columns) bool, whose known ones attend to nothing but themselves."""
+    if reading == "joint":
+        return []
+    parts = [layout.given] if reading == "products" else [(role,) for role in layout.roles]
+    return [torch.from_numpy(layout.mask(roles, stride)) for roles in parts]
 
 
-Groups = list[list[Reference]]
-"""Known tokens in reading order. The tokens of a group attend to each other and to the groups before it."""
+class Group(NamedTuple):
+    """Known tokens that attend to each other, and unless they are `alone` to all groups before them."""
+
+    references: Sequence[Reference]
+    alone: bool = False
+
+
+Groups = list[Group]
+"""Known tokens in reading order."""
 
 
 def groups_of_canvas(
-    clean_BCHW: Tensor, active: Tensor, within: Tensor | None = None, first: Tensor | None = None
+    clean_BCHW: Tensor, active: Tensor, within: Tensor | None = None, parts: Sequence[Tensor] = ()
 ) -> Groups:
     """All tokens of the canvas that are not active.
 
     Args:
         within: (rows, columns) bool; only known tokens inside it (the worn panel, for a pass without product
-            panels). first: (rows, columns) bool; known tokens inside it form a group of their own before the
-            others ("products" reading).
+            panels). parts: the sets that attend to nothing but themselves, see `apart`.
     """
-    known = ~active if within is None else ~active & within
-    parts = [known] if first is None else [known & first, known & ~first]
-    return [[Reference(clean_BCHW, part)] for part in parts if part.any()]
+    rest = ~active if within is None else ~active & within
+    groups = []
+    for part in parts:
+        groups.append(Group([Reference(clean_BCHW, rest & part)], alone=True))
+        rest = rest & ~part
+    groups.append(Group([Reference(clean_BCHW, rest)]))
+    return [group for group in groups if group.references[0].known.any()]  # type: ignore[union-attr]
 
 
 def groups_of_references(
-    products: Sequence[Reference], others: Sequence[Reference], products_first: bool
+    products: Sequence[Reference], others: Sequence[Reference], reading: ContextReading
 ) -> Groups:
-    """The given pictures, and with `products_first` those of products as a group before the others."""
-    parts = [products, others] if products_first else [[*products, *others]]
-    return [list(part) for part in parts if part]
+    """The given pictures in the groups of a reading."""
+    if reading == "joint":
+        groups = [Group([*products, *others])]
+    elif reading == "products":
+        groups = [Group(products, alone=True), Group(others)]
+    else:
+        groups = [Group([one], alone=True) for one in (*products, *others)]
+    return [group for group in groups if group.references]
 
 
 def read_window(
@@ -135,9 +157,9 @@ def read_window(
     """
     with nullcontext() if with_lora else lora_switched_off(transformer):
         contexts: list[Context] = []
-        for group in groups:
-            before = joined([contexts]) if contexts else None
-            contexts.append(backbone.read(transformer, group, _one(empty), before))
+        for references, is_alone in groups:
+            before = joined([contexts]) if contexts and not is_alone else None
+            contexts.append(backbone.read(transformer, references, _one(empty), before))
     return Window(active, joined([contexts]) if contexts else None)
 
 
@@ -187,12 +209,16 @@ class _RowReader:
         read: dict[str, Context] = {}
         rows = []
         for number in range(batch):
-            key, row = "", list[Context]()
-            for group in groups:
-                own = [reference.row(number) for reference in group]
-                key = _key(key, own, self.with_lora) if findable else f"{key}+"
+            keys, row = list[str](), list[Context]()
+            for references, is_alone in groups:
+                own = [reference.row(number) for reference in references]
+                before = [] if is_alone else row
+                key = str(len(keys))
+                if findable:
+                    key = _key("" if is_alone else " ".join(keys), own, self.with_lora)
                 if key not in read:
-                    read[key] = self.cache.get(key, partial(self._read, own, row))
+                    read[key] = self.cache.get(key, partial(self._read, own, before))
+                keys.append(key)
                 row.append(read[key])
             rows.append(row)
         return rows

@@ -16,7 +16,7 @@ from torch import Tensor
 from triptych.backbones.context import Reference
 from triptych.errors import InputError
 from triptych.pictures.panels import PanelLayout, concatenate
-from triptych.sampling.canvas import decoded, decoded_panel, encoded, left_out
+from triptych.sampling.canvas import decoded, decoded_panel, known_latents, left_out
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.sampling.references import references_of
@@ -125,7 +125,7 @@ def _known(
     layout: PanelLayout,
     sampling: Sampling,
 ) -> Known:
-    latents, _ = encoded(model, canvases, layout)
+    latents = known_latents(model, canvases, layout, sampling)
     repaint = torch.from_numpy(layout.mask(layout.made, model.autoencoder.stride)).float()
     # The canvases of a batch share one set of tokens. A token is therefore left out only if it is background
     # on every canvas.

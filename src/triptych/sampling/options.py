@@ -13,6 +13,7 @@ from triptych.backbones.families import Family
 from triptych.backbones.settings import (
     ContextMode,
     ContextPlacement,
+    ContextReading,
     ModelSettings,
     family_of,
     model_class,
@@ -41,8 +42,6 @@ if TYPE_CHECKING:  # they import numpy, which `--help` can do without
     from PIL import Image
 
     from triptych.pictures.panels import PanelLayout
-
-ContextReading = Literal["joint", "products"]
 
 
 @dataclass(frozen=True)
@@ -177,10 +176,10 @@ class SamplingConfig(LoadedConfig):
     """With references: run all tokens of the worn panel, or only those of the polygon. The latter is faster
     and needs a LoRA.
     """
-    context_reading: Annotated[Literal["auto", "joint", "products"], RESULT, RARE, CLEAN_ONLY] = "auto"
+    context_reading: Annotated[Literal["auto", ContextReading], RESULT, RARE, CLEAN_ONLY] = "auto"
     """Clean context only: joint: all clean tokens attend to each other; products: the product panels attend
-    only to each other, so they are read once for many persons; auto: as in the LoRA's training, joint without
-    a LoRA.
+    only to each other, so they are read once for many persons; each: every picture only to itself, so that a
+    garment is read once for many outfits; auto: as in the LoRA's training, joint without a LoRA.
     """
     drop_background: Annotated[bool, RESULT, RARE, CLEAN_ONLY] = False
     """Clean context only: leave out the plain background of the product photos. Faster; an approximation."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from triptych.backbones.context import Reference
 from triptych.pictures.panels import PanelLayout, fit
 from triptych.sampling import token_sets
-from triptych.sampling.canvas import to_pixels
+from triptych.sampling.canvas import encoded_alone
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 
@@ -48,7 +48,7 @@ def references_of(
         if sampling.drop_background:
             sets = [token_sets.background_tokens(image, model.settings.stride) for image in images]
             known = ~torch.from_numpy(np.logical_and.reduce(sets)).to(model.backbone.device)
-        latents, _ = model.autoencoder.encode(to_pixels(images))
+        latents = torch.cat([encoded_alone(model, image) for image in images])
         references.append(Reference(latents.to(model.backbone.device), known, number))
     return tuple(references)
 

@@ -25,10 +25,10 @@ from triptych.sampling import token_sets
 from triptych.sampling.clean_context import (
     ContextCache,
     Groups,
+    apart,
     groups_of_canvas,
     groups_of_references,
     kept_window,
-    product_tokens,
 )
 from triptych.sampling.options import Sampling
 
@@ -191,15 +191,15 @@ class _Run:
         layout, stride = canvases.layout, self.backbone.settings.stride
         made = torch.from_numpy(layout.mask(layout.made, stride))
         repainted = made if canvases.known is None else self._repainted(made)
-        first = sampling.context_reading == "products"
+        reading = sampling.context_reading
         if sampling.context_placement == "canvas":
             assert known_BCHW is not None and canvases.known is not None
             left_out = canvases.known.left_out
             active = repainted
-            products = product_tokens(layout, stride) if first else None
+            parts = apart(layout, stride, reading)
             within = None if left_out is None else ~left_out.cpu()
-            groups = groups_of_canvas(known_BCHW, active, within, products)
-            alone = groups_of_canvas(known_BCHW, active, made, products)
+            groups = groups_of_canvas(known_BCHW, active, within, parts)
+            alone = groups_of_canvas(known_BCHW, active, made, parts)
         else:
             # The known part of the made panels is a picture of its own as well.
             person = (
@@ -207,8 +207,8 @@ class _Run:
                 if known_BCHW is None or bool(repainted.all())
                 else (Reference(known_BCHW, ~repainted, len(canvases.references) + 1),)
             )
-            groups = groups_of_references(canvases.references, person, first)
-            alone = groups_of_references((), person, first)
+            groups = groups_of_references(canvases.references, person, reading)
+            alone = groups_of_references((), person, reading)
             active = repainted if sampling.active_tokens == "polygon" else torch.ones_like(made)
         return _Reader(self.backbone, self.transformer, canvases, sampling, active, groups, alone, contexts)
 
@@ -251,7 +251,9 @@ class _Reader:
 
     def _window(self, groups: Groups) -> Window:
         if self.sampling.context == "native":
-            return Window(self.active, beside=tuple(reference for group in groups for reference in group))
+            return Window(
+                self.active, beside=tuple(reference for group in groups for reference in group.references)
+            )
         canvases, backbone = self.canvases, self.backbone
         assert canvases.empty is not None
         count = int(self.active.sum()) // (len(self.active) if self.active.ndim == 3 else 1)

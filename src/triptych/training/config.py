@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from triptych.backbones.families import Family
-from triptych.backbones.settings import ContextMode, ContextPlacement, resolve_model
+from triptych.backbones.settings import ContextMode, ContextPlacement, ContextReading, resolve_model
 from triptych.config.marks import (
     AMOUNT,
     CLEAN_ONLY,
@@ -104,9 +104,10 @@ class TrainConfig(TransformerConfig):
     """Clean context: the LoRA also adapts how known panels are read. Slower, because reading is then part of
     the backward pass.
     """
-    context_reading: Annotated[Literal["joint", "products"], RESULT, CLEAN_ONLY, TRACED] = "joint"
+    context_reading: Annotated[ContextReading, RESULT, CLEAN_ONLY, TRACED] = "joint"
     """Clean context: joint: all clean tokens attend to each other; products: the product panels attend only
-    to each other, so that tryon can reuse them for the next person. The LoRA's file records it.
+    to each other, so that tryon can reuse them for the next person; each: every picture only to itself, so
+    that tryon can reuse a garment in the next outfit. The LoRA's file records it.
     """
     context_dropout: Annotated[float, RESULT, RARE, CLEAN_ONLY] = Field(default=0.1, ge=0, le=1)
     """Clean context: share of batches without product panels, which sampling with guidance on them needs."""

@@ -17,9 +17,9 @@ from triptych.compute.sending import sent
 from triptych.pictures.panels import PanelLayout
 from triptych.sampling.clean_context import (
     Groups,
+    apart,
     groups_of_canvas,
     groups_of_references,
-    product_tokens,
     read_window,
 )
 from triptych.sampling.references import moved
@@ -78,11 +78,9 @@ def _on_the_canvas(
 ) -> Tensor:
     """The velocity (B, C, H, W) of the active tokens, which attend to the known tokens of the canvas."""
     assert batch.active is not None
-    first = None
-    if config.context_reading == "products":
-        first = product_tokens(batch.layout, backbone.settings.stride)
+    parts = apart(batch.layout, backbone.settings.stride, config.context_reading)
     clean_BCHW = batch.clean_BCHW[:: batch.levels]
-    groups = groups_of_canvas(clean_BCHW, batch.active, batch.within, first)
+    groups = groups_of_canvas(clean_BCHW, batch.active, batch.within, parts)
     window = _read(config, backbone, transformer, batch, batch.active, groups)
     return backbone.velocity(transformer, latents_BCHW, batch.t_B, batch.text, config.guidance_scale, window)
 
@@ -106,12 +104,11 @@ def _with_references(
     others = []
     if not learned.all():
         others = [Reference(moved(clean_BCHW, layout, sampled, unit), ~learned, len(boxes) + 1)]
-    groups = groups_of_references(
-        products if batch.within is None else [], others, config.context_reading == "products"
-    )
+    shown = products if batch.within is None else []
+    groups = groups_of_references(shown, others, config.context_reading)
     active = torch.ones_like(learned) if batch.run_known else learned
     if config.context == "native":
-        beside = tuple(reference.repeated(batch.levels) for group in groups for reference in group)
+        beside = tuple(reference.repeated(batch.levels) for group in groups for reference in group.references)
         window = Window(active, beside=beside)
     else:
         window = _read(config, backbone, transformer, batch, active, groups)

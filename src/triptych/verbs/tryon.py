@@ -114,9 +114,9 @@ def _session(config: TryonConfig) -> OpenedModel:
 
 def _reads_again(config: TryonConfig, inputs: Inputs) -> bool:
     """Whether what is read of known panels is needed a second time. In another tile the person's known part
-    is another one; with the reading `products` the products' keys and values stay the same.
+    is another one; with the readings `products` and `each` the products' keys and values stay the same.
     """
-    refines = bool(config.refine) and inputs.sampling.context_reading == "products"
+    refines = bool(config.refine) and inputs.sampling.context_reading != "joint"
     return len(config.seeds) > 1 or refines
 
 
