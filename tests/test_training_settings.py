@@ -188,3 +188,15 @@ def test_clean_photos_stand_where_they_were_measured_to_carry_more() -> None:
     )
     assert placed(FLUX2, task="outfit", context_placement="canvas") == "canvas"
     assert placed(FLUX, task="outfit") == "canvas", "it knows no references"
+
+
+def test_garments_of_an_outfit_are_read_each_by_itself() -> None:
+    def read(family: Family, **changes: Any) -> str:
+        return for_family(
+            TrainConfig(**{"context": "clean", "task": "outfit"} | changes), family
+        ).context_reading
+
+    assert read(FLUX2) == "each"
+    assert read(FLUX2, context_reading="joint") == "joint"
+    others = ({"context_placement": "canvas"}, {"task": "try-on"}, {"context": "native"})
+    assert {read(FLUX2, **changes) for changes in others} == {"joint"} == {read(FLUX)}

@@ -107,7 +107,8 @@ class TrainConfig(TransformerConfig):
     context_reading: Annotated[ContextReading, RESULT, CLEAN_ONLY, TRACED] = "joint"
     """Clean context: joint: all clean tokens attend to each other; products: the product panels attend only
     to each other, so that tryon can reuse them for the next person; each: every picture only to itself, so
-    that tryon can reuse a garment in the next outfit. The LoRA's file records it.
+    that tryon can reuse a garment in the next outfit; the default for outfits on FLUX.2. The LoRA's file
+    records it.
     """
     context_dropout: Annotated[float, RESULT, RARE, CLEAN_ONLY] = Field(default=0.1, ge=0, le=1)
     """Clean context: share of batches without product panels, which sampling with guidance on them needs."""
@@ -163,12 +164,29 @@ class TrainConfig(TransformerConfig):
 
 
 def for_family(config: TrainConfig, family: Family) -> TrainConfig:
-    """The config with the family's own defaults for settings that are not given, see `Family.training`."""
-    own = {name: value for name, value in family.training.items() if name not in config.model_fields_set}
+    """The config with the family's own defaults for settings that are not given, see `Family.training`. An
+    outfit's references are read each by itself, which was measured to carry as much and can be kept.
+    """
+    usual = dict(family.training)
+    if _stand_apart(config, family):
+        usual["context_reading"] = "each"
+    own = {name: value for name, value in usual.items() if name not in config.model_fields_set}
     config = config.model_copy(update=own)
     if "rank" in family.training and "alpha" not in config.model_fields_set:
         return config.model_copy(update={"alpha": float(config.rank)})
     return config
+
+
+def _prefers_references(config: TrainConfig, family: Family) -> bool:
+    from triptych.tasks import task_named  # not at the top: it imports numpy, which `--help` can do without
+
+    return config.task is not None and family.references and task_named(config.task).references
+
+
+def _stand_apart(config: TrainConfig, family: Family) -> bool:
+    """Whether clean photos of several garments stand in reference pictures."""
+    is_there = config.context == "clean" and config.context_placement != "canvas"
+    return is_there and _prefers_references(config, family)
 
 
 def on_distilled(model: str) -> str:
@@ -247,14 +265,11 @@ def placement_of(config: TrainConfig, family: Family) -> ContextPlacement:
     Raises:
         ConfigError: the model knows no references, or the context needs another placement.
     """
-    from triptych.tasks import task_named  # not at the top: it imports numpy, which `--help` can do without
-
     fixed: ContextPlacement | None = None
     if config.context != "clean":
         fixed = "reference" if config.context == "native" else "canvas"
     wanted = config.context_placement
-    prefers = config.task is not None and family.references and task_named(config.task).references
-    usual: ContextPlacement = "reference" if prefers else "canvas"
+    usual: ContextPlacement = "reference" if _prefers_references(config, family) else "canvas"
     placement = fixed or (usual if wanted == "auto" else wanted)
     if placement == "reference" and not family.references:
         raise ConfigError(
