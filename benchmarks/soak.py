@@ -1,5 +1,5 @@
-"""50 clients at one server for two minutes: is anything lost or done twice, does the memory grow, how long does
-an answer take?
+"""50 clients at one server for two minutes: is anything lost or done twice, does its memory grow, how long do
+answers take?
 
 The server is `triptych serve` on the embedded model, a process of its own. Each client is a thread with the
 standard library's HTTP and does what clients do: post a try-on, wait for it by events or by asking, fetch the
@@ -43,8 +43,8 @@ ENDED = ("done", "failed", "cancelled")
 
 @dataclass
 class Told:
-    """What the clients were told. posts: job by the client's own name of the request. times: seconds by kind of
-    request; whole: from a request to its picture. busy: requests that were told to come again.
+    """What the clients were told. posts: job by the client's own name of the request. times: seconds by kind
+    of request; whole: from a request to its picture. busy: requests that were told to come again.
     """
 
     posts: dict[str, str] = field(default_factory=dict)

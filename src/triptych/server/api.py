@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from triptych import __version__
 from triptych.errors import InputError, TriptychError
-from triptych.server.guard import problem
+from triptych.server.guard import TooLarge, problem
 from triptych.server.jobs import ENDED, Job, JobStore, KeyReused, State
 from triptych.server.metrics import Metrics
 from triptych.server.requests import MODELS, PICTURES, Kind, checked, in_words_of_the_api, uploads_of
@@ -115,6 +115,10 @@ def _errors(app: FastAPI) -> None:
         if isinstance(error, KeyReused):
             return answer(409, "Conflict", *words)
         return answer(422, "Unprocessable Content", *words)
+
+    @app.exception_handler(TooLarge)
+    def too_large(request: Request, error: TooLarge) -> Response:
+        return answer(413, "Content Too Large", error.detail, error.hint)
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
