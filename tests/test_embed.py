@@ -212,3 +212,59 @@ def test_a_list_of_ids_that_is_none_is_told_and_made_anew(tmp_path: Path, tiny_f
     next((folder / TEXTS).iterdir()).unlink()
     with pytest.raises(WorkError, match="is missing"):
         load_record(folder / "item-0.safetensors")
+
+
+def test_shards_hold_what_the_files_held(tmp_path: Path, tiny_flux: Path) -> None:
+    """Packed, found again, replaced by what is computed anew, and packed again."""
+    for work in (tmp_path / "loose", tmp_path / "packed"):
+        write_triptychs(work / "triptychs", 5)
+    loose = EmbeddingFolder(Path(embed(config(tmp_path / "loose", tiny_flux)).finish()["folder"]))
+    size = 4 * sum(path.stat().st_size for path in loose.path.glob("item-0.safetensors")) / 2**30
+    options = config(tmp_path / "packed", tiny_flux, shard_gib=size)
+    folder = Path(embed(options).finish()["folder"])
+    packed = EmbeddingFolder(folder)
+    assert not list(folder.glob("*.safetensors")) and not list(folder.glob(f"{TEXTS}/*.safetensors"))
+    assert len(list(folder.glob("shards/*.safetensors"))) > 1
+    assert packed.ids == loose.ids and packed.about == loose.about
+    for id in loose.ids:
+        ours, theirs = vars(packed[id]), vars(loose[id])
+        assert torch.equal(ours.pop("latent_mean_CHW"), theirs.pop("latent_mean_CHW"))
+        assert torch.equal(ours.pop("latent_std_CHW"), theirs.pop("latent_std_CHW"))
+        ours_text, theirs_text = ours.pop("text"), theirs.pop("text")
+        assert all(torch.equal(ours_text[name], theirs_text[name]) for name in theirs_text) and ours == theirs
+    assert all(torch.equal(packed.empty[name], value) for name, value in loose.empty.items())
+    again = embed(options).finish()
+    assert (again["kept"], again["embedded"]) == (5, 0)
+    (tmp_path / "packed/triptychs/item-1.txt").write_text(
+        "Another caption. <IMAGE 1> a <IMAGE 2> b <IMAGE 3> c"
+    )
+    without = config(tmp_path / "packed", tiny_flux)
+    changed = embed(without).finish()
+    assert (changed["kept"], changed["embedded"]) == (4, 1) and (folder / "item-1.safetensors").exists()
+    fresh = EmbeddingFolder(folder)["item-1"]
+    assert fresh.caption_sha256 != packed["item-1"].caption_sha256, "a single file wins"
+    assert embed(options).finish()["kept"] == 5 and not (folder / "item-1.safetensors").exists()
+    assert EmbeddingFolder(folder)["item-1"].caption_sha256 == fresh.caption_sha256, "the later shard wins"
+
+
+def test_a_damaged_shard_is_made_anew(tmp_path: Path, tiny_flux: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 3)
+    options = config(tmp_path, tiny_flux, shard_gib=1)
+    folder = Path(embed(options).finish()["folder"])
+    (shard,) = folder.glob("shards/*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(WorkError, match="no embeddings"):
+        EmbeddingFolder(folder)
+    assert embed(options).finish()["embedded"] == 3
+    assert len(EmbeddingFolder(folder).ids) == 3
+
+
+def test_packing_that_was_ended_leaves_nothing_twice(tmp_path: Path, tiny_flux: Path) -> None:
+    write_triptychs(tmp_path / "triptychs", 2)
+    folder = Path(embed(config(tmp_path, tiny_flux)).finish()["folder"])
+    kept = {path: path.read_bytes() for path in folder.glob("*.safetensors")}
+    embed(config(tmp_path, tiny_flux, shard_gib=1)).finish()
+    for path, data in kept.items():
+        path.write_bytes(data)  # as if it had ended between the shard and the deletion
+    embed(config(tmp_path, tiny_flux, shard_gib=1)).finish()
+    assert len(list(folder.glob("shards/*"))) == 1 and not list(folder.glob("*.safetensors"))

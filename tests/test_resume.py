@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from triptych.data.shards import Packer
 from triptych.errors import WorkError
 from triptych.events import Run
 from triptych.lora.adapter import FILE_NAME
@@ -414,3 +415,18 @@ def held_by_one(rank: int, port: int, model: str, out: str) -> None:
     assert not any(isinstance(p, DTensor) for p in trained)
     (Path(out) / f"{rank}.json").write_text(json.dumps([before, sum(here)]))
     distributed.leave()
+
+
+def test_packed_embeddings_train_and_resume_to_the_same_lora(
+    whole: Path, tmp_path: Path, tiny_flux: Path
+) -> None:
+    write_records(tmp_path, [f"id-{n}" for n in range(3)], tiny_flux)
+    (folder,) = (tmp_path / "embeddings").iterdir()
+    Packer(folder, 1 << 30).close()
+    assert not list(folder.glob("*.safetensors")) and len(list(folder.glob("shards/*"))) == 1
+    run = train(config(tmp_path, tiny_flux, **OPTIONS))
+    for _ in range(3):
+        next(run)
+    run.close()
+    assert train(config(tmp_path, tiny_flux, **OPTIONS)).finish()["resumed_at"] > 0
+    assert same_lora(whole, tmp_path)

@@ -1,6 +1,6 @@
 """EmbeddingRecord: all that training needs to know about one triptych, by id. It lies in `<id>.safetensors`;
 the text embeddings lie once per caption in `texts/<sha256 of the caption>.safetensors`, because a T5-XXL
-embedding is larger than a triptych's latents.
+embedding is larger than a triptych's latents. Both may be packed into `shards` instead.
 
 Legend: C latent channels, H and W latent rows and columns of the whole canvas.
 """
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from triptych.data.captions import markers_of
+from triptych.data.shards import Shards, name_of
 from triptych.errors import WorkError
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import parse_json, publish, read_json
@@ -115,26 +116,26 @@ def _save(tensors: dict[str, Tensor], about: dict[str, object], path: Path) -> N
         )
 
 
-def read_about(path: Path) -> dict[str, Any] | None:
+def read_about(path: Path, shards: Shards | None = None) -> dict[str, Any] | None:
     """The metadata of a record or text file: what it was computed from. Reads no tensors; None if the file is
-    missing or damaged.
+    missing or damaged, and packed in none of the `shards`.
     """
     try:
         with safe_open(path, framework="pt") as file:
             return dict(parse_json((file.metadata() or {})["triptych"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
+        return shards.about(name_of(shards.folder, path)) if shards else None
 
 
-def load_record(path: Path) -> EmbeddingRecord:
-    """One record.
+def load_record(path: Path, shards: Shards | None = None) -> EmbeddingRecord:
+    """One record, from its file or from `shards`.
 
     Raises:
         WorkError: the file is missing, damaged or no embedding record.
     """
-    tensors, about = _load(path)
+    tensors, about = _load(path, shards)
     try:
-        text, _ = _load(text_path(path, about["caption_sha256"]))
+        text, _ = _load(text_path(path, about["caption_sha256"]), shards)
         layout = PanelLayout.from_dict(about["layout"])
         return EmbeddingRecord(
             id=str(about["id"]),
@@ -154,8 +155,11 @@ def load_record(path: Path) -> EmbeddingRecord:
         raise WorkError(f"{path} is no embedding record ({error}).", "Run `triptych embed` again.") from error
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict]:
+def _load(path: Path, shards: Shards | None) -> tuple[dict[str, Tensor], dict]:
+    name = name_of(shards.folder, path) if shards else ""
     try:
+        if shards and name in shards and not path.exists():
+            return shards.tensors(name), shards.about(name) or {}
         with safe_open(path, framework="pt") as file:
             about = parse_json((file.metadata() or {}).get("triptych", "{}"))
             return {key: file.get_tensor(key) for key in file.keys()}, about
@@ -175,7 +179,7 @@ def _text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass
 class EmbeddingFolder:
-    """The records of one backbone, `<folder>/<id>.safetensors`, looked up by id, never by position.
+    """The records of one backbone, `<folder>/<id>.safetensors` or packed, looked up by id, never by position.
 
     Raises:
         WorkError: the folder holds no record.
@@ -192,13 +196,16 @@ class EmbeddingFolder:
             )
 
     @cached_property
+    def shards(self) -> Shards:
+        return Shards(self.path)
+
+    @cached_property
     def ids(self) -> list[str]:
         index = self.path / INDEX
-        here = {
-            file.stem
-            for file in self.path.glob("*.safetensors")
-            if file.stem != EMPTY and not file.name.startswith(".")
+        here = {file.stem for file in self.path.glob("*.safetensors") if not file.name.startswith(".")} | {
+            name for name in self.shards.packed if not name.startswith(f"{TEXTS}/")
         }
+        here.discard(EMPTY)
         listed = read_json(index) if index.exists() else sorted(here)
         if not isinstance(listed, list) or not all(isinstance(id, str) for id in listed):
             raise WorkError(
@@ -214,20 +221,21 @@ class EmbeddingFolder:
             WorkError: a record that is damaged.
         """
         return {
-            id: read_about(self.path / f"{id}.safetensors") or _damaged(self.path / id) for id in self.ids
+            id: read_about(self.path / f"{id}.safetensors", self.shards) or _damaged(self.path / id)
+            for id in self.ids
         }
 
     @cached_property
     def empty(self) -> dict[str, Tensor]:
         """Text tensors of the empty prompt."""
-        return _text(_load(self.path / f"{EMPTY}.safetensors")[0])
+        return _text(_load(self.path / f"{EMPTY}.safetensors", self.shards)[0])
 
     def __getitem__(self, id: str) -> EmbeddingRecord:
         """A record. Up to 512 records stay in memory; the oldest one makes room."""
         if id not in self._cache:
             if len(self._cache) >= 512:
                 self._cache.pop(next(iter(self._cache)))
-            self._cache[id] = load_record(self.path / f"{id}.safetensors")
+            self._cache[id] = load_record(self.path / f"{id}.safetensors", self.shards)
         return self._cache[id]
 
 

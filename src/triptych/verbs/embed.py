@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # they import torch, which `--help` can do without
     from torch import Tensor
 
     from triptych.backbones.contract import Backbone, Text
+    from triptych.data.shards import Packer, Shards
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def embed(config: EmbedConfig) -> Run:
             WorkError: no triptychs, or embeddings of another model in the folder.
     """
     from triptych.data.embeddings import INDEX, REJECTS
+    from triptych.data.shards import Packer, Shards
 
     backbone = PerWorker(_backbone, config)
     encoders = backbone()
@@ -77,13 +79,15 @@ def embed(config: EmbedConfig) -> Run:
         "folder": str(folder.path),
     }
     _warn_of_guesses(sources)
-    book = Book(folder.path, made_by, rejects, summary)
 
     def work() -> Iterator[Event]:
         for row in list(rejects):
             yield Event(row["id"], "rejected", row["reason"])
         apart = encoders.family.references
-        found = todo(sources, book.folder, made_by, config.batch_size, apart)
+        packer = Packer(folder.path, int(config.shard_gib * 2**30)) if config.shard_gib else None
+        shards = Shards(folder.path)
+        book = Book(folder.path, made_by, rejects, summary, shards, packer)
+        found = todo(sources, shards, made_by, config.batch_size, apart)
         for source, changed in found.kept:
             yield keep(book, source, changed)
         for encoded in execute(make_texts, found.texts, PerWorker(TextTools, backbone, length)):
@@ -91,6 +95,8 @@ def embed(config: EmbedConfig) -> Run:
         for several in execute(make_latents, found.pictures, PerWorker(PictureTools, backbone)):
             for latents in several:
                 yield record_latents(book, latents)
+        if packer is not None:
+            packer.close()
         write_jsonl(folder.path / REJECTS, rejects)
         rejected = {row["id"] for row in rejects}
         write_json(folder.path / INDEX, [source.id for source in sources if source.id not in rejected])
@@ -127,18 +133,20 @@ class Todo(NamedTuple):
 
 
 def todo(
-    sources: Sequence[Source], folder: Path, made_by: MadeBy, batch_size: int, apart: bool = False
+    sources: Sequence[Source], shards: Shards, made_by: MadeBy, batch_size: int, apart: bool = False
 ) -> Todo:
     """Compare the triptychs with their records. The empty prompt is encoded with the first captions, or alone
     if only it is missing. apart: the panels are encoded one by one, so that latents depend on their grid.
     """
     from triptych.data.embeddings import EMPTY, read_about, text_path
 
+    folder = shards.folder
     stale, kept, there = list[Source](), list[tuple[Source, bool]](), set[str]()
     for number, source in enumerate(sources):
         progress.doing("looking at what is embedded", number, len(sources))
         record = folder / f"{source.id}.safetensors"
-        about, text = read_about(record) or {}, read_about(text_path(record, source.caption_sha256)) or {}
+        about = read_about(record, shards) or {}
+        text = read_about(text_path(record, source.caption_sha256), shards) or {}
         if _is_by(text, made_by):
             there.add(source.caption)
         hashes = (source.image_sha256, source.caption_sha256)
@@ -158,7 +166,7 @@ def todo(
         )
         for start in range(0, len(captions), CAPTIONS)
     ]
-    if not texts and read_about(folder / f"{EMPTY}.safetensors") is None:
+    if not texts and read_about(folder / f"{EMPTY}.safetensors", shards) is None:
         texts = [Captions()]
     return Todo(texts, _batches(stale, batch_size), kept)
 
@@ -274,15 +282,23 @@ def make_latents(sources: Sequence[Source], tools: PictureTools) -> list[Latents
 
 @dataclass(frozen=True)
 class Book:
-    """The targets of the `record` functions: the folder of embeddings, the rejects and the counts."""
+    """The targets of the `record` functions: the folder of embeddings, the rejects and the counts. shards: as
+    they were at the beginning. packer: if what is written is to be packed.
+    """
 
     folder: Path
     made_by: MadeBy
     rejects: list[dict[str, Any]]
     summary: dict[str, Any]
+    shards: Shards
+    packer: Packer | None = None
 
     def path(self, source: Source) -> Path:
         return self.folder / f"{source.id}.safetensors"
+
+    def written(self, path: Path) -> None:
+        if self.packer is not None:
+            self.packer.add(path)
 
 
 def keep(book: Book, source: Source, changed: bool) -> Event:
@@ -292,7 +308,8 @@ def keep(book: Book, source: Source, changed: bool) -> Event:
     path = book.path(source)
     if changed:  # `todo` has made sure that the latents do not depend on what has changed
         said = {name: getattr(source, name) for name in ("layout", "layout_by", "item", "markers")}
-        save_latents(replace(load_record(path), **said), path)
+        save_latents(replace(load_record(path, book.shards), **said), path)
+        book.written(path)
     book.summary["kept"] += 1
     return Event(source.id, "kept", result=path)
 
@@ -306,6 +323,7 @@ def record_texts(book: Book, encoded: Encoded) -> None:
         if caption:
             path = text_path(path, hashlib.sha256(caption.encode()).hexdigest())
         save_text(text, book.made_by.model, path, book.made_by.dtype)
+        book.written(path)
     book.summary["captions_cut"] += encoded.cut
 
 
@@ -333,6 +351,7 @@ def record_latents(book: Book, latents: Latents) -> Event:
         markers=source.markers,
     )
     save_latents(record, book.path(source))
+    book.written(book.path(source))
     book.summary["embedded"] += 1
     return Event(source.id, result=book.path(source))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from triptych.backbones.settings import resolve_model
-from triptych.config.marks import GIVEN, MACHINE, RESULT, RUNNING
+from triptych.config.marks import GIVEN, MACHINE, OUTPUT, RARE, RESULT, RUNNING
 from triptych.config.stage import ModelConfig, PhotoConfig
 
 
@@ -18,6 +18,10 @@ class EmbedConfig(ModelConfig, PhotoConfig):
     """
     batch_size: Annotated[int, RUNNING] = Field(default=4, ge=1)
     """Triptychs that go through the autoencoder at once."""
+    shard_gib: Annotated[float, OUTPUT, RARE] = Field(default=0.0, ge=0, le=64)
+    """Pack the embeddings into files of this size, in GiB, for very many triptychs: a file system slows down
+    with millions of files. 0: a file for each triptych and each caption.
+    """
     dtype: Annotated[Literal["auto", "bf16", "fp32"], RESULT, MACHINE] = "auto"
     """Precision of the text encoders; the autoencoder always works in float32, where its latents are exact.
     """
