@@ -5,6 +5,8 @@
 # make test   install, then ruff, mypy, import-linter and the tests in TEST_PROCESSES (2) processes (under 15 minutes on 2 cores)
 # make docs   the site, into build/site, without a network; and docs/errors.md from the source
 # make wheel  builds the wheel, installs it into an empty environment and dresses somebody there (WHEEL_PYTHON=python3.13)
+# make test-api   2,000 requests that fit the OpenAPI document, and such that do not: is every answer as it says?
+# make soak   50 clients at `triptych serve` for two minutes, on the embedded model: what is lost, memory, times
 # make gpu    what a card can prove in 8 minutes (GPU_BUDGET seconds), with the Python at hand; figures in GPU_OUT
 # make gpu-wheels   the packages for a machine with a card, PyTorch and no network, into build/gpu-wheels
 TEST_PROCESSES ?= 2
@@ -20,7 +22,7 @@ GPU_WHEELS ?=
 WHEEL := build/wheel
 WHEEL_PYTHON ?= $(PYTHON)
 
-.PHONY: docs wheel demo test test-slow test-browser lint format clean mutants rehearse-12b rehearse-klein gpu gpu-wheels
+.PHONY: docs wheel demo test test-slow test-browser test-api soak lint format clean mutants rehearse-12b rehearse-klein gpu gpu-wheels
 
 demo: $(READY)
 	$(BIN)/triptych demo --out demo
@@ -33,6 +35,12 @@ test-slow: $(READY)
 
 test-browser: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m browser
+
+test-api: $(READY)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -s tests/test_serve_schema.py -k 2000
+
+soak: $(READY)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --out work/soak.json
 
 mutants: $(READY)
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,mutation]'

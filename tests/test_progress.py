@@ -13,7 +13,6 @@ from rich.console import Console
 from triptych import cli, progress
 from triptych.events import Event, Run
 from triptych.progress import Moment
-from triptych.terminal import screen
 from triptych.terminal.screen import Row, Screen
 
 
@@ -35,19 +34,26 @@ def follow(shown: Screen, run: Run) -> None:
         cli._follow(run, watch)
 
 
-def test_a_log_file_gets_a_sign_of_life_also_within_a_unit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(screen, "INTERVAL", 0.1)
-    follow(Screen(), slow_run(units=2, steps=4, pause=0.12))
+def test_a_log_file_gets_a_sign_of_life_also_within_a_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    follow(Screen(interval=0.1), slow_run(units=2, steps=4, pause=0.12))
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("generate 0/2, loading the model") for line in lines)
     assert any(re.match(r"generate 0/2, step [1-4]/4", line) for line in lines)
     assert lines[-1].startswith("generate: 2/2 in ")
-    monkeypatch.setattr(screen, "INTERVAL", 30.0)
     follow(Screen(), Run("train", 1000, iter([Event(f"step {n}") for n in range(1000)]), {}))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "train: 1000 to do" and lines[1].startswith("train: 1000/1000 in ") and len(lines) == 2
+
+
+def test_a_bar_takes_one_line_however_narrow_the_terminal_is() -> None:
+    shown, drawn = Screen(), io.StringIO()
+    shown.console = Console(file=drawn, force_terminal=True, width=60)
+    with shown.watch("roles") as watch:
+        watch.expect(8)
+        watch.event(Event("a-long-name.jpeg", "rejected", "the answer names no role, or several"))
+    *_, bar = (line for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.getvalue()).splitlines() if line)
+    assert "roles" in bar and "1/8" in bar and len(bar) <= 60
+    assert not [line for line in drawn.getvalue().splitlines() if "or several" in line]
 
 
 def test_a_bar_moves_within_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:

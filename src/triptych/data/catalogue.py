@@ -146,7 +146,7 @@ def read_overrides(path: Path, roles: Iterable[str]) -> dict[str, str]:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        name, word = _override(line)
+        name, word = override_of(line)
         if word not in labels or not name:
             known = ", ".join(labels)
             raise InputError(
@@ -157,7 +157,7 @@ def read_overrides(path: Path, roles: Iterable[str]) -> dict[str, str]:
     return overrides
 
 
-def _override(line: str) -> tuple[str, str]:
+def override_of(line: str) -> tuple[str, str]:
     """(name, label) of a line: the label is its last word."""
     *names, word = line.rsplit(maxsplit=1)
     name = names[0] if names else ""
@@ -178,26 +178,31 @@ def match_overrides(
     An exact match wins. Otherwise Windows backslashes are accepted, accented letters in composed or
     decomposed form, and the path of `photos` or its folder name in front.
     """
+    meant = photos_meant(overrides, names, photos)
+    matched = {name: overrides[written] for written, name in meant.items() if name is not None}
+    return matched, sorted(written for written, name in meant.items() if name is None)
+
+
+def photos_meant(
+    written: Iterable[str], names: Iterable[str], photos: Path = Path(".")
+) -> dict[str, str | None]:
+    """The photo that each name in the override file means, or None; see `match_overrides`."""
     fronts = _fronts(photos)
     known = list(names)
     exact = set(known)
     near = {unicodedata.normalize("NFC", name): name for name in known}
-    matched, missed = dict[str, str](), list[str]()
-    for written, word in overrides.items():
-        slashed = written.replace("\\", "/").removeprefix("./")
+    meant: dict[str, str | None] = {}
+    for one in written:
+        slashed = one.replace("\\", "/").removeprefix("./")
         below = [
-            one.removeprefix(front) for one in (written, slashed) for front in fronts if one.startswith(front)
+            way.removeprefix(front) for way in (one, slashed) for front in fronts if way.startswith(front)
         ]
-        candidates = [written, slashed, *below]
-        name = next((one for one in candidates if one in exact), None)
-        name = name or next(
-            (near[nfc] for one in candidates if (nfc := unicodedata.normalize("NFC", one)) in near), None
+        ways = [one, slashed, *below]
+        name = next((way for way in ways if way in exact), None)
+        meant[one] = name or next(
+            (near[nfc] for way in ways if (nfc := unicodedata.normalize("NFC", way)) in near), None
         )
-        if name is None:
-            missed.append(written)
-        else:
-            matched[name] = word
-    return matched, sorted(missed)
+    return meant
 
 
 def _fronts(photos: Path) -> list[str]:
@@ -209,7 +214,12 @@ def _fronts(photos: Path) -> list[str]:
 
 def override_name(path: Path, photos: Path) -> str:
     """A photo's name as `overrides.txt` expects it."""
-    name = writable(path.relative_to(photos).as_posix())
+    return as_written(path.relative_to(photos).as_posix())
+
+
+def as_written(name: str) -> str:
+    """A name as a line of `overrides.txt` has it: quoted if it would be misread."""
+    name = writable(name)
     odd = name != name.strip() or not name.isprintable() or name[0] in '"#'
     if not odd:
         return name

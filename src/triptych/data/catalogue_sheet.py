@@ -40,7 +40,9 @@ def draw_sheet(
     items: dict[str, list[Photo]] = {}
     for row in rows:
         items.setdefault(row.item, []).append(row)
-    sides = {photo: side for photos in items.values() for photo, side in _sides(photos, roles, told).items()}
+    sides = {
+        photo: side for photos in items.values() for photo, side in sides_of(photos, roles, told).items()
+    }
     chosen: set[str] = set()
     room = SHEET
     for item in sorted(items, key=lambda item: all(row.label in ("human", "garment") for row in items[item])):
@@ -58,8 +60,8 @@ def draw_sheet(
     return sum(map(len, groups))
 
 
-def _sides(photos: Iterable[Photo], roles: PhotoRoles, told: Mapping[str, str]) -> dict[Photo, str]:
-    """The photos of an item that have a role, each with the words for the sheet."""
+def sides_of(photos: Iterable[Photo], roles: PhotoRoles, told: Mapping[str, str] = EMPTY) -> dict[Photo, str]:
+    """The photos of an item that have a role, each with the role and who says so, as `front: a guess`."""
     garment = [photo for photo in photos if photo.label == "garment"]
     if not garment or not garment[0].item:
         return {}

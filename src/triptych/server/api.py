@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +21,17 @@ from starlette.exceptions import HTTPException
 
 from triptych import __version__
 from triptych.errors import InputError, TriptychError
-from triptych.server.guard import problem
+from triptych.server.guard import TooLarge, problem
 from triptych.server.jobs import ENDED, Job, JobStore, KeyReused, State
 from triptych.server.metrics import Metrics
 from triptych.server.requests import MODELS, PICTURES, Kind, checked, in_words_of_the_api, uploads_of
+from triptych.server.schema import EVENT, PNG, PROBLEM, Health, JobAnswer, JobList, Served, Uploaded, describe
 from triptych.server.uploads import Uploads
 from triptych.server.worker import Worker
 
 JobId = InPath(pattern=r"^[0-9a-f]{32}$", description="Id of a job.")
-PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
-_PROBLEM_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "One sentence: what is wrong."},
-        "hint": {"type": "string", "description": "What to do about it."},
-    },
-    "required": ["type", "title", "status", "detail"],
-}
+log = logging.getLogger(__name__)
+
 REFRESH = 0.2
 """Seconds between looks at a job whose events are streamed."""
 
@@ -80,53 +73,30 @@ def make_api(server: Server) -> FastAPI:
     _making(app, server)
     _jobs(app, server)
 
-    @app.get("/healthz", tags=["server"], responses={503: PROBLEM})
+    @app.get("/healthz", tags=["server"], response_model=Health, responses={503: PROBLEM})
     def health() -> dict[str, Any]:
         """Whether the server works: its queue can be read and its worker is alive."""
         if not server.worker.is_alive():
             raise Refused(503, "Service Unavailable", "The worker has ended.", "Start the server again.")
         return {"status": "ok", "version": __version__, "queued": server.store.counts()["queued"]}
 
-    @app.get("/v1/model", tags=["server"])
+    @app.get("/v1/model", tags=["server"], response_model=Served)
     def model() -> dict[str, Any]:
         """The model and LoRA that pictures are made with."""
         return dict(server.about)
 
-    @app.get("/metrics", tags=["server"], response_class=Response)
+    @app.get(
+        "/metrics",
+        tags=["server"],
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
     def measures() -> Response:
         """Counters and gauges for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    usual = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = usual()
-        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        schemas["Problem"] = _PROBLEM_SCHEMA
-        for kind, request in MODELS.items():
-            made = request.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= made.pop("$defs", {})
-            schemas[request.__name__] = made
-            schema["paths"][f"/v1/{kind}"]["post"]["requestBody"] = _body(kind, request.__name__)
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    describe(app)
     return app
-
-
-def _body(kind: Kind, name: str) -> dict[str, Any]:
-    picture = {"type": "string", "format": "binary"}
-    files = dict.fromkeys(PICTURES[kind], picture)
-    form = {"type": "object", "properties": {"settings": {"type": "string"}, **files}}
-    return {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}},
-            "multipart/form-data": {"schema": form},
-        },
-    }
 
 
 def _errors(app: FastAPI) -> None:
@@ -146,31 +116,40 @@ def _errors(app: FastAPI) -> None:
             return answer(409, "Conflict", *words)
         return answer(422, "Unprocessable Content", *words)
 
+    @app.exception_handler(TooLarge)
+    def too_large(request: Request, error: TooLarge) -> Response:
+        return answer(413, "Content Too Large", error.detail, error.hint)
+
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         return answer(422, "Unprocessable Content", f"{where}: {first['msg']}.")
 
+    @app.exception_handler(Exception)  # a fault of ours, or of a library
+    def fault(request: Request, error: Exception) -> Response:
+        told = f"{request.method} {request.url.path}", type(error).__name__, error
+        log.error("%s failed: %s: %s", *told, exc_info=error)
+        return answer(500, "Internal Server Error", "The server failed.", "The server's log says more.")
+
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> Response:
-        titles = {404: "Not Found", 405: "Method Not Allowed"}
-        made = answer(error.status_code, titles.get(error.status_code, "Error"), str(error.detail))
+        made = answer(error.status_code, HTTPStatus(error.status_code).phrase, str(error.detail))
         made.headers.update(error.headers or {})
         return made
 
 
 def _uploads(app: FastAPI, server: Server) -> None:
-    picture = {"schema": {"type": "string", "format": "binary"}}
-    form = {"schema": {"type": "object", "properties": {"file": picture["schema"]}, "required": ["file"]}}
-    body = {"required": True, "content": {"image/*": picture, "multipart/form-data": form}}
+    form = {"schema": {"type": "object", "properties": {"file": PNG}, "required": ["file"]}}
+    body = {"required": True, "content": {"image/*": {"schema": PNG}, "multipart/form-data": form}}
 
     @app.post(
         "/v1/uploads",
         status_code=201,
         tags=["uploads"],
+        response_model=Uploaded,
         openapi_extra={"requestBody": body},
-        responses={413: PROBLEM, 422: PROBLEM},
+        responses={400: PROBLEM, 413: PROBLEM, 422: PROBLEM},
     )
     async def upload(request: Request) -> dict[str, Any]:
         """Keep a picture on the server: the body is the picture, or a form with a field `file`."""
@@ -252,9 +231,10 @@ def _make_route(app: FastAPI, server: Server, kind: Kind) -> None:
         f"/v1/{kind}",
         status_code=202,
         tags=["pictures"],
+        response_model=JobAnswer,
         name=kind,
         summary=help[kind],
-        responses={409: PROBLEM, 413: PROBLEM, 422: PROBLEM, 429: PROBLEM},
+        responses={400: PROBLEM, 409: PROBLEM, 413: PROBLEM, 422: PROBLEM, 429: PROBLEM},
     )
     async def make(
         request: Request,
@@ -291,7 +271,7 @@ def queue(
 
 
 def _jobs(app: FastAPI, server: Server) -> None:
-    @app.get("/v1/jobs", tags=["jobs"], responses={422: PROBLEM})
+    @app.get("/v1/jobs", tags=["jobs"], response_model=JobList, responses={422: PROBLEM})
     def jobs(
         state: State | None = None,
         limit: int = Query(default=50, ge=1, le=500),
@@ -301,12 +281,14 @@ def _jobs(app: FastAPI, server: Server) -> None:
         found = server.store.newest(limit, before, state)
         return {"jobs": [_shown(server, job) for job in found], "counts": server.store.counts()}
 
-    @app.get("/v1/jobs/{id}", tags=["jobs"], responses={404: PROBLEM, 422: PROBLEM})
+    @app.get("/v1/jobs/{id}", tags=["jobs"], response_model=JobAnswer, responses={404: PROBLEM, 422: PROBLEM})
     def job(id: str = JobId) -> dict[str, Any]:
         """State, progress and results of a job."""
         return _shown(server, _found(server, id))
 
-    @app.delete("/v1/jobs/{id}", tags=["jobs"], responses={404: PROBLEM, 422: PROBLEM})
+    @app.delete(
+        "/v1/jobs/{id}", tags=["jobs"], response_model=JobAnswer, responses={404: PROBLEM, 422: PROBLEM}
+    )
     def cancel(id: str = JobId) -> dict[str, Any]:
         """Cancel a job: at once if it waits, at its next step if it runs. What has ended stays."""
         _found(server, id)
@@ -319,7 +301,7 @@ def _jobs(app: FastAPI, server: Server) -> None:
         tags=["jobs"],
         response_class=StreamingResponse,
         responses={
-            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            200: {"content": {"text/event-stream": {"schema": EVENT}}},
             404: PROBLEM,
             422: PROBLEM,
         },
@@ -334,7 +316,7 @@ def _jobs(app: FastAPI, server: Server) -> None:
         tags=["jobs"],
         response_class=FileResponse,
         responses={
-            200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+            200: {"content": {"image/png": {"schema": PNG}}},
             404: PROBLEM,
             422: PROBLEM,
         },

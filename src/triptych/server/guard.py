@@ -46,8 +46,16 @@ def problem(status: int, title: str, detail: str, hint: str = "") -> tuple[int, 
     return status, json.dumps(about | ({"hint": hint} if hint else {}), ensure_ascii=False).encode()
 
 
-class _TooLarge(Exception):
-    """The body has more bytes than it may."""
+class TooLarge(Exception):
+    """The body has more bytes than it may; raised where it is read. detail, hint: for the problem."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__()
+        self.detail = f"A request has at most {most_bytes >> 20} MB."
+        self.hint = "Scale the pictures down."
+
+    def problem(self) -> tuple[int, bytes]:
+        return problem(413, "Content Too Large", self.detail, self.hint)
 
 
 class Guard:
@@ -82,7 +90,7 @@ class Guard:
         safe = self._safe(scope["path"])
         told = headers.get("content-length", "0")
         if not told.isdigit() or int(told) > self.most:
-            return await _answer(send, *self._too_large())
+            return await _answer(send, *TooLarge(self.most).problem())
         counted, begun = 0, False
 
         async def counting() -> MutableMapping[str, Any]:
@@ -90,7 +98,7 @@ class Guard:
             message = await receive()
             counted += len(message.get("body", b""))
             if counted > self.most:
-                raise _TooLarge
+                raise TooLarge(self.most)
             return message
 
         async def sending(message: MutableMapping[str, Any]) -> None:
@@ -104,9 +112,9 @@ class Guard:
 
         try:
             await self.app(scope, counting, sending)
-        except _TooLarge:
+        except TooLarge as error:
             if not begun:
-                await _answer(send, *self._too_large())
+                await _answer(send, *error.problem())
 
     def _refused(self, scope: Scope, headers: dict[str, str]) -> tuple[int, bytes] | None:
         origin = headers.get("origin", "").rstrip("/")
@@ -143,14 +151,6 @@ class Guard:
             (b"cache-control", kept),
             (b"content-security-policy", self.door.policy.encode()),
         ]
-
-    def _too_large(self) -> tuple[int, bytes]:
-        return problem(
-            413,
-            "Content Too Large",
-            f"A request has at most {self.most >> 20} MB.",
-            "Scale the pictures down.",
-        )
 
 
 _SAFE = [

@@ -82,7 +82,9 @@ class _GeneratePhotos(_Request):
 
     front: UploadId | None = None
     back: UploadId | None = None
-    panels: dict[str, UploadId] = Field(default={}, description="Photos of panels by role.")
+    panels: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,40}$")], UploadId] = Field(
+        default={}, description="Photos of panels by role."
+    )
     reference: list[UploadId] = Field(default=[], max_length=8, description="Further photos, for FLUX.2.")
 
 

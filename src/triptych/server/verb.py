@@ -91,6 +91,7 @@ def _serving(verb: str, config: ServeConfig) -> Run:
             uvicorn.Config(
                 server,
                 log_level="warning",
+                log_config=None,  # no handler of its own, which would write into the progress
                 lifespan="on" if page else "off",
                 timeout_graceful_shutdown=3,
                 server_header=False,

@@ -304,7 +304,8 @@ class Worker(threading.Thread):
                 if job.id in self._works:
                     self._fail(job, *words)
             if not isinstance(error, TriptychError):  # a fault of ours, or of a library
-                log.exception("job %s failed", ", ".join(job.id for job in jobs))
+                named = ", ".join(job.id[:8] for job in jobs)
+                log.error("Job %s failed: %s: %s", named, type(error).__name__, error, exc_info=error)
 
     def _plain(self, text: str, job: Job) -> str:
         """A sentence in the words of the API, without paths of this machine: uploads have the names of their

@@ -17,6 +17,7 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "BITSANDBYTES_NOWELCOME": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 """Environment variables that the libraries read when imported; values set by the user stay."""
 
@@ -62,7 +63,7 @@ def settle(say: Callable[[str], None], everything: bool) -> logging.Handler:
         if "diffusers" in sys.modules:  # imported by the embedding program, which has set it up
             return handler
         warnings.simplefilter("ignore")
-    logging.captureWarnings(everything)
+    logging.captureWarnings(True)  # libraries set filters of their own; what passes those ends in the handler
     return handler
 
 

@@ -1,5 +1,4 @@
-"""Progress for people: one bar per stage at a terminal, plain lines in a log file; some output at least every
-30 seconds.
+"""Progress for people: one bar of one line per stage at a terminal; in a log file plain lines, one a minute.
 
 Everything goes to stderr. A log that cannot be written (because its disk is full) never ends the work; a
 closed pipe does.
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID
+from rich.table import Column
 from rich.text import Text
 
 from triptych import progress
@@ -24,8 +24,8 @@ from triptych.terminal.words import plain
 from triptych.wording.amounts import duration
 from triptych.wording.commands import typed
 
-INTERVAL = 30.0
-"""A log file gets a line at least this often, in seconds."""
+INTERVAL = 60.0
+"""Seconds without a line after which a log file gets one."""
 WARM_UP = 3
 """Finished units that an estimate of the remaining time needs: the first units load and warm up. A run of few
 units has long ones, so there the parts of a unit count too.
@@ -100,22 +100,28 @@ class _Column(ProgressColumn):
     """A part of a row, drawn again at every refresh."""
 
     def __init__(self, part: str, style: str = "") -> None:
-        super().__init__()
+        # At a narrow terminal the last part alone becomes shorter: a bar that wraps is no bar.
+        super().__init__(Column(no_wrap=part != "rest"))
         self._part, self._style = part, style
 
     def render(self, task: Task) -> Text:
         row: Row = task.fields["row"]
         if self._part == "elapsed":
-            return Text(duration(round(task.finished_time or task.elapsed or 0)), self._style)
+            return self._line(duration(round(task.finished_time or task.elapsed or 0)))
         if self._part == "rest":
-            return Text(plain(" ".join(part for part in (row.doing(), row.note) if part))[:NOTE], self._style)
-        return Text(plain(row.name) if self._part == "name" else getattr(row, self._part)(), self._style)
+            return self._line(plain(" ".join(part for part in (row.doing(), row.note) if part))[:NOTE])
+        return self._line(plain(row.name) if self._part == "name" else getattr(row, self._part)())
+
+    def _line(self, text: str) -> Text:
+        return Text(text, self._style, no_wrap=True, overflow="ellipsis")
 
 
 class Screen:
     """The output of a command."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, interval: float = INTERVAL) -> None:
+        """interval: in seconds, see `INTERVAL`."""
+        self.interval = interval
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self._lock = threading.Lock()
         self._last = time.monotonic()
@@ -186,8 +192,9 @@ class Watch:
             pulse.join()
 
     def _pulse(self, stop: threading.Event) -> None:
-        while not stop.wait(min(1.0, INTERVAL / 4)):
-            if self._screen.silent_for() >= INTERVAL:
+        interval = self._screen.interval
+        while not stop.wait(min(1.0, interval / 4)):
+            if self._screen.silent_for() >= interval:
                 with contextlib.suppress(OSError):  # the next line of the work itself will meet the error too
                     self._screen.say(self._row.words())
 
@@ -229,7 +236,7 @@ class Watch:
             self._bars.update(row.task, completed=row.done, total=row.total or None)
         elif event.status == "rejected":
             self._screen.say(f"{row.name} {row.count()} {event.id} rejected: {event.note}".rstrip(": "))
-        elif self._screen.silent_for() >= INTERVAL:
+        elif self._screen.silent_for() >= self._screen.interval:
             self._screen.say(row.words())
 
     def _begin(self, name: str, total: int) -> None:
@@ -264,9 +271,9 @@ class Watch:
 
 def _bars(console: Console) -> Progress:
     columns = (
-        SpinnerColumn(finished_text=" "),
+        SpinnerColumn(finished_text=" ", table_column=Column(no_wrap=True)),
         _Column("name", "bold"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=20, table_column=Column(no_wrap=True)),
         _Column("count"),
         _Column("elapsed", "dim"),
         _Column("left", "cyan"),

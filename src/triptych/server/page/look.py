@@ -16,7 +16,8 @@ ICON = (
     "<path fill='#3a3f58' d='M1 2h4v12H1zm5 0h4v12H6zm5 0h4v12h-4z'/></svg>"
 )
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container { max-width: 1240px !important; margin: 0 auto !important;
+  overflow: clip !important; }
 .triptych-head { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0.25rem 1rem; }
 .triptych-head h1 { font-size: 1.4rem; margin: 0; }
 .triptych-head p { margin: 0; }

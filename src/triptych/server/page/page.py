@@ -33,12 +33,13 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse, Response
 
-from triptych.server.page import files, jobs, look, tryon
+from triptych.server.page import catalogue, files, jobs, look, tryon
 from triptych.server.page.context import Context
 from triptych.server.page.door import PAGE, only_what_the_page_needs
 
 TABS: tuple[tuple[str, Callable[[Context], None]], ...] = (
     ("Try on", tryon.build),
+    ("Catalogue", catalogue.build),
     ("Jobs", jobs.build),
 )
 
@@ -72,7 +73,8 @@ def mount(api: FastAPI, context: Context) -> None:
     def icon() -> Response:
         return Response(look.ICON, media_type="image/svg+xml")
 
-    files.add_routes(api, context)
+    for module in (files, catalogue):
+        module.add_routes(api, context)
     gr.mount_gradio_app(
         api,
         blocks_of(context),
