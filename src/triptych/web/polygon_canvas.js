@@ -230,7 +230,8 @@ export function mountPolygonCanvas(element, { imageUrl, width, height, polygons 
   function deleteSelected() {
     if (!selected) return;
     const { shape, corner } = selected;
-    const left = corner === null ? [] : shape.corners.filter((one) => !selectedCorners().includes(one));
+    const gone = selectedCorners();
+    const left = corner === null ? [] : shape.corners.filter((one) => !gone.includes(one));
     if (left.length >= 3) {
       change(() => {
         shape.corners = left;
@@ -335,12 +336,14 @@ export function mountPolygonCanvas(element, { imageUrl, width, height, polygons 
     draw();
   }
 
-  // By a factor (0: the whole photo), around a place of the canvas in CSS pixels, by default that of the work.
-  function zoom(factor, about = null) {
+  // By a factor (0: the whole photo), around a place of the canvas in CSS pixels, by default that of the work; what is
+  // seen there was at `from`.
+  function zoom(factor, about = null, from = about) {
     const work = cursor ?? (selected?.corner != null ? selectedCorners()[0] : null);
     const [x, y] = about ?? (work ? onCanvas(work) : [view.width / 2, view.height / 2]);
+    const [fromX, fromY] = from ?? [x, y];
     const to = allowed(view.scale * factor);
-    look(view.x + x / view.scale - x / to, view.y + y / view.scale - y / to, to);
+    look(view.x + fromX / view.scale - x / to, view.y + fromY / view.scale - y / to, to);
   }
 
   function pan(dx, dy) {
@@ -407,9 +410,8 @@ export function mountPolygonCanvas(element, { imageUrl, width, height, polygons 
   function pinch(id, was, now) {
     const other = [...fingers].find(([key]) => key !== id)[1];
     const box = canvas.getBoundingClientRect();
-    pan((was[0] - now[0]) / 2, (was[1] - now[1]) / 2);
-    const middle = [(now[0] + other[0]) / 2 - box.left, (now[1] + other[1]) / 2 - box.top];
-    zoom(distance(now, other) / Math.max(distance(was, other), 1), middle);
+    const between = (finger) => [(finger[0] + other[0]) / 2 - box.left, (finger[1] + other[1]) / 2 - box.top];
+    zoom(distance(now, other) / Math.max(distance(was, other), 1), between(now), between(was));
   }
 
   function onPointerUp(event) {
