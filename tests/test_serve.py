@@ -297,6 +297,9 @@ def test_the_queue_recovers(tmp_path: Path) -> None:
     assert found and found.state == "failed" and "ended 3 times" in found.error["message"]
     with pytest.raises(KeyReused):
         store.add("tryon", {"seed": 1}, "key"), store.add("tryon", {"seed": 2}, "key")
+    ended = store.ended_after(0.0)
+    assert {job.id for job in ended} == {jobs[0].id, jobs[1].id} and ended[0].ended <= ended[1].ended  # type: ignore[operator]
+    assert store.ended_after(ended[0].ended or 0, ended[0].number) == ended[1:]
     assert len(store.forget(time.time() + 1)) == 2 and len(store.newest()) == 2
 
 

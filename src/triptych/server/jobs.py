@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     warnings TEXT NOT NULL DEFAULT '[]'
 );
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number);
+CREATE INDEX IF NOT EXISTS jobs_by_end ON jobs (ended, number);
 """
 
 
@@ -136,6 +137,17 @@ class JobStore:
         with self._lock:
             rows = self._db.execute(
                 "SELECT * FROM jobs WHERE state = 'queued' ORDER BY number LIMIT ?", (limit,)
+            ).fetchall()
+        return [_job(row) for row in rows]
+
+    def ended_after(self, when: float, number: int = 0, limit: int = 200) -> list[Job]:
+        """Jobs that ended after a job: after its time, or at the same time with a higher number; in the order
+        in which they ended.
+        """
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT * FROM jobs WHERE (ended, number) > (?, ?) ORDER BY ended, number LIMIT ?",
+                (when, number, limit),
             ).fetchall()
         return [_job(row) for row in rows]
 

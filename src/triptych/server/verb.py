@@ -24,7 +24,7 @@ from triptych.errors import ConfigError
 from triptych.events import Event, Run, held
 from triptych.server.config import AppConfig, ServeConfig
 from triptych.server.guard import Guard, is_loopback
-from triptych.server.jobs import ENDED, Job, JobStore
+from triptych.server.jobs import Job, JobStore
 from triptych.server.uploads import Uploads
 from triptych.store.folder import StageFolder
 
@@ -144,19 +144,17 @@ def _server(config: ServeConfig, session: Any, home: Path, token: str) -> tuple[
 
 def _ended(store: JobStore, home: Path, config: ServeConfig, summary: dict[str, Any]) -> Iterator[Event]:
     """An event for each job that ends, for ever; old jobs are cleared away now and then."""
-    begun, told, swept = time.time(), set[str](), 0.0
+    last, swept = (time.time(), 0), 0.0
     while True:
-        for job in reversed(store.newest(200)):
-            if job.state in ENDED and (job.ended or 0) >= begun and job.id not in told:
-                told.add(job.id)
-                summary[job.state] += 1
-                note = job.error.get("message", "") or job.state
-                yield Event(
-                    f"{job.kind} {job.id[:8]}",
-                    "done" if job.state == "done" else "rejected",
-                    note,
-                    result=job.id,
-                )
+        for job in store.ended_after(*last):
+            last = job.ended or 0.0, job.number
+            summary[job.state] += 1
+            yield Event(
+                f"{job.kind} {job.id[:8]}",
+                "done" if job.state == "done" else "rejected",
+                job.error.get("message", "") or job.state,
+                result=job.id,
+            )
         if time.time() - swept > 600:
             _sweep(store, home, config.keep_days)
             swept = time.time()

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable
 
 _QUIET = {
@@ -22,12 +23,16 @@ _QUIET = {
 """Environment variables that the libraries read when imported; values set by the user stay."""
 
 
+KEPT = 1000
+"""How many messages are remembered, so that none is shown twice; a server runs for months."""
+
+
 class Handler(logging.Handler):
     """Sends log lines through the same function as progress, so that none lands inside a bar."""
 
     def __init__(self, say: Callable[[str], None], everybody: bool) -> None:
         super().__init__(logging.DEBUG if everybody else logging.WARNING)
-        self._say, self._everybody, self._said = say, everybody, set[str]()
+        self._say, self._everybody, self._said = say, everybody, deque[str](maxlen=KEPT)
 
     def emit(self, record: logging.LogRecord) -> None:
         ours = record.name.split(".")[0] == "triptych"
@@ -37,7 +42,7 @@ class Handler(logging.Handler):
         if ours and not self._everybody:
             if text in self._said:  # a message that comes with every picture is shown once
                 return
-            self._said.add(text)
+            self._said.append(text)
         word = record.levelname.lower()
         self._say(f"{word}: {text}" if ours else f"{word} {record.name}: {text}")
         if record.exc_info and self._everybody:
