@@ -1,4 +1,4 @@
-"""Runs the pure work of a stage: in this process, in order or in threads, or with another executor.
+"""Runs the pure work of a stage: in this process, in order or in threads, or on a cluster.
 
 A stage has three functions. `todo` returns the work as a list of small items. `make` makes one item with the
 tools of a worker and changes nothing else. `record` writes the results; it is the only writer and stays in
@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -115,8 +116,31 @@ def using(executor: Executor) -> Iterator[None]:
         _executor.reset(token)
 
 
+@dataclass(frozen=True)
+class Engine:
+    """A Ray cluster. address: see `ray.init`; None starts one here. object_store_bytes: most memory for items
+    on their way. wants_card: whether a worker takes a card for itself, if the cluster has any.
+    """
+
+    address: str | None
+    object_store_bytes: int
+    wants_card: bool
+
+
 def execute(
-    make: Callable[[Item, Tools], Made], items: Iterable[Item], tools: PerWorker[Tools], threads: int = 0
+    make: Callable[[Item, Tools], Made],
+    items: Iterable[Item],
+    tools: PerWorker[Tools],
+    threads: int = 0,
+    on: Engine | None = None,
 ) -> Iterator[Made]:
-    """The results of `make` for all items, in order: with `in_process`, or the executor in use."""
+    """The results of `make` for all items, in order: with the executor in use, or on a cluster.
+
+    Raises:
+        ModelError: Ray is not installed, or the cluster cannot be reached.
+    """
+    if on is not None:
+        from triptych.execution_ray import on_ray
+
+        return on_ray(on, make, items, tools, threads)
     return _executor.get()(make, items, tools, threads)

@@ -153,7 +153,7 @@ def _ask(book: Book, jobs: list[Job], captioner: PerWorker[Captioner]) -> Iterat
         check_pictures(captioner().knows, _panels(jobs), "captioner", config.vlm_model, config.anyway)
     tools = PerWorker(Asking, config, book.limit, captioner, book.journal)
     threads = config.concurrency if captioner().concurrent else 0
-    described = execute(make, spread(jobs), tools, threads)
+    described = execute(make, spread(jobs), tools, threads, on=config.on)
     for one in proven(described, book.is_settled, book.ours.values(), config.vlm_model):
         yield record(book, one)
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from triptych.config.engine import EngineConfig
 from triptych.config.marks import ASKED, GIVEN, INPUT, OUTPUT, RARE, RESULT, RUNNING, SHARED
-from triptych.config.stage import StageConfig
 
 
-class CaptionConfig(StageConfig):
+class CaptionConfig(EngineConfig):
     vlm_model: Annotated[str, ASKED] = ""
     """The captioner: a model on a server such as gpt-4.1-mini (its key comes from OPENAI_API_KEY), the folder
     of a transformers model, `local:NAME` for a model on the hub, or `pocket`, which only knows rendered

@@ -87,7 +87,7 @@ def clean(config: CleanConfig) -> Run:
         try:
             judge, told = _learn(config, examples, tools)
             book = Book(judge)
-            for looked in execute(make, todo(files, config.min_side), tools):
+            for looked in execute(make, todo(files, config.min_side), tools, on=config.on):
                 yield from record(book, looked)
         finally:
             cache.save()
@@ -114,7 +114,7 @@ def _learn(
 
     files = [PhotoFile("", path, path.name, 0, key=key) for key, (path, _) in examples.items()]
     extractor, cache, bad = tools().extractor, tools().cache, dict[str, str]()
-    for looked in execute(make, todo(files, 1, "looking at examples"), tools):
+    for looked in execute(make, todo(files, 1, "looking at examples"), tools, on=config.on):
         cache.add(looked.features)
         bad |= looked.broken
     good = [key for key in examples if key not in bad]

@@ -7,11 +7,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from triptych.config.engine import EngineConfig
 from triptych.config.marks import GIVEN, INPUT, RARE, RESULT, SHARED
-from triptych.config.stage import Seed, StageConfig
+from triptych.config.stage import Seed
 
 
-class CleanConfig(StageConfig):
+class CleanConfig(EngineConfig):
     """Settings of `clean`, which tells human photos from garment photos."""
 
     photos: Annotated[Path | None, INPUT] = None

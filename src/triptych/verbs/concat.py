@@ -89,7 +89,7 @@ def concat(config: ConcatConfig) -> Run:
         try:
             found = todo(triples, layout, book.folder)
             yield from _standing(found, summary)
-            for drawn in execute(make, found.draw, tools):
+            for drawn in execute(make, found.draw, tools, on=config.on):
                 yield record(book, drawn)
         finally:
             book.folder.write_rejects([*rejects, *book.rejects, *spares])

@@ -6,11 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from triptych.config.engine import EngineConfig
 from triptych.config.marks import GIVEN, RESULT, SHARED
-from triptych.config.stage import Seed, StageConfig
+from triptych.config.stage import Seed
 
 
-class ConcatConfig(StageConfig):
+class ConcatConfig(EngineConfig):
     task: Annotated[str, RESULT, GIVEN, SHARED] = "try-on"
     """The task whose panels are put side by side: try-on and try-off (front, back, worn), or outfit (any of
     front, back, detail, top, bottom, shoes and bag, then worn).

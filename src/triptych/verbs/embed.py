@@ -90,9 +90,9 @@ def embed(config: EmbedConfig) -> Run:
         found = todo(sources, shards, made_by, config.batch_size, apart)
         for source, changed in found.kept:
             yield keep(book, source, changed)
-        for encoded in execute(make_texts, found.texts, PerWorker(TextTools, backbone, length)):
+        for encoded in execute(make_texts, found.texts, PerWorker(TextTools, backbone, length), on=config.on):
             record_texts(book, encoded)
-        for several in execute(make_latents, found.pictures, PerWorker(PictureTools, backbone)):
+        for several in execute(make_latents, found.pictures, PerWorker(PictureTools, backbone), on=config.on):
             for latents in several:
                 yield record_latents(book, latents)
         if packer is not None:

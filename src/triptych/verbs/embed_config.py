@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from triptych.backbones.settings import resolve_model
+from triptych.config.engine import EngineConfig
 from triptych.config.marks import GIVEN, MACHINE, OUTPUT, RARE, RESULT, RUNNING
 from triptych.config.stage import ModelConfig, PhotoConfig
 
 
-class EmbedConfig(ModelConfig, PhotoConfig):
+class EmbedConfig(ModelConfig, PhotoConfig, EngineConfig):
     max_sequence_length: Annotated[int | None, RESULT] = Field(default=None, ge=1, le=512)
     """Text tokens kept of a caption; by default the model's recommendation. Longer captions are cut, and
     counted in the summary.

@@ -80,12 +80,12 @@ def run_batch(config: TryonConfig, model: PerWorker[OpenedModel]) -> Run:
 
     def work() -> Iterator[Event]:
         try:
-            for looked in execute(look, todo(lines), PerWorker(LookTools, model, writer)):
+            for looked in execute(look, todo(lines), PerWorker(LookTools, model, writer), on=config.on):
                 yield from record_look(book, looked)
             writer.close()  # its captioner may hold memory that the model needs
             jobs = todo_pictures(book.lines, book.left, config.batch_size)
             prompts = [_config(book.lines[number]).prompt for number in book.left]
-            for made in execute(make, jobs, PerWorker(PictureTools, model, prompts)):
+            for made in execute(make, jobs, PerWorker(PictureTools, model, prompts), on=config.on):
                 for picture in made.pictures:
                     yield record(book, picture)
                 if made.context_cache:

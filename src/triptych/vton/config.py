@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from triptych.config.engine import EngineConfig
 from triptych.config.marks import ASKED, EACH, GIVEN, INPUT, OUTPUT, RESULT, RUNNING, Alone
 from triptych.config.role_photos import as_list, by_role, pair
 from triptych.sampling.options import PictureConfig
@@ -30,7 +31,7 @@ def is_proposed(mask: object) -> bool:
     return isinstance(mask, str | Path) and str(mask).partition(":")[0] in (AUTO, POINTS)
 
 
-class TryonConfig(PictureConfig):
+class TryonConfig(PictureConfig, EngineConfig):
     front: Annotated[Path | None, INPUT] = None
     """Photo of the garment's front. This or --garment is needed."""
     back: Annotated[Path | None, INPUT] = None
