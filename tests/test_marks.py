@@ -103,6 +103,7 @@ def test_what_the_lines_of_a_batch_may_set_and_what_those_sampled_together_share
         *StageConfig.model_fields,
         *LOADED,
         *("vlm_model", "base_url", "parser", "batch", "batch_size", "out", "mask_out", "anyway"),
+        *("engine", "address", "object_store_gib"),
     } == lines.SHARED
     own = {
         "person",
