@@ -38,7 +38,7 @@ test-browser: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m browser
 
 test-api: $(READY)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -s tests/test_serve_schema.py -k 2000
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -s tests/test_serve_schema.py -m slow
 
 soak: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --out work/soak.json
