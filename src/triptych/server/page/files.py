@@ -33,12 +33,17 @@ def add_routes(api: FastAPI, context: Context) -> None:
         return Response(_small(context.uploads.path(id, "photo"), PREVIEW), media_type="image/jpeg")
 
     @api.get("/files/upload/{id}", include_in_schema=False)
-    def upload(id: str = InPath(pattern=r"^[0-9a-f]{64}$")) -> Response:
+    def small(id: str = InPath(pattern=r"^[0-9a-f]{64}$")) -> Response:
         return Response(_small(context.uploads.path(id, "photo"), THUMB), media_type="image/jpeg")
 
     @api.get("/files/thumb/{id}/{number}", include_in_schema=False)
     def thumb(id: str = JobId, number: int = InPath(ge=0, le=999)) -> Response:
         return Response(_small(found_result(context.server, id, number), THUMB), media_type="image/jpeg")
+
+
+def upload(id: str) -> str:
+    """The address of a small upload."""
+    return f"../files/upload/{id}"
 
 
 def thumbnail(job: str, number: int) -> str:

@@ -23,10 +23,8 @@ from triptych.verbs.reproduce import about_of, hashes_in, picture_settings
 from triptych.vton.config import TryonConfig
 
 PHOTOS = ("front", "back", "person")
-USUAL = ("num_inference_steps", "strength", "guidance_scale", "refine", "rough", "grow", "feather", "expand")
-"""Settings with a field of their own, besides the prompt and the seed."""
-AUTO, DRAWN, FREE = "auto", "drawn", "free"
-"""How the region is said, besides a kind of garment: by the prompt; as drawn; not at all (mask-free)."""
+AUTO, FREE = "auto", "free"
+"""How the region is said, besides by a kind of garment: by the prompt; not at all (mask-free)."""
 
 
 def uploaded(context: Context, path: str | None) -> str | None:

@@ -40,7 +40,7 @@ class _TryOn:
                 self._photos()
                 self._region()
                 self._prompt()
-                self.settings = Settings()
+                self.settings = Settings(self.context)
                 self.go = gr.Button("Dress", variant="primary", size="lg", elem_id="tryon-go")
                 self.problem = parts.message()
             with gr.Column(scale=5, min_width=300):

@@ -134,7 +134,7 @@ def gallery(job: Job) -> str:
         file = f'<a href="{result(job.id, number)}" download="tryon-{seed}.png">Download PNG</a>'
         shown.append(
             f'<figure><img src="{thumbnail(job.id, number)}" alt="Picture of seed {seed}">'
-            f"<figcaption>{file} seed {seed}</figcaption></figure>"
+            f"<figcaption><span>Seed {seed}</span> {file}</figcaption></figure>"
         )
     return (
         f'<div class="triptych-grid">{"".join(shown)}</div>'
