@@ -30,6 +30,7 @@ from triptych.verbs.doctor_config import DoctorConfig
 GIB = 2**30
 State = Literal["ok", "warn", "fail"]
 EXTRAS = {
+    "app": ("gradio",),
     "serve": ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
     "notebook": ("anywidget",),
     "optimizers": ("bitsandbytes", "prodigyopt"),

@@ -6,9 +6,13 @@ from __future__ import annotations
 
 import hmac
 import html
+import json
 import re
 import secrets
+from collections.abc import MutableMapping
 from importlib import resources
+from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -24,6 +28,7 @@ _NEEDED = re.compile(
     r"|/gradio_api/(startup-events|upload|upload_progress|app_id|cancel|reset|queue/(join|data)"
     r"|run/predict|heartbeat/\w+|file=.+|component_server/?)"
 )
+_UPLOAD = "/gradio_api/upload"
 CSP = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
@@ -33,18 +38,61 @@ CSP = (
 """Gradio needs inline scripts and `eval`; everything comes from this server, whatever the page asks for."""
 
 
-def only_what_the_page_needs(app: App) -> App:
-    """The mounted gradio without the addresses that this page never asks for: proxy, history, monitoring,
-    documentation and generated clients.
+def only_what_the_page_needs(app: App, folder: str) -> App:
+    """The mounted gradio without the addresses that this page never asks for (proxy, history, monitoring,
+    documentation), and without other files than those in `folder`: a browser names what it has sent by the
+    path that it was told, and gradio would read, or fetch from elsewhere, whatever is named there.
     """
+    home = Path(folder).resolve()
 
     async def narrowed(scope: Scope, receive: Receive, send: Send) -> None:
         inside = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         if scope["type"] == "http" and not _NEEDED.fullmatch(inside):
             return await Response("Not Found", 404, media_type="text/plain")(scope, receive, send)
-        return await app(scope, receive, send)
+        if scope["type"] != "http" or scope["method"] != "POST" or inside == _UPLOAD:
+            return await app(scope, receive, send)
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        if not _names_only(body, home):
+            return await Response("Forbidden", 403, media_type="text/plain")(scope, receive, send)
+        told = False
+
+        async def again() -> MutableMapping[str, Any]:
+            nonlocal told
+            if told:
+                return await receive()
+            told = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await app(scope, again, send)
 
     return narrowed
+
+
+def _names_only(body: bytes, home: Path) -> bool:
+    """Whether every file that a request names lies in a folder."""
+    try:
+        left = [json.loads(body or b"null")]
+    except (ValueError, RecursionError):
+        return False
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if (path := value.get("path")) is not None and not _within(path, home):
+                return False
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return True
+
+
+def _within(path: Any, home: Path) -> bool:
+    try:
+        return Path(path).is_absolute() and Path(path).resolve().is_relative_to(home)
+    except (TypeError, ValueError, OSError):
+        return False
 
 
 class Door:

@@ -75,9 +75,13 @@ def mount(api: FastAPI, context: Context) -> None:
 
     for module in (files, catalogue):
         module.add_routes(api, context)
+    blocks = blocks_of(context)
+    blocks.has_launched = (
+        True  # unless this is set, gradio does not look where the files lie that it is told of
+    )
     gr.mount_gradio_app(
         api,
-        blocks_of(context),
+        blocks,
         PAGE,
         server_name=context.config.host,
         footer_links=[],
@@ -93,4 +97,4 @@ def mount(api: FastAPI, context: Context) -> None:
         css=look.CSS,
     )
     mounted = next(route for route in api.routes if getattr(route, "path", "") == PAGE)
-    mounted.app = only_what_the_page_needs(mounted.app)  # type: ignore[attr-defined]
+    mounted.app = only_what_the_page_needs(mounted.app, folder)  # type: ignore[attr-defined]
