@@ -33,13 +33,14 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse, Response
 
-from triptych.server.page import catalogue, files, jobs, look, tryon
+from triptych.server.page import catalogue, files, jobs, look, training, tryon
 from triptych.server.page.context import Context
 from triptych.server.page.door import PAGE, only_what_the_page_needs
 
 TABS: tuple[tuple[str, Callable[[Context], None]], ...] = (
     ("Try on", tryon.build),
     ("Catalogue", catalogue.build),
+    ("Train", training.build),
     ("Jobs", jobs.build),
 )
 
@@ -73,7 +74,7 @@ def mount(api: FastAPI, context: Context) -> None:
     def icon() -> Response:
         return Response(look.ICON, media_type="image/svg+xml")
 
-    for module in (files, catalogue):
+    for module in (files, catalogue, training):
         module.add_routes(api, context)
     blocks = blocks_of(context)
     blocks.has_launched = (
