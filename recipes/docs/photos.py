@@ -70,15 +70,13 @@ EXAMPLES = {"back-view": back_view, "greyscale": greyscale, "jacket-over-dress":
 
 
 def gallery(folder: Path) -> None:
-    """Product photos of a t-shirt and of a skirt, and people to wear them."""
-    shirt, skirt = (
-        Garment("t-shirt", "purple", "dots", "yellow"),
-        Garment("skirt", "green", "stripes", "white"),
-    )
+    """Product photos of a sweater and of a skirt, and somebody to wear them."""
+    sweater = Garment("sweater", "purple", "dots", "yellow")
+    skirt = Garment("skirt", "green", "stripes", "white")
     person = Scene("worn", "sky", "dark", "dark", "short", "arms down", "cream", "front")
-    _save(render(shirt, Scene("front", "beige"), 31, SCALE).image, folder / "shirt.png")
+    _save(render(sweater, Scene("front", "beige"), 31, SCALE).image, folder / "sweater.png")
     _save(render(skirt, Scene("front", "beige"), 32, SCALE).image, folder / "skirt.png")
-    _save(render(Garment("t-shirt", "white"), person, 33, SCALE).image, folder / "person.png")
+    _save(render(Garment("sweater", "white"), person, 33, SCALE).image, folder / "person.png")
 
 
 def _products(folder: Path, garment: Garment, background: str, seed: int) -> None:
