@@ -52,14 +52,12 @@ GROUPS = {
     "terminal": "The command line",
     "cli": "The command line",
     "wording": "The command line",
-    "pages": "Commands",
-    "execution": "Commands",
     "flow": "Sampling",
     "signals": "The command line",
-    "progress": "Commands",
-    "errors": "Commands",
 }
 """Part of the package → heading, in the order of the page."""
+OTHERS = "Commands"
+"""The heading of parts that are not named there."""
 HEAD = """# Every error
 
 This page is made from the source by `python -m recipes.docs.errors`. It lists what triptych says when
@@ -200,7 +198,9 @@ def collected() -> dict[str, dict[str, set[str]]]:
             suggested = module.texts(hint, scope) if hint else [""]
             for sentence in module.texts(message, scope):
                 if re.search(r"\w", sentence):
-                    found[GROUPS[part]].setdefault(_tidy(sentence), set()).update(map(_tidy, suggested))
+                    found[GROUPS.get(part, OTHERS)].setdefault(_tidy(sentence), set()).update(
+                        map(_tidy, suggested)
+                    )
     return found
 
 
