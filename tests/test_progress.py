@@ -45,6 +45,18 @@ def test_a_log_file_gets_a_sign_of_life_also_within_a_unit(capsys: pytest.Captur
     assert lines[0] == "train: 1000 to do" and lines[1].startswith("train: 1000/1000 in ") and len(lines) == 2
 
 
+def test_a_server_that_waits_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> Iterator[Event]:
+        yield Event("listening")
+        time.sleep(0.6)
+        yield Event("tryon 1")
+        time.sleep(0.4)
+
+    follow(Screen(interval=0.1), Run("serve", 0, work(), {}))
+    lines = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert [line for line in lines if not line.startswith("serve:")] == ["serve 1", "serve 2"]
+
+
 def test_a_bar_takes_one_line_however_narrow_the_terminal_is() -> None:
     shown, drawn = Screen(), io.StringIO()
     shown.console = Console(file=drawn, force_terminal=True, width=60)

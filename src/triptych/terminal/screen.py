@@ -172,6 +172,7 @@ class Watch:
         self._rows: dict[str, Row] = {}
         self._row = Row(name)
         self._name, self._total = name, 0
+        self._told = name, -1
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -194,9 +195,17 @@ class Watch:
     def _pulse(self, stop: threading.Event) -> None:
         interval = self._screen.interval
         while not stop.wait(min(1.0, interval / 4)):
-            if self._screen.silent_for() >= interval:
+            row = self._row
+            # What has no end, such as a server, waits for most of its time: that is said once.
+            waits = not row.total and row.done and row.moment is None and self._told == (row.name, row.done)
+            if self._screen.silent_for() >= interval and not waits:
                 with contextlib.suppress(OSError):  # the next line of the work itself will meet the error too
-                    self._screen.say(self._row.words())
+                    self._tell(row)
+
+    def _tell(self, row: Row) -> None:
+        """Say how a row is, as a line of a log."""
+        self._told = row.name, row.done
+        self._screen.say(row.words())
 
     def hear(self, moment: Moment) -> None:
         if (
@@ -237,7 +246,7 @@ class Watch:
         elif event.status == "rejected":
             self._screen.say(f"{row.name} {row.count()} {event.id} rejected: {event.note}".rstrip(": "))
         elif self._screen.silent_for() >= self._screen.interval:
-            self._screen.say(row.words())
+            self._tell(row)
 
     def _begin(self, name: str, total: int) -> None:
         self._settle()
