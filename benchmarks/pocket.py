@@ -24,11 +24,13 @@ from PIL import Image, ImageChops, ImageFilter
 import pocket_outfits
 import pocket_tables
 from triptych.backbones.settings import model_settings, resolve_model
+from triptych.evaluation.rendered import SCALE
 from triptych.pictures.panels import concatenate
 from triptych.pocket.prompts import sample_triptych, triptych_caption
 from triptych.pocket.render import render
 from triptych.pocket.world import NONE, sample_printed, sample_scene
-from triptych.store.files import read_json, write_json
+from triptych.sampling.products import shown
+from triptych.store.files import read_json, write_json, write_jsonl
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.embed import EmbedConfig, embed
 from triptych.verbs.evaluate import EvaluateConfig, evaluate
@@ -163,31 +165,36 @@ def klein_rows(add: Callable[..., None]) -> None:
         if way != "noisy":
             add(f"klein {way}", 300, "text", **lora | {"seed": 0})
     add("klein reading", 300, "context", **ways["references"] | {"context_lora": False, "seed": 0})
+    add("klein trim", 300, "context", **ways["canvas"] | {"seed": 0, "trim": 0.05})
     add("klein prints", 150, "text", sampling={"back_prints": True})
     for way in ("references", "canvas"):
         prints = ways[way] | PRINTS | {"triptychs": 80, "max_train_steps": 1000}
         add("klein prints", 150, "context", sampling={"back_prints": True}, **prints)
 
 
-def write_triptychs(folder: Path, count: int, printed: float = 0.0) -> None:
+def write_triptychs(folder: Path, count: int, printed: float = 0.0, trim: float | None = None) -> None:
     """Rendered triptychs with truthful captions, half of which name the look (of printed ones a quarter);
     held-out garments are not among them.
 
     printed: part of them that is a garment with a back print, worn by a person seen from behind; otherwise
     about one in fifty is. Each of these has a loss mask, `masks/<id>.png`: of the worn panel, the print and
-    what is close to it.
+    what is close to it. trim: product photos, larger than their panels, are cut to the garment as `concat
+    --trim` does.
     """
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     (folder / "triptychs").mkdir(exist_ok=True)
-    layout, rng = TRY_ON.layout(48, 72), random.Random(3)
+    layout, rng, rows = replace(TRY_ON.layout(48, 72), trim=trim), random.Random(3), []
     for number in range(count):
         garment, scenes = sample_triptych(rng)
         chosen = number < count * printed
         if chosen:
             garment, scenes = sample_printed(rng), (*scenes[:2], sample_scene(rng, "worn", facing="behind"))
         seeds = [rng.getrandbits(30) for _ in scenes]
-        panels = [render(garment, scene, seed).image for scene, seed in zip(scenes, seeds, strict=True)]
+        scale = 1 if trim is None else SCALE
+        views = [render(garment, scene, seed, scale).image for scene, seed in zip(scenes, seeds, strict=True)]
+        panels = [*shown(dict(zip(layout.roles, views, strict=True)), layout).values()]
         concatenate(panels, layout).save(folder / "triptychs" / f"item-{number:03}.png")
+        rows.append({"file_name": f"item-{number:03}.png", "layout": layout.to_dict()})
         named = number % (4 if chosen else 2) == 0
         (folder / "triptychs" / f"item-{number:03}.txt").write_text(
             triptych_caption(garment, scenes, named=named).text
@@ -200,10 +207,18 @@ def write_triptychs(folder: Path, count: int, printed: float = 0.0) -> None:
             mask = Image.new("L", layout.size)
             mask.paste(moved.filter(ImageFilter.MaxFilter(9)), layout.box("worn")[:2])
             mask.save(folder / "masks" / f"item-{number:03}.png")
+    if trim is not None:
+        write_jsonl(folder / "triptychs" / "metadata.jsonl", rows)
 
 
 def trained(
-    work: Path, model: str, triptychs: int = 40, printed: float = 0.0, masks: bool = False, **options: Any
+    work: Path,
+    model: str,
+    triptychs: int = 40,
+    printed: float = 0.0,
+    masks: bool = False,
+    trim: float | None = None,
+    **options: Any,
 ) -> Path:
     """The LoRA folder of these training options, trained if it is not there yet; `RECIPE` where they say
     nothing.
@@ -212,13 +227,14 @@ def trained(
     """
     outfits = options.get("task") == "outfit"
     name = f"{'outfits' if outfits else 'items'}-{triptychs}" + (f"-printed-{printed}" if printed else "")
+    name += f"-trim-{trim}" if trim is not None else ""
     data = work / name
     if not data.exists():
         part = work / f"{data.name}.part"
         if outfits:
             pocket_outfits.write_outfits(part, triptychs)
         else:
-            write_triptychs(part, triptychs, printed)
+            write_triptychs(part, triptychs, printed, trim)
         part.rename(data)
     options |= {"loss_masks": data / "masks"} if masks else {}
     embed(EmbedConfig(work=data, model=model, batch_size=8, columns=3)).finish()

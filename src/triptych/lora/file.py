@@ -308,7 +308,10 @@ def checked_layout(data: Any) -> PanelLayout:
     made = data.get("made", [])
     if not isinstance(made, list) or any(role not in roles for role in made):
         raise ModelError("has metadata that describes no panels: what it makes are none of its roles", hint)
-    return PanelLayout(data["width"], data["height"], tuple(roles), data["columns"], tuple(made))
+    trim = data.get("trim")
+    if trim is not None and (type(trim) not in (int, float) or not 0 <= trim <= 1):
+        raise ModelError("has metadata that describes no panels: they are trimmed by no share", hint)
+    return PanelLayout(data["width"], data["height"], tuple(roles), data["columns"], tuple(made), trim)
 
 
 def _size_words(sides: list[Any]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,8 @@ class PanelLayout:
     """A grid of panels: `roles` in reading order, `columns` in a row, every panel `width` × `height` pixels.
 
     made: the roles that a model generates; by default the last role. The others are `given`: photos that it
-    sees.
+    sees. trim: photos of products are cut to the garment and this margin, a share of its longer side, before
+    they are fitted into panels; None: they are fitted whole. Layouts that differ in it alone are equal.
     """
 
     width: int
@@ -36,6 +37,7 @@ class PanelLayout:
     roles: tuple[str, ...]
     columns: int
     made: tuple[str, ...] = ()
+    trim: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         assert self.width > 0 and self.height > 0 and self.columns > 0
@@ -82,7 +84,7 @@ class PanelLayout:
         rows, columns = ({place[axis] for place in places} for axis in (0, 1))
         kept = tuple(role for role in self.roles if role in roles)
         across = len(columns) if len(rows) * len(columns) == len(kept) else len(kept)
-        return PanelLayout(self.width, self.height, kept, across, kept)
+        return replace(self, roles=kept, columns=across, made=kept)
 
     def among(self, roles: Collection[str]) -> PanelLayout:
         """The layout without the panels of other roles. Unless all are among `roles`, they stand in a row."""
@@ -90,7 +92,7 @@ class PanelLayout:
         if kept == self.roles:
             return self
         made = tuple(role for role in self.made if role in roles)
-        return PanelLayout(self.width, self.height, kept, len(kept), made)
+        return replace(self, roles=kept, columns=len(kept), made=made)
 
     def check(self, stride: int) -> PanelLayout:
         """Return self if every seam falls on the token grid of `stride` pixels.
@@ -107,10 +109,12 @@ class PanelLayout:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """The layout as JSON. `made` is left out if it is the last role, the default."""
+        """The layout as JSON. `made` is left out if it is the last role, the default; so is no `trim`."""
         data = asdict(self) | {"roles": list(self.roles), "made": list(self.made)}
         if self.made == self.roles[-1:]:
             del data["made"]
+        if self.trim is None:
+            del data["trim"]
         return data
 
     @classmethod
@@ -141,7 +145,10 @@ class PanelLayout:
         made = data.get("made", [])
         if not isinstance(made, list | tuple) or any(role not in roles for role in made):
             raise ValueError("what is made of a layout is a list of its roles")
-        return cls(data["width"], data["height"], tuple(roles), columns, tuple(made))
+        trim = data.get("trim")
+        if trim is not None and (type(trim) not in (int, float) or not 0 <= trim <= 1):
+            raise ValueError("the trim of a layout is a number from 0 to 1")
+        return cls(data["width"], data["height"], tuple(roles), columns, tuple(made), trim)
 
 
 PLAIN_ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")

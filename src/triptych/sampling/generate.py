@@ -19,6 +19,7 @@ from triptych.pictures.panels import PanelLayout, concatenate
 from triptych.sampling.canvas import decoded, decoded_panel, known_latents, left_out
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
+from triptych.sampling.products import shown
 from triptych.sampling.references import references_of
 from triptych.sampling.sampler import Canvases, Known, OnStep, sample_latents
 
@@ -50,7 +51,7 @@ def generate_triptych(
     """
     assert len(prompts) == len(seeds)
     layout, sampling = layout or model.layout(), sampling or model.sampling()
-    given = products or [{}] * len(prompts)
+    given = [shown(one, layout) for one in products or [{}] * len(prompts)]
     for panels in given:
         _check_panels(panels, layout)
     if references:
@@ -63,14 +64,14 @@ def generate_triptych(
         ]
         if not given[0]:
             layout = layout.only(layout.roles)
-            shown = references_of(model, [], layout, sampling, references)
-            latents = made_latents(model, prompts, layout, seeds, sampling, None, shown, on_step=on_step)
+            pictures = references_of(model, [], layout, sampling, references)
+            latents = made_latents(model, prompts, layout, seeds, sampling, None, pictures, on_step=on_step)
             return decoded(model, latents, layout)
         layout = replace(layout, made=tuple(role for role in layout.roles if role not in given[0]))
         if sampling.context_placement == "reference":
             sampled = layout.only(layout.made)
-            shown = references_of(model, given, layout, sampling, references)
-            latents = made_latents(model, prompts, sampled, seeds, sampling, None, shown, on_step=on_step)
+            pictures = references_of(model, given, layout, sampling, references)
+            latents = made_latents(model, prompts, sampled, seeds, sampling, None, pictures, on_step=on_step)
         else:
             sampled = layout
             known = _known(model, canvases, layout, sampling)

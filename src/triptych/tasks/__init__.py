@@ -18,6 +18,10 @@ DEFAULT = TRY_ON
 """The task of a model without a LoRA, and of three panels in a row without any other information."""
 
 
+PRODUCTS = frozenset(name for task in TASKS.values() for name in task.photo_roles.names)
+"""All roles of photos that show a garment alone."""
+
+
 def task_of(layout: PanelLayout, markers: Sequence[str] = ()) -> Task:
     """The task with the panels of a layout and the same generated ones; if there is none,
     an imported task.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from PIL import Image, ImageDraw
 from torch import nn
@@ -95,7 +97,7 @@ def _made(
     config: TrainConfig, model: OpenedModel, data: TrainingSet, id: str, truth: Image.Image
 ) -> Image.Image:
     """The triptych with its made panels generated from the given ones."""
-    layout = data.layouts[id]
+    layout = replace(data.layouts[id], trim=None)  # these are panels already
     panels = dict(zip(layout.roles, split(truth, layout), strict=True))
     given = {role: panels[role] for role in layout.given}
     ids = [*data.held_out, *data.ids]

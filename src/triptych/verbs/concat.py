@@ -14,7 +14,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ from triptych.pictures.images import load_image
 from triptych.pictures.panels import PanelLayout, concatenate, fit
 from triptych.pictures.saving import save_png
 from triptych.pictures.sheets import contact_sheet, drawable, plain
+from triptych.sampling.products import shown
 from triptych.store.files import publish, sha256_file, write_jsonl
 from triptych.store.folder import StageFolder
 from triptych.tasks import DEFAULT, task_named
@@ -68,6 +69,7 @@ def concat(config: ConcatConfig) -> Run:
     layout = task.layout(
         config.panel_width or settings.panel_width, config.panel_height or settings.panel_height
     ).check(settings.stride)
+    layout = replace(layout, trim=config.trim)
     photos = read_photos(config.catalogue_folder / PHOTOS)
     told = told_roles(config.catalogue_folder)
     triples, rejects, spares = plan(photos, task.photo_roles, config.max_concat_n, config.seed, told)
@@ -213,7 +215,7 @@ def make(triple: Triple, panels: Panels) -> Drawn:
     layout = panels.layout.among(triple.photos)
     try:
         return Drawn(
-            triple, concatenate([panels.panel(triple.photos[role]) for role in layout.roles], layout)
+            triple, concatenate([panels.panel(role, triple.photos[role]) for role in layout.roles], layout)
         )
     except TriptychError as error:
         return Drawn(triple, None, error.message, str(getattr(error, "reason", error.message)))
@@ -256,8 +258,8 @@ def record(book: Book, drawn: Drawn) -> Event:
 # --- Panels, rows and the sheet
 
 
-def _panel(layout: PanelLayout, photo: Photo) -> Image.Image:
-    """A photo as a panel.
+def _panel(layout: PanelLayout, role: str, photo: Photo) -> Image.Image:
+    """A photo as the panel of a role.
 
     Raises:
         InputError: it cannot be opened, or has changed since `clean` judged it.
@@ -266,6 +268,7 @@ def _panel(layout: PanelLayout, photo: Photo) -> Image.Image:
     image = load_image(path, longest=4 * max(layout.width, layout.height))
     if sha256_file(path) != photo.sha256:
         raise InputError(f"{path} has changed since `clean` looked at it.", "Run `triptych clean` again.")
+    image = shown({role: image}, layout)[role]
     return fit(image, layout.width, layout.height)
 
 

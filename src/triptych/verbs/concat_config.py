@@ -25,5 +25,10 @@ class ConcatConfig(EngineConfig):
     """Pixels; by default the model's recommendation."""
     panel_height: Annotated[int | None, RESULT] = Field(default=None, ge=16, le=8192)
     """Pixels; by default the model's recommendation."""
+    trim: Annotated[float | None, RESULT] = Field(default=None, ge=0, le=1)
+    """Cut product photos to the garment and this margin, a share of its longer side, such as 0.05: more of
+    the panel shows the garment. The LoRA's file records it, and photos given to generate and tryon are cut
+    alike. By default they stay whole.
+    """
     seed: Annotated[Seed, RESULT, SHARED] = 0
     """Seed of the choice among photos of people, for an item with more than max_concat_n."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from PIL import Image
 
 from triptych.errors import InputError
 
+LOOKED_AT = 512
+"""Longest side in pixels at which a photo is looked at to trim it."""
 _NEAR = 24  # largest channel difference (of 255) that still counts as the background's colour
 
 
@@ -35,3 +39,23 @@ def garment_mask(product: Image.Image, near: int = _NEAR) -> np.ndarray:
             "Use --rough none, or paint on the person photo yourself and give it as --person.",
         )
     return garment
+
+
+def trimmed(product: Image.Image, margin: float) -> Image.Image:
+    """The photo cut to the garment and a margin around it, as a share of the garment's longer side. The whole
+    photo if the garment cannot be told from the background.
+    """
+    small = product.convert("RGB")
+    small.thumbnail((LOOKED_AT, LOOKED_AT))
+    try:
+        garment = garment_mask(small)
+    except InputError:
+        return product
+    rows, columns = (np.flatnonzero(garment.any(axis=axis)) for axis in (1, 0))
+    scale = product.width / small.width
+    left, right, top, bottom = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+    around = margin * max(right - left, bottom - top)
+    box = (left - around, top - around, right + around, bottom + around)
+    low = [max(0, math.floor(side * scale)) for side in box[:2]]
+    high = [min(full, math.ceil(side * scale)) for full, side in zip(product.size, box[2:], strict=True)]
+    return product.crop((*low, *high))

@@ -14,6 +14,7 @@ from triptych.pictures.panels import PanelLayout
 from triptych.sampling.opened import OpenedModel
 from triptych.sampling.options import Sampling
 from triptych.sampling.picture import Picture, ran_on, record
+from triptych.sampling.products import shown
 from triptych.sampling.references import references_of
 from triptych.sampling.sampler import OnStep
 from triptych.vton.fit import TryOnResult, fitted, put_back
@@ -69,6 +70,7 @@ def try_on(
     views = {role: view for role, view in (("front", front), ("back", back)) if view is not None}
     photos = views | {**(garments or {})}
     layout, photos = dressed(layout or model.layout(photos=photos), photos)
+    photos = shown(photos, layout)
     sampling = sampling or model.sampling()
     if not all(person.prompt.strip() for person in persons):
         raise InputError(
@@ -88,16 +90,16 @@ def try_on(
                 )
                 for fitting in fittings
             ]
-        shown = tuple[Reference, ...]()
+        pictures = tuple[Reference, ...]()
         if sampling.context_placement == "reference":
-            shown = references_of(model, [photos], layout, sampling, references)
+            pictures = references_of(model, [photos], layout, sampling, references)
         rows = [(number, seed) for number, person in enumerate(persons) for seed in person.seeds]
-        panels = worn_panels(model, fittings, rows, layout, sampling, shown, on_step)
+        panels = worn_panels(model, fittings, rows, layout, sampling, pictures, on_step)
         results: list[list[TryOnResult]] = [[] for _ in persons]
         for (number, _), panel in zip(rows, panels, strict=True):
             results[number].append(put_back(fittings[number], panel, layout))
         if refine:
-            results = refined(model, fittings, results, layout, sampling, refine, shown, on_step)
+            results = refined(model, fittings, results, layout, sampling, refine, pictures, on_step)
     return results
 
 
