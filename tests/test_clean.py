@@ -330,6 +330,19 @@ def test_lite0_knows_imagenet() -> None:
     )  # bell cote, boathouse, mosque, palace, monastery, stupa
 
 
+def test_the_fast_network_is_the_network() -> None:
+    import torch
+
+    from triptych.vision.lite0 import Block, Same, fast, lite0
+
+    pixels = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected, network = lite0()(pixels), fast(lite0())
+    assert torch.allclose(network(pixels), expected, atol=1e-4 * float(expected.abs().max()))
+    kinds = [type(layer) for layer in network.modules()]
+    assert torch.nn.BatchNorm2d not in kinds and kinds.count(Same) == 5, "one for each stride"
+    assert kinds.count(Block) == 16
+
+
 def test_features_do_not_depend_on_the_batch() -> None:
     extractor = load_extractor()
     random = np.random.default_rng(0)

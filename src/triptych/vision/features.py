@@ -22,7 +22,7 @@ from triptych.pictures.panels import fit
 from triptych.wording.hub import hub_unreachable
 
 DEFAULT = "efficientnet-lite0"
-BATCH = 4  # pictures per forward pass; Lite0 needs 15 MB for each at SIDE
+BATCH = 4  # pictures per forward pass of a transformers model; Lite0 is fastest with one
 # Above Lite0's training resolution of 224: by measurement, heads and hands help only if they are more than a
 # few pixels.
 SIDE = 384
@@ -36,6 +36,7 @@ class Extractor:
     identity: str
     dimensions: int
     embed: Callable[[Sequence[Image.Image]], np.ndarray]
+    batch: int = BATCH
 
     def features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """(N, D) float32 vectors of length 1 for RGB pictures of any size; the same picture gives the same
@@ -43,7 +44,8 @@ class Extractor:
 
         The picture is not cropped, because a head at the upper edge tells a person from a garment.
         """
-        parts = [self.embed(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+        size = self.batch
+        parts = [self.embed(images[start : start + size]) for start in range(0, len(images), size)]
         vectors_ND = np.concatenate(parts) if parts else np.zeros((0, self.dimensions))
         norms = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
         return (vectors_ND / np.maximum(norms, 1e-12)).astype(np.float32)
@@ -67,17 +69,18 @@ def load_extractor(name: str = DEFAULT) -> Extractor:
 
 def _lite0_extractor() -> Extractor:
     import torch
+    from torch import nn
 
-    from triptych.vision.lite0 import LITE0_SHA256, lite0
+    from triptych.vision.lite0 import LITE0_SHA256, fast, lite0
 
-    network = lite0()
+    network = fast(nn.Sequential(*list(lite0())[:-1]))
 
     def embed(images: Sequence[Image.Image]) -> np.ndarray:
         pixels_NCHW = torch.from_numpy(np.stack([_lite0_pixels(image) for image in images]))
         with torch.inference_mode():
-            return network[:-1](pixels_NCHW).numpy()
+            return network(pixels_NCHW.to(memory_format=torch.channels_last)).numpy()
 
-    return Extractor(DEFAULT, f"{DEFAULT}:{LITE0_SHA256[:16]}:{SIDE}:fit", 1280, embed)
+    return Extractor(DEFAULT, f"{DEFAULT}:{LITE0_SHA256[:16]}:{SIDE}:fast", 1280, embed, batch=1)
 
 
 def _lite0_pixels(image: Image.Image) -> np.ndarray:
