@@ -116,7 +116,7 @@ def fast(network: nn.Sequential) -> nn.Sequential:
             layer.padding = (pad.kernel // 2, pad.kernel // 2)
             made.pop()
         made.append(layer)
-    return nn.Sequential(*made).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return nn.Sequential(*made).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _fill(network: nn.Module) -> None:
