@@ -4,13 +4,15 @@ what is made from the source is not stale.
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from recipes.docs import errors, photos
-from recipes.docs.site import problems
+from recipes.docs.site import CONFIG, problems, sources
+from tests.canvas_page import CHROMIUM, chromium, serve
 from triptych.config.files import ORIGINAL_KEYS
 from triptych.verbs import STAGES
 
@@ -54,6 +56,31 @@ def test_the_reference_has_every_command_config_and_public_name(site: Path) -> N
     for name in triptych.__all__:
         assert name == "__version__" or name.endswith("Config") or f'id="{name.lower()}"' in python, name
     assert 'id="sessiontry_on"' in python and "bit for bit" in python
+
+
+def test_every_page_is_in_the_menu() -> None:
+    menu = re.findall(r"^ +- [^:]+: (\S+\.md)$", CONFIG.read_text(), re.MULTILINE)
+    pages = {str(page) for page in sources().values()}
+    pages |= {f"reference/{name}.md" for name in ("commands", "configs", "python")}
+    assert sorted(menu) == sorted(pages), "every page has its line in mkdocs.yml"
+
+
+@needs_zensical
+@pytest.mark.browser
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}")
+def test_a_browser_asks_no_other_host_and_finds_words(site: Path) -> None:
+    with serve(site) as address, chromium() as browser:
+        here = address.removesuffix("index.html")
+        asked: list[str] = []
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        for name in ("index", "gallery", "reference/python", "examples/greyscale"):
+            page.goto(f"{here}{name}.html", wait_until="networkidle")
+        page.keyboard.press("/")
+        page.keyboard.type("blocks-to-swap")
+        page.get_by_text("It does not fit into memory").first.wait_for(timeout=20_000)
+    assert len(asked) > 10
+    assert [url for url in asked if not url.startswith((here, "data:", "blob:"))] == []
 
 
 def test_what_is_wrong_with_a_site_is_found(tmp_path: Path) -> None:

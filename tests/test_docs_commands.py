@@ -5,6 +5,7 @@ on the embedded models run.
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -101,6 +102,13 @@ def test_every_page_with_shell_blocks_has_its_commands_found() -> None:
         ]
         assert len(commands(page)) >= len(lines), page
     assert sum(len(commands(page)) for page in PAGES) > 60
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_python_in_a_page_can_be_compiled(page: Path) -> None:
+    for language, content in blocks((ROOT / page).read_text(encoding="utf-8")):
+        if language == "python":
+            compile(textwrap.dedent(content), str(page), "exec")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
