@@ -4,7 +4,10 @@ what is made from the source is not stale.
 
 from __future__ import annotations
 
+import functools
 import re
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 
 from recipes.docs import errors, photos
 from recipes.docs.site import CONFIG, problems, sources
-from tests.canvas_page import CHROMIUM, chromium, serve
+from tests.canvas_page import CHROMIUM, chromium
 from triptych.config.files import ORIGINAL_KEYS
 from triptych.verbs import STAGES
 
@@ -69,8 +72,10 @@ def test_every_page_is_in_the_menu() -> None:
 @pytest.mark.browser
 @pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}")
 def test_a_browser_asks_no_other_host_and_finds_words(site: Path) -> None:
-    with serve(site) as address, chromium() as browser:
-        here = address.removesuffix("index.html")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as browser:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}/"
         asked: list[str] = []
         page = browser.new_page()
         page.on("request", lambda request: asked.append(request.url))
@@ -79,6 +84,7 @@ def test_a_browser_asks_no_other_host_and_finds_words(site: Path) -> None:
         page.keyboard.press("/")
         page.keyboard.type("blocks-to-swap")
         page.get_by_text("It does not fit into memory").first.wait_for(timeout=20_000)
+        server.shutdown()
     assert len(asked) > 10
     assert [url for url in asked if not url.startswith((here, "data:", "blob:"))] == []
 
