@@ -235,7 +235,7 @@ def test_mistakes_are_shown_in_place_and_jobs_are_listed(opened: Any, address: s
     page.page.locator("#jobs-list .is-cancelled").first.wait_for(timeout=SOON)
 
 
-def test_axe_finds_nothing_serious(opened: Any) -> None:
+def test_axe_finds_nothing_serious_and_paint_is_taken(opened: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page = opened()
 
@@ -247,11 +247,22 @@ def test_axe_finds_nothing_serious(opened: Any) -> None:
     check()
     page.at("examples").click()
     page.at("canvas", "canvas").wait_for(timeout=SOON)
-    for button in ("settings", "again"):
+    for button in ("settings", "again", "edit"):
         page.at(button, "button").first.click()
+    page.at("editor", "canvas").first.wait_for(timeout=SOON)
+    page.at("editor").scroll_into_view_if_needed()
+    page.page.wait_for_timeout(1000)  # the editor is drawn when it is seen
+    box = page.at("editor", "canvas").first.bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.page.mouse.move(*middle)
+    page.page.mouse.down()
+    page.page.mouse.move(middle[0] + 30, middle[1] + 10, steps=5)
+    page.page.mouse.up()
     page.at("num-inference-steps", "input").fill("1")
     page.at("go").click()
-    page.made()
+    (job, *others) = page.made()
+    dropped = {one["settings"]["person"] for one in others}
+    assert job["settings"]["person"] not in dropped, "the painted photo is another one"
     check()
     page.page.get_by_role("tab", name="Jobs").click()
     page.page.locator("#jobs-list .is-done").first.wait_for(timeout=SOON)

@@ -49,7 +49,11 @@ CSS = """
 .triptych-jobs p { margin: 0 0 0.2rem; overflow-wrap: anywhere; }
 .triptych-jobs button { min-height: 36px; padding: 0 1rem; border: 1px solid currentColor; border-radius: 6px;
   background: none; cursor: pointer; }
-progress { width: 100%; accent-color: #3f51b5; }
+.gradio-container progress { appearance: none; width: 100%; height: 10px; border: 0; border-radius: 5px;
+  overflow: hidden; background: var(--neutral-200); }
+.gradio-container progress::-webkit-progress-bar { background: var(--neutral-200); }
+.gradio-container progress::-webkit-progress-value { background: var(--primary-600); }
+.gradio-container progress::-moz-progress-bar { background: var(--primary-600); }
 """
 
 

@@ -34,9 +34,9 @@ def help_line(config: type[StageConfig], name: str) -> str:
     return f'<p class="triptych-help">{html.escape(help_of(config, name))}</p>'
 
 
-def message() -> gr.HTML:
+def message(elem_id: str | None = None) -> gr.HTML:
     """A place for what went wrong: the last output of a function wrapped by `told`."""
-    return gr.HTML(elem_classes="triptych-message")
+    return gr.HTML(elem_id=elem_id, elem_classes="triptych-message")
 
 
 def sentence(error: TriptychError | Mapping[str, str]) -> str:
