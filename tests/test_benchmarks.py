@@ -107,3 +107,15 @@ def test_loss_masks_show_the_print_and_little_else(tmp_path: Path, monkeypatch: 
     for mask in masks:
         white = np.asarray(Image.open(mask)) > 0
         assert not white[:, :96].any() and 0.02 < white[:, 96:].mean() < 0.35
+
+
+def test_a_soak_of_the_server_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    words = ["--seconds", "12", "--clients", "16", "--warm-up", "4", "--out", str(tmp_path / "soak.json")]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "soak.py"), *words], capture_output=True, text=True
+    )
+    print(done.stdout)  # its exit code is 1 too if the memory grows, which seconds do not tell
+    results = json.loads((tmp_path / "soak.json").read_text())
+    bad = ("lost", "doubled", "failed", "cancelled_by_nobody")
+    assert {name: results[name] for name in bad} == dict.fromkeys(bad, 0) and results["faults"] == []
+    assert results["jobs"]["done"] >= 1 and results["seconds_of"]["post"]["number"] >= 16
