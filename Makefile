@@ -5,6 +5,7 @@
 # make test   install, then ruff, mypy, import-linter and the tests in TEST_PROCESSES (2) processes (under 15 minutes on 2 cores)
 # make docs   the site, into build/site, without a network; and docs/errors.md from the source
 # make test-ray   installs Ray (80 MB) and runs the tests on a cluster of one machine
+# make test-s3    copies to and from a server on this machine that speaks S3
 # make wheel  builds the wheel, installs it into an empty environment and dresses somebody there (WHEEL_PYTHON=python3.13)
 # make test-api   2,000 requests that fit the OpenAPI document, and such that do not: is every answer as it says?
 # make soak   50 clients at `triptych serve` for two minutes, on the embedded model: what is lost, memory, times
@@ -23,7 +24,7 @@ GPU_WHEELS ?=
 WHEEL := build/wheel
 WHEEL_PYTHON ?= $(PYTHON)
 
-.PHONY: docs wheel demo test test-ray test-slow test-browser test-api soak lint format clean mutants rehearse-12b rehearse-klein gpu gpu-wheels
+.PHONY: docs wheel demo test test-ray test-s3 test-slow test-browser test-api soak lint format clean mutants rehearse-12b rehearse-klein gpu gpu-wheels
 
 demo: $(READY)
 	$(BIN)/triptych demo --out demo
@@ -46,6 +47,10 @@ soak: $(READY)
 test-ray: $(READY)
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,ray]'
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m ray
+
+test-s3: $(READY)
+	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[dev,s3]' 'moto[server]'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m s3
 
 mutants: $(READY)
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,mutation]'

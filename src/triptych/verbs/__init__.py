@@ -196,6 +196,14 @@ STAGES: tuple[Stage, ...] = (
         whole_config=True,
     ),
     Stage(
+        "sync",
+        "triptych.verbs.sync",
+        "SyncConfig",
+        "Copy photos from an object store, or results into one.",
+        "triptych sync s3://shop/photos photos",
+        positional=("source", "target"),
+    ),
+    Stage(
         "doctor",
         "triptych.verbs.doctor",
         "DoctorConfig",
