@@ -55,9 +55,7 @@ def test_a_store_is_copied_here_once_and_what_changed_again(tmp_path: Path, stor
         file.write(b"T")
     (tmp_path / "photos/item1/front.jpg").unlink()
     third = run(tmp_path, "memory://shop", tmp_path / "photos")
-    assert (third["copied"], third["kept"]) == (2, 2), (
-        "same size, other content; a lost file"
-    )
+    assert (third["copied"], third["kept"]) == (2, 2), "same size, other content; a lost file"
     assert held(tmp_path / "photos") == FILES | {"top.txt": b"T"}
 
 
