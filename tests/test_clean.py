@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from triptych.data import catalogue_sheet
 from triptych.data.catalogue import Photo, read_photos
 from triptych.data.photo_folders import natural
 from triptych.errors import InputError, ModelError, WorkError
+from triptych.pictures.copies import signature
 from triptych.pictures.images import load_image
+from triptych.pictures.quality import shared_colours, sharpness
+from triptych.pocket.raw_catalogue import write_raw_catalogue
 from triptych.store.files import sha256_file
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs import clean as module
@@ -78,6 +81,8 @@ def shop(tmp_path: Path) -> CleanConfig:
         human=tmp_path / "human",
         garment=tmp_path / "garment",
         work=tmp_path / "work",
+        small_side=0,  # the pictures are small, and their garments have random colours
+        min_shared_colours=0,
     )
 
 
@@ -419,6 +424,56 @@ def test_transformers_models(kind: str, tmp_path: Path) -> None:
 
 
 # --- Real photos
+def test_blurred_blank_and_small_photos_are_said_and_an_override_wins(
+    shop: CleanConfig, counting: Counting
+) -> None:
+    assert shop.photos is not None
+    item = shop.photos / "item0"
+    sharp = Image.effect_noise((320, 400), 90).convert("RGB")
+    ImageDraw.Draw(sharp).rectangle((60, 60, 200, 300), fill=(20, 20, 20))
+    sharp.filter(ImageFilter.GaussianBlur(5)).save(item / "soft.png")
+    sharp.filter(ImageFilter.GaussianBlur(6)).save(item / "said.png")
+    Image.new("RGB", (90, 90), (9, 9, 10)).save(item / "cap.png")
+    (shop.work / "catalogue").mkdir(parents=True)
+    (shop.work / "catalogue/overrides.txt").write_text("item0/said.png garment\n")
+    run = clean(shop.model_copy(update={"small_side": 150}))
+    notes = {event.id: (event.status, event.note) for event in run}
+    assert notes["item0/soft.png"][0] == "rejected"
+    assert notes["item0/soft.png"][1].startswith("blurred: sharpness 0.")
+    assert notes["item0/cap.png"] == ("rejected", "blank: one colour all over")
+    assert notes["item0/said.png"] == ("done", "garment (override: garment)")
+    assert notes["item0/front.png"] == ("done", "garment (small: 96×128 px)")
+    assert run.summary["flagged"] == {"small": 12} and run.summary["reasons"] == {"blurred": 1, "blank": 1}
+    assert "12 photos are flagged" in run.summary["next"]
+    assert "(small: 96×128 px)" in (shop.work / "catalogue/contact_sheet.txt").read_text()
+
+
+def test_rendered_wearers_share_their_garments_colours(tmp_path: Path) -> None:
+    """Nobody who wears the item's garment is flagged, most who wear another one are, and no photo is
+    blurred.
+    """
+    raw = write_raw_catalogue(tmp_path, 24, seed=6, labels=3, missing=0, spoilt=0, duplicates=0)
+    seen: dict[str, dict[str, list[np.ndarray]]] = {}
+    for name, told in json.loads(raw.truth.read_text())["files"].items():
+        if name.startswith("photos/"):
+            photo = load_image(tmp_path / name, longest=512)
+            assert sharpness(photo) > 0.5
+            seen.setdefault(name.split("/")[1], {}).setdefault(told["label"], []).append(signature(photo))
+    items = list(seen.values())
+
+    def shared(shift: int) -> list[float]:
+        return [
+            max(shared_colours(garment, worn) for garment in item["garment"])
+            for place, item in enumerate(items)
+            for worn in items[(place + shift) % len(items)]["human"]
+        ]
+
+    least = CleanConfig().min_shared_colours
+    own, others = np.array(shared(0)), np.array(shared(5))
+    assert own.min() >= least, own.min()
+    assert (others < least).mean() >= 0.6, (others < least).mean()
+
+
 # --------------------------------------------------------------------------------------------------------
 
 
@@ -448,6 +503,20 @@ def test_real_catalogue_is_right(real: CleanConfig) -> None:
             )
     assert len(truth) == 36
     assert labels(real) == truth
+
+
+@pytest.mark.photos
+def test_flags_on_the_real_catalogue(real: CleanConfig) -> None:
+    """No good photo is lost; the person who wears the garment is not flagged, three of the eleven others
+    are; and every photo counts as blurred once it is.
+    """
+    rows = read_photos(real.catalogue_folder / "photos.jsonl")
+    assert {Path(row.path).parent.name for row in rows if row.flags} == {"item04", "item05", "item08"}
+    assert all(row.label == "human" for row in rows if row.flags)
+    for row in rows:
+        photo = load_image(Path(row.path), longest=512)
+        soft = sharpness(photo.filter(ImageFilter.GaussianBlur(3.5)))
+        assert soft < real.min_sharpness < 0.5 < sharpness(photo), row.path
 
 
 @pytest.mark.photos

@@ -47,6 +47,7 @@ class Photo:
         `LABELS`. score: the classifier's probability in [0, 1] that the photo shows a human; None if it was
         not asked. reason: why the photo is rejected or (`MIXED`) unsure, or who labelled it if not the
         classifier (`override: human`, `example`); else "".
+        flags: what to look at although the photo is used: "" or several, with "; " between them.
     """
 
     item: str
@@ -55,6 +56,7 @@ class Photo:
     label: str
     score: float | None = None
     reason: str = ""
+    flags: str = ""
 
     def __post_init__(self) -> None:
         assert self.label in LABELS, self.label
@@ -92,6 +94,12 @@ def read_photos(path: Path) -> list[Photo]:
 def reject_reasons(photos: Iterable[Photo]) -> list[tuple[str, int]]:
     """(reason, count) of the rejected photos, most frequent first."""
     return Counter(short_reason(photo.reason) for photo in photos if photo.label == "rejected").most_common()
+
+
+def flag_counts(photos: Iterable[Photo]) -> dict[str, int]:
+    """{flag without the part that differs between photos: its count}, most frequent first."""
+    flags = (flag for photo in photos for flag in photo.flags.split("; ") if flag)
+    return dict(Counter(short_reason(flag) for flag in flags).most_common())
 
 
 def short_reason(reason: str) -> str:

@@ -34,8 +34,8 @@ def draw_sheet(
 
     Every photo has a number. A text file with the sheet's name lists number, path relative to the photo
     folder (as in `overrides.txt`) and verdict, since a name may be too long or in a script that no font here
-    has. The sheet of a large catalogue shows the items that need attention: first those with unsure or
-    rejected photos, then the rest.
+    has. The sheet of a large catalogue shows the items that need attention: first those with unsure,
+    rejected or flagged photos, then the rest.
     """
     items: dict[str, list[Photo]] = {}
     for row in rows:
@@ -45,7 +45,7 @@ def draw_sheet(
     }
     chosen: set[str] = set()
     room = SHEET
-    for item in sorted(items, key=lambda item: all(row.label in ("human", "garment") for row in items[item])):
+    for item in sorted(items, key=lambda item: all(_is_plain(row) for row in items[item])):
         if room > 0:
             items[item] = items[item][:room]
             room -= len(items[item])
@@ -58,6 +58,10 @@ def draw_sheet(
     if not (listing.exists() and _shows(path, shown)):
         _draw(groups, sides, path, listing, shown, photos_dir)
     return sum(map(len, groups))
+
+
+def _is_plain(row: Photo) -> bool:
+    return row.label in ("human", "garment") and not row.flags
 
 
 def sides_of(photos: Iterable[Photo], roles: PhotoRoles, told: Mapping[str, str] = EMPTY) -> dict[Photo, str]:
@@ -105,7 +109,8 @@ def _draw(
                 with contextlib.suppress(BadImage):
                     image = load_image(Path(row.path), longest=256)
             verdict = row.reason or row.label
-            if row.score is not None and not row.reason and row.label != "unsure":
+            verdict += f" ({row.flags})" if row.flags else ""
+            if row.score is not None and not row.reason and not row.flags and row.label != "unsure":
                 verdict += f" {100 * (1 - row.score if row.label == 'garment' else row.score):.0f} %"
             number = str(len(cells) + 1)
             item, name = row.item or "(no item)", Path(row.path).name

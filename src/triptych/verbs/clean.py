@@ -21,6 +21,7 @@ from triptych.data.catalogue import (
     OVERRIDES,
     PHOTOS,
     Photo,
+    flag_counts,
     match_overrides,
     override_example,
     read_overrides,
@@ -40,7 +41,7 @@ from triptych.tasks import task_named
 from triptych.verbs.clean_config import CleanConfig
 from triptych.vision.examples import given_folder, read_examples
 from triptych.vision.feature_cache import FeatureCache, look_at
-from triptych.vision.verdicts import Judge, Looked, PhotoFile, named_first
+from triptych.vision.verdicts import Judge, Limits, Looked, PhotoFile, fault_of, named_first
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def clean(config: CleanConfig) -> Run:
         try:
             judge, told = _learn(config, examples, tools)
             book = Book(judge)
-            for looked in execute(make, todo(files, config.min_side), tools, on=config.on):
+            for looked in execute(make, todo(files), tools, on=config.on):
                 yield from record(book, looked)
         finally:
             cache.save()
@@ -114,9 +115,11 @@ def _learn(
 
     files = [PhotoFile("", path, path.name, 0, key=key) for key, (path, _) in examples.items()]
     extractor, cache, bad = tools().extractor, tools().cache, dict[str, str]()
-    for looked in execute(make, todo(files, 1, "looking at examples"), tools, on=config.on):
+    for looked in execute(make, todo(files, "looking at examples"), tools, on=config.on):
         cache.add(looked.features)
         bad |= looked.broken
+    blank = Limits(min_side=1, min_sharpness=0)
+    bad |= {key: fault for key in examples if key not in bad and (fault := fault_of(cache, key, blank))}
     good = [key for key in examples if key not in bad]
     known, labels = cache.rows(good), [examples[key][1] for key in good]
     classifier = train_classifier(known, labels, extractor=extractor.identity, unsure=config.unsure)
@@ -127,7 +130,9 @@ def _learn(
         "examples_unreadable": [f"{examples[key][0]}: {reason}" for key, reason in bad.items()],
         "examples_doubtful": suspects,
     }
-    return Judge(classifier, cache, extractor.name, examples, task_named(config.task).photo_roles), told
+    limits = Limits(config.min_side, config.min_sharpness, config.small_side, config.min_shared_colours)
+    roles = task_named(config.task).photo_roles
+    return Judge(classifier, cache, extractor.name, examples, roles, limits), told
 
 
 # --- todo · make · record
@@ -142,14 +147,13 @@ class Batch:
     """
 
     photos: tuple[PhotoFile, ...]
-    min_side: int
     closes: bool
     doing: str
     start: int
     of: int
 
 
-def todo(photos: Sequence[PhotoFile], min_side: int, doing: str = "looking at photo") -> list[Batch]:
+def todo(photos: Sequence[PhotoFile], doing: str = "looking at photo") -> list[Batch]:
     """All files, in batches. Whether a photo's features are in the cache is known only after reading it."""
     batches: list[Batch] = []
     done = 0
@@ -158,7 +162,7 @@ def todo(photos: Sequence[PhotoFile], min_side: int, doing: str = "looking at ph
         for start in range(0, len(ordered), BATCH):
             few = tuple(ordered[start : start + BATCH])
             last = start + BATCH >= len(ordered)
-            batches.append(Batch(few, min_side, last, doing, done + start, len(photos)))
+            batches.append(Batch(few, last, doing, done + start, len(photos)))
         done += len(part)
     return batches
 
@@ -209,7 +213,7 @@ def make(batch: Batch, eyes: Eyes) -> Looked:
         if refused is not None:
             looked.refused[photo.path] = refused
     wanted = {key: path for path, key in looked.keys.items()}
-    looked.features, looked.broken = look_at(wanted, batch.min_side, eyes.extractor, eyes.cache)
+    looked.features, looked.broken = look_at(wanted, eyes.extractor, eyes.cache)
     return looked
 
 
@@ -242,7 +246,8 @@ def record(book: Book, looked: Looked) -> list[Event]:
         if row.label == "rejected":
             events.append(Event(photo.name, "rejected", row.reason, result=row))
         else:
-            note = f"{row.label} ({row.reason})" if row.reason else row.label
+            why = "; ".join(filter(None, (row.reason, row.flags)))
+            note = f"{row.label} ({why})" if why else row.label
             events.append(Event(photo.name, "done" if row.sha256 in fresh else "kept", note, result=row))
     return events
 
@@ -273,6 +278,7 @@ def _count(rows: list[Photo]) -> dict[str, Any]:
         "photos": len(rows),
         **{label: labels[label] for label in ("human", "garment", "unsure", "rejected")},
         "reasons": dict(reject_reasons(rows)),
+        "flagged": flag_counts(rows),
         "overridden": sum(row.reason.startswith("override") for row in rows),
         "items": len(items),
         "items_without_human": [item for item, seen in items.items() if "human" not in seen],
@@ -300,6 +306,11 @@ def _advice(rows: list[Photo], config: CleanConfig) -> str:
         advice.append(
             "Photos beside folders of items belong to none of them: move them into the item's folder if they "
             "matter."
+        )
+    if flagged := sum(bool(row.flags) for row in rows):
+        advice.append(
+            f"{flagged} photo{'s are' if flagged > 1 else ' is'} flagged: the contact sheet says why. To "
+            f"leave one out, write 'item1/a.jpg rejected' into {_override_file(config)}."
         )
     guessed = count_guessed(rows, roles, told_roles(config.catalogue_folder))
     if guessed or mixed:

@@ -33,6 +33,16 @@ class CleanConfig(EngineConfig):
     """Photos nearer than this to the border are labelled unsure (1 = as far as the nearest examples)."""
     min_side: Annotated[int, RESULT] = Field(default=32, ge=1)
     """Photos with a side shorter than this many pixels are rejected."""
+    min_sharpness: Annotated[float, RESULT] = Field(default=0.35, ge=0, le=1)
+    """Photos whose sharpest edges are softer than this are rejected as blurred: about 0.4 and less if blurred
+    over 2 pixels of 512, 0.55 and more if in focus. 0: none.
+    """
+    small_side: Annotated[int, RESULT] = Field(default=200, ge=0)
+    """Photos whose longer side is shorter than this many pixels are flagged as small, and used."""
+    min_shared_colours: Annotated[float, RESULT] = Field(default=0.34, ge=0, le=1)
+    """Photos of people that share less than this of the colours of their item's garment are flagged, and
+    used. 0: none.
+    """
     overrides: Annotated[Path | None, INPUT] = None
     """Text file with lines 'item1/photo.jpg human' that win over the classifier; WORK/catalogue/overrides.txt
     if it exists.

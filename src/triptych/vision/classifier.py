@@ -63,13 +63,17 @@ class Classifier:
         (a size chart, a logo), at any margin.
         """
         margins = self.margins(features)
-        unlike = (features @ self.support.T).max(axis=1, initial=-1.0) < UNLIKE
-        open_question = unlike | (np.abs(margins) < self.unsure)
+        open_question = self.unlike(features) | (np.abs(margins) < self.unsure)
         labels = [
             "unsure" if doubt else "human" if margin > 0 else "garment"
             for margin, doubt in zip(margins, open_question, strict=True)
         ]
         return labels, 1 / (1 + np.exp(-SLOPE * np.clip(margins, -50, 50)))
+
+    def unlike(self, features: np.ndarray) -> np.ndarray:
+        """(N, D) features → (N,) bool: which photos are unlike every example."""
+        nearest: np.ndarray = (features @ self.support.T).max(axis=1, initial=-1.0)
+        return nearest < UNLIKE
 
     def save(self, path: Path) -> None:
         """Write safetensors with JSON metadata, atomically."""

@@ -10,6 +10,7 @@ from triptych.data.catalogue import MIXED, OVERRIDDEN, Photo, override_labels
 from triptych.data.roles import PhotoRoles
 from triptych.data.views import mixed_items
 from triptych.pictures.copies import find_copies
+from triptych.pictures.quality import shared_colours
 from triptych.vision.classifier import Classifier
 from triptych.vision.feature_cache import FeatureCache, Features
 from triptych.vision.features import DEFAULT
@@ -55,6 +56,31 @@ class Looked:
         self.broken |= other.broken
 
 
+BLANK_LEVELS = 12
+"""A picture with fewer levels of 255 is blank: a lens cap, an empty page."""
+UNLIKE_ALL = "unlike every example: a chart, a logo, no photo of clothes?"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The thresholds of `CleanConfig` of the same names."""
+
+    min_side: int = 32
+    min_sharpness: float = 0.35
+    small_side: int = 200
+    min_shared_colours: float = 0.34
+
+
+def fault_of(cache: FeatureCache, key: str, limits: Limits) -> str:
+    """Why a readable photo is of no use; "" if it is of use."""
+    (width, height), (sharp, levels) = cache.seen(key, "").size, cache.quality(key)
+    if min(width, height) < limits.min_side:
+        return f"too small: {width}×{height} px"
+    if levels < BLANK_LEVELS:
+        return "blank: one colour all over" if levels == 0 else "blank: nearly one colour all over"
+    return f"blurred: sharpness {sharp:.2f}" if sharp < limits.min_sharpness else ""
+
+
 @dataclass(frozen=True)
 class Judge:
     """Decides about photos: by the user's override, else by the examples, else by the classifier.
@@ -68,6 +94,7 @@ class Judge:
     extractor: str
     examples: Mapping[str, tuple[Path, str]]
     roles: PhotoRoles
+    limits: Limits = Limits()
 
     def verdicts(self, looked: Looked) -> list[Photo]:
         """A verdict about every file of complete items, in the order of their places."""
@@ -78,7 +105,9 @@ class Judge:
         decided = {
             key: (label, float(score)) for key, label, score in zip(usable, labels, scores, strict=True)
         }
+        unlike = dict(zip(usable, self.classifier.unlike(self.cache.rows(usable)), strict=True))
         reasons |= {path: looked.broken[key] for path, key in keys.items() if key in looked.broken}
+        reasons |= self._faults(looked, reasons)
         reasons |= self._copies(looked, reasons)
         judged: list[Photo] = []
         for photo in sorted(looked.photos, key=lambda photo: photo.place):
@@ -86,7 +115,8 @@ class Judge:
             if photo.path in reasons:
                 judged.append(Photo(photo.item, str(photo.path), key, "rejected", None, reasons[photo.path]))
             else:
-                judged.append(self._verdict(photo, key, *decided[key]))
+                judged.append(self._verdict(photo, key, *decided[key], bool(unlike[key])))
+        judged = self._flagged(judged)
         mixed = mixed_items(judged, self.roles, self.cache.rows if self.extractor == DEFAULT else None)
         return [
             replace(row, label="unsure", reason=MIXED)
@@ -95,14 +125,50 @@ class Judge:
             for row in judged
         ]
 
-    def _verdict(self, photo: PhotoFile, key: str, label: str, score: float) -> Photo:
+    def _faults(self, looked: Looked, reasons: Mapping[Path, str]) -> dict[Path, str]:
+        """{path: reason} for photos that are of no use, unless the user says what they are."""
+        found = {
+            photo.path: fault_of(self.cache, looked.keys[photo.path], self.limits)
+            for photo in looked.photos
+            if photo.path in looked.keys
+            and photo.path not in reasons
+            and not photo.said
+            and looked.keys[photo.path] not in self.examples
+        }
+        return {path: fault for path, fault in found.items() if fault}
+
+    def _flagged(self, judged: list[Photo]) -> list[Photo]:
+        """The rows with flags about size, and about people who seem to wear something else."""
+        garments: dict[str, list[Photo]] = {}
+        for row in judged:
+            if row.item and row.label == "garment":
+                garments.setdefault(row.item, []).append(row)
+        flagged: list[Photo] = []
+        for row in judged:
+            flags = [row.flags] if row.flags else []
+            if row.label != "rejected" and not row.reason.startswith(OVERRIDDEN):
+                width, height = self.cache.seen(row.sha256, "").size
+                if max(width, height) < self.limits.small_side:
+                    flags.append(f"small: {width}×{height} px")
+                if row.label == "human" and row.item in garments:
+                    shared = self._shared(row, garments[row.item])
+                    if shared < self.limits.min_shared_colours:
+                        flags.append(f"perhaps not this garment: it shares {shared:.2f} of its colours")
+            flagged.append(replace(row, flags="; ".join(flags)))
+        return flagged
+
+    def _shared(self, worn: Photo, garments: Sequence[Photo]) -> float:
+        seen = self.cache.seen(worn.sha256, "").signature
+        return max(shared_colours(self.cache.seen(one.sha256, "").signature, seen) for one in garments)
+
+    def _verdict(self, photo: PhotoFile, key: str, label: str, score: float, unlike: bool) -> Photo:
         row = Photo(photo.item, str(photo.path), key, label, round(score, 4))
         if photo.said:
             label = override_labels(self.roles.names)[photo.said]
             return replace(row, label=label, reason=f"{OVERRIDDEN}{photo.said}")
         if key in self.examples:
             return replace(row, label=self.examples[key][1], reason="example")
-        return row
+        return replace(row, flags=UNLIKE_ALL) if unlike else row
 
     def _copies(self, looked: Looked, reasons: Mapping[Path, str]) -> dict[Path, str]:
         """{path: reason} for photos that are smaller copies of another photo of their item."""
