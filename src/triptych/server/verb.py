@@ -53,6 +53,21 @@ def app(config: AppConfig) -> Run:
     return _serving("app", config)
 
 
+def _check_packages(page: bool) -> None:
+    """Raise ConfigError if a package is missing: it is told before anything is opened."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+
+        if page:
+            import triptych.server.page.page  # noqa: F401
+    except ImportError as error:
+        install = INSTALL.replace("serve", "app") if page else INSTALL
+        raise ConfigError(f"The server needs the package {error.name}.", install) from error
+
+
 def _serving(verb: str, config: ServeConfig) -> Run:
     token = os.environ.get(TOKEN, "")
     if not is_loopback(config.host) and not token:
@@ -65,17 +80,9 @@ def _serving(verb: str, config: ServeConfig) -> Run:
     check_url(config.base_url)
     config.check_model()
     page = isinstance(config, AppConfig)
-    try:
-        import fastapi  # noqa: F401 - missing packages are told before anything is opened
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn
+    _check_packages(page)
+    import uvicorn
 
-        if page:
-            import triptych.server.page.page  # noqa: F401
-    except ImportError as error:
-        install = INSTALL.replace("serve", "app") if page else INSTALL
-        raise ConfigError(f"The server needs the package {error.name}.", install) from error
     from triptych.session import Session  # not at the top: it imports torch
 
     opening = config.model_source() | {"keep_text_encoder": config.keep_text_encoder}
@@ -127,7 +134,11 @@ def _server(config: ServeConfig, session: Any, home: Path, token: str) -> tuple[
     results.mkdir(exist_ok=True)
     own = {name: getattr(config, name) for name in type(config).model_fields}
     worker = Worker(store, uploads, results, lambda: session, own, config.max_batch)
-    about = {"model": config.model, "lora": bool(config.lora), "panels": list(session.layout().roles)}
+    about = {
+        "model": session.options["model"],
+        "lora": bool(config.lora),
+        "panels": list(session.layout().roles),
+    }
     limit = config.max_upload_mb << 20
     behind = Server(store, uploads, worker, results, about, config.max_queue, limit)
     api, door = make_api(behind), None

@@ -5,12 +5,13 @@ wrong with it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 from triptych.captioning.write import prompt_problems
 from triptych.data.captions import Caption, read_caption
 from triptych.data.triptychs import caption_file, list_pictures
-from triptych.errors import InputError
+from triptych.errors import InputError, TriptychError
 from triptych.server.page.context import Context
 from triptych.server.requests import config_of
 from triptych.vton.config import TryonConfig
@@ -46,7 +47,7 @@ def is_template(context: Context, prompt: str) -> bool:
 
 def sources(context: Context) -> list[tuple[str, str]]:
     """What a prompt can be taken from: (words, value)."""
-    captioner = context.config.vlm_model
+    captioner = Path(context.config.vlm_model or "").name  # of a folder no more than its name
     found = [("A template for this model", TEMPLATE)]
     found += [(f"Written by {captioner}, who looks at the photos", CAPTIONER)] if captioner else []
     pictures = list_pictures(context.config.triptych_folder).taken[:MOST_ITEMS]
@@ -85,6 +86,9 @@ def _asked(context: Context, photos: Mapping[str, str]) -> str:
     writer = PromptWriter(config, folder)
     try:
         return writer.fill(config, layout, context.session.settings.max_sequence_length).prompt
+    except TriptychError as error:  # without paths of this machine
+        words = [text.replace(str(context.uploads.folder), "") for text in (error.message, error.hint)]
+        raise InputError(*words) from error
     finally:
         writer.close()
 

@@ -52,7 +52,8 @@ class _TryOn:
             with gr.Column(scale=5, min_width=300):
                 self.result = watch.Result(self.context)
                 self._again()
-        self._events()
+        self._events_of_fields()
+        self._events_of_pictures()
 
     # --- what is seen
 
@@ -147,8 +148,8 @@ class _TryOn:
 
     # --- what happens
 
-    def _events(self) -> None:
-        photos, fields = self.photos, self.settings.fields
+    def _events_of_fields(self) -> None:
+        photos = self.photos
         photos["person"].change(
             parts.told(2)(self.show_person),
             [photos["person"], self.canvas, self.kind, self.prompt],
@@ -190,6 +191,9 @@ class _TryOn:
         self.prompt.change(
             self.lint, [self.prompt], [self.remarks], trigger_mode="always_last", **parts.QUIET
         )
+
+    def _events_of_pictures(self) -> None:
+        photos, fields = self.photos, self.settings.fields
         inputs = {
             *photos.values(),
             self.canvas,
