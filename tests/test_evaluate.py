@@ -135,7 +135,7 @@ def test_mask_free_try_on_is_measured(tmp_path: Path) -> None:
 
 
 def test_of_photos_no_truth_is_known(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="rendered world only"):
+    with pytest.raises(ConfigError, match="rendered world, or on pairs"):
         evaluate(EvaluateConfig(work=tmp_path))
 
 

@@ -21,7 +21,7 @@ from triptych.config.stage import StageConfig
 from triptych.sampling.options import LOADED, SamplingConfig
 from triptych.training.config import TrainConfig, settings_that_matter
 from triptych.verbs import STAGES
-from triptych.verbs.evaluate_config import EvaluateConfig
+from triptych.verbs.evaluate_config import EvaluateConfig, PairsConfig
 from triptych.vton import lines
 from triptych.vton.config import TryonConfig
 from triptych.vton.files import alike
@@ -83,6 +83,7 @@ def test_what_a_measurement_follows_from() -> None:
     free = {
         *StageConfig.model_fields,
         *("mode", "base", "out", "lora", "device", "blocks_to_swap", "context_cache_gib"),
+        *PairsConfig.model_fields,
     }
     assert marked(EvaluateConfig, RESULT) == set(EvaluateConfig.model_fields) - free
 

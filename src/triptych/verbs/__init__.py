@@ -168,7 +168,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluate",
         "triptych.verbs.evaluate",
         "EvaluateConfig",
-        "Measure how well a LoRA carries garments over, where the truth is known.",
+        "Measure how well garments are carried over: in the rendered world, or on pairs of photos.",
         "triptych evaluate --pocket --lora demo/lora",
     ),
     Stage(

@@ -18,6 +18,7 @@ from triptych.pictures.saving import save_png
 from triptych.sampling.idle_options import asks_for_something
 from triptych.store.files import digest, read_json, sha256_file, write_json
 from triptych.verbs.evaluate_config import EvaluateConfig
+from triptych.verbs.evaluate_pairs import check_options, evaluate_pairs
 
 if TYPE_CHECKING:  # they import torch, and `--help` must not
     from PIL import Image
@@ -35,14 +36,18 @@ ROWS = 12
 
 def evaluate(config: EvaluateConfig) -> Run:
     """Write `evaluation.json` and a contact sheet per mode; measurements with the same settings are kept.
+    With `pairs`, measure made pictures instead, see `evaluate_pairs`.
 
     Raises:
-        ConfigError: without `pocket`, because the truth about other pictures is unknown; or an option that
-            was given has no effect. ModelError: model or LoRA cannot be loaded.
+        ConfigError: neither `pocket` nor `pairs`, because the truth is unknown then; or an option that was
+            given has no effect. ModelError: model or LoRA cannot be loaded.
     """
+    check_options(config)
+    if config.pairs is not None:
+        return evaluate_pairs(config)
     if not config.pocket:
-        hint = "Give --pocket. For photos, look at the sheets of `triptych tryon --batch` instead."
-        raise ConfigError("evaluate measures on the rendered world only.", hint)
+        hint = "Give --pocket, or for photos --pairs FOLDER with the pictures of `triptych tryon --batch`."
+        raise ConfigError("evaluate measures on the rendered world, or on pairs of photos.", hint)
     if config.refine and "tryon" not in _modes(config):
         raise ConfigError(f"--refine has no effect in mode {config.mode}.", "Give --mode tryon as well.")
     seeds_from(config.seed, config.items)
