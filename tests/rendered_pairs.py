@@ -19,12 +19,12 @@ from triptych.pocket.world import Garment, Scene
 SCALE = 4
 GARMENTS = (
     Garment("t-shirt", "red"),
-    Garment("sweater", "blue", "stripes", "white"),
+    Garment("sweater", "blue", "dots", "white"),
     Garment("dress", "green"),
     Garment("t-shirt", "yellow", "dots", "black"),
 )
 OTHER_COLOUR = {"red": "green", "blue": "purple", "green": "purple", "yellow": "pink"}
-OTHER_PATTERN = {"plain": ("check", "white"), "stripes": ("dots", "yellow"), "dots": ("plain", "none")}
+OTHER_PATTERN = {"plain": ("check", "white"), "dots": ("check", "black")}
 SCENES = tuple(
     Scene("worn", background, skin, hair, style, pose, other, "front")
     for background, skin, hair, style, pose, other in (

@@ -1,4 +1,4 @@
-"""`evaluate --pairs` where the answers are known: rendered pairs laid out like VITON-HD, one fault at a time."""
+"""`evaluate --pairs` where the answers are known: rendered pairs laid out as VITON-HD, a fault at a time."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_wrong_folders_and_options_are_refused(viton: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match="laid out like no set"):
         layout_of(tmp_path)
     (tmp_path / "p.yaml").write_text((FOLDER / "plain.yaml").read_text().replace('">= 0.8"', '"0.8"'))
-    with pytest.raises(ConfigError, match="'text: 0.8' is no threshold"):
+    with pytest.raises(ConfigError, match=r"'text: 0.8' is no threshold"):
         read_protocol(tmp_path / "p.yaml", "plain")
     whole = write_made(viton, tmp_path / "whole", "perfect")
     with pytest.raises(ModelError, match="is no file"):
@@ -187,7 +187,7 @@ def test_few_pictures_give_no_fid_and_unpaired_ones_are_held_against_the_garment
     summary = run(viton, made, setting="unpaired", write_batch=batch)
     assert summary["lines"] == COUNT and "tryon --batch" in summary["next"]
     lines = list(csv.DictReader(batch.open()))
-    assert [line["id"] for line in lines][0] == f"{name(0)}__{name(1)}"
+    assert lines[0]["id"] == f"{name(0)}__{name(1)}"
     assert all(Path(line[one]).is_file() for line in lines for one in ("person", "front", "mask"))
     made.mkdir()
     for number in range(COUNT):
@@ -217,9 +217,7 @@ def test_dresscode_garments2look_and_a_plain_folder_are_read(tmp_path: Path) -> 
     protocol = read_protocol(None, "dresscode")
     assert layout_of(dress) == "dresscode"
     found = read_set("dresscode", dress, "paired", protocol, None)
-    assert [pair.id for pair in found.pairs][0] == "dresses-000000_0__000000_1" and found.pairs[0].labels == (
-        7,
-    )
+    assert found.pairs[0].id == "dresses-000000_0__000000_1" and found.pairs[0].labels == (7,)
     assert read_set("dresscode", dress, "unpaired", protocol, None).pairs[0].truth is None
     (dress / "wrong.txt").write_text("000000_1.jpg 000000_0.jpg 2\n")
     with pytest.raises(InputError, match=r"names 000000_1\.jpg as a person"):

@@ -1,4 +1,4 @@
-"""The arithmetic of `evaluate --pairs`: against published tables, other libraries' numbers, and definitions."""
+"""The arithmetic of `evaluate --pairs`: published tables, other libraries' numbers, and definitions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from triptych.evaluation.metrics.similarity import pixels, ssim
 
 
 def test_ssim_fid_and_kid_are_those_of_torchmetrics() -> None:
-    """The numbers are torchmetrics 1.9.0's for the same arrays, in float64: structural_similarity_index_measure
-    with data_range 1, and the functions behind its FID and KID.
+    """The numbers are torchmetrics 1.9.0's for the same arrays, in float64: its structural similarity with
+    data_range 1, and the functions behind its FID and KID.
     """
     rng = np.random.default_rng(5)
     a = rng.integers(0, 256, (60, 48, 3), dtype=np.uint8)

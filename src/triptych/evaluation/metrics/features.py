@@ -42,10 +42,11 @@ class FeatureNet:
         parts = [self.embed(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
         return np.concatenate(parts).astype(np.float64)
 
-    def likeness(self, made: Image.Image, true: Image.Image) -> float:
-        """The cosine of two pictures' features, 1 for equal pictures."""
-        a, b = self.features([made, true])
-        return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+
+def cosine(first_D: np.ndarray, second_D: np.ndarray) -> float:
+    """The cosine of two feature vectors; 1 for those of equal pictures."""
+    lengths = float(np.linalg.norm(first_D) * np.linalg.norm(second_D))
+    return float(first_D @ second_D / max(lengths, 1e-12))
 
 
 def open_features(name: str) -> FeatureNet:

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from triptych.errors import InputError
 from triptych.evaluation.metrics.colour import base_colour, ciede2000, lab_of
-from triptych.evaluation.metrics.features import FeatureNet
+from triptych.evaluation.metrics.features import FeatureNet, cosine
 from triptych.evaluation.metrics.perceptual import Perceptual
 from triptych.evaluation.metrics.reading import Reader, agreement
 from triptych.evaluation.metrics.similarity import ssim
@@ -36,6 +36,8 @@ class Instruments:
     lpips: Perceptual | None = None
     dists: Perceptual | None = None
     reader: Reader | None = None
+    crops: dict[str, np.ndarray] = field(default_factory=dict)
+    """Features of true garments' crops by pair, which several folders share."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def measured(pair: Pair, made_path: Path, tools: Instruments) -> Measured:
     if both is None:
         why |= dict.fromkeys(("garment", "colour", "sharpness", "text"), reason)
     else:
-        values |= _garment_values(*both, tools, why, paired=pair.truth is not None)
+        values |= _garment_values(*both, tools, why, pair.id, paired=pair.truth is not None)
     values["outside"], reason = changed_outside(pair, made_path, protocol)
     if reason:
         why["outside"] = reason
@@ -141,14 +143,17 @@ def _garments(pair: Pair, made: Image.Image, true: Image.Image) -> tuple[tuple[G
 
 
 def _garment_values(
-    made: Garment, true: Garment, tools: Instruments, why: dict[str, str], *, paired: bool
+    made: Garment, true: Garment, tools: Instruments, why: dict[str, str], key: str, *, paired: bool
 ) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     colours = [base_colour(np.asarray(one.image)[one.inside]) for one in (made, true)]
     values["colour"] = float(ciede2000(*map(lab_of, colours)))
     moved = np.clip(np.asarray(made.image, dtype=np.float64) + (colours[1] - colours[0]), 0, 255)
     recoloured = made._replace(image=Image.fromarray(moved.round().astype(np.uint8)))
-    values["garment"] = tools.garment.likeness(crop(recoloured, colours[1]), crop(true, colours[1]))
+    if key not in tools.crops:
+        tools.crops[key] = tools.garment.features([crop(true, colours[1])])[0]
+    (features,) = tools.garment.features([crop(recoloured, colours[1])])
+    values["garment"] = cosine(features, tools.crops[key])
     if paired:
         values["sharpness"] = sharpness(made, true)
     else:

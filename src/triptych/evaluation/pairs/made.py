@@ -50,7 +50,7 @@ def read_names(given: Sequence[str]) -> dict[str, Path]:
     if not folders:
         raise ConfigError(
             "No made pictures are given.",
-            "Give --made FOLDER; --write-batch FILE.csv writes a file for `triptych tryon --batch` to make them.",
+            "Give --made FOLDER; --write-batch FILE.csv writes one for `tryon --batch` to make them.",
         )
     return folders
 
