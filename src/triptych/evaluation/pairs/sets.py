@@ -368,6 +368,7 @@ def _plain(folder: Path, source: Path) -> list[Pair]:
         if not {"person", "garment"} <= paths.keys():
             raise InputError(f"A line of {source} lacks person or garment.", "Each line needs both.")
         name = (row.get("id") or "").strip() or f"{paths['person'].stem}__{paths['garment'].stem}"
-        more = {one: paths.get(one) for one in ("truth", "mask", "region", "cloth_mask")}
-        pairs.append(Pair(name, paths["person"], (paths["garment"],), **more))
+        photos = paths["person"], (paths["garment"],)
+        mask, region, cloth = (paths.get(one) for one in ("mask", "region", "cloth_mask"))
+        pairs.append(Pair(name, *photos, paths.get("truth"), mask, region, cloth_mask=cloth))
     return pairs
