@@ -19,12 +19,12 @@ from triptych.pocket.world import Garment, Scene
 SCALE = 4
 GARMENTS = (
     Garment("t-shirt", "red"),
-    Garment("sweater", "blue", "dots", "white"),
+    Garment("sweater", "blue"),
     Garment("dress", "green"),
-    Garment("t-shirt", "yellow", "dots", "black"),
+    Garment("t-shirt", "yellow"),
 )
 OTHER_COLOUR = {"red": "green", "blue": "purple", "green": "purple", "yellow": "pink"}
-OTHER_PATTERN = {"plain": ("check", "white"), "dots": ("check", "black")}
+SECOND_COLOUR = {"red": "white", "blue": "white", "green": "white", "yellow": "black"}
 SCENES = tuple(
     Scene("worn", background, skin, hair, style, pose, other, "front")
     for background, skin, hair, style, pose, other in (
@@ -88,10 +88,9 @@ def other_colour(root: Path, number: int) -> Image.Image:
 
 
 def other_pattern(root: Path, number: int) -> Image.Image:
-    pattern, second = OTHER_PATTERN[GARMENTS[number].pattern]
-    return inside_mask(
-        root, number, worn(number, replace(GARMENTS[number], pattern=pattern, colour2=second)).image
-    )
+    own = GARMENTS[number]
+    checked = replace(own, pattern="check", colour2=SECOND_COLOUR[own.colour])
+    return inside_mask(root, number, worn(number, checked).image)
 
 
 def blurred(root: Path, number: int) -> Image.Image:

@@ -85,7 +85,7 @@ def test_a_planted_fault_fails_in_its_measure_and_in_no_other(measured: Path, fa
 
 def test_distributions_do_not_see_a_wrong_pairing_and_see_what_is_wrong_with_all(measured: Path) -> None:
     assert figures(measured, "swapped")["fid"]["value"] == pytest.approx(0, abs=1e-4)
-    assert figures(measured, "swapped")["ssim"]["value"] < 0.75
+    assert figures(measured, "swapped")["ssim"]["value"] < 0.8
     for fault in ("colour", "pattern", "moved"):
         assert figures(measured, fault)["fid"]["value"] > 1, fault
     report = json.loads((measured / "pairs.json").read_text())
