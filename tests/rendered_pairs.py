@@ -24,7 +24,12 @@ GARMENTS = (
     Garment("t-shirt", "yellow"),
 )
 OTHER_COLOUR = {"red": "green", "blue": "purple", "green": "purple", "yellow": "pink"}
-SECOND_COLOUR = {"red": "white", "blue": "white", "green": "white", "yellow": "black"}
+OTHER_PATTERN = {
+    "red": ("check", "white"),
+    "blue": ("check", "white"),
+    "green": ("check", "white"),
+    "yellow": ("dots", "black"),
+}
 SCENES = tuple(
     Scene("worn", background, skin, hair, style, pose, other, "front")
     for background, skin, hair, style, pose, other in (
@@ -89,13 +94,13 @@ def other_colour(root: Path, number: int) -> Image.Image:
 
 def other_pattern(root: Path, number: int) -> Image.Image:
     own = GARMENTS[number]
-    checked = replace(own, pattern="check", colour2=SECOND_COLOUR[own.colour])
-    return inside_mask(root, number, worn(number, checked).image)
+    pattern, second = OTHER_PATTERN[own.colour]
+    return inside_mask(root, number, worn(number, replace(own, pattern=pattern, colour2=second)).image)
 
 
 def blurred(root: Path, number: int) -> Image.Image:
     """Blurred in the mask alone."""
-    return inside_mask(root, number, true_photo(root, number).filter(ImageFilter.GaussianBlur(1.2)))
+    return inside_mask(root, number, true_photo(root, number).filter(ImageFilter.GaussianBlur(1)))
 
 
 def moved_outside(root: Path, number: int) -> Image.Image:
