@@ -68,8 +68,8 @@ FAILS = {
     "moved": {"outside"},
     "swapped": {"colour", "outside"},
 }
-"""What each fault makes fail in every item; nothing else may fail in any. Other people's pictures fail in more,
-by how much they differ.
+"""What each fault makes fail in every item; nothing else may fail in any. Pictures of other
+people may fail in more.
 """
 
 
