@@ -247,3 +247,5 @@ def test_keys_and_undo_in_a_browser(page: Any, home: Path) -> None:
         one for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")
     ]
     assert not serious, json.dumps(serious, indent=1)[:3000]
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390

@@ -162,6 +162,10 @@ def test_a_training_in_a_browser(work: Path, tiny_flux: Path) -> None:
         shown.scroll_into_view_if_needed()
         assert shown.evaluate("one => one.decode().then(() => one.naturalWidth)") > 50
         assert str(work) not in page.content()
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, (
+            "pictures scroll, the page does not"
+        )
         found = Axe().run(page).response["violations"]
         serious = [one for one in found if one["impact"] in ("serious", "critical")]
         assert not serious, json.dumps(serious, indent=1)[:3000]

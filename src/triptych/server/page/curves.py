@@ -65,7 +65,7 @@ def chart(title: str, lines: Sequence[Line]) -> str:
     return (
         f'<h4>{html.escape(title)}</h4><svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{label}"><g class="curve-grid">{grid}{across}</g>{drawn}</svg>'
-        f'<ul class="curve-legend">{"".join(map(_legend, lines))}</ul>'
+        f'<p class="curve-legend">{"".join(map(_legend, lines))}</p>'
     )
 
 
@@ -80,8 +80,8 @@ def _drawn(line: Line, places: Sequence[tuple[float, float]]) -> str:
 
 def _legend(line: Line) -> str:
     colour, style = COLOURS[line.number % len(COLOURS)], "dashed" if line.dashed else "solid"
-    mark = f'<span style="border-top: 3px {style} {colour}"></span>'
-    return f"<li>{mark}{html.escape(line.name)} <b>{line.points[-1][1]:.4g}</b></li>"
+    mark = f'<i style="border-top: 3px {style} {colour}"></i>'
+    return f"<span>{mark}{html.escape(line.name)} <b>{line.points[-1][1]:.4g}</b></span> "
 
 
 def _tick(y: float, value: float) -> str:

@@ -65,7 +65,7 @@ class Fields:
 def _field(name: str, label: str, model: str) -> Any:
     """A field of text, because an empty number reaches the server as 0; the config reads it."""
     about = TrainConfig.model_fields[name]
-    usual = "as the model needs it" if name in _LIKE_MODEL else str(about.default)
+    usual = "" if name in _LIKE_MODEL else str(about.default)
     common: dict[str, Any] = {
         "label": label,
         "info": help_texts(TrainConfig)[name],
@@ -75,5 +75,7 @@ def _field(name: str, label: str, model: str) -> Any:
     }
     literal = get_args(about.annotation) if get_origin(about.annotation) is Literal else ()
     if choices := _CHOICES.get(name, literal):
-        return gr.Dropdown([(f"default ({usual})", ""), *((one, one) for one in choices)], value="", **common)
+        first = (f"default: {usual}" if usual else "default", "")
+        return gr.Dropdown([first, *((one, one) for one in choices)], value="", **common)
+    usual = usual or "default"
     return gr.Textbox(model if name == "model" else "", placeholder=usual, max_lines=1, **common)

@@ -18,15 +18,16 @@ CSS = """
 .curve { width: 100%; height: auto; display: block; }
 .curve-grid line { stroke: currentColor; opacity: 0.15; }
 .curve-grid text { fill: currentColor; font-size: 12px; }
-.curve-legend { list-style: none; display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; padding: 0;
-  margin: 0 0 1rem; font-size: 0.85rem; }
-.curve-legend span { display: inline-block; width: 1.6rem; margin-right: 0.4rem; vertical-align: middle; }
-.train-samples { display: flex; gap: 0.75rem; overflow-x: auto; padding-bottom: 0.5rem; }
+.curve-legend { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; margin: 0 0 1rem; font-size: 0.85rem; }
+.curve-legend i { display: inline-block; width: 1.6rem; margin-right: 0.4rem; vertical-align: middle; }
+.train-samples, .train-plan { width: 0; min-width: 100%; overflow-x: auto; }
+.train-samples { display: flex; gap: 0.75rem; padding-bottom: 0.5rem; }
 .train-samples figure { margin: 0; flex: 0 0 min(420px, 80vw); }
 .train-samples img { width: 100%; border-radius: 6px; background: #fff; }
 .train-samples figcaption { font-size: 0.85rem; }
 .train-loras { font-size: 0.85rem; overflow-wrap: anywhere; }
-.train-plan { font-size: 0.8rem; overflow-x: auto; }
+.train-plan { font-size: 0.8rem; }
+@media (max-width: 600px) { .curve-grid text { font-size: 20px; } }
 """
 EMPTY = """<div class="triptych-empty"><p>No training is here yet. It needs triptychs with captions, encoded
 for the model that is trained:</p><pre>triptych embed --model MODEL</pre><p>with the same

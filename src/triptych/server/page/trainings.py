@@ -74,6 +74,7 @@ class Trainings:
     def __init__(self, app: AppConfig) -> None:
         self.app, self.work = app, app.work
         self._own: dict[str, subprocess.Popen[bytes]] = {}
+        self._ran: set[str] = set()  # of those, the ones that have been seen running
         self._lock = threading.Lock()
         self._rows: dict[str, tuple[object, list[dict[str, Any]]]] = {}
 
@@ -234,6 +235,7 @@ class Trainings:
 
     def _begin(self, folder: Path) -> None:
         words = [sys.executable, "-m", "triptych", "train", "--config", str(folder / SETTINGS)]
+        self._ran.discard(folder.name)
         with open(folder / LOG, "wb") as log:
             self._own[folder.name] = subprocess.Popen(
                 words,
@@ -285,8 +287,9 @@ class Trainings:
         error = hint = ""
         if is_held(folder, "train"):
             state = "running"
-        elif alive:
-            state = "starting"
+            self._ran.add(name)
+        elif alive:  # before it has the folder, or after it has let it go
+            state = "running" if name in self._ran else "starting"
         elif about and of in (None, about.get("steps"), about.get("recipe", {}).get("max_train_steps")):
             state, step = "done", int(about.get("steps", step))
         else:
