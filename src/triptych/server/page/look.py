@@ -64,6 +64,7 @@ def theme() -> gr.Theme:
     )
     calm: gr.Theme = made.set(
         body_text_color_subdued="*neutral_600",
+        color_accent="*primary_600",
         block_info_text_color="*neutral_600",
         block_label_text_color="*neutral_700",
         button_primary_background_fill="*primary_700",
