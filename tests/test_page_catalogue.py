@@ -21,7 +21,7 @@ from triptych.pocket.raw_catalogue import write_raw_catalogue
 from triptych.server.page.captions import Captions
 from triptych.server.page.places import folder_named, shown
 from triptych.server.page.review import TAKEN_BACK, Review
-from triptych.server.page.review_board import board, summary
+from triptych.server.page.review_board import board, summary, text_of
 from triptych.verbs.caption import CaptionConfig, caption
 from triptych.verbs.clean import CleanConfig, clean
 from triptych.verbs.concat import ConcatConfig, concat
@@ -120,6 +120,26 @@ def test_mistakes_change_nothing(home: Path) -> None:
     review.overrides.write_text("a/x.jpg hat\n")
     with pytest.raises(InputError, match="line 1"):
         review.state()
+
+
+def test_what_is_poor_is_brought_back_and_what_is_flagged_comes_early(tmp_path: Path) -> None:
+    rows = [
+        Photo("a", "p/a/good.jpg", "1" * 64, "garment", 0.4),
+        Photo("a", "p/a/flagged.jpg", "2" * 64, "human", 0.99, flags="small: 90×120 px"),
+        Photo("a", "p/a/unsure.jpg", "3" * 64, "unsure", 0.5),
+        Photo("b", "p/b/blurred.jpg", "4" * 64, "rejected", None, "blurred: sharpness 0.20"),
+        Photo("b", "p/b/broken.jpg", "5" * 64, "rejected", None, "truncated or damaged"),
+    ]
+    write_photos(tmp_path / "photos.jsonl", rows)
+    review = Review(tmp_path, tmp_path)
+    cards = review.state().cards(review.state().listed("all"))
+    names = [Path(card.name).stem for card in cards]
+    assert names == ["unsure", "flagged", "good", "blurred", "broken"]
+    assert [card.fixed for card in cards] == [False] * 4 + [True]
+    assert "small: 90×120 px" in text_of(cards[1])
+    assert review.state().listed("flagged") == [cards[1].key]
+    review.decide({cards[3].key: "garment"})
+    assert review.state().card(cards[3].key).photo.label == "garment"
 
 
 def test_names_of_files_are_no_html(tmp_path: Path) -> None:

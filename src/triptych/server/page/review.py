@@ -25,8 +25,11 @@ from triptych.tasks import DEFAULT, TASKS
 
 TAKEN_BACK = "taken back"
 """What a card says of a correction that `clean` has read, and that is gone since."""
-Show = Literal["all", "unsure", "human", "garment", "rejected", "guessed", "corrected"]
-_ORDER = {"unsure": 0, "garment": 1, "human": 1, "rejected": 2}
+Show = Literal["all", "unsure", "human", "garment", "rejected", "guessed", "flagged", "corrected"]
+_ORDER = {"unsure": 0, "garment": 2, "human": 2}
+"""Places in the order of photos; 1 is of those with flags, 3 of those that are left out."""
+_MENDABLE = ("copy of ", "smaller copy of ", "duplicate of ", "too small", "blank", "blurred")
+"""Beginnings of the reasons for leaving a photo out that a correction overrules."""
 _KNOWN = {role: None for task in TASKS.values() for role in task.photo_roles.names}
 """The roles of all tasks: words of an override file that somebody wrote for another task are no mistakes."""
 
@@ -207,9 +210,9 @@ class State:
         return [self._card(number) for number in self.made.items.get(item, [])]
 
     def listed(self, show: Show, by_item: bool = False, search: str = "") -> list[str]:
-        """The keys of the photos to show, in order: the unsure ones first, then those that were decided with
-        the least certainty, the rejected ones last; or item by item. The order follows `clean`'s verdicts, so
-        that a corrected photo stays where it is.
+        """The keys of the photos to show, in order: the unsure ones first, then those with flags, then those
+        that were decided with the least certainty, the rejected ones last; or item by item. The order follows
+        `clean`'s verdicts, so that a corrected photo stays where it is.
         """
         words = search.casefold()
         found = [
@@ -227,7 +230,7 @@ class State:
             return bool(self._words[number]) or _is_new(row, "")
         if show == "guessed":
             return "a guess" in self._sides_of(row.item).get(photo, "")
-        return show in ("all", photo.label, row.label)
+        return show in ("all", photo.label, row.label) or (show == "flagged" and bool(row.flags))
 
     def _garments(self, item: str) -> dict[Photo, int]:
         numbers = self.made.items.get(item, []) if item else []
@@ -275,8 +278,8 @@ def _is_new(row: Photo, word: str) -> bool:
 
 
 def _is_fixed(row: Photo) -> bool:
-    copied = " of " in row.reason and row.reason.split(" of ")[0] in ("copy", "smaller copy", "duplicate")
-    return row.label == "rejected" and not (row.reason.startswith(OVERRIDDEN) or copied)
+    """Whether a file is left out for good: it is no usable photo, neither a copy nor a poor one."""
+    return row.label == "rejected" and not row.reason.startswith((OVERRIDDEN, *_MENDABLE))
 
 
 def _judged(row: Photo, word: str, labels: Mapping[str, str]) -> Photo:
@@ -289,4 +292,5 @@ def _judged(row: Photo, word: str, labels: Mapping[str, str]) -> Photo:
 
 
 def _doubt(row: Photo) -> tuple[int, float]:
-    return _ORDER[row.label], abs((row.score if row.score is not None else 1.0) - 0.5)
+    place = min(_ORDER[row.label], 1 if row.flags else 2) if row.label != "rejected" else 3
+    return place, abs((row.score if row.score is not None else 1.0) - 0.5)

@@ -35,6 +35,7 @@ SHOWN = {
     "Garments": "garment",
     "Left out": "rejected",
     "Front or back is a guess": "guessed",
+    "Flagged": "flagged",
     "Corrected by you": "corrected",
 }
 _COUNTED = {"unsure": "unsure", "human": "of people", "garment": "of garments", "rejected": "left out"}
@@ -216,6 +217,7 @@ def text_of(card: Card) -> str:
         f'<b class="review-verdict">{_LABELS[photo.label]}{percent}</b>',
         html.escape(card.side),
         html.escape(reason if not card.said else f"new: {card.said}"),
+        html.escape(photo.flags),
         f"<small>{html.escape(photo.item or 'no item')}<br>{html.escape(Path(photo.path).name)}</small>",
     ]
     return f'<span class="review-text">{"<br>".join(filter(None, lines))}</span>'
