@@ -49,7 +49,8 @@ test-ray: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m ray
 
 test-s3: $(READY)
-	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[dev,s3]' 'moto[server]'
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,s3]'
+	$(BIN)/pip install --disable-pip-version-check --quiet 'moto[server]'
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m s3
 
 mutants: $(READY)
