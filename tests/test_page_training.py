@@ -50,7 +50,7 @@ def trainings(work: Path, tiny_flux: Path) -> Trainings:
 def test_start_save_stop_and_go_on(trainings: Trainings, tiny_flux: Path, work: Path) -> None:
     """A second page, or a server that was started again, does with the training what the first one could."""
     config = trainings.config(
-        "one", {**QUICK, "model": str(tiny_flux), "max_train_steps": 100_000, "rank": 4}
+        "one", {**QUICK, "model": tiny_flux.name, "max_train_steps": 100_000, "rank": 4}
     )
     trainings.check(config)
     fits, told = trainings.memory(config)
@@ -75,7 +75,8 @@ def test_start_save_stop_and_go_on(trainings: Trainings, tiny_flux: Path, work: 
     with pytest.raises(WorkError, match="No training is running"):
         again.stop("one")
     longer = again.config("one", {**again.settings("one"), "max_train_steps": status.step + 2})
-    assert longer.rank == 4
+    assert (longer.rank, longer.model) == (4, str(tiny_flux))
+    assert again.settings("one")["model"] == tiny_flux.name
     again.start(longer)
     done = until(lambda: (found := again.status("one")).state == "done" and found)
     assert (done.step, done.of) == (status.step + 2, status.step + 2)
@@ -88,7 +89,7 @@ def test_start_save_stop_and_go_on(trainings: Trainings, tiny_flux: Path, work: 
 
 def test_a_process_that_fails_says_why(trainings: Trainings, tiny_flux: Path, work: Path) -> None:
     """And a stop before its first step ends it too; `go_on` begins it again."""
-    config = trainings.config("two", {**QUICK, "model": str(tiny_flux), "max_train_steps": 3})
+    config = trainings.config("two", {**QUICK, "model": tiny_flux.name, "max_train_steps": 3})
     trainings.start(config)
     trainings.stop("two")
     until(lambda: trainings.status("two").state == "stopped")
@@ -100,11 +101,11 @@ def test_a_process_that_fails_says_why(trainings: Trainings, tiny_flux: Path, wo
 
 
 def test_mistakes_are_told_before_anything_starts(trainings: Trainings, tiny_flux: Path, work: Path) -> None:
-    given = {**QUICK, "model": str(tiny_flux)}
+    given = {**QUICK, "model": tiny_flux.name}
     for name in ("../x", "a/b", "", "/tmp/x"):
         with pytest.raises(InputError, match="no name for a training"):
             trainings.config(name, given)
-    for model in ("/etc", "..", "../..", "serve/../..", "no/such/model"):
+    for model in (str(tiny_flux), "/etc", "..", "../..", "serve/../..", "no/such/model"):
         with pytest.raises(InputError, match="There is no model"):
             trainings.config("x", given | {"model": model})
     with pytest.raises(ModelError):
@@ -161,7 +162,10 @@ def test_a_training_in_a_browser(work: Path, tiny_flux: Path) -> None:
         shown = page.locator("#train-pictures img").first
         shown.scroll_into_view_if_needed()
         assert shown.evaluate("one => one.decode().then(() => one.naturalWidth)") > 50
-        assert str(work) not in page.content()
+        for path in (work, tiny_flux):
+            assert str(path) not in page.content() + page.input_value(
+                "#train-model textarea, #train-model input"
+            )
         page.set_viewport_size({"width": 390, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") == 390, (
             "pictures scroll, the page does not"

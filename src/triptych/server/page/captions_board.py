@@ -48,6 +48,7 @@ class Board:
 
     def __init__(self, context: Context, captions: Captions) -> None:
         self.work, self.captions = context.work, captions
+        self.model = str(context.server.about["model"])
         with gr.Row():
             self.show = gr.Dropdown(
                 list(SHOWN), value=next(iter(SHOWN)), label="Show", elem_id="captions-show", scale=2
@@ -96,7 +97,7 @@ class Board:
         pages = max(1, -(-len(keys) // A_PAGE))
         page = min(max(1, page), pages)
         entries = [self.captions.entry(key) for key in keys[(page - 1) * A_PAGE : page * A_PAGE]]
-        model = html.escape(self.captions.model)
+        model = html.escape(self.model)
         told = (
             f"{number(total)} triptychs, {number(len(keys))} shown here, page {page} of {pages}. A caption "
             "that you change is yours: <code>triptych caption</code> keeps it. Run "

@@ -71,7 +71,7 @@ class _Train:
             max_lines=1,
             elem_id="train-name",
         )
-        self.fields = Fields(self.context.config.model)
+        self.fields = Fields(self.trainings.model_named(self.context.config.model))
         with gr.Row():
             self.plan = gr.Button("What does it need?", elem_id="train-plan")
             self.start = gr.Button("Start", variant="primary", elem_id="train-start")

@@ -124,7 +124,9 @@ class Trainings:
         """A model that may be trained from the page: that of the page, an embedded one, one of the hub, or a
         folder in the work folder.
         """
-        if model in (self.app.model, *POCKETS) or (HUB_NAME.fullmatch(model) and not Path(model).exists()):
+        if model == self.model_named(self.app.model):
+            return self.app.model
+        if model in POCKETS or (HUB_NAME.fullmatch(model) and not Path(model).exists()):
             return model
         home = os.path.realpath(self.work)
         path = os.path.realpath(self.work / model)
@@ -135,6 +137,13 @@ class Trainings:
             )
         return path
 
+    def model_named(self, model: str) -> str:
+        """A model as the browser sees it: of a folder its name, or its place in the work folder."""
+        if not model or not Path(model).exists():
+            return model
+        path, home = Path(os.path.realpath(model)), Path(os.path.realpath(self.work))
+        return path.relative_to(home).as_posix() if path.is_relative_to(home) else path.name
+
     def settings(self, name: str) -> dict[str, Any]:
         """The settings of a training by name: as given on the page, else those that its folder remembers.
 
@@ -144,7 +153,8 @@ class Trainings:
         folder = self.folder(name)
         if (folder / SETTINGS).exists():
             data = load_config([folder / SETTINGS], STAGES)
-            return dict(section(data, "train", TrainConfig))
+            given = dict(section(data, "train", TrainConfig))
+            return given | {"model": self.model_named(str(given.get("model", "")))}
         if not (folder / MANIFEST).exists():
             return {}
         identity = read_json(folder / MANIFEST).get("identity", {})
