@@ -4,11 +4,14 @@ and that a stopped run loses and repeats nothing.
 
 from __future__ import annotations
 
+import json
+import math
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -25,11 +28,13 @@ from tests.caption_server import (
     Server,
     good,
 )
+from triptych.captioning.captioners import check_upload
+from triptych.captioning.prices import image_tokens, read_price
 from triptych.data.captions import lint
-from triptych.errors import ConfigError, WorkError
+from triptych.errors import ConfigError, ModelError, WorkError
 from triptych.store.files import read_json
 from triptych.store.journal import Journal
-from triptych.verbs.caption import caption
+from triptych.verbs.caption import caption, check_captioner
 
 # --- The ordinary run
 # ---------------------------------------------------------------------------------------------------
@@ -335,3 +340,72 @@ def test_kill_minus_nine_repeats_nothing_but_what_was_in_flight(
     assert summary["captioned"] + summary["kept"] == 8 and summary["brought"] == 0
     assert len(server.calls) <= 16 + 2  # concurrency is 2
     assert all(desk.rows()[f"t{n}"]["text"] == good(n).replace("Acme", "<Brand>") for n in range(1, 9))
+
+
+# --- Money and photos, before they are spent and sent
+# ----------------------------------------------------------------------------------------------------------
+
+
+def _prices(desk: Desk) -> Path:
+    path = desk.root / "prices.json"
+    row = {"input": 10.0, "output": 100.0, "image": {"patch": 32, "most": 1536, "times": 2}}
+    told = {"as_of": "2026-01-31", "currency": "EUR", "models": {"some-vlm": row}}
+    path.write_text(json.dumps(told))
+    return path
+
+
+def test_an_estimate_asks_nothing_and_counts_what_a_run_asks(desk: Desk, server: Server) -> None:
+    desk.draw(4)
+    (desk.folder / "t4.txt").write_text(good(4))
+    before = sorted(path.name for path in desk.folder.iterdir())
+    told = desk.caption(estimate=True, prices=_prices(desk))
+    assert server.calls == [] and sorted(path.name for path in desk.folder.iterdir()) == before
+    assert (told["to_describe"], told["calls"], told["photos_of_people_sent_away"]) == (3, 6, 0)
+    with Image.open(desk.folder / "t1.png") as picture:
+        patches = math.ceil(picture.width / 32) * math.ceil(picture.height / 32)
+    words = math.ceil(len(CHECK_PROMPT) / 4) + math.ceil(len(CAPTION_PROMPT) / 4)
+    assert told["tokens_in"] == 3 * (2 * 2 * patches + words) and told["tokens_out"] == 3 * 360
+    cost = (told["tokens_in"] * 10 + told["tokens_out"] * 100) / 1e6
+    assert told["cost"] == f"about {cost:.2f} EUR" and "2026-01-31" in told["prices"]
+    assert desk.caption()["captioned"] == 3 and len(server.calls) == told["calls"]
+    (desk.folder / "t1.txt").unlink()
+    again = desk.caption(estimate=True)
+    assert (again["calls"], again["answers_at_hand"]) == (0, 2)
+
+
+def test_caps_stop_a_run_that_the_same_command_finishes(desk: Desk, server: Server) -> None:
+    desk.draw(3)
+    with pytest.raises(ModelError, match="cap of 4 calls for this run is reached"):
+        desk.caption(max_calls=4, concurrency=1)
+    assert len(server.calls) == 4
+    summary = caption(desk.config(max_calls=4, concurrency=1)).finish()
+    assert summary["captioned"] + summary["kept"] == 3 and len(server.calls) == 6
+    desk.draw(4)
+    with pytest.raises(ModelError, match=r"cap of 0\.001 EUR"):
+        desk.caption(max_cost=0.001, prices=_prices(desk))
+    assert len(server.calls) == 6
+    with pytest.raises(ConfigError, match="is no price file"):
+        desk.caption(max_cost=1, prices=desk.folder / "metadata.jsonl")
+
+
+def test_photos_of_people_leave_this_machine_only_with_leave(desk: Desk) -> None:
+    desk.draw(2)
+    far = "http://captions.invalid/v1"
+    with pytest.raises(ConfigError, match=r"of people would be sent to http://captions\.invalid") as told:
+        desk.caption(base_url=far)
+    assert "--allow-upload" in told.value.hint
+    with pytest.raises(ConfigError, match="would be sent"):  # `triptych run` asks this before `clean` begins
+        check_captioner(desk.config(base_url=far))
+    assert desk.caption(base_url=far, estimate=True)["photos_of_people_sent_away"] == 2
+    with pytest.raises(ModelError, match=r"No captioner answers at http://captions\.invalid"):
+        desk.caption(base_url=far, allow_upload=True, attempts=1)
+    check_upload("local:some/model", None, False)
+    check_upload("m", "http://localhost:8000/v1", False)
+
+
+def test_the_dated_prices_of_the_package() -> None:
+    mini = read_price("gpt-4.1-mini-2025-04-14")
+    assert mini is not None and mini == read_price("openai/gpt-4.1-mini") and mini.as_of
+    assert image_tokens((2304, 1024), mini) == math.ceil(1536 * 1.62)
+    assert image_tokens((2048, 1024), read_price("gpt-4.1")) == 85 + 170 * 3 * 2
+    assert read_price("some-vlm") is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, get_args
 
 from triptych.captioning.questions import AnswerError, Captioner, Fault
@@ -23,15 +23,19 @@ class Answers:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._known: dict[str, dict[str, Any]] = {}
-        for row in journal.rows:
-            if row.get("kind") == "answer" and isinstance(row.get("key"), str):
-                self._known[row["key"]] = row
-            elif row.get("kind") == "returned":
-                self._known = {
-                    key: known for key, known in self._known.items() if known.get("id") != row.get("id")
-                }
+        self._known = self.known_in(journal.rows)
         self._earlier = set(self._known)
+
+    @staticmethod
+    def known_in(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """{key of a question: its row}, from the rows of a journal."""
+        known: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if row.get("kind") == "answer" and isinstance(row.get("key"), str):
+                known[row["key"]] = row
+            elif row.get("kind") == "returned":
+                known = {key: one for key, one in known.items() if one.get("id") != row.get("id")}
+        return known
 
     def dialogue(
         self,

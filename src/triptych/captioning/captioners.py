@@ -12,7 +12,8 @@ from pathlib import Path
 
 from triptych.captioning.local import LocalCaptioner, look_up
 from triptych.captioning.questions import Captioner
-from triptych.captioning.server import ServerCaptioner
+from triptych.captioning.replies import is_loopback
+from triptych.captioning.server import OPENAI, ServerCaptioner
 from triptych.errors import ConfigError, ModelError
 from triptych.pocket import captioner_path
 
@@ -38,6 +39,36 @@ def captioner_folder(vlm_model: str, base_url: str | None = None) -> Path | None
     folder = Path(local).expanduser()
     on_server = local == vlm_model and (base_url or os.environ.get("OPENAI_BASE_URL"))
     return folder if local.strip() and not on_server and folder.is_dir() else None
+
+
+def server_of(vlm_model: str, base_url: str | None = None) -> str | None:
+    """The address of the server that a captioner would be asked at; None for a model on this machine, or no
+    name.
+    """
+    if not vlm_model.strip() or vlm_model.startswith("local:") or captioner_folder(vlm_model, base_url):
+        return None
+    return base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
+
+
+def far_server(vlm_model: str, base_url: str | None = None) -> str | None:
+    """The same, if that server is not this machine."""
+    server = server_of(vlm_model, base_url)
+    return None if server is None or is_loopback(server) else server
+
+
+def check_upload(vlm_model: str, base_url: str | None, allowed: bool) -> None:
+    """Refuse to send photos of people to a server that is not this machine, unless the user allows it.
+
+    Raises:
+        ConfigError: it would, and is not allowed.
+    """
+    server = far_server(vlm_model, base_url)
+    if server is not None and not allowed:
+        raise ConfigError(
+            f"The captioner {vlm_model} is not on this machine: photos of people would be sent to {server}.",
+            "If that is all right, give --allow-upload (`allow_upload: true` under `caption:`); "
+            "`--estimate` says how many. A server on this machine, local:NAME or a folder needs no leave.",
+        )
 
 
 def load_captioner(

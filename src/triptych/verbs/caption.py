@@ -27,10 +27,10 @@ from PIL import Image
 
 from triptych import progress
 from triptych.backbones.settings import model_settings
-from triptych.captioning import captioners
+from triptych.captioning import captioners, prices
 from triptych.captioning.answers import Answers
 from triptych.captioning.brought import take_caption
-from triptych.captioning.captioners import load_captioner, no_captioner
+from triptych.captioning.captioners import check_upload, far_server, load_captioner, no_captioner
 from triptych.captioning.doubt import Described, proven, spread
 from triptych.captioning.failed import COME_BACK, Rejected, bring_back, move_away, waiting
 from triptych.captioning.jobs import (
@@ -58,6 +58,7 @@ from triptych.store.files import sha256_file, write_text
 from triptych.store.folder import StageFolder
 from triptych.store.journal import Journal
 from triptych.verbs.caption_config import CaptionConfig
+from triptych.verbs.caption_estimate import estimate
 from triptych.wording.commands import typed
 
 
@@ -81,9 +82,13 @@ def caption(config: CaptionConfig) -> Run:
     if not stock.jobs:
         raise _no_triptychs(folder, config.fail_folder)
     limit = config.max_caption_tokens or model_settings(config.model).max_sequence_length
+    if config.estimate:
+        return estimate(config, folder, stock)
     captioner = PerWorker(_captioner, config)
     if stock.asks:
-        captioner().check()
+        loaded = captioner()
+        check_upload(config.vlm_model, config.base_url, config.allow_upload)
+        loaded.check()
     summary = _summary(config, stock)
 
     def work() -> Iterator[Event]:
@@ -308,7 +313,18 @@ def _standing(book: Book, found: Todo) -> Iterator[Event]:
 
 
 def _captioner(config: CaptionConfig) -> Captioner:
-    return load_captioner(config.vlm_model, config.base_url, timeout=config.timeout, attempts=config.attempts)
+    price = prices.read_price(config.vlm_model, config.prices)
+    if config.max_cost is not None and price is None and far_server(config.vlm_model, config.base_url):
+        raise ConfigError(
+            f"--max-cost is given, and no price of {config.vlm_model} is known.",
+            "Give a price file with --prices (docs/captions.md has its form), or --max-calls.",
+        )
+    captioner = load_captioner(
+        config.vlm_model, config.base_url, timeout=config.timeout, attempts=config.attempts
+    )
+    if config.max_calls is None and config.max_cost is None:
+        return captioner
+    return prices.Capped(captioner, price, config.max_calls, config.max_cost)
 
 
 def _panels(jobs: list[Job]) -> Iterator[tuple[str, Image.Image]]:
@@ -332,6 +348,8 @@ def check_captioner(config: CaptionConfig) -> None:
     if not own and not config.vlm_model.strip():
         raise no_captioner()
     if config.vlm_model.strip():
+        if config.captions is None:
+            check_upload(config.vlm_model, config.base_url, config.allow_upload)
         captioners.check_captioner(config.vlm_model, config.base_url, timeout=config.timeout)
 
 

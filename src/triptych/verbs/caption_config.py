@@ -53,6 +53,18 @@ class CaptionConfig(EngineConfig):
     """Time limit for one answer of a server, in seconds."""
     concurrency: Annotated[int, RUNNING] = Field(default=4, ge=1, le=64)
     """Number of simultaneous questions to a server."""
+    allow_upload: Annotated[bool, ASKED, SHARED] = False
+    """Send photos of people to a server that is not this machine. Without it such a captioner is refused."""
+    estimate: Annotated[bool, RUNNING] = False
+    """Say what a run would take, and ask nothing: calls, tokens, cost, and how many photos of people would
+    leave this machine.
+    """
+    max_calls: Annotated[int | None, RUNNING] = Field(default=None, ge=1)
+    """Most questions to the captioner in this run; then it stops, and the same command goes on."""
+    max_cost: Annotated[float | None, RUNNING] = Field(default=None, gt=0)
+    """Most money for this run, in the currency of the price file (dollars); then it stops likewise."""
+    prices: Annotated[Path | None, INPUT, RARE] = None
+    """Price file of your own, instead of the dated one of the package: docs/captions.md has its form."""
     anyway: Annotated[bool, RUNNING, RARE, SHARED] = False
     """Show the captioner photographs even if it says that it has never seen any, as `pocket` does; it warns.
     """

@@ -167,6 +167,7 @@ caption:
   do_check: true
   vlm_model: {name(config.vlm_model, CAPTIONER_COMMENT)}
   {_base_url(config)}
+  allow_upload: false  # true: photos of people may be sent to a server that is not this machine
   brands: []  # names that become <Brand> in captions
 
 train:
