@@ -33,7 +33,8 @@ def read_grid(text: str) -> tuple[int, int]:
     if not 1 < rows * columns <= MAX_PANELS:
         raise ConfigError(
             f"--layout {text!r} is no grid of panels." if text.strip() else "No --layout is given.",
-            "Say ROWSxCOLUMNS: 3x1 for three panels below each other, 1x3 for three side by side.",
+            "Say ROWSxCOLUMNS: 3x1 for three panels below each other, 1x3 for three side by side. The folder "
+            "above train/ and test/ of VITON-HD, or of DressCode or Garments2Look, needs none.",
         )
     return rows, columns
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from triptych.data.catalogue import MIXED, Photo
 from triptych.data.roles import PhotoRoles
-from triptych.data.views import EMPTY, Chosen, choose_views, is_guess
+from triptych.data.views import EMPTY, LONE, Chosen, choose_views, is_guess
 from triptych.pictures.panels import PanelLayout
 from triptych.store.files import digest, parse_json
 
@@ -92,10 +92,14 @@ def plan(
     max_concat_n: int,
     seed: int,
     told: Mapping[str, str] = EMPTY,
+    *,
+    repeat: bool = True,
 ) -> tuple[list[Triple], list[dict[str, Any]], list[dict[str, Any]]]:
     """(triptychs, items without a triptych and the reason, spare photos and the reason), item by item.
 
     The result for an item depends on its own photos alone. told: see `choose_views`.
+    repeat: whether a product photo that is the only one stands in the panels of all roles; otherwise only
+    in the first one's.
     """
     items: dict[str, list[Photo]] = {}
     for photo in photos:
@@ -127,6 +131,8 @@ def plan(
             rejects.append({"item": item, "reason": UNSAID, "photos": len(all_photos), "unsure": 0})
             spares += [_spare(photo, f"its item has {UNSAID}") for photo in human + garment]
             continue
+        if not repeat:
+            products = {role: one for role, one in products.items() if one.by != LONE}
         taken = [one.photo for one in products.values()]
         chosen = choose_people(human, item, max_concat_n, seed)
         spares += [

@@ -237,7 +237,8 @@ def _refuse_data_sets(folder: _Folder, people_names: frozenset[str], depth: int 
 def _data_set(message: str) -> InputError:
     return InputError(
         message,
-        "Copy each pair into a folder of its own: photos/ITEM/*.jpg. docs/photos.md has the commands.",
+        "`triptych import FOLDER` takes VITON-HD, DressCode and Garments2Look. Of another set, copy each "
+        "pair into a folder of its own: photos/ITEM/*.jpg.",
     )
 
 

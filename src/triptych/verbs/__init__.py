@@ -109,7 +109,7 @@ STAGES: tuple[Stage, ...] = (
         "import",
         "triptych.verbs.import_set",
         "ImportConfig",
-        "Take an In-Context LoRA data set: pictures of several panels, with captions.",
+        "Take a data set: In-Context pictures with captions, VITON-HD, DressCode or Garments2Look.",
         'triptych import movie-shots --layout 3x1 --marker "[SCENE-{n}]" --work shots',
         positional=("folder",),
         function="import_set",

@@ -72,7 +72,14 @@ def concat(config: ConcatConfig) -> Run:
     layout = replace(layout, trim=config.trim)
     photos = read_photos(config.catalogue_folder / PHOTOS)
     told = told_roles(config.catalogue_folder)
-    triples, rejects, spares = plan(photos, task.photo_roles, config.max_concat_n, config.seed, told)
+    triples, rejects, spares = plan(
+        photos,
+        task.photo_roles,
+        config.max_concat_n,
+        config.seed,
+        told,
+        repeat=config.single_garment == "repeat",
+    )
     _check(config, photos, anything=bool(triples or rejects))
     folder = _folder(config)
     summary = _summary(photos, triples, rejects) | {
@@ -149,6 +156,8 @@ def _folder(config: ConcatConfig) -> StageFolder:
     identity: dict[str, Any] = {"max_concat_n": config.max_concat_n, "seed": config.seed}
     if task_named(config.task).roles != DEFAULT.roles:
         identity["task"] = config.task
+    if config.single_garment != "repeat":
+        identity["single_garment"] = config.single_garment
     return StageFolder(config.triptych_folder, "concat", identity, retired=("layout",), hint=hint)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,10 @@ class ConcatConfig(EngineConfig):
     """
     max_concat_n: Annotated[int, RESULT] = Field(default=3, ge=1)
     """Most photos of people per item; each gives a triptych of its own."""
+    single_garment: Annotated[Literal["repeat", "two-panel"], RESULT] = "repeat"
+    """An item with one product photo: repeat shows it in the panels of front and back, two-panel makes a
+    picture of two panels, front and worn.
+    """
     panel_width: Annotated[int | None, RESULT] = Field(default=None, ge=16, le=8192)
     """Pixels; by default the model's recommendation."""
     panel_height: Annotated[int | None, RESULT] = Field(default=None, ge=16, le=8192)

@@ -1,5 +1,5 @@
 """import: turns the pictures and captions of an In-Context LoRA data set into triptychs for `embed` and
-`train`.
+`train`. Sets of garments and who wears them are taken by `import_pairs`.
 
 triptychs/<id>.png         the canvas, every panel fitted to the model's grid; its origin is in the text chunk
                            `triptych`
@@ -31,12 +31,14 @@ from triptych.data.foreign_sets import (
 )
 from triptych.data.pairing import CHUNK, made_from
 from triptych.data.triptychs import TriptychFolder
+from triptych.data.tryon_sets import set_kind
 from triptych.errors import InputError, TriptychError
 from triptych.events import Event, Run, held
 from triptych.pictures.images import load_image
 from triptych.pictures.saving import save_png
 from triptych.store.files import digest, sha256_file, write_text
 from triptych.store.folder import StageFolder
+from triptych.verbs.import_pairs import import_pairs
 from triptych.verbs.import_set_config import ImportConfig
 
 log = logging.getLogger(__name__)
@@ -71,7 +73,10 @@ def import_set(config: ImportConfig) -> Run:
         InputError: no folder, or no picture in it. ConfigError: no layout, or roles or markers that do not
             fit it. ModelError: no such model.
     """
-    source, target = TriptychFolder(_checked_folder(config)), TriptychFolder(config.triptych_folder)
+    given = _checked_folder(config)
+    if not config.layout and (kind := set_kind(given)):
+        return import_pairs(config, kind)
+    source, target = TriptychFolder(given), TriptychFolder(config.triptych_folder)
     wanted, markers = _wanted(config)
     if not source.pictures():
         raise InputError(f"There is no picture in {source.path}.", "PNG, JPEG and WebP are taken.")

@@ -14,7 +14,7 @@ from triptych.config.stage import StageConfig
 class ImportConfig(StageConfig):
     folder: Annotated[Path | None, INPUT] = None
     """The data set: pictures (.png, .jpg, .webp), each with its caption beside it as .txt or in
-    metadata.jsonl.
+    metadata.jsonl; or a folder of VITON-HD, DressCode or Garments2Look, which needs no other option.
     """
     layout: Annotated[str, RESULT, GIVEN] = ""
     """Layout of the panels on a canvas, ROWSxCOLUMNS: 3x1 for three below each other, 1x3 for three side by
