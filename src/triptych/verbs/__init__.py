@@ -90,6 +90,13 @@ STAGES: tuple[Stage, ...] = (
         "triptych roles --config triptych.yaml --vlm-model gpt-4.1-mini",
     ),
     Stage(
+        "report",
+        "triptych.verbs.report",
+        "ReportConfig",
+        "Write a page about the photos: items, verdicts, why each was left out, missing views.",
+        "triptych report --config triptych.yaml",
+    ),
+    Stage(
         "concat",
         "triptych.verbs.concat",
         "ConcatConfig",
