@@ -8,9 +8,11 @@ the same command goes on from there if this process ends.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -110,13 +112,14 @@ def _started(engine: Engine) -> Any:
     if not ray.is_initialized():
         here = {} if engine.address else {"object_store_memory": engine.object_store_bytes}
         try:
-            ray.init(
-                address=engine.address,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                include_dashboard=False if not engine.address else None,
-                **here,
-            )
+            with _silent():
+                ray.init(
+                    address=engine.address,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    include_dashboard=False if not engine.address else None,
+                    **here,
+                )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ModelError(
                 f"The Ray cluster {engine.address or 'on this machine'} cannot be reached: {error}.",
@@ -130,3 +133,17 @@ def _started(engine: Engine) -> Any:
     context.execution_options.resource_limits = limits
     context.enable_progress_bars = False
     return ray
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Ray's C++ writes to the standard error whatever its log level; what goes wrong is raised as well."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
