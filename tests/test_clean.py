@@ -424,6 +424,23 @@ def test_transformers_models(kind: str, tmp_path: Path) -> None:
 
 
 # --- Real photos
+def test_photos_in_folders_as_the_original_left_them(shop: CleanConfig, counting: Counting) -> None:
+    assert shop.photos is not None
+    shop = shop.model_copy(update={"sorted_folders": True})
+    draw(shop.photos / "item0/back/front.png", False, 77)
+    assert clean(shop).finish()["in_folders"] == 13
+    home = shop.catalogue_folder / "item0"
+    assert [path.name for path in (home / "human").iterdir()] == ["worn.png"]
+    assert len(list((home / "garment").iterdir())) == 3, "two photos are called front.png"
+    assert os.path.samefile(home / "human/worn.png", shop.photos / "item0/worn.png")
+    (home / "garment/mine.txt").write_text("stays")
+    (shop.catalogue_folder / "overrides.txt").write_text("item0/worn.png garment\nitem0/back.png rejected\n")
+    clean(shop).finish()
+    assert not list((home / "human").iterdir()) and not (home / "garment/back.png").exists()
+    assert (home / "garment/worn.png").exists() and (home / "garment/mine.txt").exists()
+    assert (shop.photos / "item0/back.png").exists(), "the photos themselves are never touched"
+
+
 def test_blurred_blank_and_small_photos_are_said_and_an_override_wins(
     shop: CleanConfig, counting: Counting
 ) -> None:

@@ -77,6 +77,7 @@ def test_the_originals_files_are_read_as_they_are(tmp_path: Path) -> None:
         Path("paired_dataset"),
     )
     assert got["concat"].catalogue_folder == Path("cleaned_paired_dataset")
+    assert got["clean"].sorted_folders, "item/human and item/garment, as its users expect"
     assert got["concat"].max_concat_n == 3
     assert (got["caption"].do_check, got["caption"].fail_path, got["caption"].vlm_model) == (
         True,

@@ -52,7 +52,7 @@ def test_a_setting_is_shared_by_all_verbs_or_by_none() -> None:
     shared = {name for model in CONFIGS.values() for name in marked(model, SHARED)}
     assert shared == {
         *("work", "catalogue", "triptychs", "embeddings", "lora_folder"),
-        *("model", "task", "quantize", "blocks_to_swap", "seed", "anyway"),
+        *("model", "task", "quantize", "blocks_to_swap", "seed", "anyway", "allow_upload"),
     }
     for verb, model in CONFIGS.items():
         assert marked(model, SHARED) == shared & set(model.model_fields), verb

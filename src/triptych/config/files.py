@@ -205,10 +205,15 @@ def load_config(paths: Iterable[Path], verbs: Sequence[Verb]) -> Values:
 
 
 def _with_data_folders(data: Values) -> Values:
-    """Handle the original's two folders of triptychs, in either order of its files. `concat` and `caption`
-    work in `concat_data_path`; `embed` and `train` read `data_path` (`triptych run` copies captioned
-    triptychs there). If only one is given, it serves as both.
+    """Handle the original's folders. `clean` puts photos into item/human and item/garment of
+    `paired_data_path`. There are two folders of triptychs, in either order of its files. `concat` and
+    `caption` work in `concat_data_path`; `embed` and `train` read `data_path` (`triptych run` copies
+    captioned triptychs there). If only one is given, it serves as both.
     """
+    if "catalogue" in data:
+        clean = data.setdefault("clean", Values())
+        if "sorted_folders" not in clean:
+            clean.put("sorted_folders", True, data.places.get("catalogue", ""))
     for source, others in (("concat", ("caption", "embed")), ("embed", ("train", "concat", "caption"))):
         if "triptychs" in data.get(source, {}):
             for other in others:

@@ -31,6 +31,7 @@ from triptych.data.catalogue import (
 )
 from triptych.data.catalogue_sheet import draw_sheet
 from triptych.data.photo_folders import COPY_LINKS, LEAVES, STRAY, check_examples, find_photos, refusal
+from triptych.data.sorted_folders import write_sorted
 from triptych.data.told_roles import told_roles
 from triptych.data.views import count_guessed
 from triptych.events import Event, Run, held
@@ -93,6 +94,8 @@ def clean(config: CleanConfig) -> Run:
         finally:
             cache.save()
         write_photos(folder.path / PHOTOS, book.rows)
+        if config.sorted_folders:
+            summary["in_folders"] = write_sorted(folder.path, book.rows)
         sheet = folder.path / "contact_sheet.png"
         shown = draw_sheet(book.rows, sheet, photos, roles, told_roles(folder.path))
         summary.update(_count(book.rows), overrides_without_photo=missed, **told)

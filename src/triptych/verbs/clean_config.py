@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from triptych.config.engine import EngineConfig
-from triptych.config.marks import GIVEN, INPUT, RARE, RESULT, SHARED
+from triptych.config.marks import GIVEN, INPUT, OUTPUT, RARE, RESULT, SHARED
 from triptych.config.stage import Seed
 
 
@@ -46,6 +46,10 @@ class CleanConfig(EngineConfig):
     overrides: Annotated[Path | None, INPUT] = None
     """Text file with lines 'item1/photo.jpg human' that win over the classifier; WORK/catalogue/overrides.txt
     if it exists.
+    """
+    sorted_folders: Annotated[bool, OUTPUT] = False
+    """Also put the photos into CATALOGUE/ITEM/human and CATALOGUE/ITEM/garment, as hard links (copies where
+    the disk has none). `paired_data_path` of the original project means this.
     """
     seed: Annotated[Seed, RESULT, RARE, SHARED] = 0
     """Seed of the cross-check that looks for examples in the wrong folder."""
