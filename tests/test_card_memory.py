@@ -1,8 +1,9 @@
-"""What must not stay on a card, shown where it can be without one: by references and by equality."""
+"""What must not stay on a card, shown where it can be without one: by references and by equality. What a
+whole command holds there is counted in `test_device_sim.py`.
+"""
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,48 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from triptych.backbones.contract import Text, TextEncoder
 from triptych.backbones.registry import load_backbone
 from triptych.compute.convolutions import exact_convolutions
 from triptych.compute.quantize import Int8Linear, TorchaoInt8Linear
 from triptych.sampling import opened
-from triptych.sampling.prompts import encode_texts
 from triptych.session import load_models
 from triptych.vton import batch
 from triptych.vton.batch import Job, PictureTools, _sampled
-
-
-class Encoder(TextEncoder):
-    """Its embeddings claim to lie on another device than the results; it knows which of them are alive."""
-
-    def __init__(self) -> None:
-        self.alive: list[weakref.ref[torch.Tensor]] = []
-        self.most = 0
-
-    def encode(self, prompts: Sequence[str], max_sequence_length: int) -> Text:
-        gc.collect()
-        self.most = max(self.most, sum(one() is not None for one in self.alive))
-        states = torch.ones(1, max_sequence_length, 4, dtype=torch.bfloat16)
-        moved = _Moving(states)
-        self.alive.append(weakref.ref(moved))
-        return {"prompt_embeds": moved}
-
-    def count_tokens(self, prompt: str) -> int:
-        return 1
-
-
-class _Moving(torch.Tensor):
-    """A tensor whose `cpu()` is a copy, as that of a card's is."""
-
-    def cpu(self, *_: Any) -> torch.Tensor:  # type: ignore[override]
-        return torch.tensor(self.tolist())
-
-
-def test_the_embeddings_of_one_prompt_at_a_time_are_on_the_device() -> None:
-    encoder = Encoder()
-    made = encode_texts(encoder, [str(number) for number in range(20)], 3)
-    assert len(made) == 21 and encoder.most <= 1
-    assert all(type(text["prompt_embeds"]) is torch.Tensor for text in made.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

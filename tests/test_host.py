@@ -8,7 +8,6 @@ import pytest
 import torch
 from peft.tuners.lora import Linear
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from triptych.lora.adapter import add_lora
 from triptych.lora.layers import ShortLinear, lora_switched_off
@@ -16,17 +15,7 @@ from triptych.tasks.tryon import TRY_ON
 from triptych.training.data import Batch
 from triptych.training.loss import Losses, LossMeter
 
-
-class Questions(TorchDispatchMode):
-    """Counts the operations whose result the host waits for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.asked += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
-        return func(*args, **(kwargs or {}))
+from .device_sim import CARD, Card
 
 
 @pytest.mark.parametrize("alpha", [4.0, 2.0])
@@ -59,16 +48,17 @@ def test_short_lora_layers_compute_as_pefts(alpha: float, autocast: bool) -> Non
 
 
 def test_the_losses_of_a_step_are_asked_for_once() -> None:
-    layout, meter, asked = TRY_ON.layout(16, 16), LossMeter(), Questions()
-    t_B = torch.tensor([0.1, 0.9])
-    nothing = torch.zeros(2)
-    batch = Batch(layout, nothing, nothing, t_B, {}, {}, nothing)
-    panels = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    area = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
-    with asked:
+    layout, meter = TRY_ON.layout(16, 16), LossMeter()
+    with Card() as card:
+        panels = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).cuda()
+        area = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]).cuda()
+        t_B, nothing, norm = (torch.tensor(one).cuda() for one in ([0.1, 0.9], [0.0, 0.0], 7.0))
+        batch = Batch(layout, nothing, nothing, t_B, {}, {}, nothing)
+        card.waits.clear()
         meter.add(batch, Losses(panels, area, panels.mean(1)))
-    assert not asked.asked
-    means, norm = meter.means(torch.device("cpu"), torch.tensor(7.0))
+        assert not card.waits
+        means, length = meter.means(CARD, norm)
+        assert card.waits.total() == 1
     roles = [f"loss/{role}" for role in layout.roles]
-    assert roles[0] not in means and means[roles[1]] == 2 and means[roles[2]] == 4.5 and norm == 7
+    assert roles[0] not in means and means[roles[1]] == 2 and means[roles[2]] == 4.5 and length == 7
     assert means["loss"] == 3.5 and means["loss/t 0.00-0.25"] == 2 and means["loss/t 0.75-1.00"] == 5
