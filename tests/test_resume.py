@@ -208,9 +208,7 @@ def start(
     stops: dict[int, tuple[str, int]] | None = None,
 ) -> list[Any]:
     """Start processes that train together; `stops`: where the process of a rank kills itself."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     PROCESSES.set_forkserver_preload(["triptych.verbs.train", "torch.utils.tensorboard", "tests.test_train"])
     started = []
     for rank in range(processes):
@@ -226,6 +224,13 @@ def start(
         process.start()
         started.append(process)
     return started
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def finish(processes: list[Any]) -> None:
@@ -373,48 +378,6 @@ def test_accelerate_launches_two_processes_that_compute_what_one_does(
         names = {name for name in alone if name.startswith(("loss", "grad_norm"))}
         assert all(abs(alone[name] - both[name]) <= 1e-5 * max(1.0, abs(alone[name])) for name in names)
     assert list((two / "lora" / "samples").glob("*.png"))
-
-
-def test_a_sharded_base_lies_half_in_each_process(tmp_path: Path, tiny_flux: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [
-        PROCESSES.Process(target=held_by_one, args=(rank, port, str(tiny_flux), str(tmp_path)))
-        for rank in range(2)
-    ]
-    for process in started:
-        process.start()
-    finish(started)
-    whole, parts = (
-        json.loads((tmp_path / "0.json").read_text())[0],
-        [json.loads((tmp_path / f"{n}.json").read_text())[1] for n in range(2)],
-    )
-    assert sum(parts) == whole
-    assert max(parts) <= 0.55 * whole
-
-
-def held_by_one(rank: int, port: int, model: str, out: str) -> None:
-    """Numbers of a tiny model's frozen block weights: in all, and in this process after sharding."""
-    os.environ.update(WORLD_SIZE="2", RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    from torch.distributed.tensor import DTensor
-
-    from triptych.backbones.registry import load_backbone
-    from triptych.lora.adapter import add_lora
-    from triptych.training import distributed
-
-    backbone = load_backbone(model, "cpu", "fp32")
-    distributed.join(backbone.device)
-    transformer = backbone.load_transformer()
-    trained = add_lora(transformer, backbone.lora_layers(transformer), 4, 4, 0.0, 0)
-    before = sum(
-        p.numel() for n, p in transformer.named_parameters() if "blocks" in n and not p.requires_grad
-    )
-    distributed.shard(transformer, backbone.blocks(transformer), trained, backbone.device)
-    here = [p.to_local().numel() for p in transformer.parameters() if isinstance(p, DTensor)]
-    assert not any(isinstance(p, DTensor) for p in trained)
-    (Path(out) / f"{rank}.json").write_text(json.dumps([before, sum(here)]))
-    distributed.leave()
 
 
 def test_packed_embeddings_train_and_resume_to_the_same_lora(

@@ -50,6 +50,7 @@ def load_backbone(
         check_files(model, Path(resolve_model(model)) / part)
     try:
         where = default_device() if device == "auto" else torch.device(device)
+        _make_current(where)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
@@ -66,9 +67,19 @@ def default_device() -> torch.device:
 
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where it is fast, float32 elsewhere."""
-    fast = (
-        torch.cuda.is_bf16_supported(including_emulation=False)  # Turing and Pascal only emulate it
-        if device.type == "cuda"
-        else torch.cpu._is_avx512_bf16_supported()
-    )
+    if device.type != "cuda":
+        fast = torch.cpu._is_avx512_bf16_supported()
+    else:
+        with torch.cuda.device(device):  # PyTorch asks the current card
+            # Turing and Pascal only emulate it.
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
+
+
+def _make_current(device: torch.device) -> None:
+    """Make a numbered card the current one of a process that has used none yet. Else pinned memory and others
+    that name no card would take some 400 MB of card 0. A program that computes on a card already keeps it.
+    """
+    numbered = device.type == "cuda" and device.index is not None
+    if numbered and torch.cuda.is_available() and not torch.cuda.is_initialized():
+        torch.cuda.set_device(device)

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from triptych.compute.blocks import Blocks
+from triptych.errors import ConfigError
 
 
 def world_size() -> int:
@@ -28,15 +29,35 @@ def rank() -> int:
 
 
 def own_device(device: str) -> str:
-    """Resolve `auto` and `cuda` to this process's card, if there are several processes."""
-    several = world_size() > 1 and torch.cuda.is_available() and device in ("auto", "cuda")
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several else device
+    """Resolve `auto` and `cuda` to this process's card, if there are several processes.
+
+    Raises:
+        ConfigError: two processes of this machine would share a card, which NCCL refuses.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    if here > 1 and device.startswith("cuda:"):
+        hint = "Leave --device out: each process takes a card of its own."
+        raise ConfigError(f"--device {device} is one card for {here} processes.", hint)
+    if world_size() == 1 or device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return device
+    number, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= cards:
+        hint = "Start as many processes as there are cards."
+        raise ConfigError(f"There are {here} processes here, and {cards} CUDA cards.", hint)
+    return f"cuda:{number}"
 
 
 def join(device: torch.device) -> None:
-    """Join the other processes; a single process does nothing."""
-    if world_size() > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    """Join the other processes; a single process does nothing. device: this process's card, with its number,
+    or the CPU.
+    """
+    if world_size() == 1 or distributed.is_initialized():
+        return
+    if device.type != "cuda":
+        distributed.init_process_group("gloo")
+        return
+    torch.cuda.set_device(device)  # FSDP2 shards onto the current card, else card 0
+    distributed.init_process_group("nccl", device_id=device)
 
 
 def leave() -> None:
@@ -57,11 +78,13 @@ def shard(
     """Shard the blocks' frozen weights over the processes. Each process keeps all other weights and all
     trained parameters.
 
-    FSDP2 gathers a block's weights for its forward and backward pass, and then frees them again.
+    FSDP2 gathers a block's weights for its forward and backward pass, and then frees them again. Every block
+    is a root of its own, and what lies outside the blocks stays whole.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
     for block in blocks.values():
-        fully_shard(block, mesh=mesh, ignored_params=set(trained))
+        # By default a root stays gathered after its forward pass, and these are all roots.
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=set(trained))
     transformer.to(device)
 
 
