@@ -211,8 +211,15 @@ def test_by_touch_on_a_phone(opened: Any) -> None:
     page.at("canvas").get_by_role("button", name="Clear all").tap()
     page.at("canvas", "canvas").scroll_into_view_if_needed()
     box = page.at("canvas", "canvas").bounding_box()
-    for x, y in ((0.3, 0.3), (0.7, 0.3), (0.7, 0.7), (0.3, 0.7), (0.3, 0.3)):
+
+    def tap(x: float, y: float) -> None:
         page.page.touchscreen.tap(box["x"] + x * box["width"], box["y"] + y * box["height"])
+
+    for x, y in ((0.3, 0.3), (0.7, 0.3), (0.7, 0.7), (0.3, 0.7)):
+        tap(x, y)
+    page.at("go").tap()
+    page.page.get_by_text("An outline is not closed yet: it has 4 corners.").wait_for(timeout=SOON)
+    page.at("canvas").get_by_role("button", name="Close outline").tap()
     page.few_steps()
     page.at("go").tap()
     (job, *_) = page.made()

@@ -45,6 +45,15 @@ def test_templates_have_no_problems(tmp_path: Path, model: str) -> None:
     assert prompts.problems(context, "**a** <b>") and not prompts.is_template(context, "a red dress")
 
 
+def test_an_open_outline_is_told_before_anything_is_queued() -> None:
+    ids = {"front": "0" * 64, "person": "1" * 64}
+    for corners, hint in ((1, "Set three corners"), (3, "Press “Close outline”")):
+        with pytest.raises(InputError, match=f"not closed yet: it has {corners} corner") as caught:
+            form.tryon_request(ids, {"open": corners}, form.AUTO, {})
+        assert hint in caught.value.hint
+    assert form.tryon_request(ids, {"open": 0}, form.AUTO, {})["mask"] == "auto"
+
+
 def test_captions_of_the_work_folder_and_a_captioner(tmp_path: Path, photos: dict[str, Path]) -> None:  # noqa: F811
     folder = tmp_path / "triptychs"
     folder.mkdir()

@@ -6,7 +6,8 @@
 // width, height: size of the photo in pixels; the picture behind imageUrl may be a smaller preview of it.
 // polygons: [[[x, y], ...], ...] in pixels of the photo, whatever the size on screen. White/inside = repainted.
 // holes: the same, cut out of all polygons. Left out, no hole can be drawn: for a host that does not know holes.
-// onChange(polygons, holes) is called after every change of the closed ones. The outline being drawn does not count yet.
+// onChange(polygons, holes) is called after every change of the closed ones. The outline being drawn does not count yet:
+// onOpen(corners) is called with its number of corners when that changes, with 0 once it is closed or gone.
 // Returned: { getPolygons(), getHoles(), setPolygons(polygons, holes), undo(), redo(), deleteSelected(), clear(), destroy() };
 // setPolygons without holes leaves them as they are.
 
@@ -48,7 +49,7 @@ const STYLE = `
 
 let mounted = 0; // makes ids unique on a page
 
-export function mountPolygonCanvas(element, { imageUrl, width, height, polygons = [], holes = null, onChange = () => {} }) {
+export function mountPolygonCanvas(element, { imageUrl, width, height, polygons = [], holes = null, onChange = () => {}, onOpen = () => {} }) {
   let shapes = asShapes(polygons, holes ?? []); // [{ corners: [[x, y], ...], hole }]
   let open = []; // corners of the outline being drawn
   let hole = false; // whether that one, or the next, is a hole
@@ -64,6 +65,7 @@ export function mountPolygonCanvas(element, { imageUrl, width, height, polygons 
   // The part of the photo that is seen: its left and top in photo pixels; CSS pixels per photo pixel now, and for the whole photo.
   const view = { x: 0, y: 0, scale: 1, whole: 1, width: 1, height: 1 };
   let reported = JSON.stringify(lists());
+  let reportedOpen = 0;
 
   // --- elements ---
 
@@ -166,7 +168,12 @@ export function mountPolygonCanvas(element, { imageUrl, width, height, polygons 
       reported = text;
       onChange(now.polygons, now.holes);
     }
+    tellOpen();
     draw();
+  }
+
+  function tellOpen() {
+    if (open.length !== reportedOpen) onOpen((reportedOpen = open.length));
   }
 
   function restore(state) {
@@ -190,6 +197,7 @@ export function mountPolygonCanvas(element, { imageUrl, width, height, polygons 
     restore(JSON.stringify({ shapes: asShapes(polygons, newHoles), open: [], hole: false }));
     reported = JSON.stringify(lists());
     news = "";
+    tellOpen();
     draw();
   }
 

@@ -26,9 +26,11 @@ WIDE = 900
 """Longest side of a triptych in pixels."""
 SHOWN = {"All, without a caption first": "all", "Without a caption": "missing", "With problems": "problems"}
 _EMPTY = """<div class="triptych-empty"><p>There are no triptychs yet. Put the photos of each item side by
-side, then let a captioner describe them, or write the captions here:</p><pre>triptych concat --model MODEL
-triptych caption --model MODEL --vlm-model VLM_MODEL</pre><p>with the same <code>--work</code> as this
-page.</p></div>"""
+side, then let a captioner describe them, or write the captions here:</p>
+<pre>triptych concat --work {work} --model MODEL
+triptych caption --work {work} --model MODEL --vlm-model CAPTIONER</pre>
+<p>MODEL is the model that you will train, such as black-forest-labs/FLUX.2-klein-base-4B. CAPTIONER is a
+model that looks at pictures, such as gpt-4.1-mini.</p><p class="triptych-help">{where}</p></div>"""
 
 
 def add_routes(api: FastAPI, captions: Captions) -> None:
@@ -49,7 +51,7 @@ class Board:
     def __init__(self, context: Context, captions: Captions) -> None:
         self.work, self.captions = context.work, captions
         self.model = str(context.server.about["model"])
-        with gr.Row():
+        with gr.Row(visible=False) as self.choice:
             self.show = gr.Dropdown(
                 list(SHOWN), value=next(iter(SHOWN)), label="Show", elem_id="captions-show", scale=2
             )
@@ -64,14 +66,15 @@ class Board:
             server_functions=[self._answered("lint", self.lint), self._answered("save", self.save)],
             elem_id="captions-board",
         )
-        with gr.Row(elem_classes="triptych-line"):
+        with gr.Row(elem_classes="triptych-line", visible=False) as self.pager:
             self.back = gr.Button("Previous page", elem_id="captions-back", min_width=120)
             self.page = gr.Number(
                 1, label="Page", precision=0, minimum=1, elem_id="captions-page", min_width=90, scale=0
             )
             self.on = gr.Button("Next page", elem_id="captions-on", min_width=120)
         self.problem = parts.message()
-        given, outputs = [self.show, self.search, self.page], [self.board, self.page, self.problem]
+        given = [self.show, self.search, self.page]
+        outputs = [self.board, self.page, self.choice, self.pager, self.problem]
         for event, step in ((self.page.submit, 0), (self.back.click, -1), (self.on.click, 1)):
             event(self._turned(step), given, outputs, **parts.QUIET)
         self.show.input(self._turned(None), given, outputs, **parts.PRIVATE)
@@ -81,18 +84,19 @@ class Board:
     def _turned(self, step: int | None) -> Callable[..., Any]:
         """What shows a page: `step` pages further, or the first one."""
 
-        @parts.told(2)
+        @parts.told(4)
         @without_paths(self.work)
-        def turned(show: str, search: str | None, page: float | None) -> tuple[str, int]:
-            return self.shown(show, search, 1 if step is None else int(page or 1) + step)
+        def turned(show: str, search: str | None, page: float | None) -> tuple[Any, ...]:
+            wanted = 1 if step is None else int(page or 1) + step
+            return parts.paged(*self.shown(show, search, wanted))
 
         return turned
 
-    def shown(self, show: str, search: str | None, page: int) -> tuple[str, int]:
-        """(the board, the page that it shows)."""
+    def shown(self, show: str, search: str | None, page: int) -> tuple[str, int, int]:
+        """(the board, the page that it shows, the number of pages); no page if there are no triptychs."""
         total = len(self.captions.jobs())
         if not total:
-            return _EMPTY, 1
+            return _EMPTY.format(work=parts.work_named(self.work), where=parts.where(self.work)), 1, 0
         keys = self.captions.listed(SHOWN.get(show, "all"), (search or "").strip())
         pages = max(1, -(-len(keys) // A_PAGE))
         page = min(max(1, page), pages)
@@ -103,7 +107,7 @@ class Board:
             "that you change is yours: <code>triptych caption</code> keeps it. Run "
             f"<code>triptych embed</code> again before you train. The length is counted for {model}."
         )
-        return board(entries, told), page
+        return board(entries, told), page, pages
 
     def lint(self, given: dict[str, str]) -> dict[str, Any]:
         return {"problems": problems_of(self.captions.lint(given["key"], given["text"]))}
@@ -135,7 +139,7 @@ class Board:
 
 def board(entries: Sequence[Entry], told: str) -> str:
     """A page of captions."""
-    nothing = '<p class="triptych-empty">No triptych is like that. Choose another kind above.</p>'
+    nothing = '<p class="triptych-empty">Nothing found. Change the search or the choice above.</p>'
     return f'<p class="captions-told">{told}</p>{"".join(map(_card, entries)) or nothing}'
 
 

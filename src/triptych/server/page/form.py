@@ -49,7 +49,7 @@ def tryon_request(
             settings: by name; None is the default.
 
     Raises:
-        InputError: a photo is missing, or the outlines are none.
+        InputError: a photo is missing, or the outlines are none, or one is not closed yet.
     """
     for name, words in (("front", "photo of the garment"), ("person", "photo of the person")):
         if not photos.get(name):
@@ -57,6 +57,7 @@ def tryon_request(
     request: dict[str, Any] = {name: id for name, id in photos.items() if id}
     request |= {name: value for name, value in settings.items() if value is not None and value != ""}
     drawn = dict(region or {})
+    _check_closed(drawn.get("open"))
     if drawn.get("polygons"):
         request["polygons"] = check_polygons(drawn["polygons"], "The drawing")
         if drawn.get("holes"):
@@ -66,6 +67,18 @@ def tryon_request(
     if kind == FREE:
         request["mask_free"] = True
     return request
+
+
+def _check_closed(corners: object) -> None:
+    """Refuse an outline that somebody still draws: without it the region would be another one."""
+    if not isinstance(corners, int) or corners < 1:
+        return
+    many = "1 corner" if corners == 1 else f"{corners} corners"
+    close = "Press “Close outline”" if corners >= 3 else "Set three corners or more and close it"
+    raise InputError(
+        f"An outline is not closed yet: it has {many}.",
+        f"{close}, or take it back with “Undo”. Then press “Dress” again.",
+    )
 
 
 def painted(context: Context, person: str, layers: list[Any]) -> str:

@@ -16,13 +16,17 @@ ICON = (
     "<path fill='#3a3f58' d='M1 2h4v12H1zm5 0h4v12H6zm5 0h4v12h-4z'/></svg>"
 )
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; overflow: clip !important; }
-.gradio-container > .main { width: 100%; }
+@media (min-width: 700px) { html { scrollbar-gutter: stable; } }
+.gradio-container { width: 100% !important; max-width: 1240px !important; margin: 0 auto !important;
+  overflow: clip !important; }
+.gradio-container > .main { width: 100%; max-width: none !important; margin: 0 !important; }
 .triptych-head { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0.25rem 1rem; }
 .triptych-head h1 { font-size: 1.4rem; margin: 0; }
 .triptych-head p { margin: 0; }
 .triptych-help { margin: 0; font-size: 0.85rem; line-height: 1.4; color: var(--body-text-color-subdued); }
-.triptych-empty { padding: 1.5rem 1rem; border: 1px dashed var(--border-color-primary); border-radius: 8px; }
+.triptych-empty { padding: 1.5rem 1rem; border: 1px dashed var(--border-color-primary); border-radius: 8px;
+  overflow-wrap: anywhere; }
+.triptych-empty pre { white-space: pre-wrap; }
 .gradio-container [role=alert] { padding: 0.6rem 0.8rem; border-left: 4px solid #b3261e; background: #fbeae8;
   color: #3a0f0b; border-radius: 4px; }
 .gradio-container [role=alert] p { margin: 0; }

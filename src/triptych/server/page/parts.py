@@ -6,6 +6,7 @@ import functools
 import html
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -44,6 +45,21 @@ def sentence(error: TriptychError | Mapping[str, str]) -> str:
     found = {"message": error.message, "hint": error.hint} if isinstance(error, TriptychError) else error
     hint = f"<p>{html.escape(found['hint'])}</p>" if found.get("hint") else ""
     return f'<div role="alert"><p><strong>{html.escape(found["message"])}</strong></p>{hint}</div>'
+
+
+def work_named(work: Path) -> str:
+    """The name of the work folder, as HTML; not its whole path, which no browser is told."""
+    return html.escape(work.resolve().name or "work")
+
+
+def where(work: Path) -> str:
+    """From where a command that names the work folder is run, as HTML."""
+    return f"Run it in the folder that has <code>{work_named(work)}</code>, the work folder of this page."
+
+
+def paged(board: str, page: int, pages: int) -> tuple[Any, ...]:
+    """A board, its page, and its rows of filters and of page buttons, shown only where they do something."""
+    return board, page, gr.Row(visible=pages > 0), gr.Row(visible=pages > 1)
 
 
 def told(outputs: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -40,10 +40,12 @@ SHOWN = {
 }
 _COUNTED = {"unsure": "unsure", "human": "of people", "garment": "of garments", "rejected": "left out"}
 _LABELS = {"human": "person", "garment": "garment", "unsure": "unsure", "rejected": "left out"}
-_EMPTY = """<div class="triptych-empty"><p>There is no catalogue yet. Sort your photos first, one folder for
-each item, with a few dozen examples of both kinds:</p><pre>triptych clean --photos PHOTOS \\
-  --human EXAMPLES/human --garment EXAMPLES/garment</pre><p>with the same <code>--work</code> as this
-page. Then come back here and look at what it was not sure of.</p></div>"""
+_EMPTY = """<div class="triptych-empty"><p>There is no catalogue yet. Let <code>clean</code> sort your photos:
+</p><pre>triptych clean --work {work} --photos PHOTOS \\
+  --human EXAMPLES/human --garment EXAMPLES/garment</pre>
+<p>PHOTOS is your folder of photos, with one folder in it for each item. EXAMPLES is a folder with a few dozen
+photos of people in <code>human</code> and of garments alone in <code>garment</code>. Then come back and look
+at what it was not sure of.</p><p class="triptych-help">{where}</p></div>"""
 
 
 def add_routes(api: FastAPI, review: Review) -> None:
@@ -75,14 +77,14 @@ class Board:
 
     def __init__(self, context: Context, review: Review) -> None:
         self.context, self.review = context, review
-        with gr.Row():
+        with gr.Row(visible=False) as self.choice:
             self.show = gr.Dropdown(list(SHOWN), value="All", label="Show", elem_id="catalogue-show", scale=2)
             self.search = gr.Textbox(
                 label="Search", info="A part of an item or a file name.", elem_id="catalogue-search", scale=2
             )
             self.by_item = gr.Checkbox(
                 label="Item by item",
-                info="Otherwise those that `clean` was unsure of come first.",
+                info="Keep the photos of an item together. Else the doubtful ones come first.",
                 elem_id="catalogue-by-item",
                 scale=1,
             )
@@ -93,7 +95,7 @@ class Board:
             server_functions=[self._answered(review.decide), self._answered(review.swap)],
             elem_id="catalogue-board",
         )
-        with gr.Row(elem_classes="triptych-line"):
+        with gr.Row(elem_classes="triptych-line", visible=False) as self.pager:
             self.back = gr.Button("Previous page", elem_id="catalogue-back", min_width=120)
             self.page = gr.Number(
                 1, label="Page", precision=0, minimum=1, elem_id="catalogue-page", min_width=90, scale=0
@@ -101,7 +103,7 @@ class Board:
             self.on = gr.Button("Next page", elem_id="catalogue-on", min_width=120)
         self.problem = parts.message()
         given = [self.show, self.by_item, self.search, self.page]
-        outputs = [self.board, self.page, self.problem]
+        outputs = [self.board, self.page, self.choice, self.pager, self.problem]
         for event, step in (
             (self.page.submit, 0),
             (self.back.click, -1),
@@ -116,25 +118,28 @@ class Board:
     def _turned(self, step: int | None) -> Callable[..., Any]:
         """What shows a page: `step` pages further, or the first one."""
 
-        @parts.told(2)
+        @parts.told(4)
         @without_paths(self.context.work)
-        def turned(show: str, by_item: bool, search: str | None, page: float | None) -> tuple[str, int]:
+        def turned(show: str, by_item: bool, search: str | None, page: float | None) -> tuple[Any, ...]:
             wanted = 1 if step is None else int(page or 1) + step
-            return self.shown(show, by_item, search, wanted)
+            return parts.paged(*self.shown(show, by_item, search, wanted))
 
         return turned
 
-    def shown(self, show: str, by_item: bool, search: str | None, page: int) -> tuple[str, int]:
-        """(the board, the page that it shows) for a choice of photos."""
+    def shown(self, show: str, by_item: bool, search: str | None, page: int) -> tuple[str, int, int]:
+        """(the board, the page that it shows, the number of pages) for a choice of photos; no page if
+        there is no catalogue.
+        """
         if not (self.context.config.catalogue_folder / PHOTOS).exists():
-            return _EMPTY, 1
+            work = self.context.work
+            return _EMPTY.format(work=parts.work_named(work), where=parts.where(work)), 1, 0
         state = self.review.state()
         keys = state.listed(SHOWN.get(show, "all"), by_item, (search or "").strip())  # type: ignore[arg-type]
         pages = max(1, -(-len(keys) // A_PAGE))
         page = min(max(1, page), pages)
         cards = state.cards(keys[(page - 1) * A_PAGE : page * A_PAGE])
         place = f"{number(len(keys))} shown here, page {page} of {pages}."
-        return board(cards, summary(state), place, self.review.roles.names), page
+        return board(cards, summary(state), place, self.review.roles.names), page, pages
 
     def _answered(self, function: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
         """A function as the browser calls it: what changed, or the error."""
@@ -179,7 +184,7 @@ def summary(state: State) -> str:
 def board(cards: Sequence[Card], told: str, place: str, roles: Sequence[str]) -> str:
     """The bar with the verdicts, and a page of photos."""
     options = "".join(f'<option value="{html.escape(role)}">{html.escape(role)}</option>' for role in roles)
-    nothing = '<p class="triptych-empty">No photo is like that. Choose another kind above.</p>'
+    nothing = '<p class="triptych-empty">Nothing found. Change the search or the choice above.</p>'
     grid = "".join(map(card_of, cards)) or nothing
     return f"""<p class="review-summary"><span class="review-told">{told}</span> {html.escape(place)}</p>
 <div class="review-bar" role="toolbar" aria-label="Verdict for the chosen photo">

@@ -102,7 +102,7 @@ class _Train:
                 elem_id="train-other",
                 min_width=140,
             )
-        self.status = gr.HTML(training_view.EMPTY, elem_id="train-status")
+        self.status = gr.HTML(training_view.empty(self.context.work), elem_id="train-status")
         with gr.Row():
             self.stop = gr.Button("Stop", visible=False, elem_id="train-stop", min_width=120)
             self.save = gr.Button("Save a LoRA now", visible=False, elem_id="train-save", min_width=120)
@@ -205,7 +205,7 @@ class _Train:
         if name is None:
             return [
                 *lists,
-                training_view.EMPTY,
+                training_view.empty(self.context.work),
                 "",
                 "",
                 *[gr.Button(visible=False)] * 4,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from triptych.server.page import parts
@@ -29,10 +30,10 @@ CSS = """
 .train-plan { font-size: 0.8rem; }
 @media (max-width: 600px) { .curve-grid text { font-size: 20px; } }
 """
-EMPTY = """<div class="triptych-empty"><p>No training is here yet. It needs triptychs with captions, encoded
-for the model that is trained:</p><pre>triptych embed --model MODEL</pre><p>with the same
-<code>--work</code> as this page. Then choose the settings and press
-<strong>Start</strong>; leave fields empty for what is usual.</p></div>"""
+_EMPTY = """<div class="triptych-empty"><p>No training is here yet. It needs triptychs with captions, encoded
+for the model that is trained:</p><pre>triptych embed --work {work} --model MODEL</pre><p>MODEL is the base
+model at the left, such as black-forest-labs/FLUX.2-klein-base-4B. Then choose the settings and press
+<strong>Start</strong>; leave fields empty for what is usual.</p><p class="triptych-help">{where}</p></div>"""
 _STATES = {
     "new": "Nothing has been trained here yet.",
     "starting": "Starting: libraries and model are loaded.",
@@ -41,6 +42,11 @@ _STATES = {
     "done": "Done.",
     "failed": "It ended with an error.",
 }
+
+
+def empty(work: Path) -> str:
+    """What stands where no training is yet."""
+    return _EMPTY.format(work=parts.work_named(work), where=parts.where(work))
 
 
 def status_of(trainings: Trainings, name: str, status: Status) -> str:

@@ -29,6 +29,7 @@ async function show(value) {
       props.value = { ...props.value, polygons, holes };
       trigger("change");
     },
+    onOpen: (open) => { props.value = { ...props.value, open }; },
   });
 }
 const update = () => (queue = queue.then(() => show(props.value)));
@@ -63,7 +64,8 @@ def _path(payload: ImageData | None) -> str | None:
 
 def polygon_canvas(elem_id: str) -> gr.HTML:
     """The canvas of `triptych/web/polygon_canvas.js`. Its value is a dict: `upload`, the id of the photo, its
-    `width` and `height`, and `polygons` and `holes` in its pixels; or None without a photo.
+    `width` and `height`, `polygons` and `holes` in its pixels, and `open`, the number of corners of an
+    outline that is not closed yet; or None without a photo.
     """
     return gr.HTML(
         None, html_template='<div class="triptych-region"></div>', js_on_load=_MOUNT, elem_id=elem_id
