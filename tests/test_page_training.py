@@ -17,6 +17,7 @@ from tests.test_train import write_records
 from triptych.errors import ConfigError, InputError, ModelError, WorkError
 from triptych.server.config import AppConfig
 from triptych.server.page.curves import Line, chart, smoothed
+from triptych.server.page.training_form import in_words_of_the_page
 from triptych.server.page.training_view import curves_of, status_of
 from triptych.server.page.trainings import Trainings
 from triptych.training.checkpoints import steps_saved
@@ -110,8 +111,14 @@ def test_mistakes_are_told_before_anything_starts(trainings: Trainings, tiny_flu
             trainings.config("x", given | {"model": model})
     with pytest.raises(ModelError):
         trainings.config("x", given | {"model": ""})
-    with pytest.raises(ConfigError, match="rank"):
+    with pytest.raises(ConfigError, match="rank") as caught:
         trainings.config("x", given | {"rank": "x"})
+    told = in_words_of_the_page(caught.value)
+    assert (told.message, told.hint) == ("Rank: give a whole number of at least 1.", "Now it is x.")
+    with pytest.raises(ModelError) as unknown:
+        trainings.memory(trainings.config("x", given | {"model": "nobody/nothing"}))
+    told = in_words_of_the_page(unknown.value)
+    assert "Nothing is known of this base model" in told.message and "plan" not in told.message + told.hint
     with pytest.raises(ConfigError, match="does nothing"):
         trainings.check(trainings.config("x", given | {"noise_levels": 4}))
     assert not (work / "x").exists()

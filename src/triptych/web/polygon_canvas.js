@@ -13,6 +13,7 @@
 
 const REACH = { mouse: 9, pen: 12, touch: 22 }; // how near to a corner or an edge counts as on it, in CSS pixels
 const SLOP = { mouse: 3, pen: 4, touch: 8 }; // a pointer that moves less has clicked
+const CROWDED = 14; // handles stand at least so far apart, in CSS pixels; corners between them can be taken all the same
 const RED = "#ff4060";
 const TINT = 0.42;
 const HELP = [
@@ -568,7 +569,11 @@ export function mountPolygonCanvas(element, { imageUrl, width, height, polygons 
   function drawShape(shape) {
     const mine = selected?.shape === shape;
     stroke(trace(shape.corners), shape.hole ? { dash: [3, 3], color: "#8ff" } : {});
+    let last = null; // the corner that was shown before: of crowded ones only some are, more when one looks closer
     shape.corners.forEach((corner, i) => {
+      const chosen = mine && selected.corner === i;
+      if (last && !chosen && near(corner, last, CROWDED)) return;
+      last = corner;
       const fill = mine && selected.corner === i ? "#ffd60a" : mine ? RED : "#fff";
       dot(corner, mine ? 6 : 4, fill, shape.hole);
     });

@@ -25,9 +25,24 @@ QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 """For events that nobody waits for."""
 
 
+_HERE = {
+    "front": "Drop a photo of the garment's front. It is needed.",
+    "back": "Drop a photo of its back; without it the front is used twice.",
+    "person": "Drop a photo of the person. It is needed.",
+    "context": "noisy: as in the paper. clean: sampling is faster; the default for FLUX.2. native: as FLUX.2 "
+    "sees its references.",
+    "model": "Give a hub id, a folder in the work folder, or pocket or pocket-klein, which only know "
+    "rendered clothes.",
+    "checkpointing_steps": "Save the whole state every so many steps; Go on continues there.",
+    "optimizer": "adamw8bit (package bitsandbytes) keeps its state in a quarter of the memory; prodigy "
+    "(package prodigyopt) finds the learning rate itself: set Learning rate to 1.",
+}
+"""Help in the page's words, where that of the command line names what the page does not have, or is long."""
+
+
 def help_of(config: type[StageConfig], name: str) -> str:
-    """The help text of a setting, as `--help` has it, in the words of the API."""
-    return in_words_of_the_api(help_texts(config)[name])
+    """The help text of a setting: the page's own, else as `--help` has it, in the words of the API."""
+    return _HERE.get(name) or in_words_of_the_api(help_texts(config)[name])
 
 
 def help_line(config: type[StageConfig], name: str) -> str:

@@ -40,6 +40,17 @@ def template(context: Context, kind: str) -> str:
     return Caption(f"Pictures of one {name}.", tuple(panels)).render()
 
 
+def about(context: Context) -> str:
+    """What a prompt for this model says, as help."""
+    if not context.session.describes_panels:
+        return (
+            "Say what the model has to do, such as: the person of picture 3 wearing the dress of picture 1."
+        )
+    panels = len(context.session.layout().roles)
+    listed = ", ".join(f"<IMAGE {number}> …" for number in range(1, panels + 1))
+    return f"Describe all {panels} pictures: a summary, then {listed}."
+
+
 def is_template(context: Context, prompt: str) -> bool:
     """Whether nobody has changed a prompt yet."""
     return not prompt.strip() or prompt in {template(context, kind) for kind in ("", *KINDS)}

@@ -17,7 +17,7 @@ from triptych.server.page.context import Context
 from triptych.server.page.look_again import whenever_it_is_opened
 from triptych.server.page.places import shown, without_paths
 from triptych.server.page.review_board import thumbnail
-from triptych.server.page.training_form import Fields
+from triptych.server.page.training_form import Fields, in_words_of_the_page
 from triptych.server.page.trainings import Trainings
 
 EVERY = 2.0
@@ -67,7 +67,7 @@ class _Train:
         self.name = gr.Textbox(
             "lora",
             label="Name",
-            info="Of its folder in the work folder. The same name and settings go on with a training.",
+            info="Name its folder. Start goes on with a training that has this name and these settings.",
             max_lines=1,
             elem_id="train-name",
         )
@@ -170,7 +170,7 @@ class _Train:
             yield gr.skip(), "", self._sentence(error)
 
     def _sentence(self, error: TriptychError) -> str:
-        work = self.context.work
+        work, error = self.context.work, in_words_of_the_page(error)
         return parts.sentence({"message": shown(error.message, work), "hint": shown(error.hint, work)})
 
     def _taken(self, name: str | None) -> Any:

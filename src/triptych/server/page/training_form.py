@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
+from pydantic import ValidationError
 
+from triptych.errors import ConfigError, ModelError, TriptychError
+from triptych.server.page import parts
 from triptych.training.config import TrainConfig
-from triptych.wording.docstrings import help_texts
+from triptych.wording.settings import first_mistake
 
 FIRST = {
     "model": "Base model",
@@ -40,6 +43,23 @@ _LIKE_MODEL = ("rank", "context", "caption_dropout", "task")
 """Settings whose default hangs on the model or the triptychs."""
 
 
+def in_words_of_the_page(error: TriptychError) -> TriptychError:
+    """An error about settings, for somebody who sees their fields: named by label, without command lines."""
+    labels = {**FIRST, **MORE}
+    if isinstance(error, ConfigError) and isinstance(error.__cause__, ValidationError):
+        name, value, allowed = first_mistake(error.__cause__, TrainConfig)
+        if name in labels:
+            return ConfigError(f"{labels[name]}: give {allowed}.", f"Now it is {value}.")
+    if isinstance(error, ModelError) and error.message.startswith("The shapes of "):
+        return ModelError(
+            "Nothing is known of this base model, and the page downloads none to look.",
+            error.hint.replace("Give a folder with its configs", "Give its folder, in the work folder"),
+        )
+    if isinstance(error, ModelError) and error.message == "No model is given.":
+        return ModelError("Base model: give one.", parts.help_of(TrainConfig, "model"))
+    return error
+
+
 class Fields:
     """The fields; made inside gradio's blocks."""
 
@@ -68,7 +88,7 @@ def _field(name: str, label: str, model: str) -> Any:
     usual = "" if name in _LIKE_MODEL else str(about.default)
     common: dict[str, Any] = {
         "label": label,
-        "info": help_texts(TrainConfig)[name],
+        "info": parts.help_of(TrainConfig, name),
         "elem_id": f"train-{name.replace('_', '-')}",
         "min_width": 240,
         "interactive": True,

@@ -129,7 +129,7 @@ class _TryOn:
         self.prompt = gr.Textbox(
             prompts.template(self.context, ""),
             label="Prompt",
-            info=parts.help_of(TryonConfig, "prompt"),
+            info=prompts.about(self.context),
             lines=3,
             elem_id="tryon-prompt",
         )

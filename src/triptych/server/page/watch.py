@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from triptych.pictures.images import load_image
+from triptych.pocket import POCKETS
 from triptych.server.jobs import ENDED, Job
 from triptych.server.page import parts
 from triptych.server.page.context import Context
@@ -57,6 +58,17 @@ class Result:
         self.cancel.click(self.stop, [self.job], None, **parts.QUIET)
         self.seeds.input(self.compare, [self.job, self.seeds], [self.slider], **parts.QUIET)
 
+    @property
+    def soft(self) -> str:
+        """Why the pictures of an embedded model look as they do, as HTML; "" for any other model."""
+        if str(self.context.server.about["model"]) not in POCKETS:
+            return ""
+        usual = self.context.session.settings
+        return (
+            f'<p class="triptych-help">The picture is soft because the embedded model is tiny: it paints '
+            f"{usual.panel_width} × {usual.panel_height} pixels, which are enlarged to the photo.</p>"
+        )
+
     def stop(self, id: str) -> None:
         self.context.store.cancel(id)
 
@@ -77,7 +89,7 @@ class Result:
             gr.Button(visible=going),
             gr.ImageSlider(self._pair(job, 0), visible=True) if done else gr.ImageSlider(visible=False),
             gr.Radio(seeds, value=seeds[0] if seeds else None, visible=done and len(seeds) > 1),
-            gr.HTML(gallery(job), visible=True) if done else gr.HTML(visible=False),
+            gr.HTML(self.soft + gallery(job), visible=True) if done else gr.HTML(visible=False),
         )
 
     def compare(self, id: str, seed: str) -> Any:
