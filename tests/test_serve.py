@@ -21,12 +21,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from triptych.errors import ConfigError, InputError
+from triptych.errors import ConfigError, InputError, WorkError
 from triptych.evaluation.rendered import held_out_items
 from triptych.server.config import ServeConfig
 from triptych.server.jobs import TRIES, JobStore, KeyReused
 from triptych.server.requests import checked
 from triptych.server.verb import serve
+from triptych.store.folder import StageFolder
 from triptych.verbs.tryon import TryonConfig, tryon
 
 PROMPT = "one dress <IMAGE 1> its front <IMAGE 2> its back <IMAGE 3> somebody in the dress"
@@ -278,6 +279,15 @@ def test_another_address_needs_a_token(
         assert client("GET", "/v1/jobs", authorization=f"Bearer {token}")[0] == 200
     finally:
         run.close()
+
+
+def test_a_second_server_in_a_work_folder_is_told_of_the_first(tmp_path: Path) -> None:
+    with (
+        StageFolder(tmp_path / "serve", "serve", {}).open(),
+        pytest.raises(WorkError, match="A server is running") as told,
+    ):
+        serve(ServeConfig(work=tmp_path, model="pocket-klein", device="cpu", port=0))
+    assert "another --work" in told.value.hint and "Wait" not in told.value.hint
 
 
 def test_the_queue_recovers(tmp_path: Path) -> None:

@@ -173,3 +173,7 @@ def test_one_that_ended_a_server_gets_no_companions(
 def test_hints_speak_the_words_of_the_api() -> None:
     said = in_words_of_the_api("Lower --lora-scale, draw a --polygon, or use --expand hull and --mask-out.")
     assert said == "Lower the server's --lora-scale, draw a polygons, or use expand hull and --mask-out."
+    hint = 'Describe: --prompt "…", give a --caption file, or let a --vlm-model write it.'
+    told = in_words_of_the_api(hint)
+    assert told == 'Describe: prompt "…", or let the server\'s --vlm-model write it.'
+    assert in_words_of_the_api(told) == told

@@ -126,17 +126,18 @@ def checked(kind: Kind, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def in_words_of_the_api(text: str) -> str:
     """A sentence of the command line, for clients: there `--guidance-scale` is guidance_scale, and an option
-    of the server is said to be its own.
+    of the server is said to be its own. What only a command line can do is left out.
     """
 
     def name(found: re.Match[str]) -> str:
-        word = found[1].replace("-", "_")
+        word = found[2].replace("-", "_")
         word = _OTHER_NAMES.get(word, word)
         if any(word in request.model_fields for request in MODELS.values()):
-            return word
-        return f"the server's {found[0]}" if word in ServeConfig.model_fields else found[0]
+            return (found[1] or "") + word
+        return f"the server's --{found[2]}" if word in ServeConfig.model_fields else found[0]
 
-    return re.sub(r"--([a-z][a-z-]*[a-z])", name, text)
+    text = text.replace(", give a --caption file", "")
+    return re.sub(r"(\b(?:an?|the|the server's) )?--([a-z][a-z-]*[a-z])", name, text)
 
 
 def uploads_of(request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from triptych.captioning.replies import check_url
-from triptych.errors import ConfigError
+from triptych.errors import ConfigError, WorkError
 from triptych.events import Event, Run, held
 from triptych.server.config import AppConfig, ServeConfig
 from triptych.server.guard import Guard, is_loopback
 from triptych.server.jobs import Job, JobStore
 from triptych.server.uploads import Uploads
-from triptych.store.folder import StageFolder
+from triptych.store.folder import StageFolder, is_held
 
 TOKEN = "TRIPTYCH_TOKEN"
 """Environment variable with the token that clients must send."""
@@ -39,7 +39,7 @@ def serve(config: ServeConfig) -> Run:
 
     Raises:
         ConfigError: another address than this machine's own without a token, or the port is taken.
-            ModelError: no model, or model or LoRA do not exist.
+            ModelError: no model, or model or LoRA do not exist. WorkError: a server runs in this work folder.
     """
     return _serving("serve", config)
 
@@ -81,6 +81,11 @@ def _serving(verb: str, config: ServeConfig) -> Run:
     config.check_model()
     page = isinstance(config, AppConfig)
     _check_packages(page)
+    if is_held(config.work / "serve", "serve"):
+        raise WorkError(
+            f"A server is running in {config.work} already.",
+            "Stop it, or give this one another --work folder.",
+        )
     import uvicorn
 
     from triptych.session import Session  # not at the top: it imports torch
