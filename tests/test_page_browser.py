@@ -227,6 +227,24 @@ def test_by_touch_on_a_phone(opened: Any) -> None:
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_all_tabs_have_one_width_and_empty_ones_show_no_idle_controls(opened: Any) -> None:
+    page = opened()
+    for width in (1280, 390):
+        page.page.set_viewport_size({"width": width, "height": 844})
+        edges = set()
+        for tab in ("Try on", "Catalogue", "Captions", "Train", "Jobs"):
+            page.page.get_by_role("tab", name=tab, exact=True).click()
+            page.page.wait_for_timeout(300)  # the tab is laid out, and its files are looked at
+            edges.add(page.page.evaluate("document.querySelector('h1').getBoundingClientRect().left"))
+            assert page.page.evaluate("document.documentElement.scrollWidth") <= width, (tab, width)
+        assert len(edges) == 1, edges
+    page.page.get_by_role("tab", name="Catalogue", exact=True).click()
+    for tab, board in (("Photos", "catalogue"), ("Captions", "captions")):
+        page.page.get_by_role("tab", name=tab, exact=True).click()
+        page.page.locator(f"#{board}-board .triptych-empty").wait_for(timeout=SOON)
+        assert not page.page.locator(f"#{board}-search:visible, #{board}-on:visible").count()
+
+
 def test_mistakes_are_shown_in_place_and_jobs_are_listed(opened: Any, address: str) -> None:
     page = opened()
     page.at("go").click()

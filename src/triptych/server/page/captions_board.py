@@ -53,10 +53,19 @@ class Board:
         self.model = str(context.server.about["model"])
         with gr.Row(visible=False) as self.choice:
             self.show = gr.Dropdown(
-                list(SHOWN), value=next(iter(SHOWN)), label="Show", elem_id="captions-show", scale=2
+                list(SHOWN),
+                value=next(iter(SHOWN)),
+                label="Show",
+                elem_id="captions-show",
+                scale=2,
+                min_width=240,
             )
             self.search = gr.Textbox(
-                label="Search", info="A part of an item or a name.", elem_id="captions-search", scale=2
+                label="Search",
+                info="A part of an item or a name.",
+                elem_id="captions-search",
+                scale=2,
+                min_width=240,
             )
         web = resources.files("triptych") / "web"
         self.board = gr.HTML(

@@ -7,7 +7,7 @@ owes:
 - Its state lies in the context's stores, in files, or in `gr.State`, never in a global: several people may
   have the page open. Long work becomes a job of the store or a process of its own; a function behind a button
   returns within a second or two, or is a generator that tells its progress.
-- A component that a setting stands behind takes its help from the config:
+- A component that a setting stands behind takes its help from the config, or in the page's own words:
   `info=parts.help_of(Config, "name")`.
 - A function behind an event is wrapped by `parts.told`, with a `parts.message()` as its last output: a
   TriptychError is then shown in place, as sentence and hint, and nothing else is changed. Every event gets
