@@ -103,7 +103,17 @@ def test_what_the_lines_of_a_batch_may_set_and_what_those_sampled_together_share
     assert {
         *StageConfig.model_fields,
         *LOADED,
-        *("vlm_model", "base_url", "parser", "batch", "batch_size", "out", "mask_out", "anyway"),
+        *(
+            "vlm_model",
+            "base_url",
+            "allow_upload",
+            "parser",
+            "batch",
+            "batch_size",
+            "out",
+            "mask_out",
+            "anyway",
+        ),
         *("engine", "address", "object_store_gib"),
     } == lines.SHARED
     own = {

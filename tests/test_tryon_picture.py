@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFilter
 
-from triptych.errors import InputError, ModelError
+from triptych.errors import ConfigError, InputError, ModelError
 from triptych.pictures import masks
 from triptych.pictures.colours import from_srgb, to_srgb
 from triptych.pictures.images import OriginalPhoto, load_image, read_settings
@@ -374,3 +374,20 @@ def test_the_prompt_may_come_from_a_caption_file_and_is_linted(
     ] == [f"The prompt: marker <IMAGE {number}> is missing." for number in (1, 2, 3)]
     with pytest.raises(InputError, match=r"none\.txt cannot be read"):
         tryon(options(tiny_flux, inputs, tmp_path, prompt=" ", caption=tmp_path / "none.txt"))
+
+
+@pytest.mark.parametrize("verb", ["tryon", "serve"])
+def test_a_person_is_sent_to_no_other_machine_without_leave(
+    verb: str, tmp_path: Path, inputs: dict[str, Path], tiny_flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for `caption`: the captioner sees the person."""
+    from triptych.server.verb import ServeConfig, serve
+
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    far = {"vlm_model": "a-model", "base_url": "http://captions.example/v1"}
+    with pytest.raises(ConfigError, match=r"sent to http://captions\.example/v1") as caught:
+        if verb == "tryon":
+            tryon(options(tiny_flux, inputs, tmp_path, prompt="", **far)).finish()
+        else:
+            serve(ServeConfig(model=str(tiny_flux), work=tmp_path, port=0, **far))
+    assert "--allow-upload" in caught.value.hint

@@ -66,8 +66,9 @@ def check_upload(vlm_model: str, base_url: str | None, allowed: bool) -> None:
     if server is not None and not allowed:
         raise ConfigError(
             f"The captioner {vlm_model} is not on this machine: photos of people would be sent to {server}.",
-            "If that is all right, give --allow-upload (`allow_upload: true` under `caption:`); "
-            "`--estimate` says how many. A server on this machine, local:NAME or a folder needs no leave.",
+            "If that is all right, give --allow-upload (`allow_upload: true` in a config); "
+            "`caption --estimate` says how many. A server on this machine, local:NAME or a folder needs no "
+            "leave.",
         )
 
 

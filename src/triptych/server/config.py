@@ -23,6 +23,10 @@ class ServeConfig(LoadedConfig):
     """The captioner that writes the prompts of try-ons that come without one."""
     base_url: Annotated[str | None, ASKED] = None
     """Address of an OpenAI-compatible server for vlm_model."""
+    allow_upload: Annotated[bool, ASKED] = False
+    """Send photos of people to a captioner on a server that is not this machine. Without it such a captioner
+    is refused.
+    """
     keep_text_encoder: Annotated[bool, RUNNING, MACHINE] = False
     """Keep the text encoder beside the model, if the card has room for both: otherwise the model waits in RAM
     while a new prompt is read, a few seconds each time.

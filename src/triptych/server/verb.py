@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from triptych.captioning.captioners import check_upload
 from triptych.captioning.replies import check_url
 from triptych.errors import ConfigError, WorkError
 from triptych.events import Event, Run, held
@@ -78,6 +79,7 @@ def _serving(verb: str, config: ServeConfig) -> Run:
     if token and len(token) < _LEAST_TOKEN:
         raise ConfigError(f"The token in {TOKEN} is too short.", f"Take at least {_LEAST_TOKEN} characters.")
     check_url(config.base_url)
+    check_upload(config.vlm_model or "", config.base_url, config.allow_upload)
     config.check_model()
     page = isinstance(config, AppConfig)
     _check_packages(page)

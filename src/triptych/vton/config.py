@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from triptych.config.engine import EngineConfig
-from triptych.config.marks import ASKED, EACH, GIVEN, INPUT, OUTPUT, RESULT, RUNNING, Alone
+from triptych.config.marks import ASKED, EACH, GIVEN, INPUT, OUTPUT, RESULT, RUNNING, SHARED, Alone
 from triptych.config.role_photos import as_list, by_role, pair
 from triptych.sampling.options import PictureConfig
 
@@ -73,6 +73,10 @@ class TryonConfig(PictureConfig, EngineConfig):
     """
     base_url: Annotated[str | None, ASKED] = None
     """Address of an OpenAI-compatible server for --vlm-model."""
+    allow_upload: Annotated[bool, ASKED, SHARED] = False
+    """Send the person's photo to a captioner on a server that is not this machine. Without it such a
+    captioner is refused.
+    """
     crop: Annotated[Literal["polygon", "none"], RESULT] = "polygon"
     """The part of the photo that the model sees: the polygon and its surroundings, in full detail, or (none)
     the whole photo, scaled down.

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from triptych.captioning.answers import Answers
-from triptych.captioning.captioners import load_captioner
+from triptych.captioning.captioners import check_upload, load_captioner
 from triptych.captioning.questions import AnswerError, Captioner, questions_about
 from triptych.captioning.write import linter, usable_caption
 from triptych.errors import InputError
@@ -37,6 +37,7 @@ class PromptWriter:
         """
         self._folder = folder
         if config.vlm_model:
+            check_upload(config.vlm_model, config.base_url, config.allow_upload)
             _check_journal(folder / JOURNAL)
         self._captioner: Captioner | None = (
             load_captioner(config.vlm_model, config.base_url) if config.vlm_model else None
