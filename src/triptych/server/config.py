@@ -23,7 +23,7 @@ class ServeConfig(LoadedConfig):
     """The captioner that writes the prompts of try-ons that come without one."""
     base_url: Annotated[str | None, ASKED] = None
     """Address of an OpenAI-compatible server for vlm_model."""
-    allow_upload: Annotated[bool, ASKED] = False
+    allow_upload: Annotated[bool, ASKED, SHARED] = False
     """Send photos of people to a captioner on a server that is not this machine. Without it such a captioner
     is refused.
     """
