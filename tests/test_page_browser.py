@@ -190,8 +190,10 @@ def test_by_keyboard_alone(opened: Any) -> None:
     page.page.keyboard.press("Shift+ArrowLeft")
     to("settings")
     page.page.keyboard.press("Enter")
-    to("num-inference-steps")
+    to("num-inference-steps", " input")
     page.page.keyboard.type("2")
+    page.page.wait_for_function("document.querySelector('#tryon-num-inference-steps input').value === '2'")
+    page.page.wait_for_timeout(500)  # until the page has told its server, which it does a moment later
     to("go")
     page.page.keyboard.press("Enter")
     (job, *_) = page.made()
