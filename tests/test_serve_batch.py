@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from triptych.errors import InputError
 from triptych.evaluation.rendered import held_out_items
 from triptych.server.jobs import Job, JobStore
-from triptych.server.requests import in_words_of_the_api
+from triptych.server.requests import checked, in_words_of_the_api
 from triptych.server.uploads import Uploads
 from triptych.server.worker import Worker
 from triptych.session import Session
@@ -177,3 +178,24 @@ def test_hints_speak_the_words_of_the_api() -> None:
     told = in_words_of_the_api(hint)
     assert told == 'Describe: prompt "…", or let the server\'s --vlm-model write it.'
     assert in_words_of_the_api(told) == told
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "hint"),
+    [
+        ({"seed": "x"}, "The setting seed is x; it takes", "lists all settings"),
+        ({"guidence_scale": 3}, "There is no setting guidence_scale.", "Did you mean guidance_scale?"),
+        ({"model": "other"}, "model is the server's own setting.", "another server"),
+        ({"person": "me.jpg"}, "person is no id of an upload.", "POST /v1/uploads"),
+        ({"polygons": [3]}, "polygons holds no outlines.", "corners [x, y]"),
+        ({"person": None}, "person is no id of an upload.", "POST /v1/uploads"),
+    ],
+)
+def test_a_wrong_setting_is_told_as_the_command_line_tells_it(
+    asked: dict[str, object], said: str, hint: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        checked("tryon", {"person": "0" * 64, "front": "1" * 64, **asked})
+    assert caught.value.message.startswith(said) and hint in caught.value.hint
+    with pytest.raises(InputError, match="The setting person is missing"):
+        checked("tryon", {"front": "1" * 64})

@@ -123,6 +123,9 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["loc"][0] == "path":
+            hint = "An id has 32 digits of 0 to 9 and a to f; a number counts from 0."
+            return answer(422, "Unprocessable Content", "The address names no job or picture.", hint)
         where = ".".join(str(part) for part in first["loc"])
         return answer(422, "Unprocessable Content", f"{where}: {first['msg']}.")
 

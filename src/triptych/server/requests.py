@@ -4,6 +4,7 @@ place of files. The model, folders, the machine and the captioner are the server
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from triptych.tasks.tryon import TRY_ON
 from triptych.verbs.generate_config import GenerateConfig
 from triptych.vton.config import TryonConfig, is_proposed
 from triptych.wording.docstrings import help_texts
+from triptych.wording.settings import first_mistake
 
 Kind = Literal["tryon", "generate"]
 MOST_PICTURES, MOST_STEPS, MOST_SIDE = 8, 100, 2048
@@ -96,6 +98,7 @@ PICTURES: dict[Kind, tuple[str, ...]] = {
     "generate": ("front", "back", "reference"),
 }
 """Fields that may come as files of a multipart request; `panels.ROLE` besides."""
+_PHOTOS = ("person", "front", "back", "garments", "panels", "reference", "mask")
 
 
 def checked(kind: Kind, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,11 +110,7 @@ def checked(kind: Kind, data: Mapping[str, Any]) -> dict[str, Any]:
     try:
         request = MODELS[kind].model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])[:200] or "body"
-        raise InputError(
-            f"The setting {name}: {first['msg']}.", "/openapi.json lists all settings."
-        ) from error
+        raise _mistake(error, MODELS[kind]) from error
     given = request.model_dump(mode="json", exclude_defaults=True)
     for name, most in (
         ("num_images_per_prompt", MOST_PICTURES),
@@ -122,6 +121,31 @@ def checked(kind: Kind, data: Mapping[str, Any]) -> dict[str, Any]:
         if (given.get(name) or 0) > most:
             raise InputError(f"The setting {name} is at most {most} here.", "Ask for less at a time.")
     return given
+
+
+def _mistake(error: ValidationError, request: type[BaseModel]) -> InputError:
+    """The first thing that is wrong with a request, as a sentence and a hint."""
+    first = error.errors()[0]
+    name = str(first["loc"][0])[:80] if first["loc"] else "body"
+    where, every = ".".join(str(part) for part in first["loc"])[:200], "/openapi.json lists all settings."
+    if first["type"] == "extra_forbidden":
+        if name in ServeConfig.model_fields:
+            return InputError(f"{name} is the server's own setting.", "Start another server for another one.")
+        near = difflib.get_close_matches(name, request.model_fields, n=1, cutoff=0.5)
+        return InputError(f"There is no setting {where}.", f"Did you mean {near[0]}?" if near else every)
+    if first["type"] == "missing":
+        return InputError(f"The setting {where} is missing.", every)
+    if name in ("polygons", "holes"):
+        return InputError(
+            f"{name} holds no outlines.", "Give a list of outlines, each a list of at least 3 corners [x, y]."
+        )
+    if name in _PHOTOS:
+        return InputError(
+            f"{where} is no id of an upload.",
+            "POST /v1/uploads gives one; or send the picture itself in a form.",
+        )
+    name, value, taken = first_mistake(error, request)
+    return InputError(f"The setting {name} is {value}; it takes {taken}.", every)
 
 
 def in_words_of_the_api(text: str) -> str:
