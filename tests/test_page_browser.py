@@ -18,7 +18,8 @@ from tests.test_serve import Client, photos  # noqa: F401 - a fixture
 from triptych.session import Session
 from triptych.verbs.tryon import TryonConfig, tryon
 
-pytestmark = pytest.mark.browser
+# Run by `make test-browser`: now and then gradio loses a click that comes early.
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 SOON, LATER = 15_000, 30_000
 """Milliseconds to wait for the page, and for a picture."""
 
@@ -39,6 +40,7 @@ class Page:
     def open(self) -> Any:
         self.page.goto(self.address)
         self.at("go").wait_for(timeout=SOON)
+        self.page.wait_for_timeout(1000)  # until its events are bound
         return self.page
 
     def at(self, name: str, inside: str = "") -> Any:
