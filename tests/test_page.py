@@ -6,8 +6,6 @@ import http.client
 import json
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.test_serve import Client
+from tests.test_serve import Client, served
 from triptych.errors import ConfigError
 from triptych.server.config import AppConfig
 from triptych.server.verb import app
@@ -27,19 +25,10 @@ TOKEN = "a-long-enough-token"
 @contextmanager
 def running(work: Path, **options: Any) -> Iterator[str]:
     """The address of a page that is served meanwhile."""
-    run = app(AppConfig(**{"work": work, "device": "cpu", "dtype": "fp32", "port": 0, **options}))
-    events, stop = iter(run), threading.Event()
-    address = next(events).result
-
-    def go_on() -> None:
-        while not stop.is_set():
-            time.sleep(0.05)
-
-    thread = threading.Thread(target=go_on, daemon=True)
-    thread.start()
-    yield address
-    stop.set()
-    run.close()
+    with served(
+        app(AppConfig(**{"work": work, "device": "cpu", "dtype": "fp32", "port": 0, **options}))
+    ) as at:
+        yield at
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,15 @@ class Page:
         return str(self.at("canvas", ".status").inner_text())
 
     def few_steps(self) -> None:
+        """Set two steps. What is typed while the settings are still being drawn is lost."""
         self.at("settings", "button").first.click()
-        self.at("num-inference-steps", "input").fill("2")
+        field = self.at("num-inference-steps", "input")
+        for _ in range(20):
+            field.fill("2")
+            self.page.wait_for_timeout(500)
+            if field.input_value() == "2":
+                return
+        raise AssertionError("the field does not keep what is typed")
 
     def made(self) -> list[dict[str, Any]]:
         """The jobs, newest first, once the newest one's pictures are shown."""
@@ -127,6 +134,7 @@ def test_by_mouse_the_same_picture_as_everywhere(
     data = Path(saved.value.path()).read_bytes()
     assert data == page.client("GET", job["results"][0])[2], "the job's very file"
 
+    assert job["settings"]["num_inference_steps"] == 2, "what was typed is what was asked for"
     area = {name: job["settings"][name] for name in ("polygons", "holes") if name in job["settings"]}
     settings = {"prompt": job["settings"]["prompt"], "num_inference_steps": 2, "seed": 4}
     ids = {name: job["settings"][name] for name in photos}

@@ -10,11 +10,11 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from PIL import Image
 
 from triptych.errors import ConfigError, InputError, WorkError
 from triptych.evaluation.rendered import held_out_items
+from triptych.events import Run
 from triptych.server.config import ServeConfig
 from triptych.server.jobs import TRIES, JobStore, KeyReused
 from triptych.server.requests import checked
@@ -79,21 +80,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.png" for name in pictures}
 
 
+@contextmanager
+def served(run: Run) -> Iterator[str]:
+    """The address of a server that works meanwhile."""
+    address = next(iter(run)).result
+    yield address
+    run.close()
+
+
 @pytest.fixture
 def client(tiny_flux: Path, tmp_path: Path) -> Iterator[Client]:
-    run = serve(ServeConfig(work=tmp_path, model=str(tiny_flux), device="cpu", dtype="fp32", port=0))
-    events, stop = iter(run), threading.Event()
-    address = next(events).result
-
-    def go_on() -> None:
-        while not stop.is_set():
-            time.sleep(0.05)
-
-    thread = threading.Thread(target=go_on, daemon=True)
-    thread.start()
-    yield Client(address)
-    stop.set()
-    run.close()
+    options = {"device": "cpu", "dtype": "fp32", "port": 0}
+    with served(serve(ServeConfig(work=tmp_path, model=str(tiny_flux), **options))) as address:
+        yield Client(address)
 
 
 def options(**changes: Any) -> dict[str, Any]:

@@ -345,3 +345,12 @@ def sha256_file(path: Path, limit_bytes: int | None = None) -> str:
 def digest(value: Any) -> str:
     """sha256 (hex) of a JSON-able value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def mark_of(path: Path) -> object:
+    """What changes when a file does: time, size and inode; None if there is none."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_size, about.st_ino

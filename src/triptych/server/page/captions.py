@@ -16,7 +16,7 @@ from triptych.captioning.write import linter
 from triptych.data.captions import example, in_house, normalise, read_caption, with_markers
 from triptych.data.triptychs import JOURNAL, METADATA, TriptychFolder
 from triptych.errors import InputError
-from triptych.store.files import digest, sha256_file, write_text
+from triptych.store.files import digest, mark_of, sha256_file, write_text
 from triptych.store.text import CAPTION_BYTES
 
 
@@ -66,7 +66,7 @@ class Captions:
     def _read(self) -> tuple[dict[str, Job], dict[str, str]]:
         """(the triptychs by key, the hash of each caption that a captioner wrote by id)."""
         with self._lock:
-            marks = [_mark(file) for file in (self.path, self.path / METADATA, self.path / JOURNAL)]
+            marks = [mark_of(file) for file in (self.path, self.path / METADATA, self.path / JOURNAL)]
             if self._jobs is None or self._jobs[0] != marks:
                 folder = TriptychFolder(self.path)
                 found = {digest(job.id)[:16]: job for job in read_jobs(folder)}
@@ -152,11 +152,3 @@ class Captions:
                 )
             write_text(job.text_file, text + "\n")
         return self.entry(key)
-
-
-def _mark(file: Path) -> object:
-    try:
-        about = file.stat()
-    except OSError:
-        return None
-    return about.st_mtime_ns, about.st_size, about.st_ino

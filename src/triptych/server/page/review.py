@@ -20,7 +20,7 @@ from triptych.data.roles import PhotoRoles
 from triptych.data.told_roles import TOLD, told_roles
 from triptych.data.views import choose_views
 from triptych.errors import InputError, TriptychError
-from triptych.store.files import digest, read_json
+from triptych.store.files import digest, mark_of, read_json
 from triptych.tasks import DEFAULT, TASKS
 
 TAKEN_BACK = "taken back"
@@ -81,7 +81,7 @@ class Review:
             InputError: there is no such photo. WorkError: as `state`.
         """
         with self._lock:
-            rows = self._made(_mark(self._files[0]))
+            rows = self._made(mark_of(self._files[0]))
         return Path(rows.rows[rows.number(key)].path)
 
     def _made(self, mark: object) -> Rows:
@@ -99,7 +99,7 @@ class Review:
             return self._now()
 
     def _now(self) -> State:
-        marks = [_mark(file) for file in (*self._files, self._manifest)]
+        marks = [mark_of(file) for file in (*self._files, self._manifest)]
         if self._read is None or self._read[0] != marks:
             state = State(self._made(marks[0]), self.overrides, self.roles, told_roles(self._catalogue))
             self._read = marks, state
@@ -257,15 +257,6 @@ class State:
         one, other = chosen
         places = {role: self.made.keys[garments[chosen[role].photo]] for role in chosen}
         return {places[one]: other, places[other]: one}
-
-
-def _mark(file: Path) -> object:
-    """What changes when a file does."""
-    try:
-        about = file.stat()
-    except OSError:
-        return None
-    return about.st_mtime_ns, about.st_size, about.st_ino
 
 
 def _applied(row: Photo) -> str:
