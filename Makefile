@@ -24,7 +24,7 @@ GPU_WHEELS ?=
 WHEEL := build/wheel
 WHEEL_PYTHON ?= $(PYTHON)
 
-.PHONY: docs wheel demo test test-ray test-s3 test-slow test-browser test-api soak lint format clean mutants rehearse-12b rehearse-klein gpu gpu-wheels
+.PHONY: docs wheel demo test test-ray test-s3 test-slow test-api soak lint format clean mutants rehearse-12b rehearse-klein gpu gpu-wheels
 
 demo: $(READY)
 	$(BIN)/triptych demo --out demo
@@ -34,9 +34,6 @@ test: lint
 
 test-slow: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow
-
-test-browser: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m browser
 
 test-api: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -s tests/test_serve_schema.py -m slow

@@ -115,9 +115,14 @@ class Canvas:
             self.page.touchscreen.tap(*self.at(*point))
 
     def fingers(self, *steps: list[tuple[float, float]]) -> None:
-        """Put fingers down at the points of the first step, move them to those of the others, lift them."""
+        """Put fingers down at the points of the first step, move them to those of the others, lift them.
+
+        They rest before they are lifted: a browser takes a tap right after a quick move for the end of it.
+        """
         session = self.context.new_cdp_session(self.page)
         for number, points in enumerate([*steps, []]):
+            if not points:
+                self.page.wait_for_timeout(150)
             kind = "touchEnd" if not points else "touchStart" if number == 0 else "touchMove"
             places = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(self.at(*one) for one in points)]
             session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})

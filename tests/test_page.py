@@ -44,7 +44,7 @@ def uploads(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_guard_stands_before_the_page_too(address: str) -> None:
     client = Client(address)
-    for path in ("/page/", "/page/config", "/page/gradio_api/queue/join", "/page/theme.css"):
+    for path in ("/page/", "/page/config", "/page/gradio_api/run/predict", "/page/theme.css"):
         for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}, {"origin": "null"}):
             assert client("GET", path, **headers)[0] == 403, (path, headers)
     status, headers, _ = client("GET", "/page/")
@@ -54,7 +54,17 @@ def test_the_guard_stands_before_the_page_too(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["info", "openapi.json", "proxy=http://127.0.0.1/", "runs", "vibe-code", "process_recording"]
+    "path",
+    [
+        "info",
+        "openapi.json",
+        "proxy=http://127.0.0.1/",
+        "runs",
+        "vibe-code",
+        "process_recording",
+        "queue/join",
+        "queue/data",
+    ],
 )
 def test_what_the_page_never_asks_for_is_closed(address: str, path: str) -> None:
     for method in ("GET", "POST"):
@@ -94,11 +104,9 @@ def _asked_by_hand(client: Client, file: Any) -> tuple[int, str]:
     values = [file if id == person else None for id in event["inputs"]]
     body = {"data": values, "fn_index": event["id"], "session_hash": "by-hand", "trigger_id": person}
     status, _, answer = client(
-        "POST", "/page/gradio_api/queue/join", json.dumps(body).encode(), content_type="application/json"
+        "POST", "/page/gradio_api/run/predict", json.dumps(body).encode(), content_type="application/json"
     )
-    if status != 200:
-        return status, answer.decode()
-    return 200, client("GET", "/page/gradio_api/queue/data?session_hash=by-hand")[2].decode()
+    return status, answer.decode()
 
 
 def test_no_path_of_the_server_is_taken_from_the_browser(address: str, uploads: Path, tmp_path: Path) -> None:
@@ -126,8 +134,14 @@ def test_no_path_of_the_server_is_taken_from_the_browser(address: str, uploads: 
             assert _asked_by_hand(client, file)[0] == 403, path
     assert not any(uploads.iterdir())
     status, told = _asked_by_hand(client, {"path": sent, "orig_name": "a.png", **meta})
-    assert status == 200 and '"success":true' in told and len(list(uploads.iterdir())) == 1
+    assert status == 200 and json.loads(told)["data"] and len(list(uploads.iterdir())) == 1
     assert str(uploads.parent) not in told
+
+
+def test_no_event_goes_through_the_queue(address: str) -> None:
+    """Gradio closes the stream of answers after an event, even if another has been sent meanwhile."""
+    events = json.loads(Client(address)("GET", "/page/config")[2])["dependencies"]
+    assert len(events) > 20 and not [one for one in events if one["queue"]]
 
 
 def _send(client: Client, data: bytes, status: int = 200) -> str:

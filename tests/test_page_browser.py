@@ -18,8 +18,7 @@ from tests.test_serve import Client, photos  # noqa: F401 - a fixture
 from triptych.session import Session
 from triptych.verbs.tryon import TryonConfig, tryon
 
-# Run by `make test-browser`: now and then gradio loses a click that comes early.
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 SOON, LATER = 15_000, 30_000
 """Milliseconds to wait for the page, and for a picture."""
 
@@ -50,14 +49,14 @@ class Page:
         """What the canvas says about itself."""
         return str(self.at("canvas", ".status").inner_text())
 
-    def few_steps(self) -> None:
-        """Set two steps. What is typed while the settings are still being drawn is lost."""
+    def steps(self, number: int) -> None:
+        """Open the settings and set the steps. What is typed while they are still being drawn is lost."""
         self.at("settings", "button").first.click()
         field = self.at("num-inference-steps", "input")
         for _ in range(20):
-            field.fill("2")
+            field.fill(str(number))
             self.page.wait_for_timeout(500)
-            if field.input_value() == "2":
+            if field.input_value() == str(number):
                 return
         raise AssertionError("the field does not keep what is typed")
 
@@ -122,7 +121,7 @@ def test_by_mouse_the_same_picture_as_everywhere(
     page.page.mouse.click(box["x"] + 8, box["y"] + 8)
     page.page.mouse.click(box["x"] + 48, box["y"] + 8)
     page.page.mouse.dblclick(box["x"] + 48, box["y"] + 48)
-    page.few_steps()
+    page.steps(2)
     page.at("seed", "input").fill("4")
     page.at("go").click()
     (job, *_) = page.made()
@@ -232,7 +231,7 @@ def test_by_touch_on_a_phone(opened: Any) -> None:
     page.at("go").tap()
     page.page.get_by_text("An outline is not closed yet: it has 4 corners.").wait_for(timeout=SOON)
     page.at("canvas").get_by_role("button", name="Close outline").tap()
-    page.few_steps()
+    page.steps(2)
     page.at("go").tap()
     (job, *_) = page.made()
     assert [len(corners) for corners in job["settings"]["polygons"]] == [4]
@@ -263,8 +262,7 @@ def test_mistakes_are_shown_in_place_and_jobs_are_listed(opened: Any, address: s
     page.page.get_by_text("There is no photo of the garment yet.").wait_for(timeout=SOON)
     page.at("examples").click()
     page.at("canvas", "canvas").wait_for(timeout=SOON)
-    page.at("settings", "button").first.click()
-    page.at("num-inference-steps", "input").fill("100")
+    page.steps(100)
     page.at("go").click()
     page.at("cancel").click()
     page.page.get_by_text("Cancelled.").first.wait_for(timeout=SOON)
@@ -284,7 +282,8 @@ def test_axe_finds_nothing_serious_and_paint_is_taken(opened: Any) -> None:
     check()
     page.at("examples").click()
     page.at("canvas", "canvas").wait_for(timeout=SOON)
-    for button in ("settings", "again", "edit"):
+    page.steps(1)
+    for button in ("again", "edit"):
         page.at(button, "button").first.click()
     page.at("editor", "canvas").first.wait_for(timeout=SOON)
     page.at("editor").scroll_into_view_if_needed()
@@ -295,7 +294,6 @@ def test_axe_finds_nothing_serious_and_paint_is_taken(opened: Any) -> None:
     page.page.mouse.down()
     page.page.mouse.move(middle[0] + 30, middle[1] + 10, steps=5)
     page.page.mouse.up()
-    page.at("num-inference-steps", "input").fill("1")
     page.at("go").click()
     (job, *others) = page.made()
     dropped = {one["settings"]["person"] for one in others}

@@ -25,8 +25,8 @@ LOGIN = "/login"
 COOKIE = "triptych"
 _NEEDED = re.compile(
     r"/|/config|/theme\.css|/(assets|static)/[\w./-]+"
-    r"|/gradio_api/(startup-events|upload|upload_progress|app_id|cancel|reset|queue/(join|data)"
-    r"|run/predict|heartbeat/\w+|file=.+|component_server/?)"
+    r"|/gradio_api/(startup-events|upload|upload_progress|app_id|cancel|reset|run/predict"
+    r"|heartbeat/\w+|file=.+|component_server/?)"
 )
 _UPLOAD = "/gradio_api/upload"
 CSP = (

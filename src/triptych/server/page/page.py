@@ -5,13 +5,13 @@ function is called once, inside the tab's `gr.Tab`, and makes its components and
 owes:
 
 - Its state lies in the context's stores, in files, or in `gr.State`, never in a global: several people may
-  have the page open. Long work becomes a job of the store or a process of its own; a function behind a button
-  returns within a second or two, or is a generator that tells its progress.
+  have the page open. Long work becomes a job of the store or a process of its own, which a `gr.Timer` looks
+  at; a function behind a button returns within seconds. One that holds a model is `parts.one_at_a_time`.
 - A component that a setting stands behind takes its help from the config, or in the page's own words:
   `info=parts.help_of(Config, "name")`.
 - A function behind an event is wrapped by `parts.told`, with a `parts.message()` as its last output: a
   TriptychError is then shown in place, as sentence and hint, and nothing else is changed. Every event gets
-  `**parts.PRIVATE` or `**parts.QUIET`.
+  `**parts.PRIVATE` or `**parts.QUIET`, which say why none goes through gradio's queue.
 - Text that comes from elsewhere goes through `html.escape` before it becomes HTML.
 - Pictures are shown by address: `parts.thumbnail(...)` and the routes of `files.py` and the API. No path of
   the server goes to the browser, and none is taken from it; a row of a table is named by its key.
@@ -84,6 +84,7 @@ def mount(api: FastAPI, context: Context) -> None:
         api,
         blocks,
         PAGE,
+        root_path=PAGE,  # or an event's answer names files without it
         server_name=context.config.host,
         footer_links=[],
         run_history=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ from triptych.wording.docstrings import help_texts
 
 log = logging.getLogger(__name__)
 
-PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-"""For every event: gradio's own clients have no business here, there is an API."""
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False}
+"""For every event: gradio's own clients have no business here, there is an API; and no event goes through
+gradio's queue. All of a visitor's events share one stream there, which gradio 6 closes after the last event
+even if another has been sent meanwhile: what that one returns is never shown. So an event is one request with
+one answer, and what takes longer is a job that a timer looks at.
+"""
 QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 """For events that nobody waits for."""
 
@@ -48,6 +53,18 @@ def help_of(config: type[StageConfig], name: str) -> str:
 def help_line(config: type[StageConfig], name: str) -> str:
     """The help text of a setting as a line, for components that have no place for it."""
     return f'<p class="triptych-help">{html.escape(help_of(config, name))}</p>'
+
+
+def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function that needs a model, or much memory: one visitor after the other."""
+    lock = threading.Lock()
+
+    @functools.wraps(function)
+    def wrapped(*given: Any) -> Any:
+        with lock:
+            return function(*given)
+
+    return wrapped
 
 
 def message(elem_id: str | None = None) -> gr.HTML:

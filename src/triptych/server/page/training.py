@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -25,6 +25,8 @@ EVERY = 2.0
 WIDE = 1000
 """Longest side in pixels of validation pictures on the page."""
 NOBODY = "none"
+_CHECKING = "() => '<p>Checking settings and embeddings, then counting what it needs …</p>'"
+_COUNTING = "() => '<p>Counting what it needs …</p>'"
 
 
 def add_routes(api: FastAPI, context: Context) -> None:
@@ -131,43 +133,44 @@ class _Train:
             (self.go_on, self.trainings.go_on),
         ):
             button.click(self._seen(act), asked, outputs, **parts.QUIET)
-        self.start.click(self._started, form, [self.shown, self.verdict, self.problem], **parts.PRIVATE).then(
-            look, asked, outputs, **parts.QUIET
+        self.start.click(None, None, [self.verdict], js=_CHECKING, **parts.QUIET).then(
+            self._started, form, [self.shown, self.verdict, self.problem], **parts.PRIVATE
+        ).then(look, asked, outputs, **parts.QUIET)
+        self.plan.click(None, None, [self.verdict], js=_COUNTING, **parts.QUIET).then(
+            self._planned, form, [self.verdict, self.problem], **parts.PRIVATE
         )
-        self.plan.click(self._planned, form, [self.verdict, self.problem], **parts.PRIVATE)
         fields = list(self.fields.fields.values())
         self.take.click(self._taken, [self.shown], [self.name, *fields, self.told], **parts.QUIET)
         whenever_it_is_opened(look, asked, outputs)
 
-    def _planned(self, name: str, anyway: bool, *fields: Any) -> Iterator[Any]:
-        """What a training would need, with its progress."""
-        yield "<p>Counting what it needs …</p>", ""
+    @parts.one_at_a_time
+    def _planned(self, name: str, anyway: bool, *fields: Any) -> tuple[Any, ...]:
+        """What a training would need."""
         try:
             config = self.trainings.config(name, self.fields.values(fields))
             verdict, text = self.trainings.plan(config)
-            told = (
-                f"<p><strong>{html.escape(verdict)}</strong></p><details><summary>All of it</summary>"
-                f'<pre class="train-plan" tabindex="0">{html.escape(text)}</pre></details>'
-            )
-            yield told, ""
         except TriptychError as error:
-            yield "", self._sentence(error)
+            return "", self._sentence(error)
+        told = (
+            f"<p><strong>{html.escape(verdict)}</strong></p><details><summary>All of it</summary>"
+            f'<pre class="train-plan" tabindex="0">{html.escape(text)}</pre></details>'
+        )
+        return told, ""
 
-    def _started(self, name: str, anyway: bool, *fields: Any) -> Iterator[Any]:
-        """Check, plan and start, with its progress."""
-        yield gr.skip(), "<p>Checking settings and embeddings …</p>", ""
+    @parts.one_at_a_time
+    def _started(self, name: str, anyway: bool, *fields: Any) -> tuple[Any, ...]:
+        """Check, plan and start."""
         try:
             config = self.trainings.config(name, self.fields.values(fields))
             self.trainings.check(config)
-            yield gr.skip(), "<p>Counting what it needs …</p>", ""
             fits, told = self.trainings.memory(config)
             if not fits and not anyway:
                 raise ConfigError(told, "Change the settings, or tick the box above to start all the same.")
             self.trainings.start(config)
-            name = config.train_folder.name
-            yield gr.Dropdown(self.trainings.names(), value=name), f"<p>{html.escape(told)}</p>", ""
         except TriptychError as error:
-            yield gr.skip(), "", self._sentence(error)
+            return gr.skip(), "", self._sentence(error)
+        name = config.train_folder.name
+        return gr.Dropdown(self.trainings.names(), value=name), f"<p>{html.escape(told)}</p>", ""
 
     def _sentence(self, error: TriptychError) -> str:
         work, error = self.context.work, in_words_of_the_page(error)

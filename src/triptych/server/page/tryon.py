@@ -159,7 +159,6 @@ class _TryOn:
             parts.told(1)(self.first_region),
             [self.canvas, self.kind, self.prompt],
             [self.canvas, self.region_problem],
-            concurrency_id="parser",
             **parts.QUIET,
         )
         self.examples.click(
@@ -172,14 +171,12 @@ class _TryOn:
             parts.told(1)(self.propose_region),
             [self.canvas, self.kind, self.prompt],
             [self.canvas, self.region_problem],
-            concurrency_id="parser",
             **parts.PRIVATE,
         )
         self.kind.input(
             parts.told(2)(self.another_kind),
             [self.canvas, self.kind, self.prompt],
             [self.canvas, self.prompt, self.region_problem],
-            concurrency_id="parser",
             **parts.PRIVATE,
         )
         self.write.click(
@@ -233,6 +230,7 @@ class _TryOn:
         image = load_image(self.context.uploads.path(id, "person"), longest=PREVIEW)
         return form.canvas_of(self.context, id), image
 
+    @parts.one_at_a_time
     def propose_region(self, canvas: Data | None, kind: str, prompt: str) -> Any:
         """The canvas with the region that a parser proposes."""
         if not canvas:
@@ -259,6 +257,7 @@ class _TryOn:
             canvas, kind, prompt
         ) if canvas and kind != form.AUTO else gr.skip(), prompt
 
+    @parts.one_at_a_time
     def write_prompt(self, source: str, kind: str, *paths: str | None) -> str:
         photos = {
             name: form.uploaded(self.context, path) for name, path in zip(form.PHOTOS, paths, strict=True)
