@@ -179,17 +179,19 @@ def test_mistakes_are_problems_with_a_hint_and_without_paths(
         (options(**ids, num_inference_steps=1000), "at most 100"),
         (options(**ids, strength=0), "strength"),
         (options(**ids, strength="NaN"), "strength"),
+        (options(**ids, mask="auto:hat"), "no kind of garment 'hat'"),
+        (options(**ids, mask=None), "The option polygons is missing"),
+        (options(**ids, prompt=" "), "There is no prompt"),
+        (options(**ids, mask=None, polygons=[[[0, 0], [1, 0]]]), "The polygon"),
         ([], "no JSON object"),
     ):
         status, problem = client.json("POST", "/v1/tryon", data)
         assert status == 422 and words in problem["detail"], problem
         assert problem["status"] == 422 and problem["type"] == "about:blank"
-    _, job = client.json("POST", "/v1/tryon", options(**ids, mask=None, polygons=[[[0, 0], [1, 0]]]))
+    outside = [[[5000, 5000], [6000, 5000], [6000, 6000]]]
+    _, job = client.json("POST", "/v1/tryon", options(**ids, mask=None, polygons=outside))
     failed = client.ended(job["id"])
-    assert failed["state"] == "failed" and failed["error"]["message"]
-    _, job = client.json("POST", "/v1/tryon", options(**ids, mask="auto:hat"))
-    failed = client.ended(job["id"])
-    assert "no kind of garment 'hat'" in failed["error"]["message"]
+    assert failed["state"] == "failed" and "photo" in failed["error"]["message"], "found with the photo alone"
     assert str(tmp_path) not in json.dumps(client.json("GET", "/v1/jobs")[1])
     for path in ("/v1/jobs/x", f"/v1/jobs/{'0' * 32}", "/v1/jobs/../../etc/passwd", "/nothing"):
         status, problem = client.json("GET", path)

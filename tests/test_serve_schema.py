@@ -42,19 +42,18 @@ def narrowed(document: dict[str, Any], server: Server, done: str) -> dict[str, A
         schemas[name] = made = json.loads(text)
         made["required"] = [
             *made.get("required", []),
-            "num_inference_steps",
-            "panel_width",
-            "panel_height",
-            "prompt",
+            *("front", "num_inference_steps", "panel_width", "panel_height", "prompt"),
         ]
         few = {"num_inference_steps": [1, 2], "num_images_per_prompt": [1, 2], "panel_width": [32, 64, 33]}
-        few |= {"panel_height": [64, 1], "prompt": [PROMPT, "…", ""], "refine": [0, 0.5]}
+        few |= {"panel_height": [64, 1], "prompt": [PROMPT, "…"], "refine": [0, 0.5]}
         for field, values in few.items():
             if field in made["properties"]:
                 made["properties"][field] = {"enum": values}
-    schemas["TryonRequest"]["properties"]["mask"] = {
-        "enum": [None, "auto", "auto:dress", "points:1,1", *uploads]
-    }
+    tryon = schemas["TryonRequest"]
+    tryon["properties"]["mask"] = {"enum": ["auto", "auto:dress", "points:1,1", *uploads]}
+    tryon["required"].append("mask")
+    for contradiction in ("polygons", "mask_free", "garments"):  # the whole document has them
+        del tryon["properties"][contradiction]
     for path in found["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", []):

@@ -264,6 +264,7 @@ def queue(
     asked = checked(kind, settings)
     for field, id in uploads_of(asked):
         server.uploads.path(id, field)
+    server.worker.check(kind, asked)
     if server.store.counts()["queued"] >= server.max_queue:
         raise Refused(
             429, "Too Many Requests", f"{server.max_queue} jobs are waiting already.", "Come again later.", 30

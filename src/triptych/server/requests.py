@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from triptych.config.marks import AMOUNT, RESULT, marked
 from triptych.config.stage import StageConfig
 from triptych.errors import InputError
-from triptych.pictures.polygons import check_polygons, write_polygons
+from triptych.pictures.polygons import Polygons, check_polygons, write_polygons
 from triptych.sampling.options import LOADED
 from triptych.server.config import ServeConfig
 from triptych.server.uploads import Uploads
@@ -209,6 +209,16 @@ def config_of(
     return TryonConfig(**values)
 
 
+def outlines_of(request: Mapping[str, Any]) -> tuple[Polygons, Polygons | None]:
+    """The polygons of a request that has some, and its holes.
+
+    Raises:
+        InputError: they are none.
+    """
+    holes = check_polygons(request["holes"], "The hole", "hole") if request.get("holes") else None
+    return check_polygons(request["polygons"]), holes
+
+
 def write_area(request: Mapping[str, Any], folder: Path) -> None:
     """Write the polygons of a request, if it has some, into the job's folder.
 
@@ -216,6 +226,5 @@ def write_area(request: Mapping[str, Any], folder: Path) -> None:
         InputError: they are none.
     """
     if "polygons" in request:
-        drawn = check_polygons(request["polygons"])
-        holes = check_polygons(request["holes"], "The hole", "hole") if request.get("holes") else None
-        write_polygons(folder / _AREA, drawn, holes=holes)
+        polygons, holes = outlines_of(request)
+        write_polygons(folder / _AREA, polygons, holes=holes)

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from triptych import progress
 from triptych.config.stage import StageConfig
-from triptych.errors import TriptychError
+from triptych.errors import InputError, ModelError, TriptychError
 from triptych.execution import PerWorker
 from triptych.server.jobs import Job, JobStore, State
-from triptych.server.requests import config_of, in_words_of_the_api, uploads_of, write_area
+from triptych.server.requests import Kind, config_of, in_words_of_the_api, outlines_of, uploads_of, write_area
 from triptych.server.uploads import Uploads
+from triptych.verbs.generate import check_asked as check_generate
 from triptych.verbs.generate import generate_on
 from triptych.verbs.generate_config import GenerateConfig
 from triptych.verbs.tryon import prepared
 from triptych.vton.batch import MadePicture, PictureTools, make, todo_pictures
-from triptych.vton.files import Inputs, TryonConfig, check, write
+from triptych.vton.files import Inputs, TryonConfig, check, check_asked, write
 from triptych.vton.lines import Line
 
 if TYPE_CHECKING:  # it imports torch
@@ -142,6 +143,27 @@ class Worker(threading.Thread):
             self._wake.wait(1.0)
             self._wake.clear()
 
+    def check(self, kind: Kind, request: Mapping[str, Any]) -> None:
+        """Refuse a request that cannot be done, as far as it says so itself; no photo is read.
+
+        Raises:
+            InputError: in the words of the API.
+        """
+        folder = self.results / "new"
+        try:
+            if "polygons" in request:
+                outlines_of(request)
+            config = self._config(kind, request, folder)
+            if isinstance(config, TryonConfig):
+                check_asked(config)
+            else:
+                check_generate(cast(GenerateConfig, config))
+        except ModelError:  # the server's own affair: the job tells of it
+            return
+        except TriptychError as error:
+            words = (self._plain(text, request, folder) for text in (error.message, error.hint))
+            raise InputError(*words) from error
+
     # --- which jobs
 
     def _next(self) -> list[Job]:
@@ -166,7 +188,7 @@ class Worker(threading.Thread):
         jobs, lines = list[Job](), list[Line]()
         for job in [chosen, *others]:
             try:
-                lines.append(Line(job.id, cast(TryonConfig, self._config(job))))
+                lines.append(Line(job.id, cast(TryonConfig, self._config_of(job))))
                 jobs.append(job)
             except TriptychError:  # it is told when the job's turn comes
                 if job is chosen:
@@ -174,10 +196,13 @@ class Worker(threading.Thread):
         left = {number: line.config.seeds for number, line in enumerate(lines) if line.config}
         return [jobs[one.number] for one in todo_pictures(lines, left, self.max_batch)[0]]
 
-    def _config(self, job: Job) -> StageConfig:
-        known = (TryonConfig if job.kind == "tryon" else GenerateConfig).model_fields
+    def _config_of(self, job: Job) -> StageConfig:
+        return self._config(cast(Kind, job.kind), job.request, self.results / job.id)
+
+    def _config(self, kind: Kind, request: Mapping[str, Any], folder: Path) -> StageConfig:
+        known = (TryonConfig if kind == "tryon" else GenerateConfig).model_fields
         own = {name: value for name, value in self.own.items() if name in known}
-        return config_of(job.kind, job.request, own, self.uploads, self.results / job.id)  # type: ignore[arg-type]
+        return config_of(kind, request, own, self.uploads, folder)
 
     # --- making them
 
@@ -223,7 +248,7 @@ class Worker(threading.Thread):
     def _generate(self, job: Job) -> None:
         folder, work = self.results / job.id, self._works[job.id]
         folder.mkdir(parents=True, exist_ok=True)
-        with generate_on(self.session(), cast(GenerateConfig, self._config(job))) as run:
+        with generate_on(self.session(), cast(GenerateConfig, self._config_of(job))) as run:
             work.pictures = len(run)
             for event in run:
                 work.made.append(str(Path(event.result).relative_to(folder)))
@@ -263,7 +288,7 @@ class Worker(threading.Thread):
         folder = self.results / job.id
         folder.mkdir(parents=True, exist_ok=True)
         write_area(job.request, folder)
-        return prepared(session, check(cast(TryonConfig, self._config(job))))
+        return prepared(session, check(cast(TryonConfig, self._config_of(job))))
 
     def _record(self, job: Job, inputs: Inputs, picture: MadePicture) -> None:
         """Write a picture; with its last one a job is done."""
@@ -285,12 +310,12 @@ class Worker(threading.Thread):
         self, id: str, state: State, warnings: Sequence[str] = (), error: Mapping[str, str] | None = None
     ) -> None:
         work = self._works.pop(id)
-        plain = [self._plain(warning, work.job) for warning in warnings]
+        plain = [self._plain_of(work.job, warning) for warning in warnings]
         self.store.end(id, state, results=work.made if state == "done" else (), warnings=plain, error=error)
         self.moments.pop(id, None)
 
     def _fail(self, job: Job, message: str, hint: str) -> None:
-        error = {"message": self._plain(message, job), "hint": self._plain(hint, job)}
+        error = {"message": self._plain_of(job, message), "hint": self._plain_of(job, hint)}
         self._end(job.id, "failed", error=error)
 
     @contextmanager
@@ -307,13 +332,16 @@ class Worker(threading.Thread):
                 named = ", ".join(job.id[:8] for job in jobs)
                 log.error("Job %s failed: %s: %s", named, type(error).__name__, error, exc_info=error)
 
-    def _plain(self, text: str, job: Job) -> str:
+    def _plain_of(self, job: Job, text: str) -> str:
+        return self._plain(text, job.request, self.results / job.id)
+
+    def _plain(self, text: str, request: Mapping[str, Any], folder: Path) -> str:
         """A sentence in the words of the API, without paths of this machine: uploads have the names of their
         fields.
         """
-        for name, id in uploads_of(job.request):
+        for name, id in uploads_of(request):
             text = text.replace(str(self.uploads.folder / id), name).replace(id, name)
-        text = text.replace(f"{self.results / job.id}/", "").replace(str(self.results), "")
+        text = text.replace(f"{folder}/", "").replace(str(self.results), "")
         return in_words_of_the_api(text)
 
 

@@ -89,7 +89,7 @@ class Row:
         parts = [
             f"{self.name} {self.count()}".rstrip(),
             self.doing(),
-            self.note,
+            self.note.removesuffix("."),
             duration(time.monotonic() - self.started),
             self.left(),
         ]

@@ -42,7 +42,7 @@ def generate(config: GenerateConfig) -> Run:
         InputError: no prompt, or a photo that cannot be read. ModelError: no model, or model or LoRA cannot
             be loaded.
     """
-    _check(config)  # before a model is opened
+    check_asked(config)  # before a model is opened
     from triptych.session import Session  # not at the top: it imports torch, and `--help` must not
 
     kept = config.context_cache_gib if len(config.seeds) > 1 else 0.0  # useless for a single picture
@@ -57,7 +57,7 @@ def generate_on(session: Session, config: GenerateConfig) -> Run:
     """
     from triptych.sampling.picture import record  # not at the top: it imports torch
 
-    _check(config)
+    check_asked(config)
     layout = session.layout(config.panel_width, config.panel_height, config.photos())
     sampling = session.resolved(config)
     given, warnings = _given(config, layout, sampling)
@@ -106,7 +106,7 @@ def generate_on(session: Session, config: GenerateConfig) -> Run:
     return Run("generate", len(config.seeds), work(), summary)
 
 
-def _check(config: GenerateConfig) -> None:
+def check_asked(config: GenerateConfig) -> None:
     """Raises InputError without a prompt, or for a back view alone; ModelError without a model."""
     if not config.prompt.strip():
         raise InputError(

@@ -75,8 +75,23 @@ def check(config: TryonConfig) -> TryonConfig:
     missing; reads no photo.
 
     Raises:
-        InputError: a photo, the polygon, the prompt or the caption is missing; `out` cannot name a new
-            picture; or it would overwrite a file that triptych did not write.
+        InputError: see `check_asked`; `out` cannot name a new picture; or it would overwrite a file that
+            triptych did not write.
+    """
+    config = check_asked(config)
+    if config.proposes and not config.mask_out:
+        beside = config.preview.with_suffix(".json")
+        config = config.model_copy(update={"mask_out": beside})
+    _check_out(config)
+    return config
+
+
+def check_asked(config: TryonConfig) -> TryonConfig:
+    """`check` without a look at the files to be written: the config with its prompt, if it asks for something
+    possible.
+
+    Raises:
+        InputError: a photo, the polygon, the prompt or the caption is missing, or they contradict each other.
     """
     config.garments()  # each is ROLE=FILE
     for name in ("front", "person", "polygon"):
@@ -92,9 +107,6 @@ def check(config: TryonConfig) -> TryonConfig:
         raise InputError("There are a polygon and a mask.", "Give one of --polygon and --mask.")
     if config.mask_free:
         _check_mask_free(config)
-    if config.proposes and not config.mask_out:
-        beside = config.preview.with_suffix(".json")
-        config = config.model_copy(update={"mask_out": beside})
     if not config.prompt.strip() and config.caption:
         config = config.model_copy(
             update={
@@ -109,6 +121,11 @@ def check(config: TryonConfig) -> TryonConfig:
         )
     if config.proposes:
         asked_for(config.mask, config.prompt)
+    return config
+
+
+def _check_out(config: TryonConfig) -> None:
+    """Raises InputError if a picture cannot be written, or would replace what is not to be replaced."""
     out = config.picture
     if not out.name or out.is_dir() or (config.out and config.out.is_dir()):
         raise InputError(f"{out} is no name for a picture.", "Give --out a file name such as new.png.")
@@ -123,7 +140,6 @@ def check(config: TryonConfig) -> TryonConfig:
     if config.mask_out:
         _check_mask_out(config.mask_out, inputs)
     check_overwrites(outputs if len(config.seeds) > 1 else [path for path in outputs if path != config.sheet])
-    return config
 
 
 def _check_mask_free(config: TryonConfig) -> None:
