@@ -226,7 +226,11 @@ def test_strays_are_told(shop: CleanConfig, tmp_path: Path) -> None:
     draw(tmp_path / "photos/coats/sizechart.png", False, 9)
     summary = clean(shop).finish()
     assert summary["items"] == 2 and summary["reasons"] == {"not in an item folder": 1}
-    assert "beside folders of items" in summary["next"]
+    assert "Does coats/sizechart.png belong to an item? It lies beside folders of items" in summary["next"]
+    for number in range(4):
+        draw(tmp_path / f"photos/coats/more{number}.png", False, 20 + number)
+    asked = clean(shop).finish()["next"]
+    assert "Do these 5 photos belong to items: coats/more0.png, coats/more1.png, coats/more2.png, …?" in asked
 
 
 # --- Contact sheets

@@ -8,6 +8,7 @@ new photos: the catalogue keeps features by the sha256 of the file.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -305,10 +306,15 @@ def _advice(rows: list[Photo], config: CleanConfig) -> str:
             "garment a folder of its own,"
             f" or name {' and '.join(f'the {role}' for role in roles.names)} of such an item as below."
         )
-    if any(row.reason == STRAY for row in rows):
+    if strays := [row.path for row in rows if row.reason == STRAY]:
+        named = ", ".join(os.path.relpath(path, config.photos) for path in strays[:3])
+        more = ", …" if len(strays) > 3 else ""
         advice.append(
-            "Photos beside folders of items belong to none of them: move them into the item's folder if they "
-            "matter."
+            f"Does {named} belong to an item? It lies beside folders of items and was left out: move it into "
+            "its item's folder."
+            if len(strays) == 1
+            else f"Do these {len(strays)} photos belong to items: {named}{more}? They lie beside folders of "
+            "items and were left out: move each into its item's folder."
         )
     if flagged := sum(bool(row.flags) for row in rows):
         advice.append(
