@@ -119,8 +119,12 @@ def test_mistakes_are_told_before_anything_starts(trainings: Trainings, tiny_flu
         trainings.memory(trainings.config("x", given | {"model": "nobody/nothing"}))
     told = in_words_of_the_page(unknown.value)
     assert "Nothing is known of this base model" in told.message and "plan" not in told.message + told.hint
-    with pytest.raises(ConfigError, match="does nothing"):
+    with pytest.raises(ConfigError, match="does nothing") as idle:
         trainings.check(trainings.config("x", given | {"noise_levels": 4}))
+    told = in_words_of_the_page(idle.value)
+    assert "“Noise levels”" in told.message and "--noise-levels" not in f"{told}"
+    typed = in_words_of_the_page(ConfigError("Set --rank.", "Run `triptych embed --task outfit` first."))
+    assert (typed.message, typed.hint) == ("Set “Rank”.", "Run `triptych embed --task outfit` first.")
     assert not (work / "x").exists()
     assert trainings.config("x", given | {"rank": "", "learning_rate": "2e-4"}).learning_rate == 2e-4
     huge = trainings.config("x", given | {"model": "black-forest-labs/FLUX.1-dev"})

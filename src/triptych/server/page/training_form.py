@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
@@ -57,7 +58,19 @@ def in_words_of_the_page(error: TriptychError) -> TriptychError:
         )
     if isinstance(error, ModelError) and error.message == "No model is given.":
         return ModelError("Base model: give one.", parts.help_of(TrainConfig, "model"))
-    return error
+    return TriptychError(_labelled(error.message, labels), _labelled(error.hint, labels))
+
+
+def _labelled(text: str, labels: Mapping[str, str]) -> str:
+    """A sentence that names fields by their labels, not by options; what is typed, in backticks, stays."""
+
+    def label(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        return f"“{labels[name]}”" if name in labels else found[0]
+
+    said = text.split("`")
+    said[::2] = [re.sub(r"--([a-z][a-z-]*[a-z])", label, piece) for piece in said[::2]]
+    return "`".join(said)
 
 
 class Fields:
