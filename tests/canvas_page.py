@@ -83,6 +83,7 @@ class Canvas:
 
     def __init__(self, browser: Any, address: str, **options: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 700, "height": 1000}, **options})
+        self.context.set_default_timeout(60_000)  # of milliseconds, for a machine that has other things to do
         self.page = self.context.new_page()
         self.errors: list[str] = []
         self.requests: list[str] = []

@@ -213,6 +213,7 @@ def page(home: Path) -> Iterator[Any]:
     with running(home / "work") as address, sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: pytest.fail(str(error)))
         page.goto(f"{address}/page/")
         page.get_by_role("tab", name="Catalogue").click()

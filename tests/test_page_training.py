@@ -158,6 +158,7 @@ def test_a_training_in_a_browser(work: Path, tiny_flux: Path) -> None:
     with running(work, model=str(tiny_flux)) as address, sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: pytest.fail(str(error)))
         page.goto(f"{address}/page/")
         page.get_by_role("tab", name="Train").click()
