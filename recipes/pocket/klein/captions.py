@@ -96,7 +96,7 @@ def _about_person(
         said["garment from"] = str(garment_from[0])
     else:
         synonym = int(varied and rng.random() < 0.3)
-        look = look_phrase(garment, back=scene.shows_back, wording=synonym)
+        look = look_phrase(garment, printed=garment.shows_print(scene), wording=synonym)
         text = wording.format(person=person, look=look)
         said |= {"colour": garment.colour, "pattern": garment.pattern, "colour2": garment.colour2}
         if scene.shows_back and garment.print != "none":

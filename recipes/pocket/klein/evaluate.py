@@ -24,7 +24,7 @@ from recipes.pocket.klein.text import TextEncoder
 from recipes.pocket.state import Log
 from triptych.pocket.oracle import judge
 from triptych.pocket.prompts import BOARD_SUMMARIES, Panel, join_captions, panel_caption, sample_board
-from triptych.pocket.world import NONE, VIEWS
+from triptych.pocket.world import VIEWS
 
 BATCH, SINGLES, BOARDS, EDITS, STEPS, CFG = 25, 200, 50, 100, 8, 3.0
 EDIT_KINDS = {"scene": "one", "scene, two references": "two", "dress": "two", "look": "one"} | {
@@ -56,7 +56,7 @@ def judged(panels: Sequence[Panel], pictures: Sequence[np.ndarray], kind: str) -
         "pattern": share([one.pattern == garment.pattern for one, (garment, _) in pairs]),
         "both": share([(one.colour, one.pattern) == (g.colour, g.pattern) for one, (g, _) in pairs]),
     }
-    printed = [one.print == g.print for one, (g, s) in pairs if s.shows_back and g.print != NONE]
+    printed = [one.print == g.print for one, (g, s) in pairs if g.shows_print(s)]
     if printed:
         result |= {"print": share(printed), "with a print": float(len(printed))}
     if kind in ("dress", "look"):

@@ -45,6 +45,8 @@ class Canvas:
     """
 
     part, garment_part = 0, 0
+    counts = True
+    """False while a second garment is drawn: its strokes are no part of the garment's mask."""
 
     def __init__(self, background: RGB, scale: int, labels: bool = False) -> None:
         """Start with a plain background; ``scale`` multiplies the native panel, ``labels`` asks for a map."""
@@ -73,12 +75,14 @@ class Canvas:
 
     def _strokes(self, colour: RGB, garment: bool) -> Iterator[tuple[ImageDraw.ImageDraw, RGB | int]]:
         """Each picture that a stroke is drawn into, and its colour there."""
+        garment = garment and self.counts
         yield self._draw, colour
         yield self._draw_mask, 255 * garment
         if self._draw_labels:
             yield self._draw_labels, self.garment_part if garment else self.part
 
     def _paste(self, colours: RGB | Image.Image, region: Region, garment: bool) -> None:
+        garment = garment and self.counts
         self.image.paste(colours, (0, 0), region.mask)
         self.mask.paste(255 * garment, (0, 0), region.mask)
         if self.labels:

@@ -73,7 +73,7 @@ def shown(garment: Garment, scene: Scene) -> dict[str, str]:
     visible.
     """
     values = asdict(garment) | asdict(scene) | {"person": "yes" if scene.worn else "no"}
-    if not scene.shows_back:
+    if not garment.shows_print(scene):
         values["print"] = NONE
     return {name: values[name] for name in HEADS}
 

@@ -47,20 +47,20 @@ class Caption:
     panels: tuple[str, ...] = field(default=())
 
 
-def look_phrase(garment: Garment, named: bool = True, *, back: bool = False, wording: int = 0) -> str:
-    """Return ``red dress with white dots``, ``plain red dress`` or, not named, ``dress``; ``back`` adds the
-    print.
+def look_phrase(garment: Garment, named: bool = True, *, printed: bool = False, wording: int = 0) -> str:
+    """Return ``red dress with white dots``, ``plain red dress`` or, not named, ``dress``; ``printed`` adds
+    the print.
 
     ``wording`` 0 is the house wording, 1 a synonymous one.
     """
     if not named:
         return garment.type
     colour = f"plain {garment.colour}" if garment.pattern == "plain" else garment.colour
-    phrase = f"{garment.type} in {colour}" if wording else f"{colour} {garment.type}"
+    phrase = f"{garment.called} in {colour}" if wording else f"{colour} {garment.called}"
     if garment.pattern != "plain":
         phrase += f" with {garment.colour2} {garment.pattern}"
-    if back and garment.print != NONE:
-        phrase += f" with a {garment.print} print"
+    if printed and garment.print != NONE:
+        phrase += f" with {garment.print_phrase}"
     return phrase
 
 
@@ -96,10 +96,11 @@ def panel_caption(
     said = {"type": garment.type, "view": scene.view}
     if named:
         said |= {"colour": garment.colour, "pattern": garment.pattern, "colour2": garment.colour2}
-        if scene.shows_back and garment.print != NONE:
-            said["print"] = garment.print
+        said |= garment.cut
+        if garment.shows_print(scene):
+            said |= {"print": garment.print, "place": garment.place}
     wording = int(rng is not None and varied and rng.random() < 0.3)
-    look = f"{article} {look_phrase(garment, named, back=scene.shows_back, wording=wording)}"
+    look = f"{article} {look_phrase(garment, named, printed=garment.shows_print(scene), wording=wording)}"
     if scene.worn:
         said["facing"] = scene.facing
         person = word(PEOPLE)
@@ -109,6 +110,10 @@ def panel_caption(
             person += f" with {scene.hairstyle} {scene.hair} hair"
             said |= {"hair": scene.hair, "hairstyle": scene.hairstyle}
         text = f"{person} {word(WEARING)} {look}"
+        for name, (value, words) in scene.besides(garment).items():
+            if tell():
+                text += words
+                said[name] = value
     else:
         text = word(FLAT).format(view=scene.view, look=look)
     if tell():

@@ -14,6 +14,7 @@ from PIL import Image
 
 from triptych.pocket.canvas import PANEL_HEIGHT, PANEL_WIDTH, Canvas, Point
 from triptych.pocket.parts import PART_OF
+from triptych.pocket.shading import shaded
 from triptych.pocket.wardrobe import draw_flat, draw_worn
 from triptych.pocket.world import BACKGROUNDS, RGB, Garment, Scene
 
@@ -44,7 +45,10 @@ def render(garment: Garment, scene: Scene, seed: int, scale: int = 1, *, labels:
         draw_worn(canvas, garment, scene, rng, offset)
     else:
         draw_flat(canvas, garment, scene, rng, offset, background)
-    return Rendered(*canvas.finish(), canvas.label_map())
+    image, mask = canvas.finish()
+    if scene.shaded:
+        image = shaded(image, mask, seed)
+    return Rendered(image, mask, canvas.label_map())
 
 
 def concatenate_panels(images: list[Image.Image]) -> Image.Image:

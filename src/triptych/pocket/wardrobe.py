@@ -7,6 +7,15 @@ from collections.abc import Callable
 
 from triptych.pocket.canvas import Canvas, Point, Region
 from triptych.pocket.parts import ACCESSORIES, PART, PART_OF
+from triptych.pocket.trims import (
+    darker,
+    draw_print,
+    flat_print,
+    shade,
+    trim_flat,
+    trim_worn,
+    worn_print,
+)
 from triptych.pocket.world import COLOURS, HAIRS, NONE, OTHER_CLOTHES, RGB, SKINS, Garment, Scene
 
 TOPS = ("t-shirt", "sweater", "jacket")
@@ -50,36 +59,9 @@ ELBOWS_HANDS: dict[str, tuple[Point, Point, Point, Point]] = {
 }
 
 
-def _shade(colour: RGB, factor: float) -> RGB:
-    red, green, blue = (int(max(0, min(255, value * factor))) for value in colour)
-    return red, green, blue
-
-
-def _darker(colour: str, factor: float) -> RGB:
-    """Return the colour of seams; black cloth gets lighter seams."""
-    return (85, 85, 92) if colour == "black" else _shade(COLOURS[colour], factor)
-
-
 def _cloth(canvas: Canvas, region: Region, garment: Garment, offset: Point) -> None:
     second = COLOURS[garment.colour if garment.colour2 == NONE else garment.colour2]
     canvas.fill_pattern(region, COLOURS[garment.colour], garment.pattern, second, offset)
-
-
-def _print(canvas: Canvas, garment: Garment, centre: Point, radius: float) -> None:
-    """Draw the back print: white, or black on light cloth."""
-    ink = COLOURS["black" if garment.colour in ("white", "yellow", "pink") else "white"]
-    x, y = centre
-    if garment.print == "circle":
-        canvas.ellipse((x - radius, y - radius), (x + radius, y + radius), ink, garment=True)
-    elif garment.print == "cross":
-        for width, height in ((radius * 1.1, radius * 0.36), (radius * 0.36, radius * 1.1)):
-            canvas.rectangle((x - width, y - height), (x + width, y + height), ink, garment=True)
-    elif garment.print == "triangle":
-        canvas.polygon(
-            [(x, y - radius * 1.1), (x + radius * 1.15, y + radius), (x - radius * 1.15, y + radius)],
-            ink,
-            garment=True,
-        )
 
 
 def draw_flat(
@@ -89,13 +71,13 @@ def draw_flat(
     scale_x, scale_y = scene.zoom * rng.uniform(0.9, 1.06), scene.zoom * rng.uniform(0.92, 1.04)
     move_x, move_y = rng.uniform(-2, 2), rng.uniform(-3, 3)
     front, cut = scene.view == "front", garment.type
-    seam, inside = _darker(garment.colour, 0.62), _darker(garment.colour, 0.5)
+    seam, inside = darker(garment.colour, 0.62), darker(garment.colour, 0.5)
 
     def place(*points: Point) -> list[Point]:
         return [((x - 32) * scale_x + 32 + move_x, (y - 48) * scale_y + 48 + move_y) for x, y in points]
 
     outline = place(*FLAT[cut])
-    canvas.polygon([(x + 2, y + 2) for x, y in outline], _shade(background, 0.86))
+    canvas.polygon([(x + 2, y + 2) for x, y in outline], shade(background, 0.86))
     region = canvas.region().polygon(outline)
     neck_y = 12 if cut == "dress" else 20
     neck_depth = (8.0 if cut == "dress" else 6.0) if front else 2.5
@@ -127,15 +109,19 @@ def draw_flat(
             for x in (21, 35):
                 corner, opposite = place((x, 24), (x + 8, 33))
                 canvas.frame(corner, opposite, seam)
-    if not front and garment.print != NONE:
-        centre = place((32, 33 if cut == "dress" else 50))[0]
-        _print(canvas, garment, centre, 7.5 * scale_x)
+    trim_flat(canvas, garment, place, front, neck_y)
+    if garment.shows_print(scene):
+        y, radius = flat_print(garment)
+        draw_print(canvas, garment, place((32, y))[0], radius * scale_x)
 
 
 def draw_worn(canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random, offset: Point) -> None:
     """Draw a person who wears the garment, and plain other clothes on the rest of the body."""
     person = _Person(scene, rng)
     person.draw_body(canvas)
+    if companion := scene.companion(garment):
+        _draw_both(canvas, person, garment, companion, offset, (rng.uniform(0, 20), rng.uniform(0, 20)))
+        return
     other = OTHER_CLOTHES[scene.other]
     canvas.part = PART["trousers" if garment.type in TOPS else "top"]
     if garment.type in TOPS:
@@ -144,7 +130,28 @@ def draw_worn(canvas: Canvas, garment: Garment, scene: Scene, rng: random.Random
         canvas.fill(person.other_top(canvas), other)
         person.draw_neck(canvas, 4)
     person.draw_garment(canvas, garment, offset)
+    _draw_rest(canvas, person, scene)
+
+
+def _draw_both(
+    canvas: Canvas, person: _Person, garment: Garment, companion: Garment, offset: Point, moved: Point
+) -> None:
+    """Draw a garment and its companion, the top tucked in; only the first counts as the garment."""
+    for one, place in sorted(
+        [(garment, offset), (companion, moved)], key=lambda pair: pair[0].type in BOTTOMS
+    ):
+        canvas.counts, canvas.part = one is garment, PART_OF[one.type]
+        person.draw_garment(canvas, one, place)
+    canvas.counts = True
+    _draw_rest(canvas, person, person.scene)
+
+
+def _draw_rest(canvas: Canvas, person: _Person, scene: Scene) -> None:
+    if scene.bag != NONE:
+        person.draw_bag(canvas, scene.bag)
     person.draw_head(canvas)
+    if scene.hat != NONE:
+        person.draw_hat(canvas, scene.hat)
 
 
 def draw_outfit(
@@ -176,7 +183,7 @@ def draw_outfit(
 
 def draw_accessory(canvas: Canvas, kind: str, colour: str, rng: random.Random, background: RGB) -> None:
     """Draw a hat or a bag lying alone."""
-    cloth, seam, scale = COLOURS[colour], _darker(colour, 0.62), rng.uniform(0.9, 1.06)
+    cloth, seam, scale = COLOURS[colour], darker(colour, 0.62), rng.uniform(0.9, 1.06)
     move_x, move_y = rng.uniform(-2, 2), rng.uniform(-3, 3)
 
     def place(*points: Point) -> list[Point]:
@@ -187,7 +194,7 @@ def draw_accessory(canvas: Canvas, kind: str, colour: str, rng: random.Random, b
         canvas.part = ACCESSORIES[kind]
         canvas.line(place((23, 42), (25, 28), (39, 28), (41, 42)), 2.4, seam)
     canvas.part = 0
-    canvas.polygon([(x + 2, y + 2) for x, y in outline], _shade(background, 0.86))
+    canvas.polygon([(x + 2, y + 2) for x, y in outline], shade(background, 0.86))
     canvas.part = ACCESSORIES[kind]
     canvas.polygon(outline, cloth)
     canvas.line([*outline, outline[0]], 1, seam)
@@ -267,7 +274,7 @@ class _Person:
 
     def draw_garment(self, canvas: Canvas, garment: Garment, offset: Point) -> None:
         cut, shoulder, hip = garment.type, self.shoulder, self.hip
-        seam = _darker(garment.colour, 0.62)
+        seam = darker(garment.colour, 0.62)
         sleeve, neck_depth = 0.0, 0.0
         if cut in TOPS:
             hem = hip + (9 if cut == "jacket" else 4)
@@ -306,8 +313,10 @@ class _Person:
             elif self.behind:
                 for x in (-8, 2.5):
                     canvas.frame(self.at(x, hip + 3), self.at(x + 5.5, hip + 9), seam)
-        if self.behind and garment.print != NONE:
-            _print(canvas, garment, self.at(0, shoulder + (13 if cut == "dress" else 16)), 6.4)
+        trim_worn(canvas, garment, self.at, self.behind, shoulder, hip)
+        if garment.shows_print(self.scene):
+            y, radius = worn_print(garment, shoulder, hip)
+            draw_print(canvas, garment, self.at(0, y), radius)
 
     def draw_head(self, canvas: Canvas) -> None:
         if self.behind:
@@ -320,7 +329,7 @@ class _Person:
         canvas.part = PART["face"]
         for x in (-2.4, 2.4):
             canvas.ellipse(self.at(x - 0.8, 12), self.at(x + 0.8, 13.8), EYES)
-        canvas.line([self.at(-1.8, 16.6), self.at(1.8, 16.6)], 1, _shade(self.skin, 0.6))
+        canvas.line([self.at(-1.8, 16.6), self.at(1.8, 16.6)], 1, shade(self.skin, 0.6))
 
     def _draw_head_from_behind(self, canvas: Canvas) -> None:
         canvas.part = PART["neck"]
@@ -335,7 +344,7 @@ class _Person:
     def draw_hat(self, canvas: Canvas, colour: str) -> None:
         """Draw a hat with a brim, over the hair and clear of the eyes."""
         canvas.part = ACCESSORIES["hat"]
-        cloth, seam = COLOURS[colour], _darker(colour, 0.62)
+        cloth, seam = COLOURS[colour], darker(colour, 0.62)
         canvas.polygon([self.at(-6.8, 8), self.at(-6, 0.6), self.at(6, 0.6), self.at(6.8, 8)], cloth)
         canvas.line([self.at(-6.8, 6.4), self.at(6.8, 6.4)], 1.6, seam)
         canvas.ellipse(self.at(-11.5, 7), self.at(11.5, 10.6), cloth)
@@ -345,7 +354,7 @@ class _Person:
         canvas.part = ACCESSORIES["bag"]
         x, y = self.arms[0 if self.scene.pose == "one arm up" else 1][-1]
         x = min(max(x, 7.0), 57.0)  # the whole bag is in the picture
-        seam = _darker(colour, 0.62)
+        seam = darker(colour, 0.62)
         canvas.line([(x - 3, y + 5), (x, y), (x + 3, y + 5)], 1.2, seam)
         canvas.polygon(
             [(x - 5, y + 4.5), (x + 5, y + 4.5), (x + 6.2, y + 15), (x - 6.2, y + 15)], COLOURS[colour]

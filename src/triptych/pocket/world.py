@@ -65,7 +65,8 @@ HELD_OUT = 6
 """One garment or person in this many is held out."""
 
 
-def _held_out(thing: Any) -> bool:
+def is_held_out(thing: Any) -> bool:
+    """True for one tuple of attributes in six."""
     return zlib.crc32("|".join(map(str, thing)).encode()) % HELD_OUT == 0
 
 
@@ -78,6 +79,8 @@ class Garment:
     pattern: str = "plain"
     colour2: str = NONE
     print: str = NONE
+    place, neckline, hood, pockets = "back", "round", False, False
+    """What the garments of `rich` vary: no fields here, so that these garments stay what they were."""
 
     def __post_init__(self) -> None:
         """Refuse a garment that the renderer cannot draw."""
@@ -96,9 +99,28 @@ class Garment:
         return self.colour, self.pattern, self.colour2, self.print
 
     @property
+    def cut(self) -> dict[str, str]:
+        """What words can say of the cut beyond the type."""
+        return {}
+
+    @property
+    def called(self) -> str:
+        """The type, with the words for the cut."""
+        return self.type
+
+    @property
+    def print_phrase(self) -> str:
+        """The words for the print."""
+        return f"a {self.print} print"
+
+    def shows_print(self, scene: Scene) -> bool:
+        """True if there is a print, on the side that the scene shows."""
+        return self.print != NONE and scene.shows_back
+
+    @property
     def held_out(self) -> bool:
         """True for one garment in six: never used in training."""
-        return _held_out(astuple(self))
+        return is_held_out(astuple(self))
 
 
 @dataclass(frozen=True)
@@ -114,6 +136,16 @@ class Scene:
     other: str = NONE
     facing: str = NONE
     zoom: float = 1.0
+    hat, bag, shaded = NONE, NONE, False
+    """What the scenes of `rich` vary."""
+
+    def companion(self, garment: Garment) -> Garment | None:
+        """Return the second garment of the world that a person wears with this one; None: plain clothes."""
+        return None
+
+    def besides(self, garment: Garment) -> dict[str, tuple[str, str]]:
+        """Return what else a person wears that words can tell: by attribute, its value and the words."""
+        return {}
 
     @property
     def worn(self) -> bool:
@@ -130,7 +162,7 @@ class Scene:
         """True for one person in six (looks, pose, clothes and background together); flat lays are never held
         out.
         """
-        return self.worn and _held_out(astuple(replace(self, zoom=1.0)))
+        return self.worn and is_held_out(astuple(replace(self, zoom=1.0)))
 
 
 def sample_garment(
