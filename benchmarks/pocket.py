@@ -121,6 +121,7 @@ def rows() -> list[dict[str, Any]]:
         add("back prints", 150, guidance, sampling={"back_prints": True}, **lora)
     add("back prints", 150, "context", mode="tryon", sampling={"back_prints": True}, **many)
     add("back prints", 300, "context", **many)
+    add("back prints trim", 150, "context", sampling={"back_prints": True}, **few, trim=0.05)
     for shift in ("panel", "canvas"):
         add("time shift", 150, "text", sampling={"time_shift": shift}, **NOISY, shift=None)
         add("time shift", 150, "context", sampling={"time_shift": shift}, seed=0, shift=None)

@@ -408,4 +408,21 @@ def test_the_dated_prices_of_the_package() -> None:
     assert mini is not None and mini == read_price("openai/gpt-4.1-mini") and mini.as_of
     assert image_tokens((2304, 1024), mini) == math.ceil(1536 * 1.62)
     assert image_tokens((2048, 1024), read_price("gpt-4.1")) == 85 + 170 * 3 * 2
+    assert image_tokens((1024, 1024), read_price("claude-haiku-4-5")) == 37 * 37
+    assert image_tokens((2304, 1024), read_price("google/gemini-3-flash-preview")) == 1100
     assert read_price("some-vlm") is None
+
+
+def test_prices_from_the_list_of_litellm(tmp_path: Path) -> None:
+    path = tmp_path / "model_prices_and_context_window.json"
+    row = {"input_cost_per_token": 3e-7, "output_cost_per_token": 1.2e-06, "mode": "chat"}
+    rows = {"sample_spec": {"mode": "chat"}, "gpt-4.1-mini": row, "dashscope/a-vlm": row}
+    path.write_text(json.dumps(rows | {"azure/gpt-4.1-mini": row | {"input_cost_per_token": 9e-7}}))
+    mini = read_price("gpt-4.1-mini-2025-04-14", path)
+    assert mini is not None and mini.input == pytest.approx(0.3) and mini.output == pytest.approx(1.2)
+    assert image_tokens((2304, 1024), mini) == math.ceil(1536 * 1.62)  # which that list does not say
+    other = read_price("a-vlm", path)
+    assert other is not None and image_tokens((64, 64), other) == 1000
+    path.write_text(json.dumps({"sample_spec": {"mode": "chat"}}))
+    with pytest.raises(ConfigError, match="no price file"):
+        read_price("gpt-4.1-mini", path)

@@ -2,7 +2,8 @@
 
 Prices are data, `prices.json` beside this file or a file of the user's: the date they were taken, the
 currency, and for each model what a million tokens of input and of output cost and how it counts the tokens
-of a picture.
+of a picture. LiteLLM's list of models (`model_prices_and_context_window.json`) is read as well; it says
+nothing of pictures, whose tokens are then counted as our file says.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ USUAL_IMAGE_TOKENS = 1000
 """Tokens of a picture for a model of which the price file says nothing."""
 USUAL_ANSWER = {"check": 10, "caption": 350}
 """Tokens of an answer, about: three words, and a caption of 250 words."""
-_MOST_BYTES = 1 << 20
+_MOST_BYTES = 16 << 20  # LiteLLM's list has two million
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Price:
 
     input, output: money for a million tokens. image: how the tokens of a picture are counted: by `patch`
     pixels, at `most` that many, `times` a factor; or `base` tokens and `each` for every tile of `tile`
-    pixels.
+    pixels; or `base` tokens alone, whatever the size.
     """
 
     input: float
@@ -59,12 +61,12 @@ def read_price(model: str, file: Path | None = None) -> Price | None:
     path = file or PRICES
     try:
         data = parse_json(read_text(path, _MOST_BYTES, "The price file"))
-        rows, name = data["models"], model.rsplit("/", 1)[-1].lower()
-        known = [one for one in rows if name == one.lower() or name.startswith(f"{one.lower()}-20")]
-        if not known:
+        if "models" not in data:
+            data = _from_litellm(data, path)
+        if not (row := _row_of(model, data["models"])):
             return None
-        row = rows[max(known, key=len)]
-        image = {key: float(value) for key, value in (row.get("image") or {}).items()}
+        rule = row["image"] if "image" in row else _usual_rule(model)
+        image = {key: float(value) for key, value in (rule or {}).items()}
         price = Price(
             float(row["input"]), float(row["output"]), image, str(data["currency"]), str(data["as_of"])
         )
@@ -77,6 +79,41 @@ def read_price(model: str, file: Path | None = None) -> Price | None:
             'Write {"as_of": "2026-01-31", "currency": "USD", "models": {"NAME": {"input": 0.4, "output": '
             "1.6}}} with prices per million tokens.",
         ) from error
+
+
+def _row_of(model: str, rows: dict[str, Any]) -> dict[str, Any]:
+    """The row of a model, whose name may have a provider before it and a date behind it; empty if none."""
+    name = model.rsplit("/", 1)[-1].lower()
+    known = [
+        one
+        for one in rows
+        if name == (plain := one.rsplit("/", 1)[-1].lower()) or name.startswith(f"{plain}-20")
+    ]
+    # of one name, the row without a provider
+    return dict(rows[max(known, key=lambda one: (len(one.rsplit("/", 1)[-1]), -len(one)))]) if known else {}
+
+
+def _usual_rule(model: str) -> dict[str, float]:
+    """How a model counts the tokens of a picture, by the package's file."""
+    return dict(_row_of(model, parse_json(PRICES.read_text("utf-8"))["models"]).get("image") or {})
+
+
+def _from_litellm(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """LiteLLM's list in the form of our file. Its prices are of one token; it has no date of its own.
+
+    Raises:
+        KeyError: no model has prices, so it is another file.
+    """
+    costs = ("input_cost_per_token", "output_cost_per_token")
+    rows = {
+        name: {"input": 1e6 * float(row[costs[0]]), "output": 1e6 * float(row[costs[1]])}
+        for name, row in data.items()
+        if isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in costs)
+    }
+    if not rows:
+        raise KeyError("models")
+    saved = date.fromtimestamp(path.stat().st_mtime).isoformat()
+    return {"models": rows, "currency": "USD", "as_of": f"{saved}, when the file was saved"}
 
 
 def image_tokens(size: tuple[int, int], price: Price | None) -> int:
@@ -93,6 +130,8 @@ def image_tokens(size: tuple[int, int], price: Price | None) -> int:
         scale *= min(1.0, 768 / (min(size) * scale))
         tiles = [math.ceil(round(side * scale, 3) / max(1.0, rule["tile"])) for side in size]
         return math.ceil(rule.get("base", 0) + rule.get("each", 0) * tiles[0] * tiles[1])
+    if "base" in rule:
+        return math.ceil(rule["base"])
     return USUAL_IMAGE_TOKENS
 
 
