@@ -94,6 +94,7 @@ def clean(config: CleanConfig) -> Run:
                 yield from record(book, looked)
         finally:
             cache.save()
+        book.rows = judge.compared(book.rows)
         write_photos(folder.path / PHOTOS, book.rows)
         if config.sorted_folders:
             summary["in_folders"] = write_sorted(folder.path, book.rows)
@@ -134,7 +135,13 @@ def _learn(
         "examples_unreadable": [f"{examples[key][0]}: {reason}" for key, reason in bad.items()],
         "examples_doubtful": suspects,
     }
-    limits = Limits(config.min_side, config.min_sharpness, config.small_side, config.min_shared_colours)
+    limits = Limits(
+        config.min_side,
+        config.min_sharpness,
+        config.small_side,
+        config.min_shared_colours,
+        config.max_likelier,
+    )
     roles = task_named(config.task).photo_roles
     return Judge(classifier, cache, extractor.name, examples, roles, limits), told
 

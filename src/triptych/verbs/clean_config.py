@@ -43,6 +43,10 @@ class CleanConfig(EngineConfig):
     """Photos of people that share less than this of the colours of their item's garment are flagged, and
     used. 0: none.
     """
+    max_likelier: Annotated[float, RESULT] = Field(default=0.5, ge=0, le=1)
+    """Photos of people are flagged, and used, if more than this share of the other items' garments look more
+    like what they wear than their item's own. 1: none.
+    """
     overrides: Annotated[Path | None, INPUT] = None
     """Text file with lines 'item1/photo.jpg human' that win over the classifier; WORK/catalogue/overrides.txt
     if it exists.

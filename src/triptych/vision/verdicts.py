@@ -11,6 +11,7 @@ from triptych.data.roles import PhotoRoles
 from triptych.data.views import mixed_items
 from triptych.pictures.copies import find_copies
 from triptych.pictures.quality import shared_colours
+from triptych.vision.agreement import likelier_garments
 from triptych.vision.classifier import Classifier
 from triptych.vision.feature_cache import FeatureCache, Features
 from triptych.vision.features import DEFAULT
@@ -58,6 +59,7 @@ class Looked:
 
 BLANK_LEVELS = 12
 """A picture with fewer levels of 255 is blank: a lens cap, an empty page."""
+NOT_THIS = "perhaps not this garment"
 UNLIKE_ALL = "unlike every example: a chart, a logo, no photo of clothes?"
 
 
@@ -69,6 +71,7 @@ class Limits:
     min_sharpness: float = 0.35
     small_side: int = 200
     min_shared_colours: float = 0.34
+    max_likelier: float = 0.5
 
 
 def fault_of(cache: FeatureCache, key: str, limits: Limits) -> str:
@@ -137,6 +140,21 @@ class Judge:
         }
         return {path: fault for path, fault in found.items() if fault}
 
+    def compared(self, rows: Sequence[Photo]) -> list[Photo]:
+        """The rows of the whole catalogue, with flags about people who seem to wear the garment of another
+        item.
+        """
+        most = self.limits.max_likelier
+        likelier = likelier_garments(rows, self.cache.rows) if most < 1 else {}
+        compared: list[Photo] = []
+        for row in rows:
+            share = likelier.get(row.path, 0.0)
+            if share > most and NOT_THIS not in row.flags and not row.reason.startswith(OVERRIDDEN):
+                flag = f"{NOT_THIS}: {share:.0%} of the others look more like it"
+                row = replace(row, flags="; ".join(filter(None, (row.flags, flag))))
+            compared.append(row)
+        return compared
+
     def _flagged(self, judged: list[Photo]) -> list[Photo]:
         """The rows with flags about size, and about people who seem to wear something else."""
         garments: dict[str, list[Photo]] = {}
@@ -153,7 +171,7 @@ class Judge:
                 if row.label == "human" and row.item in garments:
                     shared = self._shared(row, garments[row.item])
                     if shared < self.limits.min_shared_colours:
-                        flags.append(f"perhaps not this garment: it shares {shared:.2f} of its colours")
+                        flags.append(f"{NOT_THIS}: it shares {shared:.2f} of its colours")
             flagged.append(replace(row, flags="; ".join(flags)))
         return flagged
 
