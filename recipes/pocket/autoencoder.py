@@ -71,7 +71,7 @@ def to_images_BCHW(pictures: np.ndarray) -> torch.Tensor:
 
 def to_pictures(images_BCHW: torch.Tensor) -> np.ndarray:
     """Convert images to uint8 pictures (B, H, W, 3)."""
-    return ((images_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return ((images_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 class Codec:

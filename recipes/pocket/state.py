@@ -15,11 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 
-def autocast() -> torch.autocast:
-    """bfloat16 if the processor computes it natively; otherwise it would be many times slower
-    than float32.
+def autocast(device: torch.device | str = "cpu") -> torch.autocast:
+    """bfloat16 on a card, and on a processor if it computes it natively; otherwise it would be many times
+    slower than float32.
     """
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, kind != "cpu" or torch.cpu._is_avx512_bf16_supported())
 
 
 class Log:

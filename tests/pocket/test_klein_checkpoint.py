@@ -64,5 +64,5 @@ def test_diffusers_copies_a_garment_from_a_reference(pipeline: Flux2KleinPipelin
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", EDIT_KINDS)
 def test_edits_carry_over_what_the_docs_say(pipeline: Flux2KleinPipeline, kind: str) -> None:
-    shares, _ = Evaluation(FOLDER, pipeline.transformer).edits(kind, 50)
+    shares, _ = Evaluation.of(FOLDER, pipeline.transformer).edits(kind, 50)
     assert shares["colour"] > 0.7

@@ -226,5 +226,5 @@ def test_measuring_sees_the_truth_and_misses_a_wrong_picture(build: Path) -> Non
     right, wrong = judged(panels, truth, "scene"), judged(panels[1:] + panels[:1], truth, "scene")
     assert min(right["colour"], right["pattern"], right["type"]) > 0.85
     assert wrong["colour"] < 0.5 and wrong["type"] < 0.5
-    _, rows = Evaluation(build, new_transformer()).edits("dress", 2, steps=1, cfg=1.0)
+    _, rows = Evaluation.of(build, new_transformer()).edits("dress", 2, steps=1, cfg=1.0)
     assert rows.shape == (8, 72, 48, 3) and len(TYPES) == 6

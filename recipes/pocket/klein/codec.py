@@ -3,7 +3,8 @@
 One token is a patch of 2 x 2 latents (8 pixels): 32 channels, normalised by the batch norm's running
 statistics, as Flux2KleinPipeline does it.
 
-Shapes: pictures uint8 (B, H, W, 3); latents_BCHW (B, 32, H/8, W/8).
+Shapes: pictures uint8 (B, H, W, 3); latents_BCHW (B, 32, H/8, W/8). The numbers are the shipped model's;
+`recipes.pocket.card` has another autoencoder.
 """
 
 from __future__ import annotations
@@ -57,19 +58,19 @@ class KleinCodec:
 
     @property
     def mean(self) -> torch.Tensor:
-        """Mean of each channel of a token, (1, 32, 1, 1)."""
+        """Mean of each channel of a token, (1, C, 1, 1)."""
         return self.model.bn.running_mean.float().view(1, -1, 1, 1)
 
     @property
     def std(self) -> torch.Tensor:
-        """Standard deviation of each channel of a token, (1, 32, 1, 1)."""
+        """Standard deviation of each channel of a token, (1, C, 1, 1)."""
         return (self.model.bn.running_var.float().view(1, -1, 1, 1) + self.model.config.batch_norm_eps).sqrt()
 
     @torch.no_grad()
     def encode(self, pictures: np.ndarray) -> torch.Tensor:
         """Return normalised latents_BCHW."""
-        images = to_images_BCHW(pictures).to(memory_format=torch.channels_last)
-        with autocast():
+        images = to_images_BCHW(pictures).to(self.model.device, memory_format=torch.channels_last)
+        with autocast(images.device):
             latents = self.model.encode(images).latent_dist.mode()
         return (patchify(latents.float().contiguous()) - self.mean) / self.std
 
@@ -77,5 +78,5 @@ class KleinCodec:
     def decode(self, latents_BCHW: torch.Tensor) -> np.ndarray:
         """Return the pictures of normalised latents."""
         latents = unpatchify(latents_BCHW * self.std + self.mean)
-        with autocast():
+        with autocast(latents.device):
             return to_pictures(self.model.decode(latents).sample)

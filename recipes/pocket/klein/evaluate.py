@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from diffusers import Flux2Transformer2DModel
 
 from recipes.pocket.evaluate import draw_single, looks_alike, obeyed, save_grid, share
 from recipes.pocket.klein.captions import edit_caption
 from recipes.pocket.klein.codec import KleinCodec
 from recipes.pocket.klein.model import sample
-from recipes.pocket.klein.sets import Edit, PictureSet, draw_edit, reshaped, sample_look, sample_quad
+from recipes.pocket.klein.sets import Edit, PictureSet, Place, draw_edit, sample_look, sample_quad
 from recipes.pocket.klein.text import TextEncoder
 from recipes.pocket.state import Log
 from triptych.pocket.oracle import judge
@@ -70,10 +70,21 @@ def judged(panels: Sequence[Panel], pictures: Sequence[np.ndarray], kind: str) -
 class Evaluation:
     """A transformer with its encoder and autoencoder."""
 
-    def __init__(self, folder: Path, model: torch.nn.Module) -> None:
+    scale = 1
+
+    def __init__(
+        self,
+        model: Flux2Transformer2DModel,
+        encoder: TextEncoder,
+        codec: KleinCodec,
+    ) -> None:
+        """Measure a model that draws panels of 48 x 72 pixels times `scale`."""
+        self.model, self.encoder, self.codec = model, encoder, codec
+
+    @classmethod
+    def of(cls, folder: Path, model: Flux2Transformer2DModel) -> Evaluation:
         """Use the text encoder and the autoencoder of a build folder."""
-        self.model, self.encoder = model, TextEncoder.trained(folder)
-        self.codec = KleinCodec.trained(folder)
+        return cls(model, TextEncoder.trained(folder), KleinCodec.trained(folder))
 
     def draw(
         self,
@@ -133,7 +144,7 @@ class Evaluation:
             edit = draw_edit(layout, sets, rng, kind)
             if _held_out(edit, sets):
                 edits.append(edit)
-        pictures = [[_picture(sets, place) for place in edit.references] for edit in edits]
+        pictures = [[self._picture(sets, place) for place in edit.references] for edit in edits]
         panels = [_panel(sets, edit.target) for edit in edits]
         prompts = [
             edit_caption(
@@ -155,18 +166,17 @@ class Evaluation:
         rows = [
             np.stack([*shown, truth, one])
             for shown, truth, one in zip(
-                pictures, (_picture(sets, edit.target) for edit in edits), drawn, strict=True
+                pictures, (self._picture(sets, edit.target) for edit in edits), drawn, strict=True
             )
         ]
         return judged(panels, list(drawn), kind), np.concatenate(rows)
 
+    def _picture(self, sets: dict[str, list[PictureSet]], place: Place) -> np.ndarray:
+        return sets[place[0]][place[1]].picture(place[2], self.scale)
 
-def _panel(sets: dict[str, list[PictureSet]], place: tuple[str, int, int]) -> Panel:
+
+def _panel(sets: dict[str, list[PictureSet]], place: Place) -> Panel:
     return sets[place[0]][place[1]].panels[place[2]]
-
-
-def _picture(sets: dict[str, list[PictureSet]], place: tuple[str, int, int]) -> np.ndarray:
-    return reshaped(sets[place[0]][place[1]].pictures()[place[2]], _panel(sets, place), "whole")
 
 
 def _held_out(edit: Edit, sets: dict[str, list[PictureSet]]) -> bool:
@@ -174,11 +184,17 @@ def _held_out(edit: Edit, sets: dict[str, list[PictureSet]]) -> bool:
     return garment.held_out and (scene.held_out or not scene.worn)
 
 
-def evaluate(folder: Path, model: torch.nn.Module | None = None, count: int = EDITS) -> dict[str, Any]:
-    """Measure the current model; writes sheets and a line of `evaluate.jsonl`."""
-    from recipes.pocket.klein.transformer import averaged_transformer
+def evaluate(
+    folder: Path, evaluation: Evaluation | None = None, count: int = EDITS, to: Path | None = None
+) -> dict[str, Any]:
+    """Measure the current model, or another; writes sheets and a line of `evaluate.jsonl` into the build
+    folder or `to`.
+    """
+    if evaluation is None:
+        from recipes.pocket.klein.transformer import averaged_transformer
 
-    evaluation = Evaluation(folder, model if model is not None else averaged_transformer(folder))
+        evaluation = Evaluation.of(folder, averaged_transformer(folder))
+    folder = to or folder
     log = Log(folder, "evaluate")
     results: dict[str, Any] = {}
     results["singles"], pictures = evaluation.singles(2 * count)

@@ -8,12 +8,13 @@ Packing, positions, noise levels and the sampler are the product's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import Flux2Transformer2DModel
 
 from recipes.pocket.klein.codec import CHANNELS
-from recipes.pocket.klein.text import LENGTH, WIDTH, TextEncoder
+from recipes.pocket.klein.text import WIDTH, TextEncoder
 from recipes.pocket.state import autocast
 from triptych import flow
 from triptych.backbones.flux2.model import empirical_mu, pack, position_ids, unpack
@@ -51,7 +52,7 @@ def text_ids(length: int) -> torch.Tensor:
 
 
 def velocity(
-    model: torch.nn.Module,
+    model: Any,
     latents_BCHW: torch.Tensor,
     t: torch.Tensor,
     states: torch.Tensor,
@@ -68,7 +69,7 @@ def velocity(
         encoder_hidden_states=states,
         timestep=t,
         img_ids=torch.cat(places),
-        txt_ids=text_ids(states.shape[1]),
+        txt_ids=text_ids(states.shape[1]).to(latents_BCHW.device),
         return_dict=False,
     )[0]
     return unpack(answer[:, : rows * columns], rows, columns)
@@ -76,7 +77,7 @@ def velocity(
 
 @torch.no_grad()
 def sample(
-    model: torch.nn.Module,
+    model: Flux2Transformer2DModel,
     encoder: TextEncoder,
     prompts: Sequence[str],
     references: Sequence[torch.Tensor] = (),
@@ -87,20 +88,17 @@ def sample(
     seed: int = 0,
 ) -> torch.Tensor:
     """Draw latents_BCHW as Flux2KleinPipeline does; `cfg` 1 needs one pass a step, more needs two."""
-    batch = len(prompts)
-    noise = torch.stack(
-        [
-            torch.randn((CHANNELS, ROWS, COLUMNS * panels), generator=torch.Generator().manual_seed(seed + i))
-            for i in range(batch)
-        ]
-    )
+    batch, shape = len(prompts), (model.config.in_channels, ROWS, COLUMNS * panels)
+    noises = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(batch)]
+    noise = torch.stack(noises).to(model.device)
 
     def with_words(words: Sequence[str]) -> flow.Velocity:
-        states = encoder(words, LENGTH)
+        states = encoder(words)
 
         def at(latents_BCHW: torch.Tensor, t: float) -> torch.Tensor:
-            with autocast():
-                return velocity(model, latents_BCHW, torch.full((batch,), t), states, references).float()
+            times = torch.full((batch,), t, device=noise.device)
+            with autocast(noise.device):
+                return velocity(model, latents_BCHW, times, states, references).float()
 
         return at
 

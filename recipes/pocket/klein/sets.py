@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from triptych.pocket.prompts import BOARD_VIEWS, Panel
-from triptych.pocket.render import render
+from triptych.pocket.render import PANEL_WIDTH, render
 from triptych.pocket.world import (
     PRINTABLE,
     TYPES,
@@ -58,10 +58,11 @@ class PictureSet:
 
     def pictures(self) -> list[np.ndarray]:
         """Draw the panels, uint8 (72, 48, 3)."""
-        return [
-            np.asarray(render(garment, scene, seed).image)
-            for (garment, scene), seed in zip(self.panels, self.seeds, strict=True)
-        ]
+        return [self.picture(index) for index in range(len(self.panels))]
+
+    def picture(self, index: int, scale: int = 1) -> np.ndarray:
+        """Draw one panel, uint8 (72, 48, 3) times the scale."""
+        return np.asarray(render(*self.panels[index], self.seeds[index], scale).image)
 
 
 def sample_quad(rng: random.Random, held_out: bool = False) -> PictureSet:
@@ -120,17 +121,18 @@ def sample_look(rng: random.Random, held_out: bool | None = False) -> PictureSet
 
 
 def cropped(picture: np.ndarray, panel: Panel) -> np.ndarray:
-    """Cut a square of 48 pixels around the garment."""
+    """Cut a square as wide as the panel around the garment."""
     garment, scene = panel
     top = 12
     if scene.worn:
         top = 24 if garment.type in ("skirt", "trousers") else 12 if garment.type == "dress" else 8
-    return picture[top : top + CROPPED_SIDE]
+    scale = picture.shape[1] // PANEL_WIDTH
+    return picture[top * scale : (top + CROPPED_SIDE) * scale]
 
 
 def padded(picture: np.ndarray) -> np.ndarray:
-    """Widen a panel to 64 pixels in the colour of its upper left corner."""
-    margin = (PADDED_WIDTH - picture.shape[1]) // 2
+    """Widen a panel of 48 pixels to 64, a larger one as much, in the colour of its upper left corner."""
+    margin = (PADDED_WIDTH * picture.shape[1] // PANEL_WIDTH - picture.shape[1]) // 2
     sides = np.broadcast_to(picture[0, 0], (picture.shape[0], margin, 3))
     return np.concatenate([sides, picture, sides], 1)
 

@@ -67,15 +67,15 @@ def caption_sets(rng: random.Random) -> dict[str, list[PictureSet]]:
     }
 
 
-def make_tokenizer(folder: Path) -> None:
-    """Write `folder/tokenizer`: byte-level BPE with Qwen's special tokens, learned from the captions."""
-    rng = random.Random(3)
-    sets = caption_sets(rng)
-    corpus = [sample_any_caption(rng, sets).text for _ in range(7500)] + [
-        "user\n",
-        "assistant\n",
-        "\n\n",
-    ] * 50
+def make_tokenizer(folder: Path, texts: Sequence[str] = ()) -> None:
+    """Write `folder/tokenizer`: byte-level BPE with Qwen's special tokens, learned from the captions; texts:
+    other captions than the shipped model's.
+    """
+    if not texts:
+        rng = random.Random(3)
+        sets = caption_sets(rng)
+        texts = [sample_any_caption(rng, sets).text for _ in range(7500)]
+    corpus = [*texts, *["user\n", "assistant\n", "\n\n"] * 50]
     plain = Qwen2Tokenizer().train_new_from_iterator(
         corpus, vocab_size=VOCABULARY - len(SPECIAL) - len(MARKERS)
     )
@@ -105,9 +105,10 @@ def make_tokenizer(folder: Path) -> None:
 class TextEncoder(torch.nn.Module):
     """The tokenizer and the language model; gives what `Flux2KleinPipeline.encode_prompt` gives."""
 
-    def __init__(self, folder: Path) -> None:
-        """Build an untrained model around the tokenizer of a build folder."""
+    def __init__(self, folder: Path, length: int = LENGTH) -> None:
+        """Build an untrained model around the tokenizer of a build folder; `length`: tokens of a prompt."""
         super().__init__()
+        self.length = length
         self.tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
         size = len(self.tokenizer)
         config = Qwen3Config(
@@ -135,21 +136,25 @@ class TextEncoder(torch.nn.Module):
                 torch.nn.init.normal_(parameter, std=0.03)
 
     @classmethod
-    def trained(cls, folder: Path) -> TextEncoder:
+    def trained(cls, folder: Path, length: int = LENGTH) -> TextEncoder:
         """Load the frozen encoder of a build folder or of a pipeline."""
-        encoder = cls(folder)
+        encoder = cls(folder, length)
         encoder.model = Qwen3ForCausalLM.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         return encoder.eval().requires_grad_(False)
 
-    def tokens(self, prompts: Sequence[str], length: int = LENGTH) -> tuple[torch.Tensor, torch.Tensor]:
+    def tokens(self, prompts: Sequence[str], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids and attention mask (B, length), in the chat template."""
         texts = [klein_chat(self.tokenizer, prompt) for prompt in prompts]
         got = self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=length or self.length,
+            return_tensors="pt",
         )
-        return got.input_ids, got.attention_mask
+        return got.input_ids.to(self.model.device), got.attention_mask.to(self.model.device)
 
-    def forward(self, prompts: Sequence[str], length: int = LENGTH) -> torch.Tensor:
+    def forward(self, prompts: Sequence[str], length: int | None = None) -> torch.Tensor:
         """Return the prompt's states (B, length, 144)."""
         ids, mask = self.tokens(prompts, length)
         states = self.model.model(
@@ -158,30 +163,45 @@ class TextEncoder(torch.nn.Module):
         return torch.cat([states[layer] for layer in LAYERS], -1)
 
 
-class _Reader(torch.nn.Module):
+class Reader(torch.nn.Module):
     """Predicts the attributes that each of four panels states; discarded after the stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, attributes: dict[str, tuple[str, ...]]) -> None:
+        """Build it for these attributes and their values."""
         super().__init__()
-        self.queries = torch.nn.Parameter(torch.randn(SLOTS * len(ATTRIBUTES), WIDTH) * 0.5)
+        self.attributes = attributes
+        self.queries = torch.nn.Parameter(torch.randn(SLOTS * len(attributes), WIDTH) * 0.5)
         self.attention = torch.nn.MultiheadAttention(WIDTH, 6, batch_first=True)
         self.norm = torch.nn.LayerNorm(WIDTH)
         self.heads = torch.nn.ModuleList(
-            [torch.nn.Linear(WIDTH, len(values) + 1) for values in ATTRIBUTES.values()]
+            [torch.nn.Linear(WIDTH, len(values) + 1) for values in attributes.values()]
         )
         self.kind = torch.nn.Linear(WIDTH, len(KINDS))
 
     def forward(self, states: torch.Tensor) -> list[torch.Tensor]:
         """Return logits per attribute (B, 4, values + 1), and of the kinds last."""
         read = self.attention(self.queries.expand(len(states), -1, -1), states, states, need_weights=False)[0]
-        read = self.norm(read).unflatten(1, (SLOTS, len(ATTRIBUTES)))
+        read = self.norm(read).unflatten(1, (SLOTS, len(self.attributes)))
         answers = [head(read[:, :, index]) for index, head in enumerate(self.heads)]
         return [*answers, self.kind(states.mean(1))]
 
+    def loss(
+        self, states: torch.Tensor, captions: list[Caption], tell: bool
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the sum of the cross-entropies and, if it is to `tell`, the right shares."""
+        answers, labels = self(states), labels_of(captions, self.attributes)
+        labels = [label.to(states.device) for label in labels]
+        losses = [
+            F.cross_entropy(a.flatten(0, -2), y.flatten()) for a, y in zip(answers, labels, strict=True)
+        ]
+        right = zip(self.attributes, answers[:-1], labels[:-1], strict=True) if tell else ()
+        return torch.stack(losses).sum(), {name: _accuracy(a, y) for name, a, y in right}
 
-def _labels(captions: list[Caption]) -> list[torch.Tensor]:
+
+def labels_of(captions: list[Caption], attributes: dict[str, tuple[str, ...]]) -> list[torch.Tensor]:
+    """Return what each panel states, (B, 4) by attribute (its number of values: nothing); kinds last."""
     labels = []
-    for name, values in ATTRIBUTES.items():
+    for name, values in attributes.items():
         number = {value: index for index, value in enumerate(values)}
         rows = [
             [number.get(said.get(name, ""), len(values)) for said in caption.said]
@@ -200,7 +220,7 @@ def train_text(folder: Path, steps: int = STEPS) -> None:
         make_tokenizer(folder)
     torch.manual_seed(SEED)
     rng, log = random.Random(SEED), Log(folder, "text")
-    encoder, reader, sets = TextEncoder(folder), _Reader(), caption_sets(rng)
+    encoder, reader, sets = TextEncoder(folder), Reader(ATTRIBUTES), caption_sets(rng)
     parameters = [*encoder.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     waiting: list[list[Caption]] = []
@@ -211,22 +231,15 @@ def train_text(folder: Path, steps: int = STEPS) -> None:
         if not waiting:
             waiting = _batches_by_length(rng, sets)
         captions = waiting.pop()
-        labels = _labels(captions)
         longest = max(len(caption.text.split()) for caption in captions)
         length = LENGTH if step % 4 == 0 else min(LENGTH, (longest * 5 // 4 + 18) // 8 * 8)
-        answers = reader(encoder([caption.text for caption in captions], length))
-        loss = torch.stack(
-            [F.cross_entropy(a.flatten(0, -2), y.flatten()) for a, y in zip(answers, labels, strict=True)]
-        ).sum()
+        tell = (step + 1) % 25 == 0
+        loss, right = reader.loss(encoder([caption.text for caption in captions], length), captions, tell)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % 25 == 0:
-            right = {
-                name: _accuracy(a, y)
-                for name, a, y in zip(ATTRIBUTES, answers[:-1], labels[:-1], strict=True)
-            }
+        if tell:
             log.write(step=step + 1, loss=loss.item(), right=right)
     encoder.model.save_pretrained(folder / "text_encoder.part")
     (folder / "text_encoder.part").rename(folder / "text_encoder")

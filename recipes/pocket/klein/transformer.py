@@ -19,7 +19,7 @@ from recipes.pocket.klein.bank import KleinBank
 from recipes.pocket.klein.captions import edit_caption
 from recipes.pocket.klein.model import new_transformer, velocity
 from recipes.pocket.klein.sets import LAYOUTS, draw_edit
-from recipes.pocket.klein.text import LENGTH, TextEncoder
+from recipes.pocket.klein.text import TextEncoder
 from recipes.pocket.loop import Course, Training, averaged, train
 from recipes.pocket.state import autocast
 from recipes.pocket.transformer import ATTENTION, ONE_NAMED, SILENT
@@ -95,7 +95,7 @@ def flow_loss(model: Any, batch: Batch, encoder: TextEncoder, noise: torch.Gener
     """Return the mean squared error of the target's velocity; noise levels of a batch are spread evenly."""
     prompts, data, references = batch
     with torch.no_grad():
-        states = encoder(prompts, LENGTH)
+        states = encoder(prompts)
     start = torch.randn(data.shape, generator=noise)
     t = stratified_time(len(data), noise)
     with autocast():
