@@ -98,7 +98,7 @@ def ours(paths: Sequence[Path], extractor: object, folder: Path) -> np.ndarray:
     found = []
     for start in range(0, len(paths), BATCH):
         keys = {sha256_photo(path): path for path in paths[start : start + BATCH]}
-        looked, _ = look_at(keys, 32, extractor, cache)  # type: ignore[arg-type]
+        looked, _ = look_at(keys, extractor, cache)  # type: ignore[arg-type]
         found += [looked[key].vector for key in keys]
     return np.stack(found)
 

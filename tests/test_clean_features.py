@@ -70,8 +70,8 @@ def test_lite0_knows_imagenet() -> None:
     network = lite0()
     top = {}
     for name in ("flower", "china"):
-        pixels = torch.from_numpy(features._lite0_pixels(load_image(folder / f"{name}.jpg")))[None]
-        top[name] = network(pixels).topk(5).indices[0].tolist()
+        pixels_HWC = torch.from_numpy(features._lite0_pixels(load_image(folder / f"{name}.jpg")))
+        top[name] = network(pixels_HWC.permute(2, 0, 1)[None]).topk(5).indices[0].tolist()
     assert top["flower"][0] == 985  # daisy
     assert {442, 449, 668, 698, 663, 832} & set(
         top["china"]

@@ -30,26 +30,53 @@ def sharpness(image: Image.Image) -> float:
     contrast there; of these the 90th percentile. Contrast cancels out, so a pale picture is not taken for a
     blurred one. Measure it at the size in which the photo is used. docs/photos.md has figures.
     """
-    from scipy import ndimage  # takes half a second, which `--help` should not wait for
-
-    grey = np.asarray(image.convert("L")).astype(np.int16)
-    contrast = ndimage.maximum_filter(grey, WINDOW) - ndimage.minimum_filter(grey, WINDOW)
-    down = np.abs(np.diff(grey, axis=0, prepend=grey[:1]))
-    right = np.abs(np.diff(grey, axis=1, prepend=grey[:, :1]))
+    grey = np.asarray(image.convert("L"))
+    contrast = around(np.maximum, grey) - around(np.minimum, grey)
     edges = contrast >= LEAST_CONTRAST
     if edges.mean() < LEAST_EDGES:
         return UNKNOWN
-    steps = ndimage.maximum_filter(np.maximum(down, right), WINDOW)
+    down, right = (_steps(grey, axis) for axis in (0, 1))
+    steps = around(np.maximum, np.maximum(down, right))
     return float(np.percentile(steps[edges] / contrast[edges], 90))
+
+
+def around(extreme: np.ufunc, values: np.ndarray) -> np.ndarray:
+    """The highest or lowest value (`np.maximum`, `np.minimum`) among the `WINDOW` × `WINDOW` neighbours of
+    each pixel: (H, W) of the same type. Windows of 2, 4 and 8 pixels are joined to one of 11, which is many
+    times as fast as looking at all neighbours.
+    """
+    for axis in (0, 1):
+        values = np.pad(
+            values, [(WINDOW // 2,) * 2 if axis == one else (0, 0) for one in (0, 1)], mode="edge"
+        )
+        for shift in (1, 2, 4, WINDOW - 8):
+            low, high = [slice(None)] * 2, [slice(None)] * 2
+            low[axis], high[axis] = slice(None, -shift), slice(shift, None)
+            values = extreme(values[tuple(low)], values[tuple(high)])
+    return values
+
+
+def _steps(grey: np.ndarray, axis: int) -> np.ndarray:
+    """The difference of each pixel to the one before it along an axis, without its sign: (H, W) uint8."""
+    before = np.concatenate([grey.take([0], axis), grey.take(range(grey.shape[axis] - 1), axis)], axis)
+    return np.maximum(grey, before) - np.minimum(grey, before)
 
 
 def levels(image: Image.Image) -> int:
     """The range of the colour channel of an RGB picture that varies most, in levels of 255, without the
     darkest and the lightest half per cent; at least 1 unless the picture has one colour all over.
     """
-    pixels = np.asarray(image).reshape(-1, 3)
-    low, high = np.percentile(pixels, (0.5, 99.5), axis=0)
-    return max(int((high - low).max()), int(np.ptp(pixels, axis=0).max() > 0))
+    counts = np.reshape(image.histogram(), (3, 256))
+    spread = max(_percentile(channel, 99.5) - _percentile(channel, 0.5) for channel in counts)
+    return max(int(spread), int(((counts > 0).sum(1) > 1).any()))
+
+
+def _percentile(counts: np.ndarray, percent: float) -> float:
+    """`np.percentile` of values that occur `counts` times each; many times as fast as from the values."""
+    place = percent / 100 * (counts.sum() - 1)
+    below = int(place)
+    low, high = np.searchsorted(np.cumsum(counts), (below, below + 1), side="right")
+    return float(low + (place - below) * (min(high, 255) - low))
 
 
 def shared_colours(garment: np.ndarray, worn: np.ndarray) -> float:

@@ -76,19 +76,19 @@ def _lite0_extractor() -> Extractor:
     network = fast(nn.Sequential(*list(lite0())[:-1]))
 
     def embed(images: Sequence[Image.Image]) -> np.ndarray:
-        pixels_NCHW = torch.from_numpy(np.stack([_lite0_pixels(image) for image in images]))
+        pixels_NHWC = torch.from_numpy(np.stack([_lite0_pixels(image) for image in images]))
         with torch.inference_mode():
-            return network(pixels_NCHW.to(memory_format=torch.channels_last)).numpy()
+            return network(pixels_NHWC.permute(0, 3, 1, 2)).numpy()
 
     return Extractor(DEFAULT, f"{DEFAULT}:{LITE0_SHA256[:16]}:{SIDE}:fast", 1280, embed, batch=1)
 
 
 def _lite0_pixels(image: Image.Image) -> np.ndarray:
-    """(3, SIDE, SIDE) float32 in roughly [-1, 1], the scale that Lite0 was trained with. Shows the whole
+    """(SIDE, SIDE, 3) float32 in roughly [-1, 1], the scale that Lite0 was trained with. Shows the whole
     picture with its aspect ratio.
     """
     square = fit(image.convert("RGB"), SIDE, SIDE)
-    return np.ascontiguousarray((np.asarray(square, dtype=np.float32).transpose(2, 0, 1) - 127.0) / 128.0)
+    return (np.asarray(square, dtype=np.float32) - 127.0) / 128.0
 
 
 def _transformers_extractor(name: str) -> Extractor:

@@ -102,7 +102,8 @@ def lite0() -> nn.Sequential:
 
 def fast(network: nn.Sequential) -> nn.Sequential:
     """The same network for a CPU, 1.8 times as fast: batch norms folded into the convolutions before them,
-    symmetric padding done by the convolution, and channels last in memory. Results differ by rounding.
+    symmetric padding done by the convolution, activations in place, and channels last in memory. Results
+    differ by rounding.
     """
     made: list[nn.Module] = []
     for layer in network:
@@ -112,6 +113,8 @@ def fast(network: nn.Sequential) -> nn.Sequential:
             before = made.pop()
             assert isinstance(before, nn.Conv2d)
             layer = fuse_conv_bn_eval(before, layer)
+        elif isinstance(layer, nn.ReLU6):
+            layer = nn.ReLU6(inplace=True)
         elif isinstance(layer, nn.Conv2d) and isinstance(pad := made[-1], Same) and pad.stride == 1:
             layer.padding = (pad.kernel // 2, pad.kernel // 2)
             made.pop()
