@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from triptych.data.catalogue import Photo, override_name
+from triptych.data.catalogue import Photo, override_name, short_reason
 from triptych.data.roles import PhotoRoles
 from triptych.data.views import EMPTY, choose_views
 from triptych.pictures.images import BadImage, load_image
@@ -20,7 +20,7 @@ from triptych.store.files import digest, write_text
 
 SHEET = 240  # photos on the contact sheet
 COLOURS = {"human": "#2f7fd6", "garment": "#3aa35b", "unsure": "#f0a020", "rejected": "#d43c3c"}
-_FORMAT = 3  # version of the sheet's layout: a sheet of an older version is drawn again
+_FORMAT = 4  # version of the sheet's layout: a sheet of an older version is drawn again
 
 
 def draw_sheet(
@@ -109,7 +109,7 @@ def _draw(
                 with contextlib.suppress(BadImage):
                     image = load_image(Path(row.path), longest=256)
             verdict = row.reason or row.label
-            verdict += f" ({row.flags})" if row.flags else ""
+            flags = list(map(short_reason, row.flags.split("; "))) if row.flags else []
             if row.score is not None and not row.reason and not row.flags and row.label != "unsure":
                 verdict += f" {100 * (1 - row.score if row.label == 'garment' else row.score):.0f} %"
             number = str(len(cells) + 1)
@@ -122,11 +122,12 @@ def _draw(
             cells.append(
                 Cell(
                     image,
-                    "\n".join(map(plain, [*label, sides.get(row, "")])),
+                    "\n".join(map(plain, [*label, *flags, sides.get(row, "")])),
                     COLOURS[row.label],
                     _ground(index),
                 )
             )
+            verdict += f" ({row.flags})" if row.flags else ""
             told = "; ".join(filter(None, (plain(verdict), sides.get(row, ""))))
             lines.append("\t".join((number, plain(override_name(Path(row.path), photos_dir)), told)))
     write_text(listing, "\n".join(lines) + "\n")

@@ -150,7 +150,7 @@ class Judge:
         for row in rows:
             share = likelier.get(row.path, 0.0)
             if share > most and NOT_THIS not in row.flags and not row.reason.startswith(OVERRIDDEN):
-                flag = f"{NOT_THIS}: {share:.0%} of the others look more like it"
+                flag = f"{NOT_THIS}: {share:.0%} of other items' garments are more like what is worn"
                 row = replace(row, flags="; ".join(filter(None, (row.flags, flag))))
             compared.append(row)
         return compared
