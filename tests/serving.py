@@ -13,6 +13,8 @@ from PIL import Image
 from triptych.server.api import Server, make_api
 from triptych.server.guard import Guard
 from triptych.server.jobs import JobStore
+from triptych.server.maker import Maker
+from triptych.server.requests import RequestReader
 from triptych.server.uploads import Uploads
 from triptych.server.worker import Worker
 from triptych.session import Session
@@ -39,7 +41,8 @@ def served(
         Uploads(folder / "uploads"),
         folder / "results",
     )
-    worker = Worker(store, uploads, results, lambda: session, own)
+    reader = RequestReader(own, uploads, results)
+    worker = Worker(store, reader, [Maker(reader, lambda: session)])
     about = {"model": "tiny", "lora": False, "panels": list(session.layout().roles)}
     server = Server(store, uploads, worker, results, about, max_queue, max_upload)
     worker.start()

@@ -18,6 +18,7 @@ from triptych.server.config import AppConfig
 from triptych.server.jobs import JobStore
 from triptych.server.page import form, prompts
 from triptych.server.page.context import Context
+from triptych.server.requests import RequestReader
 from triptych.server.uploads import Uploads
 from triptych.server.worker import Worker
 from triptych.session import Session
@@ -30,7 +31,7 @@ def context_of(work: Path, model: str = "pocket-klein", **options: str) -> Conte
     store, uploads, results = JobStore(home / "jobs.sqlite"), Uploads(home / "uploads"), home / "results"
     results.mkdir()
     session = Session(model, device="cpu")
-    worker = Worker(store, uploads, results, lambda: session, {})
+    worker = Worker(store, RequestReader({}, uploads, results), [])
     return Context(Server(store, uploads, worker, results, {}, 10, 20 << 20), session, config)
 
 

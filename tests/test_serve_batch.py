@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from PIL import Image
 
 from triptych.errors import InputError
 from triptych.evaluation.rendered import held_out_items
-from triptych.server.jobs import Job, JobStore
-from triptych.server.requests import checked, in_words_of_the_api
+from triptych.server.jobs import TRIES, Job, JobStore
+from triptych.server.maker import Maker, Tell
+from triptych.server.requests import RequestReader, checked, in_words_of_the_api
 from triptych.server.uploads import Uploads
-from triptych.server.worker import Worker
+from triptych.server.worker import Replica, ReplicaLost, Worker
 from triptych.session import Session
 from triptych.verbs.tryon import TryonConfig, tryon
 from triptych.vton import batch
@@ -26,13 +28,15 @@ PROMPT = "one dress <IMAGE 1> its front <IMAGE 2> its back <IMAGE 3> somebody in
 class Bench:
     """A worker without its server: jobs are put into its table before it begins."""
 
-    def __init__(self, model: Path, folder: Path, photos: dict[str, Path], size: int) -> None:
+    def __init__(
+        self, model: Path, folder: Path, photos: dict[str, Path], size: int, replicas: int = 1
+    ) -> None:
         self.model, self.folder, self.photos = str(model), folder, photos
         self.store, self.uploads = JobStore(folder / "jobs.sqlite"), Uploads(folder / "uploads")
         self.own = {"model": self.model, "device": "cpu", "dtype": "fp32"}
-        self.worker = Worker(
-            self.store, self.uploads, folder / "results", lambda: Session(**self.own), self.own, size
-        )
+        reader = RequestReader(self.own, self.uploads, folder / "results")
+        makers = [Maker(reader, lambda: Session(**self.own), size) for _ in range(replicas)]
+        self.worker = Worker(self.store, reader, makers, size)
 
     def post(self, person: str = "person", **changes: Any) -> str:
         ids = {name: self.uploads.add(self.photos[name].read_bytes()).id for name in ("front", person)}
@@ -47,7 +51,7 @@ class Bench:
     def work(self) -> None:
         """Until no job waits."""
         while jobs := self.worker._next():
-            self.worker._do(jobs)
+            self.worker._do(self.worker.replicas[0], jobs)
 
     def alone(self, name: str, **options: Any) -> np.ndarray:
         """The picture that the command line makes."""
@@ -169,6 +173,61 @@ def test_one_that_ended_a_server_gets_no_companions(
     bench.store.recover()
     bench.work()
     assert sizes == [2, 1] and bench.job(ids[1]).tries == 2
+
+
+def test_two_replicas_share_the_queue(tiny_flux: Path, tmp_path: Path, pictures: dict[str, Path]) -> None:
+    """Each job is begun once; both replicas work, and at the same time."""
+    bench = Bench(tiny_flux, tmp_path, pictures, 1, replicas=2)
+    for replica in bench.worker.replicas:  # transformers does not load in two threads at once
+        bench.post()
+        bench.worker._do(replica, bench.worker._next())
+    made: dict[int, list[str]] = {0: [], 1: []}
+    both = threading.Barrier(2)
+
+    def noted(number: int, replica: Replica) -> Replica:
+        def make(jobs: Sequence[Job], tell: Tell) -> None:
+            if not made[number]:
+                both.wait(60)  # until the other one has a job as well
+            made[number].extend(job.id for job in jobs)
+            replica(jobs, tell)
+
+        return make
+
+    replicas = [noted(number, each) for number, each in enumerate(bench.worker.replicas)]
+    worker = Worker(bench.store, bench.worker.reader, replicas)
+    ids = [bench.post(seed=seed) for seed in range(6)]
+    worker.start()
+    while bench.store.counts()["done"] < 8:
+        assert worker.is_alive() and not bench.store.counts()["failed"]
+    worker.stop()
+    assert sorted(made[0] + made[1]) == sorted(ids) and made[0] and made[1]
+    assert [bench.job(id).tries for id in ids] == [1] * 6 and not worker.moments
+    assert np.array_equal(bench.picture(ids[5]), bench.alone("one", seed=5))
+
+
+def test_jobs_of_a_replica_that_is_lost_are_made_again(
+    tiny_flux: Path, tmp_path: Path, pictures: dict[str, Path]
+) -> None:
+    """Those that ended before it was lost are not; one that loses replicas again and again is given up."""
+    bench = Bench(tiny_flux, tmp_path, pictures, 8)
+    maker = bench.worker.replicas[0]
+
+    def lost(jobs: Sequence[Job], tell: Tell) -> None:
+        if jobs[0].request.get("seed") == 9:
+            raise ReplicaLost("killed")
+        maker(jobs[:1], tell)
+        if len(jobs) > 1:
+            raise ReplicaLost("killed")
+
+    worker = Worker(bench.store, bench.worker.reader, [lost], 8)
+    ids = [bench.post(seed=seed) for seed in (1, 2)]
+    bad = bench.post(seed=9, strength=0.5)
+    worker.start()
+    while bench.store.counts()["failed"] + bench.store.counts()["done"] < 3:
+        assert worker.is_alive()
+    worker.stop()
+    assert [(bench.job(id).state, bench.job(id).tries) for id in ids] == [("done", 1), ("done", 2)]
+    assert "ended 3 times" in bench.job(bad).error["message"] and bench.job(bad).tries == TRIES
 
 
 def test_hints_speak_the_words_of_the_api() -> None:

@@ -9,12 +9,15 @@ the same command goes on from there if this process ends.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -43,9 +46,10 @@ def on_ray(
     todo = list(items)
     if not todo:
         return
-    ray = _started(engine)
+    ray = connected(engine, "data")
+    _prepare_data(engine)
     at_once = 2 * threads or 1
-    cards = int(ray.cluster_resources().get("GPU", 0)) if engine.wants_card else 0
+    cards = cards_of(ray, engine)
     workers = cards or max(1, int(ray.cluster_resources().get("CPU", 1)))
     blocks = min(math.ceil(len(todo) / at_once), BLOCKS)
     pack = ray.cloudpickle.dumps
@@ -98,21 +102,26 @@ class _Worker:
         return {"made": packed, "failed": np.array(failed or [False] * len(made))}
 
 
-def _started(engine: Engine) -> Any:
-    """The module `ray`, connected to the cluster; quiet."""
+def connected(engine: Engine, part: Literal["data", "serve"]) -> Any:
+    """The module `ray`, with a part of it, connected to the cluster; quiet.
+
+    Raises:
+        ModelError: Ray is not installed, or the cluster cannot be reached.
+    """
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
-        import ray.data
+
+        importlib.import_module(f"ray.{part}")
     except ImportError as error:
         raise ModelError("Ray is not installed.", "pip install 'triptych[ray]'.") from error
-    if not ray.is_initialized():
+    if not is_connected():
         here = {} if engine.address else {"object_store_memory": engine.object_store_bytes}
         try:
-            with _silent():
+            with silent(), _own_signals():
                 ray.init(
                     address=engine.address,
                     logging_level=logging.ERROR,
@@ -125,18 +134,35 @@ def _started(engine: Engine) -> Any:
                 f"The Ray cluster {engine.address or 'on this machine'} cannot be reached: {error}.",
                 "Give --address auto on a machine of the cluster, or ray://HEAD:10001 from outside.",
             ) from error
-    for name in ("ray", "ray.data"):
+    for name in ("ray", f"ray.{part}"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    return ray
+
+
+def is_connected() -> bool:
+    """Whether this process uses a cluster already; Ray is not imported for that."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def cards_of(ray: Any, engine: Engine) -> int:
+    """Number of the cluster's cards that workers take, one each; 0 if they need none."""
+    return int(ray.cluster_resources().get("GPU", 0)) if engine.wants_card else 0
+
+
+def _prepare_data(engine: Engine) -> None:
+    """Set how Ray Data works: in order, within its memory, without bars."""
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     limits = ray.data.ExecutionResources.for_limits(object_store_memory=engine.object_store_bytes)
     context.execution_options.resource_limits = limits
     context.enable_progress_bars = False
-    return ray
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Ray's C++ writes to the standard error whatever its log level; what goes wrong is raised as well."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -147,3 +173,14 @@ def _silent() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray would end the process at SIGTERM. A handler of ours is kept, which ends the work as Ctrl-C does."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)

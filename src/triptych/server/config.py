@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from triptych.config.engine import EngineConfig
 from triptych.config.marks import ASKED, GIVEN, MACHINE, RARE, RESULT, RUNNING, SHARED
 from triptych.sampling.options import LoadedConfig
 
 
-class ServeConfig(LoadedConfig):
+class ServeConfig(LoadedConfig, EngineConfig):
     host: Annotated[str, RUNNING] = "127.0.0.1"
     """Address to listen at. Any other than this machine's own needs a token, in the environment variable
     TRIPTYCH_TOKEN.
@@ -43,6 +44,17 @@ class ServeConfig(LoadedConfig):
     """Days after which finished jobs and their pictures are deleted."""
     allow_origin: Annotated[list[str], RUNNING, RARE, MACHINE] = []
     """Web pages, such as https://shop.example, that may call the server from a browser."""
+    engine: Annotated[Literal["local", "ray"], RUNNING, RARE, MACHINE] = "local"
+    """Who makes the pictures: local, this process; or ray, replicas of the model on a Ray cluster, by Ray
+    Serve, which see the same folders (pip install 'triptych[ray]'). The queue stays here.
+    """
+    address: Annotated[str | None, RUNNING, RARE, MACHINE] = None
+    """With --engine ray: the cluster: auto on one of its machines, or HOST:PORT of its head. Without it, one
+    is started on this machine for as long as the server runs.
+    """
+    replicas: Annotated[int | None, RUNNING, RARE, MACHINE] = Field(default=None, ge=1, le=1024)
+    """With --engine ray: how many replicas; by default one for each card of the cluster, else one.
+    """
 
 
 class AppConfig(ServeConfig):

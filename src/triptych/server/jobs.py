@@ -227,28 +227,30 @@ class JobStore:
             ).fetchall()
         return [row["id"] for row in rows]
 
-    def recover(self) -> int:
-        """Queue again what an earlier process left running, except jobs that were begun `TRIES` times; their
-        number.
+    def recover(self, ids: Collection[str] | None = None) -> int:
+        """Queue again what a process that ended left running, except jobs that were begun `TRIES` times;
+        their number. ids: of the jobs that it had; None for all.
         """
         gone = json.dumps(
             {
-                "message": f"The server ended {TRIES} times while it made this.",
+                "message": f"The process that made this ended {TRIES} times.",
                 "hint": "Look at the server's log; smaller pictures need less memory.",
             }
         )
+        its = "" if ids is None else f" AND id IN ({', '.join('?' * len(ids))})"
         with self._lock, self._transaction():
             self._db.execute(
                 "UPDATE jobs SET state = 'failed', ended = ?, error = ? "
-                "WHERE state = 'running' AND tries >= ?",
-                (time.time(), gone, TRIES),
+                f"WHERE state = 'running' AND tries >= ?{its}",
+                (time.time(), gone, TRIES, *(ids or ())),
             )
             self._db.execute(
-                "UPDATE jobs SET state = 'cancelled', ended = ? WHERE state = 'running' AND cancel = 1",
-                (time.time(),),
+                f"UPDATE jobs SET state = 'cancelled', ended = ? WHERE state = 'running' AND cancel = 1{its}",
+                (time.time(), *(ids or ())),
             )
             again = self._db.execute(
-                "UPDATE jobs SET state = 'queued', started = NULL WHERE state = 'running'"
+                f"UPDATE jobs SET state = 'queued', started = NULL WHERE state = 'running'{its}",
+                [*(ids or ())],
             )
             return again.rowcount
 

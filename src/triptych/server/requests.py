@@ -7,8 +7,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -18,6 +19,7 @@ from triptych.errors import InputError
 from triptych.pictures.polygons import Polygons, check_polygons, write_polygons
 from triptych.sampling.options import LOADED
 from triptych.server.config import ServeConfig
+from triptych.server.jobs import Job
 from triptych.server.uploads import Uploads
 from triptych.tasks.outfit import OUTFIT
 from triptych.tasks.tryon import TRY_ON
@@ -228,3 +230,37 @@ def write_area(request: Mapping[str, Any], folder: Path) -> None:
     if "polygons" in request:
         polygons, holes = outlines_of(request)
         write_polygons(folder / _AREA, polygons, holes=holes)
+
+
+@dataclass(frozen=True)
+class RequestReader:
+    """Makes configs of requests. own: the server's settings, see `config_of`. results: a folder, with a
+    folder for each job.
+    """
+
+    own: Mapping[str, Any]
+    uploads: Uploads
+    results: Path
+
+    def config(self, kind: Kind, request: Mapping[str, Any], folder: Path) -> StageConfig:
+        """See `config_of`."""
+        known = (TryonConfig if kind == "tryon" else GenerateConfig).model_fields
+        own = {name: value for name, value in self.own.items() if name in known}
+        return config_of(kind, request, own, self.uploads, folder)
+
+    def of(self, job: Job) -> StageConfig:
+        """The config of a job.
+
+        Raises:
+            InputError: an upload is gone.
+        """
+        return self.config(cast(Kind, job.kind), job.request, self.results / job.id)
+
+    def plain(self, text: str, request: Mapping[str, Any], folder: Path) -> str:
+        """A sentence in the words of the API, without paths of this machine: uploads have the names of their
+        fields.
+        """
+        for name, id in uploads_of(request):
+            text = text.replace(str(self.uploads.folder / id), name).replace(id, name)
+        text = text.replace(f"{folder}/", "").replace(str(self.results), "")
+        return in_words_of_the_api(text)

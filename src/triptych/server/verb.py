@@ -15,24 +15,34 @@ import sys
 import threading
 import time
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from triptych.captioning.captioners import check_upload
 from triptych.captioning.replies import check_url
+from triptych.config.engine import EngineConfig
+from triptych.config.stage import StageConfig
 from triptych.errors import ConfigError, WorkError
 from triptych.events import Event, Run, held
 from triptych.server.config import AppConfig, ServeConfig
 from triptych.server.guard import Guard, is_loopback
 from triptych.server.jobs import Job, JobStore
+from triptych.server.maker import Maker
+from triptych.server.requests import RequestReader
 from triptych.server.uploads import Uploads
+from triptych.server.worker import Replica, Worker
 from triptych.store.folder import StageFolder, is_held
+
+if TYPE_CHECKING:  # it imports torch
+    from triptych.session import Session
 
 TOKEN = "TRIPTYCH_TOKEN"
 """Environment variable with the token that clients must send."""
 INSTALL = "pip install 'triptych[serve]'."
 _LEAST_TOKEN = 16
+_ENGINE = frozenset(EngineConfig.model_fields) - frozenset(StageConfig.model_fields)
+"""Settings of the server that none of its pictures has."""
 
 
 def serve(config: ServeConfig) -> Run:
@@ -81,15 +91,16 @@ def _serving(verb: str, config: ServeConfig) -> Run:
     check_url(config.base_url)
     check_upload(config.vlm_model or "", config.base_url, config.allow_upload)
     config.check_model()
-    page = isinstance(config, AppConfig)
-    _check_packages(page)
+    if config.replicas and config.on is None:
+        raise ConfigError(
+            "--replicas has no effect without --engine ray.", "Add it, or leave --replicas out."
+        )
+    _check_packages(isinstance(config, AppConfig))
     if is_held(config.work / "serve", "serve"):
         raise WorkError(
             f"A server is running in {config.work} already.",
             "Stop it, or give this one another --work folder.",
         )
-    import uvicorn
-
     from triptych.session import Session  # not at the top: it imports torch
 
     opening = config.model_source() | {"keep_text_encoder": config.keep_text_encoder}
@@ -100,54 +111,84 @@ def _serving(verb: str, config: ServeConfig) -> Run:
     summary: dict[str, Any] = {"address": address, "done": 0, "failed": 0, "cancelled": 0}
 
     def work() -> Iterator[Event]:
-        server, worker, store = _server(config, session, home, token)
-        running = uvicorn.Server(
-            uvicorn.Config(
-                server,
-                log_level="warning",
-                log_config=None,  # no handler of its own, which would write into the progress
-                lifespan="on" if page else "off",
-                timeout_graceful_shutdown=3,
-                server_header=False,
-            )
-        )
-        thread = threading.Thread(target=running.run, args=([listening],), daemon=True)
-        try:
-            again = store.recover()
-            worker.start()
-            thread.start()
-            print(f"Listening at {address}", file=sys.stderr, flush=True)  # also where no progress is shown
-            yield Event("listening", note=f"{address} (OpenAPI: {address}/openapi.json)", result=address)
-            if isinstance(config, AppConfig) and config.open_browser:
-                webbrowser.open(address)
-            if again:
-                yield Event("queue", note=f"{again} unfinished jobs of an earlier run go on")
-            yield from _ended(store, home, config, summary)
-        finally:
-            running.should_exit = True
-            worker.stop()
-            thread.join(5)
-            listening.close()
-            store.close()
+        with contextlib.closing(listening):
+            own = {name: getattr(config, name) for name in type(config).model_fields.keys() - _ENGINE}
+            (home / "results").mkdir(exist_ok=True)
+            reader = RequestReader(own, Uploads(home / "uploads"), home / "results")
+            with _replicas(config, session, opening, reader) as replicas:
+                store = JobStore(home / "jobs.sqlite")
+                worker = Worker(store, reader, replicas, config.max_batch)
+                yield from _at_work(config, session, worker, token, listening, summary)
 
     return Run(verb, 0, held(StageFolder(home, "serve", {}), work), summary)
 
 
-def _server(config: ServeConfig, session: Any, home: Path, token: str) -> tuple[Any, Any, JobStore]:
-    from triptych.server.api import Server, make_api  # not at the top: they need the extra
-    from triptych.server.worker import Worker
+@contextlib.contextmanager
+def _replicas(
+    config: ServeConfig, session: Session, opening: dict[str, Any], reader: RequestReader
+) -> Iterator[Sequence[Replica]]:
+    """What makes the pictures: this process, or replicas on a cluster."""
+    if config.on is None:
+        yield [Maker(reader, lambda: session, config.max_batch)]
+        return
+    from triptych.server.replicas_ray import on_ray
 
-    store, uploads, results = JobStore(home / "jobs.sqlite"), Uploads(home / "uploads"), home / "results"
-    results.mkdir(exist_ok=True)
-    own = {name: getattr(config, name) for name in type(config).model_fields}
-    worker = Worker(store, uploads, results, lambda: session, own, config.max_batch)
+    with on_ray(config.on, config.replicas, opening, reader, config.max_batch) as replicas:
+        yield replicas
+
+
+def _at_work(
+    config: ServeConfig,
+    session: Session,
+    worker: Worker,
+    token: str,
+    listening: socket.socket,
+    summary: dict[str, Any],
+) -> Iterator[Event]:
+    """The events of a server that answers until it is stopped."""
+    import uvicorn
+
+    store, address = worker.store, summary["address"]
+    running = uvicorn.Server(
+        uvicorn.Config(
+            _server(config, session, worker, token),
+            log_level="warning",
+            log_config=None,  # no handler of its own, which would write into the progress
+            lifespan="on" if isinstance(config, AppConfig) else "off",
+            timeout_graceful_shutdown=3,
+            server_header=False,
+        )
+    )
+    thread = threading.Thread(target=running.run, args=([listening],), daemon=True)
+    try:
+        again = store.recover()
+        worker.start()
+        thread.start()
+        print(f"Listening at {address}", file=sys.stderr, flush=True)  # also where no progress is shown
+        yield Event("listening", note=f"{address} (OpenAPI: {address}/openapi.json)", result=address)
+        if isinstance(config, AppConfig) and config.open_browser:
+            webbrowser.open(address)
+        if again:
+            yield Event("queue", note=f"{again} unfinished jobs of an earlier run go on")
+        yield from _ended(store, config.work / "serve", config, summary)
+    finally:
+        running.should_exit = True
+        worker.stop()
+        thread.join(5)
+        store.close()
+
+
+def _server(config: ServeConfig, session: Session, worker: Worker, token: str) -> Guard:
+    from triptych.server.api import Server, make_api  # not at the top: it needs the extra
+
+    reader = worker.reader
     about = {
         "model": session.options["model"],
         "lora": bool(config.lora),
         "panels": list(session.layout().roles),
     }
     limit = config.max_upload_mb << 20
-    behind = Server(store, uploads, worker, results, about, config.max_queue, limit)
+    behind = Server(worker.store, reader.uploads, worker, reader.results, about, config.max_queue, limit)
     api, door = make_api(behind), None
     if isinstance(config, AppConfig):
         from triptych.server.page.context import Context
@@ -157,7 +198,7 @@ def _server(config: ServeConfig, session: Any, home: Path, token: str) -> tuple[
         door = Door(token)
         door.add_routes(api)
         mount(api, Context(behind, session, config))
-    return Guard(api, token, 6 * limit, config.allow_origin, door), worker, store
+    return Guard(api, token, 6 * limit, config.allow_origin, door)
 
 
 def _ended(store: JobStore, home: Path, config: ServeConfig, summary: dict[str, Any]) -> Iterator[Event]:
