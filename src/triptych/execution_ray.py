@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -121,6 +122,7 @@ def connected(engine: Engine, part: Literal["data", "serve"]) -> Any:
     if not is_connected():
         here = {} if engine.address else {"object_store_memory": engine.object_store_bytes}
         try:
+            _knock(engine.address or "")
             with silent(), _own_signals():
                 ray.init(
                     address=engine.address,
@@ -129,7 +131,7 @@ def connected(engine: Engine, part: Literal["data", "serve"]) -> Any:
                     include_dashboard=False if not engine.address else None,
                     **here,
                 )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(
                 f"The Ray cluster {engine.address or 'on this machine'} cannot be reached: {error}.",
                 "Give --address auto on a machine of the cluster, or ray://HEAD:10001 from outside.",
@@ -137,6 +139,13 @@ def connected(engine: Engine, part: Literal["data", "serve"]) -> Any:
     for name in ("ray", f"ray.{part}"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at HOST:PORT or ray://HOST:PORT: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def is_connected() -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from triptych import progress
 from triptych.errors import ConfigError, ModelError
 from triptych.execution import Engine
-from triptych.execution_ray import cards_of, connected
+from triptych.execution_ray import cards_of, connected, is_connected, silent
 from triptych.server.jobs import Job
 from triptych.server.maker import Cancelled, End, Maker, Moment, Tell
 from triptych.server.requests import RequestReader
