@@ -9,8 +9,13 @@ A tensor of the card answers `tensor.device` with cuda:0, so the code takes the 
 card refuses is refused: operands of both sides (except numbers without dimension, and indices, which may lie
 on the CPU), `.numpy()`, a CPU generator for noise drawn there. Autocast casts as on a card.
 
-Not seen: kernels, streams, the allocator's rounding, and what runs in other threads. A gradient that flows
-from one side to the other is not moved.
+A copy on a stream of its own is made as late as a card may make it: when the computing stream waits for it.
+Until then nonsense lies there. Such a copy is refused if its stream has not waited for what the computing
+stream did before the memory was given out; and memory that is given back while a copy is on its way is a
+race.
+
+Not seen: kernels, the allocator's rounding, and what runs in other threads. A gradient that flows from one
+side to the other is not moved.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
@@ -29,7 +35,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from triptych.planning.trace import _FULL, _LOW, _cast, backward
@@ -50,18 +56,66 @@ LOW = _LOW | {Tensor.matmul, Tensor.__matmul__, F.scaled_dot_product_attention}
 ROOT = Path(__file__).parents[1]
 
 
+class Stream:
+    """A queue of work of the card. Only copies on another than the computing stream (`late`) wait in it."""
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+        self.late: list[tuple[weakref.ref[torch.UntypedStorage], Tensor]] = []
+        self.saw = -1
+        """How much memory had been given out when this stream last waited for the computing one."""
+
+    def wait_stream(self, other: Stream) -> None:
+        if other is self.card.computing:
+            self.saw = self.card.given_out
+        else:
+            other.done()
+
+    def wait_event(self, event: Stream) -> None:
+        event.done()
+
+    def record_event(self) -> Stream:
+        """All copies of the stream count as one event."""
+        return self
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Of whole bytes, into memory that holds nothing else."""
+        storage = target.untyped_storage()
+        if self.card.numbers[storage._cdata] > self.saw:
+            raise RuntimeError("the copy may begin before the card is done with that memory")
+        target.fill_(0xFF)
+        self.card.on_the_way.add(storage._cdata)
+        self.late.append((weakref.ref(storage), source))
+
+    def done(self) -> None:
+        for target, source in self.late:
+            if (storage := target()) is not None:
+                with _disable_current_modes():
+                    source.new_empty(0).set_(storage).copy_(source)
+                self.card.on_the_way.discard(storage._cdata)
+        self.late.clear()
+
+
 class Card:
     """What happened on the card.
 
     waits: how often the host waited for it, by the line of this project and the reason. live, peak: bytes
-    that lie on it, now and at most. attention: how often it was called with which dtypes of queries, keys and
-    values, before autocast casts them.
+    that lie on it, now and at most. sent: bytes of each copy to it. races: how often memory was given back
+    while a copy was on its way there. given_back: bytes that still lay on it, each time that the rest was
+    given back. attention: how often it was called with which dtypes of queries, keys and values, before
+    autocast casts them.
     """
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
         self.attention: Counter[tuple[torch.dtype, ...]] = Counter()
         self.live = self.peak = 0
+        self.sent: list[int] = []
+        self.given_back: list[int] = []
+        self.races = self.given_out = 0
+        self.numbers: dict[int, int] = {}
+        self.on_the_way: set[int] = set()
+        self.computing = self.stream = Stream(self)
         self.leaving = False  # a copy to the CPU is being made
         self._here: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._stack = ExitStack()
@@ -80,8 +134,12 @@ class Card:
             def gone(_: object) -> None:
                 del self._here[key]
                 self.live -= size
+                self.races += key in self.on_the_way
+                self.on_the_way.discard(key)
 
             self._here[key] = weakref.ref(storage, gone)
+            self.given_out += 1
+            self.numbers[key] = self.given_out
             self.live += size
             self.peak = max(self.peak, self.live)
         return tensor
@@ -93,6 +151,14 @@ class Card:
             frame = frame.f_back
         self.waits[f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {reason}"] += 1
 
+    @contextmanager
+    def _on(self, stream: Stream) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
+
     def _grouped(self, lists: list[list[Tensor]], *rest: Any) -> dict[Any, Any]:
         """torch's function in C++, which sees a CPU everywhere."""
         groups = _group_tensors_by_device_and_dtype(lists, *rest)
@@ -102,11 +168,17 @@ class Card:
         }
 
     def __enter__(self) -> Self:
-        answers = {"is_available": True, "is_bf16_supported": True, "max_memory_allocated": 0}
+        answers = {"is_available": True, "is_bf16_supported": True}
         replaced: list[tuple[Any, str, Any]] = [
             *((torch.cuda, name, _always(value)) for name, value in answers.items()),
-            *((torch.cuda, name, _always(None)) for name in ("empty_cache", "_lazy_init")),
+            (torch.cuda, "_lazy_init", _always(None)),
+            (torch.cuda, "empty_cache", lambda: self.given_back.append(self.live)),
+            (torch.cuda, "max_memory_allocated", lambda *_: self.peak),
+            (torch.cuda, "reset_peak_memory_stats", lambda *_: setattr(self, "peak", self.live)),
             (torch.cuda, "synchronize", lambda *_: self.waited("synchronize")),
+            (torch.cuda, "Stream", lambda *_: Stream(self)),
+            (torch.cuda, "current_stream", lambda *_: self.stream),
+            (torch.cuda, "stream", self._on),
             # Without it, torch switches autocast off on a machine that has no card.
             (torch.cuda.amp.common, "amp_definitely_not_available", _always(False)),
             (clip_grad, "_group_tensors_by_device_and_dtype", self._grouped),
@@ -164,6 +236,7 @@ class _Calls(TorchFunctionMode):
 
     def _made(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """The result of a call; of the card if it is asked to be made there."""
+        kwargs.pop("pin_memory", None)
         if kwargs.get("device") is None or torch.device(kwargs["device"]).type != "cuda":
             return func(*args, **kwargs)
         generator = kwargs.get("generator")
@@ -181,6 +254,8 @@ class _Calls(TorchFunctionMode):
             args = (CARD if card.has(like) else like.device, like.dtype, *others)
         device, dtype, non_blocking, layout = torch._C._nn._parse_to(*args, **kwargs)
         there = here if device is None else device.type == "cuda"
+        if there and not here:
+            card.sent.append(tensor.nbytes)
         if here != there and not non_blocking:
             card.waited("copy to the card" if there else "copy from the card")
         card.leaving = here and not there
@@ -214,8 +289,14 @@ class _Operations(TorchDispatchMode):
         here = [card.has(one) for one in given]
         if packet is ATEN.copy_:
             target, source = here[:2]
-            if target != source and given[1].ndim and args[2:3] != (True,):
+            non_blocking = args[2:3] == (True,)
+            if target != source and given[1].ndim and not non_blocking:
                 card.waited("copy_")
+            if target and not source:
+                card.sent.append(given[1].nbytes)
+                if non_blocking and card.stream is not card.computing:
+                    card.stream.copy(*given)
+                    return given[0]
             return func(*args, **(kwargs or {}))
         if any(here):
             operands = given[:1] if packet in INDEXED else given
