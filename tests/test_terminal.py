@@ -162,6 +162,7 @@ def test_a_fault_is_a_sentence_and_its_details_are_in_a_file(
             "plan",
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "The device has too little", "plan"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), "The device has too", "plan"),
         (InputError("No.", "Try."), "No.", "Try."),
     ],
 )

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
+from importlib import metadata
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any
@@ -272,6 +274,21 @@ def _let_go_of_pipes() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def settle_allocator(environment: MutableMapping[str, str], platform: str = sys.platform) -> None:
+    """Let PyTorch's memory on a card grow in place, before torch is imported; what the user has set stays.
+
+    Tensors of other sizes than were freed then fit. Windows cannot. Page-locked pieces of more than 16 MiB,
+    the blocks of --blocks-to-swap, are not rounded up to a power of two where PyTorch knows that setting:
+    2.13 does, and an earlier one may refuse to start.
+    """
+    if platform != "linux" or {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"} & environment.keys():
+        return
+    settings = ["expandable_segments:True"]
+    if tuple(map(int, re.findall(r"\d+", metadata.version("torch"))[:2])) >= (2, 13):
+        settings.append("pinned_max_round_threshold_mb:16")
+    environment["PYTORCH_CUDA_ALLOC_CONF"] = ",".join(settings)
+
+
 def entry() -> None:
     """The console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -280,6 +297,7 @@ def entry() -> None:
     # half as much time again on a quiet machine.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    settle_allocator(os.environ)
     tolerate_encodings()
     screen = Screen(quiet=not _FIRST)
     quiet.settle(screen.say, quiet.wanted(sys.argv))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path
 
 import torch
@@ -12,9 +14,12 @@ from triptych.backbones.flux2.model import Flux2
 from triptych.backbones.model_folder import check_files, no_backbone
 from triptych.backbones.sd3.model import SD3
 from triptych.backbones.settings import model_class, resolve_model
+from triptych.compute.devices import default_dtype, usable_device
 from triptych.compute.quantize import check_installed
 from triptych.config.stage import Quantize
-from triptych.errors import ModelError
+from triptych.pocket import POCKETS
+
+log = logging.getLogger(__name__)
 
 BACKBONES: dict[str, type[Backbone]] = {
     pipeline: backbone for backbone in (Flux, SD3, Flux2) for pipeline in backbone.family.pipelines
@@ -34,7 +39,7 @@ def load_backbone(
     """The backbone for `pocket`, a diffusers folder or a hub id. Loads no weights yet.
 
     Args:
-        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        device: `auto` (a CUDA card, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype: `auto` (bf16 where the device computes it fast), `bf16` or `fp32`.
         quantize: format of the transformer's weights. blocks_to_swap: number of its blocks that stay in RAM
             until they run.
@@ -48,38 +53,23 @@ def load_backbone(
         raise no_backbone(model, name, sorted(BACKBONES))
     for part in ("transformer", *BACKBONES[name].encoders):
         check_files(model, Path(resolve_model(model)) / part)
-    try:
-        where = default_device() if device == "auto" else torch.device(device)
-        _make_current(where)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f"The device '{device}' cannot be used here.", "Give auto, cpu or, with a CUDA card, cuda."
-        ) from error
+    where = usable_device(device)
     kind = default_dtype(where) if dtype == "auto" else DTYPES[dtype]
     check_installed(quantize)
+    if device == "auto" and where.type == "cpu" and model not in POCKETS:
+        _warn_of_idle_card(model)
     return BACKBONES[name](resolve_model(model), where, kind, quantize, blocks_to_swap)
 
 
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where it is fast, float32 elsewhere."""
-    if device.type != "cuda":
-        fast = torch.cpu._is_avx512_bf16_supported()
-    else:
-        with torch.cuda.device(device):  # PyTorch asks the current card
-            # Turing and Pascal only emulate it.
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else torch.float32
-
-
-def _make_current(device: torch.device) -> None:
-    """Make a numbered card the current one of a process that has used none yet. Else pinned memory and others
-    that name no card would take some 400 MB of card 0. A program that computes on a card already keeps it.
-    """
-    numbered = device.type == "cuda" and device.index is not None
-    if numbered and torch.cuda.is_available() and not torch.cuda.is_initialized():
-        torch.cuda.set_device(device)
+def _warn_of_idle_card(model: str) -> None:
+    """Say that a model is about to run on the CPU of a machine that seems to have an NVIDIA card."""
+    if shutil.which("nvidia-smi") is None:
+        return
+    why = "is built for the CPU alone" if torch.version.cuda is None else "cannot use it"
+    log.warning(
+        "This machine seems to have an NVIDIA card, but its PyTorch (%s) %s: %s runs on the CPU, many times "
+        "slower. `pip install torch` on Windows brings such a build; see pytorch.org/get-started/locally.",
+        torch.__version__,
+        why,
+        model,
+    )

@@ -73,7 +73,12 @@ def check_upload(vlm_model: str, base_url: str | None, allowed: bool) -> None:
 
 
 def load_captioner(
-    vlm_model: str, base_url: str | None = None, *, timeout: float = 120.0, attempts: int = 5
+    vlm_model: str,
+    base_url: str | None = None,
+    *,
+    timeout: float = 120.0,
+    attempts: int = 5,
+    device: str = "auto",
 ) -> Captioner:
     """Load the captioner that a name stands for. The first rule that fits decides:
 
@@ -84,7 +89,8 @@ def load_captioner(
     5. any other name, such as `gpt-4.1-mini`: a model of OpenAI's own server.
 
     The key for a server comes only from OPENAI_API_KEY. `timeout` is in seconds for each request; `attempts`
-    is the number of tries before a server counts as down.
+    is the number of tries before a server counts as down. `device`: where a model on this machine runs, see
+    `usable_device`.
 
     Raises:
         ConfigError: name and `base_url` do not go together.
@@ -100,11 +106,11 @@ def load_captioner(
         )
     base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
     if vlm_model == "pocket":
-        return LocalCaptioner(str(captioner_path()))
+        return LocalCaptioner(str(captioner_path()), device)
     if vlm_model.startswith("local:"):
-        return LocalCaptioner(vlm_model.removeprefix("local:"))
+        return LocalCaptioner(vlm_model.removeprefix("local:"), device)
     if base_url is None and Path(vlm_model).expanduser().is_dir():
-        return LocalCaptioner(vlm_model)
+        return LocalCaptioner(vlm_model, device)
     if base_url is None and vlm_model.startswith((".", "/", "~")):
         hint = "Give a folder saved by transformers, or the name of a model on a server."
         raise ModelError(f"There is no folder {vlm_model} with a captioner in it.", hint)

@@ -62,10 +62,13 @@ class LocalCaptioner:
 
     concurrent = False
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str = "auto") -> None:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        from triptych.compute.devices import default_dtype, usable_device
+
+        where = usable_device(device)
         folder = Path(name).expanduser()
         self.knows = known_by(folder)
         source = str(folder) if folder.is_dir() else name
@@ -82,11 +85,9 @@ class LocalCaptioner:
                 f"The captioner {name} cannot be loaded: {_first_line(error)}.",
                 FORM,
             ) from error
-        if not torch.cuda.is_available() and not torch.cpu._is_avx512_bf16_supported():
-            model = (
-                model.float()
-            )  # a processor that emulates half precision on a CPU is a hundred times slower
-        self._model: Any = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        if where.type != "cuda" and default_dtype(where) == torch.float32:
+            model = model.float()  # a CPU that emulates half precision is a hundred times slower
+        self._model: Any = model.to(where).eval()
         self.identity = (
             f"local:{folder.name}:{_fingerprint(folder)}"
             if folder.is_dir()

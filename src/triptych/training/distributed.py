@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,6 +17,12 @@ from torch.distributed.fsdp import fully_shard
 
 from triptych.compute.blocks import Blocks
 from triptych.errors import ConfigError
+
+PATIENCE = timedelta(hours=3)
+"""How long processes wait for each other. One of them makes all validation pictures meanwhile; NCCL's usual
+10 minutes are too few for many pictures on a slow card. A process that dies ends the others at once: the
+launcher sees to that.
+"""
 
 
 def world_size() -> int:
@@ -54,10 +61,10 @@ def join(device: torch.device) -> None:
     if world_size() == 1 or distributed.is_initialized():
         return
     if device.type != "cuda":
-        distributed.init_process_group("gloo")
+        distributed.init_process_group("gloo", timeout=PATIENCE)
         return
     torch.cuda.set_device(device)  # FSDP2 shards onto the current card, else card 0
-    distributed.init_process_group("nccl", device_id=device)
+    distributed.init_process_group("nccl", device_id=device, timeout=PATIENCE)
 
 
 def leave() -> None:

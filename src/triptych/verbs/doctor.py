@@ -169,7 +169,7 @@ def _card() -> Finding:
 def _precision() -> Finding:
     import torch
 
-    from triptych.backbones.registry import default_device, default_dtype
+    from triptych.compute.devices import default_device, default_dtype
 
     dtype = str(default_dtype(default_device())).removeprefix("torch.")
     if dtype == "float32" and torch.cuda.is_available():

@@ -39,8 +39,11 @@ class PromptWriter:
         if config.vlm_model:
             check_upload(config.vlm_model, config.base_url, config.allow_upload)
             _check_journal(folder / JOURNAL)
+        self._device = config.device
         self._captioner: Captioner | None = (
-            load_captioner(config.vlm_model, config.base_url) if config.vlm_model else None
+            load_captioner(config.vlm_model, config.base_url, device=config.device)
+            if config.vlm_model
+            else None
         )
 
     @functools.cached_property
@@ -84,10 +87,9 @@ class PromptWriter:
         """Release the captioner, which may hold gigabytes on this machine. Ask nothing after this."""
         self._captioner = None
         gc.collect()
-        import torch
+        from triptych.compute.devices import give_back, usable_device
 
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back(usable_device(self._device))
 
 
 def _check_journal(path: Path) -> None:
