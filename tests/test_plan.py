@@ -22,7 +22,7 @@ from triptych.cli import main
 from triptych.errors import ConfigError, InputError, ModelError
 from triptych.lora.adapter import add_lora
 from triptych.pictures.panels import PanelLayout
-from triptych.planning import runs
+from triptych.planning import cards, runs
 from triptych.planning.advice import for_run, for_training, smallest_change
 from triptych.planning.memory import Machine, held_weights, train_memory
 from triptych.planning.shapes import model_shapes
@@ -216,9 +216,28 @@ def test_quantising_and_swapping_take_weights_off_the_card() -> None:
     assert 0.5 < eight.device / full.device < 0.51
     assert 0.28 < four.device / full.device < 0.29
     swapped = held_weights(shapes, machine, "nf4", 10)
-    assert four.device - swapped.device == pytest.approx(9 / 10 * swapped.swapped)
+    assert four.device - swapped.device == pytest.approx(8 / 10 * swapped.swapped)
+    assert eight.dequantised == four.dequantised == 2 * shapes.weights.largest, "in one pass"
     on_cpu = Machine(torch.float32, card=False)
+    assert held_weights(shapes, on_cpu, "int8").dequantised == 8 * shapes.weights.largest
     assert held_weights(shapes, on_cpu, "none", 10) == held_weights(shapes, on_cpu)
+
+
+def test_what_other_programs_hold_of_this_machine_s_card_is_not_planned_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Named cards are planned whole."""
+    monkeypatch.setattr(cards, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(cards, "default_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(cards, "_matmul_speed", lambda *_: 1e13)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (6 * GIB, 12 * GIB))
+    run = plan(PlanConfig(model="pocket"))
+    run.finish()
+    assert run.summary["memory_gib"] == 6.4 and "a card (6.4 of 12 GiB)" in run.text
+    named = plan(PlanConfig(model="pocket", card="rtx-4060"))
+    named.finish()
+    assert "rtx-4060 (8 GiB)" in named.text
 
 
 def test_smallest_change_is_the_first_that_fits_and_no_more() -> None:

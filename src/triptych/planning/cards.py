@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from triptych.backbones.registry import default_device, default_dtype
+from triptych.compute.devices import default_device, default_dtype
 from triptych.planning.card_names import card_named, known_cards
 from triptych.planning.memory import Memory
 
@@ -21,10 +21,17 @@ and 0.47 on an A800 (sampling), 0.42 on an RTX 4090 (training a LoRA, 1024 × 10
 MEASURED_EFFICIENCY = 0.7
 """The same share, if the peak is not the maker's figure but the measured speed of large matrix products."""
 
+CONTEXT = 0.4 * 2**30
+"""Assumed: what asking a card takes of it. It is free again when `plan` has ended, and a stage's own is a
+row of its memory.
+"""
+
 
 @dataclass(frozen=True)
 class Card:
-    """memory: bytes. bf16, fp32: operations per second at best. pcie: bytes per second from RAM."""
+    """memory: bytes that can be had. bf16, fp32: operations per second at best. pcie: bytes per second from
+    RAM. total: bytes in all, if other programs have taken some; else 0.
+    """
 
     name: str
     memory: float
@@ -33,6 +40,7 @@ class Card:
     pcie: float = 25e9
     is_card: bool = True
     efficiency: float = EFFICIENCY
+    total: float = 0.0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -40,8 +48,8 @@ class Card:
         return torch.bfloat16 if self.is_card else default_dtype(torch.device("cpu"))
 
     def seconds(self, memory: Memory, dtype: torch.dtype) -> float:
-        """Seconds for one unit of a stage's work. Assumes that copies to the card do not overlap with each
-        other or with the arithmetic.
+        """Seconds for one unit of a stage's work. Copies to the card are counted as if they did not overlap
+        with the arithmetic, which is at least what they take.
         """
         peak = self.fp32 if dtype == torch.float32 else self.bf16
         return memory.flops / (peak * self.efficiency) + memory.swapped / self.pcie
@@ -67,14 +75,16 @@ def find_card(name: str) -> Card:
 def _measured(device: torch.device) -> Card:
     card = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if card else "cpu"
-    memory = (
-        torch.cuda.get_device_properties(device).total_memory
-        if card
-        else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    )
+    if card:
+        free, total = torch.cuda.mem_get_info(device)
+        memory = min(total, free + CONTEXT)
+    else:
+        memory = total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fp32 = _matmul_speed(device, torch.float32)
     bf16 = fp32 if default_dtype(device) == torch.float32 else _matmul_speed(device, torch.bfloat16)
-    return Card(name, float(memory), bf16, fp32, is_card=card, efficiency=MEASURED_EFFICIENCY)
+    return Card(
+        name, float(memory), bf16, fp32, is_card=card, efficiency=MEASURED_EFFICIENCY, total=float(total)
+    )
 
 
 def _matmul_speed(device: torch.device, dtype: torch.dtype) -> float:

@@ -90,19 +90,22 @@ def held_weights(
     shapes: ModelShapes, machine: Machine, quantize: str = "none", blocks_to_swap: int = 0
 ) -> HeldWeights:
     """quantize: puts the blocks' linear layers at 8 or 4 bits; all else is in the machine's dtype.
-    blocks_to_swap: this many of the first blocks lie in RAM, and are on the card one at a time.
+    blocks_to_swap: this many of the first blocks lie in RAM, and are on the card two at a time: one that runs
+    and one that comes.
     """
     weights, size = shapes.weights, machine.dtype.itemsize
     total = weights.total * size - weights.linear * (size - QUANTIZED_BYTES.get(quantize, size))
     swapped = [
         numbers * total / weights.total for numbers in weights.blocks[: blocks_to_swap if machine.card else 0]
     ]
-    # Eight bits are converted to floating point and then scaled, which makes two copies.
-    copies = {"none": 0, "nf4": 1}.get(quantize, 2)
+    # A card writes a dequantised weight in one pass. A CPU converts eight bits to float32 first, and the
+    # product is float32 there.
+    more = 0 if machine.card or quantize in ("none", "nf4") else 4 + (4 if size != 4 else 0)
+    copies = 0 if quantize == "none" else size + more
     return HeldWeights(
-        device=total - sum(swapped) + max(swapped, default=0.0),
+        device=total - sum(swapped) + sum(sorted(swapped)[-2:]),
         ram=total,  # weights are read into RAM before they go to the card
-        dequantised=float(weights.largest * size * copies),
+        dequantised=float(weights.largest * copies),
         swapped=sum(swapped),
     )
 

@@ -36,7 +36,9 @@ def in_gib(size: float) -> float:
 
 def verdict(plan: Mapping[str, Any]) -> str:
     """One sentence: every stage fits, or which does not and the smallest change that makes it fit."""
-    where = f"{plan['card']} ({plan['memory_gib']:g} GiB)"
+    of = plan["memory_total_gib"]
+    room = f"{plan['memory_gib']:g}{f' of {of:g}' if of > plan['memory_gib'] else ''} GiB"
+    where = f"{plan['card']} ({room})"
     failing = [name for name in STAGES if not plan[name]["fits"]]
     if not failing:
         name, most = max(((name, plan[name]["total_bytes"]) for name in STAGES), key=lambda pair: pair[1])
@@ -87,7 +89,7 @@ def run_line(plan: Mapping[str, Any], change: Change, layout: PanelLayout, rank:
     if not failing and not change:
         return ""
     ways = [] if not change or any(stage["change"] is None for stage in failing) else [in_words(change)]
-    preset = next((name for name, gib in _presets(plan) if plan["memory_gib"] >= gib), None)
+    preset = next((name for name, gib in _presets(plan) if plan["memory_total_gib"] >= gib), None)
     if preset and plan["is_card"]:
         ways.append(f"--config {preset}{_preset_words(preset, layout, rank)}")
     return f"for `run`: {', or '.join(ways)}" if ways else ""

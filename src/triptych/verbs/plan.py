@@ -83,6 +83,7 @@ def plan(config: PlanConfig, data: Mapping[str, Any] | None = None) -> Run:
         "model": train.model,
         "card": card.name,
         "memory_gib": in_gib(card.memory),
+        "memory_total_gib": in_gib(max(card.memory, card.total)),
         "is_card": card.is_card,
         "parameters": trained.parameters,
         "lora_parameters": trained.lora_parameters(train.rank),
