@@ -5,6 +5,7 @@ need there; a defect of each kind is found.
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,11 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from triptych.backbones import contract, streams
 from triptych.backbones.flux.model import Flux
 from triptych.backbones.flux.text import FluxText
+from triptych.backbones.registry import load_backbone
+from triptych.compute.blocks import linear_layers
 from triptych.data.embeddings import EmbeddingFolder
 from triptych.session import Session
 from triptych.verbs.embed import embed
@@ -130,6 +134,41 @@ def test_training(tiny: Path, context: str, tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in waits.elements()] == ["loss.py"], waits
 
 
+def test_a_checkpoint_waits_a_few_times_and_the_peak_is_this_stage_s(tiny_flux: Path, tmp_path: Path) -> None:
+    test_train.write_records(tmp_path, ["id-0", "id-1"], tiny_flux)
+    options = test_train.config(
+        tmp_path,
+        tiny_flux,
+        device="cuda",
+        max_train_steps=2,
+        checkpointing_steps=1,
+        gradient_checkpointing=True,
+    )
+    with Card() as card:
+        torch.zeros(100 << 20, dtype=torch.uint8).to("cuda")  # an earlier stage has taken more
+        assert card.peak == 100 << 20
+        (row, *_) = [event.result for event in train(options)]
+    assert 0 < row["peak_memory_gib"] * 2**30 < 50 << 20
+    saved = {
+        line: count for line, count in card.waits.items() if line.startswith(("checkpoints.py", "state.py"))
+    }
+    assert 0 < sum(saved.values()) <= 2 * 4, (
+        "of each checkpoint: whether all is finite, and a copy for each dtype"
+    )
+
+
+def test_quantising_sends_the_file_s_bytes(tiny_flux: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_flux, tmp_path / "model")
+    weights = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    halves = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
+    save_file(halves, weights)
+    with Card() as card:
+        backbone = load_backbone(str(tmp_path / "model"), "cuda", "bf16", "int8", blocks_to_swap=99)
+        linear = linear_layers(backbone.blocks(backbone.load_transformer()))
+    read = sum(2 * layer.in_features * layer.out_features for layer in linear.values())
+    assert read < sum(card.sent) <= weights.stat().st_size
+
+
 def test_dtypes_under_autocast(tiny: Path, tmp_path: Path) -> None:
     """With clean context, so that kept keys and values are joined with those of the active tokens."""
     _, _, card = trained(tmp_path, tiny, context="clean", device="cuda", dtype="bf16")
@@ -145,6 +184,9 @@ def test_embedding(tiny: Path, tmp_path: Path) -> None:
         with Card() as card:
             made_in = embed(config).finish()["folder"]
         assert (card.peak > 0) == (device == "cuda")
+        assert card.given_back == [0] * (device == "cuda"), (
+            "the text encoder goes before the autoencoder comes"
+        )
         data = EmbeddingFolder(Path(made_in))
         record = data["item-0"]
         records.append([record.latent_mean_CHW, record.latent_std_CHW, *record.text.values()])

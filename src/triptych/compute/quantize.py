@@ -223,7 +223,7 @@ def load_quantized(
         if place.shape != tensor.shape:
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)} instead of {tuple(place.shape)}")
         if leaf == "weight" and owner in to_quantize:
-            codes, scale = kind.pack(tensor.to(device, torch.float32))
+            codes, scale = kind.pack(tensor.to(device).float())  # half the bytes go to a card
             quantized = kind(
                 codes.cpu(), scale.cpu(), tensor.shape, module.bias
             )  # the bias may come later, from another shard

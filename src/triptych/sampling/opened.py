@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from triptych import progress
 from triptych.backbones.contract import Autoencoder, Backbone, Text, TextEncoder
 from triptych.backbones.settings import ModelSettings
+from triptych.compute.devices import give_back
 from triptych.compute.swap import aside
 from triptych.data.captions import where_cut
 from triptych.data.embeddings import stack_text
@@ -116,8 +117,7 @@ class OpenedModel:
 
     def give_back(self) -> None:
         """Give memory of the device that nothing uses back to it."""
-        if self.backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self.backbone.device)
 
     @property
     def loaded(self) -> bool:

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,6 +18,8 @@ from triptych.store.files import publish, read_json, rename, sha256_file, write_
 
 log = logging.getLogger(__name__)
 STATE, ABOUT = "state.safetensors", "state.json"
+AT_ONCE = 64 << 20
+"""Bytes of a state that are copied from a card at once, and as many that this takes there meanwhile."""
 
 
 def save_checkpoint(
@@ -39,13 +42,8 @@ def save_checkpoint(
     part.mkdir()
     try:
         metadata = {"numbers": json.dumps(dict(numbers))}
-        # Some optimizers share a tensor between parameters; safetensors needs a separate copy of each tensor.
-        own = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
-        }
         with publish(part / STATE) as state:
-            save_file(own, state, metadata)
+            save_file(_copies(tensors), state, metadata)
         add(part)
         write_json(part / ABOUT, {"step": step, "sha256": sha256_file(part / STATE)})
         shutil.rmtree(target, ignore_errors=True)
@@ -53,6 +51,30 @@ def save_checkpoint(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     _prune(folder, target, keep)
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, each with memory of its own: some optimizers share a tensor between parameters, and
+    safetensors refuses that.
+
+    Those of a card come many at a time, because every copy waits until the card has done all it was told.
+    """
+    kinds: dict[Any, list[str]] = {}
+    for name, tensor in tensors.items():
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(name)
+    made: dict[str, Tensor] = {}
+    for names in kinds.values():
+        group, size = list[str](), 0
+        for name in names:
+            group, size = [*group, name], size + tensors[name].nbytes
+            if size >= AT_ONCE or name == names[-1]:
+                flat = torch.cat([tensors[one].detach().reshape(-1) for one in group]).cpu()
+                parts = flat.split([tensors[one].numel() for one in group])
+                made |= {
+                    one: part.view(tensors[one].shape).clone() for one, part in zip(group, parts, strict=True)
+                }
+                group, size = [], 0
+    return {name: made[name] for name in tensors}
 
 
 def _prune(folder: Path, target: Path, keep: int) -> None:

@@ -105,7 +105,7 @@ def mean_loss(rows: list[dict[str, Any]]) -> float | None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory so far in GiB: of the card if there is one, else of this process."""
+    """Peak memory in GiB: of the card since `forget_peak` if there is one, else of this process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource

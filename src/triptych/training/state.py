@@ -105,7 +105,10 @@ class TrainState:
 
     def is_finite(self) -> bool:
         """Whether the LoRA and the optimizer's tensors hold no infinity and no NaN."""
-        return all(bool(tensor.isfinite().all()) for tensor in self._parts()[0].values())
+        found: dict[torch.device, list[Tensor]] = {}
+        for tensor in self._parts()[0].values():
+            found.setdefault(tensor.device, []).append(tensor.isfinite().all())
+        return all(bool(torch.stack(each).all()) for each in found.values())  # one question for each device
 
     def save(self, folder: Path, keep: int, add: Callable[[Path], None] = lambda part: None) -> None:
         """Publish a checkpoint; see `save_checkpoint`."""

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
@@ -18,6 +17,7 @@ from triptych.backbones.checkpoint import same_weights, shapes_of
 from triptych.backbones.contract import Backbone
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import part_config
+from triptych.compute.devices import give_back
 from triptych.compute.swap import aside
 from triptych.errors import ModelError
 from triptych.lora.adapter import add_lora, set_lora
@@ -53,8 +53,7 @@ class Twin:
             set_lora(transformer, lora)
             yield transformer.requires_grad_(False).eval()
             del transformer
-            if self.backbone.device.type == "cuda":
-                torch.cuda.empty_cache()
+            give_back(self.backbone.device)
 
 
 def open_twin(config: TrainConfig, backbone: Backbone) -> Twin | None:

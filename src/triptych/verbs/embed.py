@@ -220,6 +220,9 @@ class PictureTools:
     def __init__(self, backbone: PerWorker[Backbone]) -> None:
         import torch
 
+        from triptych.compute.devices import give_back
+
+        give_back(backbone().device)  # what the text encoder has taken
         progress.doing("encoding pictures")
         self.autoencoder = replace(backbone(), dtype=torch.float32).load_autoencoder()
         self.family = backbone().family

@@ -24,6 +24,7 @@ from triptych.backbones.contract import Backbone
 from triptych.backbones.registry import load_backbone
 from triptych.backbones.settings import model_index
 from triptych.compute.attention import sound_gradients
+from triptych.compute.devices import forget_peak
 from triptych.compute.recompute import recompute_blocks
 from triptych.config.stage import seeds_from
 from triptych.data.embeddings import EmbeddingFolder
@@ -178,6 +179,7 @@ def _steps(
     summary: dict[str, Any],
 ) -> Iterator[Event]:
     """The loop: an event for each step. Every step is a function of its number alone; see `_step`."""
+    forget_peak(backbone.device)  # of an earlier stage in this process
     state = _newest_state(config, backbone, init, folder)
     clock = time.monotonic()
     results = Results(config, backbone, data, init, twin, state, folder)
