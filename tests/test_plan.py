@@ -237,7 +237,7 @@ def test_what_other_programs_hold_of_this_machine_s_card_is_not_planned_with(
     assert run.summary["memory_gib"] == 6.4 and "a card (6.4 of 12 GiB)" in run.text
     named = plan(PlanConfig(model="pocket", card="rtx-4060"))
     named.finish()
-    assert "rtx-4060 (8 GiB)" in named.text
+    assert "on rtx-4060-8gb (8 GiB)" in named.text
 
 
 def test_smallest_change_is_the_first_that_fits_and_no_more() -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import torch
 
 from triptych.backbones import registry
 from triptych.backbones.registry import load_backbone
+from triptych.captioning.captioners import load_captioner
 from triptych.cli import metadata, settle_allocator
 from triptych.compute.devices import default_device, default_dtype, usable_device
 from triptych.errors import ModelError
 from triptych.training import distributed
+
+from .device_sim import Card
 
 
 @pytest.mark.parametrize(
@@ -103,3 +107,25 @@ def test_processes_wait_for_the_one_that_makes_validation_pictures(
     )
     distributed.join(torch.device(device))
     assert begun == [(backend, distributed.PATIENCE)] and distributed.PATIENCE.total_seconds() > 3600
+
+
+def test_a_captioner_runs_on_the_device_that_is_asked_for() -> None:
+    with pytest.raises(ModelError, match="'mps' cannot be used here"):
+        load_captioner("pocket", device="mps")
+    with Card() as card:
+        load_captioner("pocket", device="cpu")
+        assert card.live == 0
+        captioner = load_captioner("pocket", device="cuda")
+        assert card.live > 0
+        del captioner
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_a_card_that_emulates_bfloat16_computes_in_float32(
+    native: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native
+    )
+    assert default_dtype(torch.device("cuda", 1)) == dtype
