@@ -154,7 +154,7 @@ def test_each_process_takes_its_own_card_before_it_uses_any(
     monkeypatch.setattr(
         torch.distributed,
         "init_process_group",
-        lambda backend, device_id: calls.append((backend, str(device_id))),
+        lambda backend, device_id, timeout: calls.append((backend, str(device_id))),
     )
     assert distributed.own_device("auto") == distributed.own_device("cuda") == "cuda:1"
     with pytest.raises(ModelError, match="'cuda:1' cannot be used"):
