@@ -195,6 +195,8 @@ class Backbone(ABC):
         with opening(self.model):
             check_transformer(self.transformer_class, self.model)
             if self.quantize == "none":
+                # Without `device_map`: diffusers maps the files into memory, so that weights in their own
+                # dtype go to a card from the file's pages; accelerate would add its hooks.
                 transformer: nn.Module = self.transformer_class.from_pretrained(
                     self.model, subfolder="transformer", **load
                 )
