@@ -4,12 +4,14 @@ Every stage is seeded and logs JSON lines. After an interruption, run the same c
 
     python -m recipes.pocket --work pocket-build                       # every stage
     python -m recipes.pocket transformer --work pocket-build           # one of them
+    python -m recipes.pocket --device cuda --out pocket-card           # on a card: recipes.pocket.card
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,11 @@ STAGES: dict[str, str] = {
 
 
 def main(words: list[str] | None = None) -> None:
-    """Run one stage, or all."""
+    """Run one stage, or all; with --device, the pocket that a card trains."""
+    words = sys.argv[1:] if words is None else words
+    if any(word.split("=")[0] == "--device" for word in words):
+        importlib.import_module("recipes.pocket.card.__main__").main(words)
+        return
     options = _parser().parse_args(words)
     import torch
 

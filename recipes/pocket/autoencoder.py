@@ -64,9 +64,10 @@ def random_panel(rng: random.Random, held_out: bool = False) -> np.ndarray:
     return np.asarray(render(garment, scene, rng.getrandbits(31)).image)
 
 
-def to_images_BCHW(pictures: np.ndarray) -> torch.Tensor:
+def to_images_BCHW(pictures: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """Convert uint8 pictures (B, H, W, 3) to images in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    there = torch.from_numpy(np.ascontiguousarray(pictures)).to(device)
+    return there.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_pictures(images_BCHW: torch.Tensor) -> np.ndarray:

@@ -69,7 +69,7 @@ class KleinCodec:
     @torch.no_grad()
     def encode(self, pictures: np.ndarray) -> torch.Tensor:
         """Return normalised latents_BCHW."""
-        images = to_images_BCHW(pictures).to(self.model.device, memory_format=torch.channels_last)
+        images = to_images_BCHW(pictures, self.model.device).to(memory_format=torch.channels_last)
         with autocast(images.device):
             latents = self.model.encode(images).latent_dist.mode()
         return (patchify(latents.float().contiguous()) - self.mean) / self.std

@@ -6,9 +6,15 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+from diffusers import (
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+)
 
 from recipes.pocket.klein.text import LENGTH, TextEncoder
 from recipes.pocket.klein.transformer import STATE, averaged_transformer
@@ -41,6 +47,23 @@ repository.
 
 def package_pipeline(folder: Path, to: Path) -> None:
     """Write the pipeline folder `to` from a build folder, replacing any old one."""
+    _, state = load_tensors(folder / STATE)
+    done = "final" if (folder / "transformer.done").exists() else "provisional"
+    card = f"{CARD}\nTraining: {state['step']} steps, examples seen {state['seen']}, {done}.\n"
+    write_pipeline(folder, averaged_transformer(folder), to, SETTINGS, card)
+
+
+def write_pipeline(
+    folder: Path,
+    transformer: Flux2Transformer2DModel,
+    to: Path,
+    settings: dict[str, Any],
+    card: str,
+    largest: str = "1GB",
+) -> None:
+    """Write the pipeline folder `to` in bfloat16, the transformer in files of at most `largest`. The text
+    encoder and the autoencoder are those of a build folder. The transformer is converted in place.
+    """
     text = TextEncoder.trained(folder)
     pipeline = Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(
@@ -55,17 +78,14 @@ def package_pipeline(folder: Path, to: Path) -> None:
         vae=AutoencoderKLFlux2.from_pretrained(folder / "vae"),
         text_encoder=text.model,
         tokenizer=text.tokenizer,
-        transformer=averaged_transformer(folder),
+        transformer=transformer,
         is_distilled=False,
     )
     pipeline.to(torch.bfloat16)
     aside = to.with_name(to.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
-    pipeline.save_pretrained(aside)
-    (aside / "triptych.json").write_text(json.dumps(SETTINGS, indent=2) + "\n", encoding="utf-8")
-    _, state = load_tensors(folder / STATE)
-    done = "final" if (folder / "transformer.done").exists() else "provisional"
-    card = f"{CARD}\nTraining: {state['step']} steps, examples seen {state['seen']}, {done}.\n"
+    pipeline.save_pretrained(aside, max_shard_size=largest)
+    (aside / "triptych.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (aside / "README.md").write_text(card, encoding="utf-8")
     for config in aside.rglob("config.json"):  # remove the path from which a part was loaded
         values = json.loads(config.read_text(encoding="utf-8"))

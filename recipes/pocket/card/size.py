@@ -1,0 +1,105 @@
+"""How large everything is: the pocket for a card, and a tiny one that runs every line on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from diffusers.models.resnet import ResnetBlock2D
+
+from recipes.pocket.klein.text import WIDTH
+
+SCALE = 2
+"""Panels of 96 x 144 pixels: 6 x 9 tokens of 16 x 16 behind an autoencoder that divides sides by eight."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Widths, numbers of pictures and steps, shares of the time."""
+
+    autoencoder: tuple[int, int, int, int] = (32, 64, 96, 128)
+    latent_channels: int = 16
+    heads: int = 5
+    double: int = 2
+    single: int = 4
+    length: int = 80
+    """Tokens of a prompt."""
+    shards: int = 1600
+    pool: int = 140
+    """Shards that the autoencoder learns from; all others are for the transformer."""
+    batch: int = 256
+    text_batch: int = 128
+    autoencoder_batch: int = 96
+    items: int = 100
+    """Edits of each kind that are measured."""
+    steps: dict[str, int] | None = None
+    """Steps by stage; None: as many as its share of the time allows."""
+    shard_size: str = "14MB"
+    """Largest file of the packaged transformer."""
+
+
+CARD = Size()
+TINY = Size(
+    autoencoder=(8, 8, 16, 16),
+    latent_channels=8,
+    heads=1,
+    double=1,
+    single=1,
+    shards=2,
+    pool=2,
+    batch=8,
+    text_batch=8,
+    autoencoder_batch=6,
+    items=2,
+    steps={"text": 2, "autoencoder": 8, "transformer": 12},
+    shard_size="500KB",
+)
+
+
+def new_autoencoder(size: Size) -> AutoencoderKLFlux2:
+    """Return the untrained autoencoder, f8; its statistics are still 0 and 1."""
+    model = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=size.autoencoder,
+        layers_per_block=1,
+        latent_channels=size.latent_channels,
+        norm_num_groups=8,
+        sample_size=72 * SCALE,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+    for module in model.modules():
+        if isinstance(module, ResnetBlock2D):
+            torch.nn.init.zeros_(module.conv2.weight)
+    with torch.no_grad():  # start almost without noise: posterior log variance -6
+        model.encoder.conv_out.bias[size.latent_channels :] = -6.0
+        model.encoder.conv_out.weight[size.latent_channels :] *= 0.1
+    return model
+
+
+def new_transformer(size: Size) -> Flux2Transformer2DModel:
+    """Return the untrained transformer (12.7M parameters for a card): d = 320, two double and four single
+    blocks.
+    """
+    model = Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=size.latent_channels * 4,
+        num_layers=size.double,
+        num_single_layers=size.single,
+        attention_head_dim=64,
+        num_attention_heads=size.heads,
+        joint_attention_dim=WIDTH,
+        timestep_guidance_channels=256,
+        mlp_ratio=3.0,
+        axes_dims_rope=(16, 16, 16, 16),
+        rope_theta=2000,
+        guidance_embeds=False,
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            zero = "modulation" in name or name in ("norm_out.linear", "proj_out")
+            (torch.nn.init.zeros_ if zero else torch.nn.init.xavier_uniform_)(module.weight)
+    return model
