@@ -10,6 +10,7 @@ kernels, one after the other. Not counted: memory traffic of small operations, t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def steps() -> dict[str, tuple[float, float]]:
     for kind, share in KINDS.items():
         references = [panel] * min(len(LAYOUTS.get(kind, ())), 3)
         data = board if kind == "boards" else panel
-        counted = step_of(lambda data=data, shown=references: velocity(model, data, t, states, shown))
+        counted = step_of(partial(velocity, model, data, t, states, references))
         found = [total + share / sum(KINDS.values()) * one for total, one in zip(found, counted, strict=True)]
     encoded = step_of(lambda: autoencoder.decode(autoencoder.encode(images).latent_dist.mode()).sample)
     return {"autoencoder": encoded, "transformer": (found[0], found[1])}

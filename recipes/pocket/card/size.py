@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from diffusers.models.resnet import ResnetBlock2D
 
-from recipes.pocket.klein.text import WIDTH
+from recipes.pocket.klein.model import new_transformer as klein_transformer
 
 SCALE = 2
 """Panels of 96 x 144 pixels: 6 x 9 tokens of 16 x 16 behind an autoencoder that divides sides by eight."""
@@ -81,25 +81,7 @@ def new_autoencoder(size: Size) -> AutoencoderKLFlux2:
 
 
 def new_transformer(size: Size) -> Flux2Transformer2DModel:
-    """Return the untrained transformer (12.7M parameters for a card): d = 320, two double and four single
+    """Return the untrained transformer: for a card 12.7M parameters, d = 320, two double and four single
     blocks.
     """
-    model = Flux2Transformer2DModel(
-        patch_size=1,
-        in_channels=size.latent_channels * 4,
-        num_layers=size.double,
-        num_single_layers=size.single,
-        attention_head_dim=64,
-        num_attention_heads=size.heads,
-        joint_attention_dim=WIDTH,
-        timestep_guidance_channels=256,
-        mlp_ratio=3.0,
-        axes_dims_rope=(16, 16, 16, 16),
-        rope_theta=2000,
-        guidance_embeds=False,
-    )
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            zero = "modulation" in name or name in ("norm_out.linear", "proj_out")
-            (torch.nn.init.zeros_ if zero else torch.nn.init.xavier_uniform_)(module.weight)
-    return model
+    return klein_transformer(4 * size.latent_channels, size.heads, size.double, size.single)

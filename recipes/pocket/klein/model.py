@@ -23,15 +23,17 @@ ROWS, COLUMNS = 9, 6
 """Tokens of a panel."""
 
 
-def new_transformer() -> Flux2Transformer2DModel:
-    """Return the untrained transformer (7.9M parameters): d = 256, two double and four single blocks."""
+def new_transformer(
+    channels: int = CHANNELS, heads: int = 4, double: int = 2, single: int = 4
+) -> Flux2Transformer2DModel:
+    """Return an untrained transformer, 64 wide for each head; the shipped one's has 7.9M parameters."""
     model = Flux2Transformer2DModel(
         patch_size=1,
-        in_channels=CHANNELS,
-        num_layers=2,
-        num_single_layers=4,
+        in_channels=channels,
+        num_layers=double,
+        num_single_layers=single,
         attention_head_dim=64,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         joint_attention_dim=WIDTH,
         timestep_guidance_channels=256,
         mlp_ratio=3.0,
