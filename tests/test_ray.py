@@ -45,8 +45,9 @@ def times(item: int, tools: Tools) -> tuple[int, int]:
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_items_come_back_in_order_from_workers_of_their_own(threads: int) -> None:
-    made = list(execute(times, range(30), PerWorker(Tools, 3), threads, on=ENGINE))
-    assert [value for value, _ in made] == [3 * item for item in range(30)]
+    items = range(200)  # work for so long that the second worker has started
+    made = list(execute(times, items, PerWorker(Tools, 3), threads, on=ENGINE))
+    assert [value for value, _ in made] == [3 * item for item in items]
     pids = {pid for _, pid in made}
     assert os.getpid() not in pids and len(pids) == 2
     assert not list(execute(times, [], PerWorker(Tools, 3), threads, on=ENGINE))

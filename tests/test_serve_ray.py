@@ -74,12 +74,16 @@ def both_at_work(client: Client) -> list[str]:
     raise AssertionError(found)
 
 
-def test_a_cluster_that_replicas_cannot_use_is_told(tiny_flux: Path, tmp_path: Path) -> None:
-    """Before this process uses a cluster."""
+def test_what_has_no_cluster_to_run_on_is_refused(tiny_flux: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no effect without --engine ray"):
         serve(config(tiny_flux, tmp_path, replicas=2))
     with pytest.raises(ConfigError, match="cannot be reached through ray://head:10001"):
         serve(config(tiny_flux, tmp_path, engine="ray", address="ray://head:10001")).finish()
+
+
+def test_a_cluster_where_nobody_listens_is_told(tiny_flux: Path, tmp_path: Path) -> None:
+    """Before this process uses a cluster."""
+    pytest.importorskip("ray")
     with pytest.raises(ModelError, match=r"127.0.0.1:1 cannot be reached: .*refused"):
         serve(config(tiny_flux, tmp_path, engine="ray", address="127.0.0.1:1")).finish()
 
