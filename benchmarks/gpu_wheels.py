@@ -66,7 +66,7 @@ BARE = (
     *("tensorboard", "tokenizers", "tqdm", "transformers", "truststore", "urllib3", "zipp"),
 )
 
-TRANSFORMERS = "auto|bloom|clip|dinov2_with_registers|encoder_decoder|siglip|t5|vit_mae"
+TRANSFORMERS = "auto|bloom|clip|dinov2_with_registers|encoder_decoder|qwen2|qwen3|siglip|t5|vit_mae"
 """The models that diffusers, peft and triptych import; of the others configs and tokenizers are asked for."""
 LEFT_OUT = {
     "*": r"(^|/)tests?/",

@@ -173,25 +173,27 @@ def klein_rows(add: Callable[..., None]) -> None:
         add("klein prints", 150, "context", sampling={"back_prints": True}, **prints)
 
 
-def write_triptychs(folder: Path, count: int, printed: float = 0.0, trim: float | None = None) -> None:
+def write_triptychs(
+    folder: Path, count: int, printed: float = 0.0, trim: float | None = None, size: int = 1
+) -> None:
     """Rendered triptychs with truthful captions, half of which name the look (of printed ones a quarter);
     held-out garments are not among them.
 
     printed: part of them that is a garment with a back print, worn by a person seen from behind; otherwise
     about one in fifty is. Each of these has a loss mask, `masks/<id>.png`: of the worn panel, the print and
     what is close to it. trim: product photos, larger than their panels, are cut to the garment as `concat
-    --trim` does.
+    --trim` does. size: panels of so many times 48 x 72 pixels.
     """
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     (folder / "triptychs").mkdir(exist_ok=True)
-    layout, rng, rows = replace(TRY_ON.layout(48, 72), trim=trim), random.Random(3), []
+    layout, rng, rows = replace(TRY_ON.layout(48 * size, 72 * size), trim=trim), random.Random(3), []
     for number in range(count):
         garment, scenes = sample_triptych(rng)
         chosen = number < count * printed
         if chosen:
             garment, scenes = sample_printed(rng), (*scenes[:2], sample_scene(rng, "worn", facing="behind"))
         seeds = [rng.getrandbits(30) for _ in scenes]
-        scale = 1 if trim is None else SCALE
+        scale = size if trim is None else SCALE * size
         views = [render(garment, scene, seed, scale).image for scene, seed in zip(scenes, seeds, strict=True)]
         panels = [*shown(dict(zip(layout.roles, views, strict=True)), layout).values()]
         concatenate(panels, layout).save(folder / "triptychs" / f"item-{number:03}.png")
@@ -201,12 +203,12 @@ def write_triptychs(folder: Path, count: int, printed: float = 0.0, trim: float 
             triptych_caption(garment, scenes, named=named).text
         )
         if chosen:
-            plain = render(replace(garment, print=NONE), scenes[2], seeds[2]).image
+            plain = render(replace(garment, print=NONE), scenes[2], seeds[2], size).image
             moved = (
                 ImageChops.difference(panels[2], plain).convert("L").point(lambda value: 255 * (value > 8))
             )
             mask = Image.new("L", layout.size)
-            mask.paste(moved.filter(ImageFilter.MaxFilter(9)), layout.box("worn")[:2])
+            mask.paste(moved.filter(ImageFilter.MaxFilter(8 * size + 1)), layout.box("worn")[:2])
             mask.save(folder / "masks" / f"item-{number:03}.png")
     if trim is not None:
         write_jsonl(folder / "triptychs" / "metadata.jsonl", rows)
@@ -235,7 +237,7 @@ def trained(
         if outfits:
             pocket_outfits.write_outfits(part, triptychs)
         else:
-            write_triptychs(part, triptychs, printed, trim)
+            write_triptychs(part, triptychs, printed, trim, model_settings(model).panel_width // 48)
         part.rename(data)
     options |= {"loss_masks": data / "masks"} if masks else {}
     embed(EmbedConfig(work=data, model=model, batch_size=8, columns=3)).finish()

@@ -28,7 +28,7 @@ WORDS = {"completion", "help", "--help", "--version"}
 
 FOREIGN = {
     *("--only", "--true-labels"),  # benchmarks
-    *("--start-from", "--no-related-boards", "--steps"),  # recipes
+    *("--start-from", "--no-related-boards", "--steps", "--tiny"),  # recipes
     *("--machine_rank", "--fuse_qkv_projections"),  # accelerate, diffusers' scripts
 }
 """Options of other programs that pages speak of."""

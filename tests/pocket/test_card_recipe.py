@@ -59,12 +59,12 @@ def test_a_shard_follows_from_its_number_and_holds_nothing_held_out(tmp_path: Pa
 def toy(work: Path, fails_at: int = -1) -> TimedRun:
     """A stage of a few numbers."""
     torch.manual_seed(0)
-    module = torch.nn.Linear(4, 4)
+    module = torch.nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
 
     def loss_of(rng: random.Random, noise: torch.Generator) -> torch.Tensor:
         if run.step == fails_at:
             raise KeyboardInterrupt
-        return (module(torch.randn(8, 4, generator=noise)) - rng.random()).square().mean()
+        return (module(torch.randn(8, 4, 3, 3, generator=noise)) - rng.random()).square().mean()
 
     run = TimedRun(work, Stage("toy", module, 1e-2, 3, loss_of, ema=0.9))
     return run
@@ -160,7 +160,7 @@ def test_the_whole_recipe_is_killed_and_goes_on(tmp_path: Path) -> None:
     assert results["card"].keys() == results["today"].keys() >= {"singles", "dress", "boards, silent"}
     pipeline = Flux2KleinPipeline.from_pretrained(out / "checkpoint", torch_dtype=torch.float32)
     picture = pipeline(
-        "a red dress", width=96, height=144, num_inference_steps=1, max_sequence_length=80
+        prompt="a red dress", width=96, height=144, num_inference_steps=1, max_sequence_length=80
     ).images[0]
     assert picture.size == (96, 144)
     assert json.loads((out / "checkpoint" / "triptych.json").read_text())["panel_width"] == 96
