@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLFlux2
 from diffusers.models.resnet import ResnetBlock2D
 
 from recipes.pocket.state import (
@@ -48,13 +48,20 @@ def new_autoencoder() -> AutoencoderKL:
         use_post_quant_conv=False,
         force_upcast=False,
     )
+    start_calm(model, 8)
+    return model
+
+
+def start_calm(model: AutoencoderKL | AutoencoderKLFlux2, channels: int) -> None:
+    """Let an untrained autoencoder of that many latent channels start with idle residual blocks, and almost
+    without noise: posterior log variance -6.
+    """
     for module in model.modules():
         if isinstance(module, ResnetBlock2D):
             torch.nn.init.zeros_(module.conv2.weight)
-    with torch.no_grad():  # start almost without noise: posterior log variance -6
-        model.encoder.conv_out.bias[8:] = -6.0
-        model.encoder.conv_out.weight[8:] *= 0.1
-    return model
+    with torch.no_grad():
+        model.encoder.conv_out.bias[channels:] = -6.0
+        model.encoder.conv_out.weight[channels:] *= 0.1
 
 
 def random_panel(rng: random.Random, held_out: bool = False) -> np.ndarray:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
-from diffusers.models.resnet import ResnetBlock2D
 
+from recipes.pocket.autoencoder import start_calm
 from recipes.pocket.klein.model import new_transformer as klein_transformer
 
 SCALE = 2
@@ -71,12 +70,7 @@ def new_autoencoder(size: Size) -> AutoencoderKLFlux2:
         use_post_quant_conv=False,
         mid_block_add_attention=False,
     )
-    for module in model.modules():
-        if isinstance(module, ResnetBlock2D):
-            torch.nn.init.zeros_(module.conv2.weight)
-    with torch.no_grad():  # start almost without noise: posterior log variance -6
-        model.encoder.conv_out.bias[size.latent_channels :] = -6.0
-        model.encoder.conv_out.weight[size.latent_channels :] *= 0.1
+    start_calm(model, size.latent_channels)
     return model
 
 
